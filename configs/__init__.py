@@ -1,0 +1,1 @@
+"""Presets: one TOML file per experiment and profile, read by name with ``--config``."""

@@ -1,0 +1,1 @@
+"""The small real dataset that ships with kdcache."""

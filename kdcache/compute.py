@@ -1,0 +1,71 @@
+"""Where and how precisely to compute: one policy for training, evaluation and the teacher."""
+
+from dataclasses import dataclass
+
+import torch
+
+from kdcache.errors import UsageError, fault
+
+__all__ = ["Compute"]
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A device, and the arithmetic of networks on it.
+
+    Attributes
+    ----------
+    device : torch.device
+    precision : str
+        ``float32`` or ``bfloat16``. Losses and statistics are in float32 either way.
+    """
+
+    device: torch.device
+    precision: str
+
+    @classmethod
+    def choose(cls, device: str = "auto", precision: str = "auto") -> "Compute":
+        """Settle what ``auto`` leaves open.
+
+        Parameters
+        ----------
+        device : str
+            ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        precision : str
+            ``auto``, ``float32`` or ``bfloat16``; ``auto`` is bfloat16 where the hardware computes it itself.
+
+        Raises
+        ------
+        UsageError
+            Where the device is not there.
+        """
+        present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+        if device == "auto":
+            device = next(name for name, there in present.items() if there)
+        if not present[device]:
+            there = ", ".join(name for name, there in present.items() if there)
+            raise UsageError(fault("--device", allowed=there, given=device))
+        if precision == "auto":
+            precision = "bfloat16" if _HAS_BFLOAT16[device]() else "float32"
+        return cls(torch.device(device), precision)
+
+    def autocast(self) -> torch.autocast:
+        """Context in which networks compute at `precision`.
+
+        A forward under ``no_grad`` and one that is trained need a context each: weights that autocast converted
+        without gradient would be reused by the second, and receive none.
+        """
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+
+
+def _cpu_has_bfloat16() -> bool:
+    # Older releases of torch cannot tell; there float32 is the safe answer.
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16"))
+
+
+_HAS_BFLOAT16 = {
+    "cpu": _cpu_has_bfloat16,
+    "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
+    "mps": lambda: False,
+}

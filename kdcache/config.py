@@ -1,0 +1,300 @@
+"""The experiment as data: every setting of a training, validated before any data are read.
+
+A setting comes from three layers, the later ones first: the options given, the file or preset (``--config``; without
+it the preset of the dataset), and the defaults stated here, which are the paper's where the paper names a value.
+"""
+
+import importlib.resources
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+
+from kdcache.errors import UsageError, fault
+
+__all__ = [
+    "AUGMENTATIONS",
+    "CRITERIA",
+    "DATASETS",
+    "MODELS",
+    "Augmentation",
+    "Criterion",
+    "StudentConfig",
+    "TeacherConfig",
+    "TrainingConfig",
+]
+
+# The words a config may use. The modules that implement them are checked against these tables by the tests.
+DATASETS = {"fashion-mini": "mini", "fashion-mnist": "mini", "cifar10": "cifar100", "cifar100": "cifar100"}
+"""Each dataset by name, and the preset in ``configs/`` that it is trained with by default."""
+
+FOLDER = "folder:"
+
+MODELS = (
+    *("resnet8", "resnet20", "resnet56", "resnet110", "resnet8x4", "resnet32x4"),
+    *("wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2"),
+    *("vgg8", "vgg11", "vgg13", "vgg16", "vgg19", "MobileNetV2"),
+)
+
+
+LOSSES = ("ce", "kd")
+
+
+class Criterion(NamedTuple):
+    """What a pick criterion reads."""
+
+    teacher: bool
+    student: bool
+
+
+CRITERIA = {
+    "kld": Criterion(teacher=True, student=True),
+    "teacher-entropy": Criterion(teacher=True, student=False),
+    "student-entropy": Criterion(teacher=False, student=True),
+    "random": Criterion(teacher=False, student=False),
+}
+
+
+class Augmentation(NamedTuple):
+    """What happens to an image: crop and flip, then possibly a mix, of which possibly the best are picked."""
+
+    crop_flip: bool = True
+    mix: str | None = None
+    pick: str | None = None
+
+    @property
+    def slots(self) -> int:
+        """How many mixed views are made of a sample: two candidates where some are picked (the paper's N_p = N/2)."""
+        return 0 if self.mix is None else 2 if self.pick else 1
+
+
+AUGMENTATIONS = {
+    "none": Augmentation(crop_flip=False),
+    "standard": Augmentation(),
+    "mixup": Augmentation(mix="mixup"),
+    "cutmix": Augmentation(mix="cutmix"),
+    "cutmix-pick": Augmentation(mix="cutmix", pick="kld"),
+}
+
+
+def listed(words: Iterable[str]) -> str:
+    """Name the allowed words for an error or a help page."""
+    return ", ".join(words)
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Validate a setting that takes one of some words, or a word with a free rest behind ``prefix``."""
+
+    words: tuple[str, ...]
+    prefix: str | None = None
+
+    def __call__(self, word: str) -> str:
+        if word in self.words or (self.prefix and word.startswith(self.prefix) and word != self.prefix):
+            return word
+        raise ValueError(listed(self.words) + (f" or {self.prefix}PATH" if self.prefix else ""))
+
+
+Dataset = Annotated[str, AfterValidator(OneOf(tuple(DATASETS), prefix=FOLDER))]
+Model = Annotated[str, AfterValidator(OneOf(MODELS))]
+Aug = Annotated[str, AfterValidator(OneOf(tuple(AUGMENTATIONS)))]
+Pick = Annotated[str, AfterValidator(OneOf(tuple(CRITERIA)))]
+Loss = Annotated[str, AfterValidator(OneOf(LOSSES))]
+Device = Annotated[str, AfterValidator(OneOf(("auto", "cpu", "cuda", "mps")))]
+Precision = Annotated[str, AfterValidator(OneOf(("auto", "float32", "bfloat16")))]
+
+
+class TrainingConfig(BaseModel):
+    """What training a teacher and training a student have in common. Frozen; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    table: ClassVar[str]
+    """The table of a config file that this kind of run reads, besides the keys at the top."""
+    UNRECORDED: ClassVar[frozenset[str]] = frozenset({"out", "overwrite", "download"})
+    """Settings that say where to write or fetch, not what to train."""
+
+    dataset: Dataset = Field("fashion-mini", description="Images to train on.")
+    data_root: Path = Field(Path("datasets"), description="Folder that holds downloaded datasets.")
+    download: bool = Field(False, description="Fetch the dataset into the data root if it is missing.")
+    image_size: int | None = Field(
+        None, ge=32, description="Side to which a folder's images are resized, in pixels [folder: 64]."
+    )
+    model: Model = Field("wrn_16_2", description="Network to train.")
+    epochs: int = Field(24, ge=1, description="Passes over the training set.")
+    batch_size: int = Field(64, ge=2, description="Images in a step.")
+    lr: float = Field(0.05, gt=0, allow_inf_nan=False, description="Learning rate at the start.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD.")
+    weight_decay: float = Field(5e-4, ge=0, allow_inf_nan=False, description="Weight decay of SGD.")
+    milestones: tuple[float, ...] = Field(
+        (0.625, 0.75, 0.875), description="Shares of the epochs after which the learning rate falls tenfold."
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the initial weights.")
+    device: Device = Field("auto", description="Where to compute.")
+    precision: Precision = Field(
+        "auto", description="Arithmetic of the networks; auto is bfloat16 where the hardware has it."
+    )
+    out: Path | None = Field(None, description="Run folder [a new one under runs/].")
+    overwrite: bool = Field(False, description="Replace the run that the run folder holds.")
+
+    @field_validator("milestones", mode="before")
+    @classmethod
+    def _split(cls, shares: Any) -> Any:
+        return shares.split(",") if isinstance(shares, str) else shares
+
+    @field_validator("milestones")
+    @classmethod
+    def _rising_shares(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 < share < 1 for share in shares) or list(shares) != sorted(set(shares)):
+            raise ValueError("rising numbers between 0 and 1")
+        return shares
+
+    @field_validator("image_size")
+    @classmethod
+    def _own_size_for_folders_only(cls, size: int | None, info: ValidationInfo) -> int | None:
+        if size is not None and info.data.get("dataset") in DATASETS:
+            raise ValueError("only with folder:PATH, every other dataset has a size of its own")
+        return size
+
+    def rate(self, epoch: int) -> float:
+        """Learning rate of an epoch, counted from 0: a tenth after each milestone (the paper, Section 4)."""
+        passed = sum(epoch >= round(share * self.epochs) for share in self.milestones)
+        return self.lr * 0.1**passed
+
+    @classmethod
+    def load(cls, file: str | Path | None = None, **options: Any) -> Self:
+        """Resolve the layers into one config.
+
+        Parameters
+        ----------
+        file : str or Path, optional
+            A TOML file, or the name of a preset. By default the preset of the dataset.
+        **options
+            Settings that override the file; ``None`` means not given.
+
+        Raises
+        ------
+        UsageError
+            With one line for each fault, all at once.
+        """
+        options = {name: value for name, value in options.items() if value is not None}
+        dataset = str(options.get("dataset", cls.model_fields["dataset"].default))
+        layer, source, faults = cls._from_file(file or DATASETS.get(dataset))
+        try:
+            config = cls(**{**layer, **options})
+        except ValidationError as error:
+            keys = {name: f"{source}: {name}" for name in layer.keys() - options.keys()}
+            faults += [_fault_line(detail, keys) for detail in error.errors()]
+        if faults:
+            raise UsageError(*faults)
+        return config
+
+    @classmethod
+    def _from_file(cls, file: str | Path | None) -> tuple[dict[str, Any], str, list[str]]:
+        """Read the keys at the top of a config file and those of this kind's table, and name the unknown ones."""
+        if file is None:
+            return {}, "defaults", []
+        document = _read_toml(file)
+        kinds: dict[str, type[TrainingConfig]] = {kind.table: kind for kind in (TeacherConfig, StudentConfig)}
+        tables = {name: document.pop(name, {}) for name in kinds}
+        if wrong := [name for name, table in tables.items() if not isinstance(table, dict)]:
+            raise UsageError(*(fault(f"{file}: {name}", allowed="a table") for name in wrong))
+        faults = []
+        for place, keys, fields in [
+            ("", document, TrainingConfig.model_fields),
+            *((f"{name}.", tables[name], kind.model_fields) for name, kind in kinds.items()),
+        ]:
+            strays = keys.keys() - fields.keys()
+            faults += [fault(f"{file}: unknown key {place}{key}", allowed=listed(fields)) for key in sorted(strays)]
+        known = {key: value for key, value in {**document, **tables[cls.table]}.items() if key in cls.model_fields}
+        return known, str(file), faults
+
+    def to_toml(self) -> str:
+        """Write the settings as a file that ``--config`` reads."""
+        settings = self.model_dump(mode="json", exclude=set(self.UNRECORDED), exclude_none=True)
+        # JSON's strings, numbers, booleans and arrays are TOML's too.
+        return "\n".join([f"[{self.table}]", *(f"{key} = {json.dumps(value)}" for key, value in settings.items())]) + "\n"
+
+
+class TeacherConfig(TrainingConfig):
+    """Stage one: a teacher, trained with cross-entropy on standard views."""
+
+    table = "teacher"
+
+
+class StudentConfig(TrainingConfig):
+    """Stage two: a student, trained with the paper's step."""
+
+    table = "student"
+
+    model: Model = Field("resnet8", description="Network to train.")
+    teacher: Path | None = Field(
+        None, description="Run folder of the teacher [the newest finished teacher of the dataset under runs/]."
+    )
+    loss: Loss = Field("kd", description="Cross-entropy alone, or with soft targets (Equation 1).")
+    aug: Aug = Field("standard", description="Views of the images that the student sees.")
+    pick: Pick | None = Field(
+        None, validate_default=True, description="Criterion that keeps half of the mixed views [cutmix-pick: kld]."
+    )
+    temperature: float = Field(4.0, gt=0, allow_inf_nan=False, description="Temperature tau of the soft targets.")
+    alpha: float = Field(0.9, ge=0, le=1, description="Weight of the soft targets in the loss on x.")
+    view_seed: int | None = Field(None, ge=0, lt=2**63, description="Seed of the views [the seed].")
+
+    @field_validator("pick")
+    @classmethod
+    def _pick_fits(cls, pick: str | None, info: ValidationInfo) -> str | None:
+        aug, loss = info.data.get("aug"), info.data.get("loss")
+        if aug is None:  # it has a fault of its own
+            return pick
+        if pick is not None and AUGMENTATIONS[aug].mix is None:
+            mixing = (name for name, augmentation in AUGMENTATIONS.items() if augmentation.mix)
+            raise ValueError(f"only with an --aug that mixes ({listed(mixing)})")
+        criterion = pick or AUGMENTATIONS[aug].pick
+        if loss == "ce" and criterion is not None and CRITERIA[criterion].teacher:
+            without = (name for name, reads in CRITERIA.items() if not reads.teacher)
+            raise ValueError(f"{listed(without)} where --loss ce leaves the run without a teacher")
+        return pick
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """The views, with the criterion that is in force."""
+        base = AUGMENTATIONS[self.aug]
+        return base._replace(pick=self.pick or base.pick)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the loss or the criterion reads the teacher's answers."""
+        criterion = self.augmentation.pick
+        return self.loss == "kd" or (criterion is not None and CRITERIA[criterion].teacher)
+
+    @property
+    def views_seed(self) -> int:
+        """Seed of the views: ``view_seed``, or the run's own seed."""
+        return self.seed if self.view_seed is None else self.view_seed
+
+
+def _read_toml(chosen: str | Path) -> dict[str, Any]:
+    presets = importlib.resources.files("kdcache.configs")
+    preset = presets / f"{chosen}.toml"
+    try:
+        text = preset.read_text("utf-8") if preset.is_file() else Path(chosen).read_text("utf-8")
+        return tomllib.loads(text)
+    except FileNotFoundError:
+        names = sorted(entry.name.removesuffix(".toml") for entry in presets.iterdir() if entry.name.endswith(".toml"))
+        allowed = f"a TOML file or a preset ({listed(names)})"
+        raise UsageError(fault("--config", allowed=allowed, given=chosen)) from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(fault(f"{chosen}: not a readable TOML file", given=error)) from None
+
+
+def _fault_line(detail: Any, keys: Mapping[str, str]) -> str:
+    """Put one of pydantic's findings into the project's form."""
+    name = str(detail["loc"][0])
+    where = keys.get(name, f"--{name.replace('_', '-')}")
+    if detail["type"] == "extra_forbidden":
+        return fault(f"{where}: no such setting")
+    message: str = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return fault(where, allowed=message, given=detail["input"])

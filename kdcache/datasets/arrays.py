@@ -1,0 +1,55 @@
+"""From arrays as files hold them to the one form in which kdcache trains on images."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from kdcache.datasets import Split
+from kdcache.datasets.cards import Card
+from kdcache.errors import UsageError, fault
+
+__all__ = ["make_split"]
+
+
+def make_split(where: object, card: Card, images: np.ndarray, labels: np.ndarray) -> Split:
+    """Check arrays against the dataset's card and make a split of them.
+
+    Parameters
+    ----------
+    where : object
+        What holds the arrays, for the messages.
+    card : Card
+        Of a dataset whose number of classes is known.
+    images : ndarray
+        (N, H, W, C) uint8 with one or three channels. One is repeated to three; what `card.image_size` has more than
+        H and W is filled with zeros, half on each side.
+    labels : ndarray
+        (N,) integers from 0 to `card.classes` - 1.
+
+    Raises
+    ------
+    UsageError
+        If the arrays are anything else.
+    """
+    size, classes = card.image_size, card.classes or 0
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or not len(images):
+        raise UsageError(
+            fault(f"images of {where}", allowed="uint8 (N, H, W, 1 or 3)", given=f"{images.dtype} {images.shape}")
+        )
+    height, width = images.shape[1:3]
+    if max(height, width) > size or (size - height) % 2 or (size - width) % 2:
+        raise UsageError(
+            fault(f"images of {where}", allowed=f"{size}x{size} or evenly less", given=f"{height}x{width}")
+        )
+    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+        raise UsageError(
+            fault(f"labels of {where}", allowed=f"integers ({len(images)},)", given=f"{labels.dtype} {labels.shape}")
+        )
+    if labels.min() < 0 or labels.max() >= classes:
+        raise UsageError(
+            fault(f"labels of {where}", allowed=f"0 to {classes - 1}", given=f"{labels.min()} to {labels.max()}")
+        )
+    rows, columns = (size - height) // 2, (size - width) // 2
+    planes = torch.from_numpy(images).permute(0, 3, 1, 2)
+    padded = F.pad(planes, (columns, columns, rows, rows)).expand(-1, 3, -1, -1).contiguous()
+    return Split(padded, torch.from_numpy(labels.astype(np.int64)))

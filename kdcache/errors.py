@@ -1,0 +1,43 @@
+"""The errors that kdcache raises on purpose.
+
+Every message is one line in one form: what is wrong and where, what is allowed, what was given. Any other
+exception that reaches the command line is a defect of kdcache, and is reported as such.
+"""
+
+__all__ = ["KdcacheError", "UsageError", "fault"]
+
+
+class KdcacheError(Exception):
+    """A failure at work: a loss that became NaN, a damaged file. The command line exits with 1."""
+
+    exit_code = 1
+
+
+class UsageError(KdcacheError):
+    """Wrong use: a bad option, a missing folder, a teacher that does not fit. The command line exits with 2.
+
+    Parameters
+    ----------
+    *faults : str
+        One line for each fault; all faults that can be known together are reported together.
+    """
+
+    exit_code = 2
+
+    def __init__(self, *faults: str) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = faults
+
+
+def fault(what: str, *, allowed: object = None, given: object = None) -> str:
+    """One line in the project's form, ``what: allowed ..., given ...``.
+
+    Parameters
+    ----------
+    what : str
+        What is wrong and where, naming the option, file or field.
+    allowed, given : object, optional
+        What would have been right, and what was found instead. ``None`` leaves the part out.
+    """
+    details = [f"{word} {value}" for word, value in (("allowed", allowed), ("given", given)) if value is not None]
+    return f"{what}: {', '.join(details)}" if details else what

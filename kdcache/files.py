@@ -1,0 +1,74 @@
+"""Writing files and folders whole or not at all."""
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+__all__ = ["write_json", "write_text", "write_whole", "write_whole_folder"]
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file so that after any interruption `path` holds the old content or the new, never a part.
+
+    Parameters
+    ----------
+    path : Path
+        The file to make or replace; its folder must exist.
+    write : callable
+        Is given a temporary name in the same folder and writes the whole content there. What it raises is raised
+        on, the temporary file removed and `path` left as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        write(temporary)
+        _sync(temporary)  # the content must be on the disk before the name points to it
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` as UTF-8, whole or not at all."""
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, obj: object) -> None:
+    """Write `obj` to `path` as indented JSON, whole or not at all; NaN and infinity are a ``ValueError``."""
+    write_text(path, json.dumps(obj, indent=2, allow_nan=False) + "\n")
+
+
+def write_whole_folder(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a folder so that `path` never holds a part of it; a folder that was there before is replaced.
+
+    Parameters
+    ----------
+    path : Path
+        The folder to make; its parent must exist.
+    write : callable
+        Is given a temporary name beside `path`, makes that folder and fills it.
+    """
+    mark = secrets.token_hex(4)
+    temporary, old = (path.with_name(f".{path.name}.{mark}.{word}") for word in ("tmp", "old"))
+    try:
+        write(temporary)
+        for entry in (temporary, *temporary.rglob("*")):
+            _sync(entry)
+        if path.exists():
+            os.replace(path, old)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

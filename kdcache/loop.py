@@ -1,0 +1,175 @@
+"""One epoch of training, and evaluation. Yields what happens; writes nothing."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from kdcache.compute import Compute
+from kdcache.datasets import Split
+from kdcache.errors import KdcacheError
+from kdcache.losses import cross_entropy
+from kdcache.models import Network
+from kdcache.views import Batch
+
+__all__ = ["Accuracy", "StepEvent", "evaluate", "set_rate", "sgd", "train_epoch", "unchanged_statistics"]
+
+LOOK_EVERY = 20
+"""Steps between two looks at the loss: a look waits for the device."""
+
+
+class StepEvent(NamedTuple):
+    """Some steps were taken.
+
+    Attributes
+    ----------
+    step : int
+        Steps of the epoch that are done.
+    images : int
+        Training samples of the epoch that are done.
+    loss : float
+        Mean loss of the epoch so far.
+    seconds : float
+        Time since the epoch began.
+    """
+
+    step: int
+    images: int
+    loss: float
+    seconds: float
+
+
+def train_epoch(
+    optimiser: torch.optim.Optimizer, batches: Iterable[Batch], loss_of: Callable[[Batch], Tensor]
+) -> Iterator[StepEvent]:
+    """Take a step on every batch.
+
+    Parameters
+    ----------
+    optimiser : Optimizer
+    batches : iterable of Batch
+        The views of the epoch.
+    loss_of : callable
+        The loss of a batch, shape ().
+
+    Yields
+    ------
+    StepEvent
+        Every few steps, and after the last one.
+
+    Raises
+    ------
+    KdcacheError
+        Where the loss is not finite, naming epoch and step.
+    """
+    started = time.perf_counter()
+    unseen: list[Tensor] = []
+    images, total = 0, 0.0
+    for batch, is_last in _marked(batches):
+        loss = loss_of(batch)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        unseen.append(loss.detach())
+        images += len(batch)
+        if len(unseen) == LOOK_EVERY or is_last:
+            total += _checked_sum(unseen, batch)
+            unseen = []
+            yield StepEvent(batch.step + 1, images, total / (batch.step + 1), time.perf_counter() - started)
+
+
+def _marked(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
+    """Say of each batch whether it is the last one."""
+    ahead = iter(batches)
+    batch = next(ahead)
+    for following in ahead:
+        yield batch, False
+        batch = following
+    yield batch, True
+
+
+def _checked_sum(losses: list[Tensor], last: Batch) -> float:
+    """Sum the losses of the steps up to `last`, all of which must be finite."""
+    values = torch.stack(losses).tolist()
+    for steps_back, value in zip(range(len(values) - 1, -1, -1), values, strict=True):
+        if not math.isfinite(value):
+            raise KdcacheError(f"the loss became {value} at epoch {last.epoch + 1}, step {last.step + 1 - steps_back}")
+    return sum(values)
+
+
+def sgd(network: nn.Module, lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
+    """Make the optimiser of the paper's settings: SGD with momentum, and weight decay on every parameter."""
+    return torch.optim.SGD(network.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay, foreach=True)
+
+
+def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of every parameter."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+
+
+@contextmanager
+def unchanged_statistics(network: nn.Module) -> Iterator[None]:
+    """Forward in training mode, normalising by batch statistics, but leave the running ones as they are.
+
+    Scoring candidates is no training: it must not move what the student will be evaluated with.
+    """
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How a network does on a split: percent of images, and mean cross-entropy in nats."""
+
+    top1: float
+    top5: float
+    loss: float
+
+    def as_metrics(self) -> dict[str, float]:
+        """Name the figures as the metrics of an epoch do."""
+        return {"test_top1": self.top1, "test_top5": self.top5, "test_loss": self.loss}
+
+
+@torch.inference_mode()
+def evaluate(network: Network, split: Split, compute: Compute, batch_size: int = 250) -> Accuracy:
+    """Measure the accuracy on the clean views of a split. The network is left in the mode it was in.
+
+    Parameters
+    ----------
+    network : Network
+    split : Split
+    compute : Compute
+    batch_size : int
+        Images of a forward.
+
+    Returns
+    -------
+    Accuracy
+    """
+    was_training = network.training
+    network.eval()
+    totals = torch.zeros(3, dtype=torch.float64)
+    for samples in torch.arange(len(split)).split(batch_size):
+        labels = split.labels[samples].to(compute.device)
+        with compute.autocast():
+            logits = network(split.take(samples).to(compute.device))
+        logits = logits.float()
+        best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        figures = (best[:, 0].sum(), best.sum(), cross_entropy(logits, labels) * len(samples))
+        totals += torch.stack([figure.double().cpu() for figure in figures])
+    network.train(was_training)
+    top1, top5, loss = (totals / len(split)).tolist()
+    return Accuracy(100 * top1, 100 * top5, loss)

@@ -1,0 +1,102 @@
+"""Losses that read logits and labels only."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = ["cross_entropy", "entropy", "kd", "kld", "mixed_cross_entropy"]
+
+
+def _log_probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return functional.log_softmax(wide / temperature, dim=1)
+
+
+def _sum_p_times(log_p: Tensor, values: Tensor) -> Tensor:
+    """Sum p * values over the classes, with 0 * anything = 0, as the limit p log p has it."""
+    p = log_p.exp()
+    return torch.where(p > 0, p * values, 0.0).sum(dim=1)
+
+
+def kld(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
+    """Kullback-Leibler divergence of each row: d of Equation 2.
+
+    Parameters
+    ----------
+    teacher, student : Tensor, shape (B, C)
+        Logits; p and q are their softmax at ``temperature``.
+    temperature : float
+        tau.
+
+    Returns
+    -------
+    Tensor of float32 (float64 where both are), shape (B,)
+        ``sum_c p log(p / q)``, in nats.
+    """
+    log_p, log_q = _log_probabilities(teacher, temperature), _log_probabilities(student, temperature)
+    return _sum_p_times(log_p, log_p - log_q)
+
+
+def kd(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
+    """Loss of the soft targets: the second term of Equation 1 without alpha, ``tau^2`` times the mean of `kld`.
+
+    Parameters
+    ----------
+    teacher, student : Tensor, shape (B, C)
+    temperature : float
+
+    Returns
+    -------
+    Tensor, shape ()
+    """
+    return temperature**2 * kld(teacher, student, temperature).mean()
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy of each row's softmax at temperature 1, in nats.
+
+    Parameters
+    ----------
+    logits : Tensor, shape (B, C)
+
+    Returns
+    -------
+    Tensor, shape (B,)
+    """
+    log_p = _log_probabilities(logits)
+    return -_sum_p_times(log_p, log_p)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy: the first term of Equation 1 without 1 - alpha.
+
+    Parameters
+    ----------
+    logits : Tensor, shape (B, C)
+    labels : Tensor of int64, shape (B,)
+
+    Returns
+    -------
+    Tensor, shape ()
+    """
+    return functional.nll_loss(_log_probabilities(logits), labels)
+
+
+def mixed_cross_entropy(logits: Tensor, labels: Tensor, partner_labels: Tensor, kept: Tensor) -> Tensor:
+    """Mean cross-entropy against mixed labels, ``kept`` of the one and ``1 - kept`` of the other.
+
+    The baseline that the paper argues against: the label is taken at its word even where the mix hid its object.
+
+    Parameters
+    ----------
+    logits : Tensor, shape (B, C)
+    labels, partner_labels : Tensor of int64, shape (B,)
+    kept : Tensor, shape (B,)
+
+    Returns
+    -------
+    Tensor, shape ()
+    """
+    log_q = _log_probabilities(logits)
+    own, partner = (functional.nll_loss(log_q, target, reduction="none") for target in (labels, partner_labels))
+    return (kept * own + (1 - kept) * partner).mean()

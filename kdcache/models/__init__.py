@@ -1,0 +1,149 @@
+"""The networks, by name, each with the pixel normalisation that belongs to it."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from kdcache.errors import UsageError, fault
+from kdcache.models import mobilenet, resnet, vgg, wrn
+from kdcache.models.base import FeatureNet
+
+__all__ = ["MIN_IMAGE_SIZE", "REGISTRY", "FeatureNet", "Network", "build", "names"]
+
+MIN_IMAGE_SIZE = 32
+
+#: From a network's name to what builds its body for a number of classes.
+REGISTRY: dict[str, Callable[[int], FeatureNet]] = {
+    **resnet.NETWORKS,
+    **wrn.NETWORKS,
+    **vgg.NETWORKS,
+    **mobilenet.NETWORKS,
+}
+
+
+def names() -> tuple[str, ...]:
+    """The names that `build` knows."""
+    return tuple(REGISTRY)
+
+
+class Network(nn.Module):
+    """A network for pixel values, with everything needed to use it right.
+
+    Parameters
+    ----------
+    body : FeatureNet
+        The network proper, for normalised images; it is put to channels-last memory format.
+    name : str
+        The body's name in the registry.
+    num_classes : int
+        Width of the logits.
+    image_size : int
+        Height and width of the images that the network is made for.
+    mean, std : tuple of float
+        Each channel's normalisation on a scale of 0 to 1.
+
+    Notes
+    -----
+    The normalisation is no part of ``state_dict()``: that holds the body alone, under ``body.``.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self,
+        body: FeatureNet,
+        *,
+        name: str,
+        num_classes: int,
+        image_size: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+    ) -> None:
+        super().__init__()
+        self.body = body.to(memory_format=torch.channels_last)
+        self.name = name
+        self.num_classes = num_classes
+        self.image_size = image_size
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+        scale = [1 / (255 * s) for s in self.std]
+        shift = [-m / s for m, s in zip(self.mean, self.std, strict=True)]
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+        self.register_buffer("shift", torch.tensor(shift, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """What the body reads, in float32 and channels-last, from pixels 0..255 of shape (B, 3, H, W)."""
+        pixels = images.to(self.scale.dtype, memory_format=torch.channels_last)
+        return torch.addcmul(self.shift, pixels, self.scale)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """The body's exposed tensors for pixel values; see `forward` and `FeatureNet.features`."""
+        return self.body.features(self.normalise(images))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits for pixel values.
+
+        Parameters
+        ----------
+        images : Tensor
+            Pixels 0..255, shape (B, 3, H, W), uint8 or floating.
+
+        Returns
+        -------
+        Tensor
+            Logits (B, num_classes): float32, or autocast's type under autocast.
+        """
+        return self.body(self.normalise(images))
+
+
+def build(
+    name: str,
+    *,
+    num_classes: int,
+    image_size: int = 32,
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5),
+    std: tuple[float, ...] = (0.5, 0.5, 0.5),
+    seed: int | None = None,
+) -> Network:
+    """Build a network with fresh weights.
+
+    Parameters
+    ----------
+    name : str
+        One of `names`.
+    num_classes : int
+        Width of the logits.
+    image_size : int
+        Height and width of the images, 32 or more.
+    mean, std : tuple of float
+        Normalisation of the three channels on a scale of 0 to 1. The defaults depend on no data set: they take the
+        pixels to -1..1.
+    seed : int, optional
+        Makes the weights a function of this number alone, torch's global generators staying as they were. Without
+        it the weights come from torch's global generator.
+
+    Raises
+    ------
+    UsageError
+        For an unknown name or a value out of range, all faults together.
+    """
+    numbers = (*mean, *std)
+    demands = [
+        (name in REGISTRY, fault("network name", allowed=", ".join(REGISTRY), given=name)),
+        (num_classes >= 1, fault("number of classes", allowed="1 or more", given=num_classes)),
+        (image_size >= MIN_IMAGE_SIZE, fault("image size", allowed=f"{MIN_IMAGE_SIZE} or more", given=image_size)),
+        (
+            len(mean) == len(std) == 3 and all(map(math.isfinite, numbers)) and min(std) > 0,
+            fault("normalisation", allowed="three finite means and three positive stds", given=(mean, std)),
+        ),
+    ]
+    if faults := [message for met, message in demands if not met]:
+        raise UsageError(*faults)
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the accelerators too
+        body = REGISTRY[name](num_classes)
+    return Network(body, name=name, num_classes=num_classes, image_size=image_size, mean=mean, std=std)

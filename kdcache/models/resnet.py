@@ -1,0 +1,84 @@
+"""The residual networks for small images."""
+
+from functools import partial
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+from kdcache.models.base import FeatureNet, init_convolutions
+
+__all__ = ["NETWORKS", "ResNet"]
+
+
+class _Block(nn.Module):
+    """Two 3x3 convolutions beside a shortcut, activated after the sum."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.downsample = (
+            nn.Identity()
+            if (inputs, stride) == (outputs, 1)
+            else nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = relu(self.bn1(self.conv1(x)), inplace=True)
+        return relu(self.bn2(self.conv2(out)) + self.downsample(x), inplace=True)
+
+
+class ResNet(FeatureNet):
+    """A CIFAR residual network: He et al., "Deep Residual Learning for Image Recognition" (2016), section 4.2.
+
+    Parameters
+    ----------
+    depth : int
+        Weighted layers, 6n + 2 for n blocks in each of the three stages.
+    widths : tuple of int
+        Channels of the stem and of the three stages. The "x4" networks of Tian et al., "Contrastive Representation
+        Distillation" (2020), widen the stages by 4 and the stem by 2.
+    num_classes : int
+        Width of the logits.
+    """
+
+    def __init__(self, depth: int, widths: tuple[int, int, int, int], num_classes: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.layer1, self.layer2, self.layer3 = (
+            nn.Sequential(
+                _Block(inputs, outputs, stride), *(_Block(outputs, outputs, 1) for _ in range((depth - 2) // 6 - 1))
+            )
+            for (inputs, outputs), stride in zip(pairwise(widths), (1, 2, 2), strict=True)
+        )
+        self.fc = nn.Linear(widths[-1], num_classes)
+        init_convolutions(self)
+
+    @property
+    def head(self) -> nn.Linear:
+        """The layer ``fc``."""
+        return self.fc
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """The stem and the three stages, all activated, and the pooled vector."""
+        maps = [relu(self.bn1(self.conv1(images)), inplace=True)]
+        for stage in (self.layer1, self.layer2, self.layer3):
+            maps.append(stage(maps[-1]))
+        return [*maps, maps[-1].mean((2, 3))]
+
+
+_NARROW = (16, 16, 32, 64)
+_WIDE = (32, 64, 128, 256)
+
+NETWORKS = {
+    "resnet8": partial(ResNet, 8, _NARROW),
+    "resnet20": partial(ResNet, 20, _NARROW),
+    "resnet56": partial(ResNet, 56, _NARROW),
+    "resnet110": partial(ResNet, 110, _NARROW),
+    "resnet8x4": partial(ResNet, 8, _WIDE),
+    "resnet32x4": partial(ResNet, 32, _WIDE),
+}

@@ -1,0 +1,116 @@
+"""Progress of a training: an epoch bar on a terminal, a plain line per epoch elsewhere."""
+
+import sys
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from kdcache.loop import StepEvent
+from kdcache.record import EpochMetrics
+
+__all__ = ["Bar", "Lines", "Reporter", "terminal"]
+
+
+class Reporter:
+    """Hears what a training does. This one says nothing; it is what Python callers get by default."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        pass
+
+    def begin(self, title: str, epochs: int, images: int) -> None:
+        """Hear that a training of `epochs` passes over `images` samples begins."""
+
+    def step(self, event: StepEvent) -> None:
+        """Hear that steps were taken."""
+
+    def end_epoch(self, metrics: EpochMetrics) -> None:
+        """Hear that an epoch ended."""
+
+    def say(self, line: str) -> None:
+        """Hear a line for the user."""
+
+
+class Lines(Reporter):
+    """Plain lines, for logs and pipes."""
+
+    def __init__(self) -> None:
+        self.epochs = 0
+
+    def begin(self, title: str, epochs: int, images: int) -> None:
+        self.epochs = epochs
+        self.say(title)
+
+    def end_epoch(self, metrics: EpochMetrics) -> None:
+        left = metrics.seconds * (self.epochs - metrics.epoch)
+        self.say(
+            f"epoch {metrics.epoch}/{self.epochs}  {_figures(metrics)}  {metrics.images_per_second:.0f} images/s  "
+            f"{left:.0f} s left"
+        )
+
+    def say(self, line: str) -> None:
+        print(line, flush=True)
+
+
+class Bar(Reporter):
+    """A bar over all epochs with loss, accuracy, images per second and the time left."""
+
+    def __init__(self, console: Console) -> None:
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("loss {task.fields[loss]}  top-1 {task.fields[top1]}  {task.fields[speed]} images/s"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self.epoch = self.epochs = self.images = 0
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.progress.stop()
+
+    def begin(self, title: str, epochs: int, images: int) -> None:
+        self.say(title)
+        self.epoch, self.epochs, self.images = 0, epochs, images
+        for old in self.progress.task_ids:
+            self.progress.remove_task(old)
+        self.task = self.progress.add_task(
+            f"epoch 1/{epochs}", total=epochs * images, loss="-", top1="-", speed="-"
+        )
+
+    def step(self, event: StepEvent) -> None:
+        done = self.epoch * self.images + event.images
+        self.progress.update(self.task, completed=done, loss=f"{event.loss:.3f}")
+
+    def end_epoch(self, metrics: EpochMetrics) -> None:
+        self.epoch = metrics.epoch
+        self.progress.update(
+            self.task,
+            description=f"epoch {min(metrics.epoch + 1, self.epochs)}/{self.epochs}",
+            top1=f"{metrics.test_top1:.2f} %",
+            speed=f"{metrics.images_per_second:.0f}",
+        )
+
+    def say(self, line: str) -> None:
+        self.progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def terminal() -> Reporter:
+    """Make the reporter that fits the standard output."""
+    return Bar(Console()) if sys.stdout.isatty() else Lines()
+
+
+def _figures(metrics: EpochMetrics) -> str:
+    figures = f"loss {metrics.train_loss:.3f}  top-1 {metrics.test_top1:.2f} %"
+    if metrics.kl_ratio is not None:
+        figures += f"  r {metrics.kl_ratio:.2f}"
+    if metrics.questions_asked or metrics.questions_answered:
+        figures += f"  asked {metrics.questions_asked}  answered {metrics.questions_answered}"
+    return figures

@@ -1,0 +1,32 @@
+"""What made the answers in a store, and the refusal to use them for anything else."""
+
+from collections.abc import Mapping
+
+from kdcache.errors import UsageError, fault
+
+__all__ = ["compare"]
+
+
+def compare(where: object, stored: Mapping[str, object], expected: Mapping[str, object]) -> None:
+    """Refuse a store that was made from something else.
+
+    Parameters
+    ----------
+    where : object
+        The store, for the message.
+    stored, expected : mapping
+        Fingerprints: what made the answers, and what would make them now.
+
+    Raises
+    ------
+    UsageError
+        With a line for each field that differs, naming both values.
+    """
+    differing = [name for name in expected.keys() | stored.keys() if stored.get(name) != expected.get(name)]
+    if differing:
+        raise UsageError(
+            *(
+                fault(f"{where} holds answers of another {name}", allowed=expected.get(name), given=stored.get(name))
+                for name in sorted(differing)
+            )
+        )

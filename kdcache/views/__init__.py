@@ -1,0 +1,8 @@
+"""Views of images: the table that plans them, and the tensor functions that make them."""
+
+from kdcache.views.batches import Batch, ViewMaker
+from kdcache.views.geometry import crop_flip
+from kdcache.views.mix import cutmix, mixup
+from kdcache.views.plan import PLAN_VERSION, EpochTable, Plan, Slot, steps
+
+__all__ = ["PLAN_VERSION", "Batch", "EpochTable", "Plan", "Slot", "ViewMaker", "crop_flip", "cutmix", "mixup", "steps"]

@@ -1,0 +1,134 @@
+"""The views of a step, made from the table of the epoch with a few batched tensor operations."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdcache.datasets import Split
+from kdcache.views.geometry import crop_flip
+from kdcache.views.mix import MIXES
+from kdcache.views.plan import EpochTable, Plan, steps
+
+__all__ = ["Batch", "ViewMaker"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The views of one step: x of B samples, then the M B mixed views, slot by slot.
+
+    Row i of ``views`` is named (``epoch``, ``positions[i % B]``, ``i // B``), slot 0 being x.
+
+    Attributes
+    ----------
+    epoch : int
+        Counted from 0.
+    step : int
+        Place in the epoch, counted from 0.
+    positions : range
+        Place of each sample in the order of the epoch, B of them.
+    samples, labels : Tensor of int64, shape (B,)
+    views : Tensor, shape ((1 + M) B, 3, H, W)
+        Pixel values 0 to 255; uint8, or float32 with mixup.
+    partner_labels : Tensor of int64, shape (M B,)
+    kept : Tensor of float32, shape (M B,)
+        Share of the label that stays with the sample; the partner has the rest.
+    lot : Tensor of float32, shape (M B,)
+    clean : bool
+        Whether x is the clean view, so that its answer depends on the sample alone.
+    """
+
+    epoch: int
+    step: int
+    positions: range
+    samples: Tensor
+    labels: Tensor
+    views: Tensor
+    partner_labels: Tensor
+    kept: Tensor
+    lot: Tensor
+    clean: bool
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @property
+    def slots(self) -> int:
+        """Mixed views of each sample, M."""
+        return len(self.views) // len(self) - 1
+
+    def mixed_labels(self) -> Tensor:
+        """Class to which the mix gives the larger share of the label: argmax of the mixed label, (M B,) int64.
+
+        A tie goes to the lower class.
+        """
+        own = self.labels.repeat(self.slots)
+        lower = torch.minimum(own, self.partner_labels)
+        by_share = torch.where(self.kept > 0.5, own, self.partner_labels)
+        return torch.where(self.kept == 0.5, lower, by_share)
+
+
+class ViewMaker:
+    """Makes the batches of an epoch.
+
+    Parameters
+    ----------
+    split : Split
+        The training images; a batch reads its rows and their partners, each once.
+    plan : Plan
+    batch_size : int
+        The same views come out whatever it is.
+    device : torch.device
+        Where the views are made; images travel there as uint8.
+    """
+
+    def __init__(self, split: Split, plan: Plan, batch_size: int, device: torch.device) -> None:
+        self.split, self.plan, self.device = split, plan, device
+        self.steps = steps(plan.samples, batch_size)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Make the batches of an epoch, counted from 0."""
+        table = self.plan.epoch(epoch)
+        for step, positions in enumerate(self.steps):
+            yield self._batch(table, epoch, step, positions)
+
+    def _batch(self, table: EpochTable, epoch: int, step: int, positions: range) -> Batch:
+        own = np.arange(positions.start, positions.stop)
+        partners = [slot.partner[own] for slot in table.slots]
+        rows = np.union1d(own, np.concatenate(partners)) if partners else own
+        standard = self._standard_views(table, rows)
+        x = standard[self._tensor(np.searchsorted(rows, own))]
+        views = [x]
+        for slot, partner in zip(table.slots, partners, strict=True):
+            second = standard[self._tensor(np.searchsorted(rows, partner))]
+            assert self.plan.mix is not None
+            views.append(MIXES[self.plan.mix].apply(x, second, self._tensor(slot.parameters[own])))
+        samples = torch.from_numpy(table.order[own])
+        partner_samples = table.order[np.concatenate(partners)] if partners else np.empty(0, np.int64)
+        return Batch(
+            epoch=epoch,
+            step=step,
+            positions=positions,
+            samples=samples.to(self.device),
+            labels=self.split.labels[samples].to(self.device),
+            views=torch.cat([view.to(views[-1].dtype) for view in views]),
+            partner_labels=self.split.labels[torch.from_numpy(partner_samples)].to(self.device),
+            kept=self._column([slot.kept[own] for slot in table.slots]),
+            lot=self._column([slot.lot[own] for slot in table.slots]),
+            clean=not self.plan.crop_flip,
+        )
+
+    def _standard_views(self, table: EpochTable, rows: np.ndarray) -> Tensor:
+        images = self.split.take(torch.from_numpy(table.order[rows])).to(self.device, non_blocking=True)
+        if not self.plan.crop_flip:
+            return images
+        crop, flip = self._tensor(table.crop[rows]), self._tensor(table.flip[rows])
+        return crop_flip(images, crop, flip, self.plan.padding)
+
+    def _tensor(self, rows: np.ndarray) -> Tensor:
+        return torch.from_numpy(rows).to(self.device, non_blocking=True)
+
+    def _column(self, slots: list[np.ndarray]) -> Tensor:
+        return self._tensor(np.concatenate(slots) if slots else np.empty(0, np.float32))

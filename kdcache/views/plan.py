@@ -1,0 +1,181 @@
+"""The view plan: which views an epoch shows, one row of a table per training sample.
+
+The table of an epoch is a pure function of (plan, plan version, seed, epoch). It is made from the raw words of NumPy's
+counter-based Philox generator, whose stream never changes, and does not know the batch size, the number of workers or
+ranks, or whether the run was interrupted. So every view has a name, (epoch, position, slot), and can be made again
+at any time. Position is the place in the epoch's order; slot 0 is x, slot m the m-th mixed view.
+
+Plans nest: order, crop and flip do not depend on the augmentation, slot m does not depend on how many slots there are,
+and no row depends on the total number of epochs. Students of different augmentations so share the answers to x.
+"""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from kdcache.errors import UsageError, fault
+from kdcache.views.mix import MIXES, Words
+
+__all__ = ["BLOCK", "PLAN_VERSION", "EpochTable", "Plan", "Slot", "block_starts", "steps"]
+
+PLAN_VERSION = 1
+"""Raised whenever the same plan would draw other rows."""
+
+BLOCK = 64
+"""Samples of a block. Partners are found within a block, so a batch of whole blocks loads nothing but its own rows."""
+
+# What a stream of random words is for; the second word of the generator's key.
+ORDER, CROP_FLIP, SHIFT, MIX, LOT = range(5)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One mixed view of every sample; rows are positions.
+
+    Attributes
+    ----------
+    partner : ndarray of int64, shape (N,)
+        Position of the other image; never the row's own.
+    parameters : ndarray, shape (N, K)
+        What the mix needs: a box or a lambda, see `kdcache.views.mix`.
+    kept : ndarray of float32, shape (N,)
+        Share of the label that the sample keeps.
+    lot : ndarray of float32, shape (N,)
+        A uniform number in [0, 1) by which the `random` criterion picks.
+    """
+
+    partner: np.ndarray
+    parameters: np.ndarray
+    kept: np.ndarray
+    lot: np.ndarray
+
+
+@dataclass(frozen=True)
+class EpochTable:
+    """All views of one epoch; rows are positions.
+
+    Attributes
+    ----------
+    order : ndarray of int64, shape (N,)
+        The sample at each position.
+    crop : ndarray of uint8, shape (N, 2)
+        Offset of the crop in the padded image, rows and columns; ``padding`` is the middle.
+    flip : ndarray of bool, shape (N,)
+        Whether the view is mirrored left to right.
+    slots : tuple of Slot
+    """
+
+    order: np.ndarray
+    crop: np.ndarray
+    flip: np.ndarray
+    slots: tuple[Slot, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the view tables of a run are a function of.
+
+    Parameters
+    ----------
+    samples : int
+        Training samples N, at least 3.
+    image_size : int
+        Side of the images, in pixels.
+    padding : int
+        Zeros added at each side before the crop, in pixels.
+    crop_flip : bool
+        Whether x is cropped and flipped at random.
+    mix : str or None
+        Kind of the mixed views, a key of `kdcache.views.mix.MIXES`.
+    slots : int
+        Mixed views of each sample.
+    seed : int
+        The view seed.
+
+    Raises
+    ------
+    UsageError
+        Where there are too few samples to give every slot a partner of its own.
+    """
+
+    samples: int
+    image_size: int
+    padding: int
+    crop_flip: bool
+    mix: str | None
+    slots: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        least = max(3, self.slots + 1)
+        if self.samples < least:
+            raise UsageError(fault("training samples", allowed=f"at least {least}", given=self.samples))
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What names the plan in a store's fingerprint."""
+        return {"version": PLAN_VERSION, **asdict(self)}
+
+    def epoch(self, epoch: int) -> EpochTable:
+        """Draw the table of an epoch, counted from 0."""
+        words = self._words(CROP_FLIP, epoch)
+        crop = np.full((self.samples, 2), self.padding, np.uint8)
+        flip = np.zeros(self.samples, bool)
+        if self.crop_flip:
+            # One word a row: 16 bits for each offset, so a bias of at most 2^-16 x (2 padding + 1), and one for the flip.
+            offsets = np.uint64(2 * self.padding + 1)
+            for axis, shift in enumerate((48, 32)):
+                crop[:, axis] = ((words >> np.uint64(shift)) & np.uint64(0xFFFF)) * offsets >> np.uint64(16)
+            flip = (words & np.uint64(1)).astype(bool)
+        return EpochTable(
+            order=np.argsort(self._words(ORDER, epoch), kind="stable"), crop=crop, flip=flip, slots=self._slots(epoch)
+        )
+
+    def _slots(self, epoch: int) -> tuple[Slot, ...]:
+        if self.mix is None:
+            return ()
+        slots = []
+        for slot, partner in enumerate(self._partners(epoch)):
+            words = self._words(MIX, epoch, slot, 2 * self.samples).reshape(-1, 2)
+            parameters, kept = MIXES[self.mix].draw(words, self.image_size)
+            lot = (self._words(LOT, epoch, slot) >> np.uint64(40)) * np.float64(2.0**-24)
+            slots.append(Slot(partner, parameters, kept, lot.astype(np.float32)))
+        return tuple(slots)
+
+    def _partners(self, epoch: int) -> list[np.ndarray]:
+        """For each slot, the position s places further round in the row's block, s differing between the slots."""
+        starts = block_starts(self.samples)
+        lengths = np.diff(starts, append=self.samples)
+        taken: list[np.ndarray] = []
+        partners = []
+        positions = np.arange(self.samples)
+        start, length = np.repeat(starts, lengths), np.repeat(lengths, lengths)
+        for slot in range(self.slots):
+            words = self._words(SHIFT, epoch, slot, len(starts)) >> np.uint64(32)
+            shift = (words * (lengths - 1 - slot).astype(np.uint64) >> np.uint64(32)).astype(np.int64) + 1
+            for earlier in np.sort(taken, axis=0) if taken else []:
+                shift += shift >= earlier  # the shift-th of those that are left
+            taken.append(shift)
+            partners.append(start + (positions - start + np.repeat(shift, lengths)) % length)
+        return partners
+
+    def _words(self, purpose: int, epoch: int, slot: int = 0, count: int | None = None) -> Words:
+        key = np.array([self.seed, purpose], np.uint64)
+        counter = np.array([0, slot, epoch, PLAN_VERSION], np.uint64)
+        return np.random.Philox(key=key, counter=counter).random_raw(self.samples if count is None else count)
+
+
+def block_starts(samples: int) -> np.ndarray:
+    """First position of each block; a last block of fewer than `BLOCK` samples joins the one before."""
+    return np.arange(max(1, samples // BLOCK)) * BLOCK
+
+
+def steps(samples: int, batch_size: int) -> list[range]:
+    """Positions of each step of an epoch; a last batch of a single sample joins the one before.
+
+    Nothing is dropped, padded or repeated.
+    """
+    starts = list(range(0, samples, batch_size))
+    if len(starts) > 1 and samples - starts[-1] < 2:
+        starts.pop()
+    return [range(start, stop) for start, stop in zip(starts, [*starts[1:], samples], strict=True)]

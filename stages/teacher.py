@@ -1,0 +1,76 @@
+"""Stage one: train a teacher, and fill the store of its answers to the clean views."""
+
+import time
+
+from torch import Tensor
+
+from kdcache import loop
+from kdcache.compute import Compute
+from kdcache.config import TeacherConfig
+from kdcache.losses import cross_entropy
+from kdcache.oracle import Teacher, clean_answers
+from kdcache.record import EpochMetrics, FinishedRun, Run, environment
+from kdcache.report.curves import draw_curves
+from kdcache.report.progress import Reporter
+from kdcache.stages.setup import ANSWERS, fresh_network, load_data
+from kdcache.views import Batch, Plan, ViewMaker
+
+__all__ = ["train_teacher"]
+
+
+def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> FinishedRun:
+    """Train a teacher with cross-entropy on standard views, then ask it about every clean training image.
+
+    Parameters
+    ----------
+    config : TeacherConfig
+    reporter : Reporter, optional
+        Hears of the progress; silent by default.
+
+    Returns
+    -------
+    FinishedRun
+        The run folder, with the network and the store of its clean logits.
+
+    Raises
+    ------
+    UsageError
+        Where the data or the run folder are not as they should be; nothing is written then.
+    KdcacheError
+        Where the loss stops being finite; the network of the last whole epoch is kept.
+    """
+    reporter = reporter or Reporter()
+    compute = Compute.choose(config.device, config.precision)
+    data = load_data(config)
+    teacher = fresh_network(config, data).to(compute.device)
+    plan = Plan(len(data.train), data.image_size, data.card.padding, crop_flip=True, mix=None, slots=0, seed=config.seed)
+    views = ViewMaker(data.train, plan, config.batch_size, compute.device)
+    optimiser = loop.sgd(teacher, config.lr, config.momentum, config.weight_decay)
+
+    def loss_of(batch: Batch) -> Tensor:
+        with compute.autocast():
+            logits = teacher(batch.views)
+        return cross_entropy(logits, batch.labels)
+
+    run = Run(config, compute)
+    reporter.begin(f"teacher {config.model} on {config.dataset} -> {run.path}", config.epochs, len(data.train))
+    for epoch in range(config.epochs):
+        started = time.perf_counter()
+        loop.set_rate(optimiser, config.rate(epoch))
+        for event in loop.train_epoch(optimiser, views.epoch(epoch), loss_of):
+            reporter.step(event)
+        metrics = EpochMetrics(
+            epoch=epoch + 1,
+            lr=config.rate(epoch),
+            train_loss=event.loss,
+            **loop.evaluate(teacher, data.test, compute).as_metrics(),
+            images_per_second=event.images / event.seconds,
+            seconds=time.perf_counter() - started,
+        )
+        run.end_epoch(metrics, teacher)
+        reporter.end_epoch(metrics)
+
+    frozen = Teacher(teacher, compute)
+    clean_answers(run.path / ANSWERS, frozen, data.train, environment(compute))
+    draw_curves(run.metrics, run.path / "curves.png")
+    return run.finish(asked_besides=len(data.train))

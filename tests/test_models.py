@@ -1,0 +1,238 @@
+"""The networks against the golden figures, their normalisation and seeds, and their checkpoints."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from kdcache.errors import UsageError
+from kdcache.files import write_json, write_text, write_whole
+from kdcache.models import Network, build, checkpoint, names
+from tests import figures
+
+GOLDEN = figures.golden("models")
+MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+FAMILIES = ("resnet8", "resnet8x4", "wrn_16_2", "vgg8", "MobileNetV2")
+
+
+def network(name: str = "resnet8", seed: int = 3) -> Network:
+    """A network in evaluation mode, its running statistics away from where they start."""
+    made = build(name, num_classes=10, mean=MEAN, std=STD, seed=seed)
+    with torch.no_grad():
+        made(pixels(8))
+    return made.eval()
+
+
+def pixels(batch: int = 2, size: int = 32) -> Tensor:
+    return ((figures.u(7, batch * 3 * size * size) + 1) * 128).to(torch.uint8).reshape(batch, 3, size, size)
+
+
+def relative(actual: Tensor | float, expected: object) -> None:
+    torch.testing.assert_close(
+        torch.as_tensor(actual), torch.as_tensor(expected, dtype=torch.float64), rtol=1e-9, atol=0
+    )
+
+
+def test_the_golden_networks_are_the_registry() -> None:
+    assert set(names()) == set(GOLDEN)
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden(name: str) -> None:
+    expected, body = GOLDEN[name], build(name, num_classes=100).body.double().eval()
+    figures.fill(body)
+    assert [[key, list(value.shape)] for key, value in body.state_dict().items()] == expected["state"]
+    assert sum(p.numel() for p in body.parameters() if p.requires_grad) == expected["params"]
+    with torch.no_grad():
+        features, logits = body.features(figures.images()), body(figures.images())
+    assert [list(feature.shape) for feature in features] == expected["features"]
+    relative(torch.stack([feature.norm() for feature in features]), expected["feature_norms"])
+    relative(logits[:, :8], expected["logits_first8"])
+    relative(logits.norm(), expected["logits_norm"])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_larger_images(name: str) -> None:
+    net = build(name, num_classes=200, image_size=64, seed=0).eval()
+    with torch.no_grad():
+        large, small = net.features(pixels(size=64)), net.features(pixels(size=32))
+        assert net(pixels(size=64)).shape == (2, 200)
+    assert large[-1].shape == small[-1].shape
+    assert [f.shape[-1] for f in large[:-2]] == [2 * f.shape[-1] for f in small[:-2]]
+    # VGG pools once more for large images: its last map stays as it was.
+    assert large[-2].shape[-1] == small[-2].shape[-1] * (1 if name == "vgg8" else 2)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_feature_carries_gradients(name: str) -> None:
+    body = network(name).train().body
+    parts = [feature.square().mean() for feature in body.features(figures.images().float())]
+    torch.stack([*parts, body(figures.images().float()).mean()]).sum().backward()  # raises if a map was overwritten
+    assert all(p.grad is not None for p in body.parameters())
+
+
+def test_normalisation() -> None:
+    net = network()
+    by_hand = (pixels().double() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    with torch.no_grad():
+        logits = net(pixels())
+        assert torch.equal(logits, net(pixels().float()))
+        torch.testing.assert_close(logits, net.body(by_hand.float()), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(net.normalise(pixels()), by_hand.float(), rtol=1e-5, atol=1e-5)
+    assert net.normalise(pixels()).is_contiguous(memory_format=torch.channels_last)
+    assert net.state_dict()["body.layer1.0.conv1.weight"].is_contiguous(memory_format=torch.channels_last)
+    assert all(key.startswith("body.") for key in net.state_dict())
+
+
+def test_autocast() -> None:
+    net = network()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert net.normalise(pixels()).dtype == torch.float32
+        assert net(pixels()).dtype == torch.bfloat16
+
+
+def test_seed() -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = build("wrn_16_1", num_classes=10, seed=5)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert checkpoint.fingerprint(build("wrn_16_1", num_classes=10, seed=5)) == checkpoint.fingerprint(first)
+    assert checkpoint.fingerprint(build("wrn_16_1", num_classes=10, seed=6)) != checkpoint.fingerprint(first)
+    assert checkpoint.fingerprint(build("wrn_16_1", num_classes=10)) != checkpoint.fingerprint(
+        build("wrn_16_1", num_classes=10)
+    )
+
+
+def test_faults_are_reported_together() -> None:
+    with pytest.raises(UsageError) as caught:
+        build("resnet9", num_classes=0, image_size=31, std=(0.5, 0.0, 0.5))
+    assert len(caught.value.faults) == 4
+    assert all(name in caught.value.faults[0] for name in names())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_checkpoint_round_trip(name: str, tmp_path: Path) -> None:
+    net, path = network(name), tmp_path / "net.safetensors"
+    checkpoint.save(net, path, recipe="some facts")
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    loaded = checkpoint.load(path).eval()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert checkpoint.metadata(path)["recipe"] == "some facts"
+    assert (loaded.name, loaded.num_classes, loaded.image_size) == (net.name, net.num_classes, net.image_size)
+    assert (loaded.mean, loaded.std) == (MEAN, STD)
+    assert checkpoint.fingerprint(loaded) == checkpoint.fingerprint(net)
+    with torch.no_grad():
+        assert torch.equal(loaded(pixels()), net(pixels()))
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_metadata_may_not_take_the_networks_names(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="mean"):
+        checkpoint.save(network(), tmp_path / "net.safetensors", mean="0")
+    assert not list(tmp_path.iterdir())
+
+
+def rewrite(path: Path, state: dict[str, Tensor], **changes: str) -> None:
+    stored = checkpoint.metadata(path)
+    save_file(state, path, {**stored, **changes})
+
+
+def renamed(path: Path) -> None:
+    state = load_file(path)
+    state["fc.scale"] = state.pop("fc.weight")
+    rewrite(path, state)
+
+
+def replaced_by_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (Path.unlink, "allowed a file, given nothing"),
+    "folder": (replaced_by_folder, "given a folder"),
+    "empty": (lambda path: path.write_bytes(b""), "a whole safetensors file"),
+    "text": (lambda path: path.write_text("no tensors in here"), "a whole safetensors file"),
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "a whole safetensors file"),
+    "foreign": (lambda path: save_file(load_file(path), path, {"format": "pt"}), "format in the metadata.*given pt"),
+    "bare": (lambda path: save_file(load_file(path), path), "format in the metadata.*given none"),
+    "other name": (lambda path: rewrite(path, load_file(path), name='"resnet9"'), "describe no network.*resnet9"),
+    "no JSON": (lambda path: rewrite(path, load_file(path), std="("), "describe no network"),
+    "wrong JSON": (lambda path: rewrite(path, load_file(path), mean="0.5"), "describe no network"),
+    "other key": (renamed, r"given fc\.scale, fc\.weight$"),
+    "other shape": (lambda path: rewrite(path, load_file(path), num_classes="11"), r"given fc\.bias, fc\.weight$"),
+    "other depth": (lambda path: rewrite(path, load_file(path), name='"resnet20"'), r"layer1\.1\.\S+ and \d+ more$"),
+    "other type": (
+        lambda path: rewrite(path, {key: value.double() for key, value in load_file(path).items()}),
+        "and 53 more$",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_bad_checkpoints_are_one_clear_error(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    checkpoint.save(network(), path)
+    spoil, message = DAMAGES[damage]
+    spoil(path)
+    with pytest.raises(UsageError, match=message) as caught:
+        checkpoint.load(path)
+    assert len(caught.value.faults) == 1
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_fingerprint() -> None:
+    net = network()
+    known = checkpoint.fingerprint(net)
+    net.body.to(memory_format=torch.contiguous_format)
+    assert checkpoint.fingerprint(net) == known
+    net.body.to(memory_format=torch.channels_last)
+    assert checkpoint.fingerprint(net) == known
+    state = net.body.state_dict()
+    for other in (
+        build("resnet8", num_classes=10, mean=MEAN, std=(*STD[:2], 0.2762)),
+        build("resnet8", num_classes=10, mean=(0.5072, *MEAN[1:]), std=STD),
+        build("resnet8", num_classes=10, mean=MEAN, std=STD, image_size=64),
+    ):
+        other.body.load_state_dict(state)
+        assert checkpoint.fingerprint(other) != known
+    for key in ("layer2.0.conv1.weight", "bn1.running_var", "bn1.num_batches_tracked"):
+        one = state[key].view(-1)[:1] if state[key].ndim < 2 else state[key][:1, :1, :1, :1]
+        saved = one.clone()
+        one += 1
+        assert checkpoint.fingerprint(net) != known, key
+        one.copy_(saved)
+    assert checkpoint.fingerprint(net) == known
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    checkpoint.save(network(), path)
+    old = path.read_bytes()
+
+    def half(temporary: Path) -> None:
+        temporary.write_bytes(old[: len(old) // 2])
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(path, half)
+    assert path.read_bytes() == old
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_text_and_json(tmp_path: Path) -> None:
+    path = tmp_path / "facts.json"
+    write_json(path, {"a": [1, "é"]})
+    assert path.read_text(encoding="utf-8").endswith("\n}\n")
+    assert json.loads(path.read_text(encoding="utf-8")) == {"a": [1, "é"]}
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(path, float("nan"))
+    write_text(path, "é\n")
+    assert path.read_bytes() == "é\n".encode()
