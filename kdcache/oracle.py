@@ -18,7 +18,7 @@ from kdcache.models.checkpoint import fingerprint
 from kdcache.store.clean import DTYPE, read_clean, write_clean
 from kdcache.views import Batch
 
-__all__ = ["FORWARD_ROWS", "Oracle", "Teacher", "clean_answers"]
+__all__ = ["FORWARD_ROWS", "Oracle", "Teacher"]
 
 FORWARD_ROWS = {"cpu": 64, "cuda": 256, "mps": 256}
 """Rows of every forward of the teacher, Q, by kind of device.
@@ -90,15 +90,40 @@ class Oracle:
     Parameters
     ----------
     teacher : Teacher
-    clean : ndarray of float16, shape (N, C), optional
-        Stored answers to the clean views.
-
     """
 
-    def __init__(self, teacher: Teacher, clean: np.ndarray | None = None) -> None:
+    def __init__(self, teacher: Teacher) -> None:
         self._teacher = teacher
-        self._clean = None if clean is None else torch.from_numpy(clean)
+        self._clean: Tensor | None = None
         self._asked = self._answered = 0
+
+    def remember_clean(self, path: Path, data: Split, made_with: dict[str, Any]) -> None:
+        """Know the answers to all clean views: from their store, or, where there is none yet, by asking and writing it.
+
+        Parameters
+        ----------
+        path : Path
+            The zarr store.
+        data : Split
+            The training set.
+        made_with : dict
+            Recorded in a store that is made: versions, threads.
+
+        Raises
+        ------
+        UsageError
+            Where the store holds answers of another teacher, about other data, or of another precision.
+        KdcacheError
+            Where it is damaged.
+        """
+        expected = self._teacher.identity(data)
+        if not path.exists():
+            forwards = torch.arange(len(data)).split(self._teacher.rows)
+            answers = [self._teacher(data.take(samples).to(self._teacher.compute.device)) for samples in forwards]
+            self._asked += len(data)
+            made_with = made_with | {"forward rows": self._teacher.rows}
+            write_clean(path, torch.cat(answers).cpu().numpy(), expected, made_with)
+        self._clean = torch.from_numpy(read_clean(path, expected))
 
     def ask(self, batch: Batch) -> Tensor:
         """Answer every view of a step.
@@ -124,31 +149,3 @@ class Oracle:
         counted = {"questions_asked": self._asked, "questions_answered": self._answered}
         self._asked = self._answered = 0
         return counted
-
-
-def clean_answers(path: Path, teacher: Teacher, data: Split, made_with: dict[str, Any]) -> tuple[np.ndarray, int]:
-    """Read the clean logits of a training set, or ask for all of them and write them where there is no store yet.
-
-    Parameters
-    ----------
-    path : Path
-        The zarr store.
-    teacher : Teacher
-    data : Split
-        The training set.
-    made_with : dict
-        Recorded in a store that is made: versions, threads.
-
-    Returns
-    -------
-    logits : ndarray of float16, shape (N, C)
-    asked : int
-        Questions that the teacher was asked: 0 or N.
-    """
-    expected = teacher.identity(data)
-    if path.exists():
-        return read_clean(path, expected), 0
-    every = torch.arange(len(data)).split(teacher.rows)
-    logits = torch.cat([teacher(data.take(rows).to(teacher.compute.device)).cpu() for rows in every]).numpy()
-    write_clean(path, logits, expected, {**made_with, "rows of a forward": teacher.rows})
-    return logits, len(data)

@@ -114,13 +114,13 @@ class Run:
         self.metrics.append(metrics)
         write_text(self.path / "metrics.jsonl", "".join(json.dumps(asdict(line)) + "\n" for line in self.metrics))
 
-    def finish(self, asked_besides: int = 0) -> "FinishedRun":
+    def finish(self, questions_asked: int = 0, questions_answered: int = 0) -> "FinishedRun":
         """Write the summary, which makes the run a finished one.
 
         Parameters
         ----------
-        asked_besides : int
-            Questions asked outside the epochs, as by filling a store.
+        questions_asked, questions_answered : int
+            Questions outside the epochs, as by filling a store.
         """
         best = max(self.metrics, key=lambda line: line.test_top1)  # the first of equals
         summary = {
@@ -132,8 +132,8 @@ class Run:
             "last_top5": self.metrics[-1].test_top5,
             "best_top1": best.test_top1,
             "best_epoch": best.epoch,
-            "questions_asked": asked_besides + sum(line.questions_asked for line in self.metrics),
-            "questions_answered": sum(line.questions_answered for line in self.metrics),
+            "questions_asked": questions_asked + sum(line.questions_asked for line in self.metrics),
+            "questions_answered": questions_answered + sum(line.questions_answered for line in self.metrics),
             "seconds": time.perf_counter() - self._started,
             "finished_at": time.time(),
         }

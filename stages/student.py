@@ -11,7 +11,7 @@ from kdcache.config import CRITERIA, StudentConfig
 from kdcache.datasets import Dataset
 from kdcache.losses import OBJECTIVES, Mixed, Plain, kld
 from kdcache.models import Network
-from kdcache.oracle import Oracle, Teacher, clean_answers
+from kdcache.oracle import Oracle, Teacher
 from kdcache.pick import SCORES, Candidates, best
 from kdcache.record import EpochMetrics, FinishedRun, Run, environment
 from kdcache.report.curves import draw_curves
@@ -187,6 +187,7 @@ def open_oracle(config: StudentConfig, data: Dataset, compute: Compute) -> Oracl
     run = find_teacher(config)
     store = run / ANSWERS
     teacher = Teacher(trained_network(run, data), teacher_compute(config.precision, store, compute))
-    if config.augmentation.crop_flip:
-        return Oracle(teacher)
-    return Oracle(teacher, clean_answers(store, teacher, data.train, environment(compute)))
+    oracle = Oracle(teacher)
+    if not config.augmentation.crop_flip:
+        oracle.remember_clean(store, data.train, environment(compute))
+    return oracle

@@ -8,7 +8,7 @@ from kdcache import loop
 from kdcache.compute import Compute
 from kdcache.config import TeacherConfig
 from kdcache.losses import cross_entropy
-from kdcache.oracle import Teacher, clean_answers
+from kdcache.oracle import Oracle, Teacher
 from kdcache.record import EpochMetrics, FinishedRun, Run, environment
 from kdcache.report.curves import draw_curves
 from kdcache.report.progress import Reporter
@@ -70,7 +70,7 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
         run.end_epoch(metrics, teacher)
         reporter.end_epoch(metrics)
 
-    frozen = Teacher(teacher, compute)
-    clean_answers(run.path / ANSWERS, frozen, data.train, environment(compute))
+    oracle = Oracle(Teacher(teacher, compute))
+    oracle.remember_clean(run.path / ANSWERS, data.train, environment(compute))
     draw_curves(run.metrics, run.path / "curves.png")
-    return run.finish(asked_besides=len(data.train))
+    return run.finish(**oracle.count())
