@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
@@ -96,7 +96,11 @@ class OneOf:
     def __call__(self, word: str) -> str:
         if word in self.words or (self.prefix and word.startswith(self.prefix) and word != self.prefix):
             return word
-        raise ValueError(listed(self.words) + (f" or {self.prefix}PATH" if self.prefix else ""))
+        raise ValueError(listed(self.all_words()))
+
+    def all_words(self) -> tuple[str, ...]:
+        """Name what is allowed, for people."""
+        return self.words + ((f"{self.prefix}PATH",) if self.prefix else ())
 
 
 Dataset = Annotated[str, AfterValidator(OneOf(tuple(DATASETS), prefix=FOLDER))]
@@ -163,6 +167,16 @@ class TrainingConfig(BaseModel):
         """Learning rate of an epoch, counted from 0: a tenth after each milestone (the paper, Section 4)."""
         passed = sum(epoch >= round(share * self.epochs) for share in self.milestones)
         return self.lr * 0.1**passed
+
+    @classmethod
+    def allowed_words(cls, name: str) -> tuple[str, ...]:
+        """Name the words that a setting takes; none for a setting that takes something else."""
+        field = cls.model_fields[name]
+        # Where the setting may be left out, its annotation is a union, whose first member has the words.
+        first = next(iter(get_args(field.annotation)), None)
+        metadata = field.metadata or getattr(first, "__metadata__", ())
+        checks = [check.func for check in metadata if isinstance(check, AfterValidator)]
+        return next((check.all_words() for check in checks if isinstance(check, OneOf)), ())
 
     @classmethod
     def load(cls, file: str | Path | None = None, **options: Any) -> Self:

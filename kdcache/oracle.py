@@ -125,6 +125,12 @@ class Oracle:
             write_clean(path, torch.cat(answers).cpu().numpy(), expected, made_with)
         self._clean = torch.from_numpy(read_clean(path, expected))
 
+    def clean(self) -> Tensor:
+        """The answers to all clean views, float32, shape (N, C), once they are remembered."""
+        assert self._clean is not None, "remember_clean comes first"
+        self._answered += len(self._clean)
+        return self._clean.float()
+
     def ask(self, batch: Batch) -> Tensor:
         """Answer every view of a step.
 
@@ -141,8 +147,12 @@ class Oracle:
         if batch.clean and self._clean is not None:
             self._answered += len(batch.views)
             return self._clean[batch.samples.cpu()].to(batch.views.device).float()
-        self._asked += len(batch.views)
-        return self._teacher(batch.views).float()
+        return self.ask_views(batch.views)
+
+    def ask_views(self, views: Tensor) -> Tensor:
+        """Put views without a name to the teacher, as an analysis does: (B, 3, H, W) to float32 logits (B, C)."""
+        self._asked += len(views)
+        return self._teacher(views).float()
 
     def count(self) -> dict[str, int]:
         """Count the questions asked and answered since the last count."""

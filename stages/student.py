@@ -16,7 +16,7 @@ from kdcache.pick import SCORES, Candidates, best
 from kdcache.record import EpochMetrics, FinishedRun, Run, environment
 from kdcache.report.curves import draw_curves
 from kdcache.report.progress import Reporter
-from kdcache.stages.setup import ANSWERS, find_teacher, fresh_network, load_data, teacher_compute, trained_network
+from kdcache.resolve import ANSWERS, find_teacher, fresh_network, load_data, teacher_compute, trained_network
 from kdcache.store.statistics import EpochStatistics, StatisticsStore
 from kdcache.views import Batch, Plan, ViewMaker
 
@@ -47,6 +47,8 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     reporter = reporter or Reporter()
     compute = Compute.choose(config.device, config.precision)
     data = load_data(config)
+    if config.needs_teacher:
+        config = config.model_copy(update={"teacher": find_teacher(config)})  # the record names the one that was used
     oracle = open_oracle(config, data, compute) if config.needs_teacher else None
     student = fresh_network(config, data).to(compute.device)
     augmentation = config.augmentation
@@ -184,9 +186,9 @@ class Step:
 
 def open_oracle(config: StudentConfig, data: Dataset, compute: Compute) -> Oracle:
     """Open the door to the teacher, with its stored clean answers where these are what the student will see."""
-    run = find_teacher(config)
-    store = run / ANSWERS
-    teacher = Teacher(trained_network(run, data), teacher_compute(config.precision, store, compute))
+    assert config.teacher is not None
+    store = config.teacher / ANSWERS
+    teacher = Teacher(trained_network(config.teacher, data), teacher_compute(config.precision, store, compute))
     oracle = Oracle(teacher)
     if not config.augmentation.crop_flip:
         oracle.remember_clean(store, data.train, environment(compute))

@@ -12,7 +12,7 @@ from kdcache.oracle import Oracle, Teacher
 from kdcache.record import EpochMetrics, FinishedRun, Run, environment
 from kdcache.report.curves import draw_curves
 from kdcache.report.progress import Reporter
-from kdcache.stages.setup import ANSWERS, fresh_network, load_data
+from kdcache.resolve import ANSWERS, fresh_network, load_data
 from kdcache.views import Batch, Plan, ViewMaker
 
 __all__ = ["train_teacher"]

@@ -323,7 +323,7 @@ def test_fashion_mnist_damaged(file: str, content: bytes, tmp_path: Path) -> Non
 
 def write_folder(root: Path, test: str = "val") -> str:
     """Write two classes, each image of one colour, and return the dataset's name."""
-    kinds = [
+    kinds: list[tuple[str, str, str, int | tuple[int, ...]]] = [
         ("b", "1.png", "RGB", (10, 20, 30)),
         ("b", "2.png", "L", 77),
         ("a", "deep/3.PNG", "RGBA", (200, 100, 50, 128)),

@@ -2,27 +2,31 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from kdcache.datasets import Split
-from kdcache.oracle import Oracle
+from kdcache.compute import Compute
+from kdcache.config import StudentConfig
+from kdcache.errors import UsageError, fault
+from kdcache.oracle import Oracle, Teacher
+from kdcache.record import FinishedRun, environment
+from kdcache.resolve import ANSWERS, load_data, teacher_compute, trained_network
 from kdcache.views import Plan, ViewMaker
 
-__all__ = ["PAPER_PERCENT", "Disagreement", "Share", "Study", "disagreement", "study"]
+__all__ = ["PAPER_PERCENT", "Disagreement", "MixedSamples", "Share", "Study", "collect", "count", "study"]
 
 PAPER_PERCENT = 52.1
-"""What the paper counted: CutMix samples of ImageNet, ResNet34 of torchvision."""
+"""What the paper counted: CutMix samples of ImageNet, with ResNet34 of torchvision."""
 
 BINS = 10
 
 
 @dataclass(frozen=True)
 class Share:
-    """How many of how many, with Wilson's 95 % interval.
+    """How many of how many.
 
     Attributes
     ----------
@@ -39,64 +43,103 @@ class Share:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Wilson's score interval at 95 %, in percent."""
+        """Wilson's score interval at 95 %, in percent; ``None`` of nothing."""
         if not self.of:
             return None
-        z = 1.959963984540054
-        share, n = self.count / self.of, self.of
+        z, n, share = 1.959963984540054, self.of, self.count / self.of
         centre = (share + z * z / (2 * n)) / (1 + z * z / n)
         half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
         return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
 
     def as_json(self) -> dict[str, Any]:
-        """Percent, interval and counts."""
+        """Percent, interval and counts, as plain data."""
         return {"percent": self.percent, "interval_95": self.interval, "count": self.count, "of": self.of}
 
 
 @dataclass(frozen=True)
-class Study:
-    """Mixed samples and what the teacher says of them; every array has S rows.
+class MixedSamples:
+    """Mixed views and what the teacher says of them, S rows each.
 
     Attributes
     ----------
+    views : Tensor, shape (S, 3, H, W)
+        Pixel values 0 to 255.
     teacher : Tensor of float32, shape (S, C)
-        Logits of x'.
+        Logits of the views.
     labels, partner_labels, mixed_labels : Tensor of int64, shape (S,)
-        The class of the sample, of its partner, and the one to which the mix gives the larger share (a tie goes to the
-        lower class).
+        Class of the sample, of its partner, and the one that the mix gives the larger share, a tie going to the lower
+        class.
     kept : Tensor of float32, shape (S,)
-        Share of the label that stays with the sample: the exact share of its area.
-    epochs, positions : Tensor of int64, shape (S,)
-        Where the views stand in the plan, to make them again.
+        lambda: the share of the label, and exact share of the area, that stays with the sample.
     """
 
+    views: Tensor
     teacher: Tensor
     labels: Tensor
     partner_labels: Tensor
     mixed_labels: Tensor
     kept: Tensor
-    epochs: Tensor
-    positions: Tensor
+
+    @property
+    def disputed(self) -> Tensor:
+        """Rows on which argmax of the teacher is not argmax of the mixed label, shape (S,) bool."""
+        return self.teacher.argmax(1) != self.mixed_labels
+
+
+def collect(maker: ViewMaker, oracle: Oracle, samples: int) -> MixedSamples:
+    """Make mixed views and ask the teacher about them.
+
+    Parameters
+    ----------
+    maker : ViewMaker
+        Of a plan with one mixed view of each sample; as many epochs of it are drawn as it takes.
+    oracle : Oracle
+        Is asked about the mixed views only.
+    samples : int
+        S, how many views.
+
+    Returns
+    -------
+    MixedSamples
+        On the CPU.
+    """
+    parts: list[MixedSamples] = []
+    found, epoch = 0, 0
+    while found < samples:
+        for batch in maker.epoch(epoch):
+            mixed = batch.mixed_views()
+            tensors = (
+                mixed,
+                oracle.ask_views(mixed),
+                batch.labels,
+                batch.partner_labels,
+                batch.mixed_labels(),
+                batch.kept,
+            )
+            parts.append(MixedSamples(*(tensor[: samples - found].cpu() for tensor in tensors)))
+            found += len(parts[-1].labels)
+            if found == samples:
+                break
+        epoch += 1
+    return MixedSamples(*(torch.cat(columns) for columns in zip(*(vars(part).values() for part in parts), strict=True)))
 
 
 @dataclass(frozen=True)
 class Disagreement:
-    """The outcome of a study.
+    """Label disagreement: overall, by kind of pair, and by lambda.
 
     Attributes
     ----------
-    overall : Share
-        Samples on which argmax of the teacher is not argmax of the mixed label.
-    same_class, two_classes : Share
-        The same, of the pairs of one class, and of the pairs of two.
-    by_kept : list of (low, high, Share)
-        The same, by the share of the label that the larger part has, from 1/2 to 1.
+    overall, same_class, two_classes : Share
+        Of all samples, of those whose two images share a class, and of the others.
+    by_lambda : tuple of (low, high, Share)
+        Of the samples with low <= lambda < high (the last bin includes 1).
     """
 
     overall: Share
     same_class: Share
     two_classes: Share
-    by_kept: list[tuple[float, float, Share]]
+    by_lambda: tuple[tuple[float, float, Share], ...]
 
     def as_json(self) -> dict[str, Any]:
         """All figures, as plain data."""
@@ -104,32 +147,97 @@ class Disagreement:
             "disagreement": self.overall.as_json(),
             "pairs_of_one_class": self.same_class.as_json(),
             "pairs_of_two_classes": self.two_classes.as_json(),
-            "by_lambda": [{"from": low, "to": high, **share.as_json()} for low, high, share in self.by_kept],
+            "by_lambda": [{"from": low, "to": high, **share.as_json()} for low, high, share in self.by_lambda],
             "paper_percent": PAPER_PERCENT,
         }
 
 
-def disagreement(study: Study) -> Disagreement:
+def count(samples: MixedSamples) -> Disagreement:
     """Count the samples on which teacher and mix hold a different view of the label.
 
     Parameters
     ----------
-    study : Study
+    samples : MixedSamples
 
     Returns
     -------
     Disagreement
     """
-    disputed = study.teacher.argmax(1) != study.mixed_labels
-    same = study.labels == study.partner_labels
+    disputed, same = samples.disputed, samples.labels == samples.partner_labels
+    place = (samples.kept * BINS).long().clamp(max=BINS - 1)
 
     def share(rows: Tensor) -> Share:
         return Share(int(disputed[rows].sum()), int(rows.sum()))
 
-    place = (study.kept * BINS).long().clamp(max=BINS - 1)
     return Disagreement(
-        overall=share(torch.ones_like(same)),
+        overall=Share(int(disputed.sum()), len(disputed)),
         same_class=share(same),
         two_classes=share(~same),
-        by_kept=[(bin_ / BINS, (bin_ + 1) / BINS, share(place == bin_)) for bin_ in range(BINS)],
+        by_lambda=tuple((bin_ / BINS, (bin_ + 1) / BINS, share(place == bin_)) for bin_ in range(BINS)),
     )
+
+
+@dataclass(frozen=True)
+class Study:
+    """Label disagreement of a teacher on CutMix samples of its training set.
+
+    Attributes
+    ----------
+    teacher : Path
+        Run folder of the teacher.
+    class_names : tuple of str
+    samples : MixedSamples
+    disagreement : Disagreement
+    clean_error : Share
+        The teacher's errors on the clean images: a teacher that is wrong there disagrees for that reason too.
+    """
+
+    teacher: Path
+    class_names: tuple[str, ...]
+    samples: MixedSamples
+    disagreement: Disagreement
+    clean_error: Share
+
+    def as_json(self) -> dict[str, Any]:
+        """All figures, as plain data."""
+        return {
+            "teacher": str(self.teacher),
+            **self.disagreement.as_json(),
+            "clean_error": self.clean_error.as_json(),
+        }
+
+
+def study(run: FinishedRun, samples: int = 10_000, seed: int = 0, device: str = "auto") -> Study:
+    """Count label disagreement on CutMix samples of the training set, as the paper does.
+
+    Parameters
+    ----------
+    run : FinishedRun
+        A teacher, or a student, whose teacher is then meant.
+    samples : int
+        How many CutMix samples.
+    seed : int
+        Seed of the views.
+    device : str
+        Where to compute.
+
+    Returns
+    -------
+    Study
+
+    Raises
+    ------
+    UsageError
+        Where the run is a student that had no teacher, or the teacher does not fit its data any more.
+    """
+    path = run.config.teacher if isinstance(run.config, StudentConfig) else run.path
+    if path is None:
+        raise UsageError(fault(f"run {run.path}", allowed="a teacher, or a student that had one"))
+    data, store = load_data(run.config), path / ANSWERS
+    teacher = Teacher(trained_network(path, data), teacher_compute("auto", store, Compute.choose(device)))
+    oracle = Oracle(teacher)
+    oracle.remember_clean(store, data.train, environment(teacher.compute))
+    plan = Plan(len(data.train), data.image_size, data.card.padding, crop_flip=True, mix="cutmix", slots=1, seed=seed)
+    mixed = collect(ViewMaker(data.train, plan, 256, teacher.compute.device), oracle, samples)
+    wrong = int((oracle.clean().argmax(1) != data.train.labels).sum())
+    return Study(path, data.class_names, mixed, count(mixed), Share(wrong, len(data.train)))

@@ -59,6 +59,10 @@ class Batch:
         """Mixed views of each sample, M."""
         return len(self.views) // len(self) - 1
 
+    def mixed_views(self) -> Tensor:
+        """The mixed views alone, (M B, 3, H, W)."""
+        return self.views[len(self) :]
+
     def mixed_labels(self) -> Tensor:
         """Class to which the mix gives the larger share of the label: argmax of the mixed label, (M B,) int64.
 

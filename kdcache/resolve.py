@@ -1,4 +1,4 @@
-"""What both recipes begin with: the data, a fresh network for them, a trained teacher that fits them."""
+"""From what a config names to the thing itself: the data, a fresh network for them, a trained one that fits them."""
 
 from pathlib import Path
 
