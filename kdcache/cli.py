@@ -66,7 +66,7 @@ class CommandsOnDemand(click.Group):
 @click.version_option(__version__, prog_name="kdcache", message="%(prog)s %(version)s")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(debug: bool) -> None:
-    """Distil one image network into another, on every augmented view.
+    r"""Distil one image network into another, on every augmented view.
 
     \b
     Start with these three, one after the other:
@@ -116,7 +116,11 @@ def analyze() -> click.Command:
 @click.option("--samples", default=10_000, show_default=True, type=click.IntRange(1), help="CutMix samples to count.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the views.")
 @click.option(
-    "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]), help="Where to compute."
+    "--device",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+    help="Where to compute.",
 )
 def disagreement(run: Path | None, samples: int, seed: int, device: str) -> None:
     """Count how often the teacher disputes the label that CutMix gives.
@@ -187,9 +191,9 @@ def _option(name: str, config: type["TrainingConfig"]) -> click.Option:
 
 
 def _tell(run: "FinishedRun") -> None:
-    summary = run.summary
     click.echo(
-        f"{summary['kind']} {summary['model']}: top-1 {summary['last_top1']:.2f} % (best {summary['best_top1']:.2f} % at epoch "
-        f"{summary['best_epoch']}), teacher asked {summary['questions_asked']} questions, "
-        f"{summary['questions_answered']} answered from the store, {summary['seconds']:.0f} s\nrun: {run.path}"
+        "{kind} {model}: top-1 {last_top1:.2f} % (best {best_top1:.2f} % at epoch {best_epoch}), "
+        "teacher asked {questions_asked} questions, {questions_answered} answered from the store, "
+        "{seconds:.0f} s".format(**run.summary)
     )
+    click.echo(f"run: {run.path}")

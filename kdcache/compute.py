@@ -60,7 +60,7 @@ class Compute:
 
 def _cpu_has_bfloat16() -> bool:
     # Older releases of torch cannot tell; there float32 is the safe answer.
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16"))
 
 

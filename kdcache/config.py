@@ -174,7 +174,7 @@ class TrainingConfig(BaseModel):
         field = cls.model_fields[name]
         # Where the setting may be left out, its annotation is a union, whose first member has the words.
         first = next(iter(get_args(field.annotation)), None)
-        metadata = field.metadata or getattr(first, "__metadata__", ())
+        metadata: Iterable[Any] = field.metadata or getattr(first, "__metadata__", ())
         checks = [check.func for check in metadata if isinstance(check, AfterValidator)]
         return next((check.all_words() for check in checks if isinstance(check, OneOf)), ())
 
@@ -230,7 +230,9 @@ class TrainingConfig(BaseModel):
         """Write the settings as a file that ``--config`` reads."""
         settings = self.model_dump(mode="json", exclude=set(self.UNRECORDED), exclude_none=True)
         # JSON's strings, numbers, booleans and arrays are TOML's too.
-        return "\n".join([f"[{self.table}]", *(f"{key} = {json.dumps(value)}" for key, value in settings.items())]) + "\n"
+        return (
+            "\n".join([f"[{self.table}]", *(f"{key} = {json.dumps(value)}" for key, value in settings.items())]) + "\n"
+        )
 
 
 class TeacherConfig(TrainingConfig):

@@ -6,7 +6,6 @@ A *question* is one view put to the oracle: *asked* is a forward of the teacher,
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 

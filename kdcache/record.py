@@ -49,18 +49,18 @@ class EpochMetrics:
     Attributes
     ----------
     epoch : int
-        Counted from 1.
-    lr : float
-    train_loss : float
-        Mean of the training loss over the steps.
+        Counted from 1; 0 for a network that was evaluated as it came.
     test_loss : float
         Mean cross-entropy on the test set, in nats.
     test_top1, test_top5 : float
         Accuracy on the test set, in percent.
-    images_per_second : float
-        Training samples a second, evaluation aside.
     seconds : float
         The whole epoch.
+    lr : float or None
+    train_loss : float or None
+        Mean of the training loss over the steps.
+    images_per_second : float or None
+        Training samples a second, evaluation aside.
     kl_ratio : float or None
         Mean over the steps of r (Equation 3); ``None`` where nothing is picked, or d of all candidates is not known.
     label_disagreement : float or None
@@ -70,13 +70,13 @@ class EpochMetrics:
     """
 
     epoch: int
-    lr: float
-    train_loss: float
     test_loss: float
     test_top1: float
     test_top5: float
-    images_per_second: float
     seconds: float
+    lr: float | None = None
+    train_loss: float | None = None
+    images_per_second: float | None = None
     kl_ratio: float | None = None
     label_disagreement: float | None = None
     questions_asked: int = 0
@@ -127,7 +127,7 @@ class Run:
             "kind": self.config.table,
             "dataset": self.config.dataset,
             "model": self.config.model,
-            "epochs": len(self.metrics),
+            "epochs": self.metrics[-1].epoch,
             "last_top1": self.metrics[-1].test_top1,
             "last_top5": self.metrics[-1].test_top5,
             "best_top1": best.test_top1,
@@ -180,9 +180,7 @@ def finished_runs(folder: Path = RUNS) -> list[FinishedRun]:
 def newest(kind: type[TrainingConfig], dataset: str | None = None, folder: Path = RUNS) -> FinishedRun | None:
     """Find the newest finished run of a kind, of one dataset or of any."""
     fitting = (
-        run
-        for run in finished_runs(folder)
-        if isinstance(run.config, kind) and dataset in (None, run.config.dataset)
+        run for run in finished_runs(folder) if isinstance(run.config, kind) and dataset in (None, run.config.dataset)
     )
     return next(fitting, None)
 
@@ -190,7 +188,9 @@ def newest(kind: type[TrainingConfig], dataset: str | None = None, folder: Path 
 def environment(compute: Compute) -> dict[str, Any]:
     """Describe what a run depends on besides its settings."""
     packages = ("torch", "torchvision", "numpy", "zarr", "h5py", "safetensors")
-    device = torch.cuda.get_device_name() if compute.device.type == "cuda" else platform.processor() or platform.machine()
+    device = (
+        torch.cuda.get_device_name() if compute.device.type == "cuda" else platform.processor() or platform.machine()
+    )
     return {
         "kdcache": kdcache.__version__,
         "commit": _commit(),

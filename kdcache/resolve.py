@@ -19,9 +19,7 @@ MODEL, ANSWERS = "model.safetensors", "answers.zarr"
 
 def load_data(config: TrainingConfig) -> Dataset:
     """Load the images and labels that a config names."""
-    return datasets.load(
-        config.dataset, root=config.data_root, image_size=config.image_size, download=config.download
-    )
+    return datasets.load(config.dataset, root=config.data_root, image_size=config.image_size, download=config.download)
 
 
 def fresh_network(config: TrainingConfig, data: Dataset) -> Network:
@@ -55,19 +53,19 @@ def find_teacher(config: StudentConfig) -> Path:
     return run.path
 
 
-def trained_network(run: Path, data: Dataset) -> Network:
-    """Load the network of a run, which must answer about the images at hand.
+def trained_network(weights: Path, data: Dataset) -> Network:
+    """Load a network from its file; it must answer about the images at hand.
 
     Raises
     ------
     UsageError
         Where it knows another number of classes, or images of another size.
     """
-    network = checkpoint.load(run / MODEL)
+    network = checkpoint.load(weights)
     wanted = {"number of classes": data.num_classes, "image size": data.image_size}
     held = {"number of classes": network.num_classes, "image size": network.image_size}
     faults = [
-        fault(f"teacher {run}: {what}", allowed=f"{wanted[what]}, as in {data.card.name}", given=held[what])
+        fault(f"teacher {weights}: {what}", allowed=f"{wanted[what]}, as in {data.card.name}", given=held[what])
         for what in wanted
         if wanted[what] != held[what]
     ]

@@ -16,7 +16,7 @@ from kdcache.pick import SCORES, Candidates, best
 from kdcache.record import EpochMetrics, FinishedRun, Run, environment
 from kdcache.report.curves import draw_curves
 from kdcache.report.progress import Reporter
-from kdcache.resolve import ANSWERS, find_teacher, fresh_network, load_data, teacher_compute, trained_network
+from kdcache.resolve import ANSWERS, MODEL, find_teacher, fresh_network, load_data, teacher_compute, trained_network
 from kdcache.store.statistics import EpochStatistics, StatisticsStore
 from kdcache.views import Batch, Plan, ViewMaker
 
@@ -188,7 +188,7 @@ def open_oracle(config: StudentConfig, data: Dataset, compute: Compute) -> Oracl
     """Open the door to the teacher, with its stored clean answers where these are what the student will see."""
     assert config.teacher is not None
     store = config.teacher / ANSWERS
-    teacher = Teacher(trained_network(config.teacher, data), teacher_compute(config.precision, store, compute))
+    teacher = Teacher(trained_network(config.teacher / MODEL, data), teacher_compute(config.precision, store, compute))
     oracle = Oracle(teacher)
     if not config.augmentation.crop_flip:
         oracle.remember_clean(store, data.train, environment(compute))

@@ -1,21 +1,25 @@
-"""Stage one: train a teacher, and fill the store of its answers to the clean views."""
+"""Stage one: train a teacher, or take a trained one, and fill the store of its answers to the clean views."""
 
+import importlib.resources
 import time
+from pathlib import Path
 
 from torch import Tensor
 
 from kdcache import loop
 from kdcache.compute import Compute
 from kdcache.config import TeacherConfig
+from kdcache.datasets import Dataset
 from kdcache.losses import cross_entropy
+from kdcache.models import Network
 from kdcache.oracle import Oracle, Teacher
 from kdcache.record import EpochMetrics, FinishedRun, Run, environment
 from kdcache.report.curves import draw_curves
 from kdcache.report.progress import Reporter
-from kdcache.resolve import ANSWERS, fresh_network, load_data
+from kdcache.resolve import ANSWERS, fresh_network, load_data, trained_network
 from kdcache.views import Batch, Plan, ViewMaker
 
-__all__ = ["train_teacher"]
+__all__ = ["adopt_teacher", "shipped_teacher", "train_teacher"]
 
 
 def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> FinishedRun:
@@ -43,7 +47,9 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
     compute = Compute.choose(config.device, config.precision)
     data = load_data(config)
     teacher = fresh_network(config, data).to(compute.device)
-    plan = Plan(len(data.train), data.image_size, data.card.padding, crop_flip=True, mix=None, slots=0, seed=config.seed)
+    plan = Plan(
+        len(data.train), data.image_size, data.card.padding, crop_flip=True, mix=None, slots=0, seed=config.seed
+    )
     views = ViewMaker(data.train, plan, config.batch_size, compute.device)
     optimiser = loop.sgd(teacher, config.lr, config.momentum, config.weight_decay)
 
@@ -70,7 +76,45 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
         run.end_epoch(metrics, teacher)
         reporter.end_epoch(metrics)
 
+    draw_curves(run.metrics, run.path / "curves.png")
+    return _fill_and_finish(run, teacher, data, compute)
+
+
+def adopt_teacher(weights: Path, config: TeacherConfig, reporter: Reporter | None = None) -> FinishedRun:
+    """Make a teacher's run folder from a trained network: evaluate it, and ask it about every clean training image.
+
+    Parameters
+    ----------
+    weights : Path
+        A ``model.safetensors`` that kdcache wrote.
+    config : TeacherConfig
+        Names the dataset and the run folder; the network is that of the file.
+    reporter : Reporter, optional
+
+    Returns
+    -------
+    FinishedRun
+        Its one line of metrics is epoch 0: nothing was trained here.
+    """
+    reporter = reporter or Reporter()
+    compute = Compute.choose(config.device, config.precision)
+    data = load_data(config)
+    teacher = trained_network(weights, data).to(compute.device)
+    started = time.perf_counter()
+    run = Run(config.model_copy(update={"model": teacher.name}), compute)
+    accuracy = loop.evaluate(teacher, data.test, compute)
+    metrics = EpochMetrics(epoch=0, **accuracy.as_metrics(), seconds=time.perf_counter() - started)
+    run.end_epoch(metrics, teacher)
+    reporter.say(f"teacher {teacher.name} on {config.dataset} -> {run.path}: top-1 {accuracy.top1:.2f} %")
+    return _fill_and_finish(run, teacher, data, compute)
+
+
+def _fill_and_finish(run: Run, teacher: Network, data: Dataset, compute: Compute) -> FinishedRun:
     oracle = Oracle(Teacher(teacher, compute))
     oracle.remember_clean(run.path / ANSWERS, data.train, environment(compute))
-    draw_curves(run.metrics, run.path / "curves.png")
     return run.finish(**oracle.count())
+
+
+def shipped_teacher() -> Path:
+    """Find the teacher of ``fashion-mini`` that ships with kdcache; its card says how it was trained."""
+    return Path(str(importlib.resources.files("kdcache.data") / "fashion-mini-teacher.safetensors"))

@@ -13,7 +13,7 @@ from kdcache.config import StudentConfig
 from kdcache.errors import UsageError, fault
 from kdcache.oracle import Oracle, Teacher
 from kdcache.record import FinishedRun, environment
-from kdcache.resolve import ANSWERS, load_data, teacher_compute, trained_network
+from kdcache.resolve import ANSWERS, MODEL, load_data, teacher_compute, trained_network
 from kdcache.views import Plan, ViewMaker
 
 __all__ = ["PAPER_PERCENT", "Disagreement", "MixedSamples", "Share", "Study", "collect", "count", "study"]
@@ -234,7 +234,7 @@ def study(run: FinishedRun, samples: int = 10_000, seed: int = 0, device: str = 
     if path is None:
         raise UsageError(fault(f"run {run.path}", allowed="a teacher, or a student that had one"))
     data, store = load_data(run.config), path / ANSWERS
-    teacher = Teacher(trained_network(path, data), teacher_compute("auto", store, Compute.choose(device)))
+    teacher = Teacher(trained_network(path / MODEL, data), teacher_compute("auto", store, Compute.choose(device)))
     oracle = Oracle(teacher)
     oracle.remember_clean(store, data.train, environment(teacher.compute))
     plan = Plan(len(data.train), data.image_size, data.card.padding, crop_flip=True, mix="cutmix", slots=1, seed=seed)

@@ -52,9 +52,11 @@ class CrossEntropy:
         pass  # labels have no temperature and are not weighed
 
     def wants_plain(self, mixing: bool) -> bool:
+        """See `Objective`."""
         return not mixing
 
     def __call__(self, plain: Plain | None, mixed: Mixed | None) -> Tensor:
+        """See `Objective`."""
         if mixed is not None:
             return mixed_cross_entropy(mixed.student, mixed.labels, mixed.partner_labels, mixed.kept)
         assert plain is not None
@@ -76,9 +78,11 @@ class Distillation:
         self.temperature, self.alpha = temperature, alpha
 
     def wants_plain(self, mixing: bool) -> bool:
+        """See `Objective`."""
         return True
 
     def __call__(self, plain: Plain | None, mixed: Mixed | None) -> Tensor:
+        """See `Objective`."""
         assert plain is not None
         assert plain.teacher is not None
         loss = (1 - self.alpha) * cross_entropy(plain.student, plain.labels)

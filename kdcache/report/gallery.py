@@ -37,8 +37,12 @@ def draw_disagreements(samples: MixedSamples, class_names: tuple[str, ...], path
         partner = class_names[samples.partner_labels[row]]
         label[partner] = label.get(partner, 0.0) + 1 - kept
         top = probabilities[row].topk(min(5, len(class_names)))
-        teacher = {class_names[index]: value for value, index in zip(top.values.tolist(), top.indices.tolist(), strict=True)}
-        axes.set_title(f"mix: {_listed(label, ' + ')}\nteacher: {_listed(teacher, chr(10))}", fontsize=9, y=-0.02, va="top")
+        teacher = {
+            class_names[index]: value for value, index in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+        }
+        axes.set_title(
+            f"mix: {_listed(label, ' + ')}\nteacher: {_listed(teacher, chr(10))}", fontsize=9, y=-0.02, va="top"
+        )
     write_whole(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
 
 

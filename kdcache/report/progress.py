@@ -19,7 +19,9 @@ class Reporter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         pass
 
     def begin(self, title: str, epochs: int, images: int) -> None:
@@ -73,7 +75,9 @@ class Bar(Reporter):
         self.progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.progress.stop()
 
     def begin(self, title: str, epochs: int, images: int) -> None:
@@ -81,9 +85,7 @@ class Bar(Reporter):
         self.epoch, self.epochs, self.images = 0, epochs, images
         for old in self.progress.task_ids:
             self.progress.remove_task(old)
-        self.task = self.progress.add_task(
-            f"epoch 1/{epochs}", total=epochs * images, loss="-", top1="-", speed="-"
-        )
+        self.task = self.progress.add_task(f"epoch 1/{epochs}", total=epochs * images, loss="-", top1="-", speed="-")
 
     def step(self, event: StepEvent) -> None:
         done = self.epoch * self.images + event.images

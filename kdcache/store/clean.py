@@ -22,9 +22,7 @@ CHUNK_BYTES = 2 * 2**20
 SCHEMA = "kdcache-clean-1"
 
 
-def write_clean(
-    path: Path, logits: np.ndarray, fingerprint: Mapping[str, Any], made_with: Mapping[str, Any]
-) -> None:
+def write_clean(path: Path, logits: np.ndarray, fingerprint: Mapping[str, Any], made_with: Mapping[str, Any]) -> None:
     """Write the clean logits of a training set.
 
     Parameters

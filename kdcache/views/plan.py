@@ -122,7 +122,7 @@ class Plan:
         crop = np.full((self.samples, 2), self.padding, np.uint8)
         flip = np.zeros(self.samples, bool)
         if self.crop_flip:
-            # One word a row: 16 bits for each offset, so a bias of at most 2^-16 x (2 padding + 1), and one for the flip.
+            # One word a row: 16 bits for each offset, one for the flip. An offset is off uniform by 2^-16 at most.
             offsets = np.uint64(2 * self.padding + 1)
             for axis, shift in enumerate((48, 32)):
                 crop[:, axis] = ((words >> np.uint64(shift)) & np.uint64(0xFFFF)) * offsets >> np.uint64(16)

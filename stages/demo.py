@@ -1,0 +1,91 @@
+"""The whole story on the shipped images: a teacher, three students, and the labels that the teacher disputes."""
+
+from pathlib import Path
+
+from kdcache.stages.student import train_student
+from kdcache.stages.teacher import adopt_teacher, shipped_teacher
+
+from kdcache.analysis.disagreement import study
+from kdcache.config import StudentConfig, TeacherConfig
+from kdcache.errors import UsageError, fault
+from kdcache.files import write_json
+from kdcache.record import RUNS, FinishedRun
+from kdcache.report.gallery import draw_disagreements
+from kdcache.report.progress import terminal
+from kdcache.report.tables import disagreement_table, show, table
+
+__all__ = ["STUDENTS", "run_demo"]
+
+EPOCHS = 5
+
+STUDENTS = {
+    "labels alone (CE)": {"loss": "ce", "aug": "standard"},
+    "teacher (KD)": {"loss": "kd", "aug": "standard"},
+    "teacher, CutMix-pick": {"loss": "kd", "aug": "cutmix-pick"},
+}
+
+
+def run_demo(out: Path | None = None) -> None:
+    """Train three small students beside the shipped teacher, and count label disagreement.
+
+    Every figure that is printed is measured in this run; the shipped teacher is evaluated in it.
+
+    Parameters
+    ----------
+    out : Path, optional
+        A new folder for the runs; by default ``runs/demo``, numbered from the second on.
+    """
+    folder = _new_folder(out)
+    with terminal() as reporter:
+        teacher = adopt_teacher(shipped_teacher(), TeacherConfig(out=folder / "teacher"), reporter)
+        students = {
+            name: train_student(
+                StudentConfig(
+                    teacher=teacher.path,
+                    epochs=EPOCHS,
+                    out=folder / f"student-{settings['loss']}-{settings['aug']}",
+                    **settings,
+                ),
+                reporter,
+            )
+            for name, settings in STUDENTS.items()
+        }
+        reporter.say("asking the teacher about 10,000 CutMix samples")
+        found = study(teacher)
+    write_json(folder / "disagreement.json", found.as_json())
+    draw_disagreements(found.samples, found.class_names, folder / "disagreement.png")
+
+    show(disagreement_table("Label disagreement", found.disagreement, found.clean_error))
+    show(
+        table(
+            f"Fashion-MNIST, 6,000 training images, {EPOCHS} epochs, 1 seed",
+            ("network", "trained on", "top-1 (last)", "teacher questions", "seconds"),
+            [_row(teacher, "labels, long ago"), *(_row(run, name) for name, run in students.items())],
+        )
+    )
+    print(f"runs:     {folder}")
+    print(f"picture:  {folder / 'disagreement.png'}")
+    print("next:     kdcache teacher-train, then kdcache student-train --aug cutmix-pick")
+    print("          kdcache student-train --help shows every setting")
+
+
+def _row(run: FinishedRun, trained_on: str) -> tuple[str, ...]:
+    summary = run.summary
+    return (
+        str(summary["model"]),
+        trained_on,
+        f"{summary['last_top1']:.2f} %",
+        str(summary["questions_asked"]),
+        f"{summary['seconds']:.0f}",
+    )
+
+
+def _new_folder(out: Path | None) -> Path:
+    if out is not None:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UsageError(fault(f"--out {out}", allowed="a new or empty folder", given="something is there"))
+        return out
+    number = 1
+    while (path := RUNS / ("demo" if number == 1 else f"demo-{number}")).exists():
+        number += 1
+    return path
