@@ -58,7 +58,7 @@ class EpochTable:
     ----------
     order : ndarray of int64, shape (N,)
         The sample at each position.
-    crop : ndarray of uint8, shape (N, 2)
+    crop : ndarray of int16, shape (N, 2)
         Offset of the crop in the padded image, rows and columns; ``padding`` is the middle.
     flip : ndarray of bool, shape (N,)
         Whether the view is mirrored left to right.
@@ -119,7 +119,7 @@ class Plan:
     def epoch(self, epoch: int) -> EpochTable:
         """Draw the table of an epoch, counted from 0."""
         words = self._words(CROP_FLIP, epoch)
-        crop = np.full((self.samples, 2), self.padding, np.uint8)
+        crop = np.full((self.samples, 2), self.padding, np.int16)
         flip = np.zeros(self.samples, bool)
         if self.crop_flip:
             # One word a row: 16 bits for each offset, one for the flip. An offset is off uniform by 2^-16 at most.
