@@ -62,18 +62,21 @@ class CommandsOnDemand(click.Group):
             formatter.write_dl([(name, make.__doc__ or "") for name, make in COMMANDS.items()])
 
 
-@click.group(cls=CommandsOnDemand, context_settings={"help_option_names": ["-h", "--help"]})
+STORY = """Distil one image network into another, on every augmented view.
+
+\b
+Start with these three, one after the other:
+  kdcache teacher-train
+  kdcache student-train --aug cutmix-pick
+  kdcache analyze disagreement
+"""
+
+
+@click.group(cls=CommandsOnDemand, help=STORY, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="kdcache", message="%(prog)s %(version)s")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(debug: bool) -> None:
-    r"""Distil one image network into another, on every augmented view.
-
-    \b
-    Start with these three, one after the other:
-      kdcache teacher-train
-      kdcache student-train --aug cutmix-pick
-      kdcache analyze disagreement
-    """
+    """Hold the commands; what ``--debug`` does is in `main`, which sees every error."""
 
 
 def teacher_train() -> click.Command:

@@ -1,0 +1,159 @@
+"""The command line from outside: real processes, exit codes, what is printed and what is written."""
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def kdcache(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "kdcache", *words], cwd=cwd, capture_output=True, text=True, timeout=240
+    )
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small folder dataset: three classes of one colour each."""
+    root = tmp_path_factory.mktemp("pictures")
+    for split, count in (("train", 24), ("val", 6)):
+        for shade, name in enumerate(("dark", "grey", "light")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (32, 32), (40 + 80 * shade + number,) * 3).save(folder / f"{number}.png")
+    return root
+
+
+def small(pictures: Path) -> list[str]:
+    words = f"--dataset folder:{pictures} --image-size 32 --model resnet8 --epochs 1 --batch-size 24 --device cpu"
+    return words.split()
+
+
+def test_help_pages_in_the_documents_are_those_of_the_commands() -> None:
+    written = (DOCS / "cli.md").read_text("utf-8")
+    assert written == runpy.run_path(str(DOCS / "write_cli_pages.py"))["pages"]()
+
+
+@pytest.mark.parametrize("words", [["--help"], ["student-train", "--help"], ["--version"]])
+def test_help_imports_no_torch(words: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom kdcache.cli import main\nsys.argv = ['kdcache', *sys.argv[1:]]\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ("student-train --aug cutnix", ["--aug", "cutmix-pick", "cutnix"]),
+        ("student-train --dataset imagenette", ["--dataset", "cifar100", "imagenette"]),
+        ("teacher-train --model resnet9", ["--model", "resnet8", "resnet9"]),
+        ("student-train --alpha 1.5", ["--alpha", "1.5"]),
+        ("student-train --alpha nan", ["--alpha", "nan"]),
+        ("student-train --temperature 0", ["--temperature", "greater than 0"]),
+        ("student-train --aug cutmix --batch-size 1", ["--batch-size", "2", "given 1"]),
+        ("student-train --aug none --pick kld", ["--pick", "mixup, cutmix", "kld"]),
+        ("student-train --loss ce --aug cutmix-pick", ["--pick", "random", "--loss ce"]),
+        ("student-train --config nowhere.toml", ["--config", "mini", "nowhere.toml"]),
+        ("teacher-train --dataset folder:nowhere", ["nowhere"]),
+        ("teacher-train --dataset cifar100", ["datasets", "--download"]),
+        ("student-train", ["no finished teacher", "kdcache teacher-train", "--teacher"]),
+        ("student-train --teacher nowhere", ["nowhere"]),
+        ("analyze disagreement", ["no finished teacher"]),
+        ("analyze disagreement nowhere", ["nowhere"]),
+        ("teacher-train --no-such-option", ["--no-such-option"]),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_code_2_and_writes_nothing(words: str, parts: list[str], tmp_path: Path) -> None:
+    done = kdcache(*words.split(), cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert [part for part in parts if part not in lines[0]] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all_faults_come_at_once_with_their_place(tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text(
+        'batch = 3\nlr = -1\n[student]\ntemprature = 4\naug = "x"\n[teacher]\nalpha = 1\n'
+    )
+    done = kdcache("student-train", "--config", "own.toml", "--alpha", "7", cwd=tmp_path)
+    assert done.returncode == 2
+    for part in (
+        "key batch",
+        "key student.temprature",
+        "key teacher.alpha",
+        "own.toml: lr",
+        "own.toml: aug",
+        "--alpha",
+    ):
+        assert part in done.stderr
+    assert len(done.stderr.splitlines()) == 6
+
+
+def test_the_three_commands_in_a_row(pictures: Path, tmp_path: Path) -> None:
+    teacher = kdcache("teacher-train", *small(pictures), cwd=tmp_path)
+    assert teacher.returncode == 0, teacher.stderr
+    student = kdcache("student-train", "--aug", "cutmix-pick", *small(pictures), cwd=tmp_path)
+    assert student.returncode == 0, student.stderr
+    runs = {path.name.split("-")[0]: path for path in (tmp_path / "runs").iterdir()}
+    assert "asked 216 questions" in student.stdout  # x and two candidates of 72 samples
+    assert student.stdout.rstrip().endswith(str(runs["student"].relative_to(tmp_path)))
+
+    found = kdcache("analyze", "disagreement", "--samples", "100", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert "52.1" in found.stdout
+    assert (runs["teacher"] / "disagreement.png").stat().st_size > 1000
+
+    again = kdcache("teacher-train", *small(pictures), "--out", str(runs["teacher"]), cwd=tmp_path)
+    assert again.returncode == 2
+    assert "--overwrite" in again.stderr
+    over = kdcache("teacher-train", *small(pictures), "--out", str(runs["teacher"]), "--overwrite", cwd=tmp_path)
+    assert over.returncode == 0, over.stderr
+
+
+def test_ctrl_c_ends_with_a_line_and_without_a_summary(pictures: Path, tmp_path: Path) -> None:
+    words = [*small(pictures), "--epochs", "100000", "--out", "run"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kdcache", "teacher-train", *words],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while not metrics.exists() and process.poll() is None:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert len(errors.splitlines()) == 1
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_picture_that_cannot_be_read_is_named(pictures: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            Image.new("RGB", (32, 32)).save(tmp_path / "data" / split / name / "good.png")
+    (tmp_path / "data" / "train" / "b" / "bad.png").write_bytes(b"no picture")
+    done = kdcache("teacher-train", "--dataset", "folder:data", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "bad.png" in done.stderr
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,136 @@
+"""The package as it is installed, and the order of its imports."""
+
+import ast
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+FOLDERS = {"kdcache": ROOT / "kdcache", "kdcache.stages": ROOT / "stages", "kdcache.configs": ROOT / "configs"}
+
+# A module imports only from those before it.
+ORDER = [
+    "errors",
+    "files",
+    "config",
+    "compute",
+    "datasets",
+    "models",
+    "views",
+    "store",
+    "oracle",
+    "losses",
+    "pick",
+    "loop",
+    "record",
+    "resolve",
+    "analysis",
+    "report",
+    "stages",
+    "cli",
+]
+
+
+def room(module: str) -> str:
+    """First name behind ``kdcache``."""
+    return module.split(".")[1]
+
+
+def imports() -> list[tuple[str, str]]:
+    found = []
+    for top, folder in FOLDERS.items():
+        for path in folder.rglob("*.py"):
+            module = ".".join([top, *path.relative_to(folder).with_suffix("").parts])
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                if isinstance(node, ast.ImportFrom) and node.module == "kdcache":
+                    found += [(module, f"kdcache.{name.name}") for name in node.names]
+                elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kdcache."):
+                    found.append((module, str(node.module)))
+                elif isinstance(node, ast.Import):
+                    found += [(module, name.name) for name in node.names if name.name.startswith("kdcache.")]
+    return found
+
+
+def test_imports_run_one_way() -> None:
+    arrows = [(start, end) for start, end in imports() if room(end) in ORDER and room(start) != "__main__"]
+    assert len(arrows) > 50
+    assert {room(start) for start, _ in arrows} <= set(ORDER)
+    assert [arrow for arrow in arrows if ORDER.index(room(arrow[0])) < ORDER.index(room(arrow[1]))] == []
+
+
+def test_every_package_on_disk_is_listed() -> None:
+    on_disk = {
+        ".".join([top, *path.parent.relative_to(folder).parts])
+        for top, folder in {**FOLDERS, "kdcache.data": ROOT / "data"}.items()
+        for path in folder.rglob("__init__.py")
+    }
+    assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == on_disk
+
+
+LOOK = (
+    "import kdcache, kdcache.stages, kdcache.configs, kdcache.data\n"
+    "from kdcache import datasets\nfrom kdcache.config import StudentConfig\n"
+    "from kdcache.stages.teacher import shipped_teacher\n"
+    "assert len(datasets.load('fashion-mini').train) == 6000\n"
+    "assert shipped_teacher().is_file()\n"
+    "assert StudentConfig.load('cifar100').epochs == 240\n"
+    "print(kdcache.__file__)\n"
+)
+
+
+def test_this_installation_is_whole(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", LOOK], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    source = tmp_path_factory.mktemp("source") / "kdcache"
+    shutil.copytree(
+        ROOT, source, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "build", "*.egg-info", ".*_cache")
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--wheel-dir",
+        str(source.parent),
+        str(source),
+    ]
+    subprocess.run(command, check=True, timeout=300)
+    return next(source.parent.glob("*.whl"))
+
+
+def test_the_wheel_installs_nothing_but_kdcache(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"kdcache"}
+
+
+def test_the_wheel_is_whole(wheel: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path / "site"), "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(tmp_path))
+
+
+def test_the_readme_and_ci_use_the_same_command_for_the_tests() -> None:
+    script = (ROOT / ".ci" / "run").read_text("utf-8")
+    lines = [line for line in (ROOT / "README.md").read_text("utf-8").splitlines() if "python -m pytest" in line]
+    assert len(lines) == 1
+    assert "grep -m 1 'python -m pytest' README.md" in script
