@@ -134,8 +134,9 @@ class TrainingConfig(BaseModel):
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD.")
     weight_decay: float = Field(5e-4, ge=0, allow_inf_nan=False, description="Weight decay of SGD.")
     milestones: tuple[float, ...] = Field(
-        (0.625, 0.75, 0.875), description="Shares of the epochs after which the learning rate falls tenfold."
+        (0.625, 0.75, 0.875), description="Shares of the epochs after which the learning rate falls."
     )
+    gamma: float = Field(0.1, gt=0, le=1, description="Factor by which it falls there.")
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of the initial weights.")
     device: Device = Field("auto", description="Where to compute.")
     precision: Precision = Field(
@@ -164,9 +165,9 @@ class TrainingConfig(BaseModel):
         return size
 
     def rate(self, epoch: int) -> float:
-        """Learning rate of an epoch, counted from 0: a tenth after each milestone (the paper, Section 4)."""
+        """Learning rate of an epoch, counted from 0: ``gamma`` times smaller after each milestone (Section 4)."""
         passed = sum(epoch >= round(share * self.epochs) for share in self.milestones)
-        return self.lr * 0.1**passed
+        return self.lr * self.gamma**passed
 
     @classmethod
     def allowed_words(cls, name: str) -> tuple[str, ...]:
