@@ -28,21 +28,19 @@ def draw_disagreements(samples: MixedSamples, class_names: tuple[str, ...], path
     figure = Figure(figsize=(3.2 * COLUMNS, 3.9 * ROWS), layout="constrained")
     figure.suptitle("Mixed images whose label the teacher disputes")
     for axes, row in zip(figure.subplots(ROWS, COLUMNS).flat, surest.tolist(), strict=False):
-        axes.axis("off")
         if not samples.disputed[row]:
+            axes.axis("off")
             continue
+        axes.set(xticks=[], yticks=[])
         axes.imshow(samples.views[row].round().to(torch.uint8).permute(1, 2, 0).numpy())
         kept = float(samples.kept[row])
         label = {class_names[samples.labels[row]]: kept}
         partner = class_names[samples.partner_labels[row]]
         label[partner] = label.get(partner, 0.0) + 1 - kept
         top = probabilities[row].topk(min(5, len(class_names)))
-        teacher = {
-            class_names[index]: value for value, index in zip(top.values.tolist(), top.indices.tolist(), strict=True)
-        }
-        axes.set_title(
-            f"mix: {_listed(label, ' + ')}\nteacher: {_listed(teacher, chr(10))}", fontsize=9, y=-0.02, va="top"
-        )
+        teacher = dict(zip((class_names[index] for index in top.indices), top.values.tolist(), strict=True))
+        axes.set_title(f"CutMix: {_listed(label, ' + ')}", fontsize=9)
+        axes.set_xlabel(f"teacher:\n{_listed(teacher, chr(10))}", fontsize=9)
     write_whole(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
 
 
