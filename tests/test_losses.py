@@ -1,0 +1,84 @@
+"""Losses and pick criteria: golden figures, hand-worked cases, extremes; and the words that name them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdcache import datasets, models
+from kdcache.config import CRITERIA, DATASETS, LOSSES, MODELS
+from kdcache.losses import OBJECTIVES, Distillation, Mixed, Plain, cross_entropy, entropy, kd, kld
+from kdcache.pick import SCORES, Candidates, best
+from tests.figures import tensor
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "losses.json").read_text())["results"]
+STUDENT, TEACHER = tensor(0, (8, 100), 6), tensor(1, (8, 100), 8)
+
+
+@pytest.mark.parametrize("temperature", [1, 4])
+def test_kd_is_golden(temperature: int) -> None:
+    student = STUDENT.clone().requires_grad_()
+    loss = kd(TEACHER, student, temperature)
+    loss.backward()
+    expected = GOLDEN[f"kd_T{temperature}"]
+    assert student.grad is not None
+    assert loss.item() == pytest.approx(expected["value"], rel=1e-9)
+    assert student.grad.norm().item() == pytest.approx(expected["grad_norm"], rel=1e-9)
+
+
+def test_d_and_entropies_are_golden() -> None:
+    assert kld(TEACHER, STUDENT, 4).tolist() == pytest.approx(GOLDEN["d_kld_T4"], rel=1e-9)
+    assert entropy(TEACHER).tolist() == pytest.approx(GOLDEN["teacher_entropy_T1"], rel=1e-9)
+    assert entropy(STUDENT).tolist() == pytest.approx(GOLDEN["student_entropy_T1"], rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_extreme_logits_stay_finite(dtype: torch.dtype) -> None:
+    teacher = torch.tensor([[1e4, -1e4, 0], [-1e4, 1e4, 0]], dtype=dtype)
+    student = teacher.flip(0).clone().requires_grad_()
+    loss = kd(teacher, student, 4.0) + entropy(student).sum() + cross_entropy(student, torch.tensor([0, 1]))
+    loss.backward()
+    assert student.grad is not None
+    assert loss.isfinite()
+    assert student.grad.isfinite().all()
+    assert entropy(teacher).tolist() == [0, 0]
+
+
+def test_arithmetic_is_float32_whatever_comes_in() -> None:
+    halves = STUDENT.bfloat16(), TEACHER.half()
+    assert kld(halves[1], halves[0], 4).dtype == torch.float32
+    torch.testing.assert_close(kld(halves[1], halves[0], 4), kld(halves[1].float(), halves[0].float(), 4))
+    assert entropy(halves[0]).dtype == torch.float32
+
+
+def test_the_distillation_of_x_and_of_the_mixed_views_are_means_over_their_own_rows() -> None:
+    labels = torch.arange(8)
+    plain = Plain(STUDENT, TEACHER, labels)
+    mixed = Mixed(STUDENT[:3] * 2, TEACHER[:3], labels[:3], labels[1:4], torch.ones(3))
+    on_x = 0.1 * cross_entropy(STUDENT, labels) + 0.9 * kd(TEACHER, STUDENT, 4)
+    objective = Distillation(4, 0.9)
+    torch.testing.assert_close(objective(plain, None), on_x)
+    torch.testing.assert_close(objective(plain, mixed), on_x + 0.9 * kd(TEACHER[:3], STUDENT[:3] * 2, 4))
+
+
+def test_criteria_score_by_what_they_say() -> None:
+    known = Candidates(TEACHER, STUDENT, torch.arange(8.0), 4)
+    scores: dict[str, Tensor] = {name: score(known) for name, score in SCORES.items()}
+    assert scores["kld"].tolist() == pytest.approx(GOLDEN["d_kld_T4"])
+    assert scores["teacher-entropy"].tolist() == pytest.approx(GOLDEN["teacher_entropy_T1"])
+    assert scores["student-entropy"].tolist() == pytest.approx(GOLDEN["student_entropy_T1"])
+    assert scores["random"].equal(torch.arange(8.0))
+
+
+def test_the_best_of_the_whole_pool_are_picked_and_the_earlier_of_equals() -> None:
+    assert best(torch.tensor([1.0, 5.0, 3.0, 5.0, 3.0, 0.0]), 3).tolist() == [1, 2, 3]
+    assert best(torch.tensor([2.0, 2.0, 2.0, 2.0]), 2).tolist() == [0, 1]
+
+
+def test_the_words_of_a_config_are_those_of_the_registries() -> None:
+    assert set(LOSSES) == set(OBJECTIVES)
+    assert set(CRITERIA) == set(SCORES)
+    assert models.names() == MODELS
+    assert set(DATASETS) == set(datasets.CARDS)

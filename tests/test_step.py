@@ -1,0 +1,163 @@
+"""One step of the student: what is asked, scored, picked, recorded and left alone."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from kdcache.stages.student import Step
+from torch import Tensor
+
+from kdcache import models
+from kdcache.compute import Compute
+from kdcache.config import StudentConfig
+from kdcache.datasets import Split
+from kdcache.loop import unchanged_statistics
+from kdcache.losses import cross_entropy, kd, kld
+from kdcache.oracle import Oracle, Teacher
+from kdcache.store.statistics import EpochStatistics
+from kdcache.views import Batch, Plan, ViewMaker
+
+CPU = Compute(torch.device("cpu"), "float32")
+SIZE = 32
+
+
+class Bench:
+    """A student, a teacher and the first batch of a setting, with the rows that reach the teacher counted."""
+
+    def __init__(self, data: Split, **settings: Any) -> None:
+        config = StudentConfig(epochs=1, batch_size=SIZE, **settings)
+        aug = config.augmentation
+        plan = Plan(len(data), 32, 4, crop_flip=aug.crop_flip, mix=aug.mix, slots=aug.slots, seed=3)
+        self.maker = ViewMaker(data, plan, SIZE, CPU.device)
+        self.batch: Batch = next(self.maker.epoch(0))
+        self.student = models.build("resnet8", num_classes=4, seed=0)
+        self.teacher = models.build("resnet8", num_classes=4, seed=1)
+        self.rows: list[Tensor] = []
+        self.teacher.body.register_forward_pre_hook(lambda _, given: self.rows.append(given[0].clone()))
+        oracle = Oracle(Teacher(self.teacher, CPU)) if config.needs_teacher else None
+        self.step = Step(config, self.student, oracle, CPU)
+        self.step.statistics = EpochStatistics.empty(len(data), plan.slots, len(self.maker.steps), CPU.device)
+
+    def logits(self, network: models.Network, rows: Tensor) -> Tensor:
+        """Logits of some views of the batch, in training mode for the student, leaving it as it was."""
+        network = copy.deepcopy(network)
+        with torch.no_grad():
+            return network(self.batch.views[rows])
+
+
+def norm_state(network: models.Network) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in network.state_dict().items() if "running" in key or "tracked" in key}
+
+
+def test_scoring_leaves_the_running_statistics_alone(noise: Split) -> None:
+    bench = Bench(noise, aug="cutmix-pick")
+    before = norm_state(bench.student)
+    answers = bench.step.oracle.ask(bench.batch) if bench.step.oracle else None
+    bench.step._pick(bench.batch, answers)
+    assert all(value.equal(before[key]) for key, value in norm_state(bench.student).items())
+    bench.step(bench.batch)
+    after = norm_state(bench.student)
+    assert all(value == 1 for key, value in after.items() if "tracked" in key)  # one forward of training, not two
+    assert any(not value.equal(before[key]) for key, value in after.items() if "running" in key)
+
+
+def test_scoring_normalises_by_the_batch(noise: Split) -> None:
+    bench = Bench(noise, aug="cutmix-pick")
+    rows = torch.arange(SIZE, 3 * SIZE)
+    expected = bench.logits(bench.student, rows)
+    with unchanged_statistics(bench.student), torch.no_grad():
+        assert bench.student(bench.batch.views[rows]).equal(expected)
+    assert not bench.logits(copy.deepcopy(bench.student).eval(), rows).equal(expected)
+
+
+@pytest.mark.parametrize(("aug", "views"), [("standard", 1), ("mixup", 2), ("cutmix", 2), ("cutmix-pick", 3)])
+def test_each_view_goes_to_the_teacher_once(aug: str, views: int, noise: Split) -> None:
+    bench = Bench(noise, aug=aug)
+    bench.step(bench.batch)
+    asked = torch.cat(bench.rows)[: views * SIZE]  # the last forward is padded
+    assert sum(len(rows) for rows in bench.rows) == 64 * -(-views * SIZE // 64)
+    assert asked.equal(bench.teacher.normalise(bench.batch.views))
+
+
+def test_without_need_the_teacher_is_not_asked(noise: Split) -> None:
+    bench = Bench(noise, aug="cutmix", loss="ce")
+    bench.step(bench.batch)
+    assert bench.rows == []
+
+
+def test_the_picks_are_the_largest_d_of_the_pool_and_r_is_equation_3(noise: Split) -> None:
+    bench = Bench(noise, aug="cutmix-pick")
+    candidates = torch.arange(SIZE, 3 * SIZE)
+    teacher = bench.logits(bench.teacher.eval(), candidates).half().float()
+    d = kld(teacher, bench.logits(bench.student, candidates), 4.0)
+    bench.step(bench.batch)
+    statistics, samples = bench.step.statistics, bench.batch.samples
+    torch.testing.assert_close(statistics.d_mixed[:, samples].flatten(), d)
+    picked = statistics.picked[:, samples].flatten()
+    assert picked.sum() == SIZE
+    assert d[picked].min() >= d[~picked].max()
+    torch.testing.assert_close(statistics.kl_ratio[0], d[picked].mean() / d.mean())
+    assert statistics.kl_ratio[0] > 1
+    others = torch.ones(len(noise), dtype=torch.bool)
+    others[samples] = False
+    assert statistics.d_x[others].isnan().all()
+
+
+def test_d_and_disputed_labels_without_picking(noise: Split) -> None:
+    bench = Bench(noise, aug="cutmix")
+    logits = bench.logits(bench.student, torch.arange(2 * SIZE))
+    teacher = bench.logits(bench.teacher.eval(), torch.arange(2 * SIZE)).half().float()
+    bench.step(bench.batch)
+    statistics, batch = bench.step.statistics, bench.batch
+    d = kld(teacher, logits, 4.0)
+    torch.testing.assert_close(statistics.d_x[batch.samples], d[:SIZE])
+    torch.testing.assert_close(statistics.d_mixed[0, batch.samples], d[SIZE:])
+    assert statistics.kl_ratio.isnan().all()
+    labels = torch.where(batch.kept > 0.5, batch.labels, batch.partner_labels)  # this batch has no ties
+    assert not (batch.kept == 0.5).any()
+    assert statistics.disputed[0] == (teacher[SIZE:].argmax(1) != labels).sum()
+
+
+@pytest.mark.parametrize("pick", ["teacher-entropy", "random"])
+def test_d_is_known_of_the_picks_alone_where_nothing_is_scored(pick: str, noise: Split) -> None:
+    bench = Bench(noise, aug="cutmix", pick=pick)
+    bench.step(bench.batch)
+    statistics, samples = bench.step.statistics, bench.batch.samples
+    assert statistics.picked[:, samples].sum() == SIZE
+    assert statistics.d_mixed[:, samples].isfinite().equal(statistics.picked[:, samples])
+    assert statistics.kl_ratio.isnan().all()
+
+
+def test_the_loss_is_the_papers(noise: Split) -> None:
+    bench = Bench(noise, aug="cutmix", alpha=0.7, temperature=3.0)
+    logits = bench.logits(bench.student, torch.arange(2 * SIZE))
+    teacher = bench.logits(bench.teacher.eval(), torch.arange(2 * SIZE)).half().float()
+    x, mixed = slice(0, SIZE), slice(SIZE, None)
+    expected = (
+        0.3 * cross_entropy(logits[x], bench.batch.labels)
+        + 0.7 * kd(teacher[x], logits[x], 3.0)
+        + 0.7 * kd(teacher[mixed], logits[mixed], 3.0)
+    )
+    torch.testing.assert_close(bench.step(bench.batch), expected)
+
+
+def test_cross_entropy_with_mixing_trains_on_the_mixed_views_alone(noise: Split) -> None:
+    bench = Bench(noise, aug="mixup", loss="ce")
+    logits = bench.logits(bench.student, torch.arange(SIZE, 2 * SIZE))
+    batch = bench.batch
+    soft = torch.zeros(SIZE, 4)
+    soft[torch.arange(SIZE), batch.labels] += batch.kept
+    soft[torch.arange(SIZE), batch.partner_labels] += 1 - batch.kept
+    expected = torch.nn.functional.cross_entropy(logits, soft)
+    torch.testing.assert_close(bench.step(batch), expected)
+    assert bench.step.statistics.d_x.isnan().all()
+    assert bench.step.statistics.d_mixed.isnan().all()
+
+
+def test_every_parameter_of_the_student_gets_a_gradient_under_autocast(noise: Split) -> None:
+    bench = Bench(noise, aug="cutmix-pick")
+    bench.step.compute = Compute(torch.device("cpu"), "bfloat16")
+    bench.step(bench.batch).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in bench.student.parameters())
+    assert all(p.grad is None for p in bench.teacher.parameters())

@@ -1,0 +1,154 @@
+"""The two recipes on a small folder of pictures: what they train, record, refuse and repeat."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from kdcache.stages import train_student, train_teacher
+from safetensors.torch import load_file
+
+from kdcache.config import StudentConfig, TeacherConfig
+from kdcache.errors import KdcacheError, UsageError
+from kdcache.models import checkpoint
+from kdcache.record import FinishedRun
+
+SAMPLES = 90
+Settings = dict[str, object]
+
+
+def student(small: Settings, teacher: Path, out: Path, **settings: object) -> FinishedRun:
+    return train_student(StudentConfig.load(**{**small, "teacher": teacher, "out": out, **settings}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "asked"),
+    [
+        ({"loss": "ce", "aug": "none"}, 0),
+        ({"loss": "ce", "aug": "standard"}, 0),
+        ({"loss": "ce", "aug": "mixup"}, 0),
+        ({"loss": "ce", "aug": "cutmix"}, 0),
+        ({"loss": "ce", "aug": "cutmix", "pick": "random"}, 0),
+        ({"loss": "ce", "aug": "cutmix", "pick": "student-entropy"}, 0),
+        ({"loss": "kd", "aug": "none"}, 0),
+        ({"loss": "kd", "aug": "standard"}, 1),
+        ({"loss": "kd", "aug": "mixup"}, 2),
+        ({"loss": "kd", "aug": "cutmix"}, 2),
+        ({"loss": "kd", "aug": "cutmix-pick"}, 3),
+        ({"loss": "kd", "aug": "cutmix-pick", "pick": "teacher-entropy"}, 3),
+        ({"loss": "kd", "aug": "cutmix-pick", "pick": "student-entropy"}, 3),
+        ({"loss": "kd", "aug": "cutmix-pick", "pick": "random"}, 3),
+        ({"loss": "kd", "aug": "mixup", "pick": "kld"}, 3),
+    ],
+)
+def test_every_augmentation_and_criterion_trains(
+    settings: Settings, asked: int, small: Settings, teacher: Path, tmp_path: Path
+) -> None:
+    run = student(small, teacher, tmp_path / "run", **settings)
+    (line,) = [json.loads(text) for text in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert line["questions_asked"] == asked * SAMPLES
+    assert line["questions_answered"] == (SAMPLES if settings == {"loss": "kd", "aug": "none"} else 0)
+    assert {"epoch", "lr", "train_loss", "test_top1", "test_top5", "images_per_second", "seconds"} <= line.keys()
+    criterion = settings.get("pick", "kld" if settings["aug"] == "cutmix-pick" else None)
+    assert (line["kl_ratio"] is not None) == (asked > 0 and criterion in ("kld", "student-entropy"))
+    assert (line["label_disagreement"] is not None) == (asked > 1)
+    before, after = (load_file(path / "model.safetensors") for path in (teacher, run.path))
+    assert not before["conv1.weight"].equal(after["conv1.weight"])
+
+
+def test_a_run_folder_is_whole(small: Settings, teacher: Path, tmp_path: Path) -> None:
+    run = student(small, teacher, tmp_path / "run", aug="cutmix-pick", epochs=2)
+    files = ("config.toml", "environment.json", "metrics.jsonl", "model.safetensors", "curves.png", "summary.json")
+    assert [name for name in files if not (run.path / name).is_file()] == []
+    assert not list(run.path.glob(".*"))
+    lines = run.metrics()
+    assert run.summary["last_top1"] == lines[-1].test_top1
+    assert run.summary["best_top1"] == max(line.test_top1 for line in lines)
+    assert lines[run.summary["best_epoch"] - 1].test_top1 == run.summary["best_top1"]
+    assert run.summary["questions_asked"] == 2 * 3 * SAMPLES
+    assert StudentConfig.load(run.path / "config.toml") == run.config
+
+    statistics = zarr.open_group(run.path / "statistics.zarr", mode="r")
+    shapes = {name: array.shape for name, array in statistics.arrays()}
+    # 90 samples in batches of 32 are three steps.
+    assert shapes == {
+        "d_x": (2, 90), "d_mixed": (2, 2, 90), "picked": (2, 2, 90), "kl_ratio": (2, 3), "disputed": (2, 3)
+    }  # fmt: skip
+    assert statistics.attrs["epochs_written"] == 2
+    assert np.isfinite(statistics["d_x"][:]).all()  # type: ignore[index, arg-type]
+    assert (statistics["picked"][:].sum(axis=(1, 2)) == 90).all()  # type: ignore[index, union-attr]
+    assert (statistics["kl_ratio"][:] >= 1).all()  # type: ignore[index, operator]
+
+
+def test_the_teacher_keeps_its_clean_answers(teacher: Path) -> None:
+    answers = zarr.open_group(teacher / "answers.zarr", mode="r")["logits"]
+    assert answers.shape == (90, 3)  # type: ignore[union-attr]
+    assert FinishedRun(teacher).summary["questions_asked"] == 90
+
+
+def test_the_same_seeds_give_the_same_bits_and_others_do_not(small: Settings, teacher: Path, tmp_path: Path) -> None:
+    def weights(name: str, **settings: object) -> dict[str, bytes]:
+        run = student(small, teacher, tmp_path / name, aug="cutmix-pick", precision="auto", **settings)
+        return {key: tensor.numpy().tobytes() for key, tensor in load_file(run.path / "model.safetensors").items()}
+
+    first = weights("first", seed=1)
+    assert weights("again", seed=1) == first
+    assert weights("seed", seed=2, view_seed=1) != first
+    assert weights("views", seed=1, view_seed=2) != first
+
+
+class Rising(TeacherConfig):
+    """A rate that is harmless in the first epoch, and absurd from then on."""
+
+    def rate(self, epoch: int) -> float:
+        return 1e30 if epoch else 0.01
+
+
+def test_a_loss_that_becomes_nan_stops_the_run_and_keeps_the_checkpoint(small: Settings, tmp_path: Path) -> None:
+    with pytest.raises(KdcacheError, match=r"the loss became (nan|inf) at epoch 2, step \d"):
+        train_teacher(Rising.load(**{**small, "epochs": 3, "out": tmp_path / "run"}))
+    assert checkpoint.metadata(tmp_path / "run" / "model.safetensors")["epoch"] == "1"
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
+    with pytest.raises(UsageError, match="finished run"):
+        FinishedRun(tmp_path / "run")
+
+
+def test_a_finished_run_is_not_replaced_unasked(small: Settings, teacher: Path) -> None:
+    before = (teacher / "model.safetensors").read_bytes()
+    with pytest.raises(UsageError, match="--overwrite"):
+        train_teacher(TeacherConfig.load(**{**small, "out": teacher}))
+    assert (teacher / "model.safetensors").read_bytes() == before
+
+
+def test_a_folder_of_other_files_is_never_replaced(small: Settings, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UsageError, match="other files"):
+        train_teacher(TeacherConfig.load(**{**small, "out": tmp_path, "overwrite": True}))
+    assert (tmp_path / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": 40}, "image size: allowed 40.*given 32"),
+        ({"dataset": "fashion-mini", "image_size": None}, "number of classes: allowed 10.*given 3"),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_refused(
+    change: Settings, message: str, small: Settings, teacher: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        student({**small, **change}, teacher, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_runs_without_a_name_are_numbered_and_the_newest_teacher_is_taken(
+    small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first, second = (train_teacher(TeacherConfig.load(**{**small, "model": "resnet8"})) for _ in range(2))
+    assert second.path.name == f"{first.path.name}-2"
+    run = train_student(StudentConfig.load(**small))
+    assert isinstance(run.config, StudentConfig)
+    assert run.config.teacher == second.path

@@ -1,0 +1,184 @@
+"""The view table and the views made from it."""
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdcache.datasets import Split
+from kdcache.errors import UsageError
+from kdcache.views import Batch, EpochTable, Plan, ViewMaker, crop_flip, cutmix, mixup, steps
+from kdcache.views.plan import BLOCK, block_starts
+
+CPU = torch.device("cpu")
+
+
+def plan(samples: int = 150, mix: str | None = "cutmix", slots: int = 2, seed: int = 0, crop_flip: bool = True) -> Plan:
+    return Plan(samples, 32, 4, crop_flip=crop_flip, mix=mix, slots=slots, seed=seed)
+
+
+def columns(table: EpochTable) -> dict[str, np.ndarray]:
+    found = {"order": table.order, "crop": table.crop, "flip": table.flip}
+    for number, slot in enumerate(table.slots):
+        found |= {f"{name}-{number}": column for name, column in vars(slot).items()}
+    return found
+
+
+def digest(table: EpochTable) -> str:
+    """Hash of the columns, in a byte order and width of their own."""
+    whole = hashlib.sha256()
+    for name, column in columns(table).items():
+        whole.update(name.encode())
+        whole.update(column.astype("<f8").tobytes())  # every column's values are exact in it
+    return whole.hexdigest()[:16]
+
+
+# Made once by this code; they change only with PLAN_VERSION, and are the same on every machine.
+GOLDEN = {
+    (1000, "cutmix", 2, 0, 0): "e6a1280ad2f6471a",
+    (1000, "cutmix", 2, 0, 7): "7dd521475f5a2cdf",
+    (1000, "mixup", 1, 5, 0): "88f13a8f2380919a",
+    (50, None, 0, 2**63 - 1, 959): "c585cf450f7324b3",
+}
+
+
+@pytest.mark.parametrize(("samples", "mix", "slots", "seed", "epoch"), GOLDEN)
+def test_tables_are_the_same_on_every_machine(samples: int, mix: str | None, slots: int, seed: int, epoch: int) -> None:
+    assert digest(plan(samples, mix, slots, seed).epoch(epoch)) == GOLDEN[samples, mix, slots, seed, epoch]
+
+
+def test_epochs_and_seeds_differ_in_every_column() -> None:
+    first = columns(plan().epoch(0))
+    for other in (columns(plan().epoch(1)), columns(plan(seed=1).epoch(0))):
+        assert [name for name in first if np.array_equal(first[name], other[name])] == []
+
+
+@pytest.mark.parametrize("samples", [3, 63, 64, 65, 127, 128, 130, 1000])
+def test_partners_are_others_of_the_block_each_once_and_two_slots_differ(samples: int) -> None:
+    table = plan(samples).epoch(2)
+    assert np.array_equal(np.sort(table.order), np.arange(samples))
+    positions, starts = np.arange(samples), block_starts(samples)
+    block = np.searchsorted(starts, positions, side="right")
+    assert np.diff(starts, append=samples).min() >= min(BLOCK, samples)
+    for slot in table.slots:
+        assert not (slot.partner == positions).any()
+        assert np.array_equal(block[slot.partner], block)
+        assert np.array_equal(np.sort(slot.partner), positions)
+    assert not (table.slots[0].partner == table.slots[1].partner).any()
+
+
+def test_shifts_reach_every_place_of_the_block() -> None:
+    table = plan(BLOCK * 3000, slots=2).epoch(0)
+    for slot in table.slots:
+        shift = (slot.partner - np.arange(len(slot.partner)))[::BLOCK]
+        assert set(shift) == set(range(1, BLOCK))
+
+
+def test_plans_nest() -> None:
+    two, one = plan(slots=2).epoch(3), plan(slots=1).epoch(3)
+    for bare in (plan(mix=None, slots=0).epoch(3), plan(mix="mixup", slots=1).epoch(3), one):
+        assert all(np.array_equal(getattr(two, name), getattr(bare, name)) for name in ("order", "crop", "flip"))
+    assert np.array_equal(plan(mix=None, slots=0, crop_flip=False).epoch(3).order, two.order)
+    assert all(np.array_equal(value, vars(two.slots[0])[name]) for name, value in vars(one.slots[0]).items())
+
+
+@pytest.mark.parametrize(("samples", "slots"), [(2, 0), (2, 1), (3, 3)])
+def test_too_few_samples_are_refused(samples: int, slots: int) -> None:
+    with pytest.raises(UsageError, match="training samples"):
+        plan(samples, slots=slots)
+
+
+def test_draws_are_uniform() -> None:
+    table = plan(40_000, slots=1).epoch(0)
+    counts = np.bincount(table.crop.reshape(-1), minlength=9)
+    assert len(counts) == 9
+    assert abs(counts / 80_000 - 1 / 9).max() < 0.006  # 5 standard deviations
+    assert abs(table.flip.mean() - 0.5) < 0.0125
+    assert abs(table.slots[0].lot.mean() - 0.5) < 0.0075
+    lam = plan(40_000, "mixup", 1).epoch(0).slots[0].kept
+    assert abs(np.quantile(lam, [0.1, 0.5, 0.9]) - [0.1, 0.5, 0.9]).max() < 0.0125
+    assert 0 <= lam.min() < lam.max() < 1
+
+
+@given(samples=st.integers(1, 400), batch_size=st.integers(2, 130))
+@settings(max_examples=60, deadline=None)
+def test_steps_cover_every_position_once_and_leave_no_single_one(samples: int, batch_size: int) -> None:
+    found = steps(samples, batch_size)
+    assert [position for step in found for position in step] == list(range(samples))
+    assert all(len(step) == batch_size for step in found[:-1])
+    assert samples == 1 or len(found[-1]) >= 2
+    assert len(found[-1]) <= batch_size + 1
+
+
+def by_name(batches: list[Batch]) -> dict[tuple[int, int], bytes]:
+    return {
+        (position, slot): batch.views[slot * len(batch) + row].float().numpy().tobytes()
+        for batch in batches
+        for slot in range(batch.slots + 1)
+        for row, position in enumerate(batch.positions)
+    }
+
+
+@pytest.mark.parametrize("mix", ["cutmix", "mixup", None])
+def test_views_do_not_depend_on_the_batch_size(mix: str | None, noise: Split) -> None:
+    drawn = plan(len(noise), mix, 2 if mix else 0)
+    first, *others = (by_name(list(ViewMaker(noise, drawn, size, CPU).epoch(1))) for size in (64, 50, 7))
+    assert len(first) == 150 * (3 if mix else 1)
+    assert all(other == first for other in others)
+
+
+def test_labels_samples_and_partners_of_a_batch_are_those_of_the_table(noise: Split) -> None:
+    drawn = plan(len(noise))
+    table = drawn.epoch(0)
+    for batch in ViewMaker(noise, drawn, 40, CPU).epoch(0):
+        rows = slice(batch.positions.start, batch.positions.stop)
+        assert np.array_equal(batch.samples, table.order[rows])
+        assert batch.labels.equal(noise.labels[batch.samples])
+        partners = np.concatenate([table.order[slot.partner[rows]] for slot in table.slots])
+        assert batch.partner_labels.equal(noise.labels[torch.from_numpy(partners)])
+        assert not batch.clean
+
+
+def test_clean_views_are_the_images(noise: Split) -> None:
+    drawn = plan(len(noise), None, 0, crop_flip=False)
+    for batch in ViewMaker(noise, drawn, 64, CPU).epoch(0):
+        assert batch.views.equal(noise.images[batch.samples])
+        assert batch.clean
+
+
+def test_crop_and_flip_equal_a_plain_reference() -> None:
+    table = plan(60).epoch(0)
+    images = torch.randint(0, 256, (60, 3, 32, 32), dtype=torch.uint8)
+    views = crop_flip(images, torch.from_numpy(table.crop), torch.from_numpy(table.flip), 4)
+    for image, view, (top, left), flip in zip(images.numpy(), views.numpy(), table.crop, table.flip, strict=True):
+        window = np.pad(image, ((0, 0), (4, 4), (4, 4)))[:, top : top + 32, left : left + 32]
+        assert np.array_equal(view, window[:, :, ::-1] if flip else window)
+
+
+def test_cutmix_equals_a_plain_reference_and_counts_what_is_kept_exactly() -> None:
+    slot = plan(300).epoch(0).slots[0]
+    first, second = torch.zeros(300, 3, 32, 32), torch.ones(300, 3, 32, 32)
+    mixed = cutmix(first, second, torch.from_numpy(slot.parameters)).numpy()
+    for view, (top, bottom, left, right), kept in zip(mixed, slot.parameters, slot.kept, strict=True):
+        expected = np.zeros((3, 32, 32))
+        expected[:, top:bottom, left:right] = 1
+        assert np.array_equal(view, expected)
+        assert kept == np.float32(1 - expected.mean())
+
+
+def test_mixup_equals_a_plain_reference() -> None:
+    first, second = (torch.randint(0, 256, (9, 3, 8, 8), dtype=torch.uint8) for _ in range(2))
+    lam = torch.linspace(0, 1, 9)[:, None]
+    expected = lam[:, :, None, None] * first.double() + (1 - lam[:, :, None, None].double()) * second.double()
+    torch.testing.assert_close(mixup(first, second, lam).double(), expected, rtol=1e-6, atol=1e-4)
+
+
+def test_mixed_labels_follow_the_larger_share_and_the_lower_class_in_a_tie(noise: Split) -> None:
+    batch = next(ViewMaker(noise, plan(len(noise), slots=1), 64, CPU).epoch(0))
+    own, partner = torch.tensor([2, 2, 2, 1, 3]), torch.tensor([1, 1, 1, 2, 3])
+    made = Batch(**{**vars(batch), "labels": own, "partner_labels": partner, "positions": range(5),
+                    "views": batch.views[:10], "kept": torch.tensor([0.51, 0.49, 0.5, 0.5, 0.2])})  # fmt: skip
+    assert made.mixed_labels().tolist() == [2, 1, 1, 1, 3]
