@@ -18,6 +18,9 @@ __all__ = ["cli", "main"]
 
 INTERRUPTED = 130
 
+PRESET_SETTINGS = ("model", "epochs", "batch_size", "lr", "momentum", "weight_decay", "milestones", "gamma")
+"""Settings that every preset states, so that a default shown in the help would mislead."""
+
 
 def main() -> NoReturn:
     """Run the command line: one clear line for an error, exit code 2 for wrong use and 1 for a failure at work."""
@@ -187,7 +190,9 @@ def _option(name: str, config: type["TrainingConfig"]) -> click.Option:
     text = field.description or ""
     if field.annotation is bool:
         return click.Option([flag], is_flag=True, default=None, help=text)
-    if field.default is not None and not isinstance(field.default, tuple):
+    if name in PRESET_SETTINGS:
+        text = f"{text.rstrip('.')} [the preset's]."
+    elif field.default is not None:
         text = f"{text.rstrip('.')} [{field.default}]."
     words = config.allowed_words(name)
     return click.Option([flag], metavar="|".join(words) if words else name.upper(), help=text)

@@ -6,10 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from kdcache.cli import PRESET_SETTINGS
+from kdcache.config import StudentConfig, TeacherConfig
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -157,3 +161,12 @@ def test_a_picture_that_cannot_be_read_is_named(pictures: Path, tmp_path: Path) 
     assert done.returncode == 2
     assert "bad.png" in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_every_preset_states_the_settings_whose_defaults_the_help_leaves_to_it() -> None:
+    for preset in (DOCS.parent / "configs").glob("*.toml"):
+        document = tomllib.loads(preset.read_text("utf-8"))
+        for table in ("teacher", "student"):
+            assert set(PRESET_SETTINGS) <= document.keys() | document[table].keys(), (preset.name, table)
+        TeacherConfig.load(preset)
+        StudentConfig.load(preset)
