@@ -138,10 +138,6 @@ class Accuracy:
     top5: float
     loss: float
 
-    def as_metrics(self) -> dict[str, float]:
-        """Name the figures as the metrics of an epoch do."""
-        return {"test_top1": self.top1, "test_top5": self.top5, "test_loss": self.loss}
-
 
 @torch.inference_mode()
 def evaluate(network: Network, split: Split, compute: Compute, batch_size: int = 250) -> Accuracy:

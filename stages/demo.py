@@ -37,19 +37,12 @@ def run_demo(out: Path | None = None) -> None:
     """
     folder = _new_folder(out)
     with terminal() as reporter:
-        teacher = adopt_teacher(shipped_teacher(), TeacherConfig(out=folder / "teacher"), reporter)
-        students = {
-            name: train_student(
-                StudentConfig(
-                    teacher=teacher.path,
-                    epochs=EPOCHS,
-                    out=folder / f"student-{settings['loss']}-{settings['aug']}",
-                    **settings,
-                ),
-                reporter,
-            )
-            for name, settings in STUDENTS.items()
-        }
+        teacher = adopt_teacher(shipped_teacher(), TeacherConfig.load(out=folder / "teacher"), reporter)
+        students = {}
+        for trained_on, settings in STUDENTS.items():
+            out = folder / f"student-{settings['loss']}-{settings['aug']}"
+            config = StudentConfig.load(teacher=teacher.path, epochs=EPOCHS, out=out, **settings)
+            students[trained_on] = train_student(config, reporter)
         reporter.say("asking the teacher about 10,000 CutMix samples")
         found = study(teacher)
     write_json(folder / "disagreement.json", found.as_json())
@@ -60,7 +53,7 @@ def run_demo(out: Path | None = None) -> None:
         table(
             f"Fashion-MNIST, 6,000 training images, {EPOCHS} epochs, 1 seed",
             ("network", "trained on", "top-1 (last)", "teacher questions", "seconds"),
-            [_row(teacher, "labels, long ago"), *(_row(run, name) for name, run in students.items())],
+            [_row(teacher, "labels, long ago"), *(_row(run, trained_on) for trained_on, run in students.items())],
         )
     )
     print(f"runs:     {folder}")

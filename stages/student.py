@@ -76,11 +76,14 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
         for event in loop.train_epoch(optimiser, views.epoch(epoch), step):
             reporter.step(event)
         store.write(epoch, step.statistics)
+        accuracy = loop.evaluate(student, data.test, compute)
         metrics = EpochMetrics(
             epoch=epoch + 1,
             lr=config.rate(epoch),
             train_loss=event.loss,
-            **loop.evaluate(student, data.test, compute).as_metrics(),
+            test_loss=accuracy.loss,
+            test_top1=accuracy.top1,
+            test_top5=accuracy.top5,
             images_per_second=event.images / event.seconds,
             seconds=time.perf_counter() - started,
             kl_ratio=step.statistics.mean_kl_ratio(),

@@ -65,11 +65,14 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
         loop.set_rate(optimiser, config.rate(epoch))
         for event in loop.train_epoch(optimiser, views.epoch(epoch), loss_of):
             reporter.step(event)
+        accuracy = loop.evaluate(teacher, data.test, compute)
         metrics = EpochMetrics(
             epoch=epoch + 1,
             lr=config.rate(epoch),
             train_loss=event.loss,
-            **loop.evaluate(teacher, data.test, compute).as_metrics(),
+            test_loss=accuracy.loss,
+            test_top1=accuracy.top1,
+            test_top5=accuracy.top5,
             images_per_second=event.images / event.seconds,
             seconds=time.perf_counter() - started,
         )
@@ -103,7 +106,13 @@ def adopt_teacher(weights: Path, config: TeacherConfig, reporter: Reporter | Non
     started = time.perf_counter()
     run = Run(config.model_copy(update={"model": teacher.name}), compute)
     accuracy = loop.evaluate(teacher, data.test, compute)
-    metrics = EpochMetrics(epoch=0, **accuracy.as_metrics(), seconds=time.perf_counter() - started)
+    metrics = EpochMetrics(
+        epoch=0,
+        test_loss=accuracy.loss,
+        test_top1=accuracy.top1,
+        test_top5=accuracy.top5,
+        seconds=time.perf_counter() - started,
+    )
     run.end_epoch(metrics, teacher)
     reporter.say(f"teacher {teacher.name} on {config.dataset} -> {run.path}: top-1 {accuracy.top1:.2f} %")
     return _fill_and_finish(run, teacher, data, compute)

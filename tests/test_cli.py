@@ -24,19 +24,6 @@ def kdcache(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small folder dataset: three classes of one colour each."""
-    root = tmp_path_factory.mktemp("pictures")
-    for split, count in (("train", 24), ("val", 6)):
-        for shade, name in enumerate(("dark", "grey", "light")):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for number in range(count):
-                Image.new("RGB", (32, 32), (40 + 80 * shade + number,) * 3).save(folder / f"{number}.png")
-    return root
-
-
 def small(pictures: Path) -> list[str]:
     words = f"--dataset folder:{pictures} --image-size 32 --model resnet8 --epochs 1 --batch-size 24 --device cpu"
     return words.split()
@@ -115,7 +102,7 @@ def test_the_three_commands_in_a_row(pictures: Path, tmp_path: Path) -> None:
     student = kdcache("student-train", "--aug", "cutmix-pick", *small(pictures), cwd=tmp_path)
     assert student.returncode == 0, student.stderr
     runs = {path.name.split("-")[0]: path for path in (tmp_path / "runs").iterdir()}
-    assert "asked 216 questions" in student.stdout  # x and two candidates of 72 samples
+    assert "asked 270 questions" in student.stdout  # x and two candidates of 90 samples
     assert student.stdout.rstrip().endswith(str(runs["student"].relative_to(tmp_path)))
 
     found = kdcache("analyze", "disagreement", "--samples", "100", cwd=tmp_path)
