@@ -175,7 +175,7 @@ class TrainingConfig(BaseModel):
         field = cls.model_fields[name]
         # Where the setting may be left out, its annotation is a union, whose first member has the words.
         first = next(iter(get_args(field.annotation)), None)
-        metadata: Any = field.metadata or getattr(first, "__metadata__", ())
+        metadata: Any = field.metadata or getattr(first, "__metadata__", [])
         checks = [check.func for check in metadata if isinstance(check, AfterValidator)]
         return next((check.all_words() for check in checks if isinstance(check, OneOf)), ())
 
