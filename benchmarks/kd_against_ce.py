@@ -72,16 +72,16 @@ def main() -> None:
 | student | n | mean (std), % | each, % | questions asked by one run | seconds of one run |
 | --- | --- | --- | --- | --- | --- |""")
     for name, found in runs.items():
-        tops = [each.summary["last_top1"] for each in found]
+        tops = [one.summary["last_top1"] for one in found]
         std = statistics.stdev(tops) if len(tops) > 1 else float("nan")
-        seconds = statistics.median(each.summary["seconds"] for each in found)
-        print(
-            f"| {name} | {len(tops)} | {statistics.mean(tops):.2f} ({std:.2f}) | {', '.join(f'{top:.2f}' for top in tops)} "
-            f"| {found[0].summary['questions_asked']} | {seconds:.0f} |"
-        )
-    print(f"""
-Command: `python benchmarks/kd_against_ce.py --teacher TEACHER --out FOLDER --seeds {chosen.seeds} --epochs {chosen.epochs}`.
-{machine["device"]}, {machine["threads"]} threads, {machine["precision"]}, torch {machine["torch"]}, kdcache {machine["kdcache"]}.""")
+        seconds = statistics.median(one.summary["seconds"] for one in found)
+        each = ", ".join(f"{top:.2f}" for top in tops)
+        asked = found[0].summary["questions_asked"]
+        print(f"| {name} | {len(tops)} | {statistics.mean(tops):.2f} ({std:.2f}) | {each} | {asked} | {seconds:.0f} |")
+    grid = f"--seeds {chosen.seeds} --epochs {chosen.epochs} --rows {' '.join(repr(name) for name in chosen.rows)}"
+    print(f"\nCommand: `python benchmarks/kd_against_ce.py --teacher TEACHER --out FOLDER {grid}`.")
+    facts = ("device", "threads", "precision", "torch", "kdcache", "commit")
+    print("Machine: " + ", ".join(f"{fact} {machine[fact]}" for fact in facts) + ".")
 
 
 if __name__ == "__main__":
