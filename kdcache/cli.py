@@ -31,15 +31,20 @@ def main() -> NoReturn:
         code = _complain(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         code = _complain("stopped; what was whole is kept", INTERRUPTED)
-    except KdcacheError as error:
+    except Exception as error:
         if debug:
             raise
-        code = _complain(str(error), error.exit_code)
-    except OSError as error:
-        if debug:
-            raise
-        code = _complain(str(error), KdcacheError.exit_code)
+        code = _complain(*_explained(error))
     sys.exit(code)
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+    """Say what an error means to the user, and with which code to exit."""
+    if isinstance(error, KdcacheError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError):
+        return str(error), KdcacheError.exit_code
+    return f"unexpected {type(error).__name__}: {error} (kdcache --debug shows where)", KdcacheError.exit_code
 
 
 def _complain(message: str, code: int) -> int:

@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -172,8 +173,11 @@ class FinishedRun:
 
 
 def finished_runs(folder: Path = RUNS) -> list[FinishedRun]:
-    """Find the finished runs in a folder, the newest first."""
-    runs = [FinishedRun(summary.parent) for summary in folder.glob("*/summary.json")]
+    """Find the finished runs in a folder, the newest first; what cannot be read as one is passed over."""
+    runs = []
+    for summary in folder.glob("*/summary.json"):
+        with suppress(UsageError):
+            runs.append(FinishedRun(summary.parent))
     return sorted(runs, key=lambda run: float(run.summary["finished_at"]), reverse=True)
 
 

@@ -40,9 +40,11 @@ def find_teacher(config: StudentConfig) -> Path:
     Raises
     ------
     UsageError
-        Where there is none.
+        Where there is none, or the student would be written over it.
     """
     if config.teacher is not None:
+        if config.out is not None and config.out.resolve() == config.teacher.resolve():
+            raise UsageError(fault("--out", allowed="another folder than that of the teacher", given=config.out))
         return config.teacher
     run = newest(TeacherConfig, config.dataset)
     if run is None:

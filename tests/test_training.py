@@ -121,6 +121,12 @@ def test_a_finished_run_is_not_replaced_unasked(small: Settings, teacher: Path) 
     assert (teacher / "model.safetensors").read_bytes() == before
 
 
+def test_a_student_is_not_written_over_its_teacher(small: Settings, teacher: Path) -> None:
+    with pytest.raises(UsageError, match="--out"):
+        student(small, teacher, teacher, overwrite=True)
+    assert FinishedRun(teacher).summary["kind"] == "teacher"
+
+
 def test_a_folder_of_other_files_is_never_replaced(small: Settings, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UsageError, match="other files"):
@@ -149,6 +155,8 @@ def test_runs_without_a_name_are_numbered_and_the_newest_teacher_is_taken(
     monkeypatch.chdir(tmp_path)
     first, second = (train_teacher(TeacherConfig.load(**{**small, "model": "resnet8"})) for _ in range(2))
     assert second.path.name == f"{first.path.name}-2"
+    (tmp_path / "runs" / "odd").mkdir()
+    (tmp_path / "runs" / "odd" / "summary.json").write_text("{")
     run = train_student(StudentConfig.load(**small))
     assert isinstance(run.config, StudentConfig)
     assert run.config.teacher == second.path
