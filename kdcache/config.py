@@ -33,6 +33,7 @@ DATASETS = {"fashion-mini": "mini", "fashion-mnist": "mini", "cifar10": "cifar10
 """Each dataset by name, and the preset in ``configs/`` that it is trained with by default."""
 
 FOLDER = "folder:"
+"""What the name of a dataset of the user's own starts with; the path of its folder follows."""
 
 MODELS = (
     *("resnet8", "resnet20", "resnet56", "resnet110", "resnet8x4", "resnet32x4"),

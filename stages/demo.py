@@ -16,7 +16,7 @@ from kdcache.report.tables import disagreement_table, show, table
 
 __all__ = ["STUDENTS", "run_demo"]
 
-EPOCHS = 5
+EPOCHS = 7
 
 STUDENTS = {
     "labels alone (CE)": {"loss": "ce", "aug": "standard"},

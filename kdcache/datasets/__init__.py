@@ -96,7 +96,7 @@ class Dataset:
         return self.card.image_size
 
 
-def load(name: str, *, root: Path = Path("data"), image_size: int | None = None, download: bool = False) -> Dataset:
+def load(name: str, *, root: Path = Path("datasets"), image_size: int | None = None, download: bool = False) -> Dataset:
     """Read a dataset into memory.
 
     Parameters

@@ -2,12 +2,10 @@
 
 from dataclasses import dataclass
 
+from kdcache.config import FOLDER
 from kdcache.errors import UsageError, fault
 
-__all__ = ["CARDS", "FOLDER", "Card", "card_of"]
-
-#: What the name of a dataset of the user's own starts with; the path of its folder follows.
-FOLDER = "folder:"
+__all__ = ["CARDS", "Card", "card_of"]
 
 _FOLDER_SIZE = 64
 
@@ -28,8 +26,6 @@ class Card:
         Zero pixels on each side before the random crop.
     mean, std : tuple of float
         Of each channel (red, green, blue) over the training images, in units of the full intensity 255.
-    preset : str or None
-        Name of the preset in ``configs/`` that it is trained with by default.
     source, licence : str
         Where it comes from, and on what terms.
     """
@@ -40,7 +36,6 @@ class Card:
     padding: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    preset: str | None
     source: str
     licence: str
 
@@ -53,10 +48,10 @@ _UNSTATED = "not stated by its authors"
 CARDS = {
     card.name: card
     for card in (
-        Card("fashion-mini", 10, 32, 4, (0.2176,) * 3, (0.3303,) * 3, "mini", _FASHION, "MIT"),
-        Card("fashion-mnist", 10, 32, 4, (0.2190,) * 3, (0.3318,) * 3, "mini", _FASHION, "MIT"),
-        Card("cifar10", 10, 32, 4, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), "cifar100", _CIFAR, _UNSTATED),
-        Card("cifar100", 100, 32, 4, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), "cifar100", _CIFAR, _UNSTATED),
+        Card("fashion-mini", 10, 32, 4, (0.2176,) * 3, (0.3303,) * 3, _FASHION, "MIT"),
+        Card("fashion-mnist", 10, 32, 4, (0.2190,) * 3, (0.3318,) * 3, _FASHION, "MIT"),
+        Card("cifar10", 10, 32, 4, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), _CIFAR, _UNSTATED),
+        Card("cifar100", 100, 32, 4, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), _CIFAR, _UNSTATED),
     )
 }
 
@@ -90,4 +85,4 @@ def card_of(name: str, image_size: int | None = None) -> Card:
     size = _FOLDER_SIZE if image_size is None else image_size
     if size < 1:
         raise UsageError(fault(f"image size of {name}", allowed="1 pixel or more", given=size))
-    return Card(name, None, size, size // 8, _IMAGENET_MEAN, _IMAGENET_STD, None, path, "the user's own")
+    return Card(name, None, size, size // 8, _IMAGENET_MEAN, _IMAGENET_STD, path, "the user's own")

@@ -1,0 +1,24 @@
+"""The shipped teacher does what its card says."""
+
+import re
+from pathlib import Path
+
+import torch
+from kdcache.stages.teacher import shipped_teacher
+
+from kdcache import datasets, loop
+from kdcache.compute import Compute
+from kdcache.models import checkpoint
+
+CARD = (Path(__file__).parents[1] / "data" / "fashion-mini-teacher.md").read_text("utf-8")
+
+
+def test_the_shipped_teacher_is_as_good_as_its_card_says() -> None:
+    found = re.search(r"top-1 (\d\d\.\d\d) %", CARD)
+    assert found is not None
+    network = checkpoint.load(shipped_teacher())
+    accuracy = loop.evaluate(network, datasets.load("fashion-mini").test, Compute(torch.device("cpu"), "float32"))
+    assert accuracy.top1 >= 91
+    # The card's figure was measured in bfloat16.
+    assert abs(accuracy.top1 - float(found[1])) < 0.2
+    assert checkpoint.fingerprint(network) in CARD
