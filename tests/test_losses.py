@@ -5,11 +5,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from kdcache import datasets, models
 from kdcache.config import CRITERIA, DATASETS, LOSSES, MODELS
-from kdcache.losses import OBJECTIVES, Distillation, Mixed, Plain, cross_entropy, entropy, kd, kld
+from kdcache.losses import (
+    OBJECTIVES,
+    CrossEntropy,
+    Distillation,
+    Mixed,
+    Plain,
+    cross_entropy,
+    entropy,
+    kd,
+    kld,
+    mixed_cross_entropy,
+)
 from kdcache.pick import SCORES, Candidates, best
 from tests.figures import tensor
 
@@ -82,3 +95,47 @@ def test_the_words_of_a_config_are_those_of_the_registries() -> None:
     assert set(CRITERIA) == set(SCORES)
     assert models.names() == MODELS
     assert set(DATASETS) == set(datasets.CARDS)
+
+
+def test_mixed_cross_entropy_is_that_of_the_soft_labels() -> None:
+    labels, partners, kept = torch.arange(8), torch.tensor([3, 1, 9, 9, 4, 0, 1, 2]), torch.linspace(0, 1, 8).double()
+    soft = torch.zeros(8, 100, dtype=torch.float64)
+    for row in range(8):
+        soft[row, labels[row]] += kept[row]
+        soft[row, partners[row]] += 1 - kept[row]  # row 1 is a pair of one class
+    expected = -(soft * STUDENT.log_softmax(1)).sum(1).mean()
+    assert mixed_cross_entropy(STUDENT, labels, partners, kept).item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+def test_cross_entropy_acts_on_the_mixed_views_alone_where_there_are_any() -> None:
+    labels, kept = torch.arange(8), torch.full((8,), 0.25)
+    x, mixed_logits = (STUDENT.clone().requires_grad_() for _ in range(2))
+    objective = CrossEntropy(4, 0.9)
+    assert objective.wants_plain(mixing=False)
+    assert not objective.wants_plain(mixing=True)
+    assert objective(Plain(x, None, labels), None).equal(cross_entropy(x, labels))
+    objective(Plain(x, None, labels), Mixed(mixed_logits, None, labels, labels.flip(0), kept)).backward()
+    assert x.grad is None
+    assert mixed_logits.grad is not None
+
+
+@given(st.lists(st.floats(-1e4, 1e4), min_size=6, max_size=6), st.lists(st.floats(-1e4, 1e4), min_size=6, max_size=6))
+@settings(max_examples=60, deadline=None)
+def test_divergence_and_entropy_are_finite_and_within_their_bounds(teacher: list[float], student: list[float]) -> None:
+    p, q = (torch.tensor([row], dtype=torch.float64, requires_grad=True) for row in (teacher, student))
+    d = kld(p.detach(), q, 4.0)
+    assert d.item() >= -1e-9
+    assert kld(p.detach(), p.detach() + 7, 4.0).item() == pytest.approx(0, abs=1e-9)  # a shift changes no softmax
+    assert -1e-12 <= entropy(q).item() <= torch.log(torch.tensor(6.0)).item() + 1e-6
+    (d + entropy(q)).sum().backward()
+    assert q.grad is not None
+    assert q.grad.isfinite().all()
+
+
+@given(st.lists(st.integers(-3, 3), min_size=2, max_size=30), st.data())
+@settings(max_examples=60, deadline=None)
+def test_no_candidate_that_is_left_scores_more_than_a_pick(scores: list[int], data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, len(scores)))
+    picks = best(torch.tensor(scores, dtype=torch.float32), count).tolist()
+    expected = sorted(range(len(scores)), key=lambda place: (-scores[place], place))[:count]
+    assert picks == sorted(expected)

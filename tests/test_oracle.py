@@ -120,3 +120,50 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
         write_whole_folder(tmp_path / "store", lambda folder: write(folder, fails=True))
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
     assert (tmp_path / "store" / "half").read_text() == "False"
+
+
+def test_answers_have_the_precision_of_the_store_and_ask_for_no_gradient(noise: Split) -> None:
+    answers = Oracle(make_teacher()).ask(first_clean_batch(noise))
+    assert answers.dtype == torch.float32
+    assert answers.half().float().equal(answers)
+    assert not answers.requires_grad
+    assert not answers.is_inference()  # else no loss could be built on them
+
+
+def test_the_remembered_answers_are_those_of_the_samples_in_their_order(noise: Split, tmp_path: Path) -> None:
+    oracle = Oracle(make_teacher())
+    oracle.remember_clean(tmp_path / "answers.zarr", noise, {})
+    oracle.count()
+    assert oracle.clean().equal(make_teacher()(noise.images).float())
+    assert oracle.count() == {"questions_asked": 0, "questions_answered": 150}
+    assert oracle.count() == {"questions_asked": 0, "questions_answered": 0}
+
+
+def test_views_that_are_not_clean_are_asked_whatever_is_remembered(noise: Split, tmp_path: Path) -> None:
+    plan = Plan(len(noise), 32, 4, crop_flip=True, mix=None, slots=0, seed=0)
+    batch = next(ViewMaker(noise, plan, 50, CPU.device).epoch(0))
+    oracle = Oracle(make_teacher())
+    oracle.remember_clean(tmp_path / "answers.zarr", noise, {})
+    oracle.count()
+    assert oracle.ask(batch).equal(make_teacher()(batch.views).float())
+    assert oracle.count() == {"questions_asked": 50, "questions_answered": 0}
+
+
+def test_a_fill_that_is_interrupted_leaves_no_store_and_can_be_repeated(noise: Split, tmp_path: Path) -> None:
+    teacher = make_teacher()
+
+    def interrupt(module: object, given: object, answers: object) -> None:
+        forwards.append(1)
+        if len(forwards) == 2:
+            raise KeyboardInterrupt
+
+    forwards: list[int] = []
+    hook = teacher.network.register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        Oracle(teacher).remember_clean(tmp_path / "answers.zarr", noise, {})
+    assert list(tmp_path.iterdir()) == []
+    hook.remove()
+    oracle = Oracle(teacher)
+    oracle.remember_clean(tmp_path / "answers.zarr", noise, {})
+    assert oracle.count()["questions_asked"] == 150
+    assert [path.name for path in tmp_path.iterdir()] == ["answers.zarr"]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from kdcache.datasets import Split
 from kdcache.errors import UsageError
 from kdcache.views import Batch, EpochTable, Plan, ViewMaker, crop_flip, cutmix, mixup, steps
+from kdcache.views.mix import draw_cutmix
 from kdcache.views.plan import BLOCK, block_starts
 
 CPU = torch.device("cpu")
@@ -182,3 +183,70 @@ def test_mixed_labels_follow_the_larger_share_and_the_lower_class_in_a_tie(noise
     made = Batch(**{**vars(batch), "labels": own, "partner_labels": partner, "positions": range(5),
                     "views": batch.views[:10], "kept": torch.tensor([0.51, 0.49, 0.5, 0.5, 0.2])})  # fmt: skip
     assert made.mixed_labels().tolist() == [2, 1, 1, 1, 3]
+
+
+def reference_view(data: Split, drawn: Plan, table: EpochTable, position: int) -> np.ndarray:
+    """The x of a position, by itself: (3, 32, 32) uint8."""
+    image = data.images[table.order[position]].numpy()
+    (top, left), pad = table.crop[position], drawn.padding
+    window = np.pad(image, ((0, 0), (pad, pad), (pad, pad)))[:, top : top + 32, left : left + 32]
+    return window[:, :, ::-1] if table.flip[position] else window
+
+
+@pytest.mark.parametrize("mix", ["cutmix", "mixup"])
+def test_a_mixed_view_is_made_of_the_x_views_of_both_its_images(mix: str, noise: Split) -> None:
+    drawn = plan(len(noise), mix)
+    table = drawn.epoch(4)
+    x = [reference_view(noise, drawn, table, position) for position in range(len(noise))]
+    for batch in ViewMaker(noise, drawn, 50, CPU).epoch(4):
+        for row, view in enumerate(batch.views.double().numpy()):
+            position, slot = batch.positions[row % len(batch)], row // len(batch)
+            if slot == 0:
+                assert np.array_equal(view, x[position])
+                continue
+            of = table.slots[slot - 1]
+            own, other = (x[place].astype(float) for place in (position, of.partner[position]))
+            if mix == "mixup":
+                share = float(of.parameters[position, 0])
+                np.testing.assert_allclose(view, share * own + (1 - share) * other, atol=1e-4)
+            else:
+                top, bottom, left, right = of.parameters[position]
+                own[:, top:bottom, left:right] = other[:, top:bottom, left:right]
+                assert np.array_equal(view, own)
+            assert batch.kept[row - len(batch)] == of.kept[position]
+            assert batch.lot[row - len(batch)] == of.lot[position]
+
+
+@given(words=st.lists(st.integers(0, 2**64 - 1), min_size=2, max_size=2), size=st.integers(32, 225))
+@settings(max_examples=60, deadline=None)
+def test_a_box_has_the_drawn_area_and_centre_and_is_clipped_to_the_image(words: list[int], size: int) -> None:
+    ((box,), (kept,)) = draw_cutmix(np.array([words], np.uint64), size)
+    top, bottom, left, right = (int(edge) for edge in box)
+    assert 0 <= top <= bottom <= size
+    assert 0 <= left <= right <= size
+    side = int(size * (1 - (words[0] >> 32) / 2**32) ** 0.5) // 2 * 2
+    for low, high, centre in ((top, bottom, words[1] >> 32), (left, right, words[1] & 0xFFFFFFFF)):
+        middle = centre * size >> 32
+        assert (low, high) == (max(middle - side // 2, 0), min(middle + side // 2, size))
+    assert kept == np.float32(1 - (bottom - top) * (right - left) / size**2)
+
+
+def test_boxes_are_spread_over_the_image_and_their_areas_over_all_sizes() -> None:
+    slot = plan(40_000, slots=1).epoch(0).slots[0]
+    top, bottom, left, right = slot.parameters.T.astype(int)
+    for low, high in ((top, bottom), (left, right)):
+        inside = (low > 0) & (high < 32)  # where nothing is clipped, the middle is the drawn centre
+        assert inside.sum() > 5000
+        assert abs(((low + high) / 2)[inside].mean() - 15.5) < 0.6
+    # Of an unclipped box the sample keeps half on average; clipping leaves it more.
+    assert 0.55 < slot.kept.mean() < 0.75
+    assert slot.kept.min() == 1 - 30 * 30 / 1024  # the largest box: half a side is a whole number, below 16
+    assert slot.kept.max() == 1
+    assert abs(np.corrcoef(top + bottom, left + right)[0, 1]) < 0.03
+
+
+def test_what_is_drawn_for_two_slots_is_unrelated() -> None:
+    one, two = plan(40_000).epoch(0).slots
+    for name in ("kept", "lot"):
+        assert abs(np.corrcoef(vars(one)[name], vars(two)[name])[0, 1]) < 0.025
+    assert abs(np.corrcoef(one.kept, one.lot)[0, 1]) < 0.025
