@@ -1,6 +1,7 @@
 """One step of the student: what is asked, scored, picked, recorded and left alone."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from kdcache import models
 from kdcache.compute import Compute
-from kdcache.config import StudentConfig
+from kdcache.config import AUGMENTATIONS, CRITERIA, LOSSES, StudentConfig
 from kdcache.datasets import Split
 from kdcache.loop import unchanged_statistics
 from kdcache.losses import cross_entropy, kd, kld
@@ -161,3 +162,81 @@ def test_every_parameter_of_the_student_gets_a_gradient_under_autocast(noise: Sp
     bench.step(bench.batch).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in bench.student.parameters())
     assert all(p.grad is None for p in bench.teacher.parameters())
+
+
+def combinations() -> list[dict[str, str]]:
+    """Every augmentation with every criterion and loss, but those that a config refuses."""
+    found = []
+    for loss in LOSSES:
+        for aug, augmentation in AUGMENTATIONS.items():
+            for pick in (None, *CRITERIA) if augmentation.mix else (None,):
+                criterion = pick or augmentation.pick
+                if loss == "kd" or criterion is None or not CRITERIA[criterion].teacher:
+                    found.append({"loss": loss, "aug": aug} | ({"pick": pick} if pick else {}))
+    return found
+
+
+@pytest.mark.parametrize("settings", combinations(), ids=lambda settings: "-".join(settings.values()))
+def test_what_a_step_asks_picks_and_knows(settings: dict[str, str], noise: Split) -> None:
+    bench = Bench(noise, **settings)
+    aug = StudentConfig(**settings).augmentation
+    loss = bench.step(bench.batch)
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in bench.student.parameters())
+    taught = settings["loss"] == "kd"
+    asked = sum(len(rows) for rows in bench.rows)
+    assert asked == (64 * -(-(1 + aug.slots) * SIZE // 64) if taught else 0)
+
+    statistics, samples = bench.step.statistics, bench.batch.samples
+    d, picked = statistics.d_mixed[:, samples], statistics.picked[:, samples]
+    assert picked.sum() == (SIZE if aug.mix else 0)
+    assert statistics.picked.sum() == picked.sum()
+    assert statistics.d_x[samples].isfinite().all() == taught
+    scored = taught and aug.pick is not None and CRITERIA[aug.pick].student
+    assert d.isfinite().equal(torch.ones_like(picked) if scored else picked if taught else torch.zeros_like(picked))
+    assert statistics.kl_ratio[0].isfinite() == scored
+    assert statistics.disputed[0].isfinite() == (taught and aug.mix is not None)
+
+
+def test_clean_views_are_answered_from_the_store_without_a_forward(noise: Split, tmp_path: Path) -> None:
+    live, stored = Bench(noise, aug="none"), Bench(noise, aug="none")
+    assert stored.step.oracle is not None
+    stored.step.oracle.remember_clean(tmp_path / "answers.zarr", noise, {})
+    stored.rows.clear()
+    assert stored.step(stored.batch).equal(live.step(live.batch))
+    assert stored.rows == []
+    assert len(live.rows) == 1
+
+
+def test_running_statistics_follow_one_forward_of_x_and_the_picks(noise: Split) -> None:
+    bench = Bench(noise, aug="cutmix-pick")
+    alone = copy.deepcopy(bench.student)
+    bench.step(bench.batch)
+    picked = bench.step.statistics.picked[:, bench.batch.samples].flatten()
+    rows = torch.cat([torch.arange(SIZE), SIZE + picked.nonzero().flatten()])
+    with torch.no_grad():
+        alone(bench.batch.views[rows])
+    assert all(value.equal(norm_state(alone)[key]) for key, value in norm_state(bench.student).items())
+
+
+def test_statistics_run_on_after_scoring_that_fails(noise: Split) -> None:
+    student = models.build("resnet8", num_classes=4, seed=0)
+    before = norm_state(student)
+    with pytest.raises(RuntimeError, match="scoring"), unchanged_statistics(student):
+        raise RuntimeError("scoring")
+    student(noise.images[:8])
+    assert not any(value.equal(before[key]) for key, value in norm_state(student).items())
+
+
+@pytest.mark.parametrize("pick", ["teacher-entropy", "student-entropy", "random"])
+def test_the_other_criteria_keep_the_largest_of_their_own_score(pick: str, noise: Split) -> None:
+    bench = Bench(noise, aug="cutmix", pick=pick)
+    candidates = torch.arange(SIZE, 3 * SIZE)
+    network = bench.teacher.eval() if pick == "teacher-entropy" else bench.student
+    logits = bench.logits(network, candidates)
+    logits = logits.half().float() if pick == "teacher-entropy" else logits
+    score = bench.batch.lot if pick == "random" else torch.distributions.Categorical(logits=logits).entropy()
+    bench.step(bench.batch)
+    picked = bench.step.statistics.picked[:, bench.batch.samples].flatten()
+    assert score[picked].min() >= score[~picked].max() - 1e-6
+    assert score[picked].mean() > score[~picked].mean()

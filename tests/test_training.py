@@ -1,6 +1,7 @@
 """The two recipes on a small folder of pictures: what they train, record, refuse and repeat."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -160,3 +161,60 @@ def test_runs_without_a_name_are_numbered_and_the_newest_teacher_is_taken(
     run = train_student(StudentConfig.load(**small))
     assert isinstance(run.config, StudentConfig)
     assert run.config.teacher == second.path
+
+
+def test_without_augmentation_every_epoch_is_answered_from_the_teachers_store(
+    small: Settings, teacher: Path, tmp_path: Path
+) -> None:
+    stored = {path: path.read_bytes() for path in (teacher / "answers.zarr").rglob("*") if path.is_file()}
+    run = student(small, teacher, tmp_path / "run", aug="none", epochs=2)
+    assert [(line.questions_asked, line.questions_answered) for line in run.metrics()] == [(0, SAMPLES)] * 2
+    assert all(path.read_bytes() == content for path, content in stored.items())
+    assert np.isfinite(zarr.open_group(run.path / "statistics.zarr", mode="r")["d_x"][:]).all()  # type: ignore[index, arg-type]
+
+
+def test_a_loss_that_is_never_finite_leaves_neither_network_nor_summary(
+    small: Settings, teacher: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(KdcacheError, match=r"the loss became (nan|inf) at epoch 1, step 2$"):
+        student(small, teacher, tmp_path / "run", lr=1e30)
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_finished_student_is_kept_whole_unless_it_may_be_replaced(
+    small: Settings, teacher: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    student(small, teacher, out, loss="ce")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(UsageError, match=r"finished run.*--overwrite"):
+        student(small, teacher, out, loss="ce", seed=4)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    replaced = student(small, teacher, out, loss="ce", seed=4, overwrite=True)
+    assert replaced.config.seed == 4
+    assert (out / "model.safetensors").read_bytes() != before[out / "model.safetensors"]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_missing_teacher_is_refused_before_anything_is_written(
+    named: bool, small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = {"teacher": tmp_path / "nowhere"} if named else {}
+    with pytest.raises(UsageError, match="nowhere" if named else "no finished teacher"):
+        train_student(StudentConfig.load(**{**small, **place}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_store_stops_a_student_before_anything_is_written(
+    small: Settings, teacher: Path, tmp_path: Path
+) -> None:
+    copied = tmp_path / "teacher"
+    shutil.copytree(teacher, copied)
+    (chunk,) = [path for path in (copied / "answers.zarr" / "logits" / "c").rglob("*") if path.is_file()]
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    with pytest.raises(KdcacheError, match="damaged"):
+        student(small, copied, tmp_path / "run", aug="none")
+    assert not (tmp_path / "run").exists()
