@@ -61,6 +61,10 @@ def write_whole_folder(path: Path, write: Callable[[Path], object]) -> None:
             os.replace(path, old)
         os.replace(temporary, path)
         _sync(path.parent)
+    except BaseException:
+        if old.exists() and not path.exists():
+            os.replace(old, path)
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

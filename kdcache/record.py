@@ -13,6 +13,7 @@
 """
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -30,7 +31,7 @@ import torch
 import kdcache
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig, TeacherConfig, TrainingConfig
-from kdcache.errors import UsageError, fault
+from kdcache.errors import KdcacheError, UsageError, fault
 from kdcache.files import write_json, write_text
 from kdcache.models import Network
 from kdcache.models.checkpoint import save
@@ -110,10 +111,22 @@ class Run:
         write_json(self.path / "environment.json", environment(compute))
 
     def end_epoch(self, metrics: EpochMetrics, network: Network) -> None:
-        """Write the network and the metrics of an epoch that ended well."""
+        """Write the network and the metrics of an epoch that ended well.
+
+        Raises
+        ------
+        KdcacheError
+            Where the network does not give finite answers any more, as after a last step that diverged; what the epoch
+            before left is kept.
+        """
+        if not math.isfinite(metrics.test_loss):
+            raise KdcacheError(f"the test loss became {metrics.test_loss} after the last step of epoch {metrics.epoch}")
         save(network, self.path / "model.safetensors", epoch=str(metrics.epoch), top1=f"{metrics.test_top1:.2f}")
         self.metrics.append(metrics)
-        write_text(self.path / "metrics.jsonl", "".join(json.dumps(asdict(line)) + "\n" for line in self.metrics))
+        write_text(
+            self.path / "metrics.jsonl",
+            "".join(json.dumps(asdict(line), allow_nan=False) + "\n" for line in self.metrics),
+        )
 
     def finish(self, questions_asked: int = 0, questions_answered: int = 0) -> "FinishedRun":
         """Write the summary, which makes the run a finished one.

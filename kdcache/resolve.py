@@ -42,17 +42,18 @@ def find_teacher(config: StudentConfig) -> Path:
     UsageError
         Where there is none, or the student would be written over it.
     """
-    if config.teacher is not None:
-        if config.out is not None and config.out.resolve() == config.teacher.resolve():
-            raise UsageError(fault("--out", allowed="another folder than that of the teacher", given=config.out))
-        return config.teacher
-    run = newest(TeacherConfig, config.dataset)
-    if run is None:
-        raise UsageError(
-            f"no finished teacher of {config.dataset} under {RUNS}/: run 'kdcache teacher-train' first, or name one "
-            "with --teacher"
-        )
-    return run.path
+    path = config.teacher
+    if path is None:
+        run = newest(TeacherConfig, config.dataset)
+        if run is None:
+            raise UsageError(
+                f"no finished teacher of {config.dataset} under {RUNS}/: run 'kdcache teacher-train' first, or name "
+                "one with --teacher"
+            )
+        path = run.path
+    if config.out is not None and config.out.resolve() == path.resolve():
+        raise UsageError(fault("--out", allowed="another folder than that of the teacher", given=config.out))
+    return path
 
 
 def trained_network(weights: Path, data: Dataset) -> Network:

@@ -167,3 +167,13 @@ def test_a_fill_that_is_interrupted_leaves_no_store_and_can_be_repeated(noise: S
     oracle.remember_clean(tmp_path / "answers.zarr", noise, {})
     assert oracle.count()["questions_asked"] == 150
     assert [path.name for path in tmp_path.iterdir()] == ["answers.zarr"]
+
+
+@pytest.mark.parametrize("name", ["zarr.json", "logits/zarr.json"])
+def test_damaged_metadata_is_one_clear_error(name: str, noise: Split, tmp_path: Path) -> None:
+    path = tmp_path / "answers.zarr"
+    Oracle(make_teacher()).remember_clean(path, noise, {})
+    file = path / name
+    file.write_text(file.read_text().replace('"node_type"', '"nodd_type"'))
+    with pytest.raises(KdcacheError, match="damaged"):
+        Oracle(make_teacher()).remember_clean(path, noise, {})

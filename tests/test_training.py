@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +17,10 @@ from kdcache.models import checkpoint
 from kdcache.record import FinishedRun
 
 SAMPLES = 90
-Settings = dict[str, object]
+Settings = dict[str, Any]
 
 
-def student(small: Settings, teacher: Path, out: Path, **settings: object) -> FinishedRun:
+def student(small: Settings, teacher: Path, out: Path, **settings: Any) -> FinishedRun:
     return train_student(StudentConfig.load(**{**small, "teacher": teacher, "out": out, **settings}))
 
 
@@ -79,7 +80,7 @@ def test_a_run_folder_is_whole(small: Settings, teacher: Path, tmp_path: Path) -
     assert statistics.attrs["epochs_written"] == 2
     assert np.isfinite(statistics["d_x"][:]).all()  # type: ignore[index, arg-type]
     assert (statistics["picked"][:].sum(axis=(1, 2)) == 90).all()  # type: ignore[index, union-attr]
-    assert (statistics["kl_ratio"][:] >= 1).all()  # type: ignore[index, operator]
+    assert (statistics["kl_ratio"][:] >= 1).all()  # type: ignore[index, operator, union-attr]
 
 
 def test_the_teacher_keeps_its_clean_answers(teacher: Path) -> None:
@@ -126,6 +127,23 @@ def test_a_student_is_not_written_over_its_teacher(small: Settings, teacher: Pat
     with pytest.raises(UsageError, match="--out"):
         student(small, teacher, teacher, overwrite=True)
     assert FinishedRun(teacher).summary["kind"] == "teacher"
+
+
+def test_a_student_is_not_written_over_the_teacher_that_was_found(
+    small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = train_teacher(TeacherConfig.load(**small)).path
+    with pytest.raises(UsageError, match="--out"):
+        train_student(StudentConfig.load(**{**small, "out": found, "overwrite": True}))
+    assert FinishedRun(found).summary["kind"] == "teacher"
+
+
+def test_a_network_that_diverges_in_the_last_step_of_an_epoch_stops_the_run(small: Settings, tmp_path: Path) -> None:
+    settings = {**small, "loss": "ce", "batch_size": 90, "lr": 1e30, "out": tmp_path / "run"}
+    with pytest.raises(KdcacheError, match="epoch 1"):
+        train_student(StudentConfig.load(**settings))
+    assert not (tmp_path / "run" / "summary.json").exists()
 
 
 def test_a_folder_of_other_files_is_never_replaced(small: Settings, tmp_path: Path) -> None:

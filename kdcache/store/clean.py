@@ -84,7 +84,7 @@ def read_clean(path: Path, fingerprint: Mapping[str, Any]) -> np.ndarray:
         array = _open(path)["logits"]
         assert isinstance(array, zarr.Array)
         logits = np.asarray(array[:])
-    except (KeyError, ValueError, OSError) as error:
+    except (KeyError, TypeError, ValueError, OSError) as error:
         raise _damaged(path, error) from None
     if not np.isfinite(logits).all():  # a missing chunk reads as NaN, without an error
         raise _damaged(path, "rows are missing")
@@ -94,7 +94,7 @@ def read_clean(path: Path, fingerprint: Mapping[str, Any]) -> np.ndarray:
 def _open(path: Path) -> zarr.Group:
     try:
         group = zarr.open_group(path, mode="r")
-    except (KeyError, ValueError, OSError) as error:
+    except (KeyError, TypeError, ValueError, OSError) as error:
         raise _damaged(path, error) from None
     if group.attrs.get("schema") != SCHEMA or not isinstance(group.attrs.get("fingerprint"), dict):
         raise KdcacheError(fault(f"{path}: schema", allowed=SCHEMA, given=group.attrs.get("schema")))
