@@ -128,7 +128,7 @@ class TrainingConfig(BaseModel):
     image_size: int | None = Field(
         None, ge=32, description="Side to which a folder's images are resized, in pixels [folder: 64]."
     )
-    model: Model = Field("resnet20", description="Network to train.")
+    model: Model = Field("wrn_16_1", description="Network to train.")
     epochs: int = Field(24, ge=1, description="Passes over the training set.")
     batch_size: int = Field(64, ge=2, description="Images in a step.")
     lr: float = Field(0.05, gt=0, allow_inf_nan=False, description="Learning rate at the start.")
