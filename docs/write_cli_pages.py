@@ -12,8 +12,9 @@ PAGE = Path(__file__).with_name("cli.md")
 def pages() -> str:
     """Put the help pages together."""
     found: list[tuple[str, click.Command]] = [("kdcache", cli)]
-    for name, make in COMMANDS.items():
-        command = make()
+    for name in COMMANDS:
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
         found.append((f"kdcache {name}", command))
         if isinstance(command, click.Group):
             found += [(f"kdcache {name} {inner}", below) for inner, below in command.commands.items()]

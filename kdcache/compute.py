@@ -1,5 +1,6 @@
 """Where and how precisely to compute: one policy for training, evaluation and the teacher."""
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -47,7 +48,9 @@ class Compute:
             raise UsageError(fault("--device", allowed=there, given=device))
         if precision == "auto":
             precision = "bfloat16" if _HAS_BFLOAT16[device]() else "float32"
-        return cls(torch.device(device), precision)
+        # Under torchrun, each process of a machine takes the GPU of its number.
+        place = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device
+        return cls(torch.device(place), precision)
 
     def autocast(self) -> torch.autocast:
         """Context in which networks compute at `precision`.

@@ -12,12 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from kdcache.errors import UsageError, fault
 
 __all__ = [
     "AUGMENTATIONS",
+    "CACHES",
     "CRITERIA",
     "DATASETS",
     "MODELS",
@@ -43,6 +53,8 @@ MODELS = (
 
 
 LOSSES = ("ce", "kd")
+
+CACHES = ("auto", "off", "clean", "standard", "replay")
 
 
 class Criterion(NamedTuple):
@@ -110,6 +122,8 @@ Aug = Annotated[str, AfterValidator(OneOf(tuple(AUGMENTATIONS)))]
 Pick = Annotated[str, AfterValidator(OneOf(tuple(CRITERIA)))]
 Loss = Annotated[str, AfterValidator(OneOf(LOSSES))]
 Device = Annotated[str, AfterValidator(OneOf(("auto", "cpu", "cuda", "mps")))]
+Cache = Annotated[str, AfterValidator(OneOf(CACHES))]
+StoreType = Annotated[str, AfterValidator(OneOf(("float16", "float32")))]
 Precision = Annotated[str, AfterValidator(OneOf(("auto", "float32", "bfloat16")))]
 
 
@@ -260,6 +274,21 @@ class StudentConfig(TrainingConfig):
     temperature: float = Field(4.0, gt=0, allow_inf_nan=False, description="Temperature tau of the soft targets.")
     alpha: float = Field(0.9, ge=0, le=1, description="Weight of the soft targets in the loss on x.")
     view_seed: int | None = Field(None, ge=0, lt=2**63, description="Seed of the views [the seed].")
+    cache: Cache = Field(
+        "auto",
+        description="Answers to keep and look up: none, those to clean views, to standard views in whichever epoch "
+        "they came up, or to every view of the plan; auto takes what is there and fits.",
+    )
+    cache_limit: ByteSize | None = Field(
+        None, description="Room for the store, as in '500 MB' [10 GB, or a tenth of the free disk if that is less]."
+    )
+    store: str | None = Field(
+        None, description="Folder or URL (s3://...) of the store [answers.zarr in the teacher's run folder]."
+    )
+    store_dtype: StoreType = Field("float16", description="Precision of answers, stored or not.")
+    topk: int | None = Field(
+        None, ge=1, description="Keep only so many logits of an answer, and what the others weigh together."
+    )
 
     @field_validator("pick")
     @classmethod

@@ -3,158 +3,239 @@
 A *question* is one view put to the oracle: *asked* is a forward of the teacher, *answered* comes from the store.
 """
 
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from kdcache.compute import Compute
-from kdcache.datasets import Split
-from kdcache.errors import KdcacheError
-from kdcache.models import Network
-from kdcache.models.checkpoint import fingerprint
-from kdcache.store.clean import DTYPE, read_clean, write_clean
-from kdcache.views import Batch
+from kdcache.store import policy
+from kdcache.store.answers import CLEAN, AnswerStore
+from kdcache.store.finite import FiniteViews
+from kdcache.store.formats import DENSE, Columns, Format
+from kdcache.store.replay import Replay
+from kdcache.store.table import Ask, fill
+from kdcache.teacher import Teacher
+from kdcache.views import Batch, ViewMaker
 
-__all__ = ["FORWARD_ROWS", "Oracle", "Teacher"]
+__all__ = ["Oracle"]
 
-FORWARD_ROWS = {"cpu": 64, "cuda": 256, "mps": 256}
-"""Rows of every forward of the teacher, Q, by kind of device.
-
-The last bits of a row depend on the size of the forward, not on its neighbours: with one size an answer is the same
-bits whoever asks it along with whatever else.
-"""
-
-
-class Teacher:
-    """A frozen network that answers views.
-
-    Parameters
-    ----------
-    network : Network
-    compute : Compute
-        Where and how precisely it runs.
-    """
-
-    def __init__(self, network: Network, compute: Compute) -> None:
-        self.network = network.to(compute.device).eval().requires_grad_(False)
-        self.compute = compute
-        self.rows = FORWARD_ROWS[compute.device.type]
-
-    @torch.inference_mode()
-    def __call__(self, views: Tensor) -> Tensor:
-        """Answer views, in forwards of exactly Q rows, the last one padded.
-
-        Parameters
-        ----------
-        views : Tensor, shape (B, 3, H, W)
-            Pixel values 0 to 255.
-
-        Returns
-        -------
-        Tensor of float16, shape (B, C)
-            Logits, rounded to the precision of the store.
-
-        Raises
-        ------
-        KdcacheError
-            Where an answer is not finite in that precision.
-        """
-        answers = []
-        for rows in views.split(self.rows):
-            missing = self.rows - len(rows)
-            padded = torch.cat([rows, rows[:1].expand(missing, -1, -1, -1)]) if missing else rows
-            with self.compute.autocast():
-                answers.append(self.network(padded)[: len(rows)])
-        logits = torch.cat(answers).to(torch.float16)
-        if not logits.isfinite().all():
-            raise KdcacheError(f"the teacher {self.network.name} gave an answer that is not finite in {DTYPE}")
-        return logits
-
-    def identity(self, data: Split) -> dict[str, Any]:
-        """What its clean answers about a training set are a function of: the fingerprint of their store."""
-        return {
-            "teacher": fingerprint(self.network),
-            "dataset": data.fingerprint,
-            "plan": "clean",
-            "dtype": str(DTYPE),
-            "teacher precision": self.compute.precision,
-        }
+ASKED_TOGETHER = 1024
+"""Views that are made at once to fill a chunk: enough for several forwards, few enough for the memory."""
 
 
 class Oracle:
-    """Hands out the teacher's answers to the views of a step.
+    """Hands out the teacher's answers to the views of a plan.
 
     Parameters
     ----------
     teacher : Teacher
+    views : ViewMaker
+        Makes the views of a chunk that the store lacks.
+    store : AnswerStore, optional
+        Whose format the answers have, and which keeps those to the clean views.
+    replay : Replay, optional
+        Knows views by epoch, slot and position.
+    finite : FiniteViews, optional
+        Knows the standard views, in whichever epoch they came up.
+    format : Format, optional
+        Of the answers where there is no store.
     """
 
-    def __init__(self, teacher: Teacher) -> None:
-        self._teacher = teacher
-        self._clean: Tensor | None = None
-        self._asked = self._answered = 0
+    def __init__(
+        self,
+        teacher: Teacher,
+        views: ViewMaker,
+        *,
+        store: AnswerStore | None = None,
+        replay: Replay | None = None,
+        finite: FiniteViews | None = None,
+        format: Format | None = None,
+    ) -> None:
+        self.teacher, self.views, self.store = teacher, views, store
+        self.replay, self.finite = replay, finite
+        self.format = store.format if store else format or DENSE
+        self.classes = teacher.network.num_classes
+        self._asked = self._given = 0
 
-    def remember_clean(self, path: Path, data: Split, made_with: dict[str, Any]) -> None:
-        """Know the answers to all clean views: from their store, or, where there is none yet, by asking and writing it.
+    @classmethod
+    def with_store(
+        cls,
+        teacher: Teacher,
+        views: ViewMaker,
+        store: AnswerStore,
+        cache: str,
+        epochs: int,
+        limit: int | None = None,
+        tell: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Self:
+        """Make an oracle that remembers.
 
         Parameters
         ----------
-        path : Path
-            The zarr store.
-        data : Split
-            The training set.
-        made_with : dict
-            Recorded in a store that is made: versions, threads.
-
-        Raises
-        ------
-        UsageError
-            Where the store holds answers of another teacher, about other data, or of another precision.
-        KdcacheError
-            Where it is damaged.
+        teacher : Teacher
+        views : ViewMaker
+        store : AnswerStore
+        cache : str
+            What to keep and look up, see `kdcache.store.policy.choose`.
+        epochs : int
+            Of the run.
+        limit : int, optional
+            Bytes that the store may take, see `kdcache.store.policy.room`.
+        tell : callable
+            Hears how many of how many clean answers are there, where x are the clean views: these are filled now.
         """
-        expected = self._teacher.identity(data)
-        if not path.exists():
-            forwards = torch.arange(len(data)).split(self._teacher.rows)
-            answers = [self._teacher(data.take(samples).to(self._teacher.compute.device)) for samples in forwards]
-            self._asked += len(data)
-            made_with = made_with | {"forward rows": self._teacher.rows}
-            write_clean(path, torch.cat(answers).cpu().numpy(), expected, made_with)
-        self._clean = torch.from_numpy(read_clean(path, expected))
+        plan, limit = views.plan, policy.room(limit, store.place)
+        choice = policy.choose(cache, plan, epochs, set(store.tables()), store.table_bytes, limit)
+        oracle = cls(teacher, views, store=store)
+        if plan.crop_flip:
+            oracle.replay = Replay(store, plan.seed, plan.kinds, choice.keep, limit)
+        else:
+            for done in oracle.fill_clean():
+                tell(done, plan.samples)
+        if choice.indexed:
+            oracle.finite = FiniteViews.of_store(store, plan, epochs)
+        return oracle
 
-    def clean(self) -> Tensor:
-        """The answers to all clean views, float32, shape (N, C), once they are remembered."""
-        assert self._clean is not None, "remember_clean comes first"
-        self._answered += len(self._clean)
-        return self._clean.float()
-
-    def ask(self, batch: Batch) -> Tensor:
-        """Answer every view of a step.
+    def ask(self, batch: Batch, first: int = 0) -> Tensor:
+        """Answer the views of a step.
 
         Parameters
         ----------
         batch : Batch
-            (1 + M) B views.
+            Of B samples and M mixed views each.
+        first : int
+            Slot to begin with: 1 leaves out x.
 
         Returns
         -------
-        Tensor of float32, shape ((1 + M) B, C)
+        Tensor of float32, shape ((1 + M - first) B, C)
             Logits, the same bits whether they were stored or just asked.
+
+        Raises
+        ------
+        KdcacheError
+            Where an answer is not finite in the format of the store.
         """
-        if batch.clean and self._clean is not None:
-            self._answered += len(batch.views)
-            return self._clean[batch.samples.cpu()].to(batch.views.device).float()
-        return self.ask_views(batch.views)
+        views = batch.views[first * len(batch) :]
+        found = [self._recall(batch, slot) for slot in range(first, 1 + batch.slots)]
+        there = np.concatenate([known for known, _ in found])
+        self._given += len(views)
+        logits = torch.empty(len(views), self.classes, device=views.device)
+        if there.any():
+            self._decode_into(logits, there, _joined([columns for known, columns in found if known.any()]))
+        if not there.all():
+            fresh = self._ask(views if not there.any() else views[_index(~there, views)])
+            self._decode_into(logits, ~there, fresh)
+            if first == 0 and self.finite:
+                self._learn(batch.keys[~there[: len(batch)]], fresh)
+        return logits
+
+    def fill(self, epochs: int) -> Iterator[int]:
+        """Ask ahead, without any student, what is to be kept of the first epochs; other processes may help.
+
+        Yields
+        ------
+        int
+            Answers that are there now.
+        """
+        if self.replay:
+            yield from self.replay.fill(epochs, self._ask_chunk)
+
+    def kept(self, epochs: int) -> int:
+        """Count the answers that `fill` would leave in the store."""
+        return len(self.replay.tables(epochs)) * self.views.plan.samples if self.replay else 0
+
+    def fill_clean(self) -> Iterator[int]:
+        """Ask, if they are not there, the clean views of all samples; other processes may help.
+
+        Yields
+        ------
+        int
+            Answers that are there now.
+        """
+        assert self.store is not None
+        yield from fill([(self.store.table(CLEAN), self._ask_clean)])
+
+    def clean(self) -> Iterator[tuple[range, Tensor]]:
+        """Answer the clean views of all samples, by and by: samples, and their logits, float32 (B, C)."""
+        assert self.store is not None
+        table = self.store.table(CLEAN)
+        for chunk, samples in enumerate(table.chunks):
+            columns = table.obtain(chunk, self._ask_clean)
+            assert columns is not None
+            self._given += len(samples)
+            yield samples, self.format.decode(columns, self.classes)
 
     def ask_views(self, views: Tensor) -> Tensor:
-        """Put views without a name to the teacher, as an analysis does: (B, 3, H, W) to float32 logits (B, C)."""
-        self._asked += len(views)
-        return self._teacher(views).float()
+        """Put views to the teacher whatever is stored, as a check of the store does: float32 logits (B, C)."""
+        self._given += len(views)
+        return self.format.decode(self._ask(views), self.classes)
 
     def count(self) -> dict[str, int]:
-        """Count the questions asked and answered since the last count."""
-        counted = {"questions_asked": self._asked, "questions_answered": self._answered}
-        self._asked = self._answered = 0
+        """Count the questions asked, and answered without asking, since the last count."""
+        counted = {"questions_asked": self._asked, "questions_answered": max(0, self._given - self._asked)}
+        self._asked = self._given = 0
         return counted
+
+    def _recall(self, batch: Batch, slot: int) -> tuple[np.ndarray, Columns]:
+        """Look up one slot of a batch: which rows are known, and the answers to these."""
+        if self.replay:
+            columns = self.replay.rows(batch.epoch, slot, batch.positions, self._ask_chunk(batch.epoch, slot))
+            if columns is not None:
+                return np.ones(len(batch), bool), columns
+        if slot == 0 and self.finite:
+            return self.finite.find(batch.keys)
+        return np.zeros(len(batch), bool), {}
+
+    def _ask_chunk(self, epoch: int, slot: int) -> Ask:
+        def ask(positions: range) -> Columns:
+            blocks = [
+                range(start, min(start + ASKED_TOGETHER, positions.stop))
+                for start in range(positions.start, positions.stop, ASKED_TOGETHER)
+            ]
+            return _joined([self._ask_block(epoch, slot, block) for block in blocks])
+
+        return ask
+
+    def _ask_block(self, epoch: int, slot: int, positions: range) -> Columns:
+        if slot or not self.finite:
+            return _on_cpu(self._ask(self.views.views(epoch, slot, positions)))
+        keys = self.views.plan.standard_keys(self.views.table(epoch), np.arange(positions.start, positions.stop))
+        known, _ = self.finite.find(keys)
+        if not known.all():
+            views = self.views.views(epoch, slot, positions)
+            self._learn(keys[~known], self._ask(views[_index(~known, views)]))
+        return self.finite.find(keys)[1]
+
+    def _ask_clean(self, samples: range) -> Columns:
+        blocks = torch.arange(samples.start, samples.stop).split(ASKED_TOGETHER)
+        images = (self.views.split.take(block).to(self.views.device) for block in blocks)
+        return _joined([_on_cpu(self._ask(block)) for block in images])
+
+    def _ask(self, views: Tensor) -> Columns:
+        self._asked += len(views)
+        return self.format.encode(self.teacher(views))
+
+    def _learn(self, keys: np.ndarray, columns: Columns) -> None:
+        """Remember new answers to standard views; `columns` may have further rows behind theirs."""
+        assert self.finite is not None
+        self.finite.add(keys, {name: column[: len(keys)].cpu() for name, column in columns.items()})
+
+    def _decode_into(self, logits: Tensor, rows: np.ndarray, columns: Columns) -> None:
+        there = {name: column.to(logits.device, non_blocking=True) for name, column in columns.items()}
+        logits[_index(rows, logits)] = self.format.decode(there, self.classes)
+
+
+def _joined(parts: list[Columns]) -> Columns:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _on_cpu(columns: Columns) -> Columns:
+    return {name: column.cpu() for name, column in columns.items()}
+
+
+def _index(rows: np.ndarray, beside: Tensor) -> Tensor:
+    """Turn a mask of rows into their numbers, on the device of another tensor: a mask there would make it wait."""
+    return torch.from_numpy(np.flatnonzero(rows)).to(beside.device, non_blocking=True)

@@ -1,5 +1,6 @@
-"""From what a config names to the thing itself: the data, a fresh network for them, a trained one that fits them."""
+"""From what a config names to the thing itself: data, networks, plans, and the door to a teacher's answers."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from kdcache import datasets, models
@@ -8,10 +9,29 @@ from kdcache.config import StudentConfig, TeacherConfig, TrainingConfig
 from kdcache.datasets import Dataset
 from kdcache.errors import UsageError, fault
 from kdcache.models import Network, checkpoint
-from kdcache.record import RUNS, newest
-from kdcache.store.clean import fingerprint_of
+from kdcache.oracle import Oracle
+from kdcache.record import RUNS, FinishedRun, environment, newest
+from kdcache.store.answers import AnswerStore
+from kdcache.store.formats import DENSE, Format, format_of
+from kdcache.store.place import Place
+from kdcache.teacher import Teacher
+from kdcache.views import PLAN_VERSION, Plan, ViewMaker
 
-__all__ = ["ANSWERS", "MODEL", "find_teacher", "fresh_network", "load_data", "teacher_compute", "trained_network"]
+__all__ = [
+    "ANSWERS",
+    "MODEL",
+    "find_store",
+    "find_teacher",
+    "find_teacher_run",
+    "fresh_network",
+    "load_data",
+    "open_oracle",
+    "open_store",
+    "plan_of",
+    "store_path",
+    "teacher_compute",
+    "trained_network",
+]
 
 MODEL, ANSWERS = "model.safetensors", "answers.zarr"
 """Where a run keeps its network and, if it is a teacher, its answers to the clean views."""
@@ -34,6 +54,27 @@ def fresh_network(config: TrainingConfig, data: Dataset) -> Network:
     )
 
 
+def find_teacher_run(
+    path: Path | None, dataset: str | None = None, remedy: str = "name a teacher's run folder"
+) -> FinishedRun:
+    """Find a teacher's run: the one in a folder, or the newest finished one, of a dataset or of any.
+
+    `remedy` is what the message advises, besides training one.
+
+    Raises
+    ------
+    UsageError
+        Where there is none.
+    """
+    run = FinishedRun(path) if path else newest(TeacherConfig, dataset)
+    if run is None:
+        of = f" of {dataset}" if dataset else ""
+        raise UsageError(f"no finished teacher{of} under {RUNS}/: run 'kdcache teacher-train' first, or {remedy}")
+    if not isinstance(run.config, TeacherConfig):
+        raise UsageError(fault(f"run {run.path}", allowed="a teacher", given=f"a {run.config.table}"))
+    return run
+
+
 def find_teacher(config: StudentConfig) -> Path:
     """Find the teacher's run folder: the one named, or the newest finished one of the same dataset.
 
@@ -42,18 +83,15 @@ def find_teacher(config: StudentConfig) -> Path:
     UsageError
         Where there is none, or the student would be written over it.
     """
-    path = config.teacher
-    if path is None:
-        run = newest(TeacherConfig, config.dataset)
-        if run is None:
-            raise UsageError(
-                f"no finished teacher of {config.dataset} under {RUNS}/: run 'kdcache teacher-train' first, or name "
-                "one with --teacher"
-            )
-        path = run.path
+    path = config.teacher or find_teacher_run(None, config.dataset, "name one with --teacher").path
     if config.out is not None and config.out.resolve() == path.resolve():
         raise UsageError(fault("--out", allowed="another folder than that of the teacher", given=config.out))
     return path
+
+
+def find_store(teacher: Path | None, store: str | None) -> str | Path:
+    """Find a store: the one named, or that of a teacher."""
+    return store or store_path(find_teacher_run(teacher).path)
 
 
 def trained_network(weights: Path, data: Dataset) -> Network:
@@ -77,8 +115,92 @@ def trained_network(weights: Path, data: Dataset) -> Network:
     return network
 
 
-def teacher_compute(precision: str, store: Path, student: Compute) -> Compute:
+def plan_of(config: StudentConfig, data: Dataset) -> Plan:
+    """Make the view plan that a config names."""
+    augmentation = config.augmentation
+    return Plan(
+        samples=len(data.train),
+        image_size=data.image_size,
+        padding=data.card.padding,
+        crop_flip=augmentation.crop_flip,
+        mix=augmentation.mix,
+        slots=augmentation.slots,
+        seed=config.views_seed,
+    )
+
+
+def store_path(teacher: Path, format: Format = DENSE) -> Path:
+    """Where a teacher's answers lie unless ``--store`` says otherwise: a store for each format."""
+    return teacher / (ANSWERS if format == DENSE else f"answers-{format.name}.zarr")
+
+
+def teacher_compute(precision: str, store: str | Path, student: Compute) -> Compute:
     """Settle how precisely the teacher computes: ``auto`` is as its stored answers were, if there are any."""
-    if precision == "auto" and store.exists():
-        return Compute(student.device, str(fingerprint_of(store)["teacher precision"]))
+    if precision == "auto" and Place(store).has("zarr.json"):
+        return Compute(student.device, str(AnswerStore(store).fingerprint["teacher precision"]))
     return student
+
+
+def open_store(where: str | Path, teacher: Teacher, data: Dataset, format: Format = DENSE) -> AnswerStore:
+    """Open the store of a teacher's answers about some data, or make it.
+
+    Raises
+    ------
+    UsageError
+        Where it holds answers of another teacher, about other data, or of another precision or plan.
+    KdcacheError
+        Where it is damaged.
+    """
+    return AnswerStore.open(
+        where,
+        {
+            "teacher": checkpoint.fingerprint(teacher.network),
+            "dataset": data.train.fingerprint,
+            "padding": data.card.padding,
+            "plan version": PLAN_VERSION,
+            "dtype": format.name,
+            "teacher precision": teacher.compute.precision,
+        },
+        samples=len(data.train),
+        classes=data.num_classes,
+        format=format,
+        made_with={
+            **environment(teacher.compute),
+            "network of the teacher": teacher.network.name,
+            "name of the dataset": data.card.name,
+            "forward rows": teacher.rows,
+        },
+    )
+
+
+def open_oracle(
+    config: StudentConfig,
+    data: Dataset,
+    views: ViewMaker,
+    compute: Compute,
+    tell: Callable[[int, int], None] = lambda done, total: None,
+) -> Oracle:
+    """Open the door to a teacher, with what ``--cache`` says is to be remembered.
+
+    Parameters
+    ----------
+    config : StudentConfig
+        Its teacher is known.
+    data : Dataset
+    views : ViewMaker
+        Of the student's plan.
+    compute : Compute
+        The student's.
+    tell : callable
+        Hears how many of how many clean answers are there, where these are what the student sees.
+    """
+    assert config.teacher is not None
+    format = format_of(config.store_dtype, config.topk)
+    where = config.store or store_path(config.teacher, format)
+    network = trained_network(config.teacher / MODEL, data)
+    if config.cache == "off":
+        format.layout(data.num_classes)
+        return Oracle(Teacher(network, compute), views, format=format)
+    teacher = Teacher(network, teacher_compute(config.precision, where, compute))
+    store = open_store(where, teacher, data, format)
+    return Oracle.with_store(teacher, views, store, config.cache, config.epochs, config.cache_limit, tell)

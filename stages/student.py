@@ -8,19 +8,18 @@ from torch import Tensor
 from kdcache import loop
 from kdcache.compute import Compute
 from kdcache.config import CRITERIA, StudentConfig
-from kdcache.datasets import Dataset
 from kdcache.losses import OBJECTIVES, Mixed, Plain, kld
 from kdcache.models import Network
-from kdcache.oracle import Oracle, Teacher
+from kdcache.oracle import Oracle
 from kdcache.pick import SCORES, Candidates, best
-from kdcache.record import EpochMetrics, FinishedRun, Run, environment
+from kdcache.record import EpochMetrics, FinishedRun, Run
 from kdcache.report.curves import draw_curves
 from kdcache.report.progress import Reporter
-from kdcache.resolve import ANSWERS, MODEL, find_teacher, fresh_network, load_data, teacher_compute, trained_network
+from kdcache.resolve import find_teacher, fresh_network, load_data, open_oracle, plan_of
 from kdcache.store.statistics import EpochStatistics, StatisticsStore
-from kdcache.views import Batch, Plan, ViewMaker
+from kdcache.views import Batch, ViewMaker
 
-__all__ = ["Step", "open_oracle", "train_student"]
+__all__ = ["Step", "train_student"]
 
 
 def train_student(config: StudentConfig, reporter: Reporter | None = None) -> FinishedRun:
@@ -49,19 +48,10 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     data = load_data(config)
     if config.needs_teacher:
         config = config.model_copy(update={"teacher": find_teacher(config)})  # the record names the one that was used
-    oracle = open_oracle(config, data, compute) if config.needs_teacher else None
-    student = fresh_network(config, data).to(compute.device)
-    augmentation = config.augmentation
-    plan = Plan(
-        samples=len(data.train),
-        image_size=data.image_size,
-        padding=data.card.padding,
-        crop_flip=augmentation.crop_flip,
-        mix=augmentation.mix,
-        slots=augmentation.slots,
-        seed=config.views_seed,
-    )
+    plan = plan_of(config, data)
     views = ViewMaker(data.train, plan, config.batch_size, compute.device)
+    oracle = open_oracle(config, data, views, compute) if config.needs_teacher else None
+    student = fresh_network(config, data).to(compute.device)
     step = Step(config, student, oracle, compute)
     optimiser = loop.sgd(student, config.lr, config.momentum, config.weight_decay)
 
@@ -185,14 +175,3 @@ class Step:
             statistics.d_mixed[slot, sample] = candidate_d
             statistics.kl_ratio[batch.step] = candidate_d[picks].mean() / candidate_d.mean()
         statistics.disputed[batch.step] = (answers[size:].argmax(1) != batch.mixed_labels()).sum()
-
-
-def open_oracle(config: StudentConfig, data: Dataset, compute: Compute) -> Oracle:
-    """Open the door to the teacher, with its stored clean answers where these are what the student will see."""
-    assert config.teacher is not None
-    store = config.teacher / ANSWERS
-    teacher = Teacher(trained_network(config.teacher / MODEL, data), teacher_compute(config.precision, store, compute))
-    oracle = Oracle(teacher)
-    if not config.augmentation.crop_flip:
-        oracle.remember_clean(store, data.train, environment(compute))
-    return oracle

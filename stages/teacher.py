@@ -12,11 +12,12 @@ from kdcache.config import TeacherConfig
 from kdcache.datasets import Dataset
 from kdcache.losses import cross_entropy
 from kdcache.models import Network
-from kdcache.oracle import Oracle, Teacher
-from kdcache.record import EpochMetrics, FinishedRun, Run, environment
+from kdcache.oracle import Oracle
+from kdcache.record import EpochMetrics, FinishedRun, Run
 from kdcache.report.curves import draw_curves
 from kdcache.report.progress import Reporter
-from kdcache.resolve import ANSWERS, fresh_network, load_data, trained_network
+from kdcache.resolve import fresh_network, load_data, open_store, store_path, trained_network
+from kdcache.teacher import Teacher
 from kdcache.views import Batch, Plan, ViewMaker
 
 __all__ = ["adopt_teacher", "shipped_teacher", "train_teacher"]
@@ -118,9 +119,13 @@ def adopt_teacher(weights: Path, config: TeacherConfig, reporter: Reporter | Non
     return _fill_and_finish(run, teacher, data, compute)
 
 
-def _fill_and_finish(run: Run, teacher: Network, data: Dataset, compute: Compute) -> FinishedRun:
-    oracle = Oracle(Teacher(teacher, compute))
-    oracle.remember_clean(run.path / ANSWERS, data.train, environment(compute))
+def _fill_and_finish(run: Run, network: Network, data: Dataset, compute: Compute) -> FinishedRun:
+    teacher = Teacher(network, compute)
+    store = open_store(store_path(run.path), teacher, data)
+    plan = Plan(len(data.train), data.image_size, data.card.padding, crop_flip=False, mix=None, slots=0, seed=0)
+    oracle = Oracle(teacher, ViewMaker(data.train, plan, teacher.rows, compute.device), store=store)
+    for _ in oracle.fill_clean():
+        pass
     return run.finish(**oracle.count())
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from kdcache.cli import PRESET_SETTINGS
+from kdcache.cli.options import PRESET_SETTINGS
 from kdcache.config import StudentConfig, TeacherConfig
 
 DOCS = Path(__file__).parents[1] / "docs"

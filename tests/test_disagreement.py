@@ -37,7 +37,7 @@ def by_hand() -> MixedSamples:
         partner_labels=partners,
         kept=kept,
         lot=torch.zeros(6),
-        clean=False,
+        keys=np.arange(6),
     )
     teacher = 5.0 * torch.nn.functional.one_hot(torch.tensor([0, 0, 1, 2, 0, 1]), 3)
     return MixedSamples(batch.mixed_views(), teacher, labels, partners, batch.mixed_labels(), kept)

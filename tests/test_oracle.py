@@ -1,179 +1,274 @@
-"""The oracle, and the store of clean answers that it remembers."""
+"""The oracle: what it asks, what it remembers, and that an answer is the same bits whichever way it came."""
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from kdcache import models
-from kdcache.compute import Compute
+from kdcache.analysis.questions import distinct
+from kdcache.config import CACHES
 from kdcache.datasets import Split
 from kdcache.errors import KdcacheError, UsageError
-from kdcache.files import write_whole_folder
-from kdcache.oracle import FORWARD_ROWS, Oracle, Teacher
-from kdcache.views import Batch, Plan, ViewMaker
+from kdcache.oracle import Oracle
+from kdcache.store.answers import CLEAN
+from kdcache.store.formats import DENSE, Dense, TopK
+from kdcache.teacher import FORWARD_ROWS, Teacher
+from tests import answers
 
-CPU = Compute(torch.device("cpu"), "float32")
-
-
-def make_teacher(seed: int = 0, precision: str = "float32") -> Teacher:
-    return Teacher(models.build("resnet8", num_classes=4, seed=seed), Compute(CPU.device, precision))
-
-
-def first_clean_batch(noise: Split) -> Batch:
-    plan = Plan(len(noise), 32, 4, crop_flip=False, mix=None, slots=0, seed=0)
-    return next(ViewMaker(noise, plan, 50, CPU.device).epoch(0))
+N = 150
 
 
 def test_forwards_have_a_fixed_number_of_rows(noise: Split) -> None:
-    teacher = make_teacher()
+    teacher = answers.teacher()
     rows: list[int] = []
     teacher.network.body.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
-    assert teacher(noise.images).shape == (150, 4)
+    assert teacher(noise.images).shape == (N, 4)
     assert rows == [FORWARD_ROWS["cpu"]] * 3
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_an_answer_is_the_same_bits_in_any_order_with_any_neighbours(precision: str, noise: Split) -> None:
-    teacher = make_teacher(precision=precision)
+    teacher = answers.teacher(precision=precision)
     whole = teacher(noise.images)
-    shuffled = torch.randperm(150, generator=torch.Generator().manual_seed(0))
+    shuffled = torch.randperm(N, generator=torch.Generator().manual_seed(0))
     assert teacher(noise.images[shuffled]).equal(whole[shuffled])
     assert teacher(noise.images[70:75]).equal(whole[70:75])
 
 
+@pytest.mark.parametrize(("precision", "rounding"), [("float32", 1e-5), ("bfloat16", 2**-5)])
+def test_with_another_forward_size_answers_agree_within_the_rounding(
+    precision: str, rounding: float, noise: Split
+) -> None:
+    teacher = answers.teacher(precision=precision)
+    whole = teacher(noise.images)
+    teacher.rows = 50
+    again = teacher(noise.images)
+    assert (again - whole).abs().max() <= rounding * whole.abs().max()
+
+
 def test_an_answer_that_is_not_finite_in_the_store_stops_the_run(noise: Split) -> None:
-    teacher = make_teacher()
+    teacher = answers.teacher()
     with torch.no_grad():
         teacher.network.body.head.bias[2] = 1e6  # finite in float32, not in float16
+    views = answers.views(noise)
     with pytest.raises(KdcacheError, match="not finite in float16"):
-        teacher(noise.images[:5])
-
-
-def test_clean_answers_are_asked_once_ever_and_stored_bits_are_live_bits(noise: Split, tmp_path: Path) -> None:
-    path, batch = tmp_path / "answers.zarr", first_clean_batch(noise)
-    live = Oracle(make_teacher())
-    asked_now = live.ask(batch)
-    assert live.count() == {"questions_asked": 50, "questions_answered": 0}
-    live.remember_clean(path, noise, {})
-    assert live.ask(batch).equal(asked_now)
-    assert live.count() == {"questions_asked": 150, "questions_answered": 50}
-
-    later = Oracle(make_teacher())
-    later.remember_clean(path, noise, {})
-    assert later.ask(batch).equal(asked_now)
-    assert later.count() == {"questions_asked": 0, "questions_answered": 50}
-
-
-@pytest.mark.parametrize("other", ["teacher", "dataset", "teacher precision"])
-def test_answers_are_refused_for_anything_else(other: str, noise: Split, tmp_path: Path) -> None:
-    Oracle(make_teacher()).remember_clean(tmp_path / "answers.zarr", noise, {})
-    teacher, data = make_teacher(precision="bfloat16" if other == "teacher precision" else "float32"), noise
-    if other == "teacher":
-        with torch.no_grad():
-            teacher.network.body.head.bias[0] += 1e-3
-    if other == "dataset":
-        images = noise.images.clone()
-        images[149, 2, 31, 31] ^= 1
-        data = Split(images, noise.labels)
-    with pytest.raises(UsageError) as refusal:
-        Oracle(teacher).remember_clean(tmp_path / "answers.zarr", data, {})
-    (line,) = refusal.value.faults
-    identities = [str(whose.identity(about)[other]) for whose, about in ((make_teacher(), noise), (teacher, data))]
-    assert [word for word in (f"another {other}", *identities) if word not in line] == []
-
-
-@pytest.mark.parametrize("damage", ["bit", "truncated", "zeroed", "deleted", "no metadata"])
-def test_damage_is_noticed(damage: str, noise: Split, tmp_path: Path) -> None:
-    path = tmp_path / "answers.zarr"
-    Oracle(make_teacher()).remember_clean(path, noise, {})
-    chunk = path / "logits" / "c" / "0" / "0"
-    content = bytearray(chunk.read_bytes())
-    if damage == "bit":
-        content[100] ^= 1
-        chunk.write_bytes(content)
-    elif damage == "truncated":
-        chunk.write_bytes(content[:-7])
-    elif damage == "zeroed":
-        chunk.write_bytes(bytes(len(content)))
-    elif damage == "deleted":
-        chunk.unlink()
-    else:
-        (path / "zarr.json").unlink()
-    with pytest.raises(KdcacheError, match=r"answers.zarr"):
-        Oracle(make_teacher()).remember_clean(path, noise, {})
-
-
-def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
-    def write(folder: Path, *, fails: bool) -> None:
-        folder.mkdir()
-        (folder / "half").write_text(str(fails))
-        if fails:
-            raise OSError("no space left on device")
-
-    with pytest.raises(OSError, match="no space"):
-        write_whole_folder(tmp_path / "store", lambda folder: write(folder, fails=True))
-    assert list(tmp_path.iterdir()) == []
-    for _ in range(2):
-        write_whole_folder(tmp_path / "store", lambda folder: write(folder, fails=False))
-    with pytest.raises(OSError, match="no space"):
-        write_whole_folder(tmp_path / "store", lambda folder: write(folder, fails=True))
-    assert [path.name for path in tmp_path.iterdir()] == ["store"]
-    assert (tmp_path / "store" / "half").read_text() == "False"
+        Oracle(teacher, views).ask(next(views.epoch(0)))
+    assert Oracle(teacher, views, format=Dense("float32")).ask(next(views.epoch(0))).isfinite().all()
 
 
 def test_answers_have_the_precision_of_the_store_and_ask_for_no_gradient(noise: Split) -> None:
-    answers = Oracle(make_teacher()).ask(first_clean_batch(noise))
-    assert answers.dtype == torch.float32
-    assert answers.half().float().equal(answers)
-    assert not answers.requires_grad
-    assert not answers.is_inference()  # else no loss could be built on them
+    views = answers.views(noise)
+    found = Oracle(answers.teacher(), views).ask(next(views.epoch(0)))
+    assert found.dtype == torch.float32
+    assert found.half().float().equal(found)
+    assert not found.requires_grad
+    assert not found.is_inference()  # else no loss could be built on them
 
 
-def test_the_remembered_answers_are_those_of_the_samples_in_their_order(noise: Split, tmp_path: Path) -> None:
-    oracle = Oracle(make_teacher())
-    oracle.remember_clean(tmp_path / "answers.zarr", noise, {})
+@pytest.mark.parametrize("batch_size", [64, 50, 7])
+@pytest.mark.parametrize("cache", CACHES)
+def test_answers_are_the_same_bits_with_and_without_any_store_in_any_batch(
+    cache: str, batch_size: int, noise: Split, tmp_path: Path
+) -> None:
+    online = answers.ask(Oracle(answers.teacher(), answers.views(noise)), 2)
+    assert len(online) == 2 * 3 * N
+    if cache == "off":
+        assert answers.ask(Oracle(answers.teacher(), answers.views(noise, batch_size=batch_size)), 2) == online
+        return
+    for _ in range(2):
+        views = answers.views(noise, batch_size=batch_size)
+        assert answers.ask(answers.oracle(tmp_path / "store.zarr", noise, views, cache, epochs=2), 2) == online
+
+
+def counted(oracle: Oracle, epochs: int) -> tuple[int, int]:
     oracle.count()
-    assert oracle.clean().equal(make_teacher()(noise.images).float())
-    assert oracle.count() == {"questions_asked": 0, "questions_answered": 150}
+    answers.ask(oracle, epochs)
+    counts = oracle.count()
+    return counts["questions_asked"], counts["questions_answered"]
+
+
+def test_a_plan_is_asked_once_and_plans_that_nest_share_the_answers(noise: Split, tmp_path: Path) -> None:
+    def ask(**plan: Any) -> tuple[int, int]:
+        return counted(answers.oracle(tmp_path / "store.zarr", noise, answers.views(noise, **plan), epochs=2), 2)
+
+    assert ask(aug="standard") == (2 * N, 0)
+    assert ask(aug="cutmix-pick") == (4 * N, 2 * N)
+    assert ask(aug="cutmix", batch_size=31) == (0, 4 * N)
+    assert ask(aug="mixup") == (2 * N, 2 * N)
+    assert ask(aug="cutmix-pick", seed=1) == (6 * N, 0)
+
+
+def test_a_filled_store_leaves_no_question_and_filling_it_again_asks_nothing(noise: Split, tmp_path: Path) -> None:
+    for asked in (6 * N, 0):
+        ahead = answers.oracle(tmp_path / "store.zarr", noise, answers.views(noise), epochs=2)
+        assert list(ahead.fill(2))[-1] == 6 * N == ahead.kept(2)
+        assert ahead.count()["questions_asked"] == asked
+    views = answers.views(noise)
+    assert counted(answers.oracle(tmp_path / "store.zarr", noise, views, epochs=2), 2) == (0, 6 * N)
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_standard_views_are_asked_once_in_whichever_epoch_and_seed_they_come_up(
+    clean: bool, noise: Split, tmp_path: Path
+) -> None:
+    epochs, where, existing = 12, tmp_path / "store.zarr", set()
+    if clean:
+        list(answers.oracle(where, noise, answers.views(noise, "none")).fill_clean())
+        existing = {CLEAN}
+    views = answers.views(noise, "standard")
+    new = distinct(views.plan, range(epochs), existing)
+    assert counted(answers.oracle(where, noise, views, "standard", epochs), epochs) == (new, epochs * N - new)
+    tables = set(answers.oracle(where, noise, views, "standard", epochs).store.tables())  # type: ignore[union-attr]
+    other = answers.views(noise, "standard", seed=5)
+    further = distinct(other.plan, range(epochs), tables)
+    assert 0 < further < new
+    assert counted(answers.oracle(where, noise, other, "standard", epochs), epochs)[0] == further
+    # Mixed views are asked, whatever x is known.
+    mixed = answers.views(noise, "cutmix", seed=5)
+    assert counted(answers.oracle(where, noise, mixed, "standard", epochs), 1) == (N, N)
+
+
+def test_distinct_views_are_counted_as_sets_are(noise: Split) -> None:
+    plan = answers.views(noise, "standard").plan
+    seen = set()
+    for epoch in range(9):
+        table = plan.epoch(epoch)
+        rows = zip(table.order.tolist(), table.crop.tolist(), table.flip.tolist(), strict=True)
+        seen |= {(sample, *crop, flip) for sample, crop, flip in rows}
+    assert distinct(plan, range(9)) == len(seen)
+    middle = {(sample, 4, 4, False) for sample in range(N)}
+    assert distinct(plan, range(9), {CLEAN}) == len(seen - middle)
+
+
+def test_without_room_further_answers_are_asked_and_those_that_are_there_used(noise: Split, tmp_path: Path) -> None:
+    where, views = tmp_path / "store.zarr", answers.views(noise, "cutmix")
+    size = answers.store(where, answers.teacher(), noise).table_bytes
+    expected = answers.ask(Oracle(answers.teacher(), views), 3)
+    for asked in (6 * N, 3 * N):
+        oracle = answers.oracle(where, noise, views, "replay", 3, limit=int(3.5 * size))
+        assert answers.ask(oracle, 3) == expected
+        assert oracle.count()["questions_asked"] == asked
+        assert len(oracle.store.tables()) == 3  # type: ignore[union-attr]
+    # auto keeps all or nothing, but looks up what is there.
+    oracle = answers.oracle(where, noise, views, "auto", 3, limit=int(3.5 * size))
+    assert counted(oracle, 3) == (3 * N, 3 * N)
+
+
+def test_an_index_without_room_on_the_disk_still_remembers_within_the_run(noise: Split, tmp_path: Path) -> None:
+    views, epochs = answers.views(noise, "standard"), 10
+    oracle = answers.oracle(tmp_path / "store.zarr", noise, views, "standard", epochs, limit=0)
+    assert counted(oracle, epochs)[0] == distinct(views.plan, range(epochs))
+    assert oracle.store.tables() == []  # type: ignore[union-attr]
+
+
+def test_clean_answers_are_those_of_the_samples_in_their_order(noise: Split, tmp_path: Path) -> None:
+    views = answers.views(noise, "none")
+    oracle = answers.oracle(tmp_path / "store.zarr", noise, views, "clean")
+    assert oracle.count() == {"questions_asked": N, "questions_answered": 0}
+    rows, logits = zip(*oracle.clean(), strict=True)
+    assert [sample for part in rows for sample in part] == list(range(N))
+    assert torch.cat(logits).equal(answers.teacher()(noise.images).half().float())
+    assert counted(oracle, 1) == (0, N)
     assert oracle.count() == {"questions_asked": 0, "questions_answered": 0}
 
 
-def test_views_that_are_not_clean_are_asked_whatever_is_remembered(noise: Split, tmp_path: Path) -> None:
-    plan = Plan(len(noise), 32, 4, crop_flip=True, mix=None, slots=0, seed=0)
-    batch = next(ViewMaker(noise, plan, 50, CPU.device).epoch(0))
-    oracle = Oracle(make_teacher())
-    oracle.remember_clean(tmp_path / "answers.zarr", noise, {})
-    oracle.count()
-    assert oracle.ask(batch).equal(make_teacher()(batch.views).float())
-    assert oracle.count() == {"questions_asked": 50, "questions_answered": 0}
+def test_an_analysis_reads_what_is_there_and_writes_nothing(noise: Split, tmp_path: Path) -> None:
+    from kdcache.store.replay import Replay
+
+    where, views = tmp_path / "store.zarr", answers.views(noise, "cutmix")
+    list(answers.oracle(where, noise, views, epochs=1).fill(1))
+    teacher = answers.teacher()
+    store = answers.store(where, teacher, noise)
+    reader = Oracle(teacher, views, store=store, replay=Replay(store, 0, views.plan.kinds, frozenset(), 0))
+    before = store.place.list_keys()
+    for epoch, counts in ((0, (0, N)), (1, (N, 0))):
+        for batch in views.epoch(epoch):
+            assert reader.ask(batch, first=1).equal(Oracle(teacher, views).ask(batch)[len(batch) :])
+        assert tuple(reader.count().values()) == counts
+    assert store.place.list_keys() == before
 
 
-def test_a_fill_that_is_interrupted_leaves_no_store_and_can_be_repeated(noise: Split, tmp_path: Path) -> None:
-    teacher = make_teacher()
+REFUSALS = {
+    "teacher": "teacher",
+    "dataset": "dataset",
+    "teacher precision": "teacher precision",
+    "dtype": "dtype",
+    "padding": "padding",
+    "plan version": "plan version",
+}
 
-    def interrupt(module: object, given: object, answers: object) -> None:
+
+@pytest.mark.parametrize("field", REFUSALS)
+def test_answers_are_refused_for_anything_else(
+    field: str, noise: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = tmp_path / "store.zarr"
+    first = answers.store(where, answers.teacher(), noise)
+    teacher, data = answers.teacher(precision="bfloat16" if field == "teacher precision" else "float32"), noise
+    if field == "teacher":
+        with torch.no_grad():
+            teacher.network.body.head.bias[0] += 1e-3
+    if field == "dataset":
+        images = noise.images.clone()
+        images[149, 2, 31, 31] ^= 1
+        data = Split(images, noise.labels)
+    if field == "plan version":
+        monkeypatch.setattr("kdcache.resolve.PLAN_VERSION", 99)
+    format = TopK("float16", 2) if field == "dtype" else DENSE
+    with pytest.raises(UsageError) as refusal:
+        answers.store(where, teacher, data, format, padding=5 if field == "padding" else 4)
+    (line,) = refusal.value.faults
+    assert f"another {field}:" in line
+    assert f"given {first.fingerprint[field]}" in line
+    assert "allowed" in line
+
+
+def test_a_fill_that_is_interrupted_keeps_what_is_whole_and_goes_on(noise: Split, tmp_path: Path) -> None:
+    where, views = tmp_path / "store.zarr", answers.views(noise)
+    ahead = answers.oracle(where, noise, views, epochs=2)
+    forwards: list[int] = []
+
+    def interrupt(module: object, given: object, found: object) -> None:
         forwards.append(1)
-        if len(forwards) == 2:
+        if len(forwards) == 8:  # in the third table of six
             raise KeyboardInterrupt
 
-    forwards: list[int] = []
-    hook = teacher.network.register_forward_hook(interrupt)
+    hook = ahead.teacher.network.register_forward_hook(interrupt)
     with pytest.raises(KeyboardInterrupt):
-        Oracle(teacher).remember_clean(tmp_path / "answers.zarr", noise, {})
-    assert list(tmp_path.iterdir()) == []
+        list(ahead.fill(2))
     hook.remove()
-    oracle = Oracle(teacher)
-    oracle.remember_clean(tmp_path / "answers.zarr", noise, {})
-    assert oracle.count()["questions_asked"] == 150
-    assert [path.name for path in tmp_path.iterdir()] == ["answers.zarr"]
+    later = answers.oracle(where, noise, views, epochs=2)
+    list(later.fill(2))
+    assert later.count()["questions_asked"] == 4 * N
+    assert answers.ask(later, 2) == answers.ask(Oracle(answers.teacher(), views), 2)
 
 
-@pytest.mark.parametrize("name", ["zarr.json", "logits/zarr.json"])
-def test_damaged_metadata_is_one_clear_error(name: str, noise: Split, tmp_path: Path) -> None:
-    path = tmp_path / "answers.zarr"
-    Oracle(make_teacher()).remember_clean(path, noise, {})
-    file = path / name
-    file.write_text(file.read_text().replace('"node_type"', '"nodd_type"'))
-    with pytest.raises(KdcacheError, match="damaged"):
-        Oracle(make_teacher()).remember_clean(path, noise, {})
+class Counting(Teacher):
+    """A teacher that answers by arithmetic, for questions too many for a network."""
+
+    def __call__(self, views: torch.Tensor) -> torch.Tensor:
+        return views[:, 0, 0, :4].float()
+
+
+def test_over_240_epochs_a_sample_has_as_many_questions_as_distinct_views(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (400, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    split = Split(images, torch.zeros(400, dtype=torch.int64))
+    like = answers.teacher()
+    teacher = Counting(like.network, like.compute)
+    views = answers.views(split, "standard", batch_size=400)
+    store = answers.store(tmp_path / "store.zarr", teacher, split)
+    oracle = Oracle.with_store(teacher, views, store, "standard", 240)
+    for epoch in range(240):
+        for batch in views.epoch(epoch):
+            assert oracle.ask(batch).equal(teacher(batch.views))
+    asked = oracle.count()["questions_asked"]
+    assert asked == distinct(views.plan, range(240))
+    assert asked / 400 == pytest.approx(162 * (1 - (1 - 1 / 162) ** 240), abs=1)  # 125.3
+    table = np.zeros((400, 162), bool)
+    for epoch in range(240):
+        table.reshape(-1)[views.plan.standard_keys(views.plan.epoch(epoch), np.arange(400))] = True
+    assert table.sum(1).max() <= 162
+    assert table.sum() == asked

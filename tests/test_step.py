@@ -15,9 +15,11 @@ from kdcache.config import AUGMENTATIONS, CRITERIA, LOSSES, StudentConfig
 from kdcache.datasets import Split
 from kdcache.loop import unchanged_statistics
 from kdcache.losses import cross_entropy, kd, kld
-from kdcache.oracle import Oracle, Teacher
+from kdcache.oracle import Oracle
 from kdcache.store.statistics import EpochStatistics
+from kdcache.teacher import Teacher
 from kdcache.views import Batch, Plan, ViewMaker
+from tests import answers
 
 CPU = Compute(torch.device("cpu"), "float32")
 SIZE = 32
@@ -36,7 +38,7 @@ class Bench:
         self.teacher = models.build("resnet8", num_classes=4, seed=1)
         self.rows: list[Tensor] = []
         self.teacher.body.register_forward_pre_hook(lambda _, given: self.rows.append(given[0].clone()))
-        oracle = Oracle(Teacher(self.teacher, CPU)) if config.needs_teacher else None
+        oracle = Oracle(Teacher(self.teacher, CPU), self.maker) if config.needs_teacher else None
         self.step = Step(config, self.student, oracle, CPU)
         self.step.statistics = EpochStatistics.empty(len(data), plan.slots, len(self.maker.steps), CPU.device)
 
@@ -201,7 +203,8 @@ def test_what_a_step_asks_picks_and_knows(settings: dict[str, str], noise: Split
 def test_clean_views_are_answered_from_the_store_without_a_forward(noise: Split, tmp_path: Path) -> None:
     live, stored = Bench(noise, aug="none"), Bench(noise, aug="none")
     assert stored.step.oracle is not None
-    stored.step.oracle.remember_clean(tmp_path / "answers.zarr", noise, {})
+    store = answers.store(tmp_path / "answers.zarr", stored.step.oracle.teacher, noise)
+    stored.step.oracle = Oracle.with_store(stored.step.oracle.teacher, stored.maker, store, "clean", epochs=1)
     stored.rows.clear()
     assert stored.step(stored.batch).equal(live.step(live.batch))
     assert stored.rows == []

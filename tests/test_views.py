@@ -140,14 +140,13 @@ def test_labels_samples_and_partners_of_a_batch_are_those_of_the_table(noise: Sp
         assert batch.labels.equal(noise.labels[batch.samples])
         partners = np.concatenate([table.order[slot.partner[rows]] for slot in table.slots])
         assert batch.partner_labels.equal(noise.labels[torch.from_numpy(partners)])
-        assert not batch.clean
 
 
 def test_clean_views_are_the_images(noise: Split) -> None:
     drawn = plan(len(noise), None, 0, crop_flip=False)
     for batch in ViewMaker(noise, drawn, 64, CPU).epoch(0):
         assert batch.views.equal(noise.images[batch.samples])
-        assert batch.clean
+        assert np.array_equal(batch.keys, batch.samples)
 
 
 def test_crop_and_flip_equal_a_plain_reference() -> None:

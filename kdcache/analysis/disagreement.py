@@ -11,9 +11,11 @@ from torch import Tensor
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.errors import UsageError, fault
-from kdcache.oracle import Oracle, Teacher
-from kdcache.record import FinishedRun, environment
-from kdcache.resolve import ANSWERS, MODEL, load_data, teacher_compute, trained_network
+from kdcache.oracle import Oracle
+from kdcache.record import FinishedRun
+from kdcache.resolve import MODEL, load_data, open_store, store_path, teacher_compute, trained_network
+from kdcache.store.replay import Replay
+from kdcache.teacher import Teacher
 from kdcache.views import Plan, ViewMaker
 
 __all__ = ["PAPER_PERCENT", "Disagreement", "MixedSamples", "Share", "Study", "collect", "count", "study"]
@@ -94,7 +96,7 @@ def collect(maker: ViewMaker, oracle: Oracle, samples: int) -> MixedSamples:
     maker : ViewMaker
         Of a plan with one mixed view of each sample; as many epochs of it are drawn as it takes.
     oracle : Oracle
-        Is asked about the mixed views only.
+        Is asked about the mixed views only, unless it knows their answers.
     samples : int
         S, how many views.
 
@@ -110,7 +112,7 @@ def collect(maker: ViewMaker, oracle: Oracle, samples: int) -> MixedSamples:
             mixed = batch.mixed_views()
             tensors = (
                 mixed,
-                oracle.ask_views(mixed),
+                oracle.ask(batch, first=1),
                 batch.labels,
                 batch.partner_labels,
                 batch.mixed_labels(),
@@ -233,11 +235,16 @@ def study(run: FinishedRun, samples: int = 10_000, seed: int = 0, device: str = 
     path = run.config.teacher if isinstance(run.config, StudentConfig) else run.path
     if path is None:
         raise UsageError(fault(f"run {run.path}", allowed="a teacher, or a student that had one"))
-    data, store = load_data(run.config), path / ANSWERS
-    teacher = Teacher(trained_network(path / MODEL, data), teacher_compute("auto", store, Compute.choose(device)))
-    oracle = Oracle(teacher)
-    oracle.remember_clean(store, data.train, environment(teacher.compute))
+    data, where = load_data(run.config), store_path(path)
+    network = trained_network(path / MODEL, data)
+    teacher = Teacher(network, teacher_compute("auto", where, Compute.choose(device)))
+    store = open_store(where, teacher, data)
     plan = Plan(len(data.train), data.image_size, data.card.padding, crop_flip=True, mix="cutmix", slots=1, seed=seed)
-    mixed = collect(ViewMaker(data.train, plan, 256, teacher.compute.device), oracle, samples)
-    wrong = int((oracle.clean().argmax(1) != data.train.labels).sum())
+    views = ViewMaker(data.train, plan, 256, teacher.compute.device)
+    replay = Replay(store, seed, plan.kinds, keep=frozenset(), limit=0)  # what a student left is used
+    oracle = Oracle(teacher, views, store=store, replay=replay)
+    mixed = collect(views, oracle, samples)
+    wrong = sum(
+        int((logits.argmax(1) != data.train.labels[rows.start : rows.stop]).sum()) for rows, logits in oracle.clean()
+    )
     return Study(path, data.class_names, mixed, count(mixed), Share(wrong, len(data.train)))

@@ -33,6 +33,9 @@ class Reporter:
     def end_epoch(self, metrics: EpochMetrics) -> None:
         """Hear that an epoch ended."""
 
+    def filled(self, done: int, total: int) -> None:
+        """Hear that so many of all answers are in the store."""
+
     def say(self, line: str) -> None:
         """Hear a line for the user."""
 
@@ -41,7 +44,7 @@ class Lines(Reporter):
     """Plain lines, for logs and pipes."""
 
     def __init__(self) -> None:
-        self.epochs = 0
+        self.epochs = self.tenths = 0
 
     def begin(self, title: str, epochs: int, images: int) -> None:
         self.epochs = epochs
@@ -53,6 +56,11 @@ class Lines(Reporter):
             f"epoch {metrics.epoch}/{self.epochs}  {_figures(metrics)}  {metrics.images_per_second:.0f} images/s  "
             f"{left:.0f} s left"
         )
+
+    def filled(self, done: int, total: int) -> None:
+        if 10 * done // total > self.tenths:
+            self.tenths = 10 * done // total
+            self.say(f"{done} of {total} answers")
 
     def say(self, line: str) -> None:
         print(line, flush=True)
@@ -99,6 +107,11 @@ class Bar(Reporter):
             top1=f"{metrics.test_top1:.2f} %",
             speed=f"{metrics.images_per_second:.0f}",
         )
+
+    def filled(self, done: int, total: int) -> None:
+        if not self.progress.task_ids:
+            self.task = self.progress.add_task("answers", total=total, loss="-", top1="-", speed="-")
+        self.progress.update(self.task, completed=done)
 
     def say(self, line: str) -> None:
         self.progress.console.print(line, highlight=False, markup=False, soft_wrap=True)

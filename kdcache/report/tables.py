@@ -1,23 +1,34 @@
 """Tables on the terminal."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 from rich.console import Console
+from rich.filesize import decimal
+from rich.markup import escape
 from rich.table import Table
 
 from kdcache.analysis.disagreement import PAPER_PERCENT, Disagreement, Share
+from kdcache.analysis.questions import StudyCosts
+from kdcache.analysis.verification import Check
+from kdcache.store.answers import AnswerStore, Replayed
 
-__all__ = ["disagreement_table", "show", "table"]
+__all__ = ["checks_table", "costs_table", "disagreement_table", "file_size", "show", "store_table", "table"]
 
 
 def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """Make a table whose first column holds words and whose others hold figures."""
     made = Table(title=title, title_justify="left")
-    for place, name in enumerate(head):
+    for place, name in enumerate(map(escape, head)):
         made.add_column(name, justify="right" if place else "left")
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(escape, row))
     return made
+
+
+def file_size(size: int) -> str:
+    """Write a number of bytes for people, in steps of a thousand."""
+    return str(decimal(size))
 
 
 def show(made: Table) -> None:
@@ -38,6 +49,63 @@ def disagreement_table(title: str, found: Disagreement, clean_error: Share) -> T
     lines = [(name, _percent(share), _interval(share), str(share.of)) for name, share in rows]
     lines.append(("the paper (ImageNet, ResNet34)", f"{PAPER_PERCENT:.1f} %", "", ""))
     return table(title, ("the teacher disputes the label of", "share", "95 % interval", "samples"), lines)
+
+
+def costs_table(found: StudyCosts, students: int) -> Table:
+    """Lay out what students that share a view seed cost under each kind of store."""
+    online = found.costs[0]
+    lines = []
+    for cost in found.costs:
+        asked, pays = cost.questions(students), cost.pays_from(online)
+        fewer = f"{online.questions(students) / asked:.2f}" if asked else "-"
+        size = cost.tables * found.table_bytes
+        room = f"{size}{' (over the limit)' if size > found.limit else ''}"
+        lines.append((cost.store, str(cost.first), str(asked), fewer, room, str(pays or "-")))
+    head = ("--cache", "questions of one student", f"of {students}", "times fewer", "new bytes", "pays from students")
+    return table("What is asked and stored", head, lines)
+
+
+def store_table(store: AnswerStore) -> Table:
+    """Lay out what a store holds: the clean answers, and those of each kind and view seed."""
+    lines = []
+    for views, names in _grouped(store.tables(), lambda name: name).items():
+        rows = sum(int(store.table(name).committed().sum()) for name in names)
+        size = sum(store.place.size(name) for name in names)
+        full = f"{100 * rows / (len(names) * store.samples):.0f} %"
+        lines.append((views, str(len(names)), str(rows), full, file_size(size)))
+    return table(store.place.where, ("answers to", "tables", "answers", "full", "size"), lines)
+
+
+def checks_table(checks: Iterable[Check]) -> Table:
+    """Lay out what came of checking a store."""
+    lines = []
+    for views, group in _grouped(checks, lambda check: check.table).items():
+        compared = sum(check.compared for check in group)
+        mean = sum(check.mean * check.compared for check in group) / max(1, compared)
+        figures = (
+            f"{sum(check.rows for check in group)} of {sum(check.of for check in group)}",
+            f"{sum(check.damaged for check in group)}",
+            f"{compared}",
+            f"{max(check.largest for check in group):.3g}",
+            f"{mean:.3g}",
+            f"{sum(check.flips for check in group)}",
+        )
+        lines.append((views, *figures))
+    head = ("answers to", "sound", "damaged chunks", "asked again", "largest error", "mean error", "other class")
+    return table("Stored answers against the teacher's", head, lines)
+
+
+Thing = TypeVar("Thing")
+
+
+def _grouped(things: Iterable[Thing], name_of: Callable[[Thing], str]) -> dict[str, list[Thing]]:
+    """Put together what belongs to tables of the same kind and view seed."""
+    groups: dict[str, list[Thing]] = {}
+    for thing in things:
+        replayed = Replayed.parse(name_of(thing))
+        group = f"{replayed.kind}, view seed {replayed.seed}" if replayed else name_of(thing)
+        groups.setdefault(group, []).append(thing)
+    return groups
 
 
 def _percent(share: Share) -> str:

@@ -1,7 +1,8 @@
 """The views of a step, made from the table of the epoch with a few batched tensor operations."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from kdcache.datasets import Split
 from kdcache.views.geometry import crop_flip
 from kdcache.views.mix import MIXES
-from kdcache.views.plan import EpochTable, Plan, steps
+from kdcache.views.plan import EpochTable, Plan, Slot, steps
 
 __all__ = ["Batch", "ViewMaker"]
 
@@ -36,8 +37,8 @@ class Batch:
     kept : Tensor of float32, shape (M B,)
         Share of the label that stays with the sample; the partner has the rest.
     lot : Tensor of float32, shape (M B,)
-    clean : bool
-        Whether x is the clean view, so that its answer depends on the sample alone.
+    keys : ndarray of int64, shape (B,)
+        Number of each x among the standard views that there can be, see `Plan.standard_keys`.
     """
 
     epoch: int
@@ -49,7 +50,7 @@ class Batch:
     partner_labels: Tensor
     kept: Tensor
     lot: Tensor
-    clean: bool
+    keys: np.ndarray
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -75,7 +76,7 @@ class Batch:
 
 
 class ViewMaker:
-    """Makes the batches of an epoch.
+    """Makes the views of a plan: the batches of an epoch, or any rows of one slot.
 
     Parameters
     ----------
@@ -91,26 +92,28 @@ class ViewMaker:
     def __init__(self, split: Split, plan: Plan, batch_size: int, device: torch.device) -> None:
         self.split, self.plan, self.device = split, plan, device
         self.steps = steps(plan.samples, batch_size)
+        # Every caller walks through the epochs in order, so the last table is the one that is asked for again.
+        self.table = lru_cache(maxsize=1)(plan.epoch)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Make the batches of an epoch, counted from 0."""
-        table = self.plan.epoch(epoch)
         for step, positions in enumerate(self.steps):
-            yield self._batch(table, epoch, step, positions)
+            yield self._batch(epoch, step, positions)
 
-    def _batch(self, table: EpochTable, epoch: int, step: int, positions: range) -> Batch:
-        own = np.arange(positions.start, positions.stop)
-        partners = [slot.partner[own] for slot in table.slots]
-        rows = np.union1d(own, np.concatenate(partners)) if partners else own
-        standard = self._standard_views(table, rows)
-        x = standard[self._tensor(np.searchsorted(rows, own))]
-        views = [x]
-        for slot, partner in zip(table.slots, partners, strict=True):
-            second = standard[self._tensor(np.searchsorted(rows, partner))]
-            assert self.plan.mix is not None
-            views.append(MIXES[self.plan.mix].apply(x, second, self._tensor(slot.parameters[own])))
+    def views(self, epoch: int, slot: int, positions: range) -> Tensor:
+        """Make the views of one slot, slot 0 being x, at some positions: (B, 3, H, W)."""
+        table, own = self.table(epoch), np.arange(positions.start, positions.stop)
+        if slot == 0:
+            return self._standard_views(table, own)
+        (mixed,) = self._slots(table, own, [table.slots[slot - 1]])[1:]
+        return mixed
+
+    def _batch(self, epoch: int, step: int, positions: range) -> Batch:
+        table, own = self.table(epoch), np.arange(positions.start, positions.stop)
+        views = self._slots(table, own, table.slots)
         samples = torch.from_numpy(table.order[own])
-        partner_samples = table.order[np.concatenate(partners)] if partners else np.empty(0, np.int64)
+        partners = [table.order[slot.partner[own]] for slot in table.slots]
+        partner_samples = np.concatenate(partners) if partners else np.empty(0, np.int64)
         return Batch(
             epoch=epoch,
             step=step,
@@ -121,8 +124,21 @@ class ViewMaker:
             partner_labels=self.split.labels[torch.from_numpy(partner_samples)].to(self.device),
             kept=self._column([slot.kept[own] for slot in table.slots]),
             lot=self._column([slot.lot[own] for slot in table.slots]),
-            clean=not self.plan.crop_flip,
+            keys=self.plan.standard_keys(table, own),
         )
+
+    def _slots(self, table: EpochTable, own: np.ndarray, slots: Sequence[Slot]) -> list[Tensor]:
+        """Make x and the views of some slots, each (B, 3, H, W)."""
+        partners = [slot.partner[own] for slot in slots]
+        rows = np.union1d(own, np.concatenate(partners)) if partners else own
+        standard = self._standard_views(table, rows)
+        x = standard[self._tensor(np.searchsorted(rows, own))]
+        views = [x]
+        for slot, partner in zip(slots, partners, strict=True):
+            second = standard[self._tensor(np.searchsorted(rows, partner))]
+            assert self.plan.mix is not None
+            views.append(MIXES[self.plan.mix].apply(x, second, self._tensor(slot.parameters[own])))
+        return views
 
     def _standard_views(self, table: EpochTable, rows: np.ndarray) -> Tensor:
         images = self.split.take(torch.from_numpy(table.order[rows])).to(self.device, non_blocking=True)

@@ -9,7 +9,7 @@ Plans nest: order, crop and flip do not depend on the augmentation, slot m does 
 and no row depends on the total number of epochs. Students of different augmentations so share the answers to x.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -112,9 +112,29 @@ class Plan:
             raise UsageError(fault("training samples", allowed=f"at least {least}", given=self.samples))
 
     @property
-    def identity(self) -> dict[str, object]:
-        """What names the plan in a store's fingerprint."""
-        return {"version": PLAN_VERSION, **asdict(self)}
+    def kinds(self) -> tuple[str, ...]:
+        """Name what each slot shows, x first. Plans that share a kind and the seed share its views."""
+        return ("standard" if self.crop_flip else "clean", *(f"{self.mix}-{slot + 1}" for slot in range(self.slots)))
+
+    @property
+    def standard_views(self) -> int:
+        """How many x a sample can have, V: 162 for padding 4, a crop at each offset, mirrored or not."""
+        return 2 * (2 * self.padding + 1) ** 2 if self.crop_flip else 1
+
+    def standard_keys(self, table: "EpochTable", positions: np.ndarray) -> np.ndarray:
+        """Number the x of some positions among the N V that there can be: int64, ``sample * V + view``."""
+        return self._keys(table.order[positions], table.crop[positions], table.flip[positions])
+
+    def clean_keys(self) -> np.ndarray:
+        """Number the clean view of each sample as `standard_keys` does: the middle crop, not mirrored."""
+        middle = np.full((self.samples, 2), self.padding, np.int16)
+        return self._keys(np.arange(self.samples), middle, np.zeros(self.samples, bool))
+
+    def _keys(self, samples: np.ndarray, crop: np.ndarray, flip: np.ndarray) -> np.ndarray:
+        if not self.crop_flip:
+            return samples
+        top, left = crop.astype(np.int64).T
+        return samples * self.standard_views + (top * (2 * self.padding + 1) + left) * 2 + flip
 
     def epoch(self, epoch: int) -> EpochTable:
         """Draw the table of an epoch, counted from 0."""

@@ -1,0 +1,146 @@
+"""Does a store still say what its teacher says? Every chunk is checked, and a sample of answers asked again."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from kdcache.compute import Compute
+from kdcache.datasets import Split
+from kdcache.oracle import Oracle
+from kdcache.record import FinishedRun
+from kdcache.resolve import MODEL, load_data, open_store, store_path, teacher_compute, trained_network
+from kdcache.store.answers import CLEAN, AnswerStore, Replayed
+from kdcache.teacher import Teacher
+from kdcache.views import Plan, ViewMaker
+
+__all__ = ["Check", "verify", "verify_run"]
+
+
+class Check(NamedTuple):
+    """What came of checking one table.
+
+    Attributes
+    ----------
+    table : str
+    rows, of : int
+        Rows that are stored and sound, of so many.
+    damaged : int
+        Chunks whose record promises rows that are not there as they were.
+    compared : int
+        Answers that were asked again.
+    largest, mean : float
+        Absolute difference of a logit; 0 where nothing was compared.
+    flips : int
+        Answers whose first class is another now.
+    """
+
+    table: str
+    rows: int
+    of: int
+    damaged: int
+    compared: int
+    largest: float
+    mean: float
+    flips: int
+
+
+def verify(
+    store: AnswerStore, teacher: Teacher, data: Split, padding: int, samples: int | None, seed: int = 0
+) -> Iterator[Check]:
+    """Check the tables of a store one after the other.
+
+    Parameters
+    ----------
+    store : AnswerStore
+    teacher : Teacher
+    data : Split
+        The training images.
+    padding : int
+        Of the crop, in pixels.
+    samples : int or None
+        Answers to ask again in all, spread at random over the tables; ``None`` is all of them.
+    seed : int
+        Of the choice.
+
+    Yields
+    ------
+    Check
+    """
+    tables = store.tables()
+    # Neighbouring answers are asked together, a forward at a time; which ones is left to chance.
+    chunks = store.table(CLEAN).chunks  # alike in all tables
+    starts = np.concatenate([np.arange(chunk.start, chunk.stop, teacher.rows) for chunk in chunks])
+    forwards = len(tables) * len(starts)
+    wanted = forwards if samples is None else min(forwards, -(-samples // teacher.rows))
+    chosen = np.random.Generator(np.random.Philox(seed)).permutation(forwards)[:wanted]
+    for place, name in enumerate(tables):
+        of_table = chosen[chosen % len(tables) == place] // len(tables)
+        yield _check(store, name, teacher, data, padding, starts[np.sort(of_table)])
+
+
+def verify_run(
+    run: FinishedRun,
+    store: str | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    data_root: Path | None = None,
+) -> Iterator[Check]:
+    """Check the store of a teacher's run, or another store of its answers, see `verify`."""
+    config = run.config.model_copy(update={"data_root": data_root or run.config.data_root})
+    data, where = load_data(config), store or store_path(run.path)
+    found = AnswerStore(where)
+    teacher = Teacher(trained_network(run.path / MODEL, data), teacher_compute("auto", where, Compute.choose(device)))
+    open_store(where, teacher, data, found.format)
+    yield from verify(found, teacher, data.train, data.card.padding, samples, seed)
+
+
+def _check(store: AnswerStore, name: str, teacher: Teacher, data: Split, padding: int, starts: np.ndarray) -> Check:
+    table, views = store.table(name), _views(name, teacher, data, padding)
+    oracle = Oracle(teacher, views, store=store)
+    replayed = Replayed.parse(name)
+    rows = damaged = compared = flips = 0
+    largest, total = 0.0, 0.0
+    for chunk, (promised, span) in enumerate(zip(table.committed(), table.chunks, strict=True)):
+        columns = table.read(chunk) if promised else None
+        if columns is None:
+            damaged += bool(promised)
+            continue
+        rows += len(span)
+        stored = store.format.decode(columns, store.classes)
+        for start in starts[(starts >= span.start) & (starts < span.stop)].tolist():
+            again = range(start, min(start + teacher.rows, span.stop))
+            if replayed is None:
+                images = data.take(torch.arange(again.start, again.stop)).to(teacher.compute.device)
+            else:
+                images = views.views(replayed.epoch, len(views.plan.kinds) - 1, again)
+            fresh = oracle.ask_views(images).cpu()
+            then = stored[again.start - span.start : again.stop - span.start]
+            difference = (fresh - then).abs()
+            largest, total = max(largest, difference.max().item()), total + difference.sum(dtype=torch.float64).item()
+            flips += int((fresh.argmax(1) != then.argmax(1)).sum())
+            compared += len(again)
+    mean = total / (compared * store.classes) if compared else 0.0
+    return Check(name, rows, store.samples, damaged, compared, largest, mean, flips)
+
+
+def _views(name: str, teacher: Teacher, data: Split, padding: int) -> ViewMaker:
+    """Make the plan whose last slot is what a table answers."""
+    replayed = Replayed.parse(name)
+    mix, slots = None, 0
+    if replayed and replayed.kind != "standard":
+        mix, number = replayed.kind.split("-")
+        slots = int(number)
+    plan = Plan(
+        samples=len(data),
+        image_size=data.images.shape[-1],
+        padding=padding,
+        crop_flip=name != CLEAN,
+        mix=mix,
+        slots=slots,
+        seed=replayed.seed if replayed else 0,
+    )
+    return ViewMaker(data, plan, teacher.rows, teacher.compute.device)

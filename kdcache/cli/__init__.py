@@ -1,0 +1,103 @@
+"""The command line. Commands are thin, and import what is heavy inside them."""
+
+import logging
+import sys
+from importlib import import_module
+from typing import NamedTuple, NoReturn
+
+import click
+
+from kdcache import __version__
+from kdcache.errors import KdcacheError
+
+__all__ = ["COMMANDS", "Command", "cli", "main"]
+
+INTERRUPTED = 130
+
+
+def main() -> NoReturn:
+    """Run the command line: one clear line for an error, exit code 2 for wrong use and 1 for a failure at work."""
+    debug = "--debug" in sys.argv[1:]
+    logging.basicConfig(format="kdcache: %(message)s", level=logging.WARNING)
+    logging.getLogger("kdcache").setLevel(logging.INFO)
+    try:
+        code = cli(standalone_mode=False) or 0
+    except click.ClickException as error:
+        code = _complain(error.format_message(), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        code = _complain("stopped; what was whole is kept", INTERRUPTED)
+    except Exception as error:
+        if debug:
+            raise
+        code = _complain(*_explained(error))
+    sys.exit(code)
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+    """Say what an error means to the user, and with which code to exit."""
+    if isinstance(error, KdcacheError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError):
+        return str(error), KdcacheError.exit_code
+    return f"unexpected {type(error).__name__}: {error} (kdcache --debug shows where)", KdcacheError.exit_code
+
+
+def _complain(message: str, code: int) -> int:
+    for line in message.splitlines():
+        click.echo(f"kdcache: {line}", err=True)
+    return code
+
+
+class CommandsOnDemand(click.Group):
+    """A group whose commands are imported when they are asked for: the options of a training come from its config."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """Name the commands in the order of use."""
+        return list(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """Import a command."""
+        if name not in COMMANDS:
+            return None
+        module = import_module(f"kdcache.cli.{COMMANDS[name].module}")
+        command: click.Command = getattr(module, name.replace("-", "_"))
+        return command
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.about) for name, command in COMMANDS.items()])
+
+
+class Command(NamedTuple):
+    """Where a command is defined, and what it does."""
+
+    module: str
+    about: str
+
+
+COMMANDS = {
+    "teacher-train": Command("training", "Train a teacher and store its answers to the clean images."),
+    "student-train": Command("training", "Train a student on the teacher's answers to every view it sees."),
+    "analyze": Command("analyze", "Look into what was trained."),
+    "cache": Command("cache", "Fill, plan, check and tidy the store of a teacher's answers."),
+    "views": Command("views", "Show the views of an epoch: the rows of its table, and a picture."),
+    "demo": Command("demo", "Show the whole story on the shipped images in a few minutes."),
+}
+
+
+STORY = """Distil one image network into another, on every augmented view.
+
+\b
+Start with these three, one after the other:
+  kdcache teacher-train
+  kdcache student-train --aug cutmix-pick
+  kdcache analyze disagreement
+"""
+
+
+@click.group(cls=CommandsOnDemand, help=STORY, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="kdcache", message="%(prog)s %(version)s")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """Hold the commands; what ``--debug`` does is in `main`, which sees every error."""

@@ -1,0 +1,35 @@
+"""``kdcache views``."""
+
+from pathlib import Path
+
+import click
+
+from kdcache.cli import COMMANDS
+from kdcache.cli.options import settings
+from kdcache.config import StudentConfig
+from kdcache.errors import UsageError, fault
+
+__all__ = ["views"]
+
+
+@click.command("views", help=COMMANDS["views"].about)
+@settings(StudentConfig, ("dataset", "data_root", "image_size", "aug", "pick", "seed", "view_seed"))
+@click.option("--epoch", default=1, show_default=True, type=click.IntRange(1), help="Which epoch, counted from 1.")
+@click.option("--samples", default=8, show_default=True, type=click.IntRange(1, 64), help="Rows to show.")
+@click.option("--out", default="views.png", show_default=True, type=click.Path(path_type=Path), help="The picture.")
+def views(config: StudentConfig, epoch: int, samples: int, out: Path) -> None:
+    """Show the views of an epoch."""
+    import torch
+
+    from kdcache.report.tables import show
+    from kdcache.report.views import draw_views, views_table
+    from kdcache.resolve import load_data, plan_of
+    from kdcache.views import ViewMaker
+
+    data = load_data(config)
+    plan = plan_of(config, data)
+    if samples > plan.samples:
+        raise UsageError(fault("--samples", allowed=f"at most the {plan.samples} of the set", given=samples))
+    show(views_table(plan, data, epoch - 1, samples))
+    draw_views(ViewMaker(data.train, plan, 64, torch.device("cpu")), data, epoch - 1, samples, out)
+    click.echo(f"picture: {out}")

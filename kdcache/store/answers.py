@@ -1,0 +1,188 @@
+"""The store of a teacher's answers to a dataset: its fingerprint, its tables, and what they take of the disk.
+
+``clean`` holds a row for each training sample; ``replay/seed-S/epoch-E/KIND`` one for each position of an epoch of the
+plan with view seed S, for each kind of slot (`kdcache.views.Plan.kinds`). ``docs/store.md`` is the schema.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, Self
+
+import zarr
+
+from kdcache.errors import KdcacheError, UsageError, fault
+from kdcache.store.fingerprint import compare
+from kdcache.store.formats import Format, format_of
+from kdcache.store.place import Place
+from kdcache.store.table import DAMAGE, Table
+
+__all__ = ["CLEAN", "AnswerStore", "Replayed", "replayed", "table_bytes"]
+
+SCHEMA = "kdcache-answers-2"
+
+CLEAN = "clean"
+
+
+class Replayed(NamedTuple):
+    """What a replay table answers: the views of one slot in one epoch, counted from 0, of one view seed."""
+
+    seed: int
+    epoch: int
+    kind: str
+
+    @property
+    def table(self) -> str:
+        """Name the table."""
+        return f"replay/seed-{self.seed}/epoch-{self.epoch:04d}/{self.kind}"
+
+    @classmethod
+    def parse(cls, table: str) -> Self | None:
+        """Read the name of a table; ``None`` for one of another sort."""
+        found = re.fullmatch(r"replay/seed-(\d+)/epoch-(\d+)/([a-z]+(?:-\d+)?)", table)
+        return cls(int(found[1]), int(found[2]), found[3]) if found else None
+
+
+def replayed(tables: Iterable[str], kind: str | None = None) -> list[Replayed]:
+    """Find the replay tables among the names of tables, those of one kind or all."""
+    found = [name for table in tables if (name := Replayed.parse(table))]
+    return [name for name in found if kind in (None, name.kind)]
+
+
+class AnswerStore:
+    """The answers of one teacher about one dataset, in one format.
+
+    Parameters
+    ----------
+    where : str or Path
+        Folder or URL.
+
+    Raises
+    ------
+    UsageError
+        Where there is no store.
+    KdcacheError
+        Where it cannot be read, or is not a store of answers.
+    """
+
+    def __init__(self, where: str | Path) -> None:
+        self.place = Place(where)
+        try:
+            group = zarr.open_group(self.place.store, mode="r")
+        except FileNotFoundError:
+            raise UsageError(fault("store of answers", allowed="a store that exists", given=where)) from None
+        except DAMAGE as error:
+            raise KdcacheError(fault(f"{where} is damaged or cannot be read", given=_first_line(error))) from None
+        found: dict[str, Any] = dict(group.attrs)
+        if found.get("schema") != SCHEMA:
+            raise KdcacheError(fault(f"{where}: schema", allowed=SCHEMA, given=found.get("schema")))
+        try:
+            self.fingerprint: dict[str, Any] = dict(found["fingerprint"])
+            self.made_with: dict[str, Any] = dict(found["made_with"])
+            self.samples, self.classes = int(found["samples"]), int(found["classes"])
+            self.format = format_of(**found["format"])
+        except DAMAGE as error:
+            raise KdcacheError(fault(f"{where} is damaged", given=f"attributes without {error}")) from None
+
+    @classmethod
+    def open(
+        cls,
+        where: str | Path,
+        fingerprint: Mapping[str, Any],
+        *,
+        samples: int,
+        classes: int,
+        format: Format,
+        made_with: Mapping[str, Any],
+    ) -> Self:
+        """Open a store for certain answers, or make it.
+
+        Parameters
+        ----------
+        where : str or Path
+        fingerprint : mapping
+            What the answers are a function of.
+        samples, classes : int
+            Of the training set.
+        format : Format
+        made_with : mapping
+            Recorded in a store that is made, not compared: versions, threads, rows of a forward.
+
+        Raises
+        ------
+        UsageError
+            Where the store holds other answers; the message names each field that differs, with both values.
+        KdcacheError
+            Where it cannot be read.
+        """
+        format.layout(classes)  # a topk that does not fit is refused before anything is made
+        place = Place(where)
+        with place.lock("attributes"):
+            if not place.has("zarr.json"):
+                attributes = {
+                    "schema": SCHEMA,
+                    "fingerprint": dict(fingerprint),
+                    "made_with": dict(made_with),
+                    "samples": samples,
+                    "classes": classes,
+                    "format": asdict(format),
+                }
+                zarr.create_group(place.store, attributes=attributes)
+        store = cls(where)
+        compare(where, store.fingerprint, fingerprint)
+        return store
+
+    def table(self, name: str) -> Table:
+        """Find a table by its name, whether it exists or not."""
+        return Table(self.place, name, self.samples, self.format.layout(self.classes))
+
+    def tables(self) -> list[str]:
+        """List the tables that exist."""
+        end = "/commits/zarr.json"
+        return [key.removesuffix(end) for key in self.place.list_keys() if key.endswith(end)]
+
+    def replayed(self, kind: str | None = None) -> list[Replayed]:
+        """List the replay tables that exist, of one kind or of all."""
+        return replayed(self.tables(), kind)
+
+    def drop(self, tables: Collection[str]) -> None:
+        """Remove tables, the groups that they leave empty, and what writers that were killed left behind.
+
+        Raises
+        ------
+        UsageError
+            Where another process is writing to the store.
+        """
+        with self.place.lock(None, wait=False) as mine:
+            if not mine:
+                raise UsageError(fault(self.place.where, allowed="a store that nobody writes to", given="one in use"))
+            for table in tables:
+                self.place.delete_group(table)
+            left = self.tables()
+            groups = {str(group) for table in tables for group in PurePosixPath(table).parents} - {"."}
+            for group in groups:
+                if not any(table.startswith(f"{group}/") for table in left):
+                    self.place.delete_group(group)
+            for key in self.place.list_keys():
+                if key.endswith(".partial"):
+                    self.place.delete(key)
+
+    @cached_property
+    def table_bytes(self) -> int:
+        """Bytes of a table that is full, metadata and all."""
+        return table_bytes(self.samples, self.classes, self.format)
+
+
+def table_bytes(samples: int, classes: int, format: Format) -> int:
+    """Compute the bytes of a table that is full, metadata and all."""
+    example = Table(Place(), CLEAN, samples, format.layout(classes))
+    example.create()
+    chunk = example.chunk_rows * sum(width * dtype.itemsize for width, dtype in example.layout.values())
+    # Beside each column's chunk stand its checksum and the commit record with a checksum of its own.
+    return example.place.size() + len(example.chunks) * (chunk + 4 * len(example.layout) + 12)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

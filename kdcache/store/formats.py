@@ -1,0 +1,123 @@
+"""How an answer is stored: all its logits, or the largest ones and what the rest weighs together.
+
+An answer passes through its format before anyone uses it, also when it was just asked: so answers that are read back
+and answers that are new are the same bits.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdcache.errors import KdcacheError, UsageError, fault
+
+__all__ = ["DENSE", "Columns", "Dense", "Format", "Layout", "TopK", "format_of"]
+
+Columns = dict[str, Tensor]
+"""Encoded answers: tensors by name, each with the same number of rows."""
+
+Layout = dict[str, tuple[int, np.dtype]]
+"""Width and type of each column."""
+
+REST_TEMPERATURE = 4.0
+"""Temperature at which the rest of a `TopK` answer weighs what it truly weighs: the paper's tau."""
+
+
+@dataclass(frozen=True)
+class Dense:
+    """All logits.
+
+    Parameters
+    ----------
+    dtype : str
+        ``float16`` or ``float32``.
+    """
+
+    dtype: str = "float16"
+
+    @property
+    def name(self) -> str:
+        """Name of the format, part of a store's fingerprint."""
+        return self.dtype
+
+    def layout(self, classes: int) -> Layout:
+        """Name the columns that hold answers about so many classes."""
+        return {"logits": (classes, np.dtype(self.dtype))}
+
+    def encode(self, logits: Tensor) -> Columns:
+        """Encode logits (B, C); those that are not finite in the format are a `KdcacheError`."""
+        return {"logits": _finite(logits, self.dtype)}
+
+    def decode(self, columns: Columns, classes: int) -> Tensor:
+        """Give back logits, float32 (B, C)."""
+        return columns["logits"].float()
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The K largest logits with their classes, and one logit that stands for each of the others.
+
+    The other C - K logits are given back equal, so that together they have the probability at `REST_TEMPERATURE`
+    that they truly have; at other temperatures this is close but not exact.
+
+    Parameters
+    ----------
+    dtype : str
+        ``float16`` or ``float32``.
+    topk : int
+        K.
+    """
+
+    dtype: str
+    topk: int
+
+    @property
+    def name(self) -> str:
+        """Name of the format, part of a store's fingerprint."""
+        return f"{self.dtype}-top{self.topk}"
+
+    def layout(self, classes: int) -> Layout:
+        """Name the columns, as in `Dense`.
+
+        Raises
+        ------
+        UsageError
+            Where there are not more than K classes.
+        """
+        if self.topk >= classes:
+            raise UsageError(fault("--topk", allowed=f"fewer than the {classes} classes", given=self.topk))
+        return {"top": (self.topk, np.dtype(self.dtype)), "classes": (self.topk, np.dtype("int32")), "rest": (1, _REST)}
+
+    def encode(self, logits: Tensor) -> Columns:
+        """Encode logits, as in `Dense`; ``rest`` is the log-sum-exp of the others at `REST_TEMPERATURE`."""
+        top, classes = logits.float().topk(self.topk, dim=1)
+        others = (logits.float() / REST_TEMPERATURE).scatter(1, classes, -torch.inf)
+        rest = others.logsumexp(1, keepdim=True)
+        return {"top": _finite(top, self.dtype), "classes": classes.int(), "rest": _finite(rest, "float32")}
+
+    def decode(self, columns: Columns, classes: int) -> Tensor:
+        """Give back logits, as in `Dense`."""
+        each = REST_TEMPERATURE * (columns["rest"] - math.log(classes - self.topk))
+        return each.expand(-1, classes).scatter(1, columns["classes"].long(), columns["top"].float())
+
+
+Format = Dense | TopK
+
+DENSE = Dense()
+"""What answers are unless something else is asked for: all logits, in half precision."""
+
+_REST = np.dtype("float32")
+
+
+def format_of(dtype: str, topk: int | None = None) -> Format:
+    """Find the format for a precision, of all logits or of the `topk` largest."""
+    return Dense(dtype) if topk is None else TopK(dtype, topk)
+
+
+def _finite(values: Tensor, dtype: str) -> Tensor:
+    rounded = values.to(getattr(torch, dtype))
+    if not rounded.isfinite().all():
+        raise KdcacheError(f"the teacher gave an answer that is not finite in {dtype}")
+    return rounded

@@ -1,0 +1,183 @@
+"""Where a store lies: a folder, or a URL; how what is written there is made durable, and who may write."""
+
+import asyncio
+import fcntl
+import hashlib
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from zarr.abc.store import Store
+from zarr.core.buffer import Buffer
+from zarr.core.sync import sync
+from zarr.storage import LocalStore, MemoryStore, ObjectStore
+
+from kdcache.errors import KdcacheError, UsageError, fault
+
+__all__ = ["Place"]
+
+log = logging.getLogger("kdcache")
+
+
+class DurableStore(LocalStore):
+    """A folder in which a key that was set is on the disk; zarr's own renames, but does not wait for the disk."""
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Write a key, and wait until the file and the folders that lead to it are on the disk."""
+        await super().set(key, value)
+        await asyncio.to_thread(self._sync, self.root / key)
+
+    def _sync(self, path: Path) -> None:
+        for entry in (path, *path.parents):
+            descriptor = os.open(entry, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            if entry == self.root:
+                return
+
+
+class Place:
+    """A zarr store with its keys, sizes and locks.
+
+    Parameters
+    ----------
+    where : str or Path, optional
+        A folder, or a URL that obstore knows (``s3://``, ``gs://``, ``az://``), whose credentials come from the
+        environment; by default memory.
+
+    Attributes
+    ----------
+    where : str
+    folder : Path or None
+        The folder, if it is one.
+    store : zarr.abc.store.Store
+
+    Raises
+    ------
+    UsageError
+        Where the URL cannot be used.
+    """
+
+    def __init__(self, where: str | Path | None = None) -> None:
+        self.where = "memory" if where is None else str(where)
+        self.folder = None if where is None or "://" in self.where else Path(where)
+        self.store: Store
+        if self.folder is not None:
+            self.store = DurableStore(self.folder)
+        else:
+            self.store = MemoryStore() if where is None else _remote(self.where)
+
+    def list_keys(self, group: str = "") -> list[str]:
+        """List every key, or those in a group."""
+
+        async def collect() -> list[str]:
+            return [key async for key in self.store.list_prefix(_inside(group))]
+
+        return sorted(sync(collect()))
+
+    def has(self, key: str) -> bool:
+        """Tell whether a key is there."""
+        return sync(self.store.exists(key))
+
+    def size(self, group: str = "") -> int:
+        """Add up the bytes that are stored, or those in a group."""
+
+        async def add() -> int:
+            return sum([await self.store.getsize(key) async for key in self.store.list_prefix(_inside(group))])
+
+        return sync(add())
+
+    def delete(self, key: str) -> None:
+        """Remove a key, which need not be there."""
+        sync(self.store.delete(key))
+
+    def delete_group(self, group: str) -> None:
+        """Remove every key in a group."""
+        sync(self.store.delete_dir(group))
+
+    def free_bytes(self) -> int | None:
+        """Room on the disk; ``None`` where nobody can tell, as at a URL."""
+        if self.folder is None:
+            return None
+        there = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
+        status = os.statvfs(there)
+        return status.f_bavail * status.f_frsize
+
+    @contextmanager
+    def lock(self, name: str | None, wait: bool = True) -> Iterator[bool]:
+        """Hold a kernel lock, so that one process at a time writes what `name` says.
+
+        A process that dies gives up its locks. At a URL there are none: there, one process at a time may write.
+
+        Parameters
+        ----------
+        name : str or None
+            What will be written; ``None`` is everything.
+        wait : bool
+            Whether to wait for another process that holds it.
+
+        Yields
+        ------
+        bool
+            Whether it is held; always true after waiting.
+        """
+        if self.folder is None:
+            yield True
+            return
+        descriptor, start, length = _lock_file(self.folder), *_range(name)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
+        except (BlockingIOError, PermissionError):
+            if not wait:
+                yield False
+                return
+            log.info("waiting for another process that is writing %s in %s", name or "something", self.where)
+            fcntl.lockf(descriptor, fcntl.LOCK_EX, length, start)
+        try:
+            yield True
+        finally:
+            fcntl.lockf(descriptor, fcntl.LOCK_UN, length, start)
+
+
+def _inside(group: str) -> str:
+    return f"{group}/" if group else ""
+
+
+# A process loses its locks of a file when it closes any descriptor of it: each file is opened once and stays open.
+_lock_files: dict[Path, int] = {}
+
+
+def _lock_file(folder: Path) -> int:
+    path = folder.absolute().with_name(f"{folder.name}.lock")
+    if path not in _lock_files:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _lock_files[path] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    return _lock_files[path]
+
+
+def _range(name: str | None) -> tuple[int, int]:
+    """Give each name a byte of its own in the lock file, which stays empty, and ``None`` all of them."""
+    if name is None:
+        return 0, 0
+    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 2, 1
+
+
+def _remote(url: str) -> Store:
+    try:
+        from obstore.store import from_url
+    except ImportError:
+        remedy = "a folder, or a URL after pip install 'kdcache[url]'"
+        raise UsageError(fault(f"--store {url}", allowed=remedy)) from None
+    options: dict[str, Any] = {}
+    if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
+        options["client_options"] = {"allow_http": True}
+    try:
+        return ObjectStore(from_url(url, **options))
+    except Exception as error:  # obstore's own kinds of errors differ from service to service
+        raise KdcacheError(fault(f"--store {url}", given=str(error).splitlines()[0])) from error

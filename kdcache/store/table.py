@@ -1,0 +1,231 @@
+"""A table of answers: rows in whole chunks, of which each is either there and right, or known to be missing.
+
+A missing chunk of a zarr array reads as its fill value without a word, and a file may be cut short or altered. So a
+table has a commit record: for each chunk, written after its data are on the disk, the number of rows and their
+checksum. Only what agrees with its record is ever handed out. Records lie in files of their own, so that nothing is
+ever rewritten and two writers need not know of each other.
+"""
+
+import logging
+import math
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import zarr
+from zarr.codecs import Crc32cCodec
+
+from kdcache.store.formats import Columns, Layout
+from kdcache.store.place import Place
+
+__all__ = ["Ask", "Table", "chunk_rows", "fill"]
+
+CHUNK_BYTES = 2 * 2**20
+"""Bytes of a chunk: smaller ones cost more calls, larger ones are lost and asked again at a kill."""
+
+LARGE_CHUNK_BYTES, MANY_CHUNKS = 16 * 2**20, 500
+"""Bytes of a chunk where the smaller ones would be more files than file systems like."""
+
+Ask = Callable[[range], Columns]
+"""Finds the rows of a range, which are missing, on the CPU."""
+
+log = logging.getLogger("kdcache")
+
+# What zarr and its codecs raise at data that are damaged or gone.
+DAMAGE = (KeyError, TypeError, ValueError, RuntimeError, OSError)
+
+
+def chunk_rows(rows: int, row_bytes: int) -> int:
+    """Settle how many rows a chunk holds, all chunks being as equal as they can be."""
+    chunks = math.ceil(rows * row_bytes / CHUNK_BYTES)
+    if chunks > MANY_CHUNKS:
+        chunks = math.ceil(rows * row_bytes / LARGE_CHUNK_BYTES)
+    return math.ceil(rows / min(chunks, rows))
+
+
+class _Shape(NamedTuple):
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    dtype: np.dtype
+
+
+class Table:
+    """Rows of answers in a store.
+
+    Parameters
+    ----------
+    place : Place
+    name : str
+        Path of the table's group in the store.
+    rows : int
+    layout : Layout
+
+    Attributes
+    ----------
+    chunks : list of range
+        The rows of each chunk.
+    """
+
+    def __init__(self, place: Place, name: str, rows: int, layout: Layout) -> None:
+        self.place, self.name, self.rows, self.layout = place, name, rows, layout
+        self.chunk_rows = chunk_rows(rows, sum(width * dtype.itemsize for width, dtype in layout.values()))
+        self.chunks = [range(start, min(start + self.chunk_rows, rows)) for start in range(0, rows, self.chunk_rows)]
+        self._arrays: dict[str, zarr.Array] = {}
+        self._told: set[int] = set()
+
+    def create(self) -> None:
+        """Make the arrays that are not there, at their full size. What is committed stays as it is."""
+        for name in (*self.layout, "commits"):
+            self._arrays[name] = self._open(name) or self._make(name)
+
+    def committed(self) -> np.ndarray:
+        """Rows that each chunk is recorded to hold, int64 (chunks,); 0 where there is no whole record."""
+        return np.array([self._record(chunk)[0] for chunk in range(len(self.chunks))], np.int64)
+
+    def read(self, chunk: int) -> Columns | None:
+        """Read a chunk that was committed; ``None`` where it was not, or where it is damaged, which is logged."""
+        rows, checksum = self._record(chunk)
+        if rows == 0:
+            return None
+        try:
+            span = slice(self.chunks[chunk].start, self.chunks[chunk].stop)
+            found = {name: np.asarray(self._array(name)[span]) for name in self.layout}
+        except DAMAGE as error:
+            self._damaged(chunk, error)
+            return None
+        if rows != len(self.chunks[chunk]) or _checksum(found) != checksum:
+            self._damaged(chunk, "its checksum is another")
+            return None
+        return {name: torch.from_numpy(column) for name, column in found.items()}
+
+    def write(self, chunk: int, columns: Columns) -> None:
+        """Write a whole chunk, and commit it. The caller holds its lock."""
+        self.create()
+        arrays = {name: columns[name].numpy() for name in self.layout}
+        span = self.chunks[chunk]
+        for name, values in arrays.items():
+            self._arrays[name][span.start : span.stop] = values
+        self._arrays["commits"][chunk] = len(span), _checksum(arrays)
+
+    def obtain(self, chunk: int, ask: Ask, wait: bool = True) -> Columns | None:
+        """Read a chunk, or ask for its rows and write it: nobody else asks for them at the same time.
+
+        Parameters
+        ----------
+        chunk : int
+        ask : callable
+        wait : bool
+            Whether to wait for another process that is asking.
+
+        Returns
+        -------
+        Columns or None
+            ``None`` only where another process is asking, and `wait` is false.
+        """
+        found = self.read(chunk)
+        if found is not None:
+            return found
+        with self.place.lock(f"{self.name}/{chunk}", wait) as mine:
+            if not mine:
+                return None
+            found = self.read(chunk)  # it may have been written while we waited
+            if found is None:
+                found = ask(self.chunks[chunk])
+                self.write(chunk, found)
+            return found
+
+    def _record(self, chunk: int) -> tuple[int, int]:
+        try:
+            rows, checksum = np.asarray(self._array("commits")[chunk]).tolist()
+        except FileNotFoundError:
+            return 0, 0
+        except DAMAGE as error:
+            self._damaged(chunk, error)
+            return 0, 0
+        return rows, checksum
+
+    def _array(self, name: str) -> zarr.Array:
+        if name not in self._arrays:
+            array = self._open(name)
+            if array is None:
+                raise FileNotFoundError(f"{self.name}/{name}")
+            self._arrays[name] = array
+        return self._arrays[name]
+
+    def _open(self, name: str) -> zarr.Array | None:
+        """Open an array that is as it should be; ``None`` where there is none, or its metadata are damaged."""
+        path = f"{self.name}/{name}"
+        try:
+            array = zarr.open_array(self.place.store, path=path, mode="r+")
+            found = _Shape(array.shape, array.chunks, array.dtype)
+        except FileNotFoundError:
+            return None
+        except DAMAGE as error:
+            log.warning("%s: metadata of %s are damaged (%s)", self.place.where, path, error)
+            return None
+        if found != self._shape(name):
+            log.warning("%s: metadata of %s are damaged (%s)", self.place.where, path, found)
+            return None
+        return array
+
+    def _make(self, name: str) -> zarr.Array:
+        # Metadata follow from the table alone. Damaged ones are replaced; chunks lie beside them and stay.
+        path, (shape, chunks, dtype) = f"{self.name}/{name}", self._shape(name)
+        self.place.delete(f"{path}/zarr.json")
+        return zarr.create_array(
+            self.place.store,
+            name=path,
+            shape=shape,
+            chunks=chunks,
+            dtype=dtype,
+            # Logits do not compress. The checksum is for readers that know nothing of the commit record.
+            compressors=(Crc32cCodec(),),
+            fill_value=0 if dtype.kind in "iu" else np.nan,
+        )
+
+    def _shape(self, name: str) -> "_Shape":
+        if name == "commits":
+            return _Shape((len(self.chunks), 2), (1, 2), np.dtype("uint32"))
+        width, dtype = self.layout[name]
+        return _Shape((self.rows, width), (self.chunk_rows, width), dtype)
+
+    def _damaged(self, chunk: int, reason: object) -> None:
+        if chunk in self._told:
+            return
+        self._told.add(chunk)
+        log.warning("%s: chunk %d of %s is damaged (%s); it is not used", self.place.where, chunk, self.name, reason)
+
+
+def fill(work: Iterable[tuple[Table, Ask]]) -> Iterator[int]:
+    """Write every chunk that is missing or damaged, sharing the work with other processes that do the same.
+
+    Parameters
+    ----------
+    work : iterable of (Table, Ask)
+
+    Yields
+    ------
+    int
+        Rows that are there now, after each chunk.
+    """
+    left = [(table, chunk, ask) for table, ask in work for chunk in range(len(table.chunks))]
+    done = 0
+    # What another process is at comes last: by then it is done, or that process has died.
+    for wait in (False, True):
+        postponed = []
+        for table, chunk, ask in left:
+            if table.obtain(chunk, ask, wait) is None:
+                postponed.append((table, chunk, ask))
+            else:
+                done += len(table.chunks[chunk])
+                yield done
+        left = postponed
+
+
+def _checksum(columns: dict[str, np.ndarray]) -> int:
+    checksum = 0
+    for name in sorted(columns):
+        checksum = zlib.crc32(np.ascontiguousarray(columns[name]).data, checksum)
+    return checksum

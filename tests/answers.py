@@ -1,0 +1,58 @@
+"""Teachers, stores and oracles for the tests, about random images."""
+
+from pathlib import Path
+
+import torch
+
+from kdcache import models
+from kdcache.compute import Compute
+from kdcache.config import AUGMENTATIONS
+from kdcache.datasets import Card, Dataset, Split
+from kdcache.oracle import Oracle
+from kdcache.resolve import open_store
+from kdcache.store.answers import AnswerStore
+from kdcache.store.formats import DENSE, Format
+from kdcache.teacher import Teacher
+from kdcache.views import Plan, ViewMaker
+
+CPU = torch.device("cpu")
+CLASSES = 4
+
+
+def teacher(seed: int = 0, precision: str = "float32") -> Teacher:
+    return Teacher(models.build("resnet8", num_classes=CLASSES, seed=seed), Compute(CPU, precision))
+
+
+def dataset(split: Split, padding: int = 4) -> Dataset:
+    card = Card("noise", CLASSES, 32, padding, (0.5,) * 3, (0.25,) * 3, "a generator", "none")
+    return Dataset(card, tuple("abcd"), split, split)
+
+
+def store(where: Path | str, of: Teacher, split: Split, format: Format = DENSE, padding: int = 4) -> AnswerStore:
+    return open_store(where, of, dataset(split, padding), format)
+
+
+def views(split: Split, aug: str = "cutmix-pick", seed: int = 0, batch_size: int = 64) -> ViewMaker:
+    chosen = AUGMENTATIONS[aug]
+    plan = Plan(len(split), 32, 4, crop_flip=chosen.crop_flip, mix=chosen.mix, slots=chosen.slots, seed=seed)
+    return ViewMaker(split, plan, batch_size, CPU)
+
+
+def oracle(
+    where: Path | str, split: Split, maker: ViewMaker, cache: str = "replay", epochs: int = 1, limit: int | None = None
+) -> Oracle:
+    """An oracle in front of the same teacher each time."""
+    of = teacher()
+    return Oracle.with_store(of, maker, store(where, of, split), cache, epochs, limit)
+
+
+def ask(of: Oracle, epochs: int) -> dict[tuple[int, str, int], bytes]:
+    """Put every view of some epochs to an oracle: its answers by epoch, kind and position."""
+    found = {}
+    for epoch in range(epochs):
+        for batch in of.views.epoch(epoch):
+            logits = of.ask(batch).numpy()
+            for row, answer in enumerate(logits):
+                slot, place = divmod(row, len(batch))
+                found[epoch, of.views.plan.kinds[slot], batch.positions[place]] = answer.tobytes()
+    return found
