@@ -4,7 +4,7 @@ Every message is one line in one form: what is wrong and where, what is allowed,
 exception that reaches the command line is a defect of kdcache, and is reported as such.
 """
 
-__all__ = ["KdcacheError", "UsageError", "fault"]
+__all__ = ["KdcacheError", "UsageError", "fault", "first_line"]
 
 
 class KdcacheError(Exception):
@@ -41,3 +41,8 @@ def fault(what: str, *, allowed: object = None, given: object = None) -> str:
     """
     details = [f"{word} {value}" for word, value in (("allowed", allowed), ("given", given)) if value is not None]
     return f"{what}: {', '.join(details)}" if details else what
+
+
+def first_line(error: Exception) -> str:
+    """Put what a library says into the one line of a message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

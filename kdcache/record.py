@@ -36,7 +36,7 @@ from kdcache.files import write_json, write_text
 from kdcache.models import Network
 from kdcache.models.checkpoint import save
 
-__all__ = ["RUNS", "EpochMetrics", "FinishedRun", "Run", "environment", "finished_runs", "newest"]
+__all__ = ["RUNS", "EpochMetrics", "FinishedRun", "Run", "check_folder", "environment", "finished_runs", "newest"]
 
 RUNS = Path("runs")
 """Where runs go without ``--out``, under the current folder."""
@@ -234,16 +234,24 @@ def _commit() -> str | None:
         return None
 
 
-def _new_folder(config: TrainingConfig) -> Path:
-    if config.out is None:
-        return _numbered_folder(config)
+def check_folder(config: TrainingConfig) -> None:
+    """Refuse a run folder that holds something already, unless that is a run and ``config.overwrite`` is set."""
     path = config.out
+    if path is None or not path.is_dir() or not any(path.iterdir()):
+        return
+    if not (path / "config.toml").is_file():
+        raise UsageError(fault(f"--out {path}", allowed="a new or empty folder, or a run", given="other files"))
+    if not config.overwrite:
+        state = "a finished" if (path / "summary.json").exists() else "an unfinished"
+        raise UsageError(fault(f"--out {path} holds {state} run", allowed="another folder, or --overwrite"))
+
+
+def _new_folder(config: TrainingConfig) -> Path:
+    check_folder(config)
+    path = config.out
+    if path is None:
+        return _numbered_folder(config)
     if path.is_dir() and any(path.iterdir()):
-        if not (path / "config.toml").is_file():
-            raise UsageError(fault(f"--out {path}", allowed="a new or empty folder, or a run", given="other files"))
-        if not config.overwrite:
-            state = "a finished" if (path / "summary.json").exists() else "an unfinished"
-            raise UsageError(fault(f"--out {path} holds {state} run", allowed="another folder, or --overwrite"))
         # The summary goes first: half removed, the folder must not look like a finished run.
         (path / "summary.json").unlink(missing_ok=True)
         shutil.rmtree(path)

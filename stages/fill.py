@@ -1,6 +1,5 @@
 """Fill ahead: ask the teacher all that a student will ask, without a student."""
 
-import os
 import time
 from typing import NamedTuple
 
@@ -56,7 +55,7 @@ def fill_answers(config: StudentConfig, reporter: Reporter | None = None) -> Fil
     UsageError
         Where nothing is to be kept: ``--cache off``, or no room.
     """
-    reporter = (reporter if os.environ.get("RANK", "0") == "0" else None) or Reporter()
+    reporter = reporter or Reporter()
     started = time.perf_counter()
     compute = Compute.choose(config.device, config.precision)
     data = load_data(config)

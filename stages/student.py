@@ -12,7 +12,7 @@ from kdcache.losses import OBJECTIVES, Mixed, Plain, kld
 from kdcache.models import Network
 from kdcache.oracle import Oracle
 from kdcache.pick import SCORES, Candidates, best
-from kdcache.record import EpochMetrics, FinishedRun, Run
+from kdcache.record import EpochMetrics, FinishedRun, Run, check_folder
 from kdcache.report.curves import draw_curves
 from kdcache.report.progress import Reporter
 from kdcache.resolve import find_teacher, fresh_network, load_data, open_oracle, plan_of
@@ -44,6 +44,7 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
         Where the loss stops being finite; the network of the last whole epoch is kept.
     """
     reporter = reporter or Reporter()
+    check_folder(config)
     compute = Compute.choose(config.device, config.precision)
     data = load_data(config)
     if config.needs_teacher:

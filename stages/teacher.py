@@ -13,7 +13,7 @@ from kdcache.datasets import Dataset
 from kdcache.losses import cross_entropy
 from kdcache.models import Network
 from kdcache.oracle import Oracle
-from kdcache.record import EpochMetrics, FinishedRun, Run
+from kdcache.record import EpochMetrics, FinishedRun, Run, check_folder
 from kdcache.report.curves import draw_curves
 from kdcache.report.progress import Reporter
 from kdcache.resolve import fresh_network, load_data, open_store, store_path, trained_network
@@ -45,6 +45,7 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
         Where the loss stops being finite; the network of the last whole epoch is kept.
     """
     reporter = reporter or Reporter()
+    check_folder(config)
     compute = Compute.choose(config.device, config.precision)
     data = load_data(config)
     teacher = fresh_network(config, data).to(compute.device)
@@ -101,6 +102,7 @@ def adopt_teacher(weights: Path, config: TeacherConfig, reporter: Reporter | Non
         Its one line of metrics is epoch 0: nothing was trained here.
     """
     reporter = reporter or Reporter()
+    check_folder(config)
     compute = Compute.choose(config.device, config.precision)
     data = load_data(config)
     teacher = trained_network(weights, data).to(compute.device)

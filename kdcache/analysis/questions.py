@@ -2,16 +2,18 @@
 
 from collections.abc import Iterable, Set
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from kdcache.analysis.precision import Loss, loss_of
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.record import newest
 from kdcache.resolve import find_teacher_run, load_data, plan_of, store_path
 from kdcache.store import policy
 from kdcache.store.answers import CLEAN, AnswerStore, Replayed, table_bytes
-from kdcache.store.formats import format_of
+from kdcache.store.formats import DENSE, Format, TopK, format_of, row_bytes
 from kdcache.store.place import Place
 from kdcache.store.policy import Choice
 from kdcache.views import Plan
@@ -91,11 +93,20 @@ class StudyCosts(NamedTuple):
         Size of each table.
     limit : int
         Bytes that the store may take.
+    format : Format
+    row_bytes, whole_bytes : int
+        Size of an answer in this format, and in the default one.
+    loss : Loss or None
+        What a `TopK` loses on the teacher's clean answers, where they are known in full.
     """
 
     costs: list[Cost]
     table_bytes: int
     limit: int
+    format: Format
+    row_bytes: int
+    whole_bytes: int
+    loss: Loss | None
 
 
 def study_costs(config: StudentConfig) -> StudyCosts:
@@ -111,7 +122,18 @@ def study_costs(config: StudentConfig) -> StudyCosts:
         cost(store, plan, config.epochs, existing, policy.choose(store, plan, config.epochs, existing, size, limit))
         for store in ("off", *(("standard", "replay") if plan.crop_flip else ("clean",)), "auto")
     ]
-    return StudyCosts(found, size, limit)
+    loss = _loss_on_clean(run.path, format, config.temperature) if run else None
+    sizes = (row_bytes(one.layout(data.num_classes)) for one in (format, DENSE))
+    return StudyCosts(found, size, limit, format, *sizes, loss)
+
+
+def _loss_on_clean(teacher: Path, format: Format, temperature: float) -> Loss | None:
+    whole = store_path(teacher)
+    if not isinstance(format, TopK) or not Place(whole).has("zarr.json"):
+        return None
+    store = AnswerStore(whole)
+    columns = store.table(CLEAN).read(0)  # a chunk is plenty of answers
+    return loss_of(store.format.decode(columns, store.classes), format, temperature) if columns else None
 
 
 def distinct(plan: Plan, epochs: Iterable[int], existing: Set[str] = frozenset()) -> int:

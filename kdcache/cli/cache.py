@@ -35,19 +35,21 @@ def fill(config: StudentConfig) -> None:
 
     with terminal() as reporter:
         filled = fill_answers(config, reporter)
-    click.echo(f"{filled.answers} answers are there, {filled.asked} of them asked now, {filled.seconds:.0f} s")
-    click.echo(f"store: {filled.store}")
+        reporter.say(f"{filled.answers} answers are there, {filled.asked} of them asked now, {filled.seconds:.0f} s")
+        reporter.say(f"store: {filled.store}")
 
 
 @cache.command()
-@settings(StudentConfig, (*VIEWS, *STORE))
+@settings(StudentConfig, (*VIEWS, *STORE, "temperature"))
 @click.option("--students", default=1, show_default=True, type=click.IntRange(1), help="That share the view seed.")
 def plan(config: StudentConfig, students: int) -> None:
     """Count, before anything runs, what students ask the teacher under each --cache, and the bytes of the store."""
     from kdcache.analysis.questions import study_costs
-    from kdcache.report.tables import costs_table, show
+    from kdcache.report.tables import costs_table, format_line, show
 
-    show(costs_table(study_costs(config), students))
+    found = study_costs(config)
+    show(costs_table(found, students))
+    click.echo(format_line(found, config.temperature))
 
 
 @cache.command()
@@ -107,7 +109,7 @@ def verify(
                 given=f"{damaged} damaged and {largest:.3g}",
             )
         )
-    flips, compared = (sum(values) for values in zip(*((c.flips, c.compared) for c in checks), strict=True))
+    compared, flips = (sum(getattr(check, name) for check in checks) for name in ("compared", "flips"))
     click.echo(f"sound: {compared} answers asked again, largest difference {largest:.3g}, {flips} with another class")
 
 

@@ -16,7 +16,7 @@ from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 from kdcache.config import FOLDER
 from kdcache.datasets import Dataset, Split
 from kdcache.datasets.cards import Card
-from kdcache.errors import UsageError, fault
+from kdcache.errors import UsageError, fault, first_line
 
 __all__ = ["load"]
 
@@ -98,14 +98,10 @@ def _square(path: str, size: int) -> Tensor:
         with Image.open(path) as image:
             mode, rgb = image.mode, image.convert("RGB")
     except Exception as error:  # Pillow's decoders raise many kinds at damaged files
-        raise UsageError(fault(f"cannot read {path}", allowed="an image file", given=_first_line(error))) from error
+        raise UsageError(fault(f"cannot read {path}", allowed="an image file", given=first_line(error))) from error
     if mode.startswith(("I", "F")):  # Pillow would clip these to white
         raise UsageError(fault(f"pixels of {path}", allowed="8 bits a channel", given=f"Pillow mode {mode}"))
     return pil_to_tensor(center_crop(resize(rgb, [size], InterpolationMode.BILINEAR, antialias=True), [size, size]))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _listed(names: Iterable[str]) -> str:

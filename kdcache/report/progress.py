@@ -1,5 +1,6 @@
 """Progress of a training: an epoch bar on a terminal, a plain line per epoch elsewhere."""
 
+import os
 import sys
 from types import TracebackType
 from typing import Self
@@ -118,7 +119,9 @@ class Bar(Reporter):
 
 
 def terminal() -> Reporter:
-    """Make the reporter that fits the standard output."""
+    """Make the reporter that fits the standard output; of the processes of torchrun, only the first one talks."""
+    if os.environ.get("RANK", "0") != "0":
+        return Reporter()
     return Bar(Console()) if sys.stdout.isatty() else Lines()
 
 

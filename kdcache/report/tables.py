@@ -12,8 +12,18 @@ from kdcache.analysis.disagreement import PAPER_PERCENT, Disagreement, Share
 from kdcache.analysis.questions import StudyCosts
 from kdcache.analysis.verification import Check
 from kdcache.store.answers import AnswerStore, Replayed
+from kdcache.store.formats import DENSE
 
-__all__ = ["checks_table", "costs_table", "disagreement_table", "file_size", "show", "store_table", "table"]
+__all__ = [
+    "checks_table",
+    "costs_table",
+    "disagreement_table",
+    "file_size",
+    "format_line",
+    "show",
+    "store_table",
+    "table",
+]
 
 
 def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
@@ -63,6 +73,18 @@ def costs_table(found: StudyCosts, students: int) -> Table:
         lines.append((cost.store, str(cost.first), str(asked), fewer, room, str(pays or "-")))
     head = ("--cache", "questions of one student", f"of {students}", "times fewer", "new bytes", "pays from students")
     return table("What is asked and stored", head, lines)
+
+
+def format_line(found: StudyCosts, temperature: float) -> str:
+    """Say what an answer takes, and what its format loses where that is known."""
+    line = f"an answer takes {found.row_bytes} bytes as {found.format.name}"
+    if found.loss is None:
+        return line
+    mean, largest, flips = found.loss
+    return (
+        f"{line}, {found.whole_bytes} as {DENSE.name}; on the clean images its KL from the whole answer at temperature {temperature:g} is {mean:.2g} on the "
+        f"mean and {largest:.2g} at most, and {100 * flips:.2g} % have another first class"
+    )
 
 
 def store_table(store: AnswerStore) -> Table:

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple, Self
 
 import zarr
 
-from kdcache.errors import KdcacheError, UsageError, fault
+from kdcache.errors import KdcacheError, UsageError, fault, first_line
 from kdcache.store.fingerprint import compare
-from kdcache.store.formats import Format, format_of
+from kdcache.store.formats import Format, format_of, row_bytes
 from kdcache.store.place import Place
 from kdcache.store.table import DAMAGE, Table
 
@@ -69,31 +69,30 @@ class AnswerStore:
 
     def __init__(self, where: str | Path) -> None:
         self.place = Place(where)
+        if not self.place.has("zarr.json"):
+            raise UsageError(fault("store of answers", allowed="a store that exists", given=where))
         try:
             group = zarr.open_group(self.place.store, mode="r")
-        except FileNotFoundError:
-            raise UsageError(fault("store of answers", allowed="a store that exists", given=where)) from None
         except DAMAGE as error:
-            raise KdcacheError(fault(f"{where} is damaged or cannot be read", given=_first_line(error))) from None
+            raise KdcacheError(fault(f"{where} is damaged or cannot be read", given=first_line(error))) from None
         found: dict[str, Any] = dict(group.attrs)
         if found.get("schema") != SCHEMA:
             raise KdcacheError(fault(f"{where}: schema", allowed=SCHEMA, given=found.get("schema")))
         try:
             self.fingerprint: dict[str, Any] = dict(found["fingerprint"])
             self.made_with: dict[str, Any] = dict(found["made_with"])
-            self.samples, self.classes = int(found["samples"]), int(found["classes"])
+            self.samples, self.classes = (int(self.fingerprint[name]) for name in ("samples", "classes"))
             self.format = format_of(**found["format"])
         except DAMAGE as error:
             raise KdcacheError(fault(f"{where} is damaged", given=f"attributes without {error}")) from None
+        if self.format.name != self.fingerprint.get("dtype"):
+            raise KdcacheError(fault(f"{where} is damaged", given="a format that its fingerprint does not name"))
 
     @classmethod
     def open(
         cls,
         where: str | Path,
         fingerprint: Mapping[str, Any],
-        *,
-        samples: int,
-        classes: int,
         format: Format,
         made_with: Mapping[str, Any],
     ) -> Self:
@@ -103,9 +102,7 @@ class AnswerStore:
         ----------
         where : str or Path
         fingerprint : mapping
-            What the answers are a function of.
-        samples, classes : int
-            Of the training set.
+            What the answers are a function of; ``samples`` and ``classes`` of the training set among it.
         format : Format
         made_with : mapping
             Recorded in a store that is made, not compared: versions, threads, rows of a forward.
@@ -117,16 +114,15 @@ class AnswerStore:
         KdcacheError
             Where it cannot be read.
         """
-        format.layout(classes)  # a topk that does not fit is refused before anything is made
+        fingerprint = {**fingerprint, "dtype": format.name}
+        format.layout(fingerprint["classes"])  # a topk that does not fit is refused before anything is made
         place = Place(where)
         with place.lock("attributes"):
             if not place.has("zarr.json"):
                 attributes = {
                     "schema": SCHEMA,
-                    "fingerprint": dict(fingerprint),
+                    "fingerprint": fingerprint,
                     "made_with": dict(made_with),
-                    "samples": samples,
-                    "classes": classes,
                     "format": asdict(format),
                 }
                 zarr.create_group(place.store, attributes=attributes)
@@ -179,10 +175,6 @@ def table_bytes(samples: int, classes: int, format: Format) -> int:
     """Compute the bytes of a table that is full, metadata and all."""
     example = Table(Place(), CLEAN, samples, format.layout(classes))
     example.create()
-    chunk = example.chunk_rows * sum(width * dtype.itemsize for width, dtype in example.layout.values())
+    chunk = example.chunk_rows * row_bytes(example.layout)
     # Beside each column's chunk stand its checksum and the commit record with a checksum of its own.
     return example.place.size() + len(example.chunks) * (chunk + 4 * len(example.layout) + 12)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -26,7 +26,11 @@ def compare(where: object, stored: Mapping[str, object], expected: Mapping[str, 
     if differing:
         raise UsageError(
             *(
-                fault(f"{where} holds answers of another {name}", allowed=expected.get(name), given=stored.get(name))
+                fault(
+                    f"{where} holds answers of another {name} (another --store may hold these)",
+                    allowed=expected.get(name),
+                    given=stored.get(name),
+                )
                 for name in sorted(differing)
             )
         )

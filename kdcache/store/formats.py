@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kdcache.errors import KdcacheError, UsageError, fault
 
-__all__ = ["DENSE", "Columns", "Dense", "Format", "Layout", "TopK", "format_of"]
+__all__ = ["DENSE", "Columns", "Dense", "Format", "Layout", "TopK", "format_of", "row_bytes"]
 
 Columns = dict[str, Tensor]
 """Encoded answers: tensors by name, each with the same number of rows."""
@@ -88,14 +88,18 @@ class TopK:
         """
         if self.topk >= classes:
             raise UsageError(fault("--topk", allowed=f"fewer than the {classes} classes", given=self.topk))
-        return {"top": (self.topk, np.dtype(self.dtype)), "classes": (self.topk, np.dtype("int32")), "rest": (1, _REST)}
+        layout = {"top": (self.topk, self.dtype), "classes": (self.topk, _index_type(classes)), "rest": (1, _REST)}
+        return {name: (width, np.dtype(dtype)) for name, (width, dtype) in layout.items()}
 
     def encode(self, logits: Tensor) -> Columns:
         """Encode logits, as in `Dense`; ``rest`` is the log-sum-exp of the others at `REST_TEMPERATURE`."""
         top, classes = logits.float().topk(self.topk, dim=1)
         others = (logits.float() / REST_TEMPERATURE).scatter(1, classes, -torch.inf)
-        rest = others.logsumexp(1, keepdim=True)
-        return {"top": _finite(top, self.dtype), "classes": classes.int(), "rest": _finite(rest, "float32")}
+        return {
+            "top": _finite(top, self.dtype),
+            "classes": classes.to(getattr(torch, _index_type(logits.shape[1]))),
+            "rest": _finite(others.logsumexp(1, keepdim=True), _REST),
+        }
 
     def decode(self, columns: Columns, classes: int) -> Tensor:
         """Give back logits, as in `Dense`."""
@@ -105,10 +109,20 @@ class TopK:
 
 Format = Dense | TopK
 
+
+def row_bytes(layout: Layout) -> int:
+    """Add up the bytes of a row."""
+    return sum(width * dtype.itemsize for width, dtype in layout.values())
+
+
 DENSE = Dense()
 """What answers are unless something else is asked for: all logits, in half precision."""
 
-_REST = np.dtype("float32")
+_REST = "float32"
+
+
+def _index_type(classes: int) -> str:
+    return "int16" if classes <= 2**15 else "int32"
 
 
 def format_of(dtype: str, topk: int | None = None) -> Format:

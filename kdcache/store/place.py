@@ -15,7 +15,7 @@ from zarr.core.buffer import Buffer
 from zarr.core.sync import sync
 from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
-from kdcache.errors import KdcacheError, UsageError, fault
+from kdcache.errors import KdcacheError, UsageError, fault, first_line
 
 __all__ = ["Place"]
 
@@ -81,8 +81,11 @@ class Place:
         return sorted(sync(collect()))
 
     def has(self, key: str) -> bool:
-        """Tell whether a key is there."""
-        return sync(self.store.exists(key))
+        """Tell whether a key is there; a service that cannot be reached is a `KdcacheError`."""
+        try:
+            return sync(self.store.exists(key))
+        except Exception as error:  # each service has errors of its own
+            raise KdcacheError(fault(f"cannot reach the store {self.where}", given=first_line(error))) from error
 
     def size(self, group: str = "") -> int:
         """Add up the bytes that are stored, or those in a group."""
@@ -180,4 +183,6 @@ def _remote(url: str) -> Store:
     try:
         return ObjectStore(from_url(url, **options))
     except Exception as error:  # obstore's own kinds of errors differ from service to service
-        raise KdcacheError(fault(f"--store {url}", given=str(error).splitlines()[0])) from error
+        raise UsageError(
+            fault(f"--store {url}", allowed="a URL that obstore knows", given=first_line(error))
+        ) from error

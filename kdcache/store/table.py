@@ -17,7 +17,7 @@ import torch
 import zarr
 from zarr.codecs import Crc32cCodec
 
-from kdcache.store.formats import Columns, Layout
+from kdcache.store.formats import Columns, Layout, row_bytes
 from kdcache.store.place import Place
 
 __all__ = ["Ask", "Table", "chunk_rows", "fill"]
@@ -70,15 +70,16 @@ class Table:
 
     def __init__(self, place: Place, name: str, rows: int, layout: Layout) -> None:
         self.place, self.name, self.rows, self.layout = place, name, rows, layout
-        self.chunk_rows = chunk_rows(rows, sum(width * dtype.itemsize for width, dtype in layout.values()))
+        self.chunk_rows = chunk_rows(rows, row_bytes(layout))
         self.chunks = [range(start, min(start + self.chunk_rows, rows)) for start in range(0, rows, self.chunk_rows)]
         self._arrays: dict[str, zarr.Array] = {}
         self._told: set[int] = set()
 
     def create(self) -> None:
         """Make the arrays that are not there, at their full size. What is committed stays as it is."""
-        for name in (*self.layout, "commits"):
-            self._arrays[name] = self._open(name) or self._make(name)
+        with self.place.lock(f"{self.name}/arrays"):
+            for name in (*self.layout, "commits"):
+                self._arrays[name] = self._open(name) or self._make(name)
 
     def committed(self) -> np.ndarray:
         """Rows that each chunk is recorded to hold, int64 (chunks,); 0 where there is no whole record."""
@@ -99,15 +100,6 @@ class Table:
             self._damaged(chunk, "its checksum is another")
             return None
         return {name: torch.from_numpy(column) for name, column in found.items()}
-
-    def write(self, chunk: int, columns: Columns) -> None:
-        """Write a whole chunk, and commit it. The caller holds its lock."""
-        self.create()
-        arrays = {name: columns[name].numpy() for name in self.layout}
-        span = self.chunks[chunk]
-        for name, values in arrays.items():
-            self._arrays[name][span.start : span.stop] = values
-        self._arrays["commits"][chunk] = len(span), _checksum(arrays)
 
     def obtain(self, chunk: int, ask: Ask, wait: bool = True) -> Columns | None:
         """Read a chunk, or ask for its rows and write it: nobody else asks for them at the same time.
@@ -130,11 +122,20 @@ class Table:
         with self.place.lock(f"{self.name}/{chunk}", wait) as mine:
             if not mine:
                 return None
+            self.create()  # which mends damaged metadata too
             found = self.read(chunk)  # it may have been written while we waited
             if found is None:
                 found = ask(self.chunks[chunk])
-                self.write(chunk, found)
+                self._write(chunk, found)
             return found
+
+    def _write(self, chunk: int, columns: Columns) -> None:
+        """Write a whole chunk, and commit it, under its lock."""
+        arrays = {name: columns[name].numpy() for name in self.layout}
+        span = self.chunks[chunk]
+        for name, values in arrays.items():
+            self._arrays[name][span.start : span.stop] = values
+        self._arrays["commits"][chunk] = len(span), _checksum(arrays)
 
     def _record(self, chunk: int) -> tuple[int, int]:
         try:

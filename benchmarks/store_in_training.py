@@ -1,0 +1,144 @@
+"""What the store costs and saves in a student's step, what answers lose in it, and how large a forward should be.
+
+python benchmarks/store_in_training.py --teacher RUN > docs/results/store_in_training.md
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from kdcache.stages.student import Step
+from torch import Tensor
+
+from kdcache import loop
+from kdcache.analysis.precision import loss_of
+from kdcache.compute import Compute
+from kdcache.config import StudentConfig
+from kdcache.losses import kld
+from kdcache.oracle import Oracle
+from kdcache.record import environment
+from kdcache.resolve import MODEL, fresh_network, load_data, open_store, plan_of, trained_network
+from kdcache.store.formats import Dense, TopK
+from kdcache.store.statistics import EpochStatistics
+from kdcache.teacher import Teacher
+from kdcache.views import Batch, ViewMaker
+
+REPEATS = 5
+
+
+class Timed:
+    """An oracle whose answers are timed."""
+
+    def __init__(self, oracle: Oracle) -> None:
+        self.oracle, self.seconds = oracle, 0.0
+
+    def ask(self, batch: Batch) -> Tensor:
+        """See `Oracle.ask`."""
+        started = time.perf_counter()
+        answers = self.oracle.ask(batch)
+        self.seconds += time.perf_counter() - started
+        return answers
+
+
+def main() -> None:
+    """Measure, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", type=Path, required=True)
+    chosen = parser.parse_args()
+    config = StudentConfig.load(teacher=chosen.teacher, aug="cutmix-pick", epochs=1)
+    compute, data = Compute.choose(), load_data(config)
+    views = ViewMaker(data.train, plan_of(config, data), config.batch_size, compute.device)
+    teacher = Teacher(trained_network(chosen.teacher / MODEL, data), compute)
+    with tempfile.TemporaryDirectory() as name:
+        store = open_store(Path(name) / "store.zarr", teacher, data)
+        filled = Oracle.with_store(teacher, views, store, "replay", 1)
+        list(filled.fill(1))
+        rows = {"online": [], "from the store": []}
+        for _ in range(REPEATS):
+            for word, oracle in (("online", Oracle(teacher, views)), ("from the store", filled)):
+                rows[word].append(epoch(config, data, views, oracle, compute))
+    facts = environment(compute)
+    print("# The store in a student's step\n")
+    print(
+        f"ResNet8, CutMix-pick, batch {config.batch_size}, teacher {teacher.network.name}, {compute.precision}; one epoch of"
+    )
+    print(f"{len(views.steps)} steps, medians (least, most) of {REPEATS}, in turn.\n")
+    print("| answers | ms a step | of it the oracle, ms | share of the step |\n| --- | --- | --- | --- |")
+    for word, found in rows.items():
+        step, asking = ([1e3 * part[place] / len(views.steps) for part in found] for place in (0, 1))
+        share = [100 * part[1] / part[0] for part in found]
+        print(f"| {word} | {spread(step)} | {spread(asking, 3)} | {spread(share, 2)} % |")
+
+    whole = truth(teacher, views)
+    student = fresh_network(config, data).eval()
+    with torch.inference_mode():
+        other = torch.cat([student(batch.views) for batch in first(views)])
+    print("\n## What answers lose\n")
+    print(
+        f"{len(whole)} answers about x and both candidates, in float32 from the teacher. KL of the stored answer from the"
+    )
+    print("whole one at temperature 4, and how far the KL of an untrained student from it moves.\n")
+    print("| format | bytes | KL, mean | KL, largest | student's KL moves, mean | largest | other first class |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for format in (Dense("float32"), Dense("float16"), TopK("float16", 5), TopK("float16", 3), TopK("float16", 2)):
+        loss = loss_of(whole, format, 4.0)
+        stored = format.decode(format.encode(whole), whole.shape[1])
+        moved = (kld(stored.double(), other.double(), 4.0) - kld(whole.double(), other.double(), 4.0)).abs()
+        size = sum(width * dtype.itemsize for width, dtype in format.layout(whole.shape[1]).values())
+        print(
+            f"| {format.name} | {size} | {loss.mean:.2g} | {loss.largest:.2g} | {moved.mean():.2g} | {moved.max():.2g} "
+            f"| {100 * loss.flips:.2g} % |"
+        )
+    print("\n## How many rows a forward should have\n")
+    print(
+        f"Images a second of the teacher, medians (least, most) of {REPEATS}, and the largest difference of a logit from"
+    )
+    print("the answers with 64 rows.\n\n| rows | images/s | difference |\n| --- | --- | --- |")
+    sample = torch.cat([batch.views for batch in first(views)])[:3072]
+    teacher.rows = 64
+    with_64 = teacher(sample)
+    for size in (16, 32, 64, 128, 256, 512):
+        teacher.rows, speeds = size, []
+        for _ in range(REPEATS):
+            started = time.perf_counter()
+            found = teacher(sample)
+            speeds.append(len(sample) / (time.perf_counter() - started))
+        print(f"| {size} | {spread(speeds, 0)} | {(found - with_64).abs().max():.2g} |")
+    print(f"\nCommand: `python benchmarks/store_in_training.py --teacher RUN`, {time.strftime('%Y-%m-%d')}.")
+    print("Machine: " + ", ".join(f"{fact} {facts[fact]}" for fact in ("device", "threads", "torch", "platform")) + ".")
+
+
+def epoch(config: StudentConfig, data, views: ViewMaker, oracle: Oracle, compute: Compute) -> tuple[float, float]:  # type: ignore[no-untyped-def]
+    """Train for an epoch: its seconds, and those of the oracle."""
+    student, timed = fresh_network(config, data), Timed(oracle)
+    step = Step(config, student, timed, compute)  # type: ignore[arg-type]
+    step.statistics = EpochStatistics.empty(len(data.train), views.plan.slots, len(views.steps), compute.device)
+    started = time.perf_counter()
+    for _ in loop.train_epoch(loop.sgd(student, 0.05, 0.9, 5e-4), views.epoch(0), step):
+        pass
+    return time.perf_counter() - started, timed.seconds
+
+
+def first(views: ViewMaker, batches: int = 32) -> Iterator[Batch]:
+    """Make the first batches of an epoch."""
+    for _, batch in zip(range(batches), views.epoch(0), strict=False):
+        yield batch
+
+
+def truth(teacher: Teacher, views: ViewMaker) -> Tensor:
+    """Ask the teacher in float32, whatever it computes in otherwise."""
+    precise = Teacher(teacher.network, Compute(teacher.compute.device, "float32"))
+    return torch.cat([precise(batch.views) for batch in first(views)])
+
+
+def spread(values: list[float], digits: int = 1) -> str:
+    """Write a median with the least and the most."""
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}, {max(values):.{digits}f})"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""What a format of the store costs in truth: how far its answers are from the whole ones."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from kdcache.losses import kld
+from kdcache.store.formats import Format
+
+__all__ = ["Loss", "loss_of"]
+
+
+class Loss(NamedTuple):
+    """What gets lost when answers pass through a format.
+
+    Attributes
+    ----------
+    mean, largest : float
+        Kullback-Leibler divergence of an answer that went through the format from the whole one, in nats.
+    flips : float
+        Share of the answers whose first class is another.
+    """
+
+    mean: float
+    largest: float
+    flips: float
+
+
+def loss_of(logits: Tensor, format: Format, temperature: float) -> Loss:
+    """Send logits (B, C) through a format, and measure what comes out at a temperature."""
+    found = format.decode(format.encode(logits), logits.shape[1])
+    divergence = kld(logits.double(), found.double(), temperature)
+    flips = (found.argmax(1) != logits.argmax(1)).double().mean()
+    return Loss(divergence.mean().item(), divergence.max().item(), flips.item())

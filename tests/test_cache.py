@@ -1,0 +1,195 @@
+"""``kdcache cache`` and ``kdcache views`` from outside, and fills that are killed for real."""
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import zarr
+
+from kdcache.store.answers import CLEAN, AnswerStore
+from tests.test_cli import kdcache
+
+SAMPLES = 90
+
+
+def words(pictures: Path, teacher: Path, store: Path, *more: str) -> list[str]:
+    given = f"--dataset folder:{pictures} --image-size 32 --teacher {teacher} --store {store}"
+    return [*given.split(), *more]
+
+
+def contents(store: Path) -> dict[str, bytes]:
+    """Every answer and commit record of a store, by its file."""
+    files = [path for path in store.rglob("*") if "/c/" in str(path) and path.suffix != ".partial" and path.is_file()]
+    return {str(path.relative_to(store)): path.read_bytes() for path in files}
+
+
+def asked(line: str) -> int:
+    found = re.search(r"(\d+) of them asked now", line)
+    assert found, line
+    return int(found[1])
+
+
+def test_what_plan_counts_is_what_happens(pictures: Path, teacher: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store.zarr"
+    given = words(pictures, teacher, store, "--aug", "cutmix-pick", "--epochs", "3")
+    plan = kdcache("cache", "plan", *given, "--students", "4", cwd=tmp_path)
+    assert plan.returncode == 0, plan.stderr
+    rows = {cells[1]: cells for line in plan.stdout.splitlines() if len(cells := line.replace("│", "|").split("|")) > 4}
+    rows = {name.strip(): [cell.strip() for cell in cells] for name, cells in rows.items()}
+    assert rows["off"][2:4] == [str(9 * SAMPLES), str(36 * SAMPLES)]
+    assert rows["replay"][2:5] == [str(9 * SAMPLES), str(9 * SAMPLES), "4.00"]
+    assert int(rows["standard"][2]) < 9 * SAMPLES
+    assert not store.exists()
+
+    fill = kdcache("cache", "fill", *given, "--cache", "replay", cwd=tmp_path)
+    assert fill.returncode == 0, fill.stderr
+    assert asked(fill.stdout) == 9 * SAMPLES
+    again = kdcache("cache", "plan", *given, cwd=tmp_path)
+    assert re.search(r"replay\s*│\s*0\s*│", again.stdout), again.stdout
+    student = kdcache(
+        "student-train", *given, *["--model", "resnet8", "--batch-size", "30", "--out", "run"], cwd=tmp_path
+    )
+    assert f"asked 0 questions, {9 * SAMPLES} answered" in student.stdout, student.stderr
+
+
+def test_info_verify_and_prune(pictures: Path, teacher: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store.zarr"
+    given = words(pictures, teacher, store, "--aug", "cutmix", "--epochs", "2")
+    assert kdcache("cache", "fill", *given, cwd=tmp_path).returncode == 0
+
+    def run(*more: str) -> subprocess.CompletedProcess[str]:
+        return kdcache("cache", *more, str(teacher), "--store", str(store), cwd=tmp_path)
+
+    info = run("info")
+    parts = ("resnet8", "float16", "cutmix-1, view seed 0", "100 %")
+    assert [part for part in parts if part not in info.stdout] == []
+    sound = run("verify", "--all")
+    assert sound.returncode == 0, sound.stderr
+    assert f"sound: {4 * SAMPLES} answers asked again, largest difference 0, 0" in sound.stdout
+
+    group = zarr.open_group(store, path="replay/seed-0/epoch-0001/cutmix-1", mode="r+")
+    chunk = store / group.path / "logits" / "c" / "0" / "0"
+    whole = chunk.read_bytes()
+    chunk.write_bytes(whole[:50] + bytes([whole[50] ^ 1]) + whole[51:])
+    damaged = run("verify", "--samples", "1")
+    assert damaged.returncode == 1
+    assert "1 damaged" in damaged.stderr
+    assert "epoch-0001/cutmix-1 is damaged" in damaged.stderr
+
+    assert run("prune").returncode == 2
+    assert "dropped 2 tables" in run("prune", "--kind", "cutmix-1").stdout
+    assert AnswerStore(store).tables() == [f"replay/seed-0/epoch-000{epoch}/standard" for epoch in (0, 1)]
+    assert "dropped 1 tables" in run("prune", "--after-epoch", "1").stdout
+    assert "dropped 1 tables" in run("prune", "--all").stdout
+    assert run("verify").returncode == 0
+
+
+def test_an_answer_that_the_teacher_does_not_give_is_found(pictures: Path, teacher: Path, tmp_path: Path) -> None:
+    """A store whose every checksum is right, about answers that are wrong."""
+    from kdcache.store.table import fill
+
+    store = tmp_path / "store.zarr"
+    shutil.copytree(teacher / "answers.zarr", store)
+    table = AnswerStore(store).table(CLEAN)
+    columns = table.read(0)
+    assert columns is not None
+    columns["logits"][7, 1] += 3
+    shutil.rmtree(store / CLEAN)
+    list(fill([(AnswerStore(store).table(CLEAN), lambda span: columns)]))
+    found = kdcache("cache", "verify", str(teacher), "--store", str(store), "--all", cwd=tmp_path)
+    assert found.returncode == 1
+    assert re.search(r"given 0 damaged and (3|2\.99|3\.0)", found.stderr), found.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "parts"),
+    [
+        ("cache info nowhere", ["nowhere"]),
+        ("cache info --store nowhere", ["a store that exists", "nowhere"]),
+        ("cache verify", ["no finished teacher"]),
+        ("cache prune --all", ["no finished teacher"]),
+        ("cache fill --cache off", ["no finished teacher"]),
+        ("cache fill --cache-limit much", ["--cache-limit", "much"]),
+        ("cache plan --topk 10", ["--topk", "fewer than the 10", "10"]),
+        ("student-train --topk 0", ["--topk", "0"]),
+        ("student-train --cache some", ["--cache", "replay", "some"]),
+        ("views --samples 65", ["--samples", "65"]),
+    ],
+)
+def test_wrong_use_is_one_line_and_writes_nothing(command: str, parts: list[str], tmp_path: Path) -> None:
+    done = kdcache(*command.split(), cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert [part for part in parts if part not in line] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_to_fill_is_said(pictures: Path, teacher: Path, tmp_path: Path) -> None:
+    given = words(pictures, teacher, tmp_path / "store.zarr", "--aug", "cutmix")
+    for more, part in (("--cache off", "something to fill"), ("--cache-limit 1kB", "leaves no room")):
+        done = kdcache("cache", "fill", *given, *more.split(), cwd=tmp_path)
+        assert done.returncode == 2
+        assert part in done.stderr
+
+
+def test_views_shows_rows_and_draws_them(tmp_path: Path) -> None:
+    words = ["views", "--aug", "cutmix-pick", "--epoch", "3", "--samples", "4", "--out", "drawn.png"]
+    done = kdcache(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "View seed 0, epoch 3" in done.stdout
+    assert len([line for line in done.stdout.splitlines() if line.startswith("│ ")]) >= 4
+    assert (tmp_path / "drawn.png").read_bytes().startswith(b"\x89PNG")
+
+
+def start(*given: str, cwd: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "kdcache", "cache", "fill", *given]
+    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_fills_that_are_killed_end_with_the_same_bits(
+    together: int, pictures: Path, teacher: Path, tmp_path: Path
+) -> None:
+    """Fills are killed at random moments of their work, alone and two at a time; see benchmarks/kill_fills.py."""
+    more = ("--aug", "cutmix-pick", "--epochs", "40")
+    unbroken = start(*words(pictures, teacher, tmp_path / "unbroken.zarr", *more), cwd=tmp_path)
+    unbroken.communicate(timeout=120)
+    expected = contents(tmp_path / "unbroken.zarr")
+    assert len(expected) == 2 * 3 * 40
+
+    store, moments = tmp_path / "store.zarr", random.Random(together)
+    before: dict[str, bytes] = {}
+    for _ in range(4):
+        fills = [start(*words(pictures, teacher, store, *more), cwd=tmp_path) for _ in range(together)]
+        while len(contents(store)) <= len(before) and any(fill.poll() is None for fill in fills):
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0, 0.15))
+        for fill in fills:
+            os.kill(fill.pid, signal.SIGKILL)
+            fill.communicate()
+        after = contents(store)
+        assert all(after[name] == content for name, content in before.items())  # nothing was lost
+        before = after
+    fills = [start(*words(pictures, teacher, store, *more), cwd=tmp_path) for _ in range(together)]
+    for fill in fills:
+        _, errors = fill.communicate(timeout=120)
+        assert fill.returncode == 0, errors
+    assert contents(store) == expected
+
+
+def test_two_fills_at_once_share_the_work(pictures: Path, teacher: Path, tmp_path: Path) -> None:
+    more = ("--aug", "cutmix-pick", "--epochs", "60")
+    fills = [start(*words(pictures, teacher, tmp_path / "store.zarr", *more), cwd=tmp_path) for _ in range(2)]
+    counts = []
+    for fill in fills:
+        output, errors = fill.communicate(timeout=120)
+        assert fill.returncode == 0, errors
+        counts.append(asked(output))
+    assert sum(counts) == 180 * SAMPLES
