@@ -20,12 +20,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from common import footer
 from kdcache.stages import train_teacher
 from PIL import Image
 
-from kdcache.compute import Compute
 from kdcache.config import TeacherConfig
-from kdcache.record import environment
 
 EPOCHS, SAMPLES = 120, 90
 EXPECTED_FILES = 2 * 3 * EPOCHS
@@ -57,12 +56,17 @@ def committed(store: Path) -> dict[str, bytes]:
     return {name: found[name] for name in sorted(records | (chunks & found.keys()))}
 
 
+def flip(path: Path) -> None:
+    """Flip a bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes(content)
+
+
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "truncated": lambda path: path.write_bytes(path.read_bytes()[:-5]),
     "zeroed": lambda path: path.write_bytes(bytes(path.stat().st_size)),
-    "one bit flipped": lambda path: path.write_bytes(
-        (content := path.read_bytes())[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
-    ),
+    "one bit flipped": flip,
     "deleted": lambda path: path.unlink(),
 }
 
@@ -75,14 +79,10 @@ def main() -> None:
     chosen = parser.parse_args()
     moments = random.Random(chosen.seed)
     with tempfile.TemporaryDirectory() as name:
-        rows = [
-            row
-            for kind in ("one", "two", "damaged")
-            for row in [trial(Path(name) / kind, kind, chosen.kills // 3, moments)]
-        ]
+        rows = [trial(Path(name) / kind, kind, chosen.kills // 3, moments) for kind in ("one", "two", "damaged")]
     print(f"""# Fills that were killed
 
-Each fill asks a ResNet8 about {3 * EPOCHS * SAMPLES} views of {SAMPLES} small images ({3 * EPOCHS} tables of one chunk),
+Each fill asks a ResNet8 about {3 * EPOCHS * SAMPLES} views of {SAMPLES} small images, {3 * EPOCHS} tables of one chunk,
 and gets SIGKILL after a random part of that work. "In a write": the store then held data without a commit record, an
 unfinished file, or arrays without a chunk. "Lost" and "wrong" count chunks that were committed before a kill and are
 gone or other afterwards, and chunks of a finished store that differ from those of a fill that was never killed.
@@ -91,26 +91,18 @@ gone or other afterwards, and chunks of a finished store that differ from those 
 | --- | --- | --- | --- | --- | --- | --- |""")
     for row in rows:
         print("| " + " | ".join(map(str, row)) + " |")
-    facts = environment(Compute.choose())
-    print(
-        f"\nCommand: `python benchmarks/kill_fills.py --kills {chosen.kills} --seed {chosen.seed}`, {time.strftime('%Y-%m-%d')}."
-    )
-    print(
-        "Machine: "
-        + ", ".join(f"{fact} {facts[fact]}" for fact in ("device", "threads", "torch", "zarr", "kdcache", "platform"))
-        + "."
-    )
+    print(footer())
 
 
 def trial(root: Path, kind: str, kills: int, moments: random.Random) -> tuple[object, ...]:
     """Kill fills of one kind so many times: the row of the table."""
     data = pictures(root / "data")
-    settings = {"dataset": f"folder:{data}", "image_size": 32, "model": "resnet8", "epochs": 1, "precision": "float32"}
-    teacher = train_teacher(TeacherConfig.load(**settings, out=root / "teacher", device="cpu")).path
+    settings = {"dataset": f"folder:{data}", "image_size": 32, "model": "resnet8", "epochs": 1, "device": "cpu"}
+    teacher = train_teacher(TeacherConfig.load(**settings, out=root / "teacher")).path
 
     def start(store: Path) -> "subprocess.Popen[bytes]":
-        words = f"cache fill --dataset folder:{data} --image-size 32 --teacher {teacher} --aug cutmix-pick --epochs {EPOCHS}"
-        command = [sys.executable, "-m", "kdcache", *words.split(), "--device", "cpu", "--store", str(store)]
+        words = f"--dataset folder:{data} --image-size 32 --teacher {teacher} --aug cutmix-pick --epochs {EPOCHS}"
+        command = [sys.executable, "-m", "kdcache", "cache", "fill", *words.split(), "--store", str(store)]
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     whole, store = root / "whole.zarr", root / "store.zarr"

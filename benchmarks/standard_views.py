@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from common import footer
 from torch import Tensor
 
 from kdcache import models
@@ -46,9 +47,10 @@ def main() -> None:
     views = ViewMaker(split, plan, chosen.images, torch.device("cpu"))
     print(f"""# Questions about the standard views
 
-`--cache standard`, {chosen.images} images, {plan.standard_views} views each (9 x 9 crops, mirrored or not).
+`--cache standard`, {chosen.images} images, V = {plan.standard_views} views each (9 x 9 crops, mirrored or not).
+E epochs leave V (1 - (1 - 1/V)^E) questions a sample on the mean.
 
-| epochs | questions a sample, mean | least, most of a sample | distinct views in the tables | V (1 - (1 - 1/V)^E) | times fewer than online | seconds |
+| epochs | questions a sample | least, most | distinct views in the tables | formula | times fewer | seconds |
 | --- | --- | --- | --- | --- | --- | --- |""")
     for epochs in chosen.epochs:
         started = time.perf_counter()
@@ -66,11 +68,15 @@ def main() -> None:
         assert asked == distinct(plan, range(epochs)) == seen.sum()
         each = seen.sum(1)
         expected = plan.standard_views * (1 - (1 - 1 / plan.standard_views) ** epochs)
-        print(
-            f"| {epochs} | {asked / chosen.images:.2f} | {each.min()}, {each.max()} | {each.mean():.2f} | {expected:.2f} "
-            f"| {epochs * chosen.images / asked:.2f} | {time.perf_counter() - started:.0f} |"
+        figures = (
+            f"{asked / chosen.images:.2f}",
+            f"{each.min()}, {each.max()}",
+            f"{each.mean():.2f}",
+            f"{expected:.2f}",
         )
-    print(f"\nCommand: `python benchmarks/standard_views.py`, {time.strftime('%Y-%m-%d')}.")
+        fewer, seconds = epochs * chosen.images / asked, time.perf_counter() - started
+        print(f"| {epochs} | {' | '.join(figures)} | {fewer:.2f} | {seconds:.0f} |")
+    print(footer())
 
 
 if __name__ == "__main__":

@@ -4,13 +4,13 @@ python benchmarks/store_in_training.py --teacher RUN > docs/results/store_in_tra
 """
 
 import argparse
-import statistics
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from common import footer, spread
 from kdcache.stages.student import Step
 from torch import Tensor
 
@@ -20,7 +20,6 @@ from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.losses import kld
 from kdcache.oracle import Oracle
-from kdcache.record import environment
 from kdcache.resolve import MODEL, fresh_network, load_data, open_store, plan_of, trained_network
 from kdcache.store.formats import Dense, TopK
 from kdcache.store.statistics import EpochStatistics
@@ -61,12 +60,11 @@ def main() -> None:
         for _ in range(REPEATS):
             for word, oracle in (("online", Oracle(teacher, views)), ("from the store", filled)):
                 rows[word].append(epoch(config, data, views, oracle, compute))
-    facts = environment(compute)
-    print("# The store in a student's step\n")
-    print(
-        f"ResNet8, CutMix-pick, batch {config.batch_size}, teacher {teacher.network.name}, {compute.precision}; one epoch of"
-    )
-    print(f"{len(views.steps)} steps, medians (least, most) of {REPEATS}, in turn.\n")
+    print(f"""# The store in a student's step
+
+ResNet8, CutMix-pick, batch {config.batch_size}, teacher {teacher.network.name}, {compute.precision}.
+One epoch of {len(views.steps)} steps, medians (least, most) of {REPEATS}, in turn.
+""")
     print("| answers | ms a step | of it the oracle, ms | share of the step |\n| --- | --- | --- | --- |")
     for word, found in rows.items():
         step, asking = ([1e3 * part[place] / len(views.steps) for part in found] for place in (0, 1))
@@ -77,11 +75,12 @@ def main() -> None:
     student = fresh_network(config, data).eval()
     with torch.inference_mode():
         other = torch.cat([student(batch.views) for batch in first(views)])
-    print("\n## What answers lose\n")
-    print(
-        f"{len(whole)} answers about x and both candidates, in float32 from the teacher. KL of the stored answer from the"
-    )
-    print("whole one at temperature 4, and how far the KL of an untrained student from it moves.\n")
+    print(f"""
+## What answers lose
+
+{len(whole)} answers about x and both candidates, in float32 from the teacher. KL of the stored answer from the whole
+one at temperature 4, and how far the KL of an untrained student from it moves.
+""")
     print("| format | bytes | KL, mean | KL, largest | student's KL moves, mean | largest | other first class |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for format in (Dense("float32"), Dense("float16"), TopK("float16", 5), TopK("float16", 3), TopK("float16", 2)):
@@ -93,11 +92,14 @@ def main() -> None:
             f"| {format.name} | {size} | {loss.mean:.2g} | {loss.largest:.2g} | {moved.mean():.2g} | {moved.max():.2g} "
             f"| {100 * loss.flips:.2g} % |"
         )
-    print("\n## How many rows a forward should have\n")
-    print(
-        f"Images a second of the teacher, medians (least, most) of {REPEATS}, and the largest difference of a logit from"
-    )
-    print("the answers with 64 rows.\n\n| rows | images/s | difference |\n| --- | --- | --- |")
+    print(f"""
+## How many rows a forward should have
+
+Images a second of the teacher, medians (least, most) of {REPEATS}, and the largest difference of a logit from the
+answers with 64 rows, the logits being up to {whole.abs().max():.0f}.
+
+| rows | images/s | difference |
+| --- | --- | --- |""")
     sample = torch.cat([batch.views for batch in first(views)])[:3072]
     teacher.rows = 64
     with_64 = teacher(sample)
@@ -108,8 +110,7 @@ def main() -> None:
             found = teacher(sample)
             speeds.append(len(sample) / (time.perf_counter() - started))
         print(f"| {size} | {spread(speeds, 0)} | {(found - with_64).abs().max():.2g} |")
-    print(f"\nCommand: `python benchmarks/store_in_training.py --teacher RUN`, {time.strftime('%Y-%m-%d')}.")
-    print("Machine: " + ", ".join(f"{fact} {facts[fact]}" for fact in ("device", "threads", "torch", "platform")) + ".")
+    print(footer())
 
 
 def epoch(config: StudentConfig, data, views: ViewMaker, oracle: Oracle, compute: Compute) -> tuple[float, float]:  # type: ignore[no-untyped-def]
@@ -133,11 +134,6 @@ def truth(teacher: Teacher, views: ViewMaker) -> Tensor:
     """Ask the teacher in float32, whatever it computes in otherwise."""
     precise = Teacher(teacher.network, Compute(teacher.compute.device, "float32"))
     return torch.cat([precise(batch.views) for batch in first(views)])
-
-
-def spread(values: list[float], digits: int = 1) -> str:
-    """Write a median with the least and the most."""
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}, {max(values):.{digits}f})"
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ python benchmarks/store_scale.py > docs/results/store_scale.md
 """
 
 import argparse
-import platform
 import resource
 import tempfile
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from common import footer
 
 from kdcache.store.formats import DENSE, Columns
 from kdcache.store.place import Place
@@ -63,14 +63,10 @@ def main() -> None:
     for word, (fifths, seconds, memory), plain in (("fill", filled, flat_write), ("read", reads, flat_read)):
         each = ", ".join(f"{1e6 * part / (chosen.rows / 5):.2f}" for part in fifths)
         print(f"| {word} | {each} | {seconds:.1f} | {seconds / plain:.2f} | {memory:.0f} |")
-    print(
-        f"\nPeak resident memory of the process before the memory map was made: {max(filled[2], reads[2]):.0f} MiB at the"
-    )
-    print(f"ends of the fifths; {peak:.0f} MiB with the pages of the map, which the system lends.")
-    print(
-        f"\nCommand: `python benchmarks/store_scale.py`, {time.strftime('%Y-%m-%d')}. Machine: {platform.platform()}, "
-    )
-    print(f"{torch.get_num_threads()} threads.")
+    print(f"""
+"Memory" is the largest resident size at the end of a fifth. With the pages of the map, which the system lends, the
+process came to {peak:.0f} MiB.""")
+    print(footer())
 
 
 def measure(work, chunks: int) -> tuple[list[float], float, float]:  # type: ignore[no-untyped-def]

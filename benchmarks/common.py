@@ -1,0 +1,26 @@
+"""What the benchmarks' pages have in common."""
+
+import statistics
+import sys
+import time
+from pathlib import Path
+
+from kdcache.compute import Compute
+from kdcache.record import environment
+
+__all__ = ["footer", "spread"]
+
+FACTS = ("device", "threads", "precision", "torch", "zarr", "platform", "kdcache")
+
+
+def footer() -> str:
+    """Say which command was run, when, and on which machine."""
+    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    facts = environment(Compute.choose())
+    machine = ", ".join(f"{fact} {facts[fact]}" for fact in FACTS)
+    return f"\nCommand: `{command}`, {time.strftime('%Y-%m-%d')}.\nMachine: {machine}."
+
+
+def spread(values: list[float], digits: int = 1) -> str:
+    """Write a median with the least and the most."""
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}, {max(values):.{digits}f})"
