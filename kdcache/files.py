@@ -23,7 +23,10 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what the user's umask grants; safetensors grants less
         write(temporary)
+        temporary.chmod(mode)
         _sync(temporary)  # the content must be on the disk before the name points to it
         os.replace(temporary, path)
     finally:

@@ -121,7 +121,7 @@ class Run:
         """
         if not math.isfinite(metrics.test_loss):
             raise KdcacheError(f"the test loss became {metrics.test_loss} after the last step of epoch {metrics.epoch}")
-        save(network, self.path / "model.safetensors", epoch=str(metrics.epoch), top1=f"{metrics.test_top1:.2f}")
+        save(network, self.path / "model.safetensors", epoch=metrics.epoch, top1=metrics.test_top1)
         self.metrics.append(metrics)
         write_text(
             self.path / "metrics.jsonl",

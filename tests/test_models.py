@@ -1,6 +1,7 @@
 """The networks against the golden figures, their normalisation and seeds, and their checkpoints."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -115,6 +116,12 @@ def test_faults_are_reported_together() -> None:
     assert all(name in caught.value.faults[0] for name in names())
 
 
+def test_equal_networks_are_equal_files(tmp_path: Path) -> None:
+    for name in ("one", "two", "three", "four"):
+        checkpoint.save(network(), tmp_path / name, epoch=3, top1=12.5)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_checkpoint_round_trip(name: str, tmp_path: Path) -> None:
     net, path = network(name), tmp_path / "net.safetensors"
@@ -138,9 +145,9 @@ def test_metadata_may_not_take_the_networks_names(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def rewrite(path: Path, state: dict[str, Tensor], **changes: str) -> None:
+def rewrite(path: Path, state: dict[str, Tensor], **changes: object) -> None:
     stored = checkpoint.metadata(path)
-    save_file(state, path, {**stored, **changes})
+    save_file(state, path, {"kdcache": json.dumps({**stored, **changes})})
 
 
 def renamed(path: Path) -> None:
@@ -160,14 +167,15 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda path: path.write_bytes(b""), "a whole safetensors file"),
     "text": (lambda path: path.write_text("no tensors in here"), "a whole safetensors file"),
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "a whole safetensors file"),
-    "foreign": (lambda path: save_file(load_file(path), path, {"format": "pt"}), "format in the metadata.*given pt"),
+    "foreign": (lambda path: save_file(load_file(path), path, {"format": "pt"}), "format in the metadata.*given none"),
+    "older": (lambda path: rewrite(path, load_file(path), format="kdcache-network-1"), "given kdcache-network-1"),
     "bare": (lambda path: save_file(load_file(path), path), "format in the metadata.*given none"),
-    "other name": (lambda path: rewrite(path, load_file(path), name='"resnet9"'), "describe no network.*resnet9"),
-    "no JSON": (lambda path: rewrite(path, load_file(path), std="("), "describe no network"),
-    "wrong JSON": (lambda path: rewrite(path, load_file(path), mean="0.5"), "describe no network"),
+    "other name": (lambda path: rewrite(path, load_file(path), name="resnet9"), "describe no network.*resnet9"),
+    "no JSON": (lambda path: save_file(load_file(path), path, {"kdcache": "("}), "no JSON"),
+    "wrong JSON": (lambda path: rewrite(path, load_file(path), mean=0.5), "describe no network"),
     "other key": (renamed, r"given fc\.scale, fc\.weight$"),
-    "other shape": (lambda path: rewrite(path, load_file(path), num_classes="11"), r"given fc\.bias, fc\.weight$"),
-    "other depth": (lambda path: rewrite(path, load_file(path), name='"resnet20"'), r"layer1\.1\.\S+ and \d+ more$"),
+    "other shape": (lambda path: rewrite(path, load_file(path), num_classes=11), r"given fc\.bias, fc\.weight$"),
+    "other depth": (lambda path: rewrite(path, load_file(path), name="resnet20"), r"layer1\.1\.\S+ and \d+ more$"),
     "other type": (
         lambda path: rewrite(path, {key: value.double() for key, value in load_file(path).items()}),
         "and 53 more$",
@@ -236,3 +244,12 @@ def test_text_and_json(tmp_path: Path) -> None:
         write_json(path, float("nan"))
     write_text(path, "é\n")
     assert path.read_bytes() == "é\n".encode()
+
+
+def test_a_file_has_the_rights_that_the_umask_grants(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        checkpoint.save(network(), tmp_path / "net.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "net.safetensors").stat().st_mode & 0o777 == 0o640

@@ -110,7 +110,7 @@ class Rising(TeacherConfig):
 def test_a_loss_that_becomes_nan_stops_the_run_and_keeps_the_checkpoint(small: Settings, tmp_path: Path) -> None:
     with pytest.raises(KdcacheError, match=r"the loss became (nan|inf) at epoch 2, step \d"):
         train_teacher(Rising.load(**{**small, "epochs": 3, "out": tmp_path / "run"}))
-    assert checkpoint.metadata(tmp_path / "run" / "model.safetensors")["epoch"] == "1"
+    assert checkpoint.metadata(tmp_path / "run" / "model.safetensors")["epoch"] == 1
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
     with pytest.raises(UsageError, match="finished run"):
         FinishedRun(tmp_path / "run")

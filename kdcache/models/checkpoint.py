@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,13 +16,16 @@ from kdcache.models import Network, build
 
 __all__ = ["FORMAT", "fingerprint", "load", "metadata", "save"]
 
-#: Name and version of the format, under ``format`` in the file's metadata.
-FORMAT = "kdcache-network-1"
+FORMAT = "kdcache-network-2"
+"""Name and version of the format, under ``format`` in the file's metadata."""
+
+_ENTRY = "kdcache"
+"""The one entry of the metadata, JSON: safetensors writes several in any order, and equal networks are equal files."""
 
 _SHOWN = 3
 
 
-def save(network: Network, path: Path, **metadata: str) -> None:
+def save(network: Network, path: Path, **metadata: object) -> None:
     """Write the network to `path`, whole or not at all.
 
     Parameters
@@ -30,18 +34,19 @@ def save(network: Network, path: Path, **metadata: str) -> None:
         Its body's tensors are stored bit for bit, without memory layout or device.
     path : Path
         The file to make or replace; its folder must exist.
-    **metadata : str
-        Further facts to store; they may not take the names of the network's own.
+    **metadata
+        Further facts to store, as JSON can hold them; they may not take the names of the network's own.
     """
-    own = {"format": FORMAT, **{key: json.dumps(value) for key, value in _description(network).items()}}
+    own = {"format": FORMAT, **_description(network)}
     if taken := own.keys() & metadata.keys():
         raise ValueError(f"metadata names already in use: {sorted(taken)}")
     state = {key: _plain(tensor) for key, tensor in network.body.state_dict().items()}
-    write_whole(path, lambda temporary: save_file(state, temporary, {**own, **metadata}))
+    entry = {_ENTRY: json.dumps({**own, **metadata})}
+    write_whole(path, lambda temporary: save_file(state, temporary, entry))
 
 
-def metadata(path: Path) -> dict[str, str]:
-    """The strings stored beside the tensors, read from the file's header alone.
+def metadata(path: Path) -> dict[str, Any]:
+    """The facts stored beside the tensors, read from the file's header alone.
 
     Raises
     ------
@@ -54,11 +59,13 @@ def metadata(path: Path) -> dict[str, str]:
         )
     try:
         with safe_open(path, "pt") as file:
-            stored = file.metadata() or {}
+            stored = json.loads((file.metadata() or {}).get(_ENTRY, "{}"))
     except (SafetensorError, OSError) as error:
         raise UsageError(fault(f"checkpoint {path}", allowed="a whole safetensors file", given=error)) from error
-    if stored.get("format") != FORMAT:
-        given = stored.get("format", "none")
+    except ValueError as error:
+        raise UsageError(fault(f"checkpoint {path}: its metadata are no JSON", given=error)) from error
+    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
+        given = stored.get("format", "none") if isinstance(stored, dict) else stored
         raise UsageError(fault(f"checkpoint {path}: format in the metadata", allowed=FORMAT, given=given))
     return stored
 
@@ -73,7 +80,7 @@ def load(path: Path) -> Network:
     """
     stored = metadata(path)
     try:
-        fields = {key: json.loads(stored[key]) for key in ("name", "num_classes", "image_size", "mean", "std")}
+        fields = {key: stored[key] for key in ("name", "num_classes", "image_size", "mean", "std")}
         network = build(**fields, seed=0)
     except (KeyError, TypeError, ValueError, UsageError) as error:
         raise UsageError(fault(f"checkpoint {path}: its metadata describe no network", given=repr(error))) from error

@@ -83,7 +83,7 @@ def format_line(found: StudyCosts, temperature: float) -> str:
     mean, largest, flips = found.loss
     return (
         f"{line}, {found.whole_bytes} as {DENSE.name}; on the clean images its KL from the whole answer at temperature "
-        f"{temperature:g} is {mean:.2g} on the mean, {largest:.2g} at most; {100 * flips:.2g} % have another first class"
+        f"{temperature:g} is {mean:.2g} (at most {largest:.2g}); {100 * flips:.2g} % have another first class"
     )
 
 
