@@ -103,7 +103,7 @@ def trial(root: Path, kind: str, kills: int, moments: random.Random) -> tuple[ob
     def start(store: Path) -> "subprocess.Popen[bytes]":
         words = f"--dataset folder:{data} --image-size 32 --teacher {teacher} --aug cutmix-pick --epochs {EPOCHS}"
         command = [sys.executable, "-m", "kdcache", "cache", "fill", *words.split(), "--store", str(store)]
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     whole, store = root / "whole.zarr", root / "store.zarr"
     began = time.perf_counter()
