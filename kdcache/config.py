@@ -46,9 +46,9 @@ FOLDER = "folder:"
 """What the name of a dataset of the user's own starts with; the path of its folder follows."""
 
 MODELS = (
-    *("resnet8", "resnet20", "resnet56", "resnet110", "resnet8x4", "resnet32x4"),
-    *("wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2"),
-    *("vgg8", "vgg11", "vgg13", "vgg16", "vgg19", "MobileNetV2"),
+    *("resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet8x4", "resnet32x4"),
+    *("wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2", "vgg8", "vgg11", "vgg13", "vgg16", "vgg19"),
+    *("ResNet50", "MobileNetV2", "ShuffleV1", "ShuffleV2"),
 )
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcache.errors import UsageError, fault
-from kdcache.models import mobilenet, resnet, vgg, wrn
+from kdcache.models import bottleneck, mobilenet, resnet, shufflenet, vgg, wrn
 from kdcache.models.base import FeatureNet
 
 __all__ = ["MIN_IMAGE_SIZE", "REGISTRY", "FeatureNet", "Network", "build", "names"]
@@ -19,7 +19,9 @@ REGISTRY: dict[str, Callable[[int], FeatureNet]] = {
     **resnet.NETWORKS,
     **wrn.NETWORKS,
     **vgg.NETWORKS,
+    **bottleneck.NETWORKS,
     **mobilenet.NETWORKS,
+    **shufflenet.NETWORKS,
 }
 
 

@@ -76,7 +76,10 @@ _WIDE = (32, 64, 128, 256)
 
 NETWORKS = {
     "resnet8": partial(ResNet, 8, _NARROW),
+    "resnet14": partial(ResNet, 14, _NARROW),
     "resnet20": partial(ResNet, 20, _NARROW),
+    "resnet32": partial(ResNet, 32, _NARROW),
+    "resnet44": partial(ResNet, 44, _NARROW),
     "resnet56": partial(ResNet, 56, _NARROW),
     "resnet110": partial(ResNet, 110, _NARROW),
     "resnet8x4": partial(ResNet, 8, _WIDE),
