@@ -48,6 +48,11 @@ def files(store: Path) -> dict[str, bytes]:
     return {str(path.relative_to(store)): path.read_bytes() for path in found}
 
 
+def records(store: Path) -> int:
+    """Count the commit records of a store."""
+    return sum(1 for _ in store.glob("replay/*/*/*/commits/c/*/0"))
+
+
 def committed(store: Path) -> dict[str, bytes]:
     """Read the chunks that have a commit record, and the records."""
     found = files(store)
@@ -116,9 +121,9 @@ def trial(root: Path, kind: str, kills: int, moments: random.Random) -> tuple[ob
     while counts["kills"] < kills:
         before = committed(store)
         fills = [start(store) for _ in range(2 if kind == "two" else 1)]
-        began_with = len(files(store))
-        while len(files(store)) == began_with and any(fill.poll() is None for fill in fills):
-            time.sleep(0.002)
+        began_with = records(store)
+        while records(store) == began_with and any(fill.poll() is None for fill in fills):
+            time.sleep(0.01)
         time.sleep(moments.uniform(0, seconds / 4))
         running = [fill for fill in fills if fill.poll() is None]
         for fill in running:
@@ -167,8 +172,8 @@ def in_a_write(store: Path) -> bool:
 
 def time_of(fill: "subprocess.Popen[bytes]", store: Path, began: float) -> float:
     """Wait for a fill, and measure how long it worked once it had begun."""
-    while not files(store) and fill.poll() is None:
-        time.sleep(0.002)
+    while not records(store) and fill.poll() is None:
+        time.sleep(0.01)
         began = time.perf_counter()
     assert fill.wait() == 0
     return time.perf_counter() - began

@@ -86,16 +86,17 @@ class Oracle:
         tell : callable
             Hears how many of how many clean answers are there, where x are the clean views: these are filled now.
         """
-        plan, limit = views.plan, policy.room(limit, store.place)
-        choice = policy.choose(cache, plan, epochs, set(store.tables()), store.table_bytes, limit)
+        plan, existing = views.plan, set(store.tables())
+        limit = policy.room(limit, store.place, len(existing) * store.table_bytes)
+        choice = policy.choose(cache, plan, epochs, existing, store.table_bytes, limit)
         oracle = cls(teacher, views, store=store)
         if plan.crop_flip:
             oracle.replay = Replay(store, plan.seed, plan.kinds, choice.keep, limit)
-        else:
+        elif choice.keep:
             for done in oracle.fill_clean():
                 tell(done, plan.samples)
         if choice.indexed:
-            oracle.finite = FiniteViews.of_store(store, plan, epochs)
+            oracle.finite = FiniteViews.of_store(store, plan, epochs, limit)
         return oracle
 
     def ask(self, batch: Batch, first: int = 0) -> Tensor:
@@ -126,10 +127,11 @@ class Oracle:
         if there.any():
             self._decode_into(logits, there, _joined([columns for known, columns in found if known.any()]))
         if not there.all():
-            fresh = self._ask(views if not there.any() else views[_index(~there, views)])
+            fresh = self._ask(views if not there.any() else views[_index(~there, views.device)])
             self._decode_into(logits, ~there, fresh)
-            if first == 0 and self.finite:
-                self._learn(batch.keys[~there[: len(batch)]], fresh)
+            if first == 0 and self.finite:  # x comes first among the new answers
+                keys = batch.keys[~there[: len(batch)]]
+                self.finite.add(keys, {name: column[: len(keys)].cpu() for name, column in fresh.items()})
         return logits
 
     def fill(self, epochs: int) -> Iterator[int]:
@@ -140,12 +142,18 @@ class Oracle:
         int
             Answers that are there now.
         """
-        if self.replay:
-            yield from self.replay.fill(epochs, self._ask_chunk)
+        assert self.replay is not None
+        done = 0
+        for epoch, slot, positions, columns in self.replay.fill(epochs, self._ask_chunk):
+            if slot == 0 and self.finite:  # another process may have asked them
+                self.finite.add(self._keys(epoch, positions), columns)
+            done += len(positions)
+            yield done
 
     def kept(self, epochs: int) -> int:
         """Count the answers that `fill` would leave in the store."""
-        return len(self.replay.tables(epochs)) * self.views.plan.samples if self.replay else 0
+        assert self.replay is not None
+        return len(self.replay.tables(epochs)) * self.views.plan.samples
 
     def fill_clean(self) -> Iterator[int]:
         """Ask, if they are not there, the clean views of all samples; other processes may help.
@@ -156,7 +164,8 @@ class Oracle:
             Answers that are there now.
         """
         assert self.store is not None
-        yield from fill([(self.store.table(CLEAN), self._ask_clean)])
+        for table, chunk, _ in fill([(self.store.table(CLEAN), self._ask_clean)]):
+            yield table.chunks[chunk].stop
 
     def clean(self) -> Iterator[tuple[range, Tensor]]:
         """Answer the clean views of all samples, by and by: samples, and their logits, float32 (B, C)."""
@@ -184,6 +193,8 @@ class Oracle:
         if self.replay:
             columns = self.replay.rows(batch.epoch, slot, batch.positions, self._ask_chunk(batch.epoch, slot))
             if columns is not None:
+                if slot == 0 and self.finite:
+                    self.finite.add(batch.keys, columns)
                 return np.ones(len(batch), bool), columns
         if slot == 0 and self.finite:
             return self.finite.find(batch.keys)
@@ -202,12 +213,19 @@ class Oracle:
     def _ask_block(self, epoch: int, slot: int, positions: range) -> Columns:
         if slot or not self.finite:
             return _on_cpu(self._ask(self.views.views(epoch, slot, positions)))
-        keys = self.views.plan.standard_keys(self.views.table(epoch), np.arange(positions.start, positions.stop))
-        known, _ = self.finite.find(keys)
-        if not known.all():
-            views = self.views.views(epoch, slot, positions)
-            self._learn(keys[~known], self._ask(views[_index(~known, views)]))
-        return self.finite.find(keys)[1]
+        keys = self._keys(epoch, positions)
+        known, columns = self.finite.find(keys)
+        if known.all():
+            return columns
+        fresh = _on_cpu(self._ask(self.views.views(epoch, slot, positions)[_index(~known, self.views.device)]))
+        self.finite.add(keys[~known], fresh)
+        # The known rows and then the new ones, put back in the order of the positions.
+        order = np.concatenate([np.flatnonzero(known), np.flatnonzero(~known)])
+        place = torch.from_numpy(np.argsort(order))
+        return {name: column[place] for name, column in _joined([columns, fresh]).items()}
+
+    def _keys(self, epoch: int, positions: range) -> np.ndarray:
+        return self.views.plan.standard_keys(self.views.table(epoch), np.arange(positions.start, positions.stop))
 
     def _ask_clean(self, samples: range) -> Columns:
         blocks = torch.arange(samples.start, samples.stop).split(ASKED_TOGETHER)
@@ -218,14 +236,9 @@ class Oracle:
         self._asked += len(views)
         return self.format.encode(self.teacher(views))
 
-    def _learn(self, keys: np.ndarray, columns: Columns) -> None:
-        """Remember new answers to standard views; `columns` may have further rows behind theirs."""
-        assert self.finite is not None
-        self.finite.add(keys, {name: column[: len(keys)].cpu() for name, column in columns.items()})
-
     def _decode_into(self, logits: Tensor, rows: np.ndarray, columns: Columns) -> None:
         there = {name: column.to(logits.device, non_blocking=True) for name, column in columns.items()}
-        logits[_index(rows, logits)] = self.format.decode(there, self.classes)
+        logits[_index(rows, logits.device)] = self.format.decode(there, self.classes)
 
 
 def _joined(parts: list[Columns]) -> Columns:
@@ -236,6 +249,6 @@ def _on_cpu(columns: Columns) -> Columns:
     return {name: column.cpu() for name, column in columns.items()}
 
 
-def _index(rows: np.ndarray, beside: Tensor) -> Tensor:
-    """Turn a mask of rows into their numbers, on the device of another tensor: a mask there would make it wait."""
-    return torch.from_numpy(np.flatnonzero(rows)).to(beside.device, non_blocking=True)
+def _index(rows: np.ndarray, device: torch.device) -> Tensor:
+    """Turn a mask of rows into their numbers, on a device: a mask there would make the host wait."""
+    return torch.from_numpy(np.flatnonzero(rows)).to(device, non_blocking=True)

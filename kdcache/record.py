@@ -6,7 +6,7 @@
 ``metrics.jsonl``       a line per epoch
 ``model.safetensors``   the network after the last whole epoch
 ``statistics.zarr``     per-sample statistics of a student, see `kdcache.store.statistics`
-``answers.zarr``        a teacher's answers to the clean views, see `kdcache.store.clean`
+``answers.zarr``        a teacher's answers, see `kdcache.store.answers`
 ``curves.png``          loss and accuracy over the epochs
 ``summary.json``        the outcome; a run folder without it holds an unfinished run
 ======================  =====================================================================
@@ -237,6 +237,9 @@ def _commit() -> str | None:
 def check_folder(config: TrainingConfig) -> None:
     """Refuse a run folder that holds something already, unless that is a run and ``config.overwrite`` is set."""
     path = config.out
+    store = config.store if isinstance(config, StudentConfig) else None
+    if path is not None and store is not None and Path(store).resolve().is_relative_to(path.resolve()):
+        raise UsageError(fault(f"--store {store}", allowed="a place outside the run folder", given=f"--out {path}"))
     if path is None or not path.is_dir() or not any(path.iterdir()):
         return
     if not (path / "config.toml").is_file():

@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 MODEL, ANSWERS = "model.safetensors", "answers.zarr"
-"""Where a run keeps its network and, if it is a teacher, its answers to the clean views."""
+"""Where a run keeps its network and, if it is a teacher, its answers."""
 
 
 def load_data(config: TrainingConfig) -> Dataset:
@@ -137,7 +137,7 @@ def store_path(teacher: Path, format: Format = DENSE) -> Path:
 def teacher_compute(precision: str, store: str | Path, student: Compute) -> Compute:
     """Settle how precisely the teacher computes: ``auto`` is as its stored answers were, if there are any."""
     if precision == "auto" and Place(store).has("zarr.json"):
-        return Compute(student.device, str(AnswerStore(store).fingerprint["teacher precision"]))
+        return Compute(student.device, AnswerStore(store).precision)
     return student
 
 

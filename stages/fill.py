@@ -5,11 +5,16 @@ from typing import NamedTuple
 
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
+from kdcache.datasets import Dataset
 from kdcache.errors import UsageError, fault
 from kdcache.report.progress import Reporter
 from kdcache.report.tables import file_size
-from kdcache.resolve import find_teacher, load_data, open_oracle, plan_of
-from kdcache.views import ViewMaker
+from kdcache.resolve import find_teacher, load_data, open_oracle, plan_of, store_path
+from kdcache.store import policy
+from kdcache.store.answers import AnswerStore, table_bytes
+from kdcache.store.formats import format_of
+from kdcache.store.place import Place
+from kdcache.views import Plan, ViewMaker
 
 __all__ = ["Filled", "fill_answers"]
 
@@ -20,8 +25,8 @@ class Filled(NamedTuple):
     Attributes
     ----------
     store : str
-    answers : int
-        Answers that are there now, of those that the student will look up.
+    answers, of : int
+        Answers that are there now, of all that the student will look up.
     asked : int
         Of these, the ones that this process asked for.
     seconds : float
@@ -29,6 +34,7 @@ class Filled(NamedTuple):
 
     store: str
     answers: int
+    of: int
     asked: int
     seconds: float
 
@@ -53,7 +59,7 @@ def fill_answers(config: StudentConfig, reporter: Reporter | None = None) -> Fil
     Raises
     ------
     UsageError
-        Where nothing is to be kept: ``--cache off``, or no room.
+        Where nothing is to be kept: ``--cache off``, or no room. Where there is room for a part, a part is filled.
     """
     reporter = reporter or Reporter()
     started = time.perf_counter()
@@ -62,18 +68,32 @@ def fill_answers(config: StudentConfig, reporter: Reporter | None = None) -> Fil
     config = config.model_copy(update={"teacher": find_teacher(config)})
     plan = plan_of(config, data)
     views = ViewMaker(data.train, plan, config.batch_size, compute.device)
-    if config.cache == "off":
-        raise UsageError(fault("--cache", allowed="something to fill", given="off"))
+    check_room(config, data, plan)
     oracle = open_oracle(config, data, views, compute, tell=reporter.filled)
     assert oracle.store is not None
-    answers = len(data.train)  # clean ones are filled as the oracle is opened
+    answers = total = len(data.train)  # clean ones are filled as the oracle is opened
     if plan.crop_flip:
-        answers = 0
         total = oracle.kept(config.epochs)
         for answers in oracle.fill(config.epochs):
             reporter.filled(answers, total)
-    if not answers:
-        least = file_size(oracle.store.table_bytes)
-        raise UsageError(fault("--cache-limit leaves no room for a table", allowed=f"{least} more than is stored"))
+    views_in_all = len(data.train) * (len(plan.kinds) * config.epochs if plan.crop_flip else 1)
     asked = oracle.count()["questions_asked"]
-    return Filled(oracle.store.place.where, answers, asked, time.perf_counter() - started)
+    return Filled(oracle.store.place.where, answers, views_in_all, asked, time.perf_counter() - started)
+
+
+def check_room(config: StudentConfig, data: Dataset, plan: Plan) -> None:
+    """Refuse to fill what ``--cache`` or ``--cache-limit`` leave no room for, before a store is made."""
+    if config.cache == "off" or (config.cache == "clean" and plan.crop_flip):
+        raise UsageError(fault(f"--cache with --aug {config.aug}", allowed="something to keep", given=config.cache))
+    format = format_of(config.store_dtype, config.topk)
+    assert config.teacher is not None
+    place = Place(config.store or store_path(config.teacher, format))
+    existing = set(AnswerStore(place.where).tables()) if place.has("zarr.json") else set()
+    size = table_bytes(plan.samples, data.num_classes, format)
+    limit = policy.room(config.cache_limit, place, len(existing) * size)
+    choice = policy.choose(config.cache, plan, config.epochs, existing, size, limit)
+    if choice.keep and limit >= size:
+        return
+    needed, room = file_size(size * len(plan.kinds) * config.epochs), file_size(limit)
+    remedy = f"{needed}, or --cache replay to fill a part" if limit >= size else f"at least {file_size(size)}"
+    raise UsageError(fault("--cache-limit is too small for the answers", allowed=remedy, given=room))

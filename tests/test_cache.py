@@ -51,17 +51,19 @@ def test_what_plan_counts_is_what_happens(pictures: Path, teacher: Path, tmp_pat
     fill = kdcache("cache", "fill", *given, "--cache", "replay", cwd=tmp_path)
     assert fill.returncode == 0, fill.stderr
     assert asked(fill.stdout) == 9 * SAMPLES
+    shutil.rmtree(store / "replay" / "seed-0" / "epoch-0001" / "cutmix-2" / "commits" / "c")
     again = kdcache("cache", "plan", *given, cwd=tmp_path)
-    assert re.search(r"replay\s*│\s*0\s*│", again.stdout), again.stdout
+    assert re.search(rf"off\s*│\s*{9 * SAMPLES}\s*│", again.stdout), again.stdout
+    assert re.search(rf"replay\s*│\s*{SAMPLES}\s*│", again.stdout), again.stdout
     student = kdcache(
         "student-train", *given, *["--model", "resnet8", "--batch-size", "30", "--out", "run"], cwd=tmp_path
     )
-    assert f"asked 0 questions, {9 * SAMPLES} answered" in student.stdout, student.stderr
+    assert f"asked {SAMPLES} questions, {8 * SAMPLES} answered" in student.stdout, student.stderr
 
 
 def test_info_verify_and_prune(pictures: Path, teacher: Path, tmp_path: Path) -> None:
     store = tmp_path / "store.zarr"
-    given = words(pictures, teacher, store, "--aug", "cutmix", "--epochs", "2")
+    given = words(pictures, teacher, store, "--aug", "cutmix-pick", "--epochs", "2")
     assert kdcache("cache", "fill", *given, cwd=tmp_path).returncode == 0
 
     def run(*more: str) -> subprocess.CompletedProcess[str]:
@@ -72,7 +74,7 @@ def test_info_verify_and_prune(pictures: Path, teacher: Path, tmp_path: Path) ->
     assert [part for part in parts if part not in info.stdout] == []
     sound = run("verify", "--all")
     assert sound.returncode == 0, sound.stderr
-    assert f"sound: {4 * SAMPLES} answers asked again, largest difference 0, 0" in sound.stdout
+    assert f"sound: {6 * SAMPLES} answers asked again, largest difference 0, 0" in sound.stdout
 
     group = zarr.open_group(store, path="replay/seed-0/epoch-0001/cutmix-1", mode="r+")
     chunk = store / group.path / "logits" / "c" / "0" / "0"
@@ -83,11 +85,21 @@ def test_info_verify_and_prune(pictures: Path, teacher: Path, tmp_path: Path) ->
     assert "1 damaged" in damaged.stderr
     assert "epoch-0001/cutmix-1 is damaged" in damaged.stderr
 
+    commit = store / "replay" / "seed-0" / "epoch-0000" / "cutmix-2" / "commits"
+    (commit / "c" / "0" / "0").write_bytes(b"")
+    (store / "replay" / "seed-0" / "epoch-0000" / "standard" / "commits" / "zarr.json").unlink()
+    worse = run("verify", "--samples", "1")
+    assert worse.returncode == 1
+    assert "3 damaged" in worse.stderr
+
     assert run("prune").returncode == 2
     assert "dropped 2 tables" in run("prune", "--kind", "cutmix-1").stdout
-    assert AnswerStore(store).tables() == [f"replay/seed-0/epoch-000{epoch}/standard" for epoch in (0, 1)]
-    assert "dropped 1 tables" in run("prune", "--after-epoch", "1").stdout
-    assert "dropped 1 tables" in run("prune", "--all").stdout
+    kinds = ("cutmix-2", "standard")
+    assert AnswerStore(store).tables() == [
+        f"replay/seed-0/epoch-000{epoch}/{kind}" for epoch in (0, 1) for kind in kinds
+    ]
+    assert "dropped 2 tables" in run("prune", "--after-epoch", "1").stdout
+    assert "dropped 2 tables" in run("prune", "--all").stdout
     assert run("verify").returncode == 0
 
 
@@ -132,11 +144,20 @@ def test_wrong_use_is_one_line_and_writes_nothing(command: str, parts: list[str]
 
 
 def test_nothing_to_fill_is_said(pictures: Path, teacher: Path, tmp_path: Path) -> None:
-    given = words(pictures, teacher, tmp_path / "store.zarr", "--aug", "cutmix")
-    for more, part in (("--cache off", "something to fill"), ("--cache-limit 1kB", "leaves no room")):
+    given = words(pictures, teacher, tmp_path / "store.zarr", "--aug", "cutmix", "--epochs", "30")
+    for more, part in (
+        ("--cache off", "something to keep, given off"),
+        ("--cache clean", "something to keep, given clean"),
+        ("--cache-limit 1kB", "allowed at least"),
+        ("--cache-limit 30kB", "or --cache replay to fill a part"),
+    ):
         done = kdcache("cache", "fill", *given, *more.split(), cwd=tmp_path)
         assert done.returncode == 2
         assert part in done.stderr
+        assert list(tmp_path.iterdir()) == []
+    part = kdcache("cache", "fill", *given, "--cache", "replay", "--cache-limit", "30kB", cwd=tmp_path)
+    assert part.returncode == 0, part.stderr
+    assert re.search(rf"(\d+) of {60 * SAMPLES} answers", part.stdout), part.stdout
 
 
 def test_views_shows_rows_and_draws_them(tmp_path: Path) -> None:

@@ -7,14 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from kdcache.analysis.questions import distinct
+from kdcache.analysis.questions import Filled, distinct
 from kdcache.config import CACHES
 from kdcache.datasets import Split
 from kdcache.errors import KdcacheError, UsageError
 from kdcache.oracle import Oracle
-from kdcache.store.answers import CLEAN
+from kdcache.store import policy
+from kdcache.store.answers import CLEAN, AnswerStore
 from kdcache.store.formats import DENSE, Dense, TopK
+from kdcache.store.place import Place
 from kdcache.teacher import FORWARD_ROWS, Teacher
+from kdcache.views import Plan
 from tests import answers
 
 N = 150
@@ -113,16 +116,16 @@ def test_a_filled_store_leaves_no_question_and_filling_it_again_asks_nothing(noi
 def test_standard_views_are_asked_once_in_whichever_epoch_and_seed_they_come_up(
     clean: bool, noise: Split, tmp_path: Path
 ) -> None:
-    epochs, where, existing = 12, tmp_path / "store.zarr", set()
+    epochs, where, filled = 12, tmp_path / "store.zarr", Filled()
     if clean:
         list(answers.oracle(where, noise, answers.views(noise, "none")).fill_clean())
-        existing = {CLEAN}
+        filled = Filled({CLEAN: np.ones(1, bool)}, N)
     views = answers.views(noise, "standard")
-    new = distinct(views.plan, range(epochs), existing)
+    new = distinct(views.plan, range(epochs), filled)
     assert counted(answers.oracle(where, noise, views, "standard", epochs), epochs) == (new, epochs * N - new)
-    tables = set(answers.oracle(where, noise, views, "standard", epochs).store.tables())  # type: ignore[union-attr]
+    filled = Filled.of(AnswerStore(where))
     other = answers.views(noise, "standard", seed=5)
-    further = distinct(other.plan, range(epochs), tables)
+    further = distinct(other.plan, range(epochs), filled)
     assert 0 < further < new
     assert counted(answers.oracle(where, noise, other, "standard", epochs), epochs)[0] == further
     # Mixed views are asked, whatever x is known.
@@ -139,7 +142,7 @@ def test_distinct_views_are_counted_as_sets_are(noise: Split) -> None:
         seen |= {(sample, *crop, flip) for sample, crop, flip in rows}
     assert distinct(plan, range(9)) == len(seen)
     middle = {(sample, 4, 4, False) for sample in range(N)}
-    assert distinct(plan, range(9), {CLEAN}) == len(seen - middle)
+    assert distinct(plan, range(9), Filled({CLEAN: np.ones(1, bool)}, N)) == len(seen - middle)
 
 
 def test_without_room_further_answers_are_asked_and_those_that_are_there_used(noise: Split, tmp_path: Path) -> None:
@@ -156,10 +159,15 @@ def test_without_room_further_answers_are_asked_and_those_that_are_there_used(no
     assert counted(oracle, 3) == (3 * N, 3 * N)
 
 
-def test_an_index_without_room_on_the_disk_still_remembers_within_the_run(noise: Split, tmp_path: Path) -> None:
-    views, epochs = answers.views(noise, "standard"), 10
-    oracle = answers.oracle(tmp_path / "store.zarr", noise, views, "standard", epochs, limit=0)
-    assert counted(oracle, epochs)[0] == distinct(views.plan, range(epochs))
+def test_without_room_for_a_table_the_index_remembers_what_fits_within_the_run(noise: Split, tmp_path: Path) -> None:
+    where, views, epochs = tmp_path / "store.zarr", answers.views(noise, "standard"), 30
+    limit = answers.store(where, answers.teacher(), noise).table_bytes - 1
+    oracle = answers.oracle(where, noise, views, "standard", epochs, limit)
+    for _ in range(2):  # the second time, what was remembered first is still known
+        asked, answered = counted(oracle, epochs)
+        assert asked + answered == epochs * N
+        assert answered > limit // 8 // 8  # an answer takes 8 bytes, and a tenth of the views come up again
+    assert asked < epochs * N - limit // 8
     assert oracle.store.tables() == []  # type: ignore[union-attr]
 
 
@@ -181,7 +189,7 @@ def test_an_analysis_reads_what_is_there_and_writes_nothing(noise: Split, tmp_pa
     list(answers.oracle(where, noise, views, epochs=1).fill(1))
     teacher = answers.teacher()
     store = answers.store(where, teacher, noise)
-    reader = Oracle(teacher, views, store=store, replay=Replay(store, 0, views.plan.kinds, frozenset(), 0))
+    reader = Oracle(teacher, views, store=store, replay=Replay(store, 0, views.plan.kinds))
     before = store.place.list_keys()
     for epoch, counts in ((0, (0, N)), (1, (N, 0))):
         for batch in views.epoch(epoch):
@@ -272,3 +280,65 @@ def test_over_240_epochs_a_sample_has_as_many_questions_as_distinct_views(tmp_pa
         table.reshape(-1)[views.plan.standard_keys(views.plan.epoch(epoch), np.arange(400))] = True
     assert table.sum(1).max() <= 162
     assert table.sum() == asked
+
+
+def test_auto_opens_the_index_where_it_saves_enough_and_keeps_all_or_nothing(noise: Split) -> None:
+    def choose(aug: str, epochs: int, existing: frozenset[str] = frozenset(), limit: int = 10**6) -> tuple[int, bool]:
+        choice = policy.choose("auto", answers.views(noise, aug).plan, epochs, existing, 1000, limit)
+        return len(choice.keep), choice.indexed
+
+    gain = {epochs: epochs / (162 * (1 - (161 / 162) ** epochs)) for epochs in (100, 200)}
+    assert gain[100] < 1.5 < gain[200]
+    assert choose("standard", 100) == (1, False)
+    assert choose("standard", 200) == (1, True)
+    assert choose("cutmix-pick", 300) == (3, False)  # of three questions, one is about x
+    assert choose("cutmix-pick", 300, limit=899_999) == (0, False)
+    other = frozenset(f"replay/seed-9/epoch-{epoch:04d}/standard" for epoch in range(200))
+    assert choose("standard", 100, other) == (1, True)  # half of the views are known from there
+    own = frozenset(f"replay/seed-0/epoch-{epoch:04d}/standard" for epoch in range(200))
+    assert choose("standard", 200, own) == (1, False)  # nothing is left to ask
+
+
+def test_the_standard_views_of_too_many_samples_have_no_index() -> None:
+    plan = Plan(500_000, 32, 4, crop_flip=True, mix=None, slots=0, seed=0)
+    assert not policy.choose("auto", plan, 240, frozenset(), 1, 10**9).indexed
+    with pytest.raises(UsageError, match="--cache standard: allowed 414252 samples of 162 views each, given 500000"):
+        policy.choose("standard", plan, 240, frozenset(), 1, 10**9)
+
+
+def test_the_room_of_a_store_does_not_shrink_as_it_fills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place(tmp_path / "store.zarr")
+    for free, stored, room in ((50, 0, 5), (47, 3, 5), (500, 0, 10), (0, 0, 0)):
+        monkeypatch.setattr(Place, "free_bytes", lambda self, free=free: free * 10**9)
+        assert policy.room(None, place, stored * 10**9) == room * 10**9
+        assert policy.room(7, place, stored) == 7
+
+
+def test_without_room_for_clean_answers_they_are_remembered_within_the_run(noise: Split, tmp_path: Path) -> None:
+    views = answers.views(noise, "none")
+    oracle = answers.oracle(tmp_path / "store.zarr", noise, views, "auto", 2, limit=N * 8)
+    assert counted(oracle, 2) == (N, N)
+    assert oracle.store.tables() == []  # type: ignore[union-attr]
+
+
+def test_a_damaged_chunk_is_written_anew_even_where_no_table_would_be_begun(noise: Split, tmp_path: Path) -> None:
+    where, views = tmp_path / "store.zarr", answers.views(noise, "standard")
+    list(answers.oracle(where, noise, views, epochs=1).fill(1))
+    path = where / "replay" / "seed-0" / "epoch-0000" / "standard" / "logits" / "c" / "0" / "0"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    assert counted(answers.oracle(where, noise, views, "auto", 1, limit=0), 1) == (N, 0)
+    assert path.read_bytes() == whole
+
+
+def test_what_another_oracle_asks_meanwhile_is_learnt_as_it_is_read(noise: Split, tmp_path: Path) -> None:
+    where, epochs = tmp_path / "store.zarr", 20
+    views = [answers.views(noise, "standard") for _ in range(2)]
+    both = [answers.oracle(where, noise, one, "standard", epochs) for one in views]
+    asked = 0
+    for epoch in range(epochs):  # they take turns in being the first
+        for oracle in both[:: 1 if epoch % 2 else -1]:
+            for batch in oracle.views.epoch(epoch):
+                oracle.ask(batch)
+            asked += oracle.count()["questions_asked"]
+    assert asked == distinct(views[0].plan, range(epochs))

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,7 +107,7 @@ class TestContract:
             for chunk, span in enumerate(one.chunks):
                 assert equal(one.obtain(chunk, ask), rows_of(span))
         assert asked == table(place).chunks
-        assert list(fill([(table(place), ask)])) == [8334, 16668, 25000]
+        assert [chunk for _, chunk, _ in fill([(table(place), ask)])] == [0, 1, 2]
         assert asked == table(place).chunks
 
     def test_keys_sizes_and_removal(self, place: Place) -> None:
@@ -203,6 +204,8 @@ def test_a_commit_follows_the_data_to_the_disk(tmp_path: Path, monkeypatch: pyte
     assert data in synced
     assert str(Path(data).parent) in synced
     assert max(place for place, path in enumerate(synced) if "/logits" in path) < synced.index(commit)
+    folders = {str(path) for path in (tmp_path / "store.zarr" / CLEAN / "logits" / "c" / "0" / "0").parents}
+    assert {path for path in folders if path.startswith(str(tmp_path))} <= set(synced)  # a new folder has to last too
 
 
 @given(rows=st.integers(1, 2_000_000), row_bytes=st.integers(4, 8000))
@@ -364,6 +367,75 @@ def test_a_chunk_that_another_process_is_at_is_left_to_it(
     store.drop([CLEAN])
 
 
+WRITER = """
+    import sys
+    from pathlib import Path
+    from tests.test_store import rows_of, table
+    from kdcache.store.place import Place
+    one = table(Place(sys.argv[1]))
+    def ask(span):
+        print("asking", flush=True)
+        sys.stdin.readline()
+        return rows_of(span)
+    one.obtain(0, ask)
+"""
+
+
+def test_what_another_process_wrote_while_we_waited_is_not_asked_again(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(WRITER), str(tmp_path / "store.zarr")],
+        cwd=Path(__file__).parents[1],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout.readline() == "asking\n"
+    threading.Timer(0.3, lambda: process.communicate("go\n")).start()
+    one = table(Place(tmp_path / "store.zarr"))
+    assert equal(one.obtain(0, lambda span: pytest.fail("asked twice")), rows_of(one.chunks[0]))
+    assert process.wait(timeout=20) == 0
+
+
+def test_every_name_of_a_folder_leads_to_the_same_lock(
+    holder: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "store.zarr").mkdir(exist_ok=True)
+    (tmp_path / "link").symlink_to(tmp_path / "store.zarr")
+    monkeypatch.chdir(tmp_path / "store.zarr")
+    for name in ("../link", ".", "../store.zarr"):
+        with Place(name).lock("clean/0", wait=False) as mine:
+            assert not mine, name
+
+
+@pytest.mark.parametrize("name", ["clean", "standard", "replay", "c"])
+def test_a_store_may_have_any_name(name: str, noise: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    oracle = answers.oracle(name, noise, answers.views(noise), epochs=1)
+    list(oracle.fill(1))
+    list(oracle.fill_clean())
+    kinds = ("cutmix-1", "cutmix-2", "standard")
+    assert AnswerStore(name).tables() == [CLEAN, *(Replayed(0, 0, kind).table for kind in kinds)]
+
+
+def test_a_folder_that_is_no_store_is_left_alone(noise: Split, tmp_path: Path) -> None:
+    (tmp_path / "album").mkdir()
+    (tmp_path / "album" / "photo.jpg").write_bytes(b"dear")
+    (tmp_path / "file").write_text("dear too")
+    for name in ("album", "file"):
+        with pytest.raises(UsageError, match="store of answers"):
+            answers.store(tmp_path / name, answers.teacher(), noise)
+    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["album", "photo.jpg", "file"]
+
+
+def test_tables_whose_root_is_gone_are_not_taken_for_another_teachers(noise: Split, tmp_path: Path) -> None:
+    filled(tmp_path, noise)
+    (tmp_path / "store.zarr" / "zarr.json").unlink()
+    with pytest.raises(UsageError, match=r"a store whose zarr\.json is gone"):
+        answers.store(tmp_path / "store.zarr", answers.teacher(seed=5), noise)
+
+
 def test_filling_takes_what_others_leave_and_waits_for_the_rest(holder: subprocess.Popen[str], tmp_path: Path) -> None:
     one = table(Place(tmp_path / "store.zarr"))
     order: list[range] = []
@@ -374,5 +446,5 @@ def test_filling_takes_what_others_leave_and_waits_for_the_rest(holder: subproce
             holder.kill()
         return rows_of(span)
 
-    assert list(fill([(one, ask)])) == [8334, 16666, 25000]
+    assert [chunk for _, chunk, _ in fill([(one, ask)])] == [1, 2, 0]
     assert order == [one.chunks[1], one.chunks[2], one.chunks[0]]

@@ -241,7 +241,7 @@ def study(run: FinishedRun, samples: int = 10_000, seed: int = 0, device: str = 
     store = open_store(where, teacher, data)
     plan = Plan(len(data.train), data.image_size, data.card.padding, crop_flip=True, mix="cutmix", slots=1, seed=seed)
     views = ViewMaker(data.train, plan, 256, teacher.compute.device)
-    replay = Replay(store, seed, plan.kinds, keep=frozenset(), limit=0)  # what a student left is used
+    replay = Replay(store, seed, plan.kinds)  # what students left is used, nothing is written
     oracle = Oracle(teacher, views, store=store, replay=replay)
     mixed = collect(views, oracle, samples)
     wrong = sum(

@@ -1,7 +1,7 @@
 """How many questions a study asks the teacher, and how many bytes the answers take: counted before anything runs."""
 
-from collections.abc import Iterable, Set
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,13 +12,13 @@ from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.record import newest
 from kdcache.resolve import find_teacher_run, load_data, plan_of, store_path
 from kdcache.store import policy
-from kdcache.store.answers import CLEAN, AnswerStore, Replayed, table_bytes
+from kdcache.store.answers import CLEAN, AnswerStore, Replayed, replayed, table_bytes
 from kdcache.store.formats import DENSE, Format, TopK, format_of, row_bytes
 from kdcache.store.place import Place
 from kdcache.store.policy import Choice
 from kdcache.views import Plan
 
-__all__ = ["Cost", "StudyCosts", "cost", "distinct", "study_costs"]
+__all__ = ["Cost", "Filled", "StudyCosts", "cost", "distinct", "study_costs"]
 
 
 class Cost(NamedTuple):
@@ -27,7 +27,7 @@ class Cost(NamedTuple):
     Attributes
     ----------
     store : str
-        ``off`` or what ``--cache`` keeps.
+        A word of ``--cache``.
     first : int
         Questions that the first student asks.
     further : int
@@ -53,34 +53,68 @@ class Cost(NamedTuple):
         return 2 + (self.first - online.first) // saved if saved > 0 else None
 
 
-def cost(store: str, plan: Plan, epochs: int, existing: Set[str], choice: Choice) -> Cost:
+@dataclass(frozen=True)
+class Filled:
+    """What a store holds already.
+
+    Parameters
+    ----------
+    tables : dict of str to ndarray of bool
+        For each table, which of its chunks are there.
+    chunk_rows : int
+        Rows of a chunk.
+    """
+
+    tables: dict[str, np.ndarray] = field(default_factory=dict)
+    chunk_rows: int = 1
+
+    @classmethod
+    def of(cls, store: AnswerStore) -> "Filled":
+        """Read the commit records of a store."""
+        chunks = {name: store.table(name).committed() > 0 for name in store.tables()}
+        return cls(chunks, store.table(CLEAN).chunk_rows)
+
+    def rows(self, table: str, samples: int) -> np.ndarray:
+        """Tell which rows of a table are there: bool (N,)."""
+        if table not in self.tables:
+            return np.zeros(samples, bool)
+        return np.repeat(self.tables[table], self.chunk_rows)[:samples]
+
+
+def cost(cache: str, plan: Plan, epochs: int, filled: Filled, choice: Choice, most_tables: int) -> Cost:
     """Count the cost of a study under one choice of what is kept.
 
     Parameters
     ----------
-    store : str
-        Name of the choice.
+    cache : str
+        Name of the choice; with ``off``, what is there is not used.
     plan : Plan
         Of every student: they share the view seed.
     epochs : int
-    existing : set of str
-        Tables of the store that are filled already.
+    filled : Filled
     choice : Choice
+    most_tables : int
+        Tables for which there is room.
     """
-    samples = plan.samples
+    filled = Filled() if cache == "off" else filled
     if not plan.crop_flip:
-        missing = choice.indexed and CLEAN not in existing
-        further = 0 if choice.indexed else samples * epochs
-        return Cost(store, missing * samples or further, further, int(missing))
-    first = further = tables = 0
-    for kind in plan.kinds:
-        lacking = [epoch for epoch in range(epochs) if Replayed(plan.seed, epoch, kind).table not in existing]
-        recognised = choice.indexed and kind == "standard"
-        asked = distinct(plan, lacking, existing) if recognised else samples * len(lacking)
-        first += asked
-        further += 0 if kind in choice.keep else asked
-        tables += len(lacking) if kind in choice.keep else 0
-    return Cost(store, first, further, tables)
+        first = int((~filled.rows(CLEAN, plan.samples)).sum()) * (epochs if cache == "off" else 1)
+        new = bool(choice.keep) and CLEAN not in filled.tables
+        return Cost(cache, first, 0 if choice.keep else first, int(new))
+    known = _known_views(plan, filled) if choice.indexed else None
+    first = further = made = 0
+    for epoch in range(epochs):
+        for kind in plan.kinds:
+            table = Replayed(plan.seed, epoch, kind).table
+            missing = np.flatnonzero(~filled.rows(table, plan.samples))
+            recognised = kind == "standard" and known is not None
+            asked = _learn(known, plan, epoch, missing) if recognised else len(missing)
+            begun = table in filled.tables
+            if not begun and kind in choice.keep and len(filled.tables) + made < most_tables:
+                begun, made = True, made + 1
+            first += asked
+            further += 0 if begun else asked
+    return Cost(cache, first, further, made)
 
 
 class StudyCosts(NamedTuple):
@@ -91,8 +125,6 @@ class StudyCosts(NamedTuple):
     costs : list of Cost
     table_bytes : int
         Size of each table.
-    limit : int
-        Bytes that the store may take.
     format : Format
     row_bytes, whole_bytes : int
         Size of an answer in this format, and in the default one.
@@ -102,7 +134,6 @@ class StudyCosts(NamedTuple):
 
     costs: list[Cost]
     table_bytes: int
-    limit: int
     format: Format
     row_bytes: int
     whole_bytes: int
@@ -116,15 +147,19 @@ def study_costs(config: StudentConfig) -> StudyCosts:
     size = table_bytes(len(data.train), data.num_classes, format)
     run = find_teacher_run(config.teacher) if config.teacher else newest(TeacherConfig, config.dataset)
     where = config.store or (store_path(run.path, format) if run else None)
-    existing = set(AnswerStore(where).tables()) if where and Place(where).has("zarr.json") else set()
-    limit = policy.room(config.cache_limit, Place(where))
-    found = [
-        cost(store, plan, config.epochs, existing, policy.choose(store, plan, config.epochs, existing, size, limit))
-        for store in ("off", *(("standard", "replay") if plan.crop_flip else ("clean",)), "auto")
-    ]
+    filled = Filled.of(AnswerStore(where)) if where and Place(where).has("zarr.json") else Filled()
+    existing = filled.tables.keys()
+    limit = policy.room(config.cache_limit, Place(where), len(existing) * size)
+    modes = ("off", "standard", "replay", "auto") if plan.crop_flip else ("off", "clean", "auto")
+    found = []
+    for mode in modes:
+        if mode == "standard" and not policy.fits_an_index(plan):
+            continue
+        choice = policy.choose(mode, plan, config.epochs, existing, size, limit)
+        found.append(cost(mode, plan, config.epochs, filled, choice, limit // size))
     loss = _loss_on_clean(run.path, format, config.temperature) if run else None
-    sizes = (row_bytes(one.layout(data.num_classes)) for one in (format, DENSE))
-    return StudyCosts(found, size, limit, format, *sizes, loss)
+    row, whole = (row_bytes(one.layout(data.num_classes)) for one in (format, DENSE))
+    return StudyCosts(found, size, format, row, whole, loss)
 
 
 def _loss_on_clean(teacher: Path, format: Format, temperature: float) -> Loss | None:
@@ -136,25 +171,26 @@ def _loss_on_clean(teacher: Path, format: Format, temperature: float) -> Loss | 
     return loss_of(store.format.decode(columns, store.classes), format, temperature) if columns else None
 
 
-def distinct(plan: Plan, epochs: Iterable[int], existing: Set[str] = frozenset()) -> int:
-    """Count the standard views that come up in some epochs and are not among the answers yet, from the tables.
+def distinct(plan: Plan, epochs: Iterable[int], filled: Filled | None = None) -> int:
+    """Count the standard views that come up in some epochs and are not among the answers yet, from the tables."""
+    known, everyone = _known_views(plan, filled or Filled()), np.arange(plan.samples)
+    return sum(_learn(known, plan, epoch, everyone) for epoch in epochs)
 
-    Parameters
-    ----------
-    plan : Plan
-    epochs : iterable of int
-    existing : set of str
-        Tables of the store that are filled already, of any view seed.
-    """
-    bare, everyone = replace(plan, mix=None, slots=0), np.arange(plan.samples)
+
+def _known_views(plan: Plan, filled: Filled) -> np.ndarray:
+    """Mark the standard views that are answered in any epoch of any view seed: bool (N V,)."""
     known = np.zeros(plan.samples * plan.standard_views, bool)
-    if CLEAN in existing:
-        known[plan.clean_keys()] = True
-    for name in filter(None, map(Replayed.parse, existing)):
-        if name.kind == "standard":
-            other = replace(bare, seed=name.seed)
-            known[other.standard_keys(other.epoch(name.epoch), everyone)] = True
-    before = int(known.sum())
-    for epoch in epochs:
-        known[bare.standard_keys(bare.epoch(epoch), everyone)] = True
-    return int(known.sum()) - before
+    known[plan.clean_keys()[filled.rows(CLEAN, plan.samples)]] = True
+    for name in replayed(filled.tables, "standard"):
+        _learn(known, replace(plan, seed=name.seed), name.epoch, np.flatnonzero(filled.rows(name.table, plan.samples)))
+    return known
+
+
+def _learn(known: np.ndarray | None, plan: Plan, epoch: int, positions: np.ndarray) -> int:
+    """Mark the x of some positions, and count those that are new."""
+    assert known is not None
+    bare = replace(plan, mix=None, slots=0)
+    keys = np.unique(bare.standard_keys(bare.epoch(epoch), positions))
+    new = keys[~known[keys]]
+    known[new] = True
+    return len(new)

@@ -102,12 +102,11 @@ def _check(store: AnswerStore, name: str, teacher: Teacher, data: Split, padding
     table, views = store.table(name), _views(name, teacher, data, padding)
     oracle = Oracle(teacher, views, store=store)
     replayed = Replayed.parse(name)
-    rows = damaged = compared = flips = 0
+    rows = compared = flips = 0
     largest, total = 0.0, 0.0
     for chunk, (promised, span) in enumerate(zip(table.committed(), table.chunks, strict=True)):
         columns = table.read(chunk) if promised else None
         if columns is None:
-            damaged += bool(promised)
             continue
         rows += len(span)
         stored = store.format.decode(columns, store.classes)
@@ -124,7 +123,7 @@ def _check(store: AnswerStore, name: str, teacher: Teacher, data: Split, padding
             flips += int((fresh.argmax(1) != then.argmax(1)).sum())
             compared += len(again)
     mean = total / (compared * store.classes) if compared else 0.0
-    return Check(name, rows, store.samples, damaged, compared, largest, mean, flips)
+    return Check(name, rows, store.samples, len(table.damaged), compared, largest, mean, flips)
 
 
 def _views(name: str, teacher: Teacher, data: Split, padding: int) -> ViewMaker:

@@ -8,7 +8,7 @@ from typing import NamedTuple, NoReturn
 import click
 
 from kdcache import __version__
-from kdcache.errors import KdcacheError
+from kdcache.errors import KdcacheError, first_line
 
 __all__ = ["COMMANDS", "Command", "cli", "main"]
 
@@ -37,8 +37,8 @@ def _explained(error: Exception) -> tuple[str, int]:
     """Say what an error means to the user, and with which code to exit."""
     if isinstance(error, KdcacheError):
         return str(error), error.exit_code
-    if isinstance(error, OSError):
-        return str(error), KdcacheError.exit_code
+    if isinstance(error, OSError) or type(error).__module__.startswith("obstore"):
+        return first_line(error), KdcacheError.exit_code
     return f"unexpected {type(error).__name__}: {error} (kdcache --debug shows where)", KdcacheError.exit_code
 
 

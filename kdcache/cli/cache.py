@@ -35,7 +35,8 @@ def fill(config: StudentConfig) -> None:
 
     with terminal() as reporter:
         filled = fill_answers(config, reporter)
-        reporter.say(f"{filled.answers} answers are there, {filled.asked} of them asked now, {filled.seconds:.0f} s")
+        there = f"{filled.answers} of {filled.of} answers are there"
+        reporter.say(f"{there}, {filled.asked} of them asked now, {filled.seconds:.0f} s")
         reporter.say(f"store: {filled.store}")
 
 

@@ -69,8 +69,7 @@ def costs_table(found: StudyCosts, students: int) -> Table:
         asked, pays = cost.questions(students), cost.pays_from(online)
         fewer = f"{online.questions(students) / asked:.2f}" if asked else "-"
         size = cost.tables * found.table_bytes
-        room = f"{size}{' (over the limit)' if size > found.limit else ''}"
-        lines.append((cost.store, str(cost.first), str(asked), fewer, room, str(pays or "-")))
+        lines.append((cost.store, str(cost.first), str(asked), fewer, str(size), str(pays or "-")))
     head = ("--cache", "questions of one student", f"of {students}", "times fewer", "new bytes", "pays from students")
     return table("What is asked and stored", head, lines)
 

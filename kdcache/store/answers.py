@@ -69,7 +69,7 @@ class AnswerStore:
 
     def __init__(self, where: str | Path) -> None:
         self.place = Place(where)
-        if not self.place.has("zarr.json"):
+        if not _is_there(self.place):
             raise UsageError(fault("store of answers", allowed="a store that exists", given=where))
         try:
             group = zarr.open_group(self.place.store, mode="r")
@@ -82,6 +82,7 @@ class AnswerStore:
             self.fingerprint: dict[str, Any] = dict(found["fingerprint"])
             self.made_with: dict[str, Any] = dict(found["made_with"])
             self.samples, self.classes = (int(self.fingerprint[name]) for name in ("samples", "classes"))
+            self.precision = str(self.fingerprint["teacher precision"])
             self.format = format_of(**found["format"])
         except DAMAGE as error:
             raise KdcacheError(fault(f"{where} is damaged", given=f"attributes without {error}")) from None
@@ -117,15 +118,16 @@ class AnswerStore:
         fingerprint = {**fingerprint, "dtype": format.name}
         format.layout(fingerprint["classes"])  # a topk that does not fit is refused before anything is made
         place = Place(where)
-        with place.lock("attributes"):
-            if not place.has("zarr.json"):
-                attributes = {
-                    "schema": SCHEMA,
-                    "fingerprint": fingerprint,
-                    "made_with": dict(made_with),
-                    "format": asdict(format),
-                }
-                zarr.create_group(place.store, attributes=attributes)
+        if not _is_there(place):
+            attributes = {
+                "schema": SCHEMA,
+                "fingerprint": fingerprint,
+                "made_with": dict(made_with),
+                "format": asdict(format),
+            }
+            with place.lock("attributes"):
+                if not _is_there(place):  # another process may have made it while we waited
+                    zarr.create_group(place.store, attributes=attributes)
         store = cls(where)
         compare(where, store.fingerprint, fingerprint)
         return store
@@ -135,9 +137,10 @@ class AnswerStore:
         return Table(self.place, name, self.samples, self.format.layout(self.classes))
 
     def tables(self) -> list[str]:
-        """List the tables that exist."""
-        end = "/commits/zarr.json"
-        return [key.removesuffix(end) for key in self.place.list_keys() if key.endswith(end)]
+        """List the tables that exist, whole or in part, in the order of their names."""
+        arrays = "|".join((*self.format.layout(self.classes), "commits"))
+        found = (re.match(rf"(.+)/(?:{arrays})/", key) for key in self.place.list_keys())
+        return sorted({match[1] for match in found if match})
 
     def replayed(self, kind: str | None = None) -> list[Replayed]:
         """List the replay tables that exist, of one kind or of all."""
@@ -169,6 +172,18 @@ class AnswerStore:
     def table_bytes(self) -> int:
         """Bytes of a table that is full, metadata and all."""
         return table_bytes(self.samples, self.classes, self.format)
+
+
+def _is_there(place: Place) -> bool:
+    """Tell whether a place holds a store. One that holds anything else is refused, so that nothing gets mixed up."""
+    if place.has("zarr.json"):
+        return True
+    if keys := place.list_keys():
+        what = (
+            "a store whose zarr.json is gone" if any(CLEAN in key or "replay" in key for key in keys) else "other files"
+        )
+        raise UsageError(fault(f"store of answers {place.where}", allowed="a store, or nothing", given=what))
+    return False
 
 
 def table_bytes(samples: int, classes: int, format: Format) -> int:

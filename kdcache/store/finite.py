@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from kdcache.store.answers import CLEAN, AnswerStore
-from kdcache.store.formats import Columns, Layout
+from kdcache.store.formats import Columns, Layout, row_bytes
 from kdcache.views import Plan
 
 __all__ = ["FiniteViews"]
@@ -25,7 +25,7 @@ class FiniteViews:
     keys : int
         How many keys there can be.
     capacity : int
-        How many of them can get a row; the disk is taken as rows come.
+        How many of them can get a row, those that come first; the disk is taken as rows come.
     layout : Layout
     folder : Path, optional
         Where the file may lie; by default the system's place for temporary files.
@@ -33,22 +33,23 @@ class FiniteViews:
 
     def __init__(self, keys: int, capacity: int, layout: Layout, folder: Path | None = None) -> None:
         self._row = np.full(keys, -1, np.int32)
-        self._rows = 0
+        self._rows, self._capacity = 0, min(capacity, keys)
         self._columns: Columns = {}
         for name, (width, dtype) in layout.items():
             with tempfile.TemporaryFile(dir=folder) as file:  # the mapping keeps it until it is closed
-                mapped = np.memmap(file, dtype, "w+", shape=(min(capacity, keys), width))
+                mapped = np.memmap(file, dtype, "w+", shape=(self._capacity, width))
             self._columns[name] = torch.from_numpy(mapped)
 
     @classmethod
-    def of_store(cls, store: AnswerStore, plan: Plan, epochs: int) -> "FiniteViews":
+    def of_store(cls, store: AnswerStore, plan: Plan, epochs: int, limit: int) -> "FiniteViews":
         """Collect what a store knows of the standard views of a plan, and make room for so many further epochs.
 
-        Every epoch of every view seed counts, and so do the clean views, each the middle crop of its sample.
+        Every epoch of every view seed counts, and so do the clean views, each the middle crop of its sample. The rows
+        take at most `limit` bytes.
         """
         replayed = store.replayed("standard") if plan.crop_flip else []
-        capacity = plan.samples * (len(replayed) + epochs + 1)
         layout = store.format.layout(store.classes)
+        capacity = min(plan.samples * (len(replayed) + epochs + 1), max(limit // row_bytes(layout), 1))
         folder = store.place.folder.parent if store.place.folder else None
         finite = cls(plan.samples * plan.standard_views, capacity, layout, folder)
         finite._collect(store, CLEAN, plan.clean_keys())
@@ -83,9 +84,9 @@ class FiniteViews:
         return known, {name: column[chosen] for name, column in self._columns.items()}
 
     def add(self, keys: np.ndarray, columns: Columns) -> None:
-        """Remember answers; keys that have one already keep it."""
+        """Remember answers while there is room; keys that have one already keep it."""
         new, first = np.unique(keys, return_index=True)
-        first = first[self._row[new] < 0]
+        first = first[self._row[new] < 0][: self._capacity - self._rows]
         place = slice(self._rows, self._rows + len(first))
         for name, column in columns.items():
             self._columns[name][place] = column[torch.from_numpy(first)]

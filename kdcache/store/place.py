@@ -30,6 +30,11 @@ class DurableStore(LocalStore):
         await super().set(key, value)
         await asyncio.to_thread(self._sync, self.root / key)
 
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        """Write a key that is not there, likewise."""
+        await super().set_if_not_exists(key, value)
+        await asyncio.to_thread(self._sync, self.root / key)
+
     def _sync(self, path: Path) -> None:
         for entry in (path, *path.parents):
             descriptor = os.open(entry, os.O_RDONLY)
@@ -37,7 +42,7 @@ class DurableStore(LocalStore):
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            if entry == self.root:
+            if entry == self.root.parent:
                 return
 
 
@@ -65,9 +70,12 @@ class Place:
 
     def __init__(self, where: str | Path | None = None) -> None:
         self.where = "memory" if where is None else str(where)
-        self.folder = None if where is None or "://" in self.where else Path(where)
+        # Resolved, so that every name of a folder leads to the same lock file.
+        self.folder = None if where is None or "://" in self.where else Path(where).expanduser().resolve()
         self.store: Store
         if self.folder is not None:
+            if self.folder.exists() and not self.folder.is_dir():
+                raise UsageError(fault("store of answers", allowed="a folder or a URL", given=where))
             self.store = DurableStore(self.folder)
         else:
             self.store = MemoryStore() if where is None else _remote(self.where)
@@ -152,15 +160,17 @@ def _inside(group: str) -> str:
 
 
 # A process loses its locks of a file when it closes any descriptor of it: each file is opened once and stays open.
-_lock_files: dict[Path, int] = {}
+_lock_files: dict[tuple[int, int], int] = {}
 
 
 def _lock_file(folder: Path) -> int:
-    path = folder.absolute().with_name(f"{folder.name}.lock")
-    if path not in _lock_files:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _lock_files[path] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    return _lock_files[path]
+    path = folder.with_name(f"{folder.name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    file = path.stat()
+    if (file.st_dev, file.st_ino) not in _lock_files:
+        _lock_files[file.st_dev, file.st_ino] = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    return _lock_files[file.st_dev, file.st_ino]
 
 
 def _range(name: str | None) -> tuple[int, int]:

@@ -3,31 +3,33 @@
 from collections.abc import Set
 from typing import NamedTuple
 
-from kdcache.store.answers import Replayed, replayed
+from kdcache.errors import UsageError, fault
+from kdcache.store.answers import CLEAN, Replayed, replayed
 from kdcache.store.place import Place
 from kdcache.views import Plan
 
-__all__ = ["Choice", "choose", "distinct_views", "room"]
+__all__ = ["Choice", "choose", "distinct_views", "fits_an_index", "room"]
 
 DEFAULT_LIMIT = 10 * 10**9
-"""Bytes that a store may take, and never more than this share of what is free on the disk:"""
+"""Bytes that a store may take where nothing else is asked for, if that is not more than"""
 
 FREE_SHARE = 0.1
+"""of the disk's room that is free or that the store has already."""
 
 INDEX_BYTES = 256 * 2**20
-"""Memory that the index of the standard views may take."""
+"""Memory that the index of the standard views may take: four bytes for each view of each sample."""
 
 GAIN = 1.5
 """How many times fewer questions there must be for `auto` to open the index: reading it takes time too."""
 
 
 class Choice(NamedTuple):
-    """What a run keeps and looks up.
+    """What a run adds to a store, and how it looks up x.
 
     Attributes
     ----------
     keep : set of str
-        The kinds of views whose answers are stored by position.
+        The kinds of views whose answers are added by position. Those that are there are used in any case.
     indexed : bool
         Whether standard views are recognised in whichever epoch they came up.
     """
@@ -36,12 +38,12 @@ class Choice(NamedTuple):
     indexed: bool
 
 
-def room(limit: int | None, place: Place) -> int:
-    """Settle how many bytes a store may take."""
+def room(limit: int | None, place: Place, stored: int) -> int:
+    """Settle how many bytes a store may take that has so many already."""
+    free = place.free_bytes()
     if limit is not None:
         return limit
-    free = place.free_bytes()
-    return DEFAULT_LIMIT if free is None else min(DEFAULT_LIMIT, int(FREE_SHARE * free))
+    return DEFAULT_LIMIT if free is None else min(DEFAULT_LIMIT, int(FREE_SHARE * (free + stored)))
 
 
 def distinct_views(plan: Plan, epochs: float, known: float = 0) -> float:
@@ -55,6 +57,11 @@ def distinct_views(plan: Plan, epochs: float, known: float = 0) -> float:
     """
     unseen = 1 - 1 / plan.standard_views
     return plan.standard_views * unseen**known * (1 - unseen**epochs)
+
+
+def fits_an_index(plan: Plan) -> bool:
+    """Whether the index of a plan's standard views is small enough."""
+    return 4 * plan.samples * plan.standard_views <= INDEX_BYTES
 
 
 def choose(cache: str, plan: Plan, epochs: int, existing: Set[str], table_bytes: int, limit: int) -> Choice:
@@ -74,18 +81,26 @@ def choose(cache: str, plan: Plan, epochs: int, existing: Set[str], table_bytes:
         Size of each table.
     limit : int
         Bytes that the store may take.
+
+    Raises
+    ------
+    UsageError
+        Where the standard views are asked for, and are too many for an index.
     """
     if not plan.crop_flip:
-        return Choice(frozenset(), indexed=cache != "off")  # of the clean views alone
+        fits = len(existing | {CLEAN}) * table_bytes <= limit
+        return Choice(frozenset(plan.kinds if fits and cache != "off" else ()), indexed=cache != "off")
+    if cache == "standard" and not fits_an_index(plan):
+        allowed = f"{INDEX_BYTES // (4 * plan.standard_views)} samples of {plan.standard_views} views each"
+        raise UsageError(fault("--cache standard", allowed=allowed, given=plan.samples))
     if cache != "auto":
         keep = {"standard": plan.kinds[:1], "replay": plan.kinds}.get(cache, ())
         return Choice(frozenset(keep), indexed=cache == "standard")
     wanted = {Replayed(plan.seed, epoch, kind).table for epoch in range(epochs) for kind in plan.kinds}
     fits = len(existing | wanted) * table_bytes <= limit
-    # Questions about x that replay alone would leave, and those of them that the index would leave.
+    # Questions that replay alone would leave, and those of them that the index would leave.
     missing = wanted - existing
     new_x = len(replayed(missing, "standard"))
     left = len(missing) - new_x + distinct_views(plan, new_x, known=len(replayed(existing, "standard")))
-    small = 4 * plan.samples * plan.standard_views <= INDEX_BYTES
     worth = left > 0 and len(missing) / left >= GAIN
-    return Choice(frozenset(plan.kinds if fits else ()), indexed=small and worth)
+    return Choice(frozenset(plan.kinds if fits else ()), indexed=worth and fits_an_index(plan))

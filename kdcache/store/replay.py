@@ -18,7 +18,7 @@ class _Reader:
     """Where the reading of one table has come to."""
 
     table: Table
-    held: dict[int, Columns] = field(default_factory=dict)
+    held: dict[int, Columns | None] = field(default_factory=dict)
     ahead: dict[int, "Future[Columns | None]"] = field(default_factory=dict)
 
 
@@ -32,28 +32,31 @@ class Replay:
         View seed.
     kinds : sequence of str
         What each slot shows, see `kdcache.views.Plan.kinds`.
-    keep : set of str
-        The kinds whose answers are to be stored; those of others are used if they are there.
+    keep : set of str, optional
+        The kinds of which tables are added. Tables that are there are looked up, and completed, in any case; unless
+        `keep` is ``None``: then nothing is written.
     limit : int
         Bytes that all tables of the store may take; a table that would not fit is not begun.
     """
 
-    def __init__(self, store: AnswerStore, seed: int, kinds: Sequence[str], keep: Set[str], limit: int) -> None:
+    def __init__(
+        self, store: AnswerStore, seed: int, kinds: Sequence[str], keep: Set[str] | None = None, limit: int = 0
+    ) -> None:
         self.store, self.seed, self.kinds, self.keep, self.limit = store, seed, kinds, keep, limit
-        self._existing = set(store.tables())
+        self._tables = set(store.tables())
         self._readers: dict[int, _Reader] = {}
         self._epoch = -1
         self._thread = ThreadPoolExecutor(1, "kdcache-read")
 
-    def keeps(self, epoch: int, slot: int) -> bool:
-        """Whether what is missing in the table of a slot in an epoch is to be stored."""
+    def _admit(self, epoch: int, slot: int) -> bool:
+        """Tell whether a table is there, or may be begun: room is set aside for it then."""
         name = self._name(epoch, slot)
-        if self.kinds[slot] not in self.keep:
+        if name in self._tables:
+            return True
+        fits = (len(self._tables) + 1) * self.store.table_bytes <= self.limit
+        if self.keep is None or self.kinds[slot] not in self.keep or not fits:
             return False
-        if name not in self._existing:
-            if (len(self._existing) + 1) * self.store.table_bytes > self.limit:
-                return False
-            self._existing.add(name)
+        self._tables.add(name)
         return True
 
     def rows(self, epoch: int, slot: int, positions: range, ask: Ask) -> Columns | None:
@@ -71,13 +74,13 @@ class Replay:
         Columns or None
             ``None`` where they are neither there nor to be kept.
         """
-        if not self.keeps(epoch, slot) and self._name(epoch, slot) not in self._existing:
+        if not self._admit(epoch, slot):
             return None
         reader = self._reader(epoch, slot)
         first, last = (place // reader.table.chunk_rows for place in (positions.start, positions.stop - 1))
         parts = []
         for chunk in range(first, last + 1):
-            columns = self._chunk(reader, chunk, ask if self.keeps(epoch, slot) else None)
+            columns = self._chunk(reader, chunk, ask)
             if columns is None:
                 return None
             span = reader.table.chunks[chunk]
@@ -87,10 +90,10 @@ class Replay:
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def tables(self, epochs: int) -> list[tuple[int, int]]:
-        """List what is to be kept of the first epochs: (epoch, slot)."""
-        return [(epoch, slot) for epoch in range(epochs) for slot in range(len(self.kinds)) if self.keeps(epoch, slot)]
+        """List what is there, or will be, of the first epochs: (epoch, slot)."""
+        return [(epoch, slot) for epoch in range(epochs) for slot in range(len(self.kinds)) if self._admit(epoch, slot)]
 
-    def fill(self, epochs: int, ask: Callable[[int, int], Ask]) -> Iterator[int]:
+    def fill(self, epochs: int, ask: Callable[[int, int], Ask]) -> Iterator[tuple[int, int, range, Columns]]:
         """Write what is missing of the first epochs, see `kdcache.store.table.fill`.
 
         Parameters
@@ -98,20 +101,28 @@ class Replay:
         epochs : int
         ask : callable
             Gives what answers a chunk of an epoch's slot.
-        """
-        yield from fill([(self.store.table(self._name(*place)), ask(*place)) for place in self.tables(epochs)])
 
-    def _chunk(self, reader: _Reader, chunk: int, ask: Ask | None) -> Columns | None:
+        Yields
+        ------
+        epoch, slot : int
+        positions : range
+        columns : Columns
+            The answers, which are there now.
+        """
+        places = {self._name(*place): place for place in self.tables(epochs)}
+        for table, chunk, columns in fill((self.store.table(name), ask(*place)) for name, place in places.items()):
+            yield *places[table.name], table.chunks[chunk], columns
+
+    def _chunk(self, reader: _Reader, chunk: int, ask: Ask) -> Columns | None:
         if chunk in reader.held:
             return reader.held[chunk]
         table, ahead = reader.table, reader.ahead.pop(chunk, None)
         columns = ahead.result() if ahead else table.read(chunk)
-        if columns is None and ask is not None:
+        if columns is None and self.keep is not None:
             columns = table.obtain(chunk, ask)
-        if columns is not None:
-            reader.held[chunk] = columns
-            if chunk + 1 < len(table.chunks):
-                reader.ahead[chunk + 1] = self._thread.submit(table.read, chunk + 1)
+        reader.held[chunk] = columns
+        if chunk + 1 < len(table.chunks):
+            reader.ahead[chunk + 1] = self._thread.submit(table.read, chunk + 1)
         return columns
 
     def _reader(self, epoch: int, slot: int) -> _Reader:

@@ -33,8 +33,8 @@ Ask = Callable[[range], Columns]
 
 log = logging.getLogger("kdcache")
 
-# What zarr and its codecs raise at data that are damaged or gone.
-DAMAGE = (KeyError, TypeError, ValueError, RuntimeError, OSError)
+# What zarr and its codecs raise at data that are damaged. A system that refuses to read or write is another matter.
+DAMAGE = (KeyError, TypeError, ValueError, RuntimeError)
 
 
 def chunk_rows(rows: int, row_bytes: int) -> int:
@@ -66,14 +66,16 @@ class Table:
     ----------
     chunks : list of range
         The rows of each chunk.
+    damaged : set of int
+        Chunks that were found damaged.
     """
 
     def __init__(self, place: Place, name: str, rows: int, layout: Layout) -> None:
         self.place, self.name, self.rows, self.layout = place, name, rows, layout
         self.chunk_rows = chunk_rows(rows, row_bytes(layout))
         self.chunks = [range(start, min(start + self.chunk_rows, rows)) for start in range(0, rows, self.chunk_rows)]
+        self.damaged: set[int] = set()
         self._arrays: dict[str, zarr.Array] = {}
-        self._told: set[int] = set()
 
     def create(self) -> None:
         """Make the arrays that are not there, at their full size. What is committed stays as it is."""
@@ -86,18 +88,18 @@ class Table:
         return np.array([self._record(chunk)[0] for chunk in range(len(self.chunks))], np.int64)
 
     def read(self, chunk: int) -> Columns | None:
-        """Read a chunk that was committed; ``None`` where it was not, or where it is damaged, which is logged."""
+        """Read a chunk that was committed; ``None`` where it was not, or where it is damaged, which is told."""
         rows, checksum = self._record(chunk)
         if rows == 0:
             return None
         try:
             span = slice(self.chunks[chunk].start, self.chunks[chunk].stop)
             found = {name: np.asarray(self._array(name)[span]) for name in self.layout}
-        except DAMAGE as error:
-            self._damaged(chunk, error)
+        except (*DAMAGE, FileNotFoundError) as error:
+            self._tell(chunk, error)
             return None
         if rows != len(self.chunks[chunk]) or _checksum(found) != checksum:
-            self._damaged(chunk, "its checksum is another")
+            self._tell(chunk, "its checksum is another")
             return None
         return {name: torch.from_numpy(column) for name, column in found.items()}
 
@@ -141,9 +143,12 @@ class Table:
         try:
             rows, checksum = np.asarray(self._array("commits")[chunk]).tolist()
         except FileNotFoundError:
+            # The array was never made, unless there is a record in it.
+            if self.place.has(f"{self.name}/commits/c/{chunk}/0"):
+                self._tell(chunk, "the metadata of its record are gone or damaged")
             return 0, 0
         except DAMAGE as error:
-            self._damaged(chunk, error)
+            self._tell(chunk, error)
             return 0, 0
         return rows, checksum
 
@@ -192,14 +197,15 @@ class Table:
         width, dtype = self.layout[name]
         return _Shape((self.rows, width), (self.chunk_rows, width), dtype)
 
-    def _damaged(self, chunk: int, reason: object) -> None:
-        if chunk in self._told:
-            return
-        self._told.add(chunk)
-        log.warning("%s: chunk %d of %s is damaged (%s); it is not used", self.place.where, chunk, self.name, reason)
+    def _tell(self, chunk: int, reason: object) -> None:
+        if chunk not in self.damaged:
+            self.damaged.add(chunk)
+            log.warning(
+                "%s: chunk %d of %s is damaged (%s); it is not used", self.place.where, chunk, self.name, reason
+            )
 
 
-def fill(work: Iterable[tuple[Table, Ask]]) -> Iterator[int]:
+def fill(work: Iterable[tuple[Table, Ask]]) -> Iterator[tuple[Table, int, Columns]]:
     """Write every chunk that is missing or damaged, sharing the work with other processes that do the same.
 
     Parameters
@@ -208,20 +214,21 @@ def fill(work: Iterable[tuple[Table, Ask]]) -> Iterator[int]:
 
     Yields
     ------
-    int
-        Rows that are there now, after each chunk.
+    table : Table
+    chunk : int
+    columns : Columns
+        Its rows, which are there now.
     """
     left = [(table, chunk, ask) for table, ask in work for chunk in range(len(table.chunks))]
-    done = 0
     # What another process is at comes last: by then it is done, or that process has died.
     for wait in (False, True):
         postponed = []
         for table, chunk, ask in left:
-            if table.obtain(chunk, ask, wait) is None:
+            columns = table.obtain(chunk, ask, wait)
+            if columns is None:
                 postponed.append((table, chunk, ask))
             else:
-                done += len(table.chunks[chunk])
-                yield done
+                yield table, chunk, columns
         left = postponed
 
 
