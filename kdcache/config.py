@@ -52,6 +52,9 @@ MODELS = (
 )
 
 
+ELSEWHERE = (("torchvision:", "NAME"), ("timm:", "NAME"), ("python:", "MODULE:CALLABLE"))
+"""What the name of a network from elsewhere starts with."""
+
 LOSSES = ("ce", "kd")
 
 CACHES = ("auto", "off", "clean", "standard", "replay")
@@ -101,23 +104,24 @@ def listed(words: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class OneOf:
-    """Validate a setting that takes one of some words, or a word with a free rest behind ``prefix``."""
+    """Validate a setting that takes one of some words, or a beginning such as ``folder:`` with something behind it."""
 
     words: tuple[str, ...]
-    prefix: str | None = None
+    beginnings: tuple[tuple[str, str], ...] = ()
+    """Each with what stands behind it, for people."""
 
     def __call__(self, word: str) -> str:
-        if word in self.words or (self.prefix and word.startswith(self.prefix) and word != self.prefix):
+        if word in self.words or any(word.startswith(start) and word != start for start, _ in self.beginnings):
             return word
         raise ValueError(listed(self.all_words()))
 
     def all_words(self) -> tuple[str, ...]:
         """Name what is allowed, for people."""
-        return self.words + ((f"{self.prefix}PATH",) if self.prefix else ())
+        return self.words + tuple(start + rest for start, rest in self.beginnings)
 
 
-Dataset = Annotated[str, AfterValidator(OneOf(tuple(DATASETS), prefix=FOLDER))]
-Model = Annotated[str, AfterValidator(OneOf(MODELS))]
+Dataset = Annotated[str, AfterValidator(OneOf(tuple(DATASETS), ((FOLDER, "PATH"),)))]
+Model = Annotated[str, AfterValidator(OneOf(MODELS, ELSEWHERE))]
 Aug = Annotated[str, AfterValidator(OneOf(tuple(AUGMENTATIONS)))]
 Pick = Annotated[str, AfterValidator(OneOf(tuple(CRITERIA)))]
 Loss = Annotated[str, AfterValidator(OneOf(LOSSES))]
@@ -143,6 +147,9 @@ class TrainingConfig(BaseModel):
         None, ge=32, description="Side to which a folder's images are resized, in pixels [folder: 64]."
     )
     model: Model = Field("wrn_16_1", description="Network to train.")
+    features: tuple[str, ...] = Field(
+        (), description="Modules of a network from elsewhere whose outputs are its features, as in layer1,layer2."
+    )
     epochs: int = Field(24, ge=1, description="Passes over the training set.")
     batch_size: int = Field(64, ge=2, description="Images in a step.")
     lr: float = Field(0.05, gt=0, allow_inf_nan=False, description="Learning rate at the start.")
@@ -160,7 +167,7 @@ class TrainingConfig(BaseModel):
     out: Path | None = Field(None, description="Run folder [a new one under runs/].")
     overwrite: bool = Field(False, description="Replace the run that the run folder holds.")
 
-    @field_validator("milestones", mode="before")
+    @field_validator("milestones", "features", mode="before")
     @classmethod
     def _split(cls, shares: Any) -> Any:
         return shares.split(",") if isinstance(shares, str) else shares

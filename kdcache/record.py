@@ -94,6 +94,8 @@ class Run:
         ``config.out`` names the folder; without it a new one under `RUNS` is made.
     compute : Compute
         Recorded in the environment.
+    class_names : tuple of str
+        Kept with the network, so that it can name what it sees.
 
     Raises
     ------
@@ -101,8 +103,8 @@ class Run:
         Where the folder holds something already, unless that is a run and ``config.overwrite`` is set.
     """
 
-    def __init__(self, config: TrainingConfig, compute: Compute) -> None:
-        self.config = config
+    def __init__(self, config: TrainingConfig, compute: Compute, class_names: tuple[str, ...] = ()) -> None:
+        self.config, self.class_names = config, class_names
         self.path = _new_folder(config)
         self.metrics: list[EpochMetrics] = []
         self.extra_questions = 0
@@ -121,7 +123,8 @@ class Run:
         """
         if not math.isfinite(metrics.test_loss):
             raise KdcacheError(f"the test loss became {metrics.test_loss} after the last step of epoch {metrics.epoch}")
-        save(network, self.path / "model.safetensors", epoch=metrics.epoch, top1=metrics.test_top1)
+        facts = {"epoch": metrics.epoch, "top1": metrics.test_top1, "class_names": self.class_names}
+        save(network, self.path / "model.safetensors", **facts)
         self.metrics.append(metrics)
         write_text(
             self.path / "metrics.jsonl",

@@ -8,7 +8,8 @@ from kdcache.compute import Compute
 from kdcache.config import StudentConfig, TeacherConfig, TrainingConfig
 from kdcache.datasets import Dataset
 from kdcache.errors import UsageError, fault
-from kdcache.models import Network, checkpoint
+from kdcache.models import Network, checkpoint, published
+from kdcache.models.external import trust
 from kdcache.oracle import Oracle
 from kdcache.record import RUNS, FinishedRun, environment, newest
 from kdcache.store.answers import AnswerStore
@@ -20,6 +21,7 @@ from kdcache.views import PLAN_VERSION, Plan, ViewMaker
 __all__ = [
     "ANSWERS",
     "MODEL",
+    "find_network",
     "find_store",
     "find_teacher",
     "find_teacher_run",
@@ -44,14 +46,19 @@ def load_data(config: TrainingConfig) -> Dataset:
 
 def fresh_network(config: TrainingConfig, data: Dataset) -> Network:
     """Build the network that a config names, with the weights of its seed and the normalisation of its data."""
-    return models.build(
+    trust(config.model)  # its code may run: the user named it
+    network = models.build(
         config.model,
         num_classes=data.num_classes,
         image_size=data.image_size,
         mean=data.card.mean,
         std=data.card.std,
         seed=config.seed,
+        feature_names=config.features,
     )
+    if config.features:
+        network.check_features()
+    return network
 
 
 def find_teacher_run(
@@ -113,6 +120,53 @@ def trained_network(weights: Path, data: Dataset) -> Network:
     if faults:
         raise UsageError(*faults)
     return network
+
+
+def find_network(
+    weights: str | Path,
+    data: Dataset,
+    model: str | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> tuple[Network, float | None]:
+    """Load a trained network for some data from a file of kdcache's, a published one, or torchvision's weights.
+
+    Parameters
+    ----------
+    weights : str or Path
+        A file, or the name of a network's weights in torchvision.
+    data : Dataset
+    model : str, optional
+        The network; by default what the file names, or what its tensors fit.
+    mean, std : tuple of float, optional
+        Its normalisation; by default what the weights state, or the data's.
+
+    Returns
+    -------
+    network : Network
+    published : float or None
+        The top-1 accuracy that it was published with, in percent, where it is known.
+    """
+    if Path(weights).suffix == ".safetensors" and checkpoint.is_ours(Path(weights)):
+        return trained_network(Path(weights), data), None
+    if model and model.startswith("torchvision:") and not Path(weights).exists():
+        stated = published.of_torchvision(model, str(weights))
+    else:
+        stated = published.read(Path(weights))
+    name = model or published.closest(stated.state)
+    if name is None:
+        raise UsageError(fault(f"weights {weights} fit no network that is known by name", allowed="--model"))
+    trust(name)
+    network = models.build(
+        name,
+        num_classes=data.num_classes,
+        image_size=data.image_size,
+        mean=mean or stated.mean or data.card.mean,
+        std=std or stated.std or data.card.std,
+        seed=0,
+    )
+    published.fit(network, stated.state, weights)
+    return network, published.KNOWN_ACCURACY.get((data.card.name, name)) or stated.accuracy
 
 
 def plan_of(config: StudentConfig, data: Dataset) -> Plan:

@@ -37,7 +37,7 @@ def run_demo(out: Path | None = None) -> None:
     """
     folder = _new_folder(out)
     with terminal() as reporter:
-        teacher = adopt_teacher(shipped_teacher(), TeacherConfig.load(out=folder / "teacher"), reporter)
+        teacher = adopt_teacher(shipped_teacher(), TeacherConfig.load(out=folder / "teacher"), reporter=reporter)
         students = {}
         for trained_on, settings in STUDENTS.items():
             out = folder / f"student-{settings['loss']}-{settings['aug']}"

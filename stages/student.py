@@ -56,7 +56,7 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     step = Step(config, student, oracle, compute)
     optimiser = loop.sgd(student, config.lr, config.momentum, config.weight_decay)
 
-    run = Run(config, compute)
+    run = Run(config, compute, data.class_names)
     shape = {"samples": plan.samples, "slots": plan.slots, "steps": len(views.steps)}
     store = StatisticsStore(run.path / "statistics.zarr", epochs=config.epochs, **shape)
     reporter.begin(f"student {config.model} on {config.dataset} -> {run.path}", config.epochs, plan.samples)

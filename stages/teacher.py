@@ -16,9 +16,12 @@ from kdcache.oracle import Oracle
 from kdcache.record import EpochMetrics, FinishedRun, Run, check_folder
 from kdcache.report.curves import draw_curves
 from kdcache.report.progress import Reporter
-from kdcache.resolve import fresh_network, load_data, open_store, store_path, trained_network
+from kdcache.resolve import find_network, fresh_network, load_data, open_store, store_path
 from kdcache.teacher import Teacher
 from kdcache.views import Batch, Plan, ViewMaker
+
+WARNED_GAP = 0.5
+"""Points by which the accuracy of a published network may differ from what it was published with."""
 
 __all__ = ["adopt_teacher", "shipped_teacher", "train_teacher"]
 
@@ -60,7 +63,7 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
             logits = teacher(batch.views)
         return cross_entropy(logits, batch.labels)
 
-    run = Run(config, compute)
+    run = Run(config, compute, data.class_names)
     reporter.begin(f"teacher {config.model} on {config.dataset} -> {run.path}", config.epochs, len(data.train))
     for epoch in range(config.epochs):
         started = time.perf_counter()
@@ -85,30 +88,48 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
     return _fill_and_finish(run, teacher, data, compute)
 
 
-def adopt_teacher(weights: Path, config: TeacherConfig, reporter: Reporter | None = None) -> FinishedRun:
+def adopt_teacher(
+    weights: str | Path,
+    config: TeacherConfig,
+    model: str | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    reporter: Reporter | None = None,
+) -> FinishedRun:
     """Make a teacher's run folder from a trained network: evaluate it, and ask it about every clean training image.
 
     Parameters
     ----------
-    weights : Path
-        A ``model.safetensors`` that kdcache wrote.
+    weights : str or Path
+        A ``model.safetensors`` that kdcache wrote, a published checkpoint (see `kdcache.models.published.read`), or for
+        a network of torchvision the name of its weights, which are fetched.
     config : TeacherConfig
-        Names the dataset and the run folder; the network is that of the file.
+        Names the dataset and the run folder.
+    model : str, optional
+        The network; by default the one that the file names, or whose tensors have these names and shapes.
+    mean, std : tuple of float, optional
+        Normalisation that the network was trained with; by default what the weights state, or the dataset's.
     reporter : Reporter, optional
 
     Returns
     -------
     FinishedRun
         Its one line of metrics is epoch 0: nothing was trained here.
+
+    Raises
+    ------
+    UsageError
+        Where the file cannot be read, or does not fit the network or the data.
     """
     reporter = reporter or Reporter()
     check_folder(config)
     compute = Compute.choose(config.device, config.precision)
     data = load_data(config)
-    teacher = trained_network(weights, data).to(compute.device)
+    network, published = find_network(weights, data, model, mean, std)
+    network = network.to(compute.device)
     started = time.perf_counter()
-    run = Run(config.model_copy(update={"model": teacher.name}), compute)
-    accuracy = loop.evaluate(teacher, data.test, compute)
+    run = Run(config.model_copy(update={"model": network.name}), compute, data.class_names)
+    accuracy = loop.evaluate(network, data.test, compute)
     metrics = EpochMetrics(
         epoch=0,
         test_loss=accuracy.loss,
@@ -116,9 +137,15 @@ def adopt_teacher(weights: Path, config: TeacherConfig, reporter: Reporter | Non
         test_top5=accuracy.top5,
         seconds=time.perf_counter() - started,
     )
-    run.end_epoch(metrics, teacher)
-    reporter.say(f"teacher {teacher.name} on {config.dataset} -> {run.path}: top-1 {accuracy.top1:.2f} %")
-    return _fill_and_finish(run, teacher, data, compute)
+    run.end_epoch(metrics, network)
+    beside = "" if published is None else f", published as {published:.2f} %"
+    reporter.say(f"teacher {network.name} on {config.dataset} -> {run.path}: top-1 {accuracy.top1:.2f} %{beside}")
+    if published is not None and abs(published - accuracy.top1) > WARNED_GAP:
+        reporter.say(
+            "warning: that is more than half a point apart; was the network trained with another normalisation "
+            "(--mean, --std), for another image size, or on other data?"
+        )
+    return _fill_and_finish(run, network, data, compute)
 
 
 def _fill_and_finish(run: Run, network: Network, data: Dataset, compute: Compute) -> FinishedRun:

@@ -170,7 +170,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "foreign": (lambda path: save_file(load_file(path), path, {"format": "pt"}), "format in the metadata.*given none"),
     "older": (lambda path: rewrite(path, load_file(path), format="kdcache-network-1"), "given kdcache-network-1"),
     "bare": (lambda path: save_file(load_file(path), path), "format in the metadata.*given none"),
-    "other name": (lambda path: rewrite(path, load_file(path), name="resnet9"), "describe no network.*resnet9"),
+    "other name": (
+        lambda path: rewrite(path, load_file(path), name="resnet9"),
+        "network name: allowed .* given resnet9",
+    ),
     "no JSON": (lambda path: save_file(load_file(path), path, {"kdcache": "("}), "no JSON"),
     "wrong JSON": (lambda path: rewrite(path, load_file(path), mean=0.5), "describe no network"),
     "other key": (renamed, r"given fc\.scale, fc\.weight$"),

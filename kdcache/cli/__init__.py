@@ -79,9 +79,13 @@ class Command(NamedTuple):
 COMMANDS = {
     "teacher-train": Command("training", "Train a teacher and store its answers to the clean images."),
     "student-train": Command("training", "Train a student on the teacher's answers to every view it sees."),
+    "teacher-load": Command("training", "Make a teacher's run of a trained network, such as a published checkpoint."),
     "analyze": Command("analyze", "Look into what was trained."),
     "cache": Command("cache", "Fill, plan, check and tidy the store of a teacher's answers."),
     "views": Command("views", "Show the views of an epoch: the rows of its table, and a picture."),
+    "models": Command("models", "List the networks, their sizes, and the pairs of the paper."),
+    "export": Command("models", "Write a network for deployment: pixels in, probabilities out."),
+    "predict": Command("models", "Name the classes of pictures."),
     "demo": Command("demo", "Show the whole story on the shipped images in a few minutes."),
 }
 
@@ -99,5 +103,16 @@ Start with these three, one after the other:
 @click.group(cls=CommandsOnDemand, help=STORY, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="kdcache", message="%(prog)s %(version)s")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def cli(debug: bool) -> None:
+@click.option(
+    "--trust",
+    multiple=True,
+    metavar="python:MODULE:CALLABLE",
+    help="Run this code where a run says that it is its network.",
+)
+def cli(debug: bool, trust: tuple[str, ...]) -> None:
     """Hold the commands; what ``--debug`` does is in `main`, which sees every error."""
+    if trust:
+        from kdcache.models import external
+
+        for name in trust:
+            external.trust(name)

@@ -63,7 +63,7 @@ def _option(name: str, kind: type[TrainingConfig]) -> Callable[[Run], Run]:
         return click.option(flag, is_flag=True, default=None, help=text)
     if name in PRESET_SETTINGS:
         text = f"{text.rstrip('.')} [the preset's]."
-    elif field.default is not None:
+    elif field.default not in (None, ()):
         text = f"{text.rstrip('.')} [{field.default}]."
     words = kind.allowed_words(name)
     return click.option(flag, metavar="|".join(words) if words else name.upper(), help=text)

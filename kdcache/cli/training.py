@@ -7,11 +7,12 @@ import click
 from kdcache.cli import COMMANDS
 from kdcache.cli.options import settings
 from kdcache.config import StudentConfig, TeacherConfig
+from kdcache.errors import fault
 
 if TYPE_CHECKING:
     from kdcache.record import FinishedRun
 
-__all__ = ["student_train", "teacher_train"]
+__all__ = ["student_train", "teacher_load", "teacher_train"]
 
 
 @click.command("teacher-train", help=COMMANDS["teacher-train"].about)
@@ -34,6 +35,42 @@ def student_train(config: StudentConfig) -> None:
 
     with terminal() as reporter:
         _tell(train_student(config, reporter))
+
+
+LOADED = ("dataset", "data_root", "download", "image_size", "device", "precision", "out", "overwrite")
+
+
+def _three(context: click.Context, option: click.Parameter, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        red, green, blue = map(float, text.split(","))
+    except ValueError:
+        raise click.BadParameter(fault("", allowed="three numbers such as 0.5,0.5,0.5", given=text)[2:]) from None
+    return red, green, blue
+
+
+@click.command("teacher-load", help=COMMANDS["teacher-load"].about)
+@settings(TeacherConfig, LOADED)
+@click.option("--weights", required=True, help="Checkpoint file; with --model torchvision:NAME also as IMAGENET1K_V1.")
+@click.option("--model", help="Network [what the file names, or what its tensors fit].")
+@click.option(
+    "--mean", callback=_three, help="Normalisation it was trained with, 0 to 1 [the weights' or the dataset's]."
+)
+@click.option("--std", callback=_three, help="Likewise, the standard deviations.")
+def teacher_load(
+    config: TeacherConfig,
+    weights: str,
+    model: str | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+) -> None:
+    """Load a teacher."""
+    from kdcache.report.progress import terminal
+    from kdcache.stages.teacher import adopt_teacher
+
+    with terminal() as reporter:
+        _tell(adopt_teacher(weights, config, model, mean, std, reporter))
 
 
 def _tell(run: "FinishedRun") -> None:

@@ -18,7 +18,7 @@ from kdcache.datasets import Dataset, Split
 from kdcache.datasets.cards import Card
 from kdcache.errors import UsageError, fault, first_line
 
-__all__ = ["load"]
+__all__ = ["load", "read_image"]
 
 _TESTS = ("val", "test")
 _SHOWN = 5
@@ -87,13 +87,14 @@ def _files(part: Path, classes: list[str]) -> list[tuple[str, int]]:
 def _decode(files: list[tuple[str, int]], size: int) -> Split:
     images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes and resizes without Python's lock
-        decoded = pool.map(lambda file: _square(file[0], size), files)
+        decoded = pool.map(lambda file: read_image(file[0], size), files)
         for row, image in zip(images, decoded, strict=True):
             row.copy_(image)
     return Split(images, torch.tensor([label for _, label in files]))
 
 
-def _square(path: str, size: int) -> Tensor:
+def read_image(path: str, size: int) -> Tensor:
+    """Read a picture as networks see it: (3, size, size) uint8, the central square of its shorter side resized."""
     try:
         with Image.open(path) as image:
             mode, rgb = image.mode, image.convert("RGB")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from kdcache.errors import UsageError, fault
 from kdcache.models import bottleneck, mobilenet, resnet, shufflenet, vgg, wrn
 from kdcache.models.base import FeatureNet
+from kdcache.models.external import SOURCES, FeatureExtractor, make
 
 __all__ = ["MIN_IMAGE_SIZE", "REGISTRY", "FeatureNet", "Network", "build", "names"]
 
@@ -35,16 +36,18 @@ class Network(nn.Module):
 
     Parameters
     ----------
-    body : FeatureNet
+    body : Module
         The network proper, for normalised images; it is put to channels-last memory format.
     name : str
-        The body's name in the registry.
+        What `build` made the body from.
     num_classes : int
         Width of the logits.
     image_size : int
         Height and width of the images that the network is made for.
     mean, std : tuple of float
         Each channel's normalisation on a scale of 0 to 1.
+    feature_names : tuple of str
+        The modules whose outputs are features, for a body that is no `FeatureNet`.
 
     Notes
     -----
@@ -56,13 +59,14 @@ class Network(nn.Module):
 
     def __init__(
         self,
-        body: FeatureNet,
+        body: nn.Module,
         *,
         name: str,
         num_classes: int,
         image_size: int,
         mean: tuple[float, ...],
         std: tuple[float, ...],
+        feature_names: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         self.body = body.to(memory_format=torch.channels_last)
@@ -71,6 +75,8 @@ class Network(nn.Module):
         self.image_size = image_size
         self.mean = tuple(mean)
         self.std = tuple(std)
+        self.feature_names = feature_names
+        self._extractor: FeatureExtractor | None = None
         scale = [1 / (255 * s) for s in self.std]
         shift = [-m / s for m, s in zip(self.mean, self.std, strict=True)]
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32).view(-1, 1, 1), persistent=False)
@@ -82,8 +88,35 @@ class Network(nn.Module):
         return torch.addcmul(self.shift, pixels, self.scale)
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """The body's exposed tensors for pixel values; see `forward` and `FeatureNet.features`."""
-        return self.body.features(self.normalise(images))
+        """Inner tensors for pixel values, first to last; the last one is the vector that the classifier reads."""
+        return self.with_features(images)[1]
+
+    def with_features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Logits and features in one forward.
+
+        Parameters
+        ----------
+        images : Tensor
+            Pixels 0..255, shape (B, 3, H, W).
+
+        Returns
+        -------
+        logits : Tensor, shape (B, num_classes)
+        features : list of Tensor
+            Maps (B, C_i, H_i, W_i), those that the network exposes or that were named, and last the vectors (B, D).
+        """
+        normalised = self.normalise(images)
+        if isinstance(self.body, FeatureNet):
+            features = self.body.features(normalised)
+            return self.body.head(features[-1]), features
+        self.check_features()
+        assert self._extractor is not None
+        return self._extractor(normalised, self.training)
+
+    def check_features(self) -> None:
+        """Make sure that the named features are there; a `UsageError` says which are not."""
+        if self._extractor is None and not isinstance(self.body, FeatureNet):
+            self._extractor = FeatureExtractor(self.body, self.feature_names)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits for pixel values.
@@ -98,7 +131,8 @@ class Network(nn.Module):
         Tensor
             Logits (B, num_classes): float32, or autocast's type under autocast.
         """
-        return self.body(self.normalise(images))
+        logits: Tensor = self.body(self.normalise(images))
+        return logits
 
 
 def build(
@@ -109,13 +143,15 @@ def build(
     mean: tuple[float, ...] = (0.5, 0.5, 0.5),
     std: tuple[float, ...] = (0.5, 0.5, 0.5),
     seed: int | None = None,
+    feature_names: tuple[str, ...] = (),
 ) -> Network:
     """Build a network with fresh weights.
 
     Parameters
     ----------
     name : str
-        One of `names`.
+        One of `names`, ``torchvision:NAME``, ``timm:NAME``, or ``python:module:callable``, which is called with
+        ``num_classes`` and must have been trusted (`kdcache.models.external.trust`).
     num_classes : int
         Width of the logits.
     image_size : int
@@ -126,15 +162,17 @@ def build(
     seed : int, optional
         Makes the weights a function of this number alone, torch's global generators staying as they were. Without
         it the weights come from torch's global generator.
+    feature_names : tuple of str
+        Modules of a network from elsewhere whose outputs are its features.
 
     Raises
     ------
     UsageError
         For an unknown name or a value out of range, all faults together.
     """
-    numbers = (*mean, *std)
+    numbers, from_elsewhere = (*mean, *std), name.partition(":")[0] in SOURCES
     demands = [
-        (name in REGISTRY, fault("network name", allowed=", ".join(REGISTRY), given=name)),
+        (name in REGISTRY or from_elsewhere, fault("network name", allowed=", ".join(REGISTRY), given=name)),
         (num_classes >= 1, fault("number of classes", allowed="1 or more", given=num_classes)),
         (image_size >= MIN_IMAGE_SIZE, fault("image size", allowed=f"{MIN_IMAGE_SIZE} or more", given=image_size)),
         (
@@ -147,5 +185,13 @@ def build(
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the accelerators too
-        body = REGISTRY[name](num_classes)
-    return Network(body, name=name, num_classes=num_classes, image_size=image_size, mean=mean, std=std)
+        body = make(name, num_classes, image_size) if from_elsewhere else REGISTRY[name](num_classes)
+    return Network(
+        body,
+        name=name,
+        num_classes=num_classes,
+        image_size=image_size,
+        mean=mean,
+        std=std,
+        feature_names=tuple(feature_names),
+    )

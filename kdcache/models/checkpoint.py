@@ -14,7 +14,7 @@ from kdcache.errors import UsageError, fault
 from kdcache.files import write_whole
 from kdcache.models import Network, build
 
-__all__ = ["FORMAT", "fingerprint", "load", "metadata", "save"]
+__all__ = ["FORMAT", "fingerprint", "is_ours", "load", "metadata", "save"]
 
 FORMAT = "kdcache-network-2"
 """Name and version of the format, under ``format`` in the file's metadata."""
@@ -37,7 +37,7 @@ def save(network: Network, path: Path, **metadata: object) -> None:
     **metadata
         Further facts to store, as JSON can hold them; they may not take the names of the network's own.
     """
-    own = {"format": FORMAT, **_description(network)}
+    own = {"format": FORMAT, **_description(network), "feature_names": network.feature_names}
     if taken := own.keys() & metadata.keys():
         raise ValueError(f"metadata names already in use: {sorted(taken)}")
     state = {key: _plain(tensor) for key, tensor in network.body.state_dict().items()}
@@ -70,6 +70,15 @@ def metadata(path: Path) -> dict[str, Any]:
     return stored
 
 
+def is_ours(path: Path) -> bool:
+    """Tell whether a safetensors file was written by kdcache; one that cannot be read was not."""
+    try:
+        with safe_open(path, "pt") as file:
+            return _ENTRY in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
 def load(path: Path) -> Network:
     """Build the network stored in `path`, on the CPU and in training mode, torch's global generators untouched.
 
@@ -81,8 +90,10 @@ def load(path: Path) -> Network:
     stored = metadata(path)
     try:
         fields = {key: stored[key] for key in ("name", "num_classes", "image_size", "mean", "std")}
-        network = build(**fields, seed=0)
-    except (KeyError, TypeError, ValueError, UsageError) as error:
+        network = build(**fields, seed=0, feature_names=tuple(stored.get("feature_names", ())))
+    except UsageError as error:
+        raise UsageError(*(f"checkpoint {path}: {line}" for line in error.faults)) from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(fault(f"checkpoint {path}: its metadata describe no network", given=repr(error))) from error
     state, expected = load_file(path), network.body.state_dict()
     kinds = [{key: (tensor.dtype, tensor.shape) for key, tensor in side.items()} for side in (state, expected)]

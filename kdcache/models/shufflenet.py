@@ -1,5 +1,6 @@
 """The two ShuffleNets, for small images."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -168,7 +169,7 @@ class ShuffleV2(FeatureNet):
         return [*maps, relu(self.bn2(self.conv2(maps[-1]))).mean((2, 3))]
 
 
-NETWORKS = {
+NETWORKS: dict[str, Callable[[int], FeatureNet]] = {
     "ShuffleV1": partial(ShuffleV1, 3, (240, 480, 960)),
     "ShuffleV2": partial(ShuffleV2, (116, 232, 464, 1024)),
 }

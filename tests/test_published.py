@@ -1,0 +1,374 @@
+"""Published checkpoints of every layout, networks from elsewhere, and what is exported."""
+
+import argparse
+import json
+import os
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from kdcache.stages import train_student, train_teacher
+from kdcache.stages.teacher import adopt_teacher
+from PIL import Image
+from safetensors.torch import save_file
+
+from kdcache import loop
+from kdcache.analysis.sizes import PAIRS, sizes
+from kdcache.compute import Compute
+from kdcache.config import StudentConfig, TeacherConfig
+from kdcache.errors import KdcacheError, UsageError
+from kdcache.export import FORMATS, Deployed, export
+from kdcache.models import REGISTRY, build, checkpoint, external
+from kdcache.models.published import closest, fit, read
+from kdcache.resolve import load_data
+from tests.test_cli import kdcache
+
+State = dict[str, torch.Tensor]
+
+
+def state(name: str = "resnet8", classes: int = 3) -> State:
+    return build(name, num_classes=classes, seed=4).body.state_dict()
+
+
+LAYOUTS: dict[str, Callable[[State], Any]] = {
+    "plain": lambda state: state,
+    "RepDistiller": lambda state: {"epoch": 240, "model": state, "accuracy": torch.tensor(75.61)},
+    "RepDistiller's best": lambda state: {
+        "epoch": 201,
+        "model": state,
+        "best_acc": np.float64(75.61),
+        "accuracy": np.float64(75.61),
+        "optimizer": {"state": {}, "param_groups": [{"lr": 0.0005}]},
+    },
+    "with its options": lambda state: {"opt": argparse.Namespace(model="wrn_40_2", lr=0.05), "model": state},
+    "mdistiller": lambda state: {"model": state, "optimizer": {}, "best_acc": 79.42, "accuracy": 79.42},
+    "lightning": lambda state: {"state_dict": state, "epoch": 3},
+    "parallel": lambda state: {"state_dict": {f"module.{key}": value for key, value in state.items()}},
+    "compiled and parallel": lambda state: {f"module._orig_mod.{key}": value for key, value in state.items()},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("old", [True, False])
+def test_every_published_layout_is_read(layout: str, old: bool, tmp_path: Path) -> None:
+    path = tmp_path / "published.pth"
+    torch.save(LAYOUTS[layout](state()), path, _use_new_zipfile_serialization=not old)
+    found = read(path)
+    assert all(found.state[key].equal(value) for key, value in state().items())
+    assert len(found.state) == len(state())
+    expected = {"RepDistiller": 75.61, "RepDistiller's best": 75.61, "mdistiller": 79.42}.get(layout)
+    assert found.accuracy == (pytest.approx(expected, abs=1e-3) if expected else None)
+
+
+def test_safetensors_of_others_are_read(tmp_path: Path) -> None:
+    save_file({key: value.contiguous() for key, value in state().items()}, tmp_path / "published.safetensors")
+    assert read(tmp_path / "published.safetensors").state.keys() == state().keys()
+
+
+class Malice:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.target}",)
+
+
+def test_a_file_with_code_in_it_is_refused_and_not_run(tmp_path: Path) -> None:
+    torch.save({"model": state(), "opt": Malice(tmp_path / "ran")}, tmp_path / "evil.pth")
+    (tmp_path / "bare.pth").write_bytes(pickle.dumps(Malice(tmp_path / "ran")))
+    for name, message in (
+        ("evil.pth", r"want to run code and are refused: .*given (posix|os|nt)\.system"),
+        ("bare.pth", "without running code"),
+    ):
+        with pytest.raises(UsageError, match=message) as caught:
+            read(tmp_path / name)
+        assert "weights_only" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
+BAD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (lambda path: path.unlink(), "given nothing"),
+    "empty": (lambda path: path.write_bytes(b""), "a whole checkpoint"),
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-4000]), "a whole checkpoint"),
+    "text": (lambda path: path.write_text("404: not found"), "a whole checkpoint"),
+    "list": (lambda path: torch.save([1], path), "a dictionary, given list"),
+    "no tensors": (lambda path: torch.save({"epoch": 3}, path), "tensors by name, given epoch"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_files_that_are_not_whole_give_one_clear_line(bad: str, tmp_path: Path) -> None:
+    path = tmp_path / "published.pth"
+    torch.save(state(), path)
+    change, message = BAD[bad]
+    change(path)
+    with pytest.raises(UsageError, match=message) as caught:
+        read(path)
+    assert len(str(caught.value).splitlines()) == 1
+    assert "published.pth" in str(caught.value)
+
+
+def test_what_does_not_fit_is_listed_ten_each_and_the_fitting_network_named() -> None:
+    network = build("resnet8x4", num_classes=3)
+    with pytest.raises(UsageError) as caught:
+        fit(network, state("resnet32x4"), "published.pth")
+    (line,) = caught.value.faults  # whatever resnet8x4 has, resnet32x4 has in the same shape
+    assert "left over: allowed resnet8x4's (these shapes are resnet32x4's), given" in line
+    assert line.endswith("and 134 more")
+    assert line.count(",") >= 10
+    with pytest.raises(UsageError, match=r"of another shape: allowed resnet8's, given fc\.bias, fc\.weight$"):
+        fit(build("resnet8", num_classes=4), state(classes=3), "published.pth")
+    changed = state()
+    changed["fc.scale"] = changed.pop("fc.weight")
+    with pytest.raises(UsageError) as caught:
+        fit(build("resnet8", num_classes=3), changed, "published.pth")
+    assert [line[-9:] for line in caught.value.faults] == ["fc.weight", " fc.scale"]
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_the_network_of_a_file_is_found_by_its_tensors(name: str) -> None:
+    with torch.device("meta"):
+        found = REGISTRY[name](17).state_dict()
+    assert closest(found) == name
+
+
+def test_tensors_of_no_network_are_nobodys() -> None:
+    assert closest({"a": torch.zeros(3, 3)}) is None
+    assert closest({"a": torch.zeros(3)}) is None
+
+
+Settings = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def published(small: Settings, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A file as RepDistiller writes it, of a network that was trained here, and the run that made it."""
+    out = tmp_path_factory.mktemp("published")
+    run = train_teacher(TeacherConfig.load(**{**small, "out": out / "run", "epochs": 2}))
+    network = checkpoint.load(run.path / "model.safetensors")
+    torch.save({"epoch": 2, "model": network.body.state_dict(), "accuracy": run.summary["last_top1"]}, out / "net.pth")
+    return out / "net.pth", run.summary
+
+
+def test_a_published_teacher_becomes_a_run_that_teaches(
+    published: tuple[Path, dict[str, Any]], small: Settings, pictures: Path, tmp_path: Path
+) -> None:
+    path, summary = published
+    words = f"--dataset folder:{pictures} --image-size 32 --device cpu --precision float32"
+    done = kdcache("teacher-load", "--weights", str(path), *words.split(), "--out", "teacher", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    top1 = f"{summary['last_top1']:.2f} %"
+    assert f"teacher resnet8 on folder:{pictures} -> teacher: top-1 {top1}, published as {top1}" in done.stdout
+    assert "warning" not in done.stdout
+    settings = {**small, "teacher": tmp_path / "teacher", "aug": "none", "out": tmp_path / "student"}
+    assert train_student(StudentConfig.load(**settings)).summary["questions_asked"] == 0
+
+
+def test_a_gap_to_the_published_accuracy_is_a_warning(
+    published: tuple[Path, dict[str, Any]], small: Settings, pictures: Path, tmp_path: Path
+) -> None:
+    document = torch.load(published[0], weights_only=True)
+    torch.save({**document, "accuracy": 12.0}, tmp_path / "net.pth")
+    words = f"--dataset folder:{pictures} --image-size 32 --mean 0.1,0.2,0.3 --std 1,1,1 --device cpu"
+    done = kdcache("teacher-load", "--weights", "net.pth", *words.split(), "--out", "teacher", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "published as 12.00 %" in done.stdout
+    assert "warning" in done.stdout
+    assert "--mean" in done.stdout
+    loaded = checkpoint.load(tmp_path / "teacher" / "model.safetensors")
+    assert (loaded.mean, loaded.std) == ((0.1, 0.2, 0.3), (1.0, 1.0, 1.0))
+
+
+def test_wrong_weights_are_refused_and_nothing_is_written(
+    published: tuple[Path, dict[str, Any]], pictures: Path, tmp_path: Path
+) -> None:
+    words = f"--dataset folder:{pictures} --image-size 32 --device cpu --out teacher"
+    for more, part in (
+        (f"--weights {published[0]} --model resnet20", "these shapes are resnet8's"),
+        ("--weights nowhere.pth", "nowhere.pth"),
+        ("--weights IMAGENET1K_V9 --model torchvision:resnet18", "IMAGENET1K_V9"),
+        (f"--weights {published[0]} --mean 1,2", "three numbers"),
+    ):
+        done = kdcache("teacher-load", *more.split(), *words.split(), cwd=tmp_path)
+        assert done.returncode == 2, (more, done.stderr)
+        assert part in done.stderr
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_of_torchvision_exposes_named_features_in_the_same_forward() -> None:
+    network = build("torchvision:resnet18", num_classes=5, image_size=64, feature_names=("layer1", "layer3"), seed=1)
+    images = torch.randint(0, 256, (3, 3, 64, 64), generator=torch.Generator().manual_seed(0)).byte()
+    for training in (False, True):
+        network.train(training)
+        logits, features = network.with_features(images)
+        assert [tuple(feature.shape) for feature in features] == [(3, 64, 16, 16), (3, 256, 4, 4), (3, 512)]
+        torch.testing.assert_close(network.body.fc(features[-1]), logits)
+    network.eval()
+    inner = {}
+    hook = network.body.layer3.register_forward_hook(lambda *call: inner.update(layer3=call[-1]))
+    assert network(images).equal(network.with_features(images)[0])
+    hook.remove()
+    assert inner["layer3"].equal(network.with_features(images)[1][1])
+    sum(feature.mean() for feature in network.with_features(images)[1]).backward()  # type: ignore[union-attr]
+    assert network.body.conv1.weight.grad is not None
+    assert not any("extractor" in key or "traced" in key for key in network.state_dict())
+
+
+@pytest.mark.parametrize("name", ["torchvision:vit_b_16", "torchvision:googlenet", "timm:convnext_atto"])
+def test_networks_from_elsewhere_go_through_a_checkpoint(name: str, tmp_path: Path) -> None:
+    network = build(name, num_classes=5, image_size=64, seed=1).eval()
+    checkpoint.save(network, tmp_path / "net.safetensors")
+    loaded = checkpoint.load(tmp_path / "net.safetensors").eval()
+    assert checkpoint.fingerprint(loaded) == checkpoint.fingerprint(network)
+    images = torch.zeros(2, 3, 64, 64)
+    with torch.no_grad():
+        assert loaded(images).equal(network(images))
+
+
+OWN = """
+from torch import nn
+def small(num_classes):
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 4), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                         nn.Linear(8, num_classes))
+def words(num_classes): return "no network"
+def other(num_classes): return nn.Flatten()
+"""
+
+
+def test_a_users_own_network_teaches_one_of_timm(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "mynets.py").write_text(OWN)
+    words = f"--dataset folder:{pictures} --image-size 32 --epochs 1 --batch-size 30 --device cpu".split()
+    mine = "python:mynets:small"
+    taught = kdcache("teacher-train", *words, "--model", mine, "--features", "0,2", "--out", "teacher", cwd=tmp_path)
+    assert taught.returncode == 0, taught.stderr
+    learn = ("student-train", *words, "--teacher", "teacher", "--model", "timm:resnet10t", "--aug", "cutmix-pick")
+    untrusted = kdcache(*learn, "--out", "student", cwd=tmp_path)
+    assert untrusted.returncode == 2
+    assert f"--trust {mine}" in untrusted.stderr
+    assert not (tmp_path / "student").exists()
+    learnt = kdcache("--trust", mine, *learn, "--out", "student", cwd=tmp_path)
+    assert learnt.returncode == 0, learnt.stderr
+    assert "student timm:resnet10t" in learnt.stdout
+    for model, part in (
+        ("python:mynets:words", "a torch.nn.Module, given str"),
+        ("python:mynets:other", "for 2 images: allowed (2, 3), given (2, 3072)"),
+        ("python:mynets:nothing", "AttributeError"),
+        ("python:nowhere:net", "ModuleNotFoundError"),
+        ("torchvision:resnet19", "resnet18"),
+        ("timm:resnet10x", "resnet10t"),
+    ):
+        done = kdcache("teacher-train", *words, "--model", model, "--out", "bad", cwd=tmp_path)
+        assert done.returncode == 2, done.stderr
+        assert part in done.stderr
+        assert not (tmp_path / "bad").exists()
+    done = kdcache("teacher-train", *words, "--model", mine, "--features", "0,9", "--out", "bad", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "given 9" in done.stderr
+
+
+@pytest.mark.parametrize("size", [64, 224])
+def test_a_resnet34_of_torchvision_teaches_a_resnet18(size: int, tmp_path: Path) -> None:
+    noise = np.random.Generator(np.random.Philox(2))
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for number in range(3):
+                pixels = noise.integers(0, 256, (size, size + 9, 3), np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "data" / split / name / f"{number}.jpg")
+    settings: Settings = {"dataset": f"folder:{tmp_path / 'data'}", "image_size": size}
+    settings |= {"epochs": 1, "batch_size": 3, "device": "cpu"}
+    teacher = train_teacher(TeacherConfig.load(**settings, model="torchvision:resnet34", out=tmp_path / "teacher"))
+    student = StudentConfig.load(
+        **settings, model="torchvision:resnet18", aug="cutmix-pick", teacher=teacher.path, out=tmp_path / "student"
+    )
+    assert train_student(student).summary["questions_asked"] == 18
+
+
+@pytest.fixture(scope="module")
+def mini_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped teacher as a run: a network that knows its images."""
+    from kdcache.stages.teacher import shipped_teacher
+
+    config = TeacherConfig.load(out=tmp_path_factory.mktemp("mini") / "run", device="cpu", precision="float32")
+    return adopt_teacher(shipped_teacher(), config).path
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_is_exported_gives_the_same_classes(format: str, mini_run: Path, tmp_path: Path) -> None:
+    """Without kdcache, on 1,000 test images, as the run's own evaluation."""
+    network = checkpoint.load(mini_run / "model.safetensors").eval()
+    made = export(network, format, tmp_path / "exported")
+    assert made.difference < 1e-4
+    data = load_data(TeacherConfig.load())
+    images, labels = data.test.images[:1000], data.test.labels[:1000]
+    if format == "onnx":
+        onnxruntime = pytest.importorskip("onnxruntime")
+        session = onnxruntime.InferenceSession(str(made.path))
+        probabilities = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    elif format == "torch-export":
+        probabilities = torch.export.load(made.path).module()(images)
+    else:
+        with torch.inference_mode():
+            probabilities = Deployed(checkpoint.load(made.path))(images)
+    assert probabilities.sum(1).sub(1).abs().max() < 1e-5
+    with torch.inference_mode():
+        assert probabilities.argmax(1).equal(network(images).argmax(1))
+    split = type(data.test)(images, labels)
+    accuracy = loop.evaluate(network, split, Compute(torch.device("cpu"), "float32"))
+    assert 100 * (probabilities.argmax(1) == labels).double().mean().item() == pytest.approx(accuracy.top1)
+
+
+def test_a_file_that_gives_other_answers_is_not_left(
+    mini_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, run = FORMATS["safetensors"]
+    monkeypatch.setitem(FORMATS, "safetensors", (write, lambda path, images: run(path, images) + 0.01))
+    with pytest.raises(KdcacheError, match="does not give the answers of resnet20"):
+        export(checkpoint.load(mini_run / "model.safetensors"), "safetensors", tmp_path / "exported")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_and_predict_from_outside(mini_run: Path, tmp_path: Path) -> None:
+    done = kdcache("export", str(mini_run), "--format", "onnx", "--out", "net.onnx", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
+    data = load_data(TeacherConfig.load())
+    sure = [int((data.test.labels == label).nonzero()[5]) for label in (1, 8)]  # a trouser and a bag
+    for row in sure:
+        Image.fromarray(data.test.images[row].permute(1, 2, 0).numpy()).save(tmp_path / f"{row}.png")
+    done = kdcache("predict", str(mini_run), *(f"{row}.png" for row in sure), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    trouser, bag = done.stdout.splitlines()
+    assert re.match(rf"{sure[0]}\.png: Trouser (1\.000|0\.\d+), ", trouser)
+    assert re.match(rf"{sure[1]}\.png: Bag ", bag)
+    assert bag.count(",") == 4
+    wrong = kdcache("predict", str(mini_run), "nowhere.png", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert "nowhere.png" in wrong.stderr
+
+
+def test_sizes_are_those_of_the_golden_figures() -> None:
+    golden = json.loads((Path(__file__).with_name("golden") / "models.json").read_text())
+    found = {size.name: size for size in sizes(100, 32)}
+    assert {name: found[name].parameters for name in golden} == {
+        name: entry["params"] for name, entry in golden.items()
+    }
+    # The stem of resnet20 is 3 * 16 * 9 * 32 * 32, each of its six first convolutions 16 * 16 * 9 * 32 * 32, and so on.
+    stage = 16 * 16 * 9 * 32 * 32
+    halved = stage // 2 + 16 * 32 * 16 * 16, 32 * 64 * 8 * 8 + stage // 2
+    by_hand = 3 * 16 * 9 * 1024 + 6 * stage + 5 * stage + halved[0] + 5 * stage + halved[1] + 64 * 100
+    assert found["resnet20"].multiply_adds == by_hand
+    zoo = [name for pair in PAIRS for name in pair[:2] if not name.startswith("torchvision:")]
+    assert set(zoo) <= set(found)
+
+
+def test_the_code_of_a_network_needs_trust_in_its_very_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(external, "_trusted", set())
+    external.trust("python:collections:OrderedDict")
+    with pytest.raises(UsageError, match="if you trust it"):
+        build("python:os:system", num_classes=3)
