@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["cross_entropy", "entropy", "kd", "kld", "mixed_cross_entropy"]
+__all__ = ["cross_entropy", "decoupled", "entropy", "kd", "kld", "mixed_cross_entropy"]
 
 
 def _log_probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -50,6 +50,36 @@ def kd(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
     Tensor, shape ()
     """
     return temperature**2 * kld(teacher, student, temperature).mean()
+
+
+def decoupled(
+    teacher: Tensor, student: Tensor, labels: Tensor, temperature: float, alpha: float = 1.0, beta: float = 8.0
+) -> Tensor:
+    """Decoupled knowledge distillation: the divergence about the label's class, and that among the other classes.
+
+    Zhao et al., "Decoupled Knowledge Distillation" (2022).
+
+    Parameters
+    ----------
+    teacher, student : Tensor, shape (B, C)
+    labels : Tensor of int64, shape (B,)
+    temperature : float
+    alpha, beta : float
+        Weights of the two divergences.
+
+    Returns
+    -------
+    Tensor, shape ()
+    """
+    target = functional.one_hot(labels, teacher.shape[1]).bool()
+    pairs, others = [], []
+    for logits in (teacher, student):
+        log_p = _log_probabilities(logits, temperature)
+        rest = log_p.masked_fill(target, -torch.inf).logsumexp(1)
+        pairs.append(torch.stack([log_p[target], rest], 1))
+        others.append(log_p[~target].view(len(log_p), -1) - rest[:, None])
+    parts = [_sum_p_times(p, p - q).mean() for p, q in (pairs, others)]
+    return temperature**2 * (alpha * parts[0] + beta * parts[1])
 
 
 def entropy(logits: Tensor) -> Tensor:
