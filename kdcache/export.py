@@ -1,5 +1,6 @@
 """A network for deployment: pixels in, probabilities out, in a file that needs no kdcache."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -71,7 +72,7 @@ def export(network: Network, format: str, path: Path) -> Exported:
     """
     size = network.image_size
     images = torch.randint(0, 256, (CHECKED, 3, size, size), generator=torch.Generator().manual_seed(0)).byte()
-    deployed = Deployed(network.cpu())
+    deployed = Deployed(network.cpu()).eval()
     with torch.inference_mode():
         expected = deployed(images)
     write, run = FORMATS[format]
@@ -80,8 +81,10 @@ def export(network: Network, format: str, path: Path) -> Exported:
     def write_and_try(temporary: Path) -> None:
         nonlocal difference
         try:
-            write(deployed, images, temporary)
-            difference = (run(temporary, images) - expected).abs().max()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # exporters warn of their own insides
+                write(deployed, images, temporary)
+                difference = (run(temporary, images) - expected).abs().max()
         except ImportError as error:
             remedy = f"after pip install 'kdcache[{format}]'"
             raise UsageError(fault(f"--format {format}", allowed=remedy, given=first_line(error))) from error
