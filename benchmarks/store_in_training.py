@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from common import footer, spread
-from kdcache.stages.student import Step
+from kdcache.stages.student import Step, make_objective
 from torch import Tensor
 
 from kdcache import loop
@@ -116,8 +116,8 @@ answers with 64 rows, the logits being up to {whole.abs().max():.0f}.
 def epoch(config: StudentConfig, data, views: ViewMaker, oracle: Oracle, compute: Compute) -> tuple[float, float]:  # type: ignore[no-untyped-def]
     """Train for an epoch: its seconds, and those of the oracle."""
     student, timed = fresh_network(config, data), Timed(oracle)
-    step = Step(config, student, timed, compute)  # type: ignore[arg-type]
-    step.statistics = EpochStatistics.empty(len(data.train), views.plan.slots, len(views.steps), compute.device)
+    step = Step(config, student, make_objective(config, student, oracle, data), timed, compute)  # type: ignore[arg-type]
+    step.begin(EpochStatistics.empty(len(data.train), views.plan.slots, len(views.steps), compute.device))
     started = time.perf_counter()
     for _ in loop.train_epoch(loop.sgd(student, 0.05, 0.9, 5e-4), views.epoch(0), step):
         pass

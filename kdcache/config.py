@@ -55,7 +55,29 @@ MODELS = (
 ELSEWHERE = (("torchvision:", "NAME"), ("timm:", "NAME"), ("python:", "MODULE:CALLABLE"))
 """What the name of a network from elsewhere starts with."""
 
-LOSSES = ("ce", "kd")
+
+class LossWord(NamedTuple):
+    """What a loss reads, and its weight in the recipe that was published with it."""
+
+    teacher: bool
+    features: bool
+    weight: float
+
+
+LOSSES = {
+    "ce": LossWord(teacher=False, features=False, weight=1.0),
+    "kd": LossWord(teacher=True, features=False, weight=1.0),
+    "dkd": LossWord(teacher=True, features=False, weight=1.0),
+    "crd": LossWord(teacher=True, features=True, weight=0.8),
+    "sp": LossWord(teacher=True, features=True, weight=3000.0),
+    "at": LossWord(teacher=True, features=True, weight=1000.0),
+    "fitnet": LossWord(teacher=True, features=True, weight=100.0),
+    "rkd": LossWord(teacher=True, features=True, weight=1.0),
+    "pkt": LossWord(teacher=True, features=True, weight=30000.0),
+    "cc": LossWord(teacher=True, features=True, weight=0.02),
+    "vid": LossWord(teacher=True, features=True, weight=1.0),
+    "nst": LossWord(teacher=True, features=True, weight=50.0),
+}
 
 CACHES = ("auto", "off", "clean", "standard", "replay")
 
@@ -120,11 +142,28 @@ class OneOf:
         return self.words + tuple(start + rest for start, rest in self.beginnings)
 
 
+@dataclass(frozen=True)
+class SumOf:
+    """Validate a sum of words, each with a weight or without, as in ``crd:0.8+kd``."""
+
+    words: tuple[str, ...]
+
+    def __call__(self, text: str) -> str:
+        names = [part.partition(":")[0] for part in text.split("+")]
+        try:
+            weights = [float(part.partition(":")[2] or 1) for part in text.split("+")]
+        except ValueError:
+            weights = [-1.0]
+        if len(set(names)) < len(names) or not set(names) <= set(self.words) or not all(0 <= w < 1e9 for w in weights):
+            raise ValueError(f"a sum of different losses, as in crd:0.8+kd, of {listed(self.words)}")
+        return text
+
+
 Dataset = Annotated[str, AfterValidator(OneOf(tuple(DATASETS), ((FOLDER, "PATH"),)))]
 Model = Annotated[str, AfterValidator(OneOf(MODELS, ELSEWHERE))]
 Aug = Annotated[str, AfterValidator(OneOf(tuple(AUGMENTATIONS)))]
 Pick = Annotated[str, AfterValidator(OneOf(tuple(CRITERIA)))]
-Loss = Annotated[str, AfterValidator(OneOf(LOSSES))]
+Loss = Annotated[str, AfterValidator(SumOf(tuple(LOSSES)))]
 Device = Annotated[str, AfterValidator(OneOf(("auto", "cpu", "cuda", "mps")))]
 Cache = Annotated[str, AfterValidator(OneOf(CACHES))]
 StoreType = Annotated[str, AfterValidator(OneOf(("float16", "float32")))]
@@ -273,7 +312,11 @@ class StudentConfig(TrainingConfig):
     teacher: Path | None = Field(
         None, description="Run folder of the teacher [the newest finished teacher of the dataset under runs/]."
     )
-    loss: Loss = Field("kd", description="Cross-entropy alone, or with soft targets (Equation 1).")
+    loss: Loss = Field(
+        "kd",
+        description="Losses and their weights, as in crd:0.8+kd [weights: those published]. kd has (1 - alpha) of the "
+        "cross-entropy with it (Equation 1), other sums all of it, and those that name ce what they say.",
+    )
     aug: Aug = Field("standard", description="Views of the images that the student sees.")
     pick: Pick | None = Field(
         None, validate_default=True, description="Criterion that keeps half of the mixed views [cutmix-pick: kld]."
@@ -322,7 +365,24 @@ class StudentConfig(TrainingConfig):
     def needs_teacher(self) -> bool:
         """Whether the loss or the criterion reads the teacher's answers."""
         criterion = self.augmentation.pick
-        return self.loss == "kd" or (criterion is not None and CRITERIA[criterion].teacher)
+        reads = any(LOSSES[name].teacher for name in self.loss_weights)
+        return reads or (criterion is not None and CRITERIA[criterion].teacher)
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether a loss reads inner tensors of both networks."""
+        return any(LOSSES[name].features for name in self.loss_weights)
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Each loss with its weight, the cross-entropy's among them."""
+        stated = dict(part.partition(":")[::2] for part in self.loss.split("+"))
+        weights = {name: float(weight) if weight else LOSSES[name].weight for name, weight in stated.items()}
+        if "ce" in weights:
+            return weights
+        if "kd" in weights:
+            return {"ce": 1 - self.alpha, **weights, "kd": self.alpha * weights["kd"]}
+        return {"ce": 1.0, **weights}
 
     @property
     def views_seed(self) -> int:

@@ -134,6 +134,24 @@ class Oracle:
                 self.finite.add(keys, {name: column[: len(keys)].cpu() for name, column in fresh.items()})
         return logits
 
+    def ask_with_features(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """Answer the views of a step, and say what the teacher's inner tensors are for x.
+
+        The store holds logits alone, so x is asked in any case, once for both; the other views as `ask` does.
+
+        Returns
+        -------
+        logits : Tensor of float32, shape ((1 + M) B, C)
+        features : list of Tensor of float32, B rows each
+            See `kdcache.models.Network.with_features`.
+        """
+        size = len(batch)
+        self._asked, self._given = self._asked + size, self._given + size
+        logits, features = self.teacher.with_features(batch.views[:size])
+        logits = self.format.decode(self.format.encode(logits), self.classes)
+        mixed = [self.ask(batch, first=1)] if batch.slots else []
+        return torch.cat([logits, *mixed]), features
+
     def fill(self, epochs: int) -> Iterator[int]:
         """Ask ahead, without any student, what is to be kept of the first epochs; other processes may help.
 

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,8 @@ class EpochMetrics:
         Mean over the steps of r (Equation 3); ``None`` where nothing is picked, or d of all candidates is not known.
     label_disagreement : float or None
         Share of the mixed views whose label the teacher disputes.
+    loss_parts : dict of str to float
+        Mean over the steps of each loss of a sum, with its weight.
     questions_asked, questions_answered : int
         Views the teacher was asked about, and views answered from the store.
     """
@@ -81,6 +83,7 @@ class EpochMetrics:
     images_per_second: float | None = None
     kl_ratio: float | None = None
     label_disagreement: float | None = None
+    loss_parts: dict[str, float] = field(default_factory=dict)
     questions_asked: int = 0
     questions_answered: int = 0
 
@@ -272,7 +275,7 @@ def _numbered_folder(config: TrainingConfig) -> Path:
     """Make ``runs/<kind>-<dataset>-<model>[-<loss>-<aug>]-seed<seed>``, numbered from the second of a name on."""
     words = [config.table, config.dataset.replace(":", "-").replace(os.sep, "-"), config.model]
     if isinstance(config, StudentConfig):
-        words += [config.loss, config.aug] + ([config.pick] if config.pick else [])
+        words += [config.loss.replace(":", "-"), config.aug] + ([config.pick] if config.pick else [])
     name = "-".join([*words, f"seed{config.seed}"])
     number = 1
     while True:

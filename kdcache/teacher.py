@@ -1,5 +1,7 @@
 """The teacher: a frozen network that answers views, always in forwards of one size."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -46,9 +48,30 @@ class Teacher:
             Logits.
         """
         answers = []
+        for rows, padded in self._forwards(views):
+            with self.compute.autocast():
+                answers.append(self.network(padded)[:rows].float())
+        return torch.cat(answers)
+
+    @torch.no_grad()
+    def with_features(self, views: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Answer views with what the network's inner tensors were in the same forwards.
+
+        Returns
+        -------
+        logits : Tensor of float32, shape (B, C)
+        features : list of Tensor of float32
+            See `kdcache.models.Network.with_features`.
+        """
+        answers = []
+        for rows, padded in self._forwards(views):
+            with self.compute.autocast():
+                logits, features = self.network.with_features(padded)
+            answers.append([tensor[:rows].float() for tensor in (logits, *features)])
+        logits, *features = (torch.cat(parts) for parts in zip(*answers, strict=True))
+        return logits, features
+
+    def _forwards(self, views: Tensor) -> Iterator[tuple[int, Tensor]]:
         for rows in views.split(self.rows):
             missing = self.rows - len(rows)
-            padded = torch.cat([rows, rows[:1].expand(missing, -1, -1, -1)]) if missing else rows
-            with self.compute.autocast():
-                answers.append(self.network(padded)[: len(rows)].float())
-        return torch.cat(answers)
+            yield len(rows), torch.cat([rows, rows[:1].expand(missing, -1, -1, -1)]) if missing else rows

@@ -3,12 +3,13 @@
 import time
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdcache import loop
 from kdcache.compute import Compute
 from kdcache.config import CRITERIA, StudentConfig
-from kdcache.losses import OBJECTIVES, Mixed, Plain, kld
+from kdcache.datasets import Dataset
+from kdcache.losses import Mixed, Objective, Plain, Setting, kld, make_parts
 from kdcache.models import Network
 from kdcache.oracle import Oracle
 from kdcache.pick import SCORES, Candidates, best
@@ -19,7 +20,7 @@ from kdcache.resolve import find_teacher, fresh_network, load_data, open_oracle,
 from kdcache.store.statistics import EpochStatistics, StatisticsStore
 from kdcache.views import Batch, ViewMaker
 
-__all__ = ["Step", "train_student"]
+__all__ = ["Step", "make_objective", "train_student"]
 
 
 def train_student(config: StudentConfig, reporter: Reporter | None = None) -> FinishedRun:
@@ -53,8 +54,9 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     views = ViewMaker(data.train, plan, config.batch_size, compute.device)
     oracle = open_oracle(config, data, views, compute) if config.needs_teacher else None
     student = fresh_network(config, data).to(compute.device)
-    step = Step(config, student, oracle, compute)
-    optimiser = loop.sgd(student, config.lr, config.momentum, config.weight_decay)
+    objective = make_objective(config, student, oracle, data).to(compute.device)
+    step = Step(config, student, objective, oracle, compute)
+    optimiser = loop.sgd(nn.ModuleList([student, objective]), config.lr, config.momentum, config.weight_decay)
 
     run = Run(config, compute, data.class_names)
     shape = {"samples": plan.samples, "slots": plan.slots, "steps": len(views.steps)}
@@ -63,7 +65,7 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     for epoch in range(config.epochs):
         started = time.perf_counter()
         loop.set_rate(optimiser, config.rate(epoch))
-        step.statistics = EpochStatistics.empty(**shape, device=compute.device)
+        step.begin(EpochStatistics.empty(**shape, device=compute.device))
         for event in loop.train_epoch(optimiser, views.epoch(epoch), step):
             reporter.step(event)
         store.write(epoch, step.statistics)
@@ -79,6 +81,7 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
             seconds=time.perf_counter() - started,
             kl_ratio=step.statistics.mean_kl_ratio(),
             label_disagreement=step.statistics.label_disagreement(),
+            loss_parts=step.mean_losses(),
             **(oracle.count() if oracle else {}),
         )
         run.end_epoch(metrics, student)
@@ -95,6 +98,7 @@ class Step:
     config : StudentConfig
     student : Network
         In training mode.
+    objective : Objective
     oracle : Oracle or None
         ``None`` where nothing reads the teacher.
     compute : Compute
@@ -107,32 +111,72 @@ class Step:
 
     statistics: EpochStatistics
 
-    def __init__(self, config: StudentConfig, student: Network, oracle: Oracle | None, compute: Compute) -> None:
-        self.student, self.oracle, self.compute = student, oracle, compute
+    def __init__(
+        self,
+        config: StudentConfig,
+        student: Network,
+        objective: Objective,
+        oracle: Oracle | None,
+        compute: Compute,
+    ) -> None:
+        self.student, self.objective, self.oracle, self.compute = student, objective, oracle, compute
         self.temperature, self.criterion = config.temperature, config.augmentation.pick
-        self.objective = OBJECTIVES[config.loss](config.temperature, config.alpha)
+        self.reads_features = config.needs_features
+        self._losses: list[dict[str, Tensor]] = []
+
+    def begin(self, statistics: EpochStatistics) -> None:
+        """Begin an epoch, of which nothing is known yet."""
+        self.statistics, self._losses = statistics, []
+
+    def mean_losses(self) -> dict[str, float]:
+        """Mean of each loss of the sum over the steps of the epoch."""
+        return {name: torch.stack([one[name] for one in self._losses]).mean().item() for name in self._losses[0]}
 
     def __call__(self, batch: Batch) -> Tensor:
         """Ask once about x and all candidates, pick, forward x and the picks together, and compute the loss."""
         size = len(batch)
-        answers = self.oracle.ask(batch) if self.oracle else None
+        answers, teacher_features = self._ask(batch)
         picks, candidate_d = self._pick(batch, answers)
         trains_on_x = self.objective.wants_plain(mixing=batch.slots > 0)
         rows = torch.cat([torch.arange(size if trains_on_x else 0, device=picks.device), size + picks])
-        with self.compute.autocast():
-            logits = self.student(batch.views[rows])
+        logits, features = self._forward(batch.views[rows])
         x_logits, mixed_logits = logits.float().split([size if trains_on_x else 0, len(picks)])
 
-        plain = Plain(x_logits, answers[:size] if answers is not None else None, batch.labels) if trains_on_x else None
-        mixed = Mixed(
-            mixed_logits,
-            answers[size + picks] if answers is not None else None,
-            batch.labels.repeat(batch.slots)[picks],
-            batch.partner_labels[picks],
-            batch.kept[picks],
-        )
+        plain = mixed = None
+        if trains_on_x:
+            plain = Plain(
+                x_logits,
+                answers[:size] if answers is not None else None,
+                batch.labels,
+                batch.samples,
+                batch.epoch,
+                tuple(feature[:size].float() for feature in features),
+                tuple(teacher_features),
+            )
+        if batch.slots:
+            mixed = Mixed(
+                mixed_logits,
+                answers[size + picks] if answers is not None else None,
+                batch.labels.repeat(batch.slots)[picks],
+                batch.partner_labels[picks],
+                batch.kept[picks],
+            )
         self._record(batch, answers, plain, mixed, picks, candidate_d)
-        return self.objective(plain, mixed if batch.slots else None)
+        losses = self.objective(plain, mixed)
+        self._losses.append({name: loss.detach() for name, loss in losses.items()})
+        return torch.stack(list(losses.values())).sum()
+
+    def _ask(self, batch: Batch) -> tuple[Tensor | None, list[Tensor]]:
+        """Put the views to the oracle: the answers, and the teacher's features of x where a loss reads them."""
+        if self.oracle is None:
+            return None, []
+        if self.reads_features:
+            return self.oracle.ask_with_features(batch)
+        return self.oracle.ask(batch), []
+
+    def _forward(self, views: Tensor) -> tuple[Tensor, list[Tensor]]:
+        with self.compute.autocast():
+            return self.student.with_features(views) if self.reads_features else (self.student(views), [])
 
     @torch.no_grad()
     def _pick(self, batch: Batch, answers: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -156,7 +200,7 @@ class Step:
         batch: Batch,
         answers: Tensor | None,
         plain: Plain | None,
-        mixed: Mixed,
+        mixed: Mixed | None,
         picks: Tensor,
         candidate_d: Tensor | None,
     ) -> None:
@@ -168,7 +212,7 @@ class Step:
             return
         if plain is not None:
             statistics.d_x[batch.samples] = kld(answers[:size], plain.student, self.temperature)
-        if batch.slots == 0:
+        if mixed is None:
             return
         if candidate_d is None:
             statistics.d_mixed[slot[picks], sample[picks]] = kld(answers[size + picks], mixed.student, self.temperature)
@@ -176,3 +220,11 @@ class Step:
             statistics.d_mixed[slot, sample] = candidate_d
             statistics.kl_ratio[batch.step] = candidate_d[picks].mean() / candidate_d.mean()
         statistics.disputed[batch.step] = (answers[size:].argmax(1) != batch.mixed_labels()).sum()
+
+
+def make_objective(config: StudentConfig, student: Network, oracle: Oracle | None, data: Dataset) -> Objective:
+    """Make the sum of losses that a config names, with what these train and remember."""
+    teacher = oracle.teacher.network if oracle else None
+    shapes = [network.feature_shapes() if network and config.needs_features else () for network in (student, teacher)]
+    setting = Setting(*shapes, data.train.labels, config.temperature, config.seed)
+    return Objective(config.loss_weights, config.temperature, make_parts(config.loss_weights, setting))

@@ -12,10 +12,9 @@ from torch import Tensor
 from kdcache import datasets, models
 from kdcache.config import CRITERIA, DATASETS, LOSSES, MODELS
 from kdcache.losses import (
-    OBJECTIVES,
-    CrossEntropy,
-    Distillation,
+    PARTS,
     Mixed,
+    Objective,
     Plain,
     cross_entropy,
     entropy,
@@ -68,12 +67,13 @@ def test_arithmetic_is_float32_whatever_comes_in() -> None:
 
 def test_the_distillation_of_x_and_of_the_mixed_views_are_means_over_their_own_rows() -> None:
     labels = torch.arange(8)
-    plain = Plain(STUDENT, TEACHER, labels)
+    plain = Plain(STUDENT, TEACHER, labels, labels)
     mixed = Mixed(STUDENT[:3] * 2, TEACHER[:3], labels[:3], labels[1:4], torch.ones(3))
     on_x = 0.1 * cross_entropy(STUDENT, labels) + 0.9 * kd(TEACHER, STUDENT, 4)
-    objective = Distillation(4, 0.9)
-    torch.testing.assert_close(objective(plain, None), on_x)
-    torch.testing.assert_close(objective(plain, mixed), on_x + 0.9 * kd(TEACHER[:3], STUDENT[:3] * 2, 4))
+    objective = Objective({"ce": 0.1, "kd": 0.9}, 4)
+    torch.testing.assert_close(sum(objective(plain, None).values()), on_x)
+    on_both = on_x + 0.9 * kd(TEACHER[:3], STUDENT[:3] * 2, 4)
+    torch.testing.assert_close(sum(objective(plain, mixed).values()), on_both)
 
 
 def test_criteria_score_by_what_they_say() -> None:
@@ -91,7 +91,7 @@ def test_the_best_of_the_whole_pool_are_picked_and_the_earlier_of_equals() -> No
 
 
 def test_the_words_of_a_config_are_those_of_the_registries() -> None:
-    assert set(LOSSES) == set(OBJECTIVES)
+    assert set(LOSSES) == {"ce", "kd", *PARTS}
     assert set(CRITERIA) == set(SCORES)
     assert models.names() == MODELS
     assert set(DATASETS) == set(datasets.CARDS)
@@ -110,11 +110,11 @@ def test_mixed_cross_entropy_is_that_of_the_soft_labels() -> None:
 def test_cross_entropy_acts_on_the_mixed_views_alone_where_there_are_any() -> None:
     labels, kept = torch.arange(8), torch.full((8,), 0.25)
     x, mixed_logits = (STUDENT.clone().requires_grad_() for _ in range(2))
-    objective = CrossEntropy(4, 0.9)
+    objective = Objective({"ce": 1.0}, 4)
     assert objective.wants_plain(mixing=False)
     assert not objective.wants_plain(mixing=True)
-    assert objective(Plain(x, None, labels), None).equal(cross_entropy(x, labels))
-    objective(Plain(x, None, labels), Mixed(mixed_logits, None, labels, labels.flip(0), kept)).backward()
+    assert objective(Plain(x, None, labels, labels), None)["ce"].equal(cross_entropy(x, labels))
+    objective(None, Mixed(mixed_logits, None, labels, labels.flip(0), kept))["ce"].backward()
     assert x.grad is None
     assert mixed_logits.grad is not None
 

@@ -190,8 +190,6 @@ def test_data_without_a_commit_are_not_there(tmp_path: Path) -> None:
 
 
 def test_a_commit_follows_the_data_to_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = table(Place(tmp_path / "store.zarr"))
-    one.create()
     synced, fsync = [], os.fsync
 
     def note(descriptor: int) -> None:
@@ -199,13 +197,16 @@ def test_a_commit_follows_the_data_to_the_disk(tmp_path: Path, monkeypatch: pyte
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", note)
+    place = Place(tmp_path / "store.zarr")
+    assert place.folder is not None
+    one = table(place)
     one.obtain(0, rows_of)
-    data, commit = (str(tmp_path / "store.zarr" / CLEAN / name / "c/0/0") for name in ("logits", "commits"))
-    assert data in synced
-    assert str(Path(data).parent) in synced
-    assert max(place for place, path in enumerate(synced) if "/logits" in path) < synced.index(commit)
-    folders = {str(path) for path in (tmp_path / "store.zarr" / CLEAN / "logits" / "c" / "0" / "0").parents}
-    assert {path for path in folders if path.startswith(str(tmp_path))} <= set(synced)  # a new folder has to last too
+    data, commit = (tmp_path / "store.zarr" / CLEAN / name / "c/0/0" for name in ("logits", "commits"))
+    assert synced.index(str(data)) < synced.index(str(commit))
+    assert synced.index(str(data.parent)) < synced.index(str(commit))
+    new = {str(folder) for path in (data, commit) for folder in path.parents if folder.is_relative_to(place.folder)}
+    assert new <= set(synced)  # a folder that was made has to last too
+    assert str(place.folder.parent) in synced
 
 
 @given(rows=st.integers(1, 2_000_000), row_bytes=st.integers(4, 8000))

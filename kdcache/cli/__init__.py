@@ -1,6 +1,7 @@
 """The command line. Commands are thin, and import what is heavy inside them."""
 
 import logging
+import signal
 import sys
 from importlib import import_module
 from typing import NamedTuple, NoReturn
@@ -14,23 +15,35 @@ __all__ = ["COMMANDS", "Command", "cli", "main"]
 
 INTERRUPTED = 130
 
+REPEATED_AFTER = 3.0
+"""Seconds after which an interrupt that did not get through is repeated."""
+
 
 def main() -> NoReturn:
     """Run the command line: one clear line for an error, exit code 2 for wrong use and 1 for a failure at work."""
     debug = "--debug" in sys.argv[1:]
     logging.basicConfig(format="kdcache: %(message)s", level=logging.WARNING)
     logging.getLogger("kdcache").setLevel(logging.INFO)
+    signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGALRM, _interrupt)
     try:
         code = cli(standalone_mode=False) or 0
     except click.ClickException as error:
         code = _complain(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
+        signal.setitimer(signal.ITIMER_REAL, 0)
         code = _complain("stopped; what was whole is kept", INTERRUPTED)
     except Exception as error:
         if debug:
             raise
         code = _complain(*_explained(error))
     sys.exit(code)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    """Interrupt the work, and again after a while: Python drops what is raised in a destructor or a callback."""
+    signal.setitimer(signal.ITIMER_REAL, REPEATED_AFTER)
+    raise KeyboardInterrupt
 
 
 def _explained(error: Exception) -> tuple[str, int]:

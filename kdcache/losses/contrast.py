@@ -61,29 +61,32 @@ class ContrastMemory(nn.Module):
         Tensor, shape ()
         """
         rows = torch.cat([samples[:, None], negatives], 1)
-        scores = [
-            self._scores(student, self.teacher, rows),
-            self._scores(teacher, self.student, rows),
-        ]
+        scores = [self._scores(student, self.teacher, rows), self._scores(teacher, self.student, rows)]
         if self.normaliser[0] == 0:
             means = torch.stack([score.detach().mean() for score in scores])
             self.normaliser.copy_(means * len(self.student))
         losses = [_contrast(score / z, len(self.student)) for score, z in zip(scores, self.normaliser, strict=True)]
-        self._take_in(student.detach(), teacher.detach(), samples)
+        self.student = self._taken_in(self.student, student.detach(), samples, self._is_small(rows))
+        self.teacher = self._taken_in(self.teacher, teacher.detach(), samples, self._is_small(rows))
         return losses[0] + losses[1]
 
+    def _is_small(self, rows: Tensor) -> bool:
+        """Whether one product with everything costs less than the rows that would be gathered."""
+        return len(self.student) <= 4 * rows.shape[1]
+
     def _scores(self, embeddings: Tensor, memory: Tensor, rows: Tensor) -> Tensor:
-        if len(memory) <= 4 * rows.shape[1]:  # one product with everything is less than the rows that are gathered
+        if self._is_small(rows):
             products = (embeddings @ memory.T.to(embeddings.dtype)).gather(1, rows)
         else:
             products = torch.einsum("bd,bkd->bk", embeddings, memory[rows].to(embeddings.dtype))
         return (products / self.temperature).exp()
 
     @torch.no_grad()
-    def _take_in(self, student: Tensor, teacher: Tensor, samples: Tensor) -> None:
-        for memory, embeddings in ((self.student, student), (self.teacher, teacher)):
-            mixed = self.momentum * memory[samples] + (1 - self.momentum) * embeddings.to(memory.dtype)
-            memory[samples] = functional.normalize(mixed)
+    def _taken_in(self, memory: Tensor, embeddings: Tensor, samples: Tensor, keep_old: bool) -> Tensor:
+        """Mix the embeddings of a batch into a memory; the gradient of a product with all of it needs the old one."""
+        mixed = self.momentum * memory[samples] + (1 - self.momentum) * embeddings.to(memory.dtype)
+        new = functional.normalize(mixed)
+        return memory.index_copy(0, samples, new) if keep_old else memory.index_copy_(0, samples, new)
 
 
 def _contrast(scores: Tensor, samples: int) -> Tensor:

@@ -1,20 +1,37 @@
-"""What a student is trained on: each objective says which views it acts on, and puts the pure losses together."""
+"""What a student is trained on: a weighted sum of losses, each of which says which views it acts on."""
 
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdcache.losses.logits import cross_entropy, kd, mixed_cross_entropy
 
-__all__ = ["OBJECTIVES", "CrossEntropy", "Distillation", "Mixed", "Objective", "Plain"]
+__all__ = ["Mixed", "Objective", "Part", "Plain"]
 
 
 class Plain(NamedTuple):
-    """The x of a step: student logits (B, C), teacher logits (B, C) if there is a teacher, labels (B,)."""
+    """The x of a step.
+
+    Attributes
+    ----------
+    student : Tensor, shape (B, C)
+        Logits.
+    teacher : Tensor or None, shape (B, C)
+        Logits, if there is a teacher.
+    labels, samples : Tensor of int64, shape (B,)
+    epoch : int
+    student_features, teacher_features : tuple of Tensor
+        Inner tensors, where a loss reads them; see `kdcache.models.Network.with_features`.
+    """
 
     student: Tensor
     teacher: Tensor | None
     labels: Tensor
+    samples: Tensor
+    epoch: int = 0
+    student_features: tuple[Tensor, ...] = ()
+    teacher_features: tuple[Tensor, ...] = ()
 
 
 class Mixed(NamedTuple):
@@ -31,66 +48,60 @@ class Mixed(NamedTuple):
     kept: Tensor
 
 
-class Objective(Protocol):
-    """A loss of a step. Each part is a mean over its own rows."""
+class Part(nn.Module):
+    """A loss that acts on x alone; what it trains are its parameters, what it remembers its buffers.
 
-    def __init__(self, temperature: float, alpha: float) -> None: ...
+    Losses on features act on x alone because of the teacher: its logits of mixed views come from the store, which holds
+    no features, and asking for them again would undo what the store is for. The paper's CRD rows do so too. Losses that
+    need the label of a view act on x because a mixed view has none of its own.
+    """
 
-    def wants_plain(self, mixing: bool) -> bool:
-        """Whether x goes through the student too when there are mixed views."""
-        ...
-
-    def __call__(self, plain: Plain | None, mixed: Mixed | None) -> Tensor:
-        """Compute the loss of a step, shape ()."""
-        ...
-
-
-class CrossEntropy:
-    """Cross-entropy with the labels; with mixed views, on these alone and with the labels that the mix gives them."""
-
-    def __init__(self, temperature: float, alpha: float) -> None:
-        pass  # labels have no temperature and are not weighed
-
-    def wants_plain(self, mixing: bool) -> bool:
-        """See `Objective`."""
-        return not mixing
-
-    def __call__(self, plain: Plain | None, mixed: Mixed | None) -> Tensor:
-        """See `Objective`."""
-        if mixed is not None:
-            return mixed_cross_entropy(mixed.student, mixed.labels, mixed.partner_labels, mixed.kept)
-        assert plain is not None
-        return cross_entropy(plain.student, plain.labels)
+    def forward(self, plain: Plain) -> Tensor:
+        """Compute the loss of the x of a step, shape ()."""
+        raise NotImplementedError
 
 
-class Distillation:
-    """Knowledge distillation: Equation 1 on x, and its second term alone on x' (Section 3.2).
+class Objective(nn.Module):
+    """A weighted sum of losses, each a mean over its own rows.
+
+    Cross-entropy and distillation are Equation 1 on x, and distillation alone on x' (Section 3.2). Cross-entropy alone
+    trains on x' with mixed labels where there are mixed views, and not on x.
 
     Parameters
     ----------
+    weights : mapping of str to float
+        Of ``ce``, ``kd`` and the names of the parts.
     temperature : float
         tau.
-    alpha : float
-        Weight of the soft targets.
+    parts : mapping of str to Part
+        The losses besides ``ce`` and ``kd``.
     """
 
-    def __init__(self, temperature: float, alpha: float) -> None:
-        self.temperature, self.alpha = temperature, alpha
+    def __init__(
+        self, weights: Mapping[str, float], temperature: float, parts: Mapping[str, Part] | None = None
+    ) -> None:
+        super().__init__()
+        self.weights, self.temperature = dict(weights), temperature
+        self.parts = nn.ModuleDict(parts or {})
 
     def wants_plain(self, mixing: bool) -> bool:
-        """See `Objective`."""
-        return True
+        """Whether x goes through the student too when there are mixed views."""
+        return not mixing or self.weights.keys() != {"ce"}
 
-    def __call__(self, plain: Plain | None, mixed: Mixed | None) -> Tensor:
-        """See `Objective`."""
-        assert plain is not None
-        assert plain.teacher is not None
-        loss = (1 - self.alpha) * cross_entropy(plain.student, plain.labels)
-        loss = loss + self.alpha * kd(plain.teacher, plain.student, self.temperature)
-        if mixed is not None:
-            assert mixed.teacher is not None
-            loss = loss + self.alpha * kd(mixed.teacher, mixed.student, self.temperature)
-        return loss
-
-
-OBJECTIVES: dict[str, type[Objective]] = {"ce": CrossEntropy, "kd": Distillation}
+    def forward(self, plain: Plain | None, mixed: Mixed | None) -> dict[str, Tensor]:
+        """Compute each loss of a step with its weight, shape (); their sum is what is trained on."""
+        found: dict[str, Tensor] = {}
+        if plain is None:
+            assert mixed is not None
+            found["ce"] = mixed_cross_entropy(mixed.student, mixed.labels, mixed.partner_labels, mixed.kept)
+        else:
+            if "ce" in self.weights:
+                found["ce"] = cross_entropy(plain.student, plain.labels)
+            if "kd" in self.weights:
+                assert plain.teacher is not None
+                found["kd"] = kd(plain.teacher, plain.student, self.temperature)
+                if mixed is not None:
+                    assert mixed.teacher is not None
+                    found["kd"] = found["kd"] + kd(mixed.teacher, mixed.student, self.temperature)
+            found |= {name: part(plain) for name, part in self.parts.items()}
+        return {name: self.weights[name] * loss for name, loss in found.items()}

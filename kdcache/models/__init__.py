@@ -113,6 +113,16 @@ class Network(nn.Module):
         assert self._extractor is not None
         return self._extractor(normalised, self.training)
 
+    @torch.no_grad()
+    def feature_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the features of one image, without the batch; the network stays as it was."""
+        was_training = self.training
+        self.eval()
+        image = torch.zeros(1, 3, self.image_size, self.image_size, device=self.scale.device)
+        shapes = tuple(tuple(feature.shape[1:]) for feature in self.features(image))
+        self.train(was_training)
+        return shapes
+
     def check_features(self) -> None:
         """Make sure that the named features are there; a `UsageError` says which are not."""
         if self._extractor is None and not isinstance(self.body, FeatureNet):

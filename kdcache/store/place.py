@@ -26,23 +26,27 @@ class DurableStore(LocalStore):
     """A folder in which a key that was set is on the disk; zarr's own renames, but does not wait for the disk."""
 
     async def set(self, key: str, value: Buffer) -> None:
-        """Write a key, and wait until the file and the folders that lead to it are on the disk."""
+        """Write a key, and wait until the file and whatever new folders lead to it are on the disk."""
+        path = self.root / key
+        old = next(folder for folder in path.parents if folder.exists())
         await super().set(key, value)
-        await asyncio.to_thread(self._sync, self.root / key)
+        await asyncio.to_thread(self._sync, path, old)
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
         """Write a key that is not there, likewise."""
-        await super().set_if_not_exists(key, value)
-        await asyncio.to_thread(self._sync, self.root / key)
+        if not await self.exists(key):
+            await self.set(key, value)
 
-    def _sync(self, path: Path) -> None:
+    def _sync(self, path: Path, old: Path) -> None:
+        if old == self.root:  # which zarr may have made just now
+            old = self.root.parent
         for entry in (path, *path.parents):
             descriptor = os.open(entry, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            if entry == self.root.parent:
+            if entry == old:  # the last one whose entries are new
                 return
 
 

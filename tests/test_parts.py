@@ -1,0 +1,146 @@
+"""The losses of a sum in training: what each reads, trains, remembers, and that its own part falls."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdcache.config import LOSSES, StudentConfig
+from kdcache.datasets import Split
+from kdcache.losses import PARTS, Setting, make_parts
+from kdcache.losses.parts import Contrast
+from kdcache.oracle import Oracle
+from kdcache.stages import train_student
+from tests import answers
+from tests.test_step import Bench
+
+SIZE = 32
+Settings = dict[str, Any]
+
+
+@pytest.mark.parametrize(
+    ("loss", "weights"),
+    [
+        ("ce", {"ce": 1.0}),
+        ("kd", {"ce": 0.1, "kd": 0.9}),
+        ("at", {"ce": 1.0, "at": 1000.0}),
+        ("crd+kd", {"ce": 0.1, "crd": 0.8, "kd": 0.9}),
+        ("crd:0.5+kd:2", {"ce": 0.1, "crd": 0.5, "kd": 1.8}),
+        ("ce+kd+crd", {"ce": 1.0, "kd": 1.0, "crd": 0.8}),
+        ("sp:0", {"ce": 1.0, "sp": 0.0}),
+    ],
+)
+def test_sums_mean_what_they_say(loss: str, weights: dict[str, float]) -> None:
+    assert StudentConfig(loss=loss).loss_weights == pytest.approx(weights)
+
+
+@pytest.mark.parametrize("loss", ["", "kd+", "kd+kd", "crd:-1", "crd:x", "crd:nan", "crd:inf", "mse", "kd,crd"])
+def test_sums_that_say_nothing_are_refused(loss: str) -> None:
+    with pytest.raises(ValueError, match=r"as in crd:0\.8\+kd"):
+        StudentConfig(loss=loss)
+
+
+@pytest.mark.parametrize("aug", ["standard", "cutmix-pick"])
+@pytest.mark.parametrize("name", PARTS)
+def test_a_loss_reaches_the_student_and_what_it_trains_and_nothing_else(name: str, aug: str, noise: Split) -> None:
+    bench = Bench(noise, aug=aug, loss=f"ce:0+{name}:1")
+    bench.step(bench.batch).backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in bench.student.parameters())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in bench.step.objective.parameters())
+    assert all(p.grad is None for p in bench.teacher.parameters())
+    # x is asked once with its features, the candidates once each, by whatever forwards.
+    expected = SIZE * (3 if aug == "cutmix-pick" else 1)
+    assert bench.step.oracle is not None
+    assert bench.step.oracle.count() == {"questions_asked": expected, "questions_answered": 0}
+
+
+def test_features_of_x_are_those_of_the_teacher_and_answers_the_stores_bits(noise: Split, tmp_path: Path) -> None:
+    views = answers.views(noise)
+    oracle = answers.oracle(tmp_path / "store.zarr", noise, views, epochs=1)
+    list(oracle.fill(1))
+    oracle.count()
+    batch = next(views.epoch(0))
+    logits, features = oracle.ask_with_features(batch)
+    assert oracle.count() == {"questions_asked": 64, "questions_answered": 128}  # the store holds no features
+    assert logits.equal(Oracle(answers.teacher(), views).ask(batch))
+    expected = answers.teacher().network.features(batch.views[:64])
+    assert all(one.equal(two) for one, two in zip(features, expected, strict=True))
+    assert not any(feature.requires_grad for feature in features)
+
+
+@pytest.mark.parametrize("teacher", ["resnet8x4", "vgg8", "wrn_16_2", "MobileNetV2"])
+@pytest.mark.parametrize("name", [name for name, word in LOSSES.items() if word.features])
+def test_losses_fit_networks_of_other_shapes(name: str, teacher: str) -> None:
+    from kdcache import models
+    from kdcache.losses import Plain
+
+    student_net, teacher_net = (models.build(one, num_classes=4, seed=0) for one in ("resnet8", teacher))
+    labels = torch.arange(8) % 4
+    setting = Setting(student_net.feature_shapes(), teacher_net.feature_shapes(), labels.repeat(9), 4.0, 0)
+    (part,) = make_parts([name], setting).values()
+    images = torch.randint(0, 256, (8, 3, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
+    (student, s), (taught, t) = student_net.with_features(images), teacher_net.with_features(images)
+    loss = part(Plain(student, taught, labels, torch.arange(8), 0, tuple(s), tuple(f.detach() for f in t)))
+    assert loss.shape == ()
+    assert loss.isfinite()
+    loss.backward()
+
+
+@given(
+    seed=st.integers(0, 2**63 - 1),
+    epoch=st.integers(0, 10_000),
+    counts=st.lists(st.integers(1, 9), min_size=2, max_size=5),
+)
+@settings(max_examples=40, deadline=None)
+def test_negatives_are_of_other_classes_and_the_same_in_any_batch(seed: int, epoch: int, counts: list[int]) -> None:
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))]
+    part = Contrast(Setting(((4,),), ((4,),), labels, 4.0, seed))
+    samples = torch.arange(len(labels))
+    drawn = part.negatives(samples, labels, epoch, 50)
+    assert (labels[drawn] != labels[:, None]).all()
+    assert part.negatives(samples[1:2], labels[1:2], epoch, 50).equal(drawn[1:2])
+    if len(labels) > 6:
+        assert not part.negatives(samples, labels, epoch + 1, 50).equal(drawn)
+
+
+def test_negatives_are_uniform_over_the_samples_of_other_classes() -> None:
+    labels = torch.tensor([0, 1, 1, 2, 2, 2, 0, 2])
+    part = Contrast(Setting(((4,),), ((4,),), labels, 4.0, 3))
+    drawn = part.negatives(torch.tensor([1, 0]), labels[torch.tensor([1, 0])], 5, 60_000)
+    for row, others in ((0, [0, 3, 4, 5, 6, 7]), (1, [1, 2, 3, 4, 5, 7])):
+        shares = torch.bincount(drawn[row], minlength=8)[others] / 60_000
+        assert (shares - 1 / 6).abs().max() < 5 * (1 / 6 * 5 / 6 / 60_000) ** 0.5
+    assert abs(torch.corrcoef(drawn.double())[0, 1]) < 0.02
+
+
+def student(small: Settings, teacher: Path, out: Path, **more: Any) -> dict[str, list[float]]:
+    run = train_student(StudentConfig.load(**{**small, "teacher": teacher, "out": out, "lr": 0.01, **more}))
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["questions_asked"] > 0 for line in lines)
+    return {name: [line["loss_parts"][name] for line in lines] for name in lines[0]["loss_parts"]}
+
+
+@pytest.mark.parametrize("aug", ["standard", "cutmix-pick"])
+@pytest.mark.parametrize("name", PARTS)
+def test_each_loss_trains_and_is_recorded_by_part(
+    name: str, aug: str, small: Settings, teacher: Path, tmp_path: Path
+) -> None:
+    loss = {"vid": "vid:20"}.get(name, name)  # on so few images the cross-entropy would drown it
+    parts = student(small, teacher, tmp_path / "run", loss=loss, aug=aug, epochs=4, batch_size=15)
+    assert parts.keys() == {"ce", name}
+    assert parts[name][-1] < parts[name][0]
+
+
+def test_a_sum_is_recorded_part_by_part_and_weight_0_changes_the_student(
+    small: Settings, teacher: Path, tmp_path: Path
+) -> None:
+    both = student(small, teacher, tmp_path / "both", loss="sp+kd", aug="cutmix-pick", epochs=2)
+    none = student(small, teacher, tmp_path / "none", loss="sp:0+kd", aug="cutmix-pick", epochs=2)
+    assert both.keys() == none.keys() == {"ce", "sp", "kd"}
+    assert none["sp"] == [0.0, 0.0]
+    assert both["kd"] != none["kd"]
