@@ -224,7 +224,13 @@ class Step:
 
 def make_objective(config: StudentConfig, student: Network, oracle: Oracle | None, data: Dataset) -> Objective:
     """Make the sum of losses that a config names, with what these train and remember."""
-    teacher = oracle.teacher.network if oracle else None
-    shapes = [network.feature_shapes() if network and config.needs_features else () for network in (student, teacher)]
-    setting = Setting(*shapes, data.train.labels, config.temperature, config.seed)
+    networks = (student, oracle.teacher.network) if oracle and config.needs_features else ()
+    shapes = [network.feature_shapes() for network in networks] or [(), ()]
+    setting = Setting(
+        student=shapes[0],
+        teacher=shapes[1],
+        labels=data.train.labels,
+        temperature=config.temperature,
+        seed=config.seed,
+    )
     return Objective(config.loss_weights, config.temperature, make_parts(config.loss_weights, setting))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kdcache.datasets import Split
 from kdcache.errors import UsageError
-from kdcache.views import Batch, EpochTable, Plan, ViewMaker, crop_flip, cutmix, mixup, steps
+from kdcache.views import Batch, EpochTable, Plan, ViewMaker, crop_flip, cutmix, mixup, share, steps
 from kdcache.views.mix import draw_cutmix
 from kdcache.views.plan import BLOCK, block_starts
 
@@ -112,6 +112,18 @@ def test_steps_cover_every_position_once_and_leave_no_single_one(samples: int, b
     assert all(len(step) == batch_size for step in found[:-1])
     assert samples == 1 or len(found[-1]) >= 2
     assert len(found[-1]) <= batch_size + 1
+
+
+@given(samples=st.integers(8, 400), batch_size=st.integers(8, 130), ranks=st.integers(1, 4))
+@settings(max_examples=60, deadline=None)
+def test_ranks_share_every_step_without_gap_or_overlap(samples: int, batch_size: int, ranks: int) -> None:
+    found = steps(samples, batch_size, ranks)
+    assert [position for step in found for position in step] == list(range(samples))
+    for step in found:
+        parts = [share(step, rank, ranks) for rank in range(ranks)]
+        assert [position for part in parts for position in part] == list(step)
+        assert min(map(len, parts)) >= 2
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def by_name(batches: list[Batch]) -> dict[tuple[int, int], bytes]:

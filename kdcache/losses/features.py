@@ -97,7 +97,8 @@ def hint(student: Tensor, teacher: Tensor) -> Tensor:
     -------
     Tensor, shape ()
     """
-    return functional.mse_loss(*_wide(student, teacher))
+    student, teacher = _wide(student, teacher)
+    return functional.mse_loss(student, teacher)
 
 
 def relations(student: Tensor, teacher: Tensor, distance: float = 25.0, angle: float = 50.0) -> Tensor:
@@ -117,16 +118,17 @@ def relations(student: Tensor, teacher: Tensor, distance: float = 25.0, angle: f
     Tensor, shape ()
     """
     student, teacher = _wide(student, teacher)
-    distances = [_distances(vectors) for vectors in (student, teacher)]
-    scaled = [d / d[d > 0].mean() for d in distances]
-    angles = [_angles(vectors) for vectors in (student, teacher)]
-    return distance * functional.smooth_l1_loss(*scaled) + angle * functional.smooth_l1_loss(*angles)
+    far = functional.smooth_l1_loss(_distances(student), _distances(teacher))
+    wide = functional.smooth_l1_loss(_angles(student), _angles(teacher))
+    return distance * far + angle * wide
 
 
 def _distances(vectors: Tensor) -> Tensor:
+    """Distances between all rows, on a scale on which those that are not 0 are 1 on the mean."""
     squares = vectors.pow(2).sum(1)
     squared = (squares[:, None] + squares[None] - 2 * vectors @ vectors.T).clamp(min=1e-12)
-    return squared.sqrt() * (1 - torch.eye(len(vectors), device=vectors.device, dtype=vectors.dtype))
+    distances = squared.sqrt() * (1 - torch.eye(len(vectors), device=vectors.device, dtype=vectors.dtype))
+    return distances / distances[distances > 0].mean()
 
 
 def _angles(vectors: Tensor) -> Tensor:

@@ -3,6 +3,18 @@
 from kdcache.views.batches import Batch, ViewMaker
 from kdcache.views.geometry import crop_flip
 from kdcache.views.mix import cutmix, mixup
-from kdcache.views.plan import PLAN_VERSION, EpochTable, Plan, Slot, steps
+from kdcache.views.plan import PLAN_VERSION, EpochTable, Plan, Slot, share, steps
 
-__all__ = ["PLAN_VERSION", "Batch", "EpochTable", "Plan", "Slot", "ViewMaker", "crop_flip", "cutmix", "mixup", "steps"]
+__all__ = [
+    "PLAN_VERSION",
+    "Batch",
+    "EpochTable",
+    "Plan",
+    "Slot",
+    "ViewMaker",
+    "crop_flip",
+    "cutmix",
+    "mixup",
+    "share",
+    "steps",
+]

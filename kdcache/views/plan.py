@@ -16,7 +16,7 @@ import numpy as np
 from kdcache.errors import UsageError, fault
 from kdcache.views.mix import MIXES, Words
 
-__all__ = ["BLOCK", "PLAN_VERSION", "EpochTable", "Plan", "Slot", "block_starts", "steps"]
+__all__ = ["BLOCK", "PLAN_VERSION", "EpochTable", "Plan", "Slot", "block_starts", "share", "steps"]
 
 PLAN_VERSION = 1
 """Raised whenever the same plan would draw other rows."""
@@ -190,12 +190,18 @@ def block_starts(samples: int) -> np.ndarray:
     return np.arange(max(1, samples // BLOCK)) * BLOCK
 
 
-def steps(samples: int, batch_size: int) -> list[range]:
-    """Positions of each step of an epoch; a last batch of a single sample joins the one before.
+def steps(samples: int, batch_size: int, ranks: int = 1) -> list[range]:
+    """Positions of each step of an epoch; a last batch of fewer than two samples a rank joins the one before.
 
     Nothing is dropped, padded or repeated.
     """
     starts = list(range(0, samples, batch_size))
-    if len(starts) > 1 and samples - starts[-1] < 2:
+    if len(starts) > 1 and samples - starts[-1] < 2 * ranks:
         starts.pop()
     return [range(start, stop) for start, stop in zip(starts, [*starts[1:], samples], strict=True)]
+
+
+def share(positions: range, rank: int, ranks: int) -> range:
+    """Positions of a step that fall to one of several ranks: the rank-th of nearly equal neighbouring parts."""
+    start, stop = (positions.start + place * len(positions) // ranks for place in (rank, rank + 1))
+    return range(start, stop)
