@@ -21,7 +21,7 @@ class Candidates(NamedTuple):
     Attributes
     ----------
     teacher, student : Tensor or None, shape (M B, C)
-        Logits; ``None`` where the criterion does not read them (`kdcache.config.CRITERIA`).
+        Logits; ``None`` where the criterion does not read them (`kdcache.words.CRITERIA`).
     lot : Tensor of float32, shape (M B,)
         Uniform numbers drawn with the views.
     temperature : float

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from kdcache import loop
 from kdcache.compute import Compute
-from kdcache.config import CRITERIA, StudentConfig
+from kdcache.config import StudentConfig
 from kdcache.datasets import Dataset
 from kdcache.losses import Mixed, Objective, Plain, Setting, kld, make_parts
 from kdcache.models import Network
@@ -19,6 +19,7 @@ from kdcache.report.progress import Reporter
 from kdcache.resolve import find_teacher, fresh_network, load_data, open_oracle, plan_of
 from kdcache.store.statistics import EpochStatistics, StatisticsStore
 from kdcache.views import Batch, ViewMaker
+from kdcache.words import CRITERIA
 
 __all__ = ["Step", "make_objective", "train_student"]
 

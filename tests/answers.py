@@ -6,7 +6,6 @@ import torch
 
 from kdcache import models
 from kdcache.compute import Compute
-from kdcache.config import AUGMENTATIONS
 from kdcache.datasets import Card, Dataset, Split
 from kdcache.oracle import Oracle
 from kdcache.resolve import open_store
@@ -14,6 +13,7 @@ from kdcache.store.answers import AnswerStore
 from kdcache.store.formats import DENSE, Format
 from kdcache.teacher import Teacher
 from kdcache.views import Plan, ViewMaker
+from kdcache.words import AUGMENTATIONS
 
 CPU = torch.device("cpu")
 CLASSES = 4

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kdcache import datasets, models
-from kdcache.config import CRITERIA, DATASETS, LOSSES, MODELS
 from kdcache.losses import (
     PARTS,
     Mixed,
@@ -23,6 +22,7 @@ from kdcache.losses import (
     mixed_cross_entropy,
 )
 from kdcache.pick import SCORES, Candidates, best
+from kdcache.words import CRITERIA, DATASETS, LOSSES, MODELS
 from tests.figures import tensor
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "losses.json").read_text())["results"]

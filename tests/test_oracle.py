@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from kdcache.analysis.questions import Filled, distinct
-from kdcache.config import CACHES
 from kdcache.datasets import Split
 from kdcache.errors import KdcacheError, UsageError
 from kdcache.oracle import Oracle
@@ -18,6 +17,7 @@ from kdcache.store.formats import DENSE, Dense, TopK
 from kdcache.store.place import Place
 from kdcache.teacher import FORWARD_ROWS, Teacher
 from kdcache.views import Plan
+from kdcache.words import CACHES
 from tests import answers
 
 N = 150

@@ -16,8 +16,8 @@ FOLDERS = {"kdcache": ROOT / "kdcache", "kdcache.stages": ROOT / "stages", "kdca
 
 # A module imports only from those before it.
 ORDER = [
-    *("errors", "files", "config", "compute", "datasets", "models", "export", "teacher", "views", "store", "oracle"),
-    *("losses", "pick", "loop", "record", "resolve", "analysis", "report", "stages", "cli"),
+    *("errors", "files", "words", "config", "compute", "datasets", "models", "export", "teacher", "views", "store"),
+    *("oracle", "losses", "pick", "loop", "record", "resolve", "analysis", "report", "stages", "cli"),
 ]
 
 

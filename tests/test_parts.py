@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kdcache.stages import train_student
 
-from kdcache.config import LOSSES, StudentConfig
+from kdcache.config import StudentConfig
 from kdcache.datasets import Split
 from kdcache.losses import PARTS, Setting, make_parts
 from kdcache.losses.parts import Contrast
 from kdcache.oracle import Oracle
+from kdcache.words import LOSSES
 from tests import answers
 from tests.test_step import Bench
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdcache import models
 from kdcache.compute import Compute
-from kdcache.config import AUGMENTATIONS, CRITERIA, StudentConfig
+from kdcache.config import StudentConfig
 from kdcache.datasets import Split
 from kdcache.loop import unchanged_statistics
 from kdcache.losses import cross_entropy, kd, kld
@@ -19,6 +19,7 @@ from kdcache.oracle import Oracle
 from kdcache.store.statistics import EpochStatistics
 from kdcache.teacher import Teacher
 from kdcache.views import Batch, Plan, ViewMaker
+from kdcache.words import AUGMENTATIONS, CRITERIA
 from tests import answers
 
 CPU = Compute(torch.device("cpu"), "float32")

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from kdcache.config import FOLDER
 from kdcache.errors import UsageError, fault
+from kdcache.words import FOLDER
 
 __all__ = ["CARDS", "Card", "card_of"]
 

@@ -13,10 +13,10 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_datas
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 
-from kdcache.config import FOLDER
 from kdcache.datasets import Dataset, Split
 from kdcache.datasets.cards import Card
 from kdcache.errors import UsageError, fault, first_line
+from kdcache.words import FOLDER
 
 __all__ = ["load", "read_image"]
 

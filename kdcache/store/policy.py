@@ -70,7 +70,7 @@ def choose(cache: str, plan: Plan, epochs: int, existing: Set[str], table_bytes:
     Parameters
     ----------
     cache : str
-        A word of `kdcache.config.CACHES`. ``auto`` keeps all views if all of them fit, otherwise none, and opens the
+        A word of `kdcache.words.CACHES`. ``auto`` keeps all views if all of them fit, otherwise none, and opens the
         index if it saves enough questions.
     plan : Plan
     epochs : int

@@ -1,0 +1,146 @@
+"""Every word that a setting may take, and what it stands for; nothing here imports torch.
+
+The modules that implement the words are checked against these tables by the tests.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+__all__ = [
+    "AUGMENTATIONS",
+    "CACHES",
+    "CRITERIA",
+    "DATASETS",
+    "ELSEWHERE",
+    "FOLDER",
+    "LOSSES",
+    "MODELS",
+    "Augmentation",
+    "Criterion",
+    "LossWord",
+    "OneOf",
+    "SumOf",
+    "listed",
+]
+
+DATASETS = {"fashion-mini": "mini", "fashion-mnist": "mini", "cifar10": "cifar100", "cifar100": "cifar100"}
+"""Each dataset by name, and the preset in ``configs/`` that it is trained with by default."""
+
+FOLDER = "folder:"
+"""What the name of a dataset of the user's own starts with; the path of its folder follows."""
+
+MODELS = (
+    *("resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet8x4", "resnet32x4"),
+    *("wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2", "vgg8", "vgg11", "vgg13", "vgg16", "vgg19"),
+    *("ResNet50", "MobileNetV2", "ShuffleV1", "ShuffleV2"),
+)
+
+
+ELSEWHERE = (("torchvision:", "NAME"), ("timm:", "NAME"), ("python:", "MODULE:CALLABLE"))
+"""What the name of a network from elsewhere starts with."""
+
+
+class LossWord(NamedTuple):
+    """What a loss reads, and its weight in the recipe that was published with it."""
+
+    teacher: bool
+    features: bool
+    weight: float
+
+
+LOSSES = {
+    "ce": LossWord(teacher=False, features=False, weight=1.0),
+    "kd": LossWord(teacher=True, features=False, weight=1.0),
+    "dkd": LossWord(teacher=True, features=False, weight=1.0),
+    "crd": LossWord(teacher=True, features=True, weight=0.8),
+    "sp": LossWord(teacher=True, features=True, weight=3000.0),
+    "at": LossWord(teacher=True, features=True, weight=1000.0),
+    "fitnet": LossWord(teacher=True, features=True, weight=100.0),
+    "rkd": LossWord(teacher=True, features=True, weight=1.0),
+    "pkt": LossWord(teacher=True, features=True, weight=30000.0),
+    "cc": LossWord(teacher=True, features=True, weight=0.02),
+    "vid": LossWord(teacher=True, features=True, weight=1.0),
+    "nst": LossWord(teacher=True, features=True, weight=50.0),
+}
+
+CACHES = ("auto", "off", "clean", "standard", "replay")
+
+
+class Criterion(NamedTuple):
+    """What a pick criterion reads."""
+
+    teacher: bool
+    student: bool
+
+
+CRITERIA = {
+    "kld": Criterion(teacher=True, student=True),
+    "teacher-entropy": Criterion(teacher=True, student=False),
+    "student-entropy": Criterion(teacher=False, student=True),
+    "random": Criterion(teacher=False, student=False),
+}
+
+
+class Augmentation(NamedTuple):
+    """What happens to an image: crop and flip, then possibly a mix, of which possibly the best are picked."""
+
+    crop_flip: bool = True
+    mix: str | None = None
+    pick: str | None = None
+
+    @property
+    def slots(self) -> int:
+        """How many mixed views are made of a sample: two candidates where some are picked (the paper's N_p = N/2)."""
+        return 0 if self.mix is None else 2 if self.pick else 1
+
+
+AUGMENTATIONS = {
+    "none": Augmentation(crop_flip=False),
+    "standard": Augmentation(),
+    "mixup": Augmentation(mix="mixup"),
+    "cutmix": Augmentation(mix="cutmix"),
+    "cutmix-pick": Augmentation(mix="cutmix", pick="kld"),
+}
+
+
+def listed(words: Iterable[str]) -> str:
+    """Name the allowed words for an error or a help page."""
+    return ", ".join(words)
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Validate a setting that takes one of some words, or a beginning such as ``folder:`` with something behind it."""
+
+    words: tuple[str, ...]
+    beginnings: tuple[tuple[str, str], ...] = ()
+    """Each with what stands behind it, for people."""
+
+    def __call__(self, word: str) -> str:
+        """Give back a word that is allowed; any other is a ``ValueError`` that lists them."""
+        if word in self.words or any(word.startswith(start) and word != start for start, _ in self.beginnings):
+            return word
+        raise ValueError(listed(self.all_words()))
+
+    def all_words(self) -> tuple[str, ...]:
+        """Name what is allowed, for people."""
+        return self.words + tuple(start + rest for start, rest in self.beginnings)
+
+
+@dataclass(frozen=True)
+class SumOf:
+    """Validate a sum of words, each with a weight or without, as in ``crd:0.8+kd``."""
+
+    words: tuple[str, ...]
+
+    def __call__(self, text: str) -> str:
+        """Give back a sum that can be read; any other is a ``ValueError`` that says how one looks."""
+        names = [part.partition(":")[0] for part in text.split("+")]
+        try:
+            weights = [float(part.partition(":")[2] or 1) for part in text.split("+")]
+        except ValueError:
+            weights = [-1.0]
+        if len(set(names)) < len(names) or not set(names) <= set(self.words) or not all(0 <= w < 1e9 for w in weights):
+            raise ValueError(f"a sum of different losses, as in crd:0.8+kd, of {listed(self.words)}")
+        return text
