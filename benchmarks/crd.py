@@ -10,6 +10,7 @@ import torch
 from common import footer, spread
 
 from kdcache.losses import Plain, Setting
+from kdcache.losses.contrast import PRODUCT
 from kdcache.losses.parts import EMBEDDING, NEGATIVES, Contrast
 
 BATCH, REPEATS = 64, 7
@@ -18,12 +19,12 @@ BATCH, REPEATS = 64, 7
 def main() -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, nargs="+", default=[50_000, 100_000])
+    parser.add_argument("--samples", type=int, nargs="+", default=[50_000, 100_000, 250_000, 300_000])
     chosen = parser.parse_args()
     print(f"""# CRD with {NEGATIVES} negatives
 
 Batches of {BATCH}, embeddings of {EMBEDDING} from vectors of 64 (student) and 128 (teacher), 100 classes, float32.
-Milliseconds, medians (least, most) of {REPEATS}. Up to four times as many samples as negatives, one product with
+Milliseconds, medians (least, most) of {REPEATS}. Up to {PRODUCT} times as many samples as negatives, one product with
 the whole memory takes the place of gathering rows.
 
 | samples | memories, MB | drawing the negatives | loss, forward and backward |
