@@ -430,6 +430,42 @@ def test_a_folder_that_is_no_store_is_left_alone(noise: Split, tmp_path: Path) -
     assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["album", "photo.jpg", "file"]
 
 
+def test_a_root_that_another_process_is_just_writing_is_not_taken_for_other_files(noise: Split, tmp_path: Path) -> None:
+    (tmp_path / "store.zarr").mkdir()
+    (tmp_path / "store.zarr" / "zarr.4711.partial").write_text("{")
+    assert answers.store(tmp_path / "store.zarr", answers.teacher(), noise).tables() == []
+
+
+OPENER = """
+    import sys
+    from tests import answers
+    from tests.test_store import blank
+    teacher = answers.teacher()
+    print("ready", flush=True)
+    for line in sys.stdin:
+        answers.store(line.strip(), teacher, blank())
+        print("opened", flush=True)
+"""
+
+
+def blank() -> Split:
+    return Split(torch.zeros(9, 3, 32, 32, dtype=torch.uint8), torch.zeros(9, dtype=torch.int64))
+
+
+def test_several_processes_make_one_new_store_at_the_same_moment(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(OPENER)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": Path(__file__).parents[1]}
+    openers = [subprocess.Popen(command, **pipes) for _ in range(3)]  # type: ignore[call-overload]
+    assert [opener.stdout.readline() for opener in openers] == ["ready\n"] * 3
+    for number in range(25):
+        for opener in openers:
+            opener.stdin.write(f"{tmp_path / str(number) / 'store.zarr'}\n")
+            opener.stdin.flush()
+        assert [opener.stdout.readline() for opener in openers] == ["opened\n"] * 3
+    for opener in openers:
+        opener.communicate()
+
+
 def test_tables_whose_root_is_gone_are_not_taken_for_another_teachers(noise: Split, tmp_path: Path) -> None:
     filled(tmp_path, noise)
     (tmp_path / "store.zarr" / "zarr.json").unlink()

@@ -126,7 +126,7 @@ class AnswerStore:
                 "format": asdict(format),
             }
             with place.lock("attributes"):
-                if not _is_there(place):  # another process may have made it while we waited
+                if not _is_there(place):  # another process may have made it before we held the lock
                     zarr.create_group(place.store, attributes=attributes)
         store = cls(where)
         compare(where, store.fingerprint, fingerprint)
@@ -178,10 +178,13 @@ def _is_there(place: Place) -> bool:
     """Tell whether a place holds a store. One that holds anything else is refused, so that nothing gets mixed up."""
     if place.has("zarr.json"):
         return True
-    if keys := place.list_keys():
-        what = (
-            "a store whose zarr.json is gone" if any(CLEAN in key or "replay" in key for key in keys) else "other files"
-        )
+    # What a writer that was killed left unfinished, or another one is just writing, is nobody's file.
+    keys = [key for key in place.list_keys() if not key.endswith(".partial")]
+    if "zarr.json" in keys:  # another process has made it between the two looks
+        return True
+    if keys:
+        gone = any(key.startswith((f"{CLEAN}/", "replay/")) for key in keys)
+        what = "a store whose zarr.json is gone" if gone else "other files"
         raise UsageError(fault(f"store of answers {place.where}", allowed="a store, or nothing", given=what))
     return False
 
