@@ -43,7 +43,7 @@ def main() -> None:
     split = Split(images, torch.zeros(chosen.images, dtype=torch.int64))
     data = Dataset(CARDS["fashion-mini"], tuple("abcdefghij"), split, split)
     teacher = StandIn(models.build("resnet8", num_classes=10, seed=0), Compute(torch.device("cpu"), "float32"))
-    plan = Plan(chosen.images, 32, 4, crop_flip=True, mix=None, slots=0, seed=0)
+    plan = Plan(chosen.images, 32, 4, crop_flip=True, seed=0)
     views = ViewMaker(split, plan, chosen.images, torch.device("cpu"))
     print(f"""# Questions about the standard views
 

@@ -15,7 +15,7 @@ BLUE, GREEN, GREY = "#dbe9f6", "#dff0d8", "#eeeeee"
 def main() -> None:
     """Write the picture beside this file."""
     data = datasets.load("fashion-mini")
-    plan = Plan(len(data.train), 32, 4, crop_flip=True, mix="cutmix", slots=2, seed=5)
+    plan = Plan(len(data.train), 32, 4, crop_flip=True, mixes=("cutmix", "cutmix"), seed=5)
     batch = next(ViewMaker(data.train, plan, 64, torch.device("cpu")).epoch(0))
     sample = 5
     names = ["image", "view x", "candidate 1", "candidate 2"]

@@ -8,6 +8,7 @@ import importlib.resources
 import json
 import tomllib
 from collections.abc import Mapping
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, get_args
 
@@ -31,6 +32,7 @@ from kdcache.words import (
     ELSEWHERE,
     FOLDER,
     LOSSES,
+    MIXES,
     MODELS,
     Augmentation,
     OneOf,
@@ -42,9 +44,9 @@ __all__ = ["StudentConfig", "TeacherConfig", "TrainingConfig"]
 
 Dataset = Annotated[str, AfterValidator(OneOf(tuple(DATASETS), ((FOLDER, "PATH"),)))]
 Model = Annotated[str, AfterValidator(OneOf(MODELS, ELSEWHERE))]
-Aug = Annotated[str, AfterValidator(OneOf(tuple(AUGMENTATIONS)))]
+Aug = Annotated[str, AfterValidator(SumOf(MIXES, "cutmix+mixup", alone=tuple(AUGMENTATIONS)))]
 Pick = Annotated[str, AfterValidator(OneOf(tuple(CRITERIA)))]
-Loss = Annotated[str, AfterValidator(SumOf(tuple(LOSSES)))]
+Loss = Annotated[str, AfterValidator(SumOf(tuple(LOSSES), "crd:0.8+kd"))]
 Device = Annotated[str, AfterValidator(OneOf(("auto", "cpu", "cuda", "mps")))]
 Cache = Annotated[str, AfterValidator(OneOf(CACHES))]
 StoreType = Annotated[str, AfterValidator(OneOf(("float16", "float32")))]
@@ -119,7 +121,7 @@ class TrainingConfig(BaseModel):
         first = next(iter(get_args(field.annotation)), None)
         metadata: Any = field.metadata or getattr(first, "__metadata__", [])
         checks = [check.func for check in metadata if isinstance(check, AfterValidator)]
-        return next((check.all_words() for check in checks if isinstance(check, OneOf)), ())
+        return next((check.all_words() for check in checks if isinstance(check, OneOf | SumOf)), ())
 
     @classmethod
     def load(cls, file: str | Path | None = None, **options: Any) -> Self:
@@ -200,8 +202,15 @@ class StudentConfig(TrainingConfig):
     )
     aug: Aug = Field("standard", description="Views of the images that the student sees.")
     pick: Pick | None = Field(
-        None, validate_default=True, description="Criterion that keeps half of the mixed views [cutmix-pick: kld]."
+        None, validate_default=True, description="Criterion by which some of the x' are kept [cutmix-pick: kld]."
     )
+    candidates: int | None = Field(
+        None,
+        ge=1,
+        le=63,
+        description="x' of each sample [one of each kind in --aug, at least two to pick from].",
+    )
+    keep: float | None = Field(None, gt=0, le=1, description="Share of the x' of a step that is picked [0.5].")
     temperature: float = Field(4.0, gt=0, allow_inf_nan=False, description="Temperature tau of the soft targets.")
     alpha: float = Field(0.9, ge=0, le=1, description="Weight of the soft targets in the loss on x.")
     view_seed: int | None = Field(None, ge=0, lt=2**63, description="Seed of the views [the seed].")
@@ -227,20 +236,43 @@ class StudentConfig(TrainingConfig):
         aug, loss = info.data.get("aug"), info.data.get("loss")
         if aug is None:  # it has a fault of its own
             return pick
-        if pick is not None and AUGMENTATIONS[aug].mix is None:
-            mixing = (name for name, augmentation in AUGMENTATIONS.items() if augmentation.mix)
-            raise ValueError(f"only with an --aug that mixes ({listed(mixing)})")
-        criterion = pick or AUGMENTATIONS[aug].pick
+        base = _augmentation(aug)
+        if pick is not None and not base.mixes:
+            raise ValueError(_only_with_mixes())
+        criterion = pick or base.pick
         if loss == "ce" and criterion is not None and CRITERIA[criterion].teacher:
             without = (name for name, reads in CRITERIA.items() if not reads.teacher)
             raise ValueError(f"{listed(without)} where --loss ce leaves the run without a teacher")
         return pick
 
+    @field_validator("candidates")
+    @classmethod
+    def _candidates_fit(cls, candidates: int | None, info: ValidationInfo) -> int | None:
+        aug = info.data.get("aug")
+        if candidates is None or aug is None:
+            return candidates
+        if not _augmentation(aug).mixes:
+            raise ValueError(_only_with_mixes())
+        if candidates < len(_augmentation(aug).mixes):
+            raise ValueError(f"at least one of each kind in --aug {aug}")
+        return candidates
+
+    @field_validator("keep")
+    @classmethod
+    def _keep_fits(cls, keep: float | None, info: ValidationInfo) -> float | None:
+        aug, pick = info.data.get("aug"), info.data.get("pick")
+        if keep is not None and aug is not None and not (pick or _augmentation(aug).pick):
+            raise ValueError("only with --pick")
+        return keep
+
     @property
     def augmentation(self) -> Augmentation:
-        """The views, with the criterion that is in force."""
-        base = AUGMENTATIONS[self.aug]
-        return base._replace(pick=self.pick or base.pick)
+        """The views, with what is in force: the kind of each x' in turn, the criterion, the share that is kept."""
+        base = _augmentation(self.aug)
+        pick = self.pick or base.pick
+        number = self.candidates or max(len(base.mixes), 2 if pick else 1)
+        mixes = tuple(islice(cycle(base.mixes), number))
+        return base._replace(mixes=mixes, pick=pick, keep=self.keep or base.keep)
 
     @property
     def needs_teacher(self) -> bool:
@@ -269,6 +301,14 @@ class StudentConfig(TrainingConfig):
     def views_seed(self) -> int:
         """Seed of the views: ``view_seed``, or the run's own seed."""
         return self.seed if self.view_seed is None else self.view_seed
+
+
+def _augmentation(aug: str) -> Augmentation:
+    return AUGMENTATIONS.get(aug) or Augmentation(mixes=tuple(aug.split("+")))
+
+
+def _only_with_mixes() -> str:
+    return f"only with an --aug that makes x' (cutmix-pick, {listed(MIXES)})"
 
 
 def _read_toml(chosen: str | Path) -> dict[str, Any]:

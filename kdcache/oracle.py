@@ -82,21 +82,20 @@ class Oracle:
         epochs : int
             Of the run.
         limit : int, optional
-            Bytes that the store may take, see `kdcache.store.policy.room`.
+            Bytes that the store may take, see `kdcache.store.policy.Room`.
         tell : callable
             Hears how many of how many clean answers are there, where x are the clean views: these are filled now.
         """
-        plan, existing = views.plan, set(store.tables())
-        limit = policy.room(limit, store.place, len(existing) * store.table_bytes)
-        choice = policy.choose(cache, plan, epochs, existing, store.table_bytes, limit)
+        plan, room = views.plan, policy.Room.of(store, limit)
+        choice = policy.choose(cache, plan, epochs, room)
         oracle = cls(teacher, views, store=store)
         if plan.crop_flip:
-            oracle.replay = Replay(store, plan.seed, plan.kinds, choice.keep, limit)
+            oracle.replay = Replay(store, plan.seed, plan.kinds, choice.keep, room.limit)
         elif choice.keep:
             for done in oracle.fill_clean():
                 tell(done, plan.samples)
         if choice.indexed:
-            oracle.finite = FiniteViews.of_store(store, plan, epochs, limit)
+            oracle.finite = FiniteViews.of_store(store, plan, epochs, room.limit)
         return oracle
 
     def ask(self, batch: Batch, first: int = 0) -> Tensor:

@@ -31,6 +31,7 @@ __all__ = [
     "open_store",
     "plan_of",
     "store_path",
+    "teacher_and_store",
     "teacher_compute",
     "trained_network",
 ]
@@ -177,8 +178,7 @@ def plan_of(config: StudentConfig, data: Dataset) -> Plan:
         image_size=data.image_size,
         padding=data.card.padding,
         crop_flip=augmentation.crop_flip,
-        mix=augmentation.mix,
-        slots=augmentation.slots,
+        mixes=augmentation.mixes,
         seed=config.views_seed,
     )
 
@@ -224,6 +224,27 @@ def open_store(where: str | Path, teacher: Teacher, data: Dataset, format: Forma
             "forward rows": teacher.rows,
         },
     )
+
+
+def teacher_and_store(
+    run: FinishedRun, data: Dataset, where: str | Path | None = None, device: str = "auto"
+) -> tuple[Teacher, AnswerStore]:
+    """Load the teacher of a run, and open the store of its answers at the precision and in the format that it has.
+
+    Parameters
+    ----------
+    run : FinishedRun
+        The teacher's.
+    data : Dataset
+    where : str or Path, optional
+        The store; by default the teacher's own, which is made if it is not there.
+    device : str
+    """
+    where = where or store_path(run.path)
+    compute = teacher_compute("auto", where, Compute.choose(device))
+    teacher = Teacher(trained_network(run.path / MODEL, data), compute)
+    format = AnswerStore(where).format if Place(where).has("zarr.json") else DENSE
+    return teacher, open_store(where, teacher, data, format)
 
 
 def open_oracle(

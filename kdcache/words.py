@@ -15,6 +15,7 @@ __all__ = [
     "ELSEWHERE",
     "FOLDER",
     "LOSSES",
+    "MIXES",
     "MODELS",
     "Augmentation",
     "Criterion",
@@ -82,26 +83,36 @@ CRITERIA = {
 }
 
 
+MIXES = ("mixup", "cutmix", "cutout", "autoaugment", "trivialaugment")
+"""What makes an x' of an x: a mix with another image, or a strong change of the one."""
+
+
 class Augmentation(NamedTuple):
-    """What happens to an image: crop and flip, then possibly a mix, of which possibly the best are picked."""
+    """What happens to an image: crop and flip make x; one x' is made of it for each mix, and the best may be picked.
+
+    Attributes
+    ----------
+    crop_flip : bool
+    mixes : tuple of str
+        Words of `MIXES`.
+    pick : str or None
+        A word of `CRITERIA`; without it, the student is trained on every x'.
+    keep : float
+        Share of the x' of a step that is picked: half, the paper's N_p = N/2.
+    """
 
     crop_flip: bool = True
-    mix: str | None = None
+    mixes: tuple[str, ...] = ()
     pick: str | None = None
-
-    @property
-    def slots(self) -> int:
-        """How many mixed views are made of a sample: two candidates where some are picked (the paper's N_p = N/2)."""
-        return 0 if self.mix is None else 2 if self.pick else 1
+    keep: float = 0.5
 
 
 AUGMENTATIONS = {
     "none": Augmentation(crop_flip=False),
     "standard": Augmentation(),
-    "mixup": Augmentation(mix="mixup"),
-    "cutmix": Augmentation(mix="cutmix"),
-    "cutmix-pick": Augmentation(mix="cutmix", pick="kld"),
+    "cutmix-pick": Augmentation(mixes=("cutmix",), pick="kld"),
 }
+"""The augmentations that are no sum of mixes."""
 
 
 def listed(words: Iterable[str]) -> str:
@@ -130,17 +141,40 @@ class OneOf:
 
 @dataclass(frozen=True)
 class SumOf:
-    """Validate a sum of words, each with a weight or without, as in ``crd:0.8+kd``."""
+    """Validate a sum of different words, or a word that stands alone.
+
+    Attributes
+    ----------
+    words : tuple of str
+    example : str
+        Of a sum; where its words have weights, they may have some.
+    alone : tuple of str
+    """
 
     words: tuple[str, ...]
+    example: str
+    alone: tuple[str, ...] = ()
 
     def __call__(self, text: str) -> str:
-        """Give back a sum that can be read; any other is a ``ValueError`` that says how one looks."""
-        names = [part.partition(":")[0] for part in text.split("+")]
-        try:
-            weights = [float(part.partition(":")[2] or 1) for part in text.split("+")]
-        except ValueError:
-            weights = [-1.0]
-        if len(set(names)) < len(names) or not set(names) <= set(self.words) or not all(0 <= w < 1e9 for w in weights):
-            raise ValueError(f"a sum of different losses, as in crd:0.8+kd, of {listed(self.words)}")
+        """Give back a text that can be read; any other is a ``ValueError`` that says how one looks."""
+        if text in self.alone:
+            return text
+        parts = [part.partition(":") for part in text.split("+")]
+        names = {name for name, _, _ in parts}
+        weights = [weight for _, colon, weight in parts if colon]
+        weighted = not weights or ":" in self.example
+        if len(names) < len(parts) or not names <= set(self.words) or not (weighted and all(map(_is_weight, weights))):
+            before = f"{listed(self.alone)}, or " if self.alone else ""
+            raise ValueError(f"{before}a sum of different ones, as in {self.example}, of {listed(self.words)}")
         return text
+
+    def all_words(self) -> tuple[str, ...]:
+        """Name what is allowed, for people."""
+        return (*self.alone, *self.words, self.example)
+
+
+def _is_weight(text: str) -> bool:
+    try:
+        return 0 <= float(text) < 1e9
+    except ValueError:
+        return False

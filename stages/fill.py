@@ -11,9 +11,7 @@ from kdcache.report.progress import Reporter
 from kdcache.report.tables import file_size
 from kdcache.resolve import find_teacher, load_data, open_oracle, plan_of, store_path
 from kdcache.store import policy
-from kdcache.store.answers import AnswerStore, table_bytes
 from kdcache.store.formats import format_of
-from kdcache.store.place import Place
 from kdcache.views import Plan, ViewMaker
 
 __all__ = ["Filled", "fill_answers"]
@@ -87,13 +85,10 @@ def check_room(config: StudentConfig, data: Dataset, plan: Plan) -> None:
         raise UsageError(fault(f"--cache with --aug {config.aug}", allowed="something to keep", given=config.cache))
     format = format_of(config.store_dtype, config.topk)
     assert config.teacher is not None
-    place = Place(config.store or store_path(config.teacher, format))
-    existing = set(AnswerStore(place.where).tables()) if place.has("zarr.json") else set()
-    size = table_bytes(plan.samples, data.num_classes, format)
-    limit = policy.room(config.cache_limit, place, len(existing) * size)
-    choice = policy.choose(config.cache, plan, config.epochs, existing, size, limit)
-    if choice.keep and limit >= size:
+    where = config.store or store_path(config.teacher, format)
+    room = policy.Room.at(where, plan.samples, data.num_classes, format, config.cache_limit)
+    if policy.choose(config.cache, plan, config.epochs, room).keep and room.most_tables:
         return
-    needed, room = file_size(size * len(plan.kinds) * config.epochs), file_size(limit)
-    remedy = f"{needed}, or --cache replay to fill a part" if limit >= size else f"at least {file_size(size)}"
-    raise UsageError(fault("--cache-limit is too small for the answers", allowed=remedy, given=room))
+    least, whole = file_size(room.table_bytes), file_size(room.table_bytes * len(plan.kinds) * config.epochs)
+    remedy = f"{whole}, or --cache replay to fill a part" if room.most_tables else f"at least {least}"
+    raise UsageError(fault("--cache-limit is too small for the answers", allowed=remedy, given=file_size(room.limit)))

@@ -121,7 +121,7 @@ class Step:
         compute: Compute,
     ) -> None:
         self.student, self.objective, self.oracle, self.compute = student, objective, oracle, compute
-        self.temperature, self.criterion = config.temperature, config.augmentation.pick
+        self.temperature, self.augmentation = config.temperature, config.augmentation
         self.reads_features = config.needs_features
         self._losses: list[dict[str, Tensor]] = []
 
@@ -182,18 +182,18 @@ class Step:
     @torch.no_grad()
     def _pick(self, batch: Batch, answers: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Choose among the candidates: indices of the picks, and d of every candidate where the student scored them."""
-        size = len(batch)
-        if self.criterion is None:
+        size, criterion = len(batch), self.augmentation.pick
+        if criterion is None:
             return torch.arange(size * batch.slots, device=batch.views.device), None
-        reads = CRITERIA[self.criterion]
+        reads = CRITERIA[criterion]
         teacher = answers[size:] if answers is not None else None
         student = None
         if reads.student:
             with loop.unchanged_statistics(self.student), self.compute.autocast():
                 student = self.student(batch.views[size:]).float()
-        scores = SCORES[self.criterion](Candidates(teacher, student, batch.lot, self.temperature))
+        scores = SCORES[criterion](Candidates(teacher, student, batch.lot, self.temperature))
         d = kld(teacher, student, self.temperature) if teacher is not None and student is not None else None
-        return best(scores, size), d
+        return best(scores, max(2, round(self.augmentation.keep * len(scores)))), d
 
     @torch.no_grad()
     def _record(

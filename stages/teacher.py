@@ -52,9 +52,7 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
     compute = Compute.choose(config.device, config.precision)
     data = load_data(config)
     teacher = fresh_network(config, data).to(compute.device)
-    plan = Plan(
-        len(data.train), data.image_size, data.card.padding, crop_flip=True, mix=None, slots=0, seed=config.seed
-    )
+    plan = Plan(len(data.train), data.image_size, data.card.padding, crop_flip=True, seed=config.seed)
     views = ViewMaker(data.train, plan, config.batch_size, compute.device)
     optimiser = loop.sgd(teacher, config.lr, config.momentum, config.weight_decay)
 
@@ -151,7 +149,7 @@ def adopt_teacher(
 def _fill_and_finish(run: Run, network: Network, data: Dataset, compute: Compute) -> FinishedRun:
     teacher = Teacher(network, compute)
     store = open_store(store_path(run.path), teacher, data)
-    plan = Plan(len(data.train), data.image_size, data.card.padding, crop_flip=False, mix=None, slots=0, seed=0)
+    plan = Plan(len(data.train), data.image_size, data.card.padding, crop_flip=False, seed=0)
     oracle = Oracle(teacher, ViewMaker(data.train, plan, teacher.rows, compute.device), store=store)
     for _ in oracle.fill_clean():
         pass

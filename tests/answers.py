@@ -6,6 +6,7 @@ import torch
 
 from kdcache import models
 from kdcache.compute import Compute
+from kdcache.config import StudentConfig
 from kdcache.datasets import Card, Dataset, Split
 from kdcache.oracle import Oracle
 from kdcache.resolve import open_store
@@ -13,7 +14,6 @@ from kdcache.store.answers import AnswerStore
 from kdcache.store.formats import DENSE, Format
 from kdcache.teacher import Teacher
 from kdcache.views import Plan, ViewMaker
-from kdcache.words import AUGMENTATIONS
 
 CPU = torch.device("cpu")
 CLASSES = 4
@@ -33,8 +33,8 @@ def store(where: Path | str, of: Teacher, split: Split, format: Format = DENSE, 
 
 
 def views(split: Split, aug: str = "cutmix-pick", seed: int = 0, batch_size: int = 64) -> ViewMaker:
-    chosen = AUGMENTATIONS[aug]
-    plan = Plan(len(split), 32, 4, crop_flip=chosen.crop_flip, mix=chosen.mix, slots=chosen.slots, seed=seed)
+    chosen = StudentConfig(aug=aug).augmentation
+    plan = Plan(len(split), 32, 4, crop_flip=chosen.crop_flip, seed=seed, mixes=chosen.mixes)
     return ViewMaker(split, plan, batch_size, CPU)
 
 

@@ -14,7 +14,6 @@ from kdcache.oracle import Oracle
 from kdcache.store import policy
 from kdcache.store.answers import CLEAN, AnswerStore
 from kdcache.store.formats import DENSE, Dense, TopK
-from kdcache.store.place import Place
 from kdcache.teacher import FORWARD_ROWS, Teacher
 from kdcache.views import Plan
 from kdcache.words import CACHES
@@ -284,7 +283,7 @@ def test_over_240_epochs_a_sample_has_as_many_questions_as_distinct_views(tmp_pa
 
 def test_auto_opens_the_index_where_it_saves_enough_and_keeps_all_or_nothing(noise: Split) -> None:
     def choose(aug: str, epochs: int, existing: frozenset[str] = frozenset(), limit: int = 10**6) -> tuple[int, bool]:
-        choice = policy.choose("auto", answers.views(noise, aug).plan, epochs, existing, 1000, limit)
+        choice = policy.choose("auto", answers.views(noise, aug).plan, epochs, policy.Room(existing, 1000, limit))
         return len(choice.keep), choice.indexed
 
     gain = {epochs: epochs / (162 * (1 - (161 / 162) ** epochs)) for epochs in (100, 200)}
@@ -300,18 +299,16 @@ def test_auto_opens_the_index_where_it_saves_enough_and_keeps_all_or_nothing(noi
 
 
 def test_the_standard_views_of_too_many_samples_have_no_index() -> None:
-    plan = Plan(500_000, 32, 4, crop_flip=True, mix=None, slots=0, seed=0)
-    assert not policy.choose("auto", plan, 240, frozenset(), 1, 10**9).indexed
+    plan = Plan(500_000, 32, 4, crop_flip=True, seed=0)
+    assert not policy.choose("auto", plan, 240, policy.Room(frozenset(), 1, 10**9)).indexed
     with pytest.raises(UsageError, match="--cache standard: allowed 414252 samples of 162 views each, given 500000"):
-        policy.choose("standard", plan, 240, frozenset(), 1, 10**9)
+        policy.choose("standard", plan, 240, policy.Room(frozenset(), 1, 10**9))
 
 
-def test_the_room_of_a_store_does_not_shrink_as_it_fills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = Place(tmp_path / "store.zarr")
+def test_the_room_of_a_store_does_not_shrink_as_it_fills() -> None:
     for free, stored, room in ((50, 0, 5), (47, 3, 5), (500, 0, 10), (0, 0, 0)):
-        monkeypatch.setattr(Place, "free_bytes", lambda self, free=free: free * 10**9)
-        assert policy.room(None, place, stored * 10**9) == room * 10**9
-        assert policy.room(7, place, stored) == 7
+        assert policy.default_limit(free * 10**9, stored * 10**9) == room * 10**9
+    assert policy.default_limit(None, 0) == 10 * 10**9
 
 
 def test_without_room_for_clean_answers_they_are_remembered_within_the_run(noise: Split, tmp_path: Path) -> None:

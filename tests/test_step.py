@@ -19,7 +19,7 @@ from kdcache.oracle import Oracle
 from kdcache.store.statistics import EpochStatistics
 from kdcache.teacher import Teacher
 from kdcache.views import Batch, Plan, ViewMaker
-from kdcache.words import AUGMENTATIONS, CRITERIA
+from kdcache.words import AUGMENTATIONS, CRITERIA, MIXES
 from tests import answers
 
 CPU = Compute(torch.device("cpu"), "float32")
@@ -32,7 +32,7 @@ class Bench:
     def __init__(self, data: Split, **settings: Any) -> None:
         config = StudentConfig(epochs=1, batch_size=SIZE, **settings)
         aug = config.augmentation
-        plan = Plan(len(data), 32, 4, crop_flip=aug.crop_flip, mix=aug.mix, slots=aug.slots, seed=3)
+        plan = Plan(len(data), 32, 4, crop_flip=aug.crop_flip, seed=3, mixes=aug.mixes)
         self.maker = ViewMaker(data, plan, SIZE, CPU.device)
         self.batch: Batch = next(self.maker.epoch(0))
         self.student = models.build("resnet8", num_classes=4, seed=0)
@@ -172,9 +172,10 @@ def combinations() -> list[dict[str, str]]:
     """Every augmentation with every criterion and loss, but those that a config refuses."""
     found = []
     for loss in ("ce", "kd", "dkd"):
-        for aug, augmentation in AUGMENTATIONS.items():
-            for pick in (None, *CRITERIA) if augmentation.mix else (None,):
-                criterion = pick or augmentation.pick
+        for aug in (*AUGMENTATIONS, *MIXES, "cutmix+mixup"):
+            mixes = bool(StudentConfig(aug=aug).augmentation.mixes)
+            for pick in (None, *CRITERIA) if mixes and aug not in ("autoaugment", "cutout") else (None,):
+                criterion = pick or StudentConfig(aug=aug).augmentation.pick
                 if loss != "ce" or criterion is None or not CRITERIA[criterion].teacher:
                     found.append({"loss": loss, "aug": aug} | ({"pick": pick} if pick else {}))
     return found
@@ -189,17 +190,31 @@ def test_what_a_step_asks_picks_and_knows(settings: dict[str, str], noise: Split
     assert all(p.grad is not None and p.grad.isfinite().all() for p in bench.student.parameters())
     taught = settings["loss"] != "ce"
     asked = sum(len(rows) for rows in bench.rows)
-    assert asked == (64 * -(-(1 + aug.slots) * SIZE // 64) if taught else 0)
+    assert asked == (64 * -(-(1 + len(aug.mixes)) * SIZE // 64) if taught else 0)
 
     statistics, samples = bench.step.statistics, bench.batch.samples
     d, picked = statistics.d_mixed[:, samples], statistics.picked[:, samples]
-    assert picked.sum() == (SIZE if aug.mix else 0)
+    assert picked.sum() == (len(aug.mixes) * SIZE // 2 if aug.pick else len(aug.mixes) * SIZE)
     assert statistics.picked.sum() == picked.sum()
     assert statistics.d_x[samples].isfinite().all() == taught
     scored = taught and aug.pick is not None and CRITERIA[aug.pick].student
     assert d.isfinite().equal(torch.ones_like(picked) if scored else picked if taught else torch.zeros_like(picked))
     assert statistics.kl_ratio[0].isfinite() == scored
-    assert statistics.disputed[0].isfinite() == (taught and aug.mix is not None)
+    assert statistics.disputed[0].isfinite() == (taught and aug.mixes != ())
+
+
+@pytest.mark.parametrize(("candidates", "keep", "picks"), [(3, 0.5, 48), (4, 0.25, 32), (2, 1.0, 64), (1, 0.01, 2)])
+def test_a_share_of_the_candidates_of_the_whole_step_is_picked(
+    candidates: int, keep: float, picks: int, noise: Split
+) -> None:
+    bench = Bench(noise, aug="trivialaugment", pick="kld", candidates=candidates, keep=keep)
+    bench.step(bench.batch)
+    statistics = bench.step.statistics
+    d, picked = statistics.d_mixed[:, bench.batch.samples], statistics.picked[:, bench.batch.samples]
+    assert picked.shape == (candidates, SIZE)
+    assert picked.sum() == picks
+    if picks < candidates * SIZE:
+        assert d[picked].min() >= d[~picked].max()
 
 
 def test_clean_views_are_answered_from_the_store_without_a_forward(noise: Split, tmp_path: Path) -> None:

@@ -42,6 +42,11 @@ def student(small: Settings, teacher: Path, out: Path, **settings: Any) -> Finis
         ({"loss": "kd", "aug": "cutmix-pick", "pick": "student-entropy"}, 3),
         ({"loss": "kd", "aug": "cutmix-pick", "pick": "random"}, 3),
         ({"loss": "kd", "aug": "mixup", "pick": "kld"}, 3),
+        ({"loss": "ce", "aug": "cutmix+mixup"}, 0),
+        ({"loss": "kd", "aug": "cutmix+mixup", "pick": "kld"}, 3),
+        ({"loss": "kd", "aug": "cutout"}, 2),
+        ({"loss": "kd", "aug": "autoaugment"}, 2),
+        ({"loss": "kd", "aug": "trivialaugment", "pick": "kld", "candidates": 3, "keep": 0.25}, 4),
     ],
 )
 def test_every_augmentation_and_criterion_trains(

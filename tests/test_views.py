@@ -1,30 +1,33 @@
 """The view table and the views made from it."""
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.transforms import v2
 
 from kdcache.datasets import Split
 from kdcache.errors import UsageError
 from kdcache.views import Batch, EpochTable, Plan, ViewMaker, crop_flip, cutmix, mixup, share, steps
 from kdcache.views.mix import draw_cutmix
 from kdcache.views.plan import BLOCK, block_starts
+from kdcache.words import MIXES
 
 CPU = torch.device("cpu")
 
 
 def plan(samples: int = 150, mix: str | None = "cutmix", slots: int = 2, seed: int = 0, crop_flip: bool = True) -> Plan:
-    return Plan(samples, 32, 4, crop_flip=crop_flip, mix=mix, slots=slots, seed=seed)
+    return Plan(samples, 32, 4, crop_flip=crop_flip, seed=seed, mixes=(mix,) * slots if mix else ())
 
 
 def columns(table: EpochTable) -> dict[str, np.ndarray]:
     found = {"order": table.order, "crop": table.crop, "flip": table.flip}
     for number, slot in enumerate(table.slots):
-        found |= {f"{name}-{number}": column for name, column in vars(slot).items()}
+        found |= {f"{name}-{number}": column for name, column in vars(slot).items() if name != "kind"}
     return found
 
 
@@ -80,10 +83,11 @@ def test_shifts_reach_every_place_of_the_block() -> None:
 
 def test_plans_nest() -> None:
     two, one = plan(slots=2).epoch(3), plan(slots=1).epoch(3)
-    for bare in (plan(mix=None, slots=0).epoch(3), plan(mix="mixup", slots=1).epoch(3), one):
+    both, strong = (replace(plan(), mixes=mixes).epoch(3) for mixes in (("cutmix", "mixup"), ("cutout", "cutmix")))
+    for bare in (plan(mix=None, slots=0).epoch(3), plan(mix="mixup", slots=1).epoch(3), one, both, strong):
         assert all(np.array_equal(getattr(two, name), getattr(bare, name)) for name in ("order", "crop", "flip"))
     assert np.array_equal(plan(mix=None, slots=0, crop_flip=False).epoch(3).order, two.order)
-    assert all(np.array_equal(value, vars(two.slots[0])[name]) for name, value in vars(one.slots[0]).items())
+    assert all(np.array_equal(value, columns(two)[name]) for name, value in columns(one).items() if "-" in name)
 
 
 @pytest.mark.parametrize(("samples", "slots"), [(2, 0), (2, 1), (3, 3)])
@@ -135,7 +139,7 @@ def by_name(batches: list[Batch]) -> dict[tuple[int, int], bytes]:
     }
 
 
-@pytest.mark.parametrize("mix", ["cutmix", "mixup", None])
+@pytest.mark.parametrize("mix", [*MIXES, None])
 def test_views_do_not_depend_on_the_batch_size(mix: str | None, noise: Split) -> None:
     drawn = plan(len(noise), mix, 2 if mix else 0)
     first, *others = (by_name(list(ViewMaker(noise, drawn, size, CPU).epoch(1))) for size in (64, 50, 7))
@@ -226,6 +230,53 @@ def test_a_mixed_view_is_made_of_the_x_views_of_both_its_images(mix: str, noise:
                 assert np.array_equal(view, own)
             assert batch.kept[row - len(batch)] == of.kept[position]
             assert batch.lot[row - len(batch)] == of.lot[position]
+
+
+def test_a_strong_view_is_the_transform_of_x_with_the_seed_of_the_row(noise: Split) -> None:
+    transforms = {
+        "autoaugment": v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10),
+        "trivialaugment": v2.TrivialAugmentWide(),
+    }
+    state = torch.get_rng_state()
+    for mix, transform in transforms.items():
+        drawn = plan(len(noise), mix, 1)
+        slot = drawn.epoch(4).slots[0]
+        views = ViewMaker(noise, drawn, 50, CPU).views(4, 1, range(40))
+        assert torch.get_rng_state().equal(state)  # nobody else's draws are changed
+        for position, view in enumerate(views):
+            x = torch.from_numpy(reference_view(noise, drawn, drawn.epoch(4), position).copy())
+            with torch.random.fork_rng():
+                torch.manual_seed(int(slot.parameters[position, 0]))
+                assert view.equal(transform(x))
+        assert len({view.numpy().tobytes() for view in views}) == 40
+
+
+def test_cutout_blackens_a_square_of_half_the_side_and_keeps_the_label(noise: Split) -> None:
+    drawn = plan(len(noise), "cutout", 1)
+    slot = drawn.epoch(4).slots[0]
+    x, views = (ViewMaker(noise, drawn, 50, CPU).views(4, number, range(150)) for number in (0, 1))
+    inside = 0
+    for view, of, (top, bottom, left, right) in zip(views, x, slot.parameters.tolist(), strict=True):
+        assert not view[:, top:bottom, left:right].any()
+        expected = of.clone()
+        expected[:, top:bottom, left:right] = 0
+        assert view.equal(expected)
+        inside += (bottom - top, right - left) == (16, 16)
+    assert inside > 20
+    assert (slot.kept == 1).all()
+    batch = next(ViewMaker(noise, drawn, 50, CPU).epoch(4))
+    assert batch.mixed_labels().equal(batch.labels)
+    assert batch.partner_labels.equal(batch.labels)
+
+
+@pytest.mark.parametrize("kind", ["clean", "standard", "mixup-1", "cutmix-3"])
+def test_a_plan_that_ends_with_a_kind_shows_that_view_last(kind: str) -> None:
+    ending = replace(plan(), mixes=("cutmix",)).ending_with(kind)
+    assert ending.kinds[-1] == kind
+    whole = replace(plan(), mixes=("trivialaugment", "mixup", "cutmix")).epoch(2)
+    if kind == "cutmix-3":
+        assert all(np.array_equal(value, columns(whole)[name]) for name, value in columns(ending.epoch(2)).items()
+                   if name.endswith("-2"))  # fmt: skip
 
 
 @given(words=st.lists(st.integers(0, 2**64 - 1), min_size=2, max_size=2), size=st.integers(32, 225))

@@ -8,14 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.errors import UsageError, fault
 from kdcache.oracle import Oracle
 from kdcache.record import FinishedRun
-from kdcache.resolve import MODEL, load_data, open_store, store_path, teacher_compute, trained_network
+from kdcache.resolve import load_data, teacher_and_store
 from kdcache.store.replay import Replay
-from kdcache.teacher import Teacher
 from kdcache.views import Plan, ViewMaker
 
 __all__ = ["PAPER_PERCENT", "Disagreement", "MixedSamples", "Share", "Study", "collect", "count", "study"]
@@ -235,11 +233,9 @@ def study(run: FinishedRun, samples: int = 10_000, seed: int = 0, device: str = 
     path = run.config.teacher if isinstance(run.config, StudentConfig) else run.path
     if path is None:
         raise UsageError(fault(f"run {run.path}", allowed="a teacher, or a student that had one"))
-    data, where = load_data(run.config), store_path(path)
-    network = trained_network(path / MODEL, data)
-    teacher = Teacher(network, teacher_compute("auto", where, Compute.choose(device)))
-    store = open_store(where, teacher, data)
-    plan = Plan(len(data.train), data.image_size, data.card.padding, crop_flip=True, mix="cutmix", slots=1, seed=seed)
+    data = load_data(run.config)
+    teacher, store = teacher_and_store(FinishedRun(path), data, device=device)
+    plan = Plan(len(data.train), data.image_size, data.card.padding, crop_flip=True, mixes=("cutmix",), seed=seed)
     views = ViewMaker(data.train, plan, 256, teacher.compute.device)
     replay = Replay(store, seed, plan.kinds)  # what students left is used, nothing is written
     oracle = Oracle(teacher, views, store=store, replay=replay)

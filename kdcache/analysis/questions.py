@@ -12,7 +12,7 @@ from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.record import newest
 from kdcache.resolve import find_teacher_run, load_data, plan_of, store_path
 from kdcache.store import policy
-from kdcache.store.answers import CLEAN, AnswerStore, Replayed, replayed, table_bytes
+from kdcache.store.answers import CLEAN, AnswerStore, Replayed, replayed
 from kdcache.store.formats import DENSE, Format, TopK, format_of, row_bytes
 from kdcache.store.place import Place
 from kdcache.store.policy import Choice
@@ -144,22 +144,20 @@ def study_costs(config: StudentConfig) -> StudyCosts:
     """Count the costs of students of one config; a store that is there already counts, but need not be there."""
     data = load_data(config)
     plan, format = plan_of(config, data), format_of(config.store_dtype, config.topk)
-    size = table_bytes(len(data.train), data.num_classes, format)
     run = find_teacher_run(config.teacher) if config.teacher else newest(TeacherConfig, config.dataset)
     where = config.store or (store_path(run.path, format) if run else None)
     filled = Filled.of(AnswerStore(where)) if where and Place(where).has("zarr.json") else Filled()
-    existing = filled.tables.keys()
-    limit = policy.room(config.cache_limit, Place(where), len(existing) * size)
+    room = policy.Room.at(where, plan.samples, data.num_classes, format, config.cache_limit)
     modes = ("off", "standard", "replay", "auto") if plan.crop_flip else ("off", "clean", "auto")
     found = []
     for mode in modes:
         if mode == "standard" and not policy.fits_an_index(plan):
             continue
-        choice = policy.choose(mode, plan, config.epochs, existing, size, limit)
-        found.append(cost(mode, plan, config.epochs, filled, choice, limit // size))
+        choice = policy.choose(mode, plan, config.epochs, room)
+        found.append(cost(mode, plan, config.epochs, filled, choice, room.most_tables))
     loss = _loss_on_clean(run.path, format, config.temperature) if run else None
     row, whole = (row_bytes(one.layout(data.num_classes)) for one in (format, DENSE))
-    return StudyCosts(found, size, format, row, whole, loss)
+    return StudyCosts(found, room.table_bytes, format, row, whole, loss)
 
 
 def _loss_on_clean(teacher: Path, format: Format, temperature: float) -> Loss | None:
@@ -189,7 +187,7 @@ def _known_views(plan: Plan, filled: Filled) -> np.ndarray:
 def _learn(known: np.ndarray | None, plan: Plan, epoch: int, positions: np.ndarray) -> int:
     """Mark the x of some positions, and count those that are new."""
     assert known is not None
-    bare = replace(plan, mix=None, slots=0)
+    bare = replace(plan, mixes=())
     keys = np.unique(bare.standard_keys(bare.epoch(epoch), positions))
     new = keys[~known[keys]]
     known[new] = True

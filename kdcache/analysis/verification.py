@@ -7,11 +7,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from kdcache.compute import Compute
 from kdcache.datasets import Split
 from kdcache.oracle import Oracle
 from kdcache.record import FinishedRun
-from kdcache.resolve import MODEL, load_data, open_store, store_path, teacher_compute, trained_network
+from kdcache.resolve import load_data, store_path, teacher_and_store
 from kdcache.store.answers import CLEAN, AnswerStore, Replayed
 from kdcache.teacher import Teacher
 from kdcache.views import Plan, ViewMaker
@@ -91,10 +90,9 @@ def verify_run(
 ) -> Iterator[Check]:
     """Check the store of a teacher's run, or another store of its answers, see `verify`."""
     config = run.config.model_copy(update={"data_root": data_root or run.config.data_root})
-    data, where = load_data(config), store or store_path(run.path)
-    found = AnswerStore(where)
-    teacher = Teacher(trained_network(run.path / MODEL, data), teacher_compute("auto", where, Compute.choose(device)))
-    open_store(where, teacher, data, found.format)
+    data = load_data(config)
+    where = AnswerStore(store or store_path(run.path)).place.where  # which must be there
+    teacher, found = teacher_and_store(run, data, where, device)
     yield from verify(found, teacher, data.train, data.card.padding, samples, seed)
 
 
@@ -129,17 +127,6 @@ def _check(store: AnswerStore, name: str, teacher: Teacher, data: Split, padding
 def _views(name: str, teacher: Teacher, data: Split, padding: int) -> ViewMaker:
     """Make the plan whose last slot is what a table answers."""
     replayed = Replayed.parse(name)
-    mix, slots = None, 0
-    if replayed and replayed.kind != "standard":
-        mix, number = replayed.kind.split("-")
-        slots = int(number)
-    plan = Plan(
-        samples=len(data),
-        image_size=data.images.shape[-1],
-        padding=padding,
-        crop_flip=name != CLEAN,
-        mix=mix,
-        slots=slots,
-        seed=replayed.seed if replayed else 0,
-    )
+    seed, kind = (replayed.seed, replayed.kind) if replayed else (0, CLEAN)
+    plan = Plan(len(data), data.images.shape[-1], padding, crop_flip=True, seed=seed).ending_with(kind)
     return ViewMaker(data, plan, teacher.rows, teacher.compute.device)

@@ -11,7 +11,7 @@ from kdcache.errors import KdcacheError, UsageError, fault
 
 __all__ = ["cache"]
 
-VIEWS = ("dataset", "data_root", "image_size", "teacher", "aug", "pick", "epochs", "seed", "view_seed")
+VIEWS = ("dataset", "data_root", "image_size", "teacher", "aug", "pick", "candidates", "epochs", "seed", "view_seed")
 STORE = ("cache", "cache_limit", "store", "store_dtype", "topk")
 
 TEACHER = click.argument("teacher", required=False, type=click.Path(path_type=Path))

@@ -54,7 +54,7 @@ class FiniteViews:
         finite = cls(plan.samples * plan.standard_views, capacity, layout, folder)
         finite._collect(store, CLEAN, plan.clean_keys())
         for name in replayed:
-            one = replace(plan, mix=None, slots=0, seed=name.seed)
+            one = replace(plan, mixes=(), seed=name.seed)
             finite._collect(store, name.table, one.standard_keys(one.epoch(name.epoch), np.arange(plan.samples)))
         return finite
 

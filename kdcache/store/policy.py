@@ -1,14 +1,17 @@
 """What is worth remembering: the measured thresholds, and the choice that ``--cache`` leaves open."""
 
 from collections.abc import Set
-from typing import NamedTuple
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Self
 
 from kdcache.errors import UsageError, fault
-from kdcache.store.answers import CLEAN, Replayed, replayed
+from kdcache.store.answers import CLEAN, AnswerStore, Replayed, replayed, table_bytes
+from kdcache.store.formats import Format
 from kdcache.store.place import Place
 from kdcache.views import Plan
 
-__all__ = ["Choice", "choose", "distinct_views", "fits_an_index", "room"]
+__all__ = ["Choice", "Room", "choose", "default_limit", "distinct_views", "fits_an_index"]
 
 DEFAULT_LIMIT = 10 * 10**9
 """Bytes that a store may take where nothing else is asked for, if that is not more than"""
@@ -38,11 +41,53 @@ class Choice(NamedTuple):
     indexed: bool
 
 
-def room(limit: int | None, place: Place, stored: int) -> int:
-    """Settle how many bytes a store may take that has so many already."""
-    free = place.free_bytes()
-    if limit is not None:
-        return limit
+@dataclass(frozen=True)
+class Room:
+    """What a store holds, and what it may hold.
+
+    Parameters
+    ----------
+    tables : set of str
+        Those that are there.
+    table_bytes : int
+        Size of each table.
+    limit : int
+        Bytes that all tables may take.
+    """
+
+    tables: Set[str]
+    table_bytes: int
+    limit: int
+
+    @classmethod
+    def of(cls, store: AnswerStore, limit: int | None = None) -> Self:
+        """Look at a store; without a limit the default one is in force."""
+        tables, size = set(store.tables()), store.table_bytes
+        if limit is None:
+            limit = default_limit(store.place.free_bytes(), len(tables) * size)
+        return cls(tables, size, limit)
+
+    @classmethod
+    def at(cls, where: str | Path | None, samples: int, classes: int, format: Format, limit: int | None = None) -> Self:
+        """Look at the store of a place, which need not be there yet."""
+        place = Place(where)
+        if where is not None and place.has("zarr.json"):
+            return cls.of(AnswerStore(where), limit)
+        limit = default_limit(place.free_bytes(), 0) if limit is None else limit
+        return cls(frozenset(), table_bytes(samples, classes, format), limit)
+
+    @property
+    def most_tables(self) -> int:
+        """How many tables there is room for, those that are there included."""
+        return self.limit // self.table_bytes
+
+    def fits(self, wanted: Set[str]) -> bool:
+        """Tell whether there is room for some tables beside those that are there."""
+        return len(self.tables | wanted) <= self.most_tables
+
+
+def default_limit(free: int | None, stored: int) -> int:
+    """Settle how many bytes a store may take that has so many already, where the disk has so many free."""
     return DEFAULT_LIMIT if free is None else min(DEFAULT_LIMIT, int(FREE_SHARE * (free + stored)))
 
 
@@ -64,7 +109,7 @@ def fits_an_index(plan: Plan) -> bool:
     return 4 * plan.samples * plan.standard_views <= INDEX_BYTES
 
 
-def choose(cache: str, plan: Plan, epochs: int, existing: Set[str], table_bytes: int, limit: int) -> Choice:
+def choose(cache: str, plan: Plan, epochs: int, room: Room) -> Choice:
     """Settle what a run keeps and looks up.
 
     Parameters
@@ -75,12 +120,7 @@ def choose(cache: str, plan: Plan, epochs: int, existing: Set[str], table_bytes:
     plan : Plan
     epochs : int
         Of the run.
-    existing : set of str
-        Tables that the store has already.
-    table_bytes : int
-        Size of each table.
-    limit : int
-        Bytes that the store may take.
+    room : Room
 
     Raises
     ------
@@ -88,8 +128,8 @@ def choose(cache: str, plan: Plan, epochs: int, existing: Set[str], table_bytes:
         Where the standard views are asked for, and are too many for an index.
     """
     if not plan.crop_flip:
-        fits = len(existing | {CLEAN}) * table_bytes <= limit
-        return Choice(frozenset(plan.kinds if fits and cache != "off" else ()), indexed=cache != "off")
+        keeps = cache != "off" and room.fits({CLEAN})
+        return Choice(frozenset(plan.kinds if keeps else ()), indexed=cache != "off")
     if cache == "standard" and not fits_an_index(plan):
         allowed = f"{INDEX_BYTES // (4 * plan.standard_views)} samples of {plan.standard_views} views each"
         raise UsageError(fault("--cache standard", allowed=allowed, given=plan.samples))
@@ -97,10 +137,9 @@ def choose(cache: str, plan: Plan, epochs: int, existing: Set[str], table_bytes:
         keep = {"standard": plan.kinds[:1], "replay": plan.kinds}.get(cache, ())
         return Choice(frozenset(keep), indexed=cache == "standard")
     wanted = {Replayed(plan.seed, epoch, kind).table for epoch in range(epochs) for kind in plan.kinds}
-    fits = len(existing | wanted) * table_bytes <= limit
     # Questions that replay alone would leave, and those of them that the index would leave.
-    missing = wanted - existing
+    missing = wanted - room.tables
     new_x = len(replayed(missing, "standard"))
-    left = len(missing) - new_x + distinct_views(plan, new_x, known=len(replayed(existing, "standard")))
+    left = len(missing) - new_x + distinct_views(plan, new_x, known=len(replayed(room.tables, "standard")))
     worth = left > 0 and len(missing) / left >= GAIN
-    return Choice(frozenset(plan.kinds if fits else ()), indexed=worth and fits_an_index(plan))
+    return Choice(frozenset(plan.kinds if room.fits(wanted) else ()), indexed=worth and fits_an_index(plan))

@@ -120,7 +120,7 @@ class ViewMaker:
             positions=positions,
             samples=samples.to(self.device),
             labels=self.split.labels[samples].to(self.device),
-            views=torch.cat([view.to(views[-1].dtype) for view in views]),
+            views=torch.cat(views),  # all of them float32 if any is
             partner_labels=self.split.labels[torch.from_numpy(partner_samples)].to(self.device),
             kept=self._column([slot.kept[own] for slot in table.slots]),
             lot=self._column([slot.lot[own] for slot in table.slots]),
@@ -136,8 +136,7 @@ class ViewMaker:
         views = [x]
         for slot, partner in zip(slots, partners, strict=True):
             second = standard[self._tensor(np.searchsorted(rows, partner))]
-            assert self.plan.mix is not None
-            views.append(MIXES[self.plan.mix].apply(x, second, self._tensor(slot.parameters[own])))
+            views.append(MIXES[slot.kind].apply(x, second, self._tensor(slot.parameters[own])))
         return views
 
     def _standard_views(self, table: EpochTable, rows: np.ndarray) -> Tensor:

@@ -3,13 +3,13 @@
 The table of an epoch is a pure function of (plan, plan version, seed, epoch). It is made from the raw words of NumPy's
 counter-based Philox generator, whose stream never changes, and does not know the batch size, the number of workers or
 ranks, or whether the run was interrupted. So every view has a name, (epoch, position, slot), and can be made again
-at any time. Position is the place in the epoch's order; slot 0 is x, slot m the m-th mixed view.
+at any time. Position is the place in the epoch's order; slot 0 is x, slot m the m-th x'.
 
 Plans nest: order, crop and flip do not depend on the augmentation, slot m does not depend on how many slots there are,
 and no row depends on the total number of epochs. Students of different augmentations so share the answers to x.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -30,20 +30,23 @@ ORDER, CROP_FLIP, SHIFT, MIX, LOT = range(5)
 
 @dataclass(frozen=True)
 class Slot:
-    """One mixed view of every sample; rows are positions.
+    """One x' of every sample; rows are positions.
 
     Attributes
     ----------
+    kind : str
+        How x' is made of x, a key of `kdcache.views.mix.MIXES`.
     partner : ndarray of int64, shape (N,)
-        Position of the other image; never the row's own.
+        Position of the other image, never the row's own; the row's own where the kind takes no other.
     parameters : ndarray, shape (N, K)
-        What the mix needs: a box or a lambda, see `kdcache.views.mix`.
+        What the kind needs: a box, a lambda or a seed, see `kdcache.views.mix`.
     kept : ndarray of float32, shape (N,)
         Share of the label that the sample keeps.
     lot : ndarray of float32, shape (N,)
         A uniform number in [0, 1) by which the `random` criterion picks.
     """
 
+    kind: str
     partner: np.ndarray
     parameters: np.ndarray
     kept: np.ndarray
@@ -85,12 +88,10 @@ class Plan:
         Zeros added at each side before the crop, in pixels.
     crop_flip : bool
         Whether x is cropped and flipped at random.
-    mix : str or None
-        Kind of the mixed views, a key of `kdcache.views.mix.MIXES`.
-    slots : int
-        Mixed views of each sample.
     seed : int
         The view seed.
+    mixes : tuple of str
+        Kind of each x' of a sample, keys of `kdcache.views.mix.MIXES`.
 
     Raises
     ------
@@ -102,9 +103,8 @@ class Plan:
     image_size: int
     padding: int
     crop_flip: bool
-    mix: str | None
-    slots: int
     seed: int
+    mixes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         least = max(3, self.slots + 1)
@@ -112,9 +112,20 @@ class Plan:
             raise UsageError(fault("training samples", allowed=f"at least {least}", given=self.samples))
 
     @property
+    def slots(self) -> int:
+        """How many x' a sample has, M."""
+        return len(self.mixes)
+
+    @property
     def kinds(self) -> tuple[str, ...]:
         """Name what each slot shows, x first. Plans that share a kind and the seed share its views."""
-        return ("standard" if self.crop_flip else "clean", *(f"{self.mix}-{slot + 1}" for slot in range(self.slots)))
+        mixed = (f"{mix}-{slot}" for slot, mix in enumerate(self.mixes, start=1))
+        return ("standard" if self.crop_flip else "clean", *mixed)
+
+    def ending_with(self, kind: str) -> "Plan":
+        """Make the plan whose last slot shows a kind, whatever slots there are before it: plans nest."""
+        mix, _, slot = kind.partition("-")
+        return replace(self, crop_flip=kind != "clean", mixes=(mix,) * int(slot or 0))
 
     @property
     def standard_views(self) -> int:
@@ -152,14 +163,13 @@ class Plan:
         )
 
     def _slots(self, epoch: int) -> tuple[Slot, ...]:
-        if self.mix is None:
-            return ()
         slots = []
-        for slot, partner in enumerate(self._partners(epoch)):
+        for slot, (kind, partner) in enumerate(zip(self.mixes, self._partners(epoch), strict=True)):
             words = self._words(MIX, epoch, slot, 2 * self.samples).reshape(-1, 2)
-            parameters, kept = MIXES[self.mix].draw(words, self.image_size)
+            parameters, kept = MIXES[kind].draw(words, self.image_size)
             lot = (self._words(LOT, epoch, slot) >> np.uint64(40)) * np.float64(2.0**-24)
-            slots.append(Slot(partner, parameters, kept, lot.astype(np.float32)))
+            other = partner if MIXES[kind].takes_partner else np.arange(self.samples)
+            slots.append(Slot(kind, other, parameters, kept, lot.astype(np.float32)))
         return tuple(slots)
 
     def _partners(self, epoch: int) -> list[np.ndarray]:
