@@ -61,7 +61,7 @@ E epochs leave V (1 - (1 - 1/V)^E) questions a sample on the mean.
             for epoch in range(epochs):
                 for batch in views.epoch(epoch):
                     assert oracle.ask(batch).equal(teacher(batch.views))
-        asked = oracle.count()["questions_asked"]
+        asked = oracle.count().asked
         seen = np.zeros((chosen.images, plan.standard_views), bool)
         for epoch in range(epochs):
             seen.reshape(-1)[plan.standard_keys(views.table(epoch), np.arange(chosen.images))] = True

@@ -22,7 +22,7 @@ from kdcache.losses import kld
 from kdcache.oracle import Oracle
 from kdcache.resolve import MODEL, fresh_network, load_data, open_store, plan_of, trained_network
 from kdcache.store.formats import Dense, TopK
-from kdcache.store.statistics import EpochStatistics
+from kdcache.store.statistics import EpochStatistics, Shape
 from kdcache.teacher import Teacher
 from kdcache.views import Batch, ViewMaker
 
@@ -117,7 +117,8 @@ def epoch(config: StudentConfig, data, views: ViewMaker, oracle: Oracle, compute
     """Train for an epoch: its seconds, and those of the oracle."""
     student, timed = fresh_network(config, data), Timed(oracle)
     step = Step(config, student, make_objective(config, student, oracle, data), timed, compute)  # type: ignore[arg-type]
-    step.begin(EpochStatistics.empty(len(data.train), views.plan.slots, len(views.steps), compute.device))
+    shape = Shape(len(data.train), views.plan.slots, len(views.steps), step.losses)
+    step.begin(EpochStatistics.empty(shape, compute.device))
     started = time.perf_counter()
     for _ in loop.train_epoch(loop.sgd(student, 0.05, 0.9, 5e-4), views.epoch(0), step):
         pass

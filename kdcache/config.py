@@ -50,6 +50,7 @@ Loss = Annotated[str, AfterValidator(SumOf(tuple(LOSSES), "crd:0.8+kd"))]
 Device = Annotated[str, AfterValidator(OneOf(("auto", "cpu", "cuda", "mps")))]
 Cache = Annotated[str, AfterValidator(OneOf(CACHES))]
 StoreType = Annotated[str, AfterValidator(OneOf(("float16", "float32")))]
+Scope = Annotated[str, AfterValidator(OneOf(("global", "rank")))]
 Precision = Annotated[str, AfterValidator(OneOf(("auto", "float32", "bfloat16")))]
 
 
@@ -59,8 +60,10 @@ class TrainingConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     table: ClassVar[str]
     """The table of a config file that this kind of run reads, besides the keys at the top."""
-    UNRECORDED: ClassVar[frozenset[str]] = frozenset({"out", "overwrite", "download"})
-    """Settings that say where to write or fetch, not what to train."""
+    UNRECORDED: ClassVar[frozenset[str]] = frozenset({"out", "overwrite", "download", "resume", "checkpoint_minutes"})
+    """Settings that say where and when to write or fetch, not what to train."""
+    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset({"data_root"})
+    """Settings that may differ when a run is gone on with: they do not change what comes out."""
 
     dataset: Dataset = Field("fashion-mini", description="Images to train on.")
     data_root: Path = Field(Path("datasets"), description="Folder that holds downloaded datasets.")
@@ -88,6 +91,17 @@ class TrainingConfig(BaseModel):
     )
     out: Path | None = Field(None, description="Run folder [a new one under runs/].")
     overwrite: bool = Field(False, description="Replace the run that the run folder holds.")
+    resume: bool = Field(
+        False,
+        description="Go on with the unfinished run in --out, whose settings hold [the newest under runs/ with the same "
+        "settings]; where there is none, begin.",
+    )
+    checkpoint_minutes: float = Field(
+        10.0, gt=0, description="Minutes after which a checkpoint is written, besides the one after each epoch."
+    )
+    sync_batchnorm: bool = Field(
+        False, description="Under torchrun, normalise by the batches of all processes (CUDA alone)."
+    )
 
     @field_validator("milestones", "features", mode="before")
     @classmethod
@@ -138,8 +152,15 @@ class TrainingConfig(BaseModel):
         ------
         UsageError
             With one line for each fault, all at once.
+
+        Notes
+        -----
+        With ``resume``, a run in ``out`` is the file.
         """
         options = {name: value for name, value in options.items() if value is not None}
+        if options.get("resume") and options.get("out") and file is None:
+            settings = Path(options["out"]) / "config.toml"
+            file = settings if settings.is_file() else None
         dataset = str(options.get("dataset", cls.model_fields["dataset"].default))
         layer, source, faults = cls._from_file(file or DATASETS.get(dataset))
         try:
@@ -150,6 +171,19 @@ class TrainingConfig(BaseModel):
         if faults:
             raise UsageError(*faults)
         return config
+
+    def differences(self, run: Self) -> list[str]:
+        """Name the settings, as lines for people, in which this config would not go on with a run of another one.
+
+        The epochs may differ, as long as those that are done had the rates that they would have now.
+        """
+        free = self.UNRECORDED | self.WITHOUT_EFFECT | {"epochs"}
+        found = []
+        for name in type(self).model_fields.keys() - free:
+            mine, its = getattr(self, name), getattr(run, name)
+            if mine != its and not (name == "teacher" and mine is None):
+                found.append(fault(f"--{name.replace('_', '-')}", allowed=f"{its}, as in the run", given=mine))
+        return sorted(found)
 
     @classmethod
     def _from_file(cls, file: str | Path | None) -> tuple[dict[str, Any], str, list[str]]:
@@ -190,6 +224,7 @@ class StudentConfig(TrainingConfig):
     """Stage two: a student, trained with the paper's step."""
 
     table = "student"
+    WITHOUT_EFFECT = TrainingConfig.WITHOUT_EFFECT | {"cache", "cache_limit", "store"}
 
     model: Model = Field("resnet8", description="Network to train.")
     teacher: Path | None = Field(
@@ -211,6 +246,9 @@ class StudentConfig(TrainingConfig):
         description="x' of each sample [one of each kind in --aug, at least two to pick from].",
     )
     keep: float | None = Field(None, gt=0, le=1, description="Share of the x' of a step that is picked [0.5].")
+    pick_scope: Scope = Field(
+        "global", description="Under torchrun, pick among the x' of all processes, or of each by itself."
+    )
     temperature: float = Field(4.0, gt=0, allow_inf_nan=False, description="Temperature tau of the soft targets.")
     alpha: float = Field(0.9, ge=0, le=1, description="Weight of the soft targets in the loss on x.")
     view_seed: int | None = Field(None, ge=0, lt=2**63, description="Seed of the views [the seed].")

@@ -7,6 +7,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError
+
+from kdcache.errors import KdcacheError, fault, first_line
+
 __all__ = ["write_json", "write_text", "write_whole", "write_whole_folder"]
 
 
@@ -20,6 +24,11 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     write : callable
         Is given a temporary name in the same folder and writes the whole content there. What it raises is raised
         on, the temporary file removed and `path` left as it was.
+
+    Raises
+    ------
+    KdcacheError
+        Where the disk is full, or cannot be written to.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -29,9 +38,11 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         temporary.chmod(mode)
         _sync(temporary)  # the content must be on the disk before the name points to it
         os.replace(temporary, path)
+        _sync(path.parent)
+    except (OSError, SafetensorError) as error:
+        raise KdcacheError(fault(f"cannot write {path}", given=first_line(error))) from error
     finally:
         temporary.unlink(missing_ok=True)
-    _sync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:

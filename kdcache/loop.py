@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from kdcache import interrupts, ranks
 from kdcache.compute import Compute
 from kdcache.datasets import Split
-from kdcache.errors import KdcacheError
+from kdcache.errors import KdcacheError, fault
 from kdcache.losses import cross_entropy
 from kdcache.models import Network
-from kdcache.views import Batch
+from kdcache.views import Batch, share
 
 __all__ = ["Accuracy", "StepEvent", "evaluate", "set_rate", "sgd", "train_epoch", "unchanged_statistics"]
 
@@ -33,20 +34,28 @@ class StepEvent(NamedTuple):
         Steps of the epoch that are done.
     images : int
         Training samples of the epoch that are done.
-    loss : float
-        Mean loss of the epoch so far.
-    seconds : float
-        Time since the epoch began.
+    losses : float
+        Sum of the losses of these steps.
+    images_per_second : float
+        Since the epoch began, or was gone on with.
     """
 
     step: int
     images: int
-    loss: float
-    seconds: float
+    losses: float
+    images_per_second: float
+
+    @property
+    def loss(self) -> float:
+        """Mean loss of the epoch so far."""
+        return self.losses / self.step
 
 
 def train_epoch(
-    optimiser: torch.optim.Optimizer, batches: Iterable[Batch], loss_of: Callable[[Batch], Tensor]
+    optimiser: torch.optim.Optimizer,
+    batches: Iterable[Batch],
+    loss_of: Callable[[Batch], Tensor],
+    losses: float = 0.0,
 ) -> Iterator[StepEvent]:
     """Take a step on every batch.
 
@@ -54,14 +63,16 @@ def train_epoch(
     ----------
     optimiser : Optimizer
     batches : iterable of Batch
-        The views of the epoch.
+        The views of the epoch, or of what is left of it.
     loss_of : callable
         The loss of a batch, shape ().
+    losses : float
+        Sum of the losses of the steps before these.
 
     Yields
     ------
     StepEvent
-        Every few steps, and after the last one.
+        Every few steps, after the last one, and where the work is to stop.
 
     Raises
     ------
@@ -70,18 +81,33 @@ def train_epoch(
     """
     started = time.perf_counter()
     unseen: list[Tensor] = []
-    images, total = 0, 0.0
+    images = 0
     for batch, is_last in _marked(batches):
-        loss = loss_of(batch)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
+        with _memory_explained(len(batch)):
+            loss = loss_of(batch)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
         unseen.append(loss.detach())
-        images += len(batch)
-        if len(unseen) == LOOK_EVERY or is_last:
-            total += _checked_sum(unseen, batch)
+        images += len(batch.whole)
+        # Several processes look at the same steps, whichever of them is to stop.
+        if len(unseen) == LOOK_EVERY or is_last or (interrupts.asked() and ranks.number() == 1):
+            for value in _checked(unseen, batch):
+                losses += value  # one by one: the sum does not depend on where somebody looked
             unseen = []
-            yield StepEvent(batch.step + 1, images, total / (batch.step + 1), time.perf_counter() - started)
+            yield StepEvent(batch.step + 1, batch.whole.stop, losses, images / (time.perf_counter() - started))
+
+
+@contextmanager
+def _memory_explained(images: int) -> Iterator[None]:
+    """Say what can be done where the memory does not suffice for a step."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        allowed = "a smaller --batch-size, or --precision bfloat16"
+        raise KdcacheError(fault("out of memory", allowed=allowed, given=f"a step of {images} images")) from error
 
 
 def _marked(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
@@ -94,13 +120,13 @@ def _marked(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
     yield batch, True
 
 
-def _checked_sum(losses: list[Tensor], last: Batch) -> float:
-    """Sum the losses of the steps up to `last`, all of which must be finite."""
-    values = torch.stack(losses).tolist()
+def _checked(losses: list[Tensor], last: Batch) -> list[float]:
+    """Read the losses of the steps up to `last`, all of which must be finite; means over the processes."""
+    values: list[float] = (ranks.total(torch.stack(losses)) / ranks.number()).tolist()
     for steps_back, value in zip(range(len(values) - 1, -1, -1), values, strict=True):
         if not math.isfinite(value):
             raise KdcacheError(f"the loss became {value} at epoch {last.epoch + 1}, step {last.step + 1 - steps_back}")
-    return sum(values)
+    return values
 
 
 def sgd(network: nn.Module, lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
@@ -141,7 +167,9 @@ class Accuracy:
 
 @torch.inference_mode()
 def evaluate(network: Network, split: Split, compute: Compute, batch_size: int = 250) -> Accuracy:
-    """Measure the accuracy on the clean views of a split. The network is left in the mode it was in.
+    """Measure the accuracy on the clean views of a split, of which each process takes a part.
+
+    The network is left in the mode it was in.
 
     Parameters
     ----------
@@ -158,7 +186,8 @@ def evaluate(network: Network, split: Split, compute: Compute, batch_size: int =
     was_training = network.training
     network.eval()
     totals = torch.zeros(3, dtype=torch.float64)
-    for samples in torch.arange(len(split)).split(batch_size):
+    mine = share(range(len(split)), ranks.rank(), ranks.number())
+    for samples in torch.arange(mine.start, mine.stop).split(batch_size):
         labels = split.labels[samples].to(compute.device)
         with compute.autocast():
             logits = network(split.take(samples).to(compute.device))
@@ -167,5 +196,5 @@ def evaluate(network: Network, split: Split, compute: Compute, batch_size: int =
         figures = (best[:, 0].sum(), best.sum(), cross_entropy(logits, labels) * len(samples))
         totals += torch.stack([figure.double().cpu() for figure in figures])
     network.train(was_training)
-    top1, top5, loss = (totals / len(split)).tolist()
+    top1, top5, loss = (ranks.total(totals) / len(split)).tolist()
     return Accuracy(100 * top1, 100 * top5, loss)

@@ -4,12 +4,13 @@ A *question* is one view put to the oracle: *asked* is a forward of the teacher,
 """
 
 from collections.abc import Callable, Iterator
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kdcache import ranks
 from kdcache.store import policy
 from kdcache.store.answers import CLEAN, AnswerStore
 from kdcache.store.finite import FiniteViews
@@ -19,10 +20,29 @@ from kdcache.store.table import Ask, fill
 from kdcache.teacher import Teacher
 from kdcache.views import Batch, ViewMaker
 
-__all__ = ["Oracle"]
+__all__ = ["Oracle", "Questions"]
 
 ASKED_TOGETHER = 1024
 """Views that are made at once to fill a chunk: enough for several forwards, few enough for the memory."""
+
+
+class Questions(NamedTuple):
+    """How many views were asked about, and how many put to an oracle; stored views are put, but not asked about."""
+
+    asked: int = 0
+    put: int = 0
+
+    def plus(self, others: "Questions") -> "Questions":
+        """Add up."""
+        return Questions(self.asked + others.asked, self.put + others.put)
+
+    def everywhere(self) -> "Questions":
+        """Add up those of all processes that train the network."""
+        return Questions(*ranks.total(torch.tensor(self)).tolist())
+
+    def as_metrics(self) -> dict[str, int]:
+        """Name them as the record does."""
+        return {"questions_asked": self.asked, "questions_answered": max(0, self.put - self.asked)}
 
 
 class Oracle:
@@ -199,9 +219,9 @@ class Oracle:
         self._given += len(views)
         return self.format.decode(self._ask(views), self.classes)
 
-    def count(self) -> dict[str, int]:
-        """Count the questions asked, and answered without asking, since the last count."""
-        counted = {"questions_asked": self._asked, "questions_answered": max(0, self._given - self._asked)}
+    def count(self) -> Questions:
+        """Count the questions of this process since the last count."""
+        counted = Questions(self._asked, self._given)
         self._asked = self._given = 0
         return counted
 

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kdcache import ranks
 from kdcache.losses import entropy, kld
 
-__all__ = ["SCORES", "Candidates", "best"]
+__all__ = ["SCORES", "Candidates", "Picks", "best"]
 
 
 class Candidates(NamedTuple):
@@ -61,6 +62,59 @@ SCORES: dict[str, Callable[[Candidates], Tensor]] = {
     "random": _random,
 }
 """Score of every candidate, shape (M B,), larger being picked first (Section 3.2)."""
+
+
+class Picks(NamedTuple):
+    """Candidates of this process that are trained on.
+
+    Attributes
+    ----------
+    rows : Tensor of int64, shape (P,)
+        Indices among the M B candidates, ascending.
+    own : int
+        How many of these are picks: P, but 0 for a process that has none and takes its first candidate along, with no
+        weight, because a network cannot be trained on nothing.
+    everywhere : int
+        Picks of all processes that train the network together.
+    """
+
+    rows: Tensor
+    own: int
+    everywhere: int
+
+    @classmethod
+    def all(cls, slots: int, size: int, whole: int, device: torch.device) -> "Picks":
+        """Take every x' of a batch of `size` samples, of `whole` that all processes have."""
+        return cls(torch.arange(slots * size, device=device), slots * size, slots * whole)
+
+    @classmethod
+    def best(cls, scores: Tensor, keep: float, globally: bool) -> "Picks":
+        """Choose the candidates with the largest scores.
+
+        Parameters
+        ----------
+        scores : Tensor, shape (M, B)
+        keep : float
+            Share of the pool that is picked.
+        globally : bool
+            Whether the pool is that of all processes together.
+        """
+        if ranks.number() == 1 or not globally:
+            rows = best(scores.flatten(), _count(keep, scores))
+            return cls(rows, len(rows), int(ranks.total(torch.tensor(len(rows)))))
+        # Rows of the pool in the order that one process would see them, so that equal scores fall alike.
+        parts = [part.T for part in ranks.gathered(scores.T.contiguous())]
+        pool = torch.cat(parts, dim=1)
+        chosen = best(pool.flatten(), _count(keep, pool))
+        marks = torch.zeros(pool.numel(), dtype=torch.bool, device=pool.device)
+        marks[chosen] = True
+        start = sum(part.shape[1] for part in parts[: ranks.rank()])
+        rows = marks.reshape(pool.shape)[:, start : start + scores.shape[1]].flatten().nonzero()[:, 0]
+        return cls(rows if len(rows) else rows.new_zeros(1), len(rows), len(chosen))
+
+
+def _count(keep: float, pool: Tensor) -> int:
+    return max(2, round(keep * pool.numel()))  # batch-norm cannot normalise one row
 
 
 def best(scores: Tensor, count: int) -> Tensor:

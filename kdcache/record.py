@@ -8,20 +8,18 @@
 ``statistics.zarr``     per-sample statistics of a student, see `kdcache.store.statistics`
 ``answers.zarr``        a teacher's answers, see `kdcache.store.answers`
 ``curves.png``          loss and accuracy over the epochs
+``checkpoints``         where an unfinished run can be gone on with, see `kdcache.checkpoints`
 ``summary.json``        the outcome; a run folder without it holds an unfinished run
 ======================  =====================================================================
 """
 
 import json
-import math
-import os
 import platform
-import shutil
 import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,17 +29,24 @@ import torch
 import kdcache
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig, TeacherConfig, TrainingConfig
-from kdcache.errors import KdcacheError, UsageError, fault
-from kdcache.files import write_json, write_text
-from kdcache.models import Network
-from kdcache.models.checkpoint import save
+from kdcache.errors import KdcacheError, UsageError, fault, first_line
 
-__all__ = ["RUNS", "EpochMetrics", "FinishedRun", "Run", "check_folder", "environment", "finished_runs", "newest"]
+__all__ = [
+    "KINDS",
+    "RUNS",
+    "EpochMetrics",
+    "FinishedRun",
+    "environment",
+    "finished_runs",
+    "newest",
+    "read_environment",
+]
 
 RUNS = Path("runs")
 """Where runs go without ``--out``, under the current folder."""
 
 KINDS: dict[str, type[TrainingConfig]] = {kind.table: kind for kind in (TeacherConfig, StudentConfig)}
+"""The config of each kind of run."""
 
 
 @dataclass(frozen=True)
@@ -86,79 +91,6 @@ class EpochMetrics:
     loss_parts: dict[str, float] = field(default_factory=dict)
     questions_asked: int = 0
     questions_answered: int = 0
-
-
-class Run:
-    """A run folder that is being written.
-
-    Parameters
-    ----------
-    config : TrainingConfig
-        ``config.out`` names the folder; without it a new one under `RUNS` is made.
-    compute : Compute
-        Recorded in the environment.
-    class_names : tuple of str
-        Kept with the network, so that it can name what it sees.
-
-    Raises
-    ------
-    UsageError
-        Where the folder holds something already, unless that is a run and ``config.overwrite`` is set.
-    """
-
-    def __init__(self, config: TrainingConfig, compute: Compute, class_names: tuple[str, ...] = ()) -> None:
-        self.config, self.class_names = config, class_names
-        self.path = _new_folder(config)
-        self.metrics: list[EpochMetrics] = []
-        self.extra_questions = 0
-        self._started = time.perf_counter()
-        write_text(self.path / "config.toml", config.to_toml())
-        write_json(self.path / "environment.json", environment(compute))
-
-    def end_epoch(self, metrics: EpochMetrics, network: Network) -> None:
-        """Write the network and the metrics of an epoch that ended well.
-
-        Raises
-        ------
-        KdcacheError
-            Where the network does not give finite answers any more, as after a last step that diverged; what the epoch
-            before left is kept.
-        """
-        if not math.isfinite(metrics.test_loss):
-            raise KdcacheError(f"the test loss became {metrics.test_loss} after the last step of epoch {metrics.epoch}")
-        facts = {"epoch": metrics.epoch, "top1": metrics.test_top1, "class_names": self.class_names}
-        save(network, self.path / "model.safetensors", **facts)
-        self.metrics.append(metrics)
-        write_text(
-            self.path / "metrics.jsonl",
-            "".join(json.dumps(asdict(line), allow_nan=False) + "\n" for line in self.metrics),
-        )
-
-    def finish(self, questions_asked: int = 0, questions_answered: int = 0) -> "FinishedRun":
-        """Write the summary, which makes the run a finished one.
-
-        Parameters
-        ----------
-        questions_asked, questions_answered : int
-            Questions outside the epochs, as by filling a store.
-        """
-        best = max(self.metrics, key=lambda line: line.test_top1)  # the first of equals
-        summary = {
-            "kind": self.config.table,
-            "dataset": self.config.dataset,
-            "model": self.config.model,
-            "epochs": self.metrics[-1].epoch,
-            "last_top1": self.metrics[-1].test_top1,
-            "last_top5": self.metrics[-1].test_top5,
-            "best_top1": best.test_top1,
-            "best_epoch": best.epoch,
-            "questions_asked": questions_asked + sum(line.questions_asked for line in self.metrics),
-            "questions_answered": questions_answered + sum(line.questions_answered for line in self.metrics),
-            "seconds": time.perf_counter() - self._started,
-            "finished_at": time.time(),
-        }
-        write_json(self.path / "summary.json", summary)
-        return FinishedRun(self.path)
 
 
 class FinishedRun:
@@ -240,49 +172,10 @@ def _commit() -> str | None:
         return None
 
 
-def check_folder(config: TrainingConfig) -> None:
-    """Refuse a run folder that holds something already, unless that is a run and ``config.overwrite`` is set."""
-    path = config.out
-    store = config.store if isinstance(config, StudentConfig) else None
-    if path is not None and store is not None and Path(store).resolve().is_relative_to(path.resolve()):
-        raise UsageError(fault(f"--store {store}", allowed="a place outside the run folder", given=f"--out {path}"))
-    if path is None or not path.is_dir() or not any(path.iterdir()):
-        return
-    if not (path / "config.toml").is_file():
-        raise UsageError(fault(f"--out {path}", allowed="a new or empty folder, or a run", given="other files"))
-    if not config.overwrite:
-        state = "a finished" if (path / "summary.json").exists() else "an unfinished"
-        raise UsageError(fault(f"--out {path} holds {state} run", allowed="another folder, or --overwrite"))
-
-
-def _new_folder(config: TrainingConfig) -> Path:
-    check_folder(config)
-    path = config.out
-    if path is None:
-        return _numbered_folder(config)
-    if path.is_dir() and any(path.iterdir()):
-        # The summary goes first: half removed, the folder must not look like a finished run.
-        (path / "summary.json").unlink(missing_ok=True)
-        shutil.rmtree(path)
+def read_environment(path: Path) -> dict[str, Any]:
+    """Read what a run depended on besides its settings."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(fault(f"--out {path}", allowed="a folder that can be made", given=error.strerror)) from None
-    return path
-
-
-def _numbered_folder(config: TrainingConfig) -> Path:
-    """Make ``runs/<kind>-<dataset>-<model>[-<loss>-<aug>]-seed<seed>``, numbered from the second of a name on."""
-    words = [config.table, config.dataset.replace(":", "-").replace(os.sep, "-"), config.model]
-    if isinstance(config, StudentConfig):
-        words += [config.loss.replace(":", "-"), config.aug] + ([config.pick] if config.pick else [])
-    name = "-".join([*words, f"seed{config.seed}"])
-    number = 1
-    while True:
-        path = RUNS / (name if number == 1 else f"{name}-{number}")
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            number += 1
-        else:
-            return path
+        found = json.loads((path / "environment.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise KdcacheError(fault(f"{path / 'environment.json'} cannot be read", given=first_line(error))) from None
+    return found if isinstance(found, dict) else {}

@@ -1,23 +1,26 @@
 """Stage two: train a student. Views, oracle, pick, loss, step, record."""
 
 import time
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kdcache import loop
+from kdcache import interrupts, loop, ranks
+from kdcache.checkpoints import Progress
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.datasets import Dataset
 from kdcache.losses import Mixed, Objective, Plain, Setting, kld, make_parts
 from kdcache.models import Network
-from kdcache.oracle import Oracle
-from kdcache.pick import SCORES, Candidates, best
-from kdcache.record import EpochMetrics, FinishedRun, Run, check_folder
+from kdcache.oracle import Oracle, Questions
+from kdcache.pick import SCORES, Candidates, Picks
+from kdcache.record import EpochMetrics, FinishedRun
 from kdcache.report.curves import draw_curves
 from kdcache.report.progress import Reporter
 from kdcache.resolve import find_teacher, fresh_network, load_data, open_oracle, plan_of
-from kdcache.store.statistics import EpochStatistics, StatisticsStore
+from kdcache.run import Run, compute_of, settle
+from kdcache.store.statistics import EpochStatistics, Shape, StatisticsStore
 from kdcache.views import Batch, ViewMaker
 from kdcache.words import CRITERIA
 
@@ -46,8 +49,11 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
         Where the loss stops being finite; the network of the last whole epoch is kept.
     """
     reporter = reporter or Reporter()
-    check_folder(config)
-    compute = Compute.choose(config.device, config.precision)
+    ranks.join(config.device)
+    config, finished = settle(config)
+    if finished is not None:
+        return finished
+    compute = compute_of(config)
     data = load_data(config)
     if config.needs_teacher:
         config = config.model_copy(update={"teacher": find_teacher(config)})  # the record names the one that was used
@@ -55,39 +61,51 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     views = ViewMaker(data.train, plan, config.batch_size, compute.device)
     oracle = open_oracle(config, data, views, compute) if config.needs_teacher else None
     student = fresh_network(config, data).to(compute.device)
+    if config.sync_batchnorm:
+        student = ranks.normalised_together(student, compute.device)
     objective = make_objective(config, student, oracle, data).to(compute.device)
     step = Step(config, student, objective, oracle, compute)
     optimiser = loop.sgd(nn.ModuleList([student, objective]), config.lr, config.momentum, config.weight_decay)
 
-    run = Run(config, compute, data.class_names)
-    shape = {"samples": plan.samples, "slots": plan.slots, "steps": len(views.steps)}
-    store = StatisticsStore(run.path / "statistics.zarr", epochs=config.epochs, **shape)
+    run = Run(config, compute, data.class_names, oracle.teacher.compute if oracle else None)
+    progress = run.restore({"student": student, "objective": objective}, optimiser)
+    shape = Shape(plan.samples, plan.slots, len(views.steps), step.losses)
+    store = StatisticsStore(run.path / "statistics.zarr", config.epochs, shape) if ranks.first() else None
     reporter.begin(f"student {config.model} on {config.dataset} -> {run.path}", config.epochs, plan.samples)
-    for epoch in range(config.epochs):
-        started = time.perf_counter()
-        loop.set_rate(optimiser, config.rate(epoch))
-        step.begin(EpochStatistics.empty(**shape, device=compute.device))
-        for event in loop.train_epoch(optimiser, views.epoch(epoch), step):
-            reporter.step(event)
-        store.write(epoch, step.statistics)
-        accuracy = loop.evaluate(student, data.test, compute)
-        metrics = EpochMetrics(
-            epoch=epoch + 1,
-            lr=config.rate(epoch),
-            train_loss=event.loss,
-            test_loss=accuracy.loss,
-            test_top1=accuracy.top1,
-            test_top5=accuracy.top5,
-            images_per_second=event.images / event.seconds,
-            seconds=time.perf_counter() - started,
-            kl_ratio=step.statistics.mean_kl_ratio(),
-            label_disagreement=step.statistics.label_disagreement(),
-            loss_parts=step.mean_losses(),
-            **(oracle.count() if oracle else {}),
-        )
-        run.end_epoch(metrics, student)
-        reporter.end_epoch(metrics)
-    draw_curves(run.metrics, run.path / "curves.png")
+    with interrupts.deferred():
+        for epoch in range(progress.epoch, config.epochs):
+            started = time.perf_counter()
+            loop.set_rate(optimiser, config.rate(epoch))
+            step.begin(EpochStatistics.empty(shape, compute.device), progress)
+            for event in loop.train_epoch(optimiser, views.epoch(epoch, progress.step), step, progress.losses):
+                reporter.step(event)
+                if event.step < len(views.steps) and run.due(step.questions().asked):
+                    run.keep(Progress(epoch, event.step, event.losses, **step.state()))
+            statistics, questions = step.statistics.merged(), step.questions().everywhere()
+            if store is not None:
+                store.write(epoch, statistics)
+            ranks.share_buffers(student)
+            accuracy = loop.evaluate(student, data.test, compute)
+            metrics = EpochMetrics(
+                epoch=epoch + 1,
+                lr=config.rate(epoch),
+                train_loss=event.loss,
+                test_loss=accuracy.loss,
+                test_top1=accuracy.top1,
+                test_top5=accuracy.top5,
+                images_per_second=event.images_per_second,
+                seconds=time.perf_counter() - started,
+                kl_ratio=statistics.mean_kl_ratio(),
+                label_disagreement=statistics.label_disagreement(),
+                loss_parts=dict(zip(step.losses, statistics.losses.mean(0).tolist(), strict=True)),
+                **questions.as_metrics(),
+            )
+            run.end_epoch(metrics, student)
+            reporter.end_epoch(metrics)
+            progress = Progress(epoch + 1)
+            run.keep(progress)
+    if ranks.first():
+        draw_curves(run.metrics, run.path / "curves.png")
     return run.finish()
 
 
@@ -122,29 +140,42 @@ class Step:
     ) -> None:
         self.student, self.objective, self.oracle, self.compute = student, objective, oracle, compute
         self.temperature, self.augmentation = config.temperature, config.augmentation
+        self.picks_globally = config.pick_scope == "global"
+        self.losses = tuple(objective.weights)
+        self.trains_on_x = objective.wants_plain(mixing=self.augmentation.mixes != ())
         self.reads_features = config.needs_features
-        self._losses: list[dict[str, Tensor]] = []
+        self._trained = ranks.trained_together(Trained(student, config.needs_features), share_buffers=True)
+        self._losses_of = ranks.trained_together(objective, share_buffers=False)
+        self._questions = Questions()
 
-    def begin(self, statistics: EpochStatistics) -> None:
-        """Begin an epoch, of which nothing is known yet."""
-        self.statistics, self._losses = statistics, []
+    def begin(self, statistics: EpochStatistics, progress: Progress | None = None) -> None:
+        """Begin an epoch, of which nothing is known yet, or go on with one."""
+        self.statistics, self._questions = statistics, Questions()
+        if progress and progress.statistics:
+            columns = {name: column.to(statistics.d_x.device) for name, column in progress.statistics.items()}
+            self.statistics = EpochStatistics(**columns).split()
+            self._questions = Questions(*(progress.questions if ranks.first() else ()))
 
-    def mean_losses(self) -> dict[str, float]:
-        """Mean of each loss of the sum over the steps of the epoch."""
-        return {name: torch.stack([one[name] for one in self._losses]).mean().item() for name in self._losses[0]}
+    def questions(self) -> Questions:
+        """Count the questions that this process has put in the epoch."""
+        if self.oracle is not None:
+            self._questions = self._questions.plus(self.oracle.count())
+        return self._questions
+
+    def state(self) -> dict[str, Any]:
+        """Say what a checkpoint within the epoch holds of it."""
+        return {"questions": list(self.questions().everywhere()), "statistics": vars(self.statistics.merged())}
 
     def __call__(self, batch: Batch) -> Tensor:
         """Ask once about x and all candidates, pick, forward x and the picks together, and compute the loss."""
-        size = len(batch)
-        answers, teacher_features = self._ask(batch)
+        size, answers, teacher_features = len(batch), *self._ask(batch)
         picks, candidate_d = self._pick(batch, answers)
-        trains_on_x = self.objective.wants_plain(mixing=batch.slots > 0)
-        rows = torch.cat([torch.arange(size if trains_on_x else 0, device=picks.device), size + picks])
-        logits, features = self._forward(batch.views[rows])
-        x_logits, mixed_logits = logits.float().split([size if trains_on_x else 0, len(picks)])
+        x_rows = torch.arange(size if self.trains_on_x else 0, device=batch.views.device)
+        logits, features = self._forward(batch.views[torch.cat([x_rows, size + picks.rows])])
+        x_logits, mixed_logits = logits.float().split([len(x_rows), len(picks.rows)])
 
         plain = mixed = None
-        if trains_on_x:
+        if self.trains_on_x:
             plain = Plain(
                 x_logits,
                 answers[:size] if answers is not None else None,
@@ -153,18 +184,20 @@ class Step:
                 batch.epoch,
                 tuple(feature[:size].float() for feature in features),
                 tuple(teacher_features),
+                share=ranks.number() * size / len(batch.whole),
             )
         if batch.slots:
             mixed = Mixed(
                 mixed_logits,
-                answers[size + picks] if answers is not None else None,
-                batch.labels.repeat(batch.slots)[picks],
-                batch.partner_labels[picks],
-                batch.kept[picks],
+                answers[size + picks.rows] if answers is not None else None,
+                batch.labels.repeat(batch.slots)[picks.rows],
+                batch.partner_labels[picks.rows],
+                batch.kept[picks.rows],
+                share=ranks.number() * picks.own / picks.everywhere,
             )
         self._record(batch, answers, plain, mixed, picks, candidate_d)
-        losses = self.objective(plain, mixed)
-        self._losses.append({name: loss.detach() for name, loss in losses.items()})
+        losses = self._losses_of(plain, mixed)
+        self.statistics.losses[batch.step] = torch.stack([losses[name].detach() for name in self.losses])
         return torch.stack(list(losses.values())).sum()
 
     def _ask(self, batch: Batch) -> tuple[Tensor | None, list[Tensor]]:
@@ -177,14 +210,15 @@ class Step:
 
     def _forward(self, views: Tensor) -> tuple[Tensor, list[Tensor]]:
         with self.compute.autocast():
-            return self.student.with_features(views) if self.reads_features else (self.student(views), [])
+            logits, features = self._trained(views)
+        return logits, features
 
     @torch.no_grad()
-    def _pick(self, batch: Batch, answers: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Choose among the candidates: indices of the picks, and d of every candidate where the student scored them."""
+    def _pick(self, batch: Batch, answers: Tensor | None) -> tuple[Picks, Tensor | None]:
+        """Choose among the candidates: the picks, and d of every candidate where the student scored them."""
         size, criterion = len(batch), self.augmentation.pick
         if criterion is None:
-            return torch.arange(size * batch.slots, device=batch.views.device), None
+            return Picks.all(batch.slots, size, len(batch.whole), batch.views.device), None
         reads = CRITERIA[criterion]
         teacher = answers[size:] if answers is not None else None
         student = None
@@ -193,7 +227,7 @@ class Step:
                 student = self.student(batch.views[size:]).float()
         scores = SCORES[criterion](Candidates(teacher, student, batch.lot, self.temperature))
         d = kld(teacher, student, self.temperature) if teacher is not None and student is not None else None
-        return best(scores, max(2, round(self.augmentation.keep * len(scores)))), d
+        return Picks.best(scores.reshape(-1, size), self.augmentation.keep, self.picks_globally), d
 
     @torch.no_grad()
     def _record(
@@ -202,13 +236,13 @@ class Step:
         answers: Tensor | None,
         plain: Plain | None,
         mixed: Mixed | None,
-        picks: Tensor,
+        picks: Picks,
         candidate_d: Tensor | None,
     ) -> None:
         """Note d of every view whose logits are there anyway, the picks, r, and the labels in dispute."""
-        statistics, size = self.statistics, len(batch)
-        sample, slot = batch.samples.repeat(batch.slots), torch.arange(batch.slots * size, device=picks.device) // size
-        statistics.picked[slot[picks], sample[picks]] = True
+        statistics, size, rows = self.statistics, len(batch), picks.rows[: picks.own]
+        sample, slot = batch.samples.repeat(batch.slots), torch.arange(batch.slots * size, device=rows.device) // size
+        statistics.picked[slot[rows], sample[rows]] = True
         if answers is None:
             return
         if plain is not None:
@@ -216,11 +250,24 @@ class Step:
         if mixed is None:
             return
         if candidate_d is None:
-            statistics.d_mixed[slot[picks], sample[picks]] = kld(answers[size + picks], mixed.student, self.temperature)
+            d = kld(answers[size + picks.rows], mixed.student, self.temperature)
+            statistics.d_mixed[slot[rows], sample[rows]] = d[: picks.own]
         else:
             statistics.d_mixed[slot, sample] = candidate_d
-            statistics.kl_ratio[batch.step] = candidate_d[picks].mean() / candidate_d.mean()
+            statistics.kl_ratio[batch.step] = ranks.mean(candidate_d[rows]) / ranks.mean(candidate_d)
         statistics.disputed[batch.step] = (answers[size:].argmax(1) != batch.mixed_labels()).sum()
+
+
+class Trained(nn.Module):
+    """What a student says of views, with its inner tensors where a loss reads them."""
+
+    def __init__(self, student: Network, features: bool) -> None:
+        super().__init__()
+        self.student, self.features = student, features
+
+    def forward(self, views: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Give logits (B, C), and the features, see `Network.with_features`."""
+        return self.student.with_features(views) if self.features else (self.student(views), [])
 
 
 def make_objective(config: StudentConfig, student: Network, oracle: Oracle | None, data: Dataset) -> Objective:

@@ -6,17 +6,19 @@ from pathlib import Path
 
 from torch import Tensor
 
-from kdcache import loop
+from kdcache import interrupts, loop, ranks
+from kdcache.checkpoints import Progress
 from kdcache.compute import Compute
 from kdcache.config import TeacherConfig
 from kdcache.datasets import Dataset
 from kdcache.losses import cross_entropy
 from kdcache.models import Network
 from kdcache.oracle import Oracle
-from kdcache.record import EpochMetrics, FinishedRun, Run, check_folder
+from kdcache.record import EpochMetrics, FinishedRun
 from kdcache.report.curves import draw_curves
 from kdcache.report.progress import Reporter
 from kdcache.resolve import find_network, fresh_network, load_data, open_store, store_path
+from kdcache.run import Run, check_folder, compute_of, settle
 from kdcache.teacher import Teacher
 from kdcache.views import Batch, Plan, ViewMaker
 
@@ -48,41 +50,55 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
         Where the loss stops being finite; the network of the last whole epoch is kept.
     """
     reporter = reporter or Reporter()
-    check_folder(config)
-    compute = Compute.choose(config.device, config.precision)
+    ranks.join(config.device)
+    config, finished = settle(config)
+    if finished is not None:
+        return finished
+    compute = compute_of(config)
     data = load_data(config)
     teacher = fresh_network(config, data).to(compute.device)
+    if config.sync_batchnorm:
+        teacher = ranks.normalised_together(teacher, compute.device)
     plan = Plan(len(data.train), data.image_size, data.card.padding, crop_flip=True, seed=config.seed)
     views = ViewMaker(data.train, plan, config.batch_size, compute.device)
     optimiser = loop.sgd(teacher, config.lr, config.momentum, config.weight_decay)
+    trained = ranks.trained_together(teacher, share_buffers=True)
 
     def loss_of(batch: Batch) -> Tensor:
         with compute.autocast():
-            logits = teacher(batch.views)
-        return cross_entropy(logits, batch.labels)
+            logits = trained(batch.views)
+        return ranks.number() * len(batch) / len(batch.whole) * cross_entropy(logits, batch.labels)
 
     run = Run(config, compute, data.class_names)
+    progress = run.restore({"teacher": teacher}, optimiser)
     reporter.begin(f"teacher {config.model} on {config.dataset} -> {run.path}", config.epochs, len(data.train))
-    for epoch in range(config.epochs):
-        started = time.perf_counter()
-        loop.set_rate(optimiser, config.rate(epoch))
-        for event in loop.train_epoch(optimiser, views.epoch(epoch), loss_of):
-            reporter.step(event)
-        accuracy = loop.evaluate(teacher, data.test, compute)
-        metrics = EpochMetrics(
-            epoch=epoch + 1,
-            lr=config.rate(epoch),
-            train_loss=event.loss,
-            test_loss=accuracy.loss,
-            test_top1=accuracy.top1,
-            test_top5=accuracy.top5,
-            images_per_second=event.images / event.seconds,
-            seconds=time.perf_counter() - started,
-        )
-        run.end_epoch(metrics, teacher)
-        reporter.end_epoch(metrics)
+    with interrupts.deferred():
+        for epoch in range(progress.epoch, config.epochs):
+            started = time.perf_counter()
+            loop.set_rate(optimiser, config.rate(epoch))
+            for event in loop.train_epoch(optimiser, views.epoch(epoch, progress.step), loss_of, progress.losses):
+                reporter.step(event)
+                if event.step < len(views.steps) and run.due():
+                    run.keep(Progress(epoch, event.step, event.losses))
+            ranks.share_buffers(teacher)
+            accuracy = loop.evaluate(teacher, data.test, compute)
+            metrics = EpochMetrics(
+                epoch=epoch + 1,
+                lr=config.rate(epoch),
+                train_loss=event.loss,
+                test_loss=accuracy.loss,
+                test_top1=accuracy.top1,
+                test_top5=accuracy.top5,
+                images_per_second=event.images_per_second,
+                seconds=time.perf_counter() - started,
+            )
+            run.end_epoch(metrics, teacher)
+            reporter.end_epoch(metrics)
+            progress = Progress(epoch + 1)
+            run.keep(progress)
 
-    draw_curves(run.metrics, run.path / "curves.png")
+    if ranks.first():
+        draw_curves(run.metrics, run.path / "curves.png")
     return _fill_and_finish(run, teacher, data, compute)
 
 
@@ -153,7 +169,7 @@ def _fill_and_finish(run: Run, network: Network, data: Dataset, compute: Compute
     oracle = Oracle(teacher, ViewMaker(data.train, plan, teacher.rows, compute.device), store=store)
     for _ in oracle.fill_clean():
         pass
-    return run.finish(**oracle.count())
+    return run.finish(**oracle.count().everywhere().as_metrics())
 
 
 def shipped_teacher() -> Path:

@@ -12,6 +12,7 @@ from kdcache.oracle import Oracle
 from kdcache.resolve import open_store
 from kdcache.store.answers import AnswerStore
 from kdcache.store.formats import DENSE, Format
+from kdcache.store.statistics import EpochStatistics, Shape
 from kdcache.teacher import Teacher
 from kdcache.views import Plan, ViewMaker
 
@@ -44,6 +45,10 @@ def oracle(
     """An oracle in front of the same teacher each time."""
     of = teacher()
     return Oracle.with_store(of, maker, store(where, of, split), cache, epochs, limit)
+
+
+def statistics(maker: ViewMaker, losses: tuple[str, ...]) -> EpochStatistics:
+    return EpochStatistics.empty(Shape(maker.plan.samples, maker.plan.slots, len(maker.steps), losses), CPU)
 
 
 def ask(of: Oracle, epochs: int) -> dict[tuple[int, str, int], bytes]:

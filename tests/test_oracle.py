@@ -87,7 +87,7 @@ def test_answers_are_the_same_bits_with_and_without_any_store_in_any_batch(
 def counted(oracle: Oracle, epochs: int) -> tuple[int, int]:
     oracle.count()
     answers.ask(oracle, epochs)
-    counts = oracle.count()
+    counts = oracle.count().as_metrics()
     return counts["questions_asked"], counts["questions_answered"]
 
 
@@ -106,7 +106,7 @@ def test_a_filled_store_leaves_no_question_and_filling_it_again_asks_nothing(noi
     for asked in (6 * N, 0):
         ahead = answers.oracle(tmp_path / "store.zarr", noise, answers.views(noise), epochs=2)
         assert list(ahead.fill(2))[-1] == 6 * N == ahead.kept(2)
-        assert ahead.count()["questions_asked"] == asked
+        assert ahead.count().asked == asked
     views = answers.views(noise)
     assert counted(answers.oracle(tmp_path / "store.zarr", noise, views, epochs=2), 2) == (0, 6 * N)
 
@@ -151,7 +151,7 @@ def test_without_room_further_answers_are_asked_and_those_that_are_there_used(no
     for asked in (6 * N, 3 * N):
         oracle = answers.oracle(where, noise, views, "replay", 3, limit=int(3.5 * size))
         assert answers.ask(oracle, 3) == expected
-        assert oracle.count()["questions_asked"] == asked
+        assert oracle.count().asked == asked
         assert len(oracle.store.tables()) == 3  # type: ignore[union-attr]
     # auto keeps all or nothing, but looks up what is there.
     oracle = answers.oracle(where, noise, views, "auto", 3, limit=int(3.5 * size))
@@ -173,12 +173,12 @@ def test_without_room_for_a_table_the_index_remembers_what_fits_within_the_run(n
 def test_clean_answers_are_those_of_the_samples_in_their_order(noise: Split, tmp_path: Path) -> None:
     views = answers.views(noise, "none")
     oracle = answers.oracle(tmp_path / "store.zarr", noise, views, "clean")
-    assert oracle.count() == {"questions_asked": N, "questions_answered": 0}
+    assert oracle.count() == (N, 0)
     rows, logits = zip(*oracle.clean(), strict=True)
     assert [sample for part in rows for sample in part] == list(range(N))
     assert torch.cat(logits).equal(answers.teacher()(noise.images).half().float())
     assert counted(oracle, 1) == (0, N)
-    assert oracle.count() == {"questions_asked": 0, "questions_answered": 0}
+    assert oracle.count() == (0, 0)
 
 
 def test_an_analysis_reads_what_is_there_and_writes_nothing(noise: Split, tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_an_analysis_reads_what_is_there_and_writes_nothing(noise: Split, tmp_pa
     for epoch, counts in ((0, (0, N)), (1, (N, 0))):
         for batch in views.epoch(epoch):
             assert reader.ask(batch, first=1).equal(Oracle(teacher, views).ask(batch)[len(batch) :])
-        assert tuple(reader.count().values()) == counts
+        assert tuple(reader.count().as_metrics().values()) == counts
     assert store.place.list_keys() == before
 
 
@@ -248,7 +248,7 @@ def test_a_fill_that_is_interrupted_keeps_what_is_whole_and_goes_on(noise: Split
     hook.remove()
     later = answers.oracle(where, noise, views, epochs=2)
     list(later.fill(2))
-    assert later.count()["questions_asked"] == 4 * N
+    assert later.count().asked == 4 * N
     assert answers.ask(later, 2) == answers.ask(Oracle(answers.teacher(), views), 2)
 
 
@@ -271,7 +271,7 @@ def test_over_240_epochs_a_sample_has_as_many_questions_as_distinct_views(tmp_pa
     for epoch in range(240):
         for batch in views.epoch(epoch):
             assert oracle.ask(batch).equal(teacher(batch.views))
-    asked = oracle.count()["questions_asked"]
+    asked = oracle.count().asked
     assert asked == distinct(views.plan, range(240))
     assert asked / 400 == pytest.approx(162 * (1 - (1 - 1 / 162) ** 240), abs=1)  # 125.3
     table = np.zeros((400, 162), bool)
@@ -337,5 +337,5 @@ def test_what_another_oracle_asks_meanwhile_is_learnt_as_it_is_read(noise: Split
         for oracle in both[:: 1 if epoch % 2 else -1]:
             for batch in oracle.views.epoch(epoch):
                 oracle.ask(batch)
-            asked += oracle.count()["questions_asked"]
+            asked += oracle.count().asked
     assert asked == distinct(views[0].plan, range(epochs))

@@ -16,8 +16,21 @@ FOLDERS = {"kdcache": ROOT / "kdcache", "kdcache.stages": ROOT / "stages", "kdca
 
 # A module imports only from those before it.
 ORDER = [
-    *("errors", "files", "words", "config", "compute", "datasets", "models", "export", "teacher", "views", "store"),
-    *("oracle", "losses", "pick", "loop", "record", "resolve", "analysis", "report", "stages", "cli"),
+    *(
+        "errors",
+        "files",
+        "words",
+        "interrupts",
+        "config",
+        "compute",
+        "ranks",
+        "datasets",
+        "models",
+        "export",
+        "teacher",
+    ),
+    *("views", "store", "oracle", "losses", "pick", "loop", "checkpoints", "record", "run", "resolve", "analysis"),
+    *("report", "stages", "cli"),
 ]
 
 

@@ -56,7 +56,7 @@ def test_a_loss_reaches_the_student_and_what_it_trains_and_nothing_else(name: st
     # x is asked once with its features, the candidates once each, by whatever forwards.
     expected = SIZE * (3 if aug == "cutmix-pick" else 1)
     assert bench.step.oracle is not None
-    assert bench.step.oracle.count() == {"questions_asked": expected, "questions_answered": 0}
+    assert bench.step.oracle.count() == (expected, expected)
 
 
 def test_features_of_x_are_those_of_the_teacher_and_answers_the_stores_bits(noise: Split, tmp_path: Path) -> None:
@@ -66,7 +66,10 @@ def test_features_of_x_are_those_of_the_teacher_and_answers_the_stores_bits(nois
     oracle.count()
     batch = next(views.epoch(0))
     logits, features = oracle.ask_with_features(batch)
-    assert oracle.count() == {"questions_asked": 64, "questions_answered": 128}  # the store holds no features
+    assert oracle.count().as_metrics() == {
+        "questions_asked": 64,
+        "questions_answered": 128,
+    }  # the store holds no features
     assert logits.equal(Oracle(answers.teacher(), views).ask(batch))
     expected = answers.teacher().network.features(batch.views[:64])
     assert all(one.equal(two) for one, two in zip(features, expected, strict=True))

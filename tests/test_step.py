@@ -16,7 +16,6 @@ from kdcache.datasets import Split
 from kdcache.loop import unchanged_statistics
 from kdcache.losses import cross_entropy, kd, kld
 from kdcache.oracle import Oracle
-from kdcache.store.statistics import EpochStatistics
 from kdcache.teacher import Teacher
 from kdcache.views import Batch, Plan, ViewMaker
 from kdcache.words import AUGMENTATIONS, CRITERIA, MIXES
@@ -42,7 +41,7 @@ class Bench:
         oracle = Oracle(Teacher(self.teacher, CPU), self.maker) if config.needs_teacher else None
         objective = make_objective(config, self.student, oracle, answers.dataset(data))
         self.step = Step(config, self.student, objective, oracle, CPU)
-        self.step.begin(EpochStatistics.empty(len(data), plan.slots, len(self.maker.steps), CPU.device))
+        self.step.begin(answers.statistics(self.maker, self.step.losses))
 
     def logits(self, network: models.Network, rows: Tensor) -> Tensor:
         """Logits of some views of the batch, in training mode for the student, leaving it as it was."""

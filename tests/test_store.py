@@ -127,7 +127,7 @@ def test_a_whole_run_at_a_url(bucket: str, noise: Split, tmp_path: Path) -> None
     first = answers.ask(answers.oracle(where, noise, views, "auto", 2), 2)
     again = answers.oracle(where, noise, views, "auto", 2)
     assert answers.ask(again, 2) == first
-    assert again.count()["questions_asked"] == 0
+    assert again.count().asked == 0
     AnswerStore(where).drop([name.table for name in AnswerStore(where).replayed()])
     assert AnswerStore(where).tables() == []
 

@@ -1,6 +1,7 @@
 """The command line. Commands are thin, and import what is heavy inside them."""
 
 import logging
+import os
 import signal
 import sys
 from importlib import import_module
@@ -8,12 +9,14 @@ from typing import NamedTuple, NoReturn
 
 import click
 
-from kdcache import __version__
+from kdcache import __version__, interrupts
 from kdcache.errors import KdcacheError, first_line
 
 __all__ = ["COMMANDS", "Command", "cli", "main"]
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
+
+STOPPED = "stopped; what was whole is kept, and a training goes on with --resume"
 
 REPEATED_AFTER = 3.0
 """Seconds after which an interrupt that did not get through is repeated."""
@@ -24,20 +27,28 @@ def main() -> NoReturn:
     debug = "--debug" in sys.argv[1:]
     logging.basicConfig(format="kdcache: %(message)s", level=logging.WARNING)
     logging.getLogger("kdcache").setLevel(logging.INFO)
-    signal.signal(signal.SIGINT, _interrupt)
-    signal.signal(signal.SIGALRM, _interrupt)
+    handle_signals()
     try:
         code = cli(standalone_mode=False) or 0
     except click.ClickException as error:
         code = _complain(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         signal.setitimer(signal.ITIMER_REAL, 0)
-        code = _complain("stopped; what was whole is kept", INTERRUPTED)
+        code = _complain(STOPPED, INTERRUPTED)
+    except interrupts.Stopped:
+        code = _complain(STOPPED, TERMINATED)
     except Exception as error:
         if debug:
             raise
         code = _complain(*_explained(error))
     sys.exit(code)
+
+
+def handle_signals() -> None:
+    """Let an interrupt stop the work at once, and SIGTERM where it suits the work."""
+    signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGALRM, _interrupt)
+    signal.signal(signal.SIGTERM, interrupts.heard)
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:
@@ -50,8 +61,14 @@ def _explained(error: Exception) -> tuple[str, int]:
     """Say what an error means to the user, and with which code to exit."""
     if isinstance(error, KdcacheError):
         return str(error), error.exit_code
-    if isinstance(error, OSError) or type(error).__module__.startswith("obstore"):
+    # The libraries that write for us report a full or missing disk each in its own way.
+    if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in ("obstore", "safetensors"):
         return first_line(error), KdcacheError.exit_code
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and any(
+        word in str(error) for word in ("gloo", "NCCL", "ncclInternal")
+    ):
+        lost = "another process of this training ended, so this one ends too; it goes on with --resume"
+        return lost if os.environ.get("RANK") == "0" else "", KdcacheError.exit_code
     return f"unexpected {type(error).__name__}: {error} (kdcache --debug shows where)", KdcacheError.exit_code
 
 

@@ -11,6 +11,7 @@ from kdcache.errors import fault
 
 if TYPE_CHECKING:
     from kdcache.record import FinishedRun
+    from kdcache.report.progress import Reporter
 
 __all__ = ["student_train", "teacher_load", "teacher_train"]
 
@@ -23,7 +24,7 @@ def teacher_train(config: TeacherConfig) -> None:
     from kdcache.stages import train_teacher
 
     with terminal() as reporter:
-        _tell(train_teacher(config, reporter))
+        _tell(reporter, train_teacher(config, reporter))
 
 
 @click.command("student-train", help=COMMANDS["student-train"].about)
@@ -34,7 +35,7 @@ def student_train(config: StudentConfig) -> None:
     from kdcache.stages import train_student
 
     with terminal() as reporter:
-        _tell(train_student(config, reporter))
+        _tell(reporter, train_student(config, reporter))
 
 
 LOADED = ("dataset", "data_root", "download", "image_size", "device", "precision", "out", "overwrite")
@@ -70,13 +71,13 @@ def teacher_load(
     from kdcache.stages.teacher import adopt_teacher
 
     with terminal() as reporter:
-        _tell(adopt_teacher(weights, config, model, mean, std, reporter))
+        _tell(reporter, adopt_teacher(weights, config, model, mean, std, reporter))
 
 
-def _tell(run: "FinishedRun") -> None:
-    click.echo(
+def _tell(reporter: "Reporter", run: "FinishedRun") -> None:
+    reporter.say(
         "{kind} {model}: top-1 {last_top1:.2f} % (best {best_top1:.2f} % at epoch {best_epoch}), "
         "teacher asked {questions_asked} questions, {questions_answered} answered from the store, "
         "{seconds:.0f} s".format(**run.summary)
     )
-    click.echo(f"run: {run.path}")
+    reporter.say(f"run: {run.path}")

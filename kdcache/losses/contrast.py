@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kdcache import ranks
+
 __all__ = ["ContrastMemory"]
 
 PRODUCT = 16
@@ -66,11 +68,14 @@ class ContrastMemory(nn.Module):
         rows = torch.cat([samples[:, None], negatives], 1)
         scores = [self._scores(student, self.teacher, rows), self._scores(teacher, self.student, rows)]
         if self.normaliser[0] == 0:
-            means = torch.stack([score.detach().mean() for score in scores])
-            self.normaliser.copy_(means * len(self.student))
+            sums = torch.stack([score.detach().sum() for score in scores])
+            count = ranks.total(torch.tensor(rows.numel(), device=rows.device))
+            self.normaliser.copy_(ranks.total(sums) / count * len(self.student))
         losses = [_contrast(score / z, len(self.student)) for score, z in zip(scores, self.normaliser, strict=True)]
-        self.student = self._taken_in(self.student, student.detach(), samples, self._is_small(rows))
-        self.teacher = self._taken_in(self.teacher, teacher.detach(), samples, self._is_small(rows))
+        # The memories are alike in all processes: each takes in the batch of every one.
+        student, teacher, samples = (torch.cat(ranks.gathered(own.detach())) for own in (student, teacher, samples))
+        self.student = self._taken_in(self.student, student, samples, self._is_small(rows))
+        self.teacher = self._taken_in(self.teacher, teacher, samples, self._is_small(rows))
         return losses[0] + losses[1]
 
     def _is_small(self, rows: Tensor) -> bool:

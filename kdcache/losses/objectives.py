@@ -23,6 +23,8 @@ class Plain(NamedTuple):
     epoch : int
     student_features, teacher_features : tuple of Tensor
         Inner tensors, where a loss reads them; see `kdcache.models.Network.with_features`.
+    share : float
+        What a mean over these rows weighs in the mean over all processes: 1 if each has as many.
     """
 
     student: Tensor
@@ -32,13 +34,14 @@ class Plain(NamedTuple):
     epoch: int = 0
     student_features: tuple[Tensor, ...] = ()
     teacher_features: tuple[Tensor, ...] = ()
+    share: float = 1.0
 
 
 class Mixed(NamedTuple):
     """The mixed views x' that a step trains on.
 
-    Student logits (P, C), teacher logits (P, C) if there is a teacher, the labels (P,) of both images, and the share
-    (P,) of the first.
+    Student logits (P, C), teacher logits (P, C) if there is a teacher, the labels (P,) of both images, the share (P,)
+    of the first, and what a mean over these rows weighs in the mean over all processes.
     """
 
     student: Tensor
@@ -46,6 +49,7 @@ class Mixed(NamedTuple):
     labels: Tensor
     partner_labels: Tensor
     kept: Tensor
+    share: float = 1.0
 
 
 class Part(nn.Module):
@@ -53,7 +57,8 @@ class Part(nn.Module):
 
     Losses on features act on x alone because of the teacher: its logits of mixed views come from the store, which holds
     no features, and asking for them again would undo what the store is for. The paper's CRD rows do so too. Losses that
-    need the label of a view act on x because a mixed view has none of its own.
+    need the label of a view act on x because a mixed view has none of its own. Where several processes train the
+    network together, a loss that relates the rows of a batch to one another relates those of one process.
     """
 
     def forward(self, plain: Plain) -> Tensor:
@@ -93,15 +98,16 @@ class Objective(nn.Module):
         found: dict[str, Tensor] = {}
         if plain is None:
             assert mixed is not None
-            found["ce"] = mixed_cross_entropy(mixed.student, mixed.labels, mixed.partner_labels, mixed.kept)
+            ce = mixed_cross_entropy(mixed.student, mixed.labels, mixed.partner_labels, mixed.kept)
+            found["ce"] = mixed.share * ce
         else:
             if "ce" in self.weights:
-                found["ce"] = cross_entropy(plain.student, plain.labels)
+                found["ce"] = plain.share * cross_entropy(plain.student, plain.labels)
             if "kd" in self.weights:
                 assert plain.teacher is not None
-                found["kd"] = kd(plain.teacher, plain.student, self.temperature)
+                found["kd"] = plain.share * kd(plain.teacher, plain.student, self.temperature)
                 if mixed is not None:
                     assert mixed.teacher is not None
-                    found["kd"] = found["kd"] + kd(mixed.teacher, mixed.student, self.temperature)
-            found |= {name: part(plain) for name, part in self.parts.items()}
+                    found["kd"] = found["kd"] + mixed.share * kd(mixed.teacher, mixed.student, self.temperature)
+            found |= {name: plain.share * part(plain) for name, part in self.parts.items()}
         return {name: self.weights[name] * loss for name, loss in found.items()}

@@ -29,8 +29,11 @@ class DurableStore(LocalStore):
         """Write a key, and wait until the file and whatever new folders lead to it are on the disk."""
         path = self.root / key
         old = next(folder for folder in path.parents if folder.exists())
-        await super().set(key, value)
-        await asyncio.to_thread(self._sync, path, old)
+        try:
+            await super().set(key, value)
+            await asyncio.to_thread(self._sync, path, old)
+        except OSError as error:
+            raise KdcacheError(fault(f"cannot write {path}", given=first_line(error))) from error
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
         """Write a key that is not there, likewise."""

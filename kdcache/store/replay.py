@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from kdcache import ranks
 from kdcache.store.answers import AnswerStore, Replayed
 from kdcache.store.formats import Columns
 from kdcache.store.table import Ask, Table, fill
@@ -119,11 +120,19 @@ class Replay:
         table, ahead = reader.table, reader.ahead.pop(chunk, None)
         columns = ahead.result() if ahead else table.read(chunk)
         if columns is None and self.keep is not None:
+            for own in self._own(chunk, len(table.chunks)):
+                table.obtain(own, ask)
             columns = table.obtain(chunk, ask)
         reader.held[chunk] = columns
         if chunk + 1 < len(table.chunks):
             reader.ahead[chunk + 1] = self._thread.submit(table.read, chunk + 1)
         return columns
+
+    @staticmethod
+    def _own(chunk: int, chunks: int) -> list[int]:
+        """Say which chunk this process asks first: of as many as there are processes, each takes another one."""
+        own = chunk - chunk % ranks.number() + ranks.rank()
+        return [own] if chunk < own < chunks else []
 
     def _reader(self, epoch: int, slot: int) -> _Reader:
         if epoch != self._epoch:

@@ -1,8 +1,8 @@
 """The store of per-sample statistics of a run: an epoch at a time, in arrays of the full shape."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,11 +10,22 @@ import zarr
 from torch import Tensor
 from zarr.codecs import BloscCodec, Crc32cCodec
 
+from kdcache import ranks
 from kdcache.files import write_whole_folder
+from kdcache.store.place import Place
 
-__all__ = ["EpochStatistics", "StatisticsStore"]
+__all__ = ["EpochStatistics", "Shape", "StatisticsStore"]
 
-SCHEMA = "kdcache-statistics-1"
+SCHEMA = "kdcache-statistics-2"
+
+
+class Shape(NamedTuple):
+    """How much there is to know of an epoch: N samples with M mixed views each, T steps, and the names of L losses."""
+
+    samples: int
+    slots: int
+    steps: int
+    losses: tuple[str, ...]
 
 
 @dataclass
@@ -33,6 +44,8 @@ class EpochStatistics:
         r of Equation 3 of each step, over all candidates; NaN without picking or without d of all candidates.
     disputed : Tensor of float32, shape (T,)
         Mixed views of the step whose label the teacher disputes; NaN without teacher or mix.
+    losses : Tensor of float32, shape (T, L)
+        Each loss of the sum, with its weight.
     """
 
     d_x: Tensor
@@ -40,10 +53,12 @@ class EpochStatistics:
     picked: Tensor
     kl_ratio: Tensor
     disputed: Tensor
+    losses: Tensor
 
     @classmethod
-    def empty(cls, samples: int, slots: int, steps: int, device: torch.device) -> "EpochStatistics":
+    def empty(cls, shape: Shape, device: torch.device) -> "EpochStatistics":
         """Make the statistics of an epoch of which nothing is known yet."""
+        samples, slots, steps, losses = shape
 
         def unknown(*shape: int) -> Tensor:
             return torch.full(shape, torch.nan, device=device)
@@ -54,7 +69,26 @@ class EpochStatistics:
             picked=torch.zeros(slots, samples, dtype=torch.bool, device=device),
             kl_ratio=unknown(steps),
             disputed=unknown(steps),
+            losses=unknown(steps, len(losses)),
         )
+
+    def merged(self) -> "EpochStatistics":
+        """Put together what each process that trains the network knows."""
+        return EpochStatistics(
+            d_x=_known_anywhere(self.d_x),
+            d_mixed=_known_anywhere(self.d_mixed),
+            picked=ranks.largest(self.picked.byte()).bool(),
+            kl_ratio=self.kl_ratio,  # over all candidates, so the same everywhere
+            disputed=ranks.total(self.disputed),
+            losses=ranks.total(self.losses) / ranks.number(),
+        )
+
+    def split(self) -> "EpochStatistics":
+        """Undo `merged`, so that what was put together can be added to, and be put together again."""
+        if ranks.first():
+            return replace(self, losses=self.losses * ranks.number())
+        nothing = (torch.where(column.isnan(), column, 0) for column in (self.disputed, self.losses))
+        return replace(self, **dict(zip(("disputed", "losses"), nothing, strict=True)))
 
     def mean_kl_ratio(self) -> float | None:
         """Mean of r over the steps; ``None`` where no step has one."""
@@ -65,6 +99,11 @@ class EpochStatistics:
         return _number(self.disputed.sum() / self.d_mixed.numel()) if self.d_mixed.numel() else None
 
 
+def _known_anywhere(d: Tensor) -> Tensor:
+    found = ranks.largest(torch.where(d.isnan(), -torch.inf, d))
+    return torch.where(found.isinf(), torch.nan, found)
+
+
 def _number(value: Tensor) -> float | None:
     return None if value.isnan() else value.item()
 
@@ -73,28 +112,35 @@ class StatisticsStore:
     """A zarr store of the statistics of every epoch of a run.
 
     ``d_x`` (E, N), ``d_mixed`` (E, M, N) and ``picked`` (E, M, N) by sample index, ``kl_ratio`` and ``disputed``
-    (E, T) by step. d is stored in float16, whose relative error of at most 2^-11 is far below its spread. The
-    attribute ``epochs_written`` says how many epochs are there; it is written after them.
+    (E, T), and ``losses`` (E, T, L), by step; the attribute ``losses`` names the L. d is stored in float16, whose
+    relative error of at most 2^-11 is far below its spread. The attribute ``epochs_written`` says how many epochs are
+    there; it is written after them.
 
     Parameters
     ----------
     path : Path
-        Store to make, full of unknowns.
-    epochs, samples, slots, steps : int
-        E, N, M and T.
+        Store to make, full of unknowns, if it is not there: a run that goes on finds its own, and more epochs than it
+        had make it longer.
+    epochs : int
+        E.
+    shape : Shape
     """
 
-    def __init__(self, path: Path, *, epochs: int, samples: int, slots: int, steps: int) -> None:
+    def __init__(self, path: Path, epochs: int, shape: Shape) -> None:
+        samples, slots, steps, losses = shape
         arrays: dict[str, tuple[tuple[int, ...], str, Any]] = {
             "d_x": ((epochs, samples), "float16", np.nan),
             "d_mixed": ((epochs, slots, samples), "float16", np.nan),
             "picked": ((epochs, slots, samples), "bool", False),
             "kl_ratio": ((epochs, steps), "float32", np.nan),
             "disputed": ((epochs, steps), "float32", np.nan),
+            "losses": ((epochs, steps, len(losses)), "float32", np.nan),
         }
 
         def write(folder: Path) -> None:
-            group = zarr.create_group(folder, attributes={"schema": SCHEMA, "epochs_written": 0})
+            group = zarr.create_group(
+                folder, attributes={"schema": SCHEMA, "epochs_written": 0, "losses": list(losses)}
+            )
             for name, (shape, dtype, unknown) in arrays.items():
                 if 0 not in shape:
                     group.create_array(
@@ -106,11 +152,14 @@ class StatisticsStore:
                         fill_value=unknown,
                     )
 
-        write_whole_folder(path, write)
-        self._group = zarr.open_group(path, mode="r+")
+        if not path.exists():
+            write_whole_folder(path, write)
+        self._group = zarr.open_group(Place(path).store, mode="r+")
+        for name, array in self._group.arrays():
+            array.resize(arrays[name][0])
 
     def write(self, epoch: int, statistics: EpochStatistics) -> None:
-        """Write the statistics of an epoch, counted from 0."""
+        """Write the statistics of an epoch, counted from 0, and wait for the disk."""
         for name, array in self._group.arrays():
             array[epoch] = getattr(statistics, name).cpu().numpy()
         self._group.attrs["epochs_written"] = epoch + 1

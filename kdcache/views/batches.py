@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdcache import ranks
 from kdcache.datasets import Split
 from kdcache.views.geometry import crop_flip
 from kdcache.views.mix import MIXES
-from kdcache.views.plan import EpochTable, Plan, Slot, steps
+from kdcache.views.plan import EpochTable, Plan, Slot, share, steps
 
 __all__ = ["Batch", "ViewMaker"]
 
@@ -30,6 +31,8 @@ class Batch:
         Place in the epoch, counted from 0.
     positions : range
         Place of each sample in the order of the epoch, B of them.
+    whole : range
+        Those of all processes that train the network together; `positions` is this one's part.
     samples, labels : Tensor of int64, shape (B,)
     views : Tensor, shape ((1 + M) B, 3, H, W)
         Pixel values 0 to 255; uint8, or float32 with mixup.
@@ -44,6 +47,7 @@ class Batch:
     epoch: int
     step: int
     positions: range
+    whole: range
     samples: Tensor
     labels: Tensor
     views: Tensor
@@ -91,14 +95,14 @@ class ViewMaker:
 
     def __init__(self, split: Split, plan: Plan, batch_size: int, device: torch.device) -> None:
         self.split, self.plan, self.device = split, plan, device
-        self.steps = steps(plan.samples, batch_size)
+        self.steps = steps(plan.samples, batch_size, ranks.number())
         # Every caller walks through the epochs in order, so the last table is the one that is asked for again.
         self.table = lru_cache(maxsize=1)(plan.epoch)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Make the batches of an epoch, counted from 0."""
-        for step, positions in enumerate(self.steps):
-            yield self._batch(epoch, step, positions)
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """Make the batches of an epoch, both counted from 0; of each, the part of this process."""
+        for step in range(first_step, len(self.steps)):
+            yield self._batch(epoch, step, self.steps[step])
 
     def views(self, epoch: int, slot: int, positions: range) -> Tensor:
         """Make the views of one slot, slot 0 being x, at some positions: (B, 3, H, W)."""
@@ -108,7 +112,8 @@ class ViewMaker:
         (mixed,) = self._slots(table, own, [table.slots[slot - 1]])[1:]
         return mixed
 
-    def _batch(self, epoch: int, step: int, positions: range) -> Batch:
+    def _batch(self, epoch: int, step: int, whole: range) -> Batch:
+        positions = share(whole, ranks.rank(), ranks.number())
         table, own = self.table(epoch), np.arange(positions.start, positions.stop)
         views = self._slots(table, own, table.slots)
         samples = torch.from_numpy(table.order[own])
@@ -118,6 +123,7 @@ class ViewMaker:
             epoch=epoch,
             step=step,
             positions=positions,
+            whole=whole,
             samples=samples.to(self.device),
             labels=self.split.labels[samples].to(self.device),
             views=torch.cat(views),  # all of them float32 if any is

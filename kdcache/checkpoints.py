@@ -1,0 +1,178 @@
+"""Checkpoints of a training: all that the next step depends on, so that a run that was killed ends as any other.
+
+A checkpoint is a safetensors file: the networks, the losses that train or remember something, the optimiser, the
+random state, and the statistics of the epoch under way are its tensors, the rest is JSON in its metadata. The last two
+are kept.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from kdcache import interrupts, ranks
+from kdcache.errors import KdcacheError, first_line
+from kdcache.files import write_whole
+
+__all__ = ["Checkpoints", "Progress"]
+
+FORMAT = "kdcache-training-1"
+KEPT = 2
+
+log = logging.getLogger("kdcache")
+
+
+@dataclass
+class Progress:
+    """How far a training has come.
+
+    Attributes
+    ----------
+    epoch : int
+        The epoch under way, counted from 0.
+    step : int
+        Steps of it that are done.
+    losses : float
+        Sum of their losses.
+    seconds : float
+        Time taken so far.
+    questions : list of int
+        Asked about, and put, in these steps, see `kdcache.oracle.Questions`.
+    metrics : list of dict
+        The lines of the epochs that are done.
+    resumed : list of dict
+        Where the training was gone on with, and how many questions of the time before were lost.
+    statistics : dict of str to Tensor
+        What the epoch has added up; empty where none of its steps is done.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    losses: float = 0.0
+    seconds: float = 0.0
+    questions: list[int] = field(default_factory=list)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    resumed: list[dict[str, int]] = field(default_factory=list)
+    statistics: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Checkpoints:
+    """The checkpoints of a run.
+
+    Parameters
+    ----------
+    folder : Path
+        Made by the first checkpoint.
+    minutes : float
+        After which one is due.
+    modules : mapping of str to Module
+        Whose state is kept, by name.
+    optimiser : Optimizer
+        Of the parameters of these modules.
+    """
+
+    def __init__(
+        self, folder: Path, minutes: float, modules: Mapping[str, nn.Module], optimiser: torch.optim.Optimizer
+    ) -> None:
+        self.folder, self.minutes = folder, minutes
+        self._modules, self._optimiser = dict(modules), optimiser
+        self._parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+        self._written = time.monotonic()
+
+    def due(self) -> bool:
+        """Tell whether it is time for a checkpoint, because of the clock or because the work is to stop."""
+        late = time.monotonic() - self._written >= 60 * self.minutes
+        return ranks.any_of(late or interrupts.asked())
+
+    def keep(self, progress: Progress) -> None:
+        """Write a checkpoint, and stop the work if that was asked for.
+
+        Raises
+        ------
+        interrupts.Stopped
+        """
+        self._written = time.monotonic()
+        if ranks.first():
+            self._write(progress)
+        if ranks.any_of(interrupts.asked()):
+            raise interrupts.Stopped
+
+    def latest(self) -> Progress | None:
+        """Go back to the last checkpoint that is whole; ``None`` where there is none.
+
+        Raises
+        ------
+        KdcacheError
+            Where a checkpoint is whole but does not fit the networks.
+        """
+        for path in reversed(self._files()):
+            try:
+                with safetensors.safe_open(path, "pt") as file:
+                    stated = json.loads((file.metadata() or {})["kdcache"])
+                    tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                if stated.pop("format") != FORMAT:
+                    raise ValueError(f"not of the format {FORMAT}")
+                progress = Progress(**stated, statistics=_part(tensors, "statistics"))
+            except (safetensors.SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+                log.warning("checkpoint %s cannot be read (%s); the one before it is taken", path, first_line(error))
+                continue
+            self._restore(tensors, path)
+            return progress
+        return None
+
+    def remove(self) -> None:
+        """Remove the checkpoints of a run that is finished."""
+        for path in self._files():
+            path.unlink()
+        if self.folder.exists() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("epoch-*.safetensors"))
+
+    def _write(self, progress: Progress) -> None:
+        tensors = {f"statistics/{name}": tensor for name, tensor in progress.statistics.items()}
+        for name, module in self._modules.items():
+            tensors |= {f"{name}/{key}": tensor for key, tensor in module.state_dict().items()}
+        for place, parameter in enumerate(self._parameters):
+            for key, value in self._optimiser.state[parameter].items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimiser/{place}/{key}"] = value
+        tensors["random/cpu"] = torch.get_rng_state()
+        if torch.cuda.is_initialized():
+            tensors["random/cuda"] = torch.cuda.get_rng_state()
+        stated = {"format": FORMAT, **{k: v for k, v in asdict(progress).items() if k != "statistics"}}
+        metadata = {"kdcache": json.dumps(stated, allow_nan=False)}
+        plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+
+        self.folder.mkdir(exist_ok=True)
+        path = self.folder / f"epoch-{progress.epoch:05d}-step-{progress.step:07d}.safetensors"
+        write_whole(path, lambda temporary: safetensors.torch.save_file(plain, temporary, metadata))
+        for old in self._files()[:-KEPT]:
+            old.unlink()
+
+    def _restore(self, tensors: Mapping[str, Tensor], path: Path) -> None:
+        try:
+            for name, module in self._modules.items():
+                module.load_state_dict(_part(tensors, name))
+        except RuntimeError as error:
+            raise KdcacheError(f"checkpoint {path} does not fit the run: {first_line(error)}") from None
+        for place, parameter in enumerate(self._parameters):
+            state = _part(tensors, f"optimiser/{place}")
+            if state:
+                self._optimiser.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
+        torch.set_rng_state(tensors["random/cpu"])
+        if "random/cuda" in tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensors["random/cuda"])
+
+
+def _part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{name}/"): tensor for key, tensor in tensors.items() if key.startswith(f"{name}/")}

@@ -1,0 +1,175 @@
+"""The processes that train one network together, as torchrun starts them; alone, every function gives back its own."""
+
+import atexit
+import os
+import warnings
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from kdcache.compute import Compute
+from kdcache.errors import UsageError, fault
+
+__all__ = [
+    "any_of",
+    "first",
+    "from_first",
+    "gathered",
+    "join",
+    "largest",
+    "mean",
+    "normalised_together",
+    "number",
+    "rank",
+    "share_buffers",
+    "total",
+    "trained_together",
+    "wait",
+]
+
+PATIENCE = timedelta(minutes=30)
+"""How long one waits for another, which may be asking the teacher or evaluating."""
+
+Value = TypeVar("Value")
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def join(device: str) -> None:
+    """Join the other processes, if torchrun started this one beside others.
+
+    Parameters
+    ----------
+    device : str
+        As of `Compute.choose`.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        return
+    place = Compute.choose(device).device
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    # What is counted for the record lies on the CPU, so gloo is there in any case.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo", timeout=PATIENCE)
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def number() -> int:
+    """How many processes there are, R."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this one is, counted from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def first() -> bool:
+    """Whether this one is the one that writes and talks."""
+    return rank() == 0
+
+
+def total(tensor: Tensor) -> Tensor:
+    """Sum a tensor over the processes."""
+    return _reduced(tensor, dist.ReduceOp.SUM)
+
+
+def largest(tensor: Tensor) -> Tensor:
+    """Take the largest of each entry over the processes."""
+    return _reduced(tensor, dist.ReduceOp.MAX)
+
+
+def mean(values: Tensor) -> Tensor:
+    """Take the mean of the values of all processes, of which one may have more than another."""
+    if number() == 1:
+        return values.mean()
+    sums = total(torch.stack([values.sum(), torch.tensor(len(values), dtype=values.dtype, device=values.device)]))
+    return sums[0] / sums[1]
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give every process the buffers of the first one, as running statistics are."""
+    for buffer in module.buffers():
+        from_first(buffer)
+
+
+def wait() -> None:
+    """Wait until every process has come here."""
+    if number() > 1:
+        dist.barrier()
+
+
+def any_of(flag: bool) -> bool:
+    """Tell whether any process says so; each must ask."""
+    return bool(largest(torch.tensor(int(flag))))
+
+
+def _reduced(tensor: Tensor, operation: Any) -> Tensor:
+    if number() == 1:
+        return tensor
+    reduced = tensor.clone()
+    dist.all_reduce(reduced, operation)
+    return reduced
+
+
+def gathered(rows: Tensor) -> list[Tensor]:
+    """Collect the rows of each process, of which one may have more than another: R tensors, each (B, ...)."""
+    if number() == 1:
+        return [rows]
+    counts = torch.zeros(number(), dtype=torch.int64, device=rows.device)
+    counts[rank()] = len(rows)
+    lengths: list[int] = total(counts).tolist()
+    padded = rows.new_zeros(max(lengths), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(parts, padded)
+    return [part[:length] for part, length in zip(parts, lengths, strict=True)]
+
+
+def from_first(value: Value) -> Value:
+    """Give every process what the first one has; a tensor in place, anything else as a copy."""
+    if number() == 1:
+        return value
+    if isinstance(value, Tensor):
+        dist.broadcast(value, 0)
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, 0)
+    return box[0]
+
+
+def normalised_together(network: Module, device: torch.device) -> Module:
+    """Let batch-norm normalise by the batches of all processes.
+
+    Raises
+    ------
+    UsageError
+        On anything but CUDA, for which alone torch has it.
+    """
+    if device.type != "cuda":
+        raise UsageError(fault("--sync-batchnorm", allowed="--device cuda", given=device.type))
+    converted: Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    return converted
+
+
+def trained_together(module: nn.Module, *, share_buffers: bool) -> nn.Module:
+    """Average the gradients of a module over the processes.
+
+    Parameters
+    ----------
+    module : Module
+    share_buffers : bool
+        Whether each forward begins with the buffers of the first process.
+    """
+    if number() == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
+        return module
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # newer releases of torch have another word for the same
+        return DistributedDataParallel(module, broadcast_buffers=share_buffers)

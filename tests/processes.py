@@ -1,0 +1,51 @@
+"""Trainings in processes of their own, to be killed for real, and what is compared of the runs that they leave."""
+
+import multiprocessing
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zarr
+from kdcache.stages import fill_answers, train_student, train_teacher
+
+from kdcache import cli
+from kdcache.config import StudentConfig, TeacherConfig
+from kdcache.record import FinishedRun
+
+_MAKERS = multiprocessing.get_context("forkserver")
+# What is imported once is there in each process at once; no threads are begun before it forks.
+_MAKERS.set_forkserver_preload(["tests.processes"])
+
+
+def start(kind: str, **settings: Any) -> BaseProcess:
+    """Begin a training, or go on with it, in a process of its own."""
+    process = _MAKERS.Process(target=_work, args=(kind, settings), daemon=True)
+    process.start()
+    return process
+
+
+def _work(kind: str, settings: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    cli.handle_signals()
+    if kind == "teacher":
+        train_teacher(TeacherConfig.load(**settings))
+    elif kind == "fill":
+        fill_answers(StudentConfig.load(**settings))
+    else:
+        train_student(StudentConfig.load(**settings))
+
+
+def outcome(path: Path) -> dict[str, Any]:
+    """Read all of a run that a second one with the same settings must repeat bit for bit."""
+    run = FinishedRun(path)
+    lines = [vars(line) for line in run.metrics()]
+    varying = ("seconds", "images_per_second", "questions_asked", "questions_answered")
+    metrics = [{name: value for name, value in line.items() if name not in varying} for line in lines]
+    found: dict[str, Any] = {"network": (path / "model.safetensors").read_bytes(), "metrics": metrics}
+    for place in ("statistics.zarr", "answers.zarr/clean"):
+        if (path / place).exists():
+            arrays = zarr.open_group(path / place, mode="r").arrays()
+            found |= {f"{place}/{name}": np.asarray(array[...]).tobytes() for name, array in arrays}
+    return found

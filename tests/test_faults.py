@@ -1,0 +1,57 @@
+"""A full disk and a memory that is too small: one clear line, nothing lost, nothing half written."""
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kdcache.stages import train_student
+
+from kdcache.config import StudentConfig
+from tests.processes import outcome
+
+Settings = dict[str, Any]
+
+
+def limited(limit: int, size: int, command: str, settings: Settings) -> "subprocess.CompletedProcess[str]":
+    """Run a command that may not go over a limit of the system's."""
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    return subprocess.run(
+        [sys.executable, "-m", "kdcache", command, *options],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=Path(settings["out"]).parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=lambda: resource.setrlimit(limit, (size, size)),  # no threads here
+    )
+
+
+@pytest.mark.parametrize(("room", "last"), [(60_000, "model.safetensors"), (400_000, "checkpoints/epoch-")])
+def test_a_disk_that_is_full_costs_a_line_and_the_run_goes_on_when_there_is_room(
+    room: int, last: str, small: Settings, teacher: Path, tmp_path: Path
+) -> None:
+    settings = {**small, "teacher": teacher, "aug": "cutmix", "epochs": 2, "cache": "off", "out": tmp_path / "run"}
+    done = limited(resource.RLIMIT_FSIZE, room, "student-train", settings)
+    assert done.returncode == 1, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("kdcache: cannot write ")
+    assert last in line
+    assert [path for path in tmp_path.rglob("*") if path.name.startswith(".")] == []
+    assert not (tmp_path / "run" / "summary.json").exists()
+    resumed = train_student(StudentConfig.load(**settings, resume=True))
+    whole = train_student(StudentConfig.load(**{**settings, "out": tmp_path / "whole"}))
+    assert outcome(resumed.path) == outcome(whole.path)
+
+
+def test_too_little_memory_says_what_to_try(small: Settings, tmp_path: Path) -> None:
+    settings = {**small, "model": "wrn_40_2", "batch_size": 90, "out": tmp_path / "run"}
+    done = limited(resource.RLIMIT_DATA, 1_000_000_000, "teacher-train", settings)
+    assert done.returncode == 1, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line == (
+        "kdcache: out of memory: allowed a smaller --batch-size, or --precision bfloat16, given a step of 90 images"
+    )

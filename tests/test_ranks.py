@@ -1,0 +1,156 @@
+"""Several processes that train one network: what they end with, beside one process, and what happens when one dies."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from kdcache.stages import train_student, train_teacher
+from kdcache.stages.student import make_objective
+from safetensors.torch import load_file
+
+from kdcache import loop
+from kdcache.compute import Compute
+from kdcache.config import StudentConfig, TeacherConfig
+from kdcache.errors import UsageError
+from kdcache.losses import Mixed, Plain
+from kdcache.record import FinishedRun
+from kdcache.resolve import fresh_network, load_data, open_oracle, plan_of
+from kdcache.views import ViewMaker, share
+
+ROOT = Path(__file__).parents[1]
+Settings = dict[str, Any]
+
+
+def plain(num_classes: int) -> torch.nn.Module:
+    """A network without batch-norm, whose rows do not know each other."""
+    layers = (torch.nn.Conv2d(3, 8, 3, 2, 1), torch.nn.ReLU(), torch.nn.Conv2d(8, 16, 3, 2, 1), torch.nn.ReLU())
+    return torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(16, 3))
+
+
+PLAIN = "python:tests.test_ranks:plain"
+
+
+def together(ranks: int, command: str, settings: Settings, out: Path) -> "subprocess.Popen[str]":
+    """Begin a training by several processes."""
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    words = [*launch, "-m", "kdcache", command, *options, f"--out={out}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(words, env=environment, cwd=out.parent, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE)  # fmt: skip
+
+
+def finished(process: "subprocess.Popen[str]", out: Path) -> FinishedRun:
+    output, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert output.count("run: ") == 1  # one process talks
+    return FinishedRun(out)
+
+
+def assert_alike(one: FinishedRun, many: FinishedRun) -> None:
+    for line, other in zip(one.metrics(), many.metrics(), strict=True):
+        for name in ("train_loss", "test_loss", "test_top1", "kl_ratio", "label_disagreement"):
+            expected = getattr(line, name)
+            assert getattr(other, name) == (None if expected is None else pytest.approx(expected, rel=1e-4)), name
+        assert other.loss_parts == pytest.approx(line.loss_parts, rel=1e-4)
+        assert (other.questions_asked, other.questions_answered) == (line.questions_asked, line.questions_answered)
+    mine, theirs = (load_file(run.path / "model.safetensors") for run in (one, many))
+    for name, tensor in mine.items():
+        torch.testing.assert_close(theirs[name], tensor, rtol=1e-3, atol=1e-5)
+    if (one.path / "statistics.zarr").exists():
+        first, second = (zarr.open_group(run.path / "statistics.zarr", mode="r") for run in (one, many))
+        assert np.array_equal(first["picked"], second["picked"])  # type: ignore[arg-type]
+        for name in ("d_x", "d_mixed", "kl_ratio", "disputed", "losses"):
+            np.testing.assert_allclose(first[name], second[name], rtol=5e-3, atol=1e-4)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "settings"),
+    [
+        (2, {"aug": "cutmix-pick", "loss": "crd+kd", "cache": "replay", "candidates": 3, "keep": 0.2}),
+        (4, {"aug": "cutmix", "pick": "random", "keep": 0.06, "loss": "ce"}),  # some process has no pick
+    ],
+)
+def test_several_processes_end_where_one_does(
+    ranks: int, settings: Settings, small: Settings, teacher: Path, tmp_path: Path
+) -> None:
+    settings = {**small, "model": PLAIN, "teacher": teacher, "epochs": 2, "lr": 0.1, **settings}
+    stores = [{"store": str(tmp_path / name)} if "cache" in settings else {} for name in ("one.zarr", "many.zarr")]
+    process = together(ranks, "student-train", settings | stores[1], tmp_path / "many")
+    one = train_student(StudentConfig.load(**settings, **stores[0], out=tmp_path / "one"))
+    assert_alike(one, finished(process, tmp_path / "many"))
+
+
+def test_several_processes_train_a_teacher(small: Settings, tmp_path: Path) -> None:
+    settings = {**small, "model": PLAIN, "epochs": 2, "batch_size": 7}
+    process = together(2, "teacher-train", settings, tmp_path / "many")
+    one = train_teacher(TeacherConfig.load(**settings, out=tmp_path / "one"))
+    many = finished(process, tmp_path / "many")
+    assert_alike(one, many)
+    assert many.summary["questions_asked"] == 90
+
+
+def test_batch_norm_normalises_the_part_of_each_process(small: Settings, teacher: Path, tmp_path: Path) -> None:
+    settings = {**small, "teacher": teacher, "aug": "cutmix", "cache": "off", "lr": 0.02}
+    process = together(2, "student-train", settings, tmp_path / "many")
+    config = StudentConfig.load(**settings)
+    data, cpu = load_data(config), Compute(torch.device("cpu"), "float32")
+    student, views = fresh_network(config, data), ViewMaker(data.train, plan_of(config, data), 32, cpu.device)
+    oracle = open_oracle(config, data, views, cpu)
+    objective, optimiser = make_objective(config, student, oracle, data), loop.sgd(student, 0.02, 0.9, 5e-4)
+    for batch in views.epoch(0):
+        answers, size, parts = oracle.ask(batch), len(batch), []
+        for rank in range(2):
+            part = share(range(size), rank, 2)
+            rows = torch.cat([torch.arange(size)[part], size + torch.arange(size)[part]])
+            # The running statistics are those of the first process.
+            with loop.unchanged_statistics(student) if rank else nullcontext():
+                x, mixed = student(batch.views[rows]).chunk(2)
+            plain_rows = Plain(x, answers[rows[: len(part)]], batch.labels[part], batch.samples[part])
+            mixed_rows = Mixed(mixed, answers[rows[len(part) :]], *(column[part] for column in
+                               (batch.labels, batch.partner_labels, batch.kept)))  # fmt: skip
+            parts.append(sum(objective(plain_rows, mixed_rows).values()) * len(part) / size)
+        optimiser.zero_grad()
+        sum(parts).backward()
+        optimiser.step()
+    network = load_file(finished(process, tmp_path / "many").path / "model.safetensors")
+    for name, tensor in student.body.state_dict().items():
+        torch.testing.assert_close(network[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_a_process_that_dies_ends_the_others_and_one_alone_goes_on(
+    small: Settings, teacher: Path, tmp_path: Path
+) -> None:
+    settings = {**small, "model": PLAIN, "teacher": teacher, "aug": "cutmix", "cache": "off", "epochs": 6}
+    settings["batch_size"] = 4
+    out = tmp_path / "many"
+    process = together(2, "student-train", settings | {"checkpoint_minutes": 1e-6}, out)
+    while process.poll() is None and not list(out.glob("checkpoints/epoch-00001*")):
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert errors.count("kdcache: another process of this training ended") == 1
+    assert "unexpected" not in errors
+    assert not (out / "summary.json").exists()
+    resumed = train_student(StudentConfig.load(**settings, out=out, resume=True))
+    one = train_student(StudentConfig.load(**settings, out=tmp_path / "one"))
+    for line, other in zip(one.metrics(), resumed.metrics(), strict=True):
+        assert other.train_loss == pytest.approx(line.train_loss, rel=1e-3)
+    assert len(resumed.summary["resumed"]) == 1
+
+
+def test_sync_batchnorm_is_for_cuda(small: Settings, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--sync-batchnorm: allowed --device cuda, given cpu"):
+        train_teacher(TeacherConfig.load(**small, sync_batchnorm=True, out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

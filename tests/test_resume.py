@@ -1,0 +1,181 @@
+"""Trainings that are killed, stopped and gone on with."""
+
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kdcache.stages import train_student, train_teacher
+
+from kdcache.config import StudentConfig, TeacherConfig
+from kdcache.errors import UsageError
+from kdcache.record import FinishedRun
+from tests.processes import outcome, start
+
+Settings = dict[str, Any]
+
+TRAININGS: dict[str, Settings] = {
+    "teacher": {},
+    "pick": {"aug": "cutmix-pick", "cache": "replay"},
+    "contrast": {"aug": "cutmix-pick", "loss": "crd+kd", "cache": "off"},
+}
+
+
+def settings_of(training: str, small: Settings, teacher: Path, root: Path) -> tuple[str, Settings]:
+    """What a training is, with a checkpoint at each look: 30 steps an epoch, of which 20 lie before a look."""
+    often = {"epochs": 3, "batch_size": 3, "checkpoint_minutes": 1e-6}
+    if training == "teacher":
+        return "teacher", {**small, **often}
+    store = {} if TRAININGS[training]["cache"] == "off" else {"store": str(root / "answers.zarr")}
+    return "student", {**small, **often, **TRAININGS[training], "teacher": teacher, **store}
+
+
+@pytest.mark.parametrize("training", TRAININGS)
+def test_a_training_that_is_killed_ends_as_if_it_had_not_been(
+    training: str, small: Settings, teacher: Path, tmp_path: Path
+) -> None:
+    kind, settings = settings_of(training, small, teacher, tmp_path)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    began = time.monotonic()
+    first = start(kind, **settings, out=whole)
+    first.join(120)
+    assert first.exitcode == 0
+    seconds = time.monotonic() - began
+    shutil.rmtree(tmp_path / "answers.zarr", ignore_errors=True)
+    moments = random.Random(training)
+    for _ in range(4):
+        killed = start(kind, **settings, out=broken, resume=True)
+        killed.join(moments.uniform(0.2, 0.9) * seconds)
+        killed.kill()
+        killed.join()
+    last = start(kind, **settings, out=broken, resume=True)
+    last.join(120)
+    assert last.exitcode == 0
+    assert outcome(broken) == outcome(whole)
+    assert not (broken / "checkpoints").exists()
+    assert [entry for entry in broken.iterdir() if entry.name.endswith(".tmp")] == []
+
+
+def interrupted(settings: Settings, out: Path) -> Path:
+    """A student that was killed in its third epoch."""
+    process = start("student", **settings, out=out)
+    while process.is_alive() and not list(out.glob("checkpoints/epoch-00002*")):
+        time.sleep(0.002)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert not (out / "summary.json").exists()
+    return out
+
+
+@pytest.fixture(scope="module")
+def left(small: Settings, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, Path]:
+    """The settings of a student without a summary, and its folder."""
+    root = tmp_path_factory.mktemp("left")
+    _, settings = settings_of("contrast", {**small, "seed": 6}, teacher, root)
+    settings["epochs"] = 5
+    return settings, interrupted(settings, root / "run")
+
+
+def copied(left: tuple[Settings, Path], tmp_path: Path) -> tuple[Settings, Path]:
+    shutil.copytree(left[1], tmp_path / "run")
+    return left[0], tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 7}, "--seed: allowed 6, as in the run, given 7"),
+        ({"loss": "kd"}, r"--loss: allowed crd\+kd, as in the run, given kd"),
+        ({"precision": "bfloat16"}, "--precision: allowed float32"),
+        ({"batch_size": 4}, "--batch-size: allowed 3"),
+        ({"epochs": 2}, "--epochs: allowed those of the run.*given a rate of 0.005 in epoch 2, which had 0.05"),
+        ({"epochs": 1}, "--epochs: allowed at least the 2 that are done, given 1"),
+    ],
+)
+def test_a_run_is_not_gone_on_with_under_other_settings(
+    change: Settings, message: str, left: tuple[Settings, Path], tmp_path: Path
+) -> None:
+    settings, out = copied(left, tmp_path)
+    with pytest.raises(UsageError, match=message):
+        train_student(StudentConfig.load(**{**settings, **change, "out": out, "resume": True}))
+
+
+def test_epochs_may_be_added_before_the_first_milestone(left: tuple[Settings, Path], tmp_path: Path) -> None:
+    settings, out = copied(left, tmp_path)
+    config = StudentConfig.load(out=out, resume=True, epochs=6)
+    assert config.loss == settings["loss"]  # what is not said is as it was
+    assert config.batch_size == settings["batch_size"]
+    with pytest.raises(UsageError, match="--seed"):
+        train_student(StudentConfig.load(out=out, resume=True, epochs=6, seed=7))
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    left: tuple[Settings, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings, out = copied(left, tmp_path)
+    newest = max(out.glob("checkpoints/epoch-*"))
+    newest.write_bytes(newest.read_bytes()[:-100])
+    run = train_student(StudentConfig.load(**{**settings, "out": out, "resume": True}))
+    assert f"{newest} cannot be read" in caplog.text
+    whole = train_student(StudentConfig.load(**{**settings, "out": tmp_path / "whole"}))
+    assert outcome(run.path) == outcome(whole.path)
+    (resumed,) = run.summary["resumed"]
+    assert 0 < resumed["epoch"] <= 5
+
+
+def test_a_run_of_the_same_settings_is_found_by_itself_and_a_finished_one_is_left_alone(
+    small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = {**small, "epochs": 2, "batch_size": 3}
+    killed = start("teacher", **settings)
+    while killed.is_alive() and not list(tmp_path.glob("runs/*/checkpoints/epoch-00001*")):
+        time.sleep(0.002)
+    killed.kill()
+    killed.join()
+    (path,) = (tmp_path / "runs").glob("*/")
+    assert not (path / "summary.json").exists()
+    other = train_teacher(TeacherConfig.load(**{**settings, "seed": 5}, resume=True))
+    assert other.path.resolve() != path
+    found = train_teacher(TeacherConfig.load(**settings, resume=True))
+    assert found.path.resolve() == path
+    before = (path / "summary.json").read_bytes()
+    again = train_teacher(TeacherConfig.load(**settings, resume=True, out=path))
+    assert again.path == path
+    assert (path / "summary.json").read_bytes() == before
+
+
+def test_a_terminated_training_writes_a_checkpoint_where_it_is(small: Settings, teacher: Path, tmp_path: Path) -> None:
+    settings = {**small, "teacher": teacher, "aug": "cutmix", "batch_size": 3, "epochs": 5, "cache": "off"}
+    process = start("student", **settings, out=tmp_path / "run")
+    while not list(tmp_path.glob("run/checkpoints/epoch-00002*")):
+        time.sleep(0.002)
+    assert process.pid
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 143
+    newest = max(path.name for path in tmp_path.glob("run/checkpoints/epoch-*"))
+    assert newest > "epoch-00002-step-0000000.safetensors"
+    resumed = train_student(StudentConfig.load(**{**settings, "out": tmp_path / "run", "resume": True}))
+    whole = train_student(StudentConfig.load(**{**settings, "out": tmp_path / "whole"}))
+    assert outcome(resumed.path) == outcome(whole.path)
+
+
+def test_two_trainings_do_not_write_one_folder(small: Settings, teacher: Path, tmp_path: Path) -> None:
+    settings = {**small, "teacher": teacher, "aug": "cutmix", "batch_size": 3, "epochs": 500, "out": tmp_path / "run"}
+    process = start("student", **settings)
+    while not (tmp_path / "run" / "metrics.jsonl").exists():
+        time.sleep(0.002)
+    for way in ({"resume": True}, {"overwrite": True}):
+        with pytest.raises(UsageError, match="nobody writes to, given one in use"):
+            train_student(StudentConfig.load(**settings, **way))
+    process.kill()
+    process.join()
+    assert (tmp_path / "run" / "metrics.jsonl").exists()
+    shorter = {**settings, "epochs": 1, "overwrite": True}
+    assert FinishedRun(train_student(StudentConfig.load(**shorter)).path).summary["epochs"] == 1
