@@ -3,7 +3,7 @@
 The moments are uniform over the time that a training takes; every third kill waits for a write, of a checkpoint or of a
 chunk of the store, and falls into it::
 
-    python benchmarks/kill_trainings.py --kills 120 > docs/results/kill_trainings.md
+    python benchmarks/kill_trainings.py --kills 120 > docs/results/reliability.md
 """
 
 import argparse

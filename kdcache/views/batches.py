@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kdcache import ranks
 from kdcache.datasets import Split
+from kdcache.errors import UsageError, fault
 from kdcache.views.geometry import crop_flip
 from kdcache.views.mix import MIXES
 from kdcache.views.plan import EpochTable, Plan, Slot, share, steps
@@ -95,7 +96,12 @@ class ViewMaker:
 
     def __init__(self, split: Split, plan: Plan, batch_size: int, device: torch.device) -> None:
         self.split, self.plan, self.device = split, plan, device
-        self.steps = steps(plan.samples, batch_size, ranks.number())
+        self.steps = steps(plan.samples, batch_size)
+        if len(self.steps[-1]) < 2 * ranks.number() > 2:
+            least = (
+                f"at most {len(self.steps[-1]) // 2}: the last step has {len(self.steps[-1])} samples, and each needs 2"
+            )
+            raise UsageError(fault("processes", allowed=least, given=ranks.number()))
         # Every caller walks through the epochs in order, so the last table is the one that is asked for again.
         self.table = lru_cache(maxsize=1)(plan.epoch)
 

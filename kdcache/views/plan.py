@@ -24,6 +24,9 @@ PLAN_VERSION = 1
 BLOCK = 64
 """Samples of a block. Partners are found within a block, so a batch of whole blocks loads nothing but its own rows."""
 
+LEAST = 16
+"""Samples of the last step, so that eight processes have two each."""
+
 # What a stream of random words is for; the second word of the generator's key.
 ORDER, CROP_FLIP, SHIFT, MIX, LOT = range(5)
 
@@ -200,13 +203,14 @@ def block_starts(samples: int) -> np.ndarray:
     return np.arange(max(1, samples // BLOCK)) * BLOCK
 
 
-def steps(samples: int, batch_size: int, ranks: int = 1) -> list[range]:
-    """Positions of each step of an epoch; a last batch of fewer than two samples a rank joins the one before.
+def steps(samples: int, batch_size: int) -> list[range]:
+    """Positions of each step of an epoch; a last batch that is too short joins the one before.
 
-    Nothing is dropped, padded or repeated.
+    Too short is less than half a batch and less than `LEAST`: several processes share it, and may be of another number
+    when a run is gone on with. Nothing is dropped, padded or repeated.
     """
     starts = list(range(0, samples, batch_size))
-    if len(starts) > 1 and samples - starts[-1] < 2 * ranks:
+    if len(starts) > 1 and samples - starts[-1] < max(2, min(LEAST, batch_size // 2)):
         starts.pop()
     return [range(start, stop) for start, stop in zip(starts, [*starts[1:], samples], strict=True)]
 
