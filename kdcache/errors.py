@@ -4,7 +4,10 @@ Every message is one line in one form: what is wrong and where, what is allowed,
 exception that reaches the command line is a defect of kdcache, and is reported as such.
 """
 
-__all__ = ["KdcacheError", "UsageError", "fault", "first_line"]
+__all__ = ["KdcacheError", "UsageError", "fault", "first_line", "printable"]
+
+LONGEST_GIVEN = 500
+"""Characters of what was given that a message repeats: it may come from a file of any size."""
 
 
 class KdcacheError(Exception):
@@ -39,8 +42,19 @@ def fault(what: str, *, allowed: object = None, given: object = None) -> str:
     allowed, given : object, optional
         What would have been right, and what was found instead. ``None`` leaves the part out.
     """
-    details = [f"{word} {value}" for word, value in (("allowed", allowed), ("given", given)) if value is not None]
-    return f"{what}: {', '.join(details)}" if details else what
+    details = [f"allowed {allowed}"] if allowed is not None else []
+    details += [f"given {_short(given)}"] if given is not None else []
+    return printable(f"{what}: {', '.join(details)}" if details else what)
+
+
+def printable(text: object) -> str:
+    """Write a text that may come from a file so that it is one line, and commands nothing to a terminal."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in str(text))
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= LONGEST_GIVEN else f"{text[:LONGEST_GIVEN]} and so on"
 
 
 def first_line(error: Exception) -> str:

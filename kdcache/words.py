@@ -14,9 +14,11 @@ __all__ = [
     "DATASETS",
     "ELSEWHERE",
     "FOLDER",
+    "IMAGE_SIZES",
     "LOSSES",
     "MIXES",
     "MODELS",
+    "MOST_CLASSES",
     "Augmentation",
     "Criterion",
     "LossWord",
@@ -30,6 +32,12 @@ DATASETS = {"fashion-mini": "mini", "fashion-mnist": "mini", "cifar10": "cifar10
 
 FOLDER = "folder:"
 """What the name of a dataset of the user's own starts with; the path of its folder follows."""
+
+IMAGE_SIZES = (32, 1024)
+"""Least and largest side of the images of a network, in pixels."""
+
+MOST_CLASSES = 2**20
+"""More classes than this no file is believed to have."""
 
 MODELS = (
     *("resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet8x4", "resnet32x4"),

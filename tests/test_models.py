@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from kdcache import tensors
 from kdcache.errors import UsageError
 from kdcache.files import write_json, write_text, write_whole
 from kdcache.models import Network, build, checkpoint, names
@@ -146,8 +147,40 @@ def test_metadata_may_not_take_the_networks_names(tmp_path: Path) -> None:
 
 
 def rewrite(path: Path, state: dict[str, Tensor], **changes: object) -> None:
-    stored = checkpoint.metadata(path)
-    save_file(state, path, {"kdcache": json.dumps({**stored, **changes})})
+    """Write what nobody meant, with a checksum that is right."""
+    stored = {key: value for key, value in checkpoint.metadata(path).items() if key != "sha256"}
+    tensors.save(path, state, {**stored, **changes})
+
+
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+
+
+def reworded(path: Path) -> None:
+    content = path.read_bytes()
+    assert b"0.5071" in content
+    path.write_bytes(content.replace(b"0.5071", b"0.5072"))
+
+
+def unchecked(path: Path) -> None:
+    stored = {key: value for key, value in checkpoint.metadata(path).items() if key != "sha256"}
+    save_file(load_file(path), path, {"kdcache": json.dumps(stored)})
+
+
+def enlarged(**header: object) -> Callable[[Path], object]:
+    """State another type, shape or place of a tensor than the file has."""
+
+    def spoil(path: Path) -> None:
+        content = path.read_bytes()
+        size = int.from_bytes(content[:8], "little")
+        stated = json.loads(content[8 : 8 + size])
+        stated["fc.bias"].update(header)
+        text = json.dumps(stated).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size :])
+
+    return spoil
 
 
 def renamed(path: Path) -> None:
@@ -183,6 +216,26 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: rewrite(path, {key: value.double() for key, value in load_file(path).items()}),
         "and 53 more$",
     ),
+    "one bit": (flipped, "damaged or was altered: SHA-256"),
+    "other mean": (reworded, "damaged or was altered: SHA-256"),
+    "no checksum": (unchecked, "damaged or was altered: SHA-256"),
+    "huge shape": (enlarged(shape=[2**60]), "a whole safetensors file"),
+    "huge place": (enlarged(shape=[2**40], data_offsets=[0, 2**42]), "a whole safetensors file"),
+    "nested metadata": (
+        lambda path: save_file(load_file(path), path, {"kdcache": "[" * 100_000}),
+        "no JSON",
+    ),
+    "huge network": (
+        lambda path: rewrite(path, load_file(path), name="torchvision:vit_h_14", image_size=224),
+        "tensors missing, unknown",
+    ),
+    "many classes": (lambda path: rewrite(path, load_file(path), num_classes=10**6), r"given fc\.bias, fc\.weight$"),
+    "absurdly many": (lambda path: rewrite(path, load_file(path), num_classes=10**12), "number of classes"),
+    "huge images": (lambda path: rewrite(path, load_file(path), image_size=10**6), "image size"),
+    "true for a number": (lambda path: rewrite(path, load_file(path), num_classes=True), "describe no network"),
+    "code": (lambda path: rewrite(path, load_file(path), name="python:os:system"), "if you trust it"),
+    "too few names": (lambda path: rewrite(path, load_file(path), class_names=["one"]), "names of classes"),
+    "terminal codes": (lambda path: rewrite(path, load_file(path), name="\x1b[2Jresnet\n8"), r"given \\x1b\[2Jresnet\\n8$"),
 }
 
 

@@ -16,21 +16,9 @@ FOLDERS = {"kdcache": ROOT / "kdcache", "kdcache.stages": ROOT / "stages", "kdca
 
 # A module imports only from those before it.
 ORDER = [
-    *(
-        "errors",
-        "files",
-        "words",
-        "interrupts",
-        "config",
-        "compute",
-        "ranks",
-        "datasets",
-        "models",
-        "export",
-        "teacher",
-    ),
-    *("views", "store", "oracle", "losses", "pick", "loop", "checkpoints", "record", "run", "resolve", "analysis"),
-    *("report", "stages", "cli"),
+    *("errors", "files", "tensors", "words", "interrupts", "config", "compute", "ranks", "datasets", "models"),
+    *("export", "teacher", "views", "store", "oracle", "losses", "pick", "loop", "checkpoints", "record", "run"),
+    *("resolve", "analysis", "doctor", "report", "stages", "cli"),
 ]
 
 

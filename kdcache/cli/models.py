@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from kdcache.cli import COMMANDS
+from kdcache.words import IMAGE_SIZES
 
 __all__ = ["export", "models", "predict"]
 
@@ -15,7 +16,7 @@ SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch-export": ".pt
 @click.command("models", help=COMMANDS["models"].about)
 @click.option("--num-classes", default=100, show_default=True, type=click.IntRange(1), help="Width of the logits.")
 @click.option(
-    "--image-size", default=32, show_default=True, type=click.IntRange(32), help="Side of the images, in pixels."
+    "--image-size", default=32, show_default=True, type=click.IntRange(*IMAGE_SIZES), help="Side of the images, in pixels."
 )
 def models(num_classes: int, image_size: int) -> None:
     """List the networks."""
@@ -56,6 +57,7 @@ def predict(run: Path, images: tuple[Path, ...]) -> None:
     import torch
 
     from kdcache.datasets.folder import read_image
+    from kdcache.errors import printable
     from kdcache.export import Deployed
     from kdcache.models import checkpoint
     from kdcache.record import FinishedRun
@@ -69,5 +71,5 @@ def predict(run: Path, images: tuple[Path, ...]) -> None:
         with torch.inference_mode():
             (probabilities,) = deployed(read_image(str(image), network.image_size)[None])
         top = probabilities.topk(min(5, len(names)))
-        guesses = (f"{names[label]} {share:.3f}" for label, share in zip(top.indices, top.values, strict=True))
+        guesses = (f"{printable(names[label])} {share:.3f}" for label, share in zip(top.indices, top.values, strict=True))
         click.echo(f"{image}: {', '.join(guesses)}")

@@ -9,11 +9,10 @@ from torch import Tensor, nn
 from kdcache.errors import UsageError, fault
 from kdcache.models import bottleneck, mobilenet, resnet, shufflenet, vgg, wrn
 from kdcache.models.base import FeatureNet
-from kdcache.models.external import SOURCES, FeatureExtractor, make
+from kdcache.models.external import SOURCES, FeatureExtractor, make, outline
+from kdcache.words import IMAGE_SIZES, MOST_CLASSES
 
-__all__ = ["MIN_IMAGE_SIZE", "REGISTRY", "FeatureNet", "Network", "build", "names"]
-
-MIN_IMAGE_SIZE = 32
+__all__ = ["REGISTRY", "FeatureNet", "Network", "build", "names", "tensors_of"]
 
 #: From a network's name to what builds its body for a number of classes.
 REGISTRY: dict[str, Callable[[int], FeatureNet]] = {
@@ -165,7 +164,7 @@ def build(
     num_classes : int
         Width of the logits.
     image_size : int
-        Height and width of the images, 32 or more.
+        Height and width of the images, within `kdcache.words.IMAGE_SIZES`.
     mean, std : tuple of float
         Normalisation of the three channels on a scale of 0 to 1. The defaults depend on no data set: they take the
         pixels to -1..1.
@@ -180,11 +179,9 @@ def build(
     UsageError
         For an unknown name or a value out of range, all faults together.
     """
-    numbers, from_elsewhere = (*mean, *std), name.partition(":")[0] in SOURCES
+    numbers = (*mean, *std)
     demands = [
-        (name in REGISTRY or from_elsewhere, fault("network name", allowed=", ".join(REGISTRY), given=name)),
-        (num_classes >= 1, fault("number of classes", allowed="1 or more", given=num_classes)),
-        (image_size >= MIN_IMAGE_SIZE, fault("image size", allowed=f"{MIN_IMAGE_SIZE} or more", given=image_size)),
+        *_demands(name, num_classes, image_size),
         (
             len(mean) == len(std) == 3 and all(map(math.isfinite, numbers)) and min(std) > 0,
             fault("normalisation", allowed="three finite means and three positive stds", given=(mean, std)),
@@ -192,6 +189,7 @@ def build(
     ]
     if faults := [message for met, message in demands if not met]:
         raise UsageError(*faults)
+    from_elsewhere = _source(name) in SOURCES
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the accelerators too
@@ -205,3 +203,39 @@ def build(
         std=std,
         feature_names=tuple(feature_names),
     )
+
+
+def tensors_of(name: str, num_classes: int, image_size: int) -> dict[str, Tensor] | None:
+    """Tell which tensors a network's state has, without taking memory for them.
+
+    Parameters
+    ----------
+    name : str
+        As in `build`.
+    num_classes, image_size : int
+
+    Returns
+    -------
+    dict of str to Tensor or None
+        On torch's ``meta`` device, where tensors have types and shapes but no content. ``None`` for the few networks
+        that cannot be made there, and for ``python:`` code, which need not know of devices.
+    """
+    demands = _demands(name, num_classes, image_size)
+    if faults := [message for met, message in demands if not met]:
+        raise UsageError(*faults)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        body = outline(name, num_classes, image_size) if _source(name) in SOURCES else REGISTRY[name](num_classes)
+    return body.state_dict() if body else None
+
+
+def _source(name: str) -> str:
+    return name.partition(":")[0]
+
+
+def _demands(name: str, num_classes: int, image_size: int) -> list[tuple[bool, str]]:
+    known, (least, most) = name in REGISTRY or _source(name) in SOURCES, IMAGE_SIZES
+    return [
+        (known, fault("network name", allowed=", ".join(REGISTRY), given=name)),
+        (1 <= num_classes <= MOST_CLASSES, fault("number of classes", allowed=f"1 to {MOST_CLASSES}", given=num_classes)),
+        (least <= image_size <= most, fault("image size", allowed=f"{least} to {most}", given=image_size)),
+    ]

@@ -1,28 +1,37 @@
 """Networks in files: tensors and what is needed to build the network again, in one safetensors file."""
 
-import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 from torch import Tensor
 
+from kdcache import tensors
 from kdcache.errors import UsageError, fault
-from kdcache.files import write_whole
-from kdcache.models import Network, build
+from kdcache.models import Network, build, tensors_of
 
 __all__ = ["FORMAT", "fingerprint", "is_ours", "load", "metadata", "save"]
 
-FORMAT = "kdcache-network-2"
+FORMAT = "kdcache-network-3"
 """Name and version of the format, under ``format`` in the file's metadata."""
 
-_ENTRY = "kdcache"
-"""The one entry of the metadata, JSON: safetensors writes several in any order, and equal networks are equal files."""
-
 _SHOWN = 3
+
+
+class _Description(BaseModel):
+    """What a file says of its network, as nothing but the types that were written; `build` checks the values."""
+
+    model_config = ConfigDict(strict=True)
+
+    name: str
+    num_classes: int
+    image_size: int
+    mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
+    std: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
+    feature_names: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
 
 
 def save(network: Network, path: Path, **metadata: object) -> None:
@@ -40,9 +49,7 @@ def save(network: Network, path: Path, **metadata: object) -> None:
     own = {"format": FORMAT, **_description(network), "feature_names": network.feature_names}
     if taken := own.keys() & metadata.keys():
         raise ValueError(f"metadata names already in use: {sorted(taken)}")
-    state = {key: _plain(tensor) for key, tensor in network.body.state_dict().items()}
-    entry = {_ENTRY: json.dumps({**own, **metadata})}
-    write_whole(path, lambda temporary: save_file(state, temporary, entry))
+    tensors.save(path, network.body.state_dict(), {**own, **metadata})
 
 
 def metadata(path: Path) -> dict[str, Any]:
@@ -53,30 +60,12 @@ def metadata(path: Path) -> dict[str, Any]:
     UsageError
         If `path` is missing, damaged, or no checkpoint of this project.
     """
-    if not path.is_file():
-        raise UsageError(
-            fault(f"checkpoint {path}", allowed="a file", given="a folder" if path.is_dir() else "nothing")
-        )
-    try:
-        with safe_open(path, "pt") as file:
-            stored = json.loads((file.metadata() or {}).get(_ENTRY, "{}"))
-    except (SafetensorError, OSError) as error:
-        raise UsageError(fault(f"checkpoint {path}", allowed="a whole safetensors file", given=error)) from error
-    except ValueError as error:
-        raise UsageError(fault(f"checkpoint {path}: its metadata are no JSON", given=error)) from error
-    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
-        given = stored.get("format", "none") if isinstance(stored, dict) else stored
-        raise UsageError(fault(f"checkpoint {path}: format in the metadata", allowed=FORMAT, given=given))
-    return stored
+    return tensors.facts_of(path, FORMAT)
 
 
 def is_ours(path: Path) -> bool:
     """Tell whether a safetensors file was written by kdcache; one that cannot be read was not."""
-    try:
-        with safe_open(path, "pt") as file:
-            return _ENTRY in (file.metadata() or {})
-    except (SafetensorError, OSError):
-        return False
+    return tensors.holds_facts(path)
 
 
 def load(path: Path) -> Network:
@@ -87,21 +76,39 @@ def load(path: Path) -> Network:
     UsageError
         If `path` is missing, damaged, no checkpoint of this project, or its tensors do not fit the network it names.
     """
-    stored = metadata(path)
+    state, facts = tensors.load(path, FORMAT)
     try:
-        fields = {key: stored[key] for key in ("name", "num_classes", "image_size", "mean", "std")}
-        network = build(**fields, seed=0, feature_names=tuple(stored.get("feature_names", ())))
+        stated = _Description.model_validate_json(json.dumps(facts))
+    except ValidationError as error:
+        first = error.errors()[0]
+        given = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise UsageError(fault(f"checkpoint {path}: its metadata describe no network", given=given)) from error
+    if len(stated.class_names) not in (0, stated.num_classes):
+        what = f"checkpoint {path}: names of classes"
+        raise UsageError(fault(what, allowed=stated.num_classes, given=len(stated.class_names)))
+    try:
+        # The file must hold as much as it says before memory is taken for it.
+        outline = tensors_of(stated.name, stated.num_classes, stated.image_size)
+        if outline is not None:
+            _compare(path, state, outline)
+        network = build(**stated.model_dump(exclude={"class_names"}), seed=0)
     except UsageError as error:
-        raise UsageError(*(f"checkpoint {path}: {line}" for line in error.faults)) from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UsageError(fault(f"checkpoint {path}: its metadata describe no network", given=repr(error))) from error
-    state, expected = load_file(path), network.body.state_dict()
+        raise UsageError(*(_placed(path, line) for line in error.faults)) from error
+    _compare(path, state, network.body.state_dict())
+    network.body.load_state_dict(state)
+    return network
+
+
+def _placed(path: Path, line: str) -> str:
+    return line if line.startswith(f"checkpoint {path}") else f"checkpoint {path}: {line}"
+
+
+def _compare(path: Path, state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that are not those of a network, by name, type and shape."""
     kinds = [{key: (tensor.dtype, tensor.shape) for key, tensor in side.items()} for side in (state, expected)]
     if wrong := sorted({key for key, _ in kinds[0].items() ^ kinds[1].items()}):
         some = ", ".join(wrong[:_SHOWN]) + (f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else "")
         raise UsageError(fault(f"checkpoint {path}: tensors missing, unknown or of another shape or type", given=some))
-    network.body.load_state_dict(state)
-    return network
 
 
 def fingerprint(network: Network) -> str:
@@ -109,16 +116,8 @@ def fingerprint(network: Network) -> str:
 
     That is its description and its tensors in the order of ``state_dict()``; memory layout and device do not count.
     """
-    digest = hashlib.sha256(json.dumps(_description(network)).encode())
-    for key, tensor in network.body.state_dict().items():
-        digest.update(json.dumps([key, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(_plain(tensor).reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return tensors.digest(network.body.state_dict(), _description(network))
 
 
 def _description(network: Network) -> dict[str, object]:
     return {key: getattr(network, key) for key in ("name", "num_classes", "image_size", "mean", "std")}
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kdcache.errors import UsageError, fault, first_line
 
-__all__ = ["SOURCES", "FeatureExtractor", "make", "trust"]
+__all__ = ["SOURCES", "FeatureExtractor", "make", "outline", "trust"]
 
 _trusted: set[str] = set()
 
@@ -48,6 +48,17 @@ def make(name: str, num_classes: int, image_size: int) -> nn.Module:
     body = SOURCES[source](rest, num_classes, image_size)
     _probe(name, body, num_classes, image_size)
     return body
+
+
+def outline(name: str, num_classes: int, image_size: int) -> nn.Module | None:
+    """Make a network under torch's ``meta`` device, which must be in force; ``None`` where that cannot be done."""
+    source, _, rest = name.partition(":")
+    if source == "python":
+        return None
+    try:
+        return SOURCES[source](rest, num_classes, image_size)
+    except (RuntimeError, NotImplementedError):  # a network that looks at its fresh weights
+        return None
 
 
 def _torchvision(rest: str, num_classes: int, image_size: int) -> nn.Module:
