@@ -4,6 +4,7 @@ import argparse
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,10 +87,22 @@ def read(path: Path) -> Published:
         raise UsageError(fault(f"weights {path}", allowed="a file", given="a folder" if path.is_dir() else "nothing"))
     document: dict[Any, Any] = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
     holder = next((document[name] for name in _HOLDERS if isinstance(document.get(name), dict)), document)
-    state = {_bare(str(name)): value for name, value in holder.items() if isinstance(value, Tensor)}
+    state = {_bare(name): value for name, value in holder.items() if isinstance(name, str) and isinstance(value, Tensor)}
     if not state:
-        raise UsageError(fault(f"weights {path}", allowed="tensors by name", given=", ".join(map(str, document))[:80]))
+        names = ", ".join(name for name in document if isinstance(name, str))
+        raise UsageError(fault(f"weights {path}", allowed="tensors by name", given=names[:80] or "none"))
+    if odd := sorted(name for name, value in state.items() if not _is_plain(value)):
+        raise UsageError(fault(f"weights {path}: tensors", allowed="dense, of real numbers", given=_listed(odd)))
+    held = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in state.values()}
+    if (stated := sum(held.values())) > path.stat().st_size:
+        raise UsageError(fault(f"weights {path}: bytes of tensors", allowed=path.stat().st_size, given=stated))
     return Published(state, accuracy=_number(document.get("accuracy")))
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Tell whether a tensor is what a network holds: not sparse, quantised, complex, or without content."""
+    dense = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_nested
+    return dense and tensor.device.type == "cpu" and not tensor.is_complex()
 
 
 def of_torchvision(model: str, weights: str) -> Published:
@@ -129,8 +142,10 @@ def of_torchvision(model: str, weights: str) -> Published:
 
 def _number(value: object) -> float | None:
     if isinstance(value, Tensor):
-        value = value.item() if value.numel() == 1 else None
-    return float(value) if isinstance(value, int | float | np.number) else None
+        value = value.item() if _is_plain(value) and value.numel() == 1 else None
+    if not isinstance(value, int | float | np.integer | np.floating):
+        return None
+    return float(value) if 0 <= value <= 100 else None
 
 
 def _load_safetensors(path: Path) -> dict[Any, Any]:
@@ -142,8 +157,28 @@ def _load_safetensors(path: Path) -> dict[Any, Any]:
         ) from error
 
 
+def _check_archive(path: Path) -> None:
+    """Refuse a damaged archive, which torch would read without looking, and one that unpacks to more than it is."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        names = [entry.filename.lower() for entry in entries]  # torch finds them whatever their case
+        if len(names) > len(set(names)):
+            raise ValueError("two entries of one name")
+        if any(entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size for entry in entries):
+            raise ValueError("compressed entries, which torch.save does not write")
+        if sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise ValueError("entries larger than the file")
+        for entry in entries:
+            if entry.CRC:  # torch.save can be told to leave the checksums out
+                with archive.open(entry) as content:
+                    while content.read(2**20):  # which fails at another checksum
+                        pass
+
+
 def _load_pickle(path: Path) -> dict[Any, Any]:
     try:
+        if zipfile.is_zipfile(path):
+            _check_archive(path)
         with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the age of a format
             document = torch.load(path, map_location="cpu", weights_only=True)
@@ -177,10 +212,15 @@ def fit(network: Network, state: dict[str, Tensor], where: object) -> None:
         If names or shapes differ: ten of each are listed, and the network that they would fit is named.
     """
     expected = network.body.state_dict()
+
+    def differs(key: str) -> bool:
+        floats = [tensor.is_floating_point() for tensor in (expected[key], state[key])]
+        return expected[key].shape != state[key].shape or floats[0] != floats[1]
+
     wrong = {
         "missing": expected.keys() - state.keys(),
         "left over": state.keys() - expected.keys(),
-        "of another shape": {key for key in expected.keys() & state.keys() if expected[key].shape != state[key].shape},
+        "of another shape or kind": {key for key in expected.keys() & state.keys() if differs(key)},
     }
     if any(wrong.values()):
         fitting = closest(state)
