@@ -19,6 +19,8 @@ __all__ = [
     "MIXES",
     "MODELS",
     "MOST_CLASSES",
+    "PRECISIONS",
+    "STORE_TYPES",
     "Augmentation",
     "Criterion",
     "LossWord",
@@ -72,6 +74,12 @@ LOSSES = {
     "vid": LossWord(teacher=True, features=True, weight=1.0),
     "nst": LossWord(teacher=True, features=True, weight=50.0),
 }
+
+PRECISIONS = ("float32", "bfloat16")
+"""Arithmetic of networks."""
+
+STORE_TYPES = ("float16", "float32")
+"""Precision of stored answers."""
 
 CACHES = ("auto", "off", "clean", "standard", "replay")
 

@@ -235,7 +235,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "true for a number": (lambda path: rewrite(path, load_file(path), num_classes=True), "describe no network"),
     "code": (lambda path: rewrite(path, load_file(path), name="python:os:system"), "if you trust it"),
     "too few names": (lambda path: rewrite(path, load_file(path), class_names=["one"]), "names of classes"),
-    "terminal codes": (lambda path: rewrite(path, load_file(path), name="\x1b[2Jresnet\n8"), r"given \\x1b\[2Jresnet\\n8$"),
+    "terminal codes": (
+        lambda path: rewrite(path, load_file(path), name="\x1b[2Jresnet\n8"),
+        r"given \\x1b\[2Jresnet\\n8$",
+    ),
 }
 
 

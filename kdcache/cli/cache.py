@@ -7,7 +7,7 @@ import click
 from kdcache.cli import COMMANDS
 from kdcache.cli.options import DEVICE, settings
 from kdcache.config import StudentConfig
-from kdcache.errors import KdcacheError, UsageError, fault
+from kdcache.errors import KdcacheError, UsageError, fault, printable
 
 __all__ = ["cache"]
 
@@ -64,7 +64,7 @@ def info(teacher: Path | None, store: str | None) -> None:
 
     found = AnswerStore(find_store(teacher, store))
     for word, value in {**found.made_with, **found.fingerprint}.items():
-        click.echo(f"{word}: {value}")
+        click.echo(printable(f"{word}: {value}"))
     show(store_table(found))
 
 

@@ -16,7 +16,11 @@ SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch-export": ".pt
 @click.command("models", help=COMMANDS["models"].about)
 @click.option("--num-classes", default=100, show_default=True, type=click.IntRange(1), help="Width of the logits.")
 @click.option(
-    "--image-size", default=32, show_default=True, type=click.IntRange(*IMAGE_SIZES), help="Side of the images, in pixels."
+    "--image-size",
+    default=32,
+    show_default=True,
+    type=click.IntRange(*IMAGE_SIZES),
+    help="Side of the images, in pixels.",
 )
 def models(num_classes: int, image_size: int) -> None:
     """List the networks."""
@@ -71,5 +75,7 @@ def predict(run: Path, images: tuple[Path, ...]) -> None:
         with torch.inference_mode():
             (probabilities,) = deployed(read_image(str(image), network.image_size)[None])
         top = probabilities.topk(min(5, len(names)))
-        guesses = (f"{printable(names[label])} {share:.3f}" for label, share in zip(top.indices, top.values, strict=True))
+        guesses = (
+            f"{printable(names[label])} {share:.3f}" for label, share in zip(top.indices, top.values, strict=True)
+        )
         click.echo(f"{image}: {', '.join(guesses)}")

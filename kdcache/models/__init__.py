@@ -236,6 +236,9 @@ def _demands(name: str, num_classes: int, image_size: int) -> list[tuple[bool, s
     known, (least, most) = name in REGISTRY or _source(name) in SOURCES, IMAGE_SIZES
     return [
         (known, fault("network name", allowed=", ".join(REGISTRY), given=name)),
-        (1 <= num_classes <= MOST_CLASSES, fault("number of classes", allowed=f"1 to {MOST_CLASSES}", given=num_classes)),
+        (
+            1 <= num_classes <= MOST_CLASSES,
+            fault("number of classes", allowed=f"1 to {MOST_CLASSES}", given=num_classes),
+        ),
         (least <= image_size <= most, fault("image size", allowed=f"{least} to {most}", given=image_size)),
     ]

@@ -87,7 +87,9 @@ def read(path: Path) -> Published:
         raise UsageError(fault(f"weights {path}", allowed="a file", given="a folder" if path.is_dir() else "nothing"))
     document: dict[Any, Any] = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
     holder = next((document[name] for name in _HOLDERS if isinstance(document.get(name), dict)), document)
-    state = {_bare(name): value for name, value in holder.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    state = {
+        _bare(name): value for name, value in holder.items() if isinstance(name, str) and isinstance(value, Tensor)
+    }
     if not state:
         names = ", ".join(name for name in document if isinstance(name, str))
         raise UsageError(fault(f"weights {path}", allowed="tensors by name", given=names[:80] or "none"))
@@ -164,7 +166,9 @@ def _check_archive(path: Path) -> None:
         names = [entry.filename.lower() for entry in entries]  # torch finds them whatever their case
         if len(names) > len(set(names)):
             raise ValueError("two entries of one name")
-        if any(entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size for entry in entries):
+        if any(
+            entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size for entry in entries
+        ):
             raise ValueError("compressed entries, which torch.save does not write")
         if sum(entry.file_size for entry in entries) > path.stat().st_size:
             raise ValueError("entries larger than the file")

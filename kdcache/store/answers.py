@@ -14,14 +14,21 @@ from typing import Any, NamedTuple, Self
 import zarr
 
 from kdcache.errors import KdcacheError, UsageError, fault, first_line
-from kdcache.store.fingerprint import compare
-from kdcache.store.formats import Format, format_of, row_bytes
+from kdcache.store.fingerprint import compare, digest
+from kdcache.store.formats import Format, TopK, format_of, row_bytes
 from kdcache.store.place import Place
 from kdcache.store.table import DAMAGE, Table
+from kdcache.words import MOST_CLASSES, PRECISIONS
 
 __all__ = ["CLEAN", "AnswerStore", "Replayed", "replayed", "table_bytes"]
 
-SCHEMA = "kdcache-answers-2"
+SCHEMA = "kdcache-answers-3"
+
+_CHECKED = ("schema", "fingerprint", "made_with", "format")
+"""The attributes of a store, beside the SHA-256 of these."""
+
+MOST_BYTES = 2**44
+"""A table with more bytes no store is believed to have."""
 
 CLEAN = "clean"
 
@@ -41,8 +48,9 @@ class Replayed(NamedTuple):
     @classmethod
     def parse(cls, table: str) -> Self | None:
         """Read the name of a table; ``None`` for one of another sort."""
-        found = re.fullmatch(r"replay/seed-(\d+)/epoch-(\d+)/([a-z]+(?:-\d+)?)", table)
-        return cls(int(found[1]), int(found[2]), found[3]) if found else None
+        found = re.fullmatch(r"replay/seed-(\d{1,19})/epoch-(\d{4,9})/([a-z]+(?:-\d+)?)", table, re.ASCII)
+        name = cls(int(found[1]), int(found[2]), found[3]) if found else None
+        return name if name and name.table == table and name.seed < 2**63 else None
 
 
 def replayed(tables: Iterable[str], kind: str | None = None) -> list[Replayed]:
@@ -72,22 +80,27 @@ class AnswerStore:
         if not _is_there(self.place):
             raise UsageError(fault("store of answers", allowed="a store that exists", given=where))
         try:
-            group = zarr.open_group(self.place.store, mode="r")
+            group = zarr.open_group(self.place.store, mode="r", zarr_format=3)
         except DAMAGE as error:
             raise KdcacheError(fault(f"{where} is damaged or cannot be read", given=first_line(error))) from None
         found: dict[str, Any] = dict(group.attrs)
         if found.get("schema") != SCHEMA:
             raise KdcacheError(fault(f"{where}: schema", allowed=SCHEMA, given=found.get("schema")))
+        attributes = {name: found.get(name) for name in _CHECKED}
+        if found.get("sha256") != digest(attributes):
+            raise KdcacheError(fault(f"{where} is damaged", given="attributes that do not fit their checksum"))
         try:
             self.fingerprint: dict[str, Any] = dict(found["fingerprint"])
             self.made_with: dict[str, Any] = dict(found["made_with"])
-            self.samples, self.classes = (int(self.fingerprint[name]) for name in ("samples", "classes"))
-            self.precision = str(self.fingerprint["teacher precision"])
+            self.samples, self.classes = (self.fingerprint[name] for name in ("samples", "classes"))
+            self.precision = self.fingerprint["teacher precision"]
             self.format = format_of(**found["format"])
+            _check_sizes(self.samples, self.classes, self.precision, self.format)
         except DAMAGE as error:
-            raise KdcacheError(fault(f"{where} is damaged", given=f"attributes without {error}")) from None
+            raise KdcacheError(fault(f"{where} is damaged", given=f"attributes with another {error}")) from None
         if self.format.name != self.fingerprint.get("dtype"):
             raise KdcacheError(fault(f"{where} is damaged", given="a format that its fingerprint does not name"))
+        self.origin = digest(self.fingerprint)
 
     @classmethod
     def open(
@@ -119,7 +132,7 @@ class AnswerStore:
         format.layout(fingerprint["classes"])  # a topk that does not fit is refused before anything is made
         place = Place(where)
         if not _is_there(place):
-            attributes = {
+            attributes: dict[str, Any] = {
                 "schema": SCHEMA,
                 "fingerprint": fingerprint,
                 "made_with": dict(made_with),
@@ -127,6 +140,7 @@ class AnswerStore:
             }
             with place.lock("attributes"):
                 if not _is_there(place):  # another process may have made it before we held the lock
+                    attributes["sha256"] = digest(attributes)
                     zarr.create_group(place.store, attributes=attributes)
         store = cls(where)
         compare(where, store.fingerprint, fingerprint)
@@ -134,7 +148,7 @@ class AnswerStore:
 
     def table(self, name: str) -> Table:
         """Find a table by its name, whether it exists or not."""
-        return Table(self.place, name, self.samples, self.format.layout(self.classes))
+        return Table(self.place, name, self.samples, self.format.layout(self.classes), self.origin)
 
     def tables(self) -> list[str]:
         """List the tables that exist, whole or in part, in the order of their names."""
@@ -187,6 +201,21 @@ def _is_there(place: Place) -> bool:
         what = "a store whose zarr.json is gone" if gone else "other files"
         raise UsageError(fault(f"store of answers {place.where}", allowed="a store, or nothing", given=what))
     return False
+
+
+def _check_sizes(samples: object, classes: object, precision: object, format: Format) -> None:
+    """Refuse, as a ``ValueError``, what nobody stored: before memory is taken for as much as a file says."""
+    if precision not in PRECISIONS:
+        raise ValueError("teacher precision")
+    for name, size, most in (("samples", samples, MOST_BYTES), ("classes", classes, MOST_CLASSES)):
+        if type(size) is not int or not 1 <= size <= most:
+            raise ValueError(name)
+    assert isinstance(samples, int)
+    assert isinstance(classes, int)
+    if isinstance(format, TopK) and not 1 <= format.topk < classes:
+        raise ValueError("format")
+    if samples * row_bytes(format.layout(classes)) > MOST_BYTES:
+        raise ValueError("samples")
 
 
 def table_bytes(samples: int, classes: int, format: Format) -> int:

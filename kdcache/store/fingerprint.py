@@ -1,10 +1,17 @@
 """What made the answers in a store, and the refusal to use them for anything else."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 
 from kdcache.errors import UsageError, fault
 
-__all__ = ["compare"]
+__all__ = ["compare", "digest"]
+
+
+def digest(facts: Mapping[str, object]) -> str:
+    """SHA-256 of facts as JSON holds them, in hexadecimal."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def compare(where: object, stored: Mapping[str, object], expected: Mapping[str, object]) -> None:

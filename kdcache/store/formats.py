@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kdcache.errors import KdcacheError, UsageError, fault
+from kdcache.words import STORE_TYPES
 
 __all__ = ["DENSE", "Columns", "Dense", "Format", "Layout", "TopK", "format_of", "row_bytes"]
 
@@ -126,7 +127,9 @@ def _index_type(classes: int) -> str:
 
 
 def format_of(dtype: str, topk: int | None = None) -> Format:
-    """Find the format for a precision, of all logits or of the `topk` largest."""
+    """Find the format for a precision, of all logits or of the `topk` largest; a ``ValueError`` for any other."""
+    if dtype not in STORE_TYPES or not (topk is None or type(topk) is int):
+        raise ValueError("format")
     return Dense(dtype) if topk is None else TopK(dtype, topk)
 
 

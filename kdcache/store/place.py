@@ -5,13 +5,14 @@ import fcntl
 import hashlib
 import logging
 import os
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from zarr.abc.store import Store
-from zarr.core.buffer import Buffer
+from zarr.abc.store import ByteRequest, Store
+from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
@@ -22,12 +23,48 @@ __all__ = ["Place"]
 log = logging.getLogger("kdcache")
 
 
+MOST_BYTES = 64 * 2**20
+"""A key with more bytes is none of ours, and is not read into memory: chunks are far smaller."""
+
+
 class DurableStore(LocalStore):
-    """A folder in which a key that was set is on the disk; zarr's own renames, but does not wait for the disk."""
+    """A folder in which a key that was set is on the disk; zarr's own renames, but does not wait for the disk.
+
+    Nothing in it leads elsewhere: a symbolic link among its files or folders is refused.
+    """
+
+    async def get(
+        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Read a key; what is no file, or too large for one of ours, is a ``ValueError``."""
+        path = self._inside(key)
+        with suppress(FileNotFoundError, NotADirectoryError):
+            status = path.stat()
+            if stat.S_ISDIR(status.st_mode):
+                return None
+            if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_BYTES:
+                raise ValueError(f"{key} is no file of at most {MOST_BYTES} bytes")
+        return await super().get(key, prototype, byte_range)
+
+    async def delete(self, key: str) -> None:
+        """Remove a key, or all behind it."""
+        self._inside(key)
+        await super().delete(key)
+
+    async def delete_dir(self, prefix: str) -> None:
+        """Remove all keys in a group."""
+        self._inside(prefix)
+        await super().delete_dir(prefix)
+
+    def _inside(self, key: str) -> Path:
+        path = self.root / key
+        if os.path.realpath(path) != str(path).rstrip("/"):
+            raise KdcacheError(fault(f"{path} in a store", allowed="files and folders", given="a symbolic link"))
+        return path
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write a key, and wait until the file and whatever new folders lead to it are on the disk."""
-        path = self.root / key
+        path = self._inside(key)
         old = next(folder for folder in path.parents if folder.exists())
         try:
             await super().set(key, value)
@@ -173,10 +210,12 @@ _lock_files: dict[tuple[int, int], int] = {}
 def _lock_file(folder: Path) -> int:
     path = folder.with_name(f"{folder.name}.lock")
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink():
+        raise KdcacheError(fault(f"lock file {path}", allowed="a file", given="a symbolic link"))
     path.touch()
     file = path.stat()
     if (file.st_dev, file.st_ino) not in _lock_files:
-        _lock_files[file.st_dev, file.st_ino] = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        _lock_files[file.st_dev, file.st_ino] = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     return _lock_files[file.st_dev, file.st_ino]
 
 

@@ -10,13 +10,16 @@ import logging
 import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 import zarr
+from zarr.abc.store import Store
 from zarr.codecs import Crc32cCodec
+from zarr.storage import MemoryStore
 
+from kdcache.errors import first_line
 from kdcache.store.formats import Columns, Layout, row_bytes
 from kdcache.store.place import Place
 
@@ -45,12 +48,6 @@ def chunk_rows(rows: int, row_bytes: int) -> int:
     return math.ceil(rows / min(chunks, rows))
 
 
-class _Shape(NamedTuple):
-    shape: tuple[int, ...]
-    chunks: tuple[int, ...]
-    dtype: np.dtype
-
-
 class Table:
     """Rows of answers in a store.
 
@@ -61,6 +58,8 @@ class Table:
         Path of the table's group in the store.
     rows : int
     layout : Layout
+    origin : str
+        What the answers were made from. A chunk of another origin, table or place is not this one, and its record says so.
 
     Attributes
     ----------
@@ -70,8 +69,8 @@ class Table:
         Chunks that were found damaged.
     """
 
-    def __init__(self, place: Place, name: str, rows: int, layout: Layout) -> None:
-        self.place, self.name, self.rows, self.layout = place, name, rows, layout
+    def __init__(self, place: Place, name: str, rows: int, layout: Layout, origin: str = "") -> None:
+        self.place, self.name, self.rows, self.layout, self.origin = place, name, rows, layout, origin
         self.chunk_rows = chunk_rows(rows, row_bytes(layout))
         self.chunks = [range(start, min(start + self.chunk_rows, rows)) for start in range(0, rows, self.chunk_rows)]
         self.damaged: set[int] = set()
@@ -81,7 +80,12 @@ class Table:
         """Make the arrays that are not there, at their full size. What is committed stays as it is."""
         with self.place.lock(f"{self.name}/arrays"):
             for name in (*self.layout, "commits"):
-                self._arrays[name] = self._open(name) or self._make(name)
+                array = self._open(name)
+                if array is None:
+                    # Metadata follow from the table alone. Damaged ones are replaced; chunks lie beside them and stay.
+                    self.place.delete(f"{self.name}/{name}/zarr.json")
+                    array = self._make(self.place.store, name)
+                self._arrays[name] = array
 
     def committed(self) -> np.ndarray:
         """Rows that each chunk is recorded to hold, int64 (chunks,); 0 where there is no whole record."""
@@ -98,7 +102,7 @@ class Table:
         except (*DAMAGE, FileNotFoundError) as error:
             self._tell(chunk, error)
             return None
-        if rows != len(self.chunks[chunk]) or _checksum(found) != checksum:
+        if rows != len(self.chunks[chunk]) or self._checksum(chunk, found) != checksum:
             self._tell(chunk, "its checksum is another")
             return None
         return {name: torch.from_numpy(column) for name, column in found.items()}
@@ -137,7 +141,13 @@ class Table:
         span = self.chunks[chunk]
         for name, values in arrays.items():
             self._arrays[name][span.start : span.stop] = values
-        self._arrays["commits"][chunk] = len(span), _checksum(arrays)
+        self._arrays["commits"][chunk] = len(span), self._checksum(chunk, arrays)
+
+    def _checksum(self, chunk: int, columns: dict[str, np.ndarray]) -> int:
+        checksum = zlib.crc32(f"{self.origin}/{self.name}/{chunk}".encode())
+        for name in sorted(columns):
+            checksum = zlib.crc32(np.ascontiguousarray(columns[name]).data, checksum)
+        return checksum
 
     def _record(self, chunk: int) -> tuple[int, int]:
         try:
@@ -164,25 +174,25 @@ class Table:
         """Open an array that is as it should be; ``None`` where there is none, or its metadata are damaged."""
         path = f"{self.name}/{name}"
         try:
-            array = zarr.open_array(self.place.store, path=path, mode="r+")
-            found = _Shape(array.shape, array.chunks, array.dtype)
+            # Version 2 may name filters, of which one runs code.
+            array = zarr.open_array(self.place.store, path=path, mode="r+", zarr_format=3)
+            found, expected = (_metadata(one) for one in (array, self._make(MemoryStore(), name)))
         except FileNotFoundError:
             return None
         except DAMAGE as error:
-            log.warning("%s: metadata of %s are damaged (%s)", self.place.where, path, error)
+            log.warning("%s: metadata of %s are damaged (%s)", self.place.where, path, first_line(error))
             return None
-        if found != self._shape(name):
-            log.warning("%s: metadata of %s are damaged (%s)", self.place.where, path, found)
+        if found != expected:
+            odd = ", ".join(sorted(key for key in expected if found.get(key) != expected[key]))
+            log.warning("%s: metadata of %s are damaged (%s)", self.place.where, path, odd)
             return None
         return array
 
-    def _make(self, name: str) -> zarr.Array:
-        # Metadata follow from the table alone. Damaged ones are replaced; chunks lie beside them and stay.
-        path, (shape, chunks, dtype) = f"{self.name}/{name}", self._shape(name)
-        self.place.delete(f"{path}/zarr.json")
+    def _make(self, store: Store, name: str) -> zarr.Array:
+        shape, chunks, dtype = self._shape(name)
         return zarr.create_array(
-            self.place.store,
-            name=path,
+            store,
+            name=f"{self.name}/{name}",
             shape=shape,
             chunks=chunks,
             dtype=dtype,
@@ -191,11 +201,11 @@ class Table:
             fill_value=0 if dtype.kind in "iu" else np.nan,
         )
 
-    def _shape(self, name: str) -> "_Shape":
+    def _shape(self, name: str) -> tuple[tuple[int, int], tuple[int, int], np.dtype]:
         if name == "commits":
-            return _Shape((len(self.chunks), 2), (1, 2), np.dtype("uint32"))
+            return (len(self.chunks), 2), (1, 2), np.dtype("uint32")
         width, dtype = self.layout[name]
-        return _Shape((self.rows, width), (self.chunk_rows, width), dtype)
+        return (self.rows, width), (self.chunk_rows, width), dtype
 
     def _tell(self, chunk: int, reason: object) -> None:
         if chunk not in self.damaged:
@@ -203,6 +213,11 @@ class Table:
             log.warning(
                 "%s: chunk %d of %s is damaged (%s); it is not used", self.place.where, chunk, self.name, reason
             )
+
+
+def _metadata(array: zarr.Array) -> dict[str, Any]:
+    """Tell how an array is stored: shapes, types, and what its bytes go through when they are read."""
+    return {key: value for key, value in array.metadata.to_dict().items() if key != "attributes"}
 
 
 def fill(work: Iterable[tuple[Table, Ask]]) -> Iterator[tuple[Table, int, Columns]]:
@@ -230,10 +245,3 @@ def fill(work: Iterable[tuple[Table, Ask]]) -> Iterator[tuple[Table, int, Column
             else:
                 yield table, chunk, columns
         left = postponed
-
-
-def _checksum(columns: dict[str, np.ndarray]) -> int:
-    checksum = 0
-    for name in sorted(columns):
-        checksum = zlib.crc32(np.ascontiguousarray(columns[name]).data, checksum)
-    return checksum
