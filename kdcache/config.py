@@ -6,6 +6,7 @@ it the preset of the dataset), and the defaults stated here, which are the paper
 
 import importlib.resources
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from itertools import cycle, islice
@@ -23,7 +24,7 @@ from pydantic import (
     field_validator,
 )
 
-from kdcache.errors import UsageError, fault
+from kdcache.errors import UsageError, fault, first_line
 from kdcache.words import (
     AUGMENTATIONS,
     CACHES,
@@ -31,9 +32,12 @@ from kdcache.words import (
     DATASETS,
     ELSEWHERE,
     FOLDER,
+    IMAGE_SIZES,
     LOSSES,
     MIXES,
     MODELS,
+    PRECISIONS,
+    STORE_TYPES,
     Augmentation,
     OneOf,
     SumOf,
@@ -49,9 +53,15 @@ Pick = Annotated[str, AfterValidator(OneOf(tuple(CRITERIA)))]
 Loss = Annotated[str, AfterValidator(SumOf(tuple(LOSSES), "crd:0.8+kd"))]
 Device = Annotated[str, AfterValidator(OneOf(("auto", "cpu", "cuda", "mps")))]
 Cache = Annotated[str, AfterValidator(OneOf(CACHES))]
-StoreType = Annotated[str, AfterValidator(OneOf(("float16", "float32")))]
+StoreType = Annotated[str, AfterValidator(OneOf(STORE_TYPES))]
 Scope = Annotated[str, AfterValidator(OneOf(("global", "rank")))]
-Precision = Annotated[str, AfterValidator(OneOf(("auto", "float32", "bfloat16")))]
+Precision = Annotated[str, AfterValidator(OneOf(("auto", *PRECISIONS)))]
+
+MOST = 10**6
+"""More epochs than these, or images in a step, nobody means."""
+
+# Control characters, of which NUL ends the name of a file, and bytes that were no UTF-8: no config file can hold them.
+UNWRITABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class TrainingConfig(BaseModel):
@@ -69,14 +79,17 @@ class TrainingConfig(BaseModel):
     data_root: Path = Field(Path("datasets"), description="Folder that holds downloaded datasets.")
     download: bool = Field(False, description="Fetch the dataset into the data root if it is missing.")
     image_size: int | None = Field(
-        None, ge=32, description="Side to which a folder's images are resized, in pixels [folder: 64]."
+        None,
+        ge=IMAGE_SIZES[0],
+        le=IMAGE_SIZES[1],
+        description="Side to which a folder's images are resized, in pixels [folder: 64].",
     )
     model: Model = Field("wrn_16_1", description="Network to train.")
     features: tuple[str, ...] = Field(
         (), description="Modules of a network from elsewhere whose outputs are its features, as in layer1,layer2."
     )
-    epochs: int = Field(24, ge=1, description="Passes over the training set.")
-    batch_size: int = Field(64, ge=2, description="Images in a step.")
+    epochs: int = Field(24, ge=1, le=MOST, description="Passes over the training set.")
+    batch_size: int = Field(64, ge=2, le=MOST, description="Images in a step.")
     lr: float = Field(0.05, gt=0, allow_inf_nan=False, description="Learning rate at the start.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD.")
     weight_decay: float = Field(5e-4, ge=0, allow_inf_nan=False, description="Weight decay of SGD.")
@@ -102,6 +115,17 @@ class TrainingConfig(BaseModel):
     sync_batchnorm: bool = Field(
         False, description="Under torchrun, normalise by the batches of all processes (CUDA alone)."
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _of_its_kind(cls, value: Any, info: ValidationInfo) -> Any:
+        is_flag = info.field_name is not None and cls.model_fields[info.field_name].annotation is bool
+        if isinstance(value, bool) and not is_flag:
+            raise ValueError("anything but true and false")
+        texts = [str(text) for text in (value if isinstance(value, list | tuple) else [value])]
+        if any(map(UNWRITABLE.search, texts)):
+            raise ValueError("text without control characters")
+        return value
 
     @field_validator("milestones", "features", mode="before")
     @classmethod
@@ -202,16 +226,18 @@ class TrainingConfig(BaseModel):
         ]:
             strays = keys.keys() - fields.keys()
             faults += [fault(f"{file}: unknown key {place}{key}", allowed=listed(fields)) for key in sorted(strays)]
+            # No file decides what is written over, or that something is fetched.
+            reserved = keys.keys() & cls.UNRECORDED
+            faults += [fault(f"{file}: {place}{key}", allowed="as an option alone") for key in sorted(reserved)]
         known = {key: value for key, value in {**document, **tables[cls.table]}.items() if key in cls.model_fields}
         return known, str(file), faults
 
     def to_toml(self) -> str:
         """Write the settings as a file that ``--config`` reads."""
         settings = self.model_dump(mode="json", exclude=set(self.UNRECORDED), exclude_none=True)
-        # JSON's strings, numbers, booleans and arrays are TOML's too.
-        return (
-            "\n".join([f"[{self.table}]", *(f"{key} = {json.dumps(value)}" for key, value in settings.items())]) + "\n"
-        )
+        # JSON's strings, numbers, booleans and arrays are TOML's too, but for its way to escape what is not ASCII.
+        lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in settings.items())
+        return "\n".join([f"[{self.table}]", *lines]) + "\n"
 
 
 class TeacherConfig(TrainingConfig):
@@ -359,8 +385,8 @@ def _read_toml(chosen: str | Path) -> dict[str, Any]:
         names = sorted(entry.name.removesuffix(".toml") for entry in presets.iterdir() if entry.name.endswith(".toml"))
         allowed = f"a TOML file or a preset ({listed(names)})"
         raise UsageError(fault("--config", allowed=allowed, given=chosen)) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(fault(f"{chosen}: not a readable TOML file", given=error)) from None
+    except (OSError, ValueError, RecursionError) as error:  # not all that tomllib raises is its own
+        raise UsageError(fault(f"{chosen}: not a readable TOML file", given=first_line(error))) from None
 
 
 def _fault_line(detail: Any, keys: Mapping[str, str]) -> str:

@@ -45,6 +45,12 @@ __all__ = [
 RUNS = Path("runs")
 """Where runs go without ``--out``, under the current folder."""
 
+SUMMARY = (
+    *("epochs", "last_top1", "last_top5", "best_top1", "best_epoch"),
+    *("questions_asked", "questions_answered", "seconds", "finished_at"),
+)
+"""Numbers that every summary has."""
+
 KINDS: dict[str, type[TrainingConfig]] = {kind.table: kind for kind in (TeacherConfig, StudentConfig)}
 """The config of each kind of run."""
 
@@ -111,16 +117,21 @@ class FinishedRun:
         try:
             self.summary: dict[str, Any] = json.loads((path / "summary.json").read_text("utf-8"))
             kind = KINDS[self.summary["kind"]]
+            if odd := [name for name in SUMMARY if type(self.summary[name]) not in (int, float)]:
+                raise TypeError(f"{', '.join(odd)} should be numbers")
         except FileNotFoundError:
             raise UsageError(fault("run folder", allowed="a folder with a finished run", given=path)) from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UsageError(fault(f"{path / 'summary.json'}: not a summary of a run", given=repr(error))) from None
         self.config = kind.load(path / "config.toml")
 
     def metrics(self) -> list[EpochMetrics]:
-        """Read the metrics of every epoch."""
-        text = (self.path / "metrics.jsonl").read_text("utf-8")
-        return [EpochMetrics(**json.loads(line)) for line in text.splitlines()]
+        """Read the metrics of every epoch; a `UsageError` where they are damaged."""
+        path = self.path / "metrics.jsonl"
+        try:
+            return [EpochMetrics(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise UsageError(fault(f"{path}: not the metrics of a run", given=first_line(error))) from None
 
 
 def finished_runs(folder: Path = RUNS) -> list[FinishedRun]:

@@ -21,6 +21,12 @@ from kdcache.words import FOLDER
 __all__ = ["load", "read_image"]
 
 _TESTS = ("val", "test")
+
+# Pillow knows many more, of which some start other programs. A picture's name does not say what is in it.
+_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
+
+_MOST_PIXELS = 2**26
+"""Pixels of a picture, beyond which it is not decoded: a small file may claim to be huge."""
 _SHOWN = 5
 
 
@@ -96,7 +102,9 @@ def _decode(files: list[tuple[str, int]], size: int) -> Split:
 def read_image(path: str, size: int) -> Tensor:
     """Read a picture as networks see it: (3, size, size) uint8, the central square of its shorter side resized."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_FORMATS) as image:
+            if image.width * image.height > _MOST_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels, more than {_MOST_PIXELS}")
             mode, rgb = image.mode, image.convert("RGB")
     except Exception as error:  # Pillow's decoders raise many kinds at damaged files
         raise UsageError(fault(f"cannot read {path}", allowed="an image file", given=first_line(error))) from error

@@ -59,7 +59,7 @@ class Table:
     rows : int
     layout : Layout
     origin : str
-        What the answers were made from. A chunk of another origin, table or place is not this one, and its record says so.
+        What the answers were made from. The record of a chunk tells it from one of another origin, table or place.
 
     Attributes
     ----------
