@@ -7,7 +7,10 @@ import torch
 
 from kdcache.errors import UsageError, fault
 
-__all__ = ["Compute"]
+__all__ = ["Compute", "bfloat16"]
+
+CPU_BFLOAT16 = ("avx512_bf16", "amx_bf16", "arm_bf16")
+"""What a processor may have that computes bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Compute:
             there = ", ".join(name for name, there in present.items() if there)
             raise UsageError(fault("--device", allowed=there, given=device))
         if precision == "auto":
-            precision = "bfloat16" if _HAS_BFLOAT16[device]() else "float32"
+            precision = "bfloat16" if bfloat16(device)[0] else "float32"
         # Under torchrun, each process of a machine takes the GPU of its number.
         place = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device
         return cls(torch.device(place), precision)
@@ -61,14 +64,14 @@ class Compute:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
 
-def _cpu_has_bfloat16() -> bool:
-    # Older releases of torch cannot tell; there float32 is the safe answer.
-    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16"))
-
-
-_HAS_BFLOAT16 = {
-    "cpu": _cpu_has_bfloat16,
-    "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
-    "mps": lambda: False,
-}
+def bfloat16(device: str) -> tuple[bool, str]:
+    """Tell whether a kind of device computes bfloat16 itself, and how that is known."""
+    if device == "cpu":
+        # Older releases of torch cannot tell; there float32 is the safe answer.
+        capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+        has = [name for name in CPU_BFLOAT16 if capabilities.get(name)]
+        return bool(has), f"the processor has {', '.join(has) or 'none of ' + ', '.join(CPU_BFLOAT16)}"
+    if device == "cuda":
+        has_it = torch.cuda.is_bf16_supported(including_emulation=False)
+        return has_it, f"the GPU {'has' if has_it else 'does not have'} bfloat16"
+    return False, f"it is not used on {device}"

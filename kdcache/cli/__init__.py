@@ -116,6 +116,7 @@ COMMANDS = {
     "models": Command("models", "List the networks, their sizes, and the pairs of the paper."),
     "export": Command("models", "Write a network for deployment: pixels in, probabilities out."),
     "predict": Command("models", "Name the classes of pictures."),
+    "doctor": Command("doctor", "Look whether this machine is fit, with a training of some seconds."),
     "demo": Command("demo", "Show the whole story on the shipped images in a few minutes."),
 }
 

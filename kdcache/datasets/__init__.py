@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcache.datasets.cards import CARDS, Card, card_of
+from kdcache.words import FOLDER
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["CARDS", "Card", "Dataset", "Split", "card_of", "load"]
+__all__ = ["CARDS", "Card", "Dataset", "Split", "card_of", "found", "load"]
 
 # The module that reads each dataset, imported when it is needed: torchvision alone takes seconds.
 _READERS = {"fashion-mini": "packed", "fashion-mnist": "vision", "cifar10": "vision", "cifar100": "vision"}
@@ -127,3 +128,12 @@ def load(name: str, *, root: Path = Path("datasets"), image_size: int | None = N
     reader = import_module(f"kdcache.datasets.{_READERS.get(name, 'folder')}")
     dataset: Dataset = reader.load(card, root.expanduser(), download)
     return dataset
+
+
+def found(root: Path) -> list[str]:
+    """Name the datasets that can be read without a download: the shipped one, and those under a folder."""
+    from kdcache.datasets import vision
+
+    root = root.expanduser()
+    pictures = sorted(path.parent for path in root.glob("*/train") if path.is_dir())
+    return ["fashion-mini", *vision.found(root), *(f"{FOLDER}{path}" for path in pictures)]

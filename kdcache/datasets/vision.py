@@ -11,7 +11,7 @@ from kdcache.datasets.arrays import make_split
 from kdcache.datasets.cards import Card
 from kdcache.errors import KdcacheError, UsageError, fault
 
-__all__ = ["load"]
+__all__ = ["found", "load"]
 
 _SOURCES: dict[str, tuple[Any, str]] = {
     "fashion-mnist": (FashionMNIST, "FashionMNIST/raw"),
@@ -64,6 +64,11 @@ def load(card: Card, root: Path, download: bool) -> Dataset:
         for part, data in (("train", train), ("test", test))
     )
     return Dataset(card, tuple(train.classes), train_split, test_split)
+
+
+def found(root: Path) -> list[str]:
+    """Name those whose folder is there."""
+    return [name for name, (_, folder) in _SOURCES.items() if (root / folder).is_dir()]
 
 
 def _with_channels(images: np.ndarray) -> np.ndarray:

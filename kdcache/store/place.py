@@ -58,13 +58,18 @@ class DurableStore(LocalStore):
 
     def _inside(self, key: str) -> Path:
         path = self.root / key
-        if os.path.realpath(path) != str(path).rstrip("/"):
-            raise KdcacheError(fault(f"{path} in a store", allowed="files and folders", given="a symbolic link"))
+        for entry in (path, *path.parents):
+            if entry == self.root:
+                break
+            if entry.is_symlink():
+                raise KdcacheError(fault(f"{entry} in a store", allowed="files and folders", given="a symbolic link"))
         return path
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write a key, and wait until the file and whatever new folders lead to it are on the disk."""
         path = self._inside(key)
+        if path.is_dir():
+            raise KdcacheError(fault(f"{path} in a store", allowed="a file", given="a folder"))
         old = next(folder for folder in path.parents if folder.exists())
         try:
             await super().set(key, value)

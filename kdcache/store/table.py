@@ -10,6 +10,7 @@ import logging
 import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ Ask = Callable[[range], Columns]
 log = logging.getLogger("kdcache")
 
 # What zarr and its codecs raise at data that are damaged. A system that refuses to read or write is another matter.
-DAMAGE = (KeyError, TypeError, ValueError, RuntimeError)
+DAMAGE = (KeyError, TypeError, ValueError, RuntimeError, AttributeError)
 
 
 def chunk_rows(rows: int, row_bytes: int) -> int:
@@ -83,9 +84,21 @@ class Table:
                 array = self._open(name)
                 if array is None:
                     # Metadata follow from the table alone. Damaged ones are replaced; chunks lie beside them and stay.
+                    self._clear_groups()
                     self.place.delete(f"{self.name}/{name}/zarr.json")
                     array = self._make(self.place.store, name)
                 self._arrays[name] = array
+
+    def _clear_groups(self) -> None:
+        """Remove the metadata of groups around the arrays that cannot be read; zarr makes them anew."""
+        for path in (PurePosixPath(self.name), *PurePosixPath(self.name).parents[:-1]):
+            try:
+                zarr.open_group(self.place.store, path=str(path), mode="r", zarr_format=3)
+            except FileNotFoundError:
+                continue
+            except DAMAGE as error:
+                log.warning("%s: metadata of %s are damaged (%s)", self.place.where, path, first_line(error))
+                self.place.delete(f"{path}/zarr.json")
 
     def committed(self) -> np.ndarray:
         """Rows that each chunk is recorded to hold, int64 (chunks,); 0 where there is no whole record."""

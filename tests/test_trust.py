@@ -1,0 +1,381 @@
+"""Nothing that is read from a file runs code, leads out of its folder, or takes memory because it says so."""
+
+import json
+import os
+import pickle
+import shutil
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from kdcache.config import UNWRITABLE, StudentConfig, TeacherConfig
+from kdcache.datasets import packed
+from kdcache.datasets.cards import CARDS
+from kdcache.datasets.folder import read_image
+from kdcache.errors import KdcacheError, UsageError, fault
+from kdcache.models import build, checkpoint, published
+from kdcache.record import FinishedRun, finished_runs
+from kdcache.store.answers import CLEAN, AnswerStore, Replayed
+from kdcache.store.fingerprint import digest
+from kdcache.store.formats import DENSE, Columns
+from kdcache.store.table import Table, fill
+
+FACTS = {"teacher": "t", "dataset": "d", "teacher precision": "bfloat16", "samples": 120, "classes": 4}
+ROWS = torch.randn(120, 4, generator=torch.Generator().manual_seed(0)).half()
+TABLES = (CLEAN, "replay/seed-3/epoch-0000/standard", "replay/seed-3/epoch-0001/standard")
+
+
+class Malice:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.target}",)
+
+
+def ask(span: range) -> Columns:
+    return {"logits": ROWS[span.start : span.stop]}
+
+
+def opened(where: Path, **changes: object) -> AnswerStore:
+    return AnswerStore.open(where, {**FACTS, **changes}, DENSE, {"torch": "2"})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    where = tmp_path / "answers.zarr"
+    list(fill([(opened(where).table(name), ask) for name in TABLES]))
+    return where
+
+
+def is_right(table: Table) -> bool:
+    found = table.read(0)
+    return found is not None and found["logits"].equal(ROWS)
+
+
+# Stores
+
+
+def test_filters_of_zarrs_version_2_are_never_run(store: Path) -> None:
+    ran, array = store.parent / "ran", store / CLEAN / "logits"
+    filters = {"filters": [{"id": "pickle"}], "compressor": None, "order": "C", "fill_value": 0}
+    text = {"zarr_format": 2, "shape": [120, 4], "chunks": [120, 4], "dtype": "<f2", **filters}
+    (array / "zarr.json").unlink()
+    (array / ".zarray").write_text(json.dumps(text))
+    (array / "0.0").write_bytes(pickle.dumps(Malice(ran)))
+    table = opened(store).table(CLEAN)
+    assert table.read(0) is None
+    assert table.obtain(0, ask) is not None
+    assert is_right(opened(store).table(CLEAN))
+    assert not ran.exists()
+
+
+def test_other_codecs_are_refused_before_anything_is_unpacked(store: Path) -> None:
+    import gzip
+
+    array = store / CLEAN / "logits"
+    text = json.loads((array / "zarr.json").read_text())
+    text["codecs"] = [text["codecs"][0], {"name": "gzip", "configuration": {"level": 5}}]
+    (array / "zarr.json").write_text(json.dumps(text))
+    (array / "c" / "0" / "0").write_bytes(gzip.compress(ROWS.numpy().tobytes()))  # what the record promises, and yet
+    assert opened(store).table(CLEAN).read(0) is None
+
+
+@pytest.mark.parametrize("link", ["replay", "clean", "clean/logits", "clean/logits/c/0/0"])
+def test_a_link_in_a_store_leads_nowhere(store: Path, link: str) -> None:
+    elsewhere = store.parent / "elsewhere"
+    os.replace(store / link, elsewhere)
+    (store / link).symlink_to(elsewhere)
+    before = sorted(path.relative_to(elsewhere) for path in elsewhere.rglob("*"))
+    tables = [opened(store).table(name) for name in TABLES]
+    with pytest.raises(KdcacheError, match="given a symbolic link"):
+        list(fill([(table, ask) for table in tables]))
+    with suppress(KdcacheError):
+        opened(store).drop(TABLES)
+    assert sorted(path.relative_to(elsewhere) for path in elsewhere.rglob("*")) == before
+
+
+def test_what_is_no_file_or_too_large_is_damage(store: Path) -> None:
+    chunk = store / CLEAN / "logits" / "c" / "0" / "0"
+    chunk.unlink()
+    os.mkfifo(chunk)  # from which one could read for ever
+    assert opened(store).table(CLEAN).read(0) is None
+    chunk.unlink()
+    with chunk.open("wb") as file:
+        file.truncate(2**36)
+    assert opened(store).table(CLEAN).read(0) is None
+
+
+def test_a_whole_table_in_the_place_of_another_is_noticed(store: Path) -> None:
+    shutil.rmtree(store / TABLES[2])
+    shutil.copytree(store / TABLES[1], store / TABLES[2])
+    assert opened(store).table(TABLES[2]).read(0) is None
+    assert is_right(opened(store).table(TABLES[1]))
+
+
+def test_a_table_of_another_teacher_is_noticed(store: Path) -> None:
+    other = store.with_name("other.zarr")
+    opened(other, teacher="u")
+    shutil.copytree(store / CLEAN, other / CLEAN)
+    assert opened(other, teacher="u").table(CLEAN).read(0) is None
+
+
+def test_damaged_groups_are_mended(store: Path) -> None:
+    for group in ("clean", "replay", "replay/seed-3/epoch-0000"):
+        shutil.copy(store / CLEAN / "logits" / "zarr.json", store / group / "zarr.json")
+    for name in TABLES:
+        (store / name / "commits" / "zarr.json").unlink()
+    list(fill([(opened(store).table(name), ask) for name in TABLES]))
+    assert all(is_right(opened(store).table(name)) for name in TABLES)
+
+
+def restate(store: Path, change: Callable[[dict[str, Any]], object], forge: bool) -> None:
+    """Change the attributes of a store, with a checksum that is right or as it was."""
+    text = json.loads((store / "zarr.json").read_text())
+    attributes = text["attributes"]
+    change(attributes)
+    if forge:
+        attributes["sha256"] = digest({key: value for key, value in attributes.items() if key != "sha256"})
+    (store / "zarr.json").write_text(json.dumps(text))
+
+
+CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "precision": lambda found: found["fingerprint"].update({"teacher precision": "float32"}),
+    "made with": lambda found: found["made_with"].update({"torch": "1"}),
+    "no checksum": lambda found: found.pop("sha256"),
+}
+FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "samples": (lambda found: found["fingerprint"].update({"samples": 10**15}), "samples"),
+    "true": (lambda found: found["fingerprint"].update({"samples": True}), "samples"),
+    "classes": (lambda found: found["fingerprint"].update({"classes": 10**9}), "classes"),
+    "no arithmetic": (lambda found: found["fingerprint"].update({"teacher precision": "float31"}), "teacher precision"),
+    "type": (lambda found: found["format"].update({"dtype": "S1000000000"}), "format"),
+    "top-k": (lambda found: found["format"].update({"topk": 10**9}), "format"),
+    "list": (lambda found: found.update({"fingerprint": [1]}), "damaged"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_attributes_that_were_altered_are_refused(store: Path, change: str) -> None:
+    restate(store, CHANGES[change], forge=False)
+    with pytest.raises(KdcacheError, match="do not fit their checksum"):
+        AnswerStore(store)
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+def test_attributes_that_nobody_meant_are_refused_in_a_line(store: Path, forgery: str) -> None:
+    change, word = FORGERIES[forgery]
+    restate(store, change, forge=True)
+    with pytest.raises(KdcacheError, match=word) as caught:
+        AnswerStore(store)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["replay/seed-007/epoch-0000/standard", f"replay/seed-{2**63}/epoch-0000/standard"])
+def test_tables_are_known_by_the_one_name_that_they_have(name: str) -> None:
+    assert Replayed.parse("replay/seed-7/epoch-0000/standard") == (7, 0, "standard")
+    assert Replayed.parse(name) is None
+
+
+# Configs and run folders
+
+
+@pytest.mark.parametrize("key", ["out = 'x'", "overwrite = true", "download = true"])
+def test_no_file_says_what_is_written_over_or_fetched(tmp_path: Path, key: str) -> None:
+    for text in (key, f"[teacher]\n{key}"):
+        (tmp_path / "own.toml").write_text(text)
+        with pytest.raises(UsageError, match="allowed as an option alone"):
+            TeacherConfig.load(tmp_path / "own.toml")
+
+
+@pytest.mark.parametrize(
+    "text", ["epochs = true", "lr = true", "a = " + "[" * 9000, "epochs = " + "9" * 5000, "batch_size = 10000000000"]
+)
+def test_what_no_config_can_mean_is_one_clear_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "own.toml").write_text(text)
+    with pytest.raises(UsageError) as caught:
+        StudentConfig.load(tmp_path / "own.toml")
+    assert all(line.isprintable() and len(line) < 1000 for line in caught.value.faults)
+
+
+@given(text=st.text(st.characters(exclude_categories=()), min_size=1))
+@settings(max_examples=300, deadline=None)
+def test_every_text_can_be_recorded_or_is_refused(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    settings = {"dataset": f"folder:{text}", "features": (text,), "store": text}
+    if UNWRITABLE.search(text):
+        with pytest.raises(UsageError, match="text without control characters"):
+            StudentConfig.load(**settings)
+        return
+    config = StudentConfig.load(**settings)
+    path = tmp_path_factory.getbasetemp() / "any.toml"
+    path.write_text(config.to_toml(), "utf-8")
+    assert StudentConfig.load(path) == config
+
+
+def test_a_run_with_a_summary_that_lacks_a_number_is_passed_over(teacher: Path, tmp_path: Path) -> None:
+    for name in ("whole", "without", "odd", "deep"):
+        shutil.copytree(teacher, tmp_path / name, ignore=shutil.ignore_patterns("answers.zarr"))
+    summary = FinishedRun(teacher).summary
+    (tmp_path / "without" / "summary.json").write_text(json.dumps({**summary, "finished_at": None}))
+    (tmp_path / "odd" / "summary.json").write_text(json.dumps({**summary, "kind": [], "seconds": "1"}))
+    (tmp_path / "deep" / "summary.json").write_text("[" * 100_000)
+    assert [run.path.name for run in finished_runs(tmp_path)] == ["whole"]
+    (tmp_path / "whole" / "metrics.jsonl").write_text('{"epoch": 1}')
+    with pytest.raises(UsageError, match=r"metrics\.jsonl: not the metrics of a run"):
+        FinishedRun(tmp_path / "whole").metrics()
+
+
+def test_a_message_is_one_printable_line_whatever_was_given() -> None:
+    line = fault("what", allowed="this", given="\x1b[2J\nsecond\ttext" + 10**6 * "x")
+    assert line.startswith(r"what: allowed this, given \x1b[2J\nsecond\ttext")
+    assert line.isprintable()
+    assert len(line) < 1000
+
+
+# Published checkpoints
+
+
+def state() -> dict[str, torch.Tensor]:
+    return build("resnet8", num_classes=3, seed=4).body.state_dict()
+
+
+def rewritten(path: Path, method: int = zipfile.ZIP_STORED, **more: bytes) -> None:
+    """Write an archive again, with right checksums."""
+    with zipfile.ZipFile(path) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in [*contents.items(), *((f"published/{key}", value) for key, value in more.items())]:
+            archive.writestr(name, content)
+
+
+def one_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+ARCHIVES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "one bit": (one_bit, "CRC"),
+    "packed": (lambda path: rewritten(path, zipfile.ZIP_DEFLATED), "compressed entries"),
+    "two of a name": (lambda path: rewritten(path, VERSION=b"9"), "two entries of one name"),
+}
+
+
+@pytest.mark.parametrize("way", ARCHIVES)
+def test_archives_that_torch_would_read_are_looked_into_first(way: str, tmp_path: Path) -> None:
+    path = tmp_path / "published.pth"
+    torch.save(state(), path)
+    change, message = ARCHIVES[way]
+    change(path)
+    with pytest.raises(UsageError, match=message):
+        published.read(path)
+
+
+ODD: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "sparse": lambda tensor: tensor.to_sparse(),
+    "without content": lambda tensor: tensor.to("meta"),
+    "complex": lambda tensor: tensor.to(torch.complex64),
+}
+
+
+@pytest.mark.parametrize("way", ODD)
+def test_tensors_that_no_network_holds_are_named(way: str, tmp_path: Path) -> None:
+    path = tmp_path / "published.pth"
+    torch.save({"model": {**state(), "fc.weight": ODD[way](state()["fc.weight"])}, "accuracy": torch.tensor([])}, path)
+    with pytest.raises(UsageError, match=r"dense, of real numbers, given fc\.weight"):
+        published.read(path)
+
+
+def test_whole_numbers_are_no_weights(tmp_path: Path) -> None:
+    rounded = {key: value.int() if key == "fc.weight" else value for key, value in state().items()}
+    with pytest.raises(UsageError, match=r"another shape or kind: .* given fc\.weight"):
+        published.fit(build("resnet8", num_classes=3), rounded, "published.pth")
+
+
+# Datasets
+
+
+def test_a_small_picture_that_says_to_be_huge_is_not_decoded(tmp_path: Path) -> None:
+    Image.new("1", (20_000, 4_000)).save(tmp_path / "huge.png")
+    with pytest.raises(UsageError, match="20000 x 4000 pixels"):
+        read_image(str(tmp_path / "huge.png"), 32)
+
+
+def test_a_picture_that_another_program_would_draw_is_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32)).save(tmp_path / "drawn.eps")
+    os.replace(tmp_path / "drawn.eps", tmp_path / "drawn.png")  # to Pillow it is still one for Ghostscript
+    with pytest.raises(UsageError, match="cannot identify"):
+        read_image(str(tmp_path / "drawn.png"), 32)
+
+
+def elsewhere(file: h5py.File) -> None:
+    with h5py.File(Path(file.filename).with_name("other.h5"), "w") as other:
+        other["images"] = np.zeros((10, 28, 28, 1), np.uint8)
+    file["train/images"] = h5py.ExternalLink("other.h5", "images")
+
+
+def raw(file: h5py.File) -> None:
+    file.create_dataset("train/images", (1, 28, 28, 1), "u1", external=[("/etc/passwd", 0, 784)])
+
+
+def virtual(file: h5py.File) -> None:
+    layout = h5py.VirtualLayout((10, 28, 28, 1), "u1")
+    layout[:] = h5py.VirtualSource(".", "test/images", (10, 28, 28, 1))
+    file.create_virtual_dataset("train/images", layout)
+
+
+ARRAYS: dict[str, tuple[Callable[[h5py.File], object], str]] = {
+    "huge": (
+        lambda file: file.create_dataset("train/images", (10**9, 28, 28, 1), "u1", chunks=(9, 28, 28, 1)),
+        "does not fit into the file",
+    ),
+    "in another file": (elsewhere, "lies in another file"),
+    "any file at all": (raw, "lies in another file"),
+    "virtual": (virtual, "lies in another file"),
+    "text": (lambda file: file.create_dataset("train/images", data=["a", "b"]), "holds object"),
+}
+
+
+@pytest.mark.parametrize("way", ARRAYS)
+def test_arrays_of_a_packed_file_lie_in_it(way: str, tmp_path: Path) -> None:
+    path = tmp_path / "packed.h5"
+    change, message = ARRAYS[way]
+    with h5py.File(path, "w") as file:
+        file.attrs.update({"format": packed.FORMAT, "version": packed.VERSION, "class_names": list("abcdefghij")})
+        for part in ("train", "test"):
+            file[f"{part}/labels"] = np.arange(10)
+        file["test/images"] = np.zeros((10, 28, 28, 1), np.uint8)
+        change(file)
+    with pytest.raises(UsageError, match=message):
+        packed.read(path, CARDS["fashion-mini"])
+
+
+# Our own checkpoints: tests/test_models.py
+
+
+def test_names_of_classes_command_nothing_to_a_terminal(tmp_path: Path) -> None:
+    from tests.test_cli import kdcache
+
+    run = tmp_path / "run"
+    run.mkdir()
+    names = ("\x1b[2Ja", "b\nc")
+    checkpoint.save(build("resnet8", num_classes=2, seed=1), run / "model.safetensors", class_names=names)
+    numbers = dict.fromkeys(("epochs", "last_top1", "last_top5", "best_top1", "best_epoch", "questions_asked"), 1)
+    more = {"kind": "teacher", "questions_answered": 0, "seconds": 1, "finished_at": 1}
+    (run / "summary.json").write_text(json.dumps({**numbers, **more}))
+    (run / "config.toml").write_text(TeacherConfig.load().to_toml())
+    Image.new("RGB", (32, 32)).save(tmp_path / "picture.png")
+    done = kdcache("predict", "run", "picture.png", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    assert r"\x1b[2Ja 0." in done.stdout
