@@ -328,11 +328,12 @@ class Published(Kind):
         torch.save(document, folder / "old.pth", _use_new_zipfile_serialization=False)
         save_file(self.state, folder / "other.safetensors")
         self.originals = {path.name: path.read_bytes() for path in folder.iterdir()}
-        self.fingerprint = self.read(folder / "zip.pth")
+        self.fingerprint = self.read(folder / "zip.pth", recognise=True)
 
-    def read(self, path: Path) -> str:
+    def read(self, path: Path, recognise: bool) -> str:
         found = self.published.read(path)
-        self.published.closest(found.state)
+        if recognise:  # which takes long: the file is compared with every network
+            self.published.closest(found.state)
         network = self.build("resnet8", num_classes=3, seed=2)
         self.published.fit(network, found.state, path)
         return str(self.checkpoint.fingerprint(network))
@@ -349,7 +350,7 @@ class Published(Kind):
             alter_archive(self.folder / name, path, dice)
         else:
             self.save_another(path, dice, new=name == "zip.pth")
-        found = self.read(path)
+        found = self.read(path, recognise=dice.random() < 0.1)
         if found == self.fingerprint:
             return Outcome("as the original")
         if name == "zip.pth" and not rewritten:
