@@ -74,6 +74,8 @@ class TrainingConfig(BaseModel):
     """Settings that say where and when to write or fetch, not what to train."""
     WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset({"data_root"})
     """Settings that may differ when a run is gone on with: they do not change what comes out."""
+    OPTIONS_ALONE: ClassVar[frozenset[str]] = frozenset({"out", "overwrite", "download"})
+    """Settings that no file may have: it would decide what is written over, or that something is fetched."""
 
     dataset: Dataset = Field("fashion-mini", description="Images to train on.")
     data_root: Path = Field(Path("datasets"), description="Folder that holds downloaded datasets.")
@@ -226,8 +228,7 @@ class TrainingConfig(BaseModel):
         ]:
             strays = keys.keys() - fields.keys()
             faults += [fault(f"{file}: unknown key {place}{key}", allowed=listed(fields)) for key in sorted(strays)]
-            # No file decides what is written over, or that something is fetched.
-            reserved = keys.keys() & cls.UNRECORDED
+            reserved = keys.keys() & cls.OPTIONS_ALONE
             faults += [fault(f"{file}: {place}{key}", allowed="as an option alone") for key in sorted(reserved)]
         known = {key: value for key, value in {**document, **tables[cls.table]}.items() if key in cls.model_fields}
         return known, str(file), faults

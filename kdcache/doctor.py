@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -205,10 +205,10 @@ def self_test(recipes: Recipes, runs: Path, device: str, precision: str) -> Find
     with tempfile.TemporaryDirectory(prefix=".kdcache-doctor-", dir=_writable(_there(runs))) as name:
         root = Path(name)
         _make_images(root / "images")
-        common = {"dataset": f"folder:{root / 'images'}", "image_size": 32, "epochs": 1, "batch_size": 64}
+        common: dict[str, Any] = {"dataset": f"folder:{root / 'images'}", "image_size": 32, "epochs": 1, "batch_size": 64}
         common |= {"device": device, "precision": precision, "model": "resnet8"}
         teacher = recipes.train_teacher(TeacherConfig.load(**common, out=root / "teacher"))
-        views = {"teacher": teacher.path, "aug": "cutmix-pick", "cache": "replay", "cache_limit": "100 MB"}
+        views: dict[str, Any] = {"teacher": teacher.path, "aug": "cutmix-pick", "cache": "replay", "cache_limit": "100 MB"}
         first, again = (
             recipes.train_student(StudentConfig.load(**common, **views, out=root / name)) for name in ("first", "again")
         )
