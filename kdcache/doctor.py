@@ -205,10 +205,20 @@ def self_test(recipes: Recipes, runs: Path, device: str, precision: str) -> Find
     with tempfile.TemporaryDirectory(prefix=".kdcache-doctor-", dir=_writable(_there(runs))) as name:
         root = Path(name)
         _make_images(root / "images")
-        common: dict[str, Any] = {"dataset": f"folder:{root / 'images'}", "image_size": 32, "epochs": 1, "batch_size": 64}
+        common: dict[str, Any] = {
+            "dataset": f"folder:{root / 'images'}",
+            "image_size": 32,
+            "epochs": 1,
+            "batch_size": 64,
+        }
         common |= {"device": device, "precision": precision, "model": "resnet8"}
         teacher = recipes.train_teacher(TeacherConfig.load(**common, out=root / "teacher"))
-        views: dict[str, Any] = {"teacher": teacher.path, "aug": "cutmix-pick", "cache": "replay", "cache_limit": "100 MB"}
+        views: dict[str, Any] = {
+            "teacher": teacher.path,
+            "aug": "cutmix-pick",
+            "cache": "replay",
+            "cache_limit": "100 MB",
+        }
         first, again = (
             recipes.train_student(StudentConfig.load(**common, **views, out=root / name)) for name in ("first", "again")
         )
