@@ -1,26 +1,21 @@
 """Checkpoints of a training: all that the next step depends on, so that a run that was killed ends as any other.
 
-A checkpoint is a safetensors file: the networks, the losses that train or remember something, the optimiser, the
-random state, and the statistics of the epoch under way are its tensors, the rest is JSON in its metadata. The last two
-are kept.
+A checkpoint is a file of `kdcache.tensors`: the networks, the losses that train or remember something, the optimiser,
+the random state, and the statistics of the epoch under way are its tensors, the rest its facts. The last two are kept.
 """
 
-import json
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from kdcache import interrupts, ranks
-from kdcache.errors import KdcacheError, first_line
-from kdcache.files import write_whole
+from kdcache import interrupts, ranks, tensors
+from kdcache.errors import KdcacheError, UsageError, first_line
 
 __all__ = ["Checkpoints", "Progress"]
 
@@ -115,17 +110,13 @@ class Checkpoints:
         """
         for path in reversed(self._files()):
             try:
-                with safetensors.safe_open(path, "pt") as file:
-                    stated = json.loads((file.metadata() or {})["kdcache"])
-                    tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-                if stated.pop("format") != FORMAT:
-                    raise ValueError(f"not of the format {FORMAT}")
-                progress = Progress(**stated, statistics=_part(tensors, "statistics"))
-            except (safetensors.SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
-                log.warning("checkpoint %s cannot be read (%s); the one before it is taken", path, first_line(error))
+                state, facts = tensors.load(path, FORMAT)
+            except UsageError as error:
+                log.warning("checkpoint %s cannot be read; the one before it is taken: %s", path, first_line(error))
                 continue
-            self._restore(tensors, path)
-            return progress
+            self._restore(state, path)
+            del facts["format"]
+            return Progress(**facts, statistics=_part(state, "statistics"))
         return None
 
     def remove(self) -> None:
@@ -139,40 +130,36 @@ class Checkpoints:
         return sorted(self.folder.glob("epoch-*.safetensors"))
 
     def _write(self, progress: Progress) -> None:
-        tensors = {f"statistics/{name}": tensor for name, tensor in progress.statistics.items()}
+        state = {f"statistics/{name}": tensor for name, tensor in progress.statistics.items()}
         for name, module in self._modules.items():
-            tensors |= {f"{name}/{key}": tensor for key, tensor in module.state_dict().items()}
+            state |= {f"{name}/{key}": tensor for key, tensor in module.state_dict().items()}
         for place, parameter in enumerate(self._parameters):
             for key, value in self._optimiser.state[parameter].items():
                 if isinstance(value, Tensor):
-                    tensors[f"optimiser/{place}/{key}"] = value
-        tensors["random/cpu"] = torch.get_rng_state()
+                    state[f"optimiser/{place}/{key}"] = value
+        state["random/cpu"] = torch.get_rng_state()
         if torch.cuda.is_initialized():
-            tensors["random/cuda"] = torch.cuda.get_rng_state()
-        stated = {"format": FORMAT, **{k: v for k, v in asdict(progress).items() if k != "statistics"}}
-        metadata = {"kdcache": json.dumps(stated, allow_nan=False)}
-        plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-
+            state["random/cuda"] = torch.cuda.get_rng_state()
+        facts = {name: value for name, value in vars(progress).items() if name != "statistics"}
         self.folder.mkdir(exist_ok=True)
         path = self.folder / f"epoch-{progress.epoch:05d}-step-{progress.step:07d}.safetensors"
-        write_whole(path, lambda temporary: safetensors.torch.save_file(plain, temporary, metadata))
+        tensors.save(path, state, {"format": FORMAT, **facts})
         for old in self._files()[:-KEPT]:
             old.unlink()
 
-    def _restore(self, tensors: Mapping[str, Tensor], path: Path) -> None:
+    def _restore(self, state: Mapping[str, Tensor], path: Path) -> None:
         try:
             for name, module in self._modules.items():
-                module.load_state_dict(_part(tensors, name))
+                module.load_state_dict(_part(state, name))
         except RuntimeError as error:
             raise KdcacheError(f"checkpoint {path} does not fit the run: {first_line(error)}") from None
         for place, parameter in enumerate(self._parameters):
-            state = _part(tensors, f"optimiser/{place}")
-            if state:
-                self._optimiser.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
-        torch.set_rng_state(tensors["random/cpu"])
-        if "random/cuda" in tensors and torch.cuda.is_available():
-            torch.cuda.set_rng_state(tensors["random/cuda"])
+            if momentum := _part(state, f"optimiser/{place}"):
+                self._optimiser.state[parameter] = {key: value.to(parameter.device) for key, value in momentum.items()}
+        torch.set_rng_state(state["random/cpu"])
+        if "random/cuda" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["random/cuda"])
 
 
-def _part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    return {key.removeprefix(f"{name}/"): tensor for key, tensor in tensors.items() if key.startswith(f"{name}/")}
+def _part(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{name}/"): tensor for key, tensor in state.items() if key.startswith(f"{name}/")}
