@@ -40,6 +40,7 @@ __all__ = [
     "finished_runs",
     "newest",
     "read_environment",
+    "read_metrics",
 ]
 
 RUNS = Path("runs")
@@ -127,11 +128,22 @@ class FinishedRun:
 
     def metrics(self) -> list[EpochMetrics]:
         """Read the metrics of every epoch; a `UsageError` where they are damaged."""
-        path = self.path / "metrics.jsonl"
-        try:
-            return [EpochMetrics(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
-        except (OSError, ValueError, TypeError, RecursionError) as error:
-            raise UsageError(fault(f"{path}: not the metrics of a run", given=first_line(error))) from None
+        return read_metrics(self.path)
+
+
+def read_metrics(run: Path) -> list[EpochMetrics]:
+    """Read the metrics of every epoch that ended, of a run folder that need not be finished.
+
+    Raises
+    ------
+    UsageError
+        Where they are missing or damaged.
+    """
+    path = run / "metrics.jsonl"
+    try:
+        return [EpochMetrics(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise UsageError(fault(f"{path}: not the metrics of a run", given=first_line(error))) from None
 
 
 def finished_runs(folder: Path = RUNS) -> list[FinishedRun]:

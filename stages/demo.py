@@ -6,13 +6,15 @@ from kdcache.stages.student import train_student
 from kdcache.stages.teacher import adopt_teacher, shipped_teacher
 
 from kdcache.analysis.disagreement import study
+from kdcache.analysis.subject import open_subject
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import UsageError, fault
 from kdcache.files import write_json
 from kdcache.record import RUNS, FinishedRun
 from kdcache.report.gallery import draw_disagreements
 from kdcache.report.progress import terminal
-from kdcache.report.tables import disagreement_table, show, table
+from kdcache.report.sheets import disagreement_sheet
+from kdcache.report.tables import show, table
 
 __all__ = ["STUDENTS", "run_demo"]
 
@@ -44,11 +46,11 @@ def run_demo(out: Path | None = None) -> None:
             config = StudentConfig.load(teacher=teacher.path, epochs=EPOCHS, out=out, **settings)
             students[trained_on] = train_student(config, reporter)
         reporter.say("asking the teacher about 10,000 CutMix samples")
-        found = study(teacher)
+        found = study(open_subject(str(teacher.path)))
     write_json(folder / "disagreement.json", found.as_json())
-    draw_disagreements(found.samples, found.class_names, folder / "disagreement.png")
+    draw_disagreements(found, folder / "disagreement.png")
 
-    show(disagreement_table("Label disagreement", found.disagreement, found.clean_error))
+    show(table(*disagreement_sheet(found)))
     rows = [_row(teacher, "labels of all 60,000 images")]
     rows += [_row(run, trained_on) for trained_on, run in students.items()]
     show(

@@ -71,7 +71,7 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     progress = run.restore({"student": student, "objective": objective}, optimiser)
     shape = Shape(plan.samples, plan.slots, len(views.steps), step.losses)
     store = StatisticsStore(run.path / "statistics.zarr", config.epochs, shape) if ranks.first() else None
-    reporter.begin(f"student {config.model} on {config.dataset} -> {run.path}", config.epochs, plan.samples)
+    reporter.begin(f"student {config.model} on {config.dataset} -> {run.path}", config.epochs, plan.samples, run.path)
     with interrupts.deferred():
         for epoch in range(progress.epoch, config.epochs):
             started = time.perf_counter()

@@ -71,7 +71,8 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
 
     run = Run(config, compute, data.class_names)
     progress = run.restore({"teacher": teacher}, optimiser)
-    reporter.begin(f"teacher {config.model} on {config.dataset} -> {run.path}", config.epochs, len(data.train))
+    title = f"teacher {config.model} on {config.dataset} -> {run.path}"
+    reporter.begin(title, config.epochs, len(data.train), run.path)
     with interrupts.deferred():
         for epoch in range(progress.epoch, config.epochs):
             started = time.perf_counter()

@@ -1,27 +1,28 @@
 """How often the teacher disputes the label that a mix gives (Section 4.3 and Figure 5)."""
 
 import math
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from kdcache.config import StudentConfig
-from kdcache.errors import UsageError, fault
-from kdcache.oracle import Oracle
-from kdcache.record import FinishedRun
-from kdcache.resolve import load_data, teacher_and_store
-from kdcache.store.replay import Replay
-from kdcache.views import Plan, ViewMaker
+from kdcache.analysis.subject import Subject
+from kdcache.views import Batch, ViewMaker
 
-__all__ = ["PAPER_PERCENT", "Disagreement", "MixedSamples", "Share", "Study", "collect", "count", "study"]
+__all__ = ["PAPER_PERCENT", "Disagreement", "Example", "MixedSamples", "Share", "Study", "count", "study"]
 
 PAPER_PERCENT = 52.1
 """What the paper counted: CutMix samples of ImageNet, with ResNet34 of torchvision."""
 
 BINS = 10
+
+TOP = 5
+
+SHOWN = 12
+"""Examples that are kept to be shown: those of which the teacher is surest."""
 
 
 @dataclass(frozen=True)
@@ -58,189 +59,285 @@ class Share:
 
 @dataclass(frozen=True)
 class MixedSamples:
-    """Mixed views and what the teacher says of them, S rows each.
+    """Mixed views and what the teacher says of them, S rows each, on the CPU.
 
     Attributes
     ----------
-    views : Tensor, shape (S, 3, H, W)
-        Pixel values 0 to 255.
-    teacher : Tensor of float32, shape (S, C)
-        Logits of the views.
     labels, partner_labels, mixed_labels : Tensor of int64, shape (S,)
         Class of the sample, of its partner, and the one that the mix gives the larger share, a tie going to the lower
         class.
     kept : Tensor of float32, shape (S,)
         lambda: the share of the label, and exact share of the area, that stays with the sample.
+    answers : Tensor of int64, shape (S,)
+        The teacher's class.
+    in_top5 : Tensor of bool, shape (S,)
+        Whether the mixed label is among the five classes that the teacher finds likeliest.
+    right : Tensor of bool, shape (S,)
+        Whether the teacher is right on both images when it sees them clean.
     """
 
-    views: Tensor
-    teacher: Tensor
     labels: Tensor
     partner_labels: Tensor
     mixed_labels: Tensor
     kept: Tensor
+    answers: Tensor
+    in_top5: Tensor
+    right: Tensor
+
+    @classmethod
+    def of(cls, batch: Batch, logits: Tensor, right: Tensor) -> "MixedSamples":
+        """Gather the figures of a batch with one mixed view of each sample, and the answers (B, C) to these."""
+        mixed_labels = batch.mixed_labels()
+        top = logits.topk(min(TOP, logits.shape[1]), dim=1).indices
+        in_top5 = (top == mixed_labels[:, None]).any(1)
+        columns = (batch.labels, batch.partner_labels, mixed_labels, batch.kept, logits.argmax(1), in_top5, right)
+        return cls(*(column.cpu() for column in columns))
+
+    @classmethod
+    def joined(cls, parts: list["MixedSamples"], samples: int) -> "MixedSamples":
+        """Put parts together, up to so many samples."""
+        return cls(*(torch.cat([getattr(part, one.name) for part in parts])[:samples] for one in fields(cls)))
 
     @property
     def disputed(self) -> Tensor:
         """Rows on which argmax of the teacher is not argmax of the mixed label, shape (S,) bool."""
-        return self.teacher.argmax(1) != self.mixed_labels
+        return self.answers != self.mixed_labels
 
-
-def collect(maker: ViewMaker, oracle: Oracle, samples: int) -> MixedSamples:
-    """Make mixed views and ask the teacher about them.
-
-    Parameters
-    ----------
-    maker : ViewMaker
-        Of a plan with one mixed view of each sample; as many epochs of it are drawn as it takes.
-    oracle : Oracle
-        Is asked about the mixed views only, unless it knows their answers.
-    samples : int
-        S, how many views.
-
-    Returns
-    -------
-    MixedSamples
-        On the CPU.
-    """
-    parts: list[MixedSamples] = []
-    found, epoch = 0, 0
-    while found < samples:
-        for batch in maker.epoch(epoch):
-            mixed = batch.mixed_views()
-            tensors = (
-                mixed,
-                oracle.ask(batch, first=1),
-                batch.labels,
-                batch.partner_labels,
-                batch.mixed_labels(),
-                batch.kept,
-            )
-            parts.append(MixedSamples(*(tensor[: samples - found].cpu() for tensor in tensors)))
-            found += len(parts[-1].labels)
-            if found == samples:
-                break
-        epoch += 1
-    return MixedSamples(*(torch.cat(columns) for columns in zip(*(vars(part).values() for part in parts), strict=True)))
+    @property
+    def one_of_two(self) -> Tensor:
+        """Rows on which the teacher's class is that of one of the two images, shape (S,) bool."""
+        return (self.answers == self.labels) | (self.answers == self.partner_labels)
 
 
 @dataclass(frozen=True)
 class Disagreement:
-    """Label disagreement: overall, by kind of pair, and by lambda.
+    """Label disagreement: overall, and in parts that say where it comes from.
 
     Attributes
     ----------
     overall, same_class, two_classes : Share
-        Of all samples, of those whose two images share a class, and of the others.
+        Disputed labels of all samples, of those whose two images share a class, and of the others.
+    although_right : Share
+        Samples that are disputed although the teacher is right on both images, of all.
+    where_right : Share
+        The same, of the samples on both of whose images it is right.
+    one_of_two, disputed_one_of_two : Share
+        Samples of which the teacher gives the class of one of the two images; of all, and of the disputed ones.
+    in_top5, disputed_in_top5 : Share
+        Samples whose mixed label is among the teacher's five likeliest classes; of all, and of the disputed ones.
     by_lambda : tuple of (low, high, Share)
         Of the samples with low <= lambda < high (the last bin includes 1).
+    by_class : tuple of Share
+        Of the samples whose mixed label is each class.
     """
 
     overall: Share
     same_class: Share
     two_classes: Share
+    although_right: Share
+    where_right: Share
+    one_of_two: Share
+    disputed_one_of_two: Share
+    in_top5: Share
+    disputed_in_top5: Share
     by_lambda: tuple[tuple[float, float, Share], ...]
+    by_class: tuple[Share, ...]
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self, class_names: tuple[str, ...]) -> dict[str, Any]:
         """All figures, as plain data."""
+        by_class = {name: share.as_json() for name, share in zip(class_names, self.by_class, strict=True) if share.of}
         return {
             "disagreement": self.overall.as_json(),
             "pairs_of_one_class": self.same_class.as_json(),
             "pairs_of_two_classes": self.two_classes.as_json(),
+            "although_right_on_both_images": self.although_right.as_json(),
+            "where_right_on_both_images": self.where_right.as_json(),
+            "answer_is_one_of_the_two": self.one_of_two.as_json(),
+            "answer_is_one_of_the_two_where_disputed": self.disputed_one_of_two.as_json(),
+            "label_in_top5": self.in_top5.as_json(),
+            "label_in_top5_where_disputed": self.disputed_in_top5.as_json(),
             "by_lambda": [{"from": low, "to": high, **share.as_json()} for low, high, share in self.by_lambda],
+            "by_class": by_class,
             "paper_percent": PAPER_PERCENT,
         }
 
 
-def count(samples: MixedSamples) -> Disagreement:
+def count(samples: MixedSamples, classes: int) -> Disagreement:
     """Count the samples on which teacher and mix hold a different view of the label.
 
     Parameters
     ----------
     samples : MixedSamples
+    classes : int
+        How many classes there are.
 
     Returns
     -------
     Disagreement
     """
     disputed, same = samples.disputed, samples.labels == samples.partner_labels
+    everything = torch.ones_like(disputed)
     place = (samples.kept * BINS).long().clamp(max=BINS - 1)
 
-    def share(rows: Tensor) -> Share:
-        return Share(int(disputed[rows].sum()), int(rows.sum()))
+    def share(found: Tensor, rows: Tensor) -> Share:
+        return Share(int(found[rows].sum()), int(rows.sum()))
+
+    def shares(groups: Tensor, number: int) -> tuple[Share, ...]:
+        """Count the disputed samples of each group in one pass, however many groups there are."""
+        of, found = groups.bincount(minlength=number), groups[disputed].bincount(minlength=number)
+        return tuple(Share(*both) for both in zip(found.tolist(), of.tolist(), strict=True))
 
     return Disagreement(
-        overall=Share(int(disputed.sum()), len(disputed)),
-        same_class=share(same),
-        two_classes=share(~same),
-        by_lambda=tuple((bin_ / BINS, (bin_ + 1) / BINS, share(place == bin_)) for bin_ in range(BINS)),
+        overall=share(disputed, everything),
+        same_class=share(disputed, same),
+        two_classes=share(disputed, ~same),
+        although_right=share(disputed & samples.right, everything),
+        where_right=share(disputed, samples.right),
+        one_of_two=share(samples.one_of_two, everything),
+        disputed_one_of_two=share(samples.one_of_two, disputed),
+        in_top5=share(samples.in_top5, everything),
+        disputed_in_top5=share(samples.in_top5, disputed),
+        by_lambda=tuple((at / BINS, (at + 1) / BINS, one) for at, one in enumerate(shares(place, BINS))),
+        by_class=shares(samples.mixed_labels, classes),
     )
 
 
-@dataclass(frozen=True)
-class Study:
-    """Label disagreement of a teacher on CutMix samples of its training set.
+@dataclass(frozen=True, eq=False)
+class Example:
+    """A mixed image whose label the teacher disputes.
 
     Attributes
     ----------
-    teacher : Path
-        Run folder of the teacher.
-    class_names : tuple of str
-    samples : MixedSamples
-    disagreement : Disagreement
-    clean_error : Share
-        The teacher's errors on the clean images: a teacher that is wrong there disagrees for that reason too.
+    view : Tensor of uint8, shape (3, H, W)
+    label : tuple of (str, float)
+        Class names and their shares of the mixed label, the largest first.
+    teacher : tuple of (str, float)
+        The five likeliest classes and their probabilities.
     """
 
-    teacher: Path
+    view: Tensor
+    label: tuple[tuple[str, float], ...]
+    teacher: tuple[tuple[str, float], ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """All but the picture, as plain data."""
+        return {"label": dict(self.label), "teacher": dict(self.teacher)}
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """Label disagreement of a teacher on mixed views of some images.
+
+    Attributes
+    ----------
+    teacher, dataset, split, aug : str
+    seed : int
+        Of the views.
+    class_names : tuple of str
+    disagreement : Disagreement
+    clean_error : Share
+        The teacher's errors on the clean images that the samples are made of: where it is wrong, it disagrees for that
+        reason too.
+    examples : tuple of Example
+        The disputed samples of which the teacher is surest, the surest first.
+    """
+
+    teacher: str
+    dataset: str
+    split: str
+    aug: str
+    seed: int
     class_names: tuple[str, ...]
-    samples: MixedSamples
     disagreement: Disagreement
     clean_error: Share
+    examples: tuple[Example, ...]
 
     def as_json(self) -> dict[str, Any]:
         """All figures, as plain data."""
         return {
-            "teacher": str(self.teacher),
-            **self.disagreement.as_json(),
+            **{name: getattr(self, name) for name in ("teacher", "dataset", "split", "aug", "seed")},
+            **self.disagreement.as_json(self.class_names),
             "clean_error": self.clean_error.as_json(),
+            "examples": [example.as_json() for example in self.examples],
         }
 
 
-def study(run: FinishedRun, samples: int = 10_000, seed: int = 0, device: str = "auto") -> Study:
-    """Count label disagreement on CutMix samples of the training set, as the paper does.
+def study(subject: Subject, samples: int = 10_000, seed: int = 0, aug: str = "cutmix") -> Study:
+    """Count label disagreement on mixed views, as the paper does for CutMix samples of the training set.
+
+    Views and answers are dropped batch by batch; what is kept of a sample is a few numbers.
 
     Parameters
     ----------
-    run : FinishedRun
-        A teacher, or a student, whose teacher is then meant.
+    subject : Subject
+        The teacher and the images.
     samples : int
-        How many CutMix samples.
+        How many mixed views; as many epochs are drawn as it takes.
     seed : int
         Seed of the views.
-    device : str
-        Where to compute.
+    aug : str
+        ``cutmix`` or ``mixup``.
 
     Returns
     -------
     Study
-
-    Raises
-    ------
-    UsageError
-        Where the run is a student that had no teacher, or the teacher does not fit its data any more.
     """
-    path = run.config.teacher if isinstance(run.config, StudentConfig) else run.path
-    if path is None:
-        raise UsageError(fault(f"run {run.path}", allowed="a teacher, or a student that had one"))
-    data = load_data(run.config)
-    teacher, store = teacher_and_store(FinishedRun(path), data, device=device)
-    plan = Plan(len(data.train), data.image_size, data.card.padding, crop_flip=True, mixes=("cutmix",), seed=seed)
-    views = ViewMaker(data.train, plan, 256, teacher.compute.device)
-    replay = Replay(store, seed, plan.kinds)  # what students left is used, nothing is written
-    oracle = Oracle(teacher, views, store=store, replay=replay)
-    mixed = collect(views, oracle, samples)
-    wrong = sum(
-        int((logits.argmax(1) != data.train.labels[rows.start : rows.stop]).sum()) for rows, logits in oracle.clean()
-    )
-    return Study(path, data.class_names, mixed, count(mixed), Share(wrong, len(data.train)))
+    views, names = subject.views(aug, seed), subject.data.class_names
+    oracle = subject.oracle(views, epochs=-(-samples // len(subject.images)))
+    seen = torch.zeros(len(subject.images), dtype=torch.bool)
+    parts: list[MixedSamples] = []
+    examples: list[Example] = []
+    left = samples
+    for batch in _batches(views):
+        own, partners = batch.samples.cpu(), _partners(views, batch)
+        logits = oracle.ask(batch, first=1)
+        right = subject.clean.right(own) & subject.clean.right(partners)
+        part = MixedSamples.joined([MixedSamples.of(batch, logits, right)], left)
+        parts.append(part)
+        seen[own[:left]] = seen[partners[:left]] = True
+        examples = _surest([*examples, *_examples(batch, logits, part, names)])
+        left -= len(part.labels)
+        if left == 0:
+            break
+    images = seen.nonzero().flatten()
+    wrong = int((~subject.clean.right(images)).sum())
+    found = count(MixedSamples.joined(parts, samples), len(names))
+    card = subject.data.card.name
+    error = Share(wrong, len(images))
+    return Study(subject.name, card, subject.split, aug, seed, names, found, error, tuple(examples))
+
+
+def _batches(views: ViewMaker) -> Iterator[Batch]:
+    """Make the batches of one epoch after the other, without end."""
+    epoch = 0
+    while True:
+        yield from views.epoch(epoch)
+        epoch += 1
+
+
+def _partners(views: ViewMaker, batch: Batch) -> Tensor:
+    """Find the sample that each sample of a batch is mixed with."""
+    table = views.table(batch.epoch)
+    positions = np.arange(batch.positions.start, batch.positions.stop)
+    return torch.from_numpy(table.order[table.slots[0].partner[positions]])
+
+
+def _examples(batch: Batch, logits: Tensor, samples: MixedSamples, names: tuple[str, ...]) -> Iterator[Example]:
+    """Keep the disputed samples of a batch of which the teacher is surest."""
+    probabilities = logits[: len(samples.labels)].softmax(1).cpu()
+    sure = probabilities.amax(1).where(samples.disputed, -1.0)
+    for row in sure.topk(min(SHOWN, len(sure))).indices.tolist():
+        if not samples.disputed[row]:
+            return
+        kept, label, partner = (of[row].item() for of in (samples.kept, samples.labels, samples.partner_labels))
+        shares = {label: kept, partner: 1 - kept} if label != partner else {label: 1.0}
+        top = probabilities[row].topk(min(TOP, len(names)))
+        yield Example(
+            batch.mixed_views()[row].round().to(torch.uint8).cpu(),
+            tuple(sorted(((names[one], share) for one, share in shares.items()), key=lambda item: -item[1])),
+            tuple((names[one], share) for one, share in zip(top.indices.tolist(), top.values.tolist(), strict=True)),
+        )
+
+
+def _surest(examples: list[Example]) -> list[Example]:
+    return sorted(examples, key=lambda example: -example.teacher[0][1])[:SHOWN]

@@ -111,6 +111,7 @@ COMMANDS = {
     "student-train": Command("training", "Train a student on the teacher's answers to every view it sees."),
     "teacher-load": Command("training", "Make a teacher's run of a trained network, such as a published checkpoint."),
     "analyze": Command("analyze", "Look into what was trained."),
+    "report": Command("report", "Write what runs came to: a page with tables and charts, Markdown, CSV or JSON."),
     "cache": Command("cache", "Fill, plan, check and tidy the store of a teacher's answers."),
     "views": Command("views", "Show the views of an epoch: the rows of its table, and a picture."),
     "models": Command("models", "List the networks, their sizes, and the pairs of the paper."),

@@ -15,26 +15,44 @@ if TYPE_CHECKING:
 
 __all__ = ["student_train", "teacher_load", "teacher_train"]
 
+TENSORBOARD = click.option(
+    "--tensorboard",
+    is_flag=True,
+    help="Also write every epoch's metrics for TensorBoard, into the run folder (needs kdcache[tensorboard]).",
+)
+
+
+def _reporter(tensorboard: bool) -> "Reporter":
+    """Make what tells the user of a training; of the processes of torchrun, only the first one writes."""
+    from kdcache.report.progress import Bar, Lines, terminal
+
+    reporter = terminal()
+    if not tensorboard or not isinstance(reporter, Bar | Lines):
+        return reporter
+    from kdcache.report.tensorboard import TensorBoard
+
+    return TensorBoard(reporter)
+
 
 @click.command("teacher-train", help=COMMANDS["teacher-train"].about)
 @settings(TeacherConfig)
-def teacher_train(config: TeacherConfig) -> None:
+@TENSORBOARD
+def teacher_train(config: TeacherConfig, tensorboard: bool) -> None:
     """Train a teacher."""
-    from kdcache.report.progress import terminal
     from kdcache.stages import train_teacher
 
-    with terminal() as reporter:
+    with _reporter(tensorboard) as reporter:
         _tell(reporter, train_teacher(config, reporter))
 
 
 @click.command("student-train", help=COMMANDS["student-train"].about)
 @settings(StudentConfig)
-def student_train(config: StudentConfig) -> None:
+@TENSORBOARD
+def student_train(config: StudentConfig, tensorboard: bool) -> None:
     """Train a student."""
-    from kdcache.report.progress import terminal
     from kdcache.stages import train_student
 
-    with terminal() as reporter:
+    with _reporter(tensorboard) as reporter:
         _tell(reporter, train_student(config, reporter))
 
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -25,8 +26,8 @@ class Reporter:
     ) -> None:
         pass
 
-    def begin(self, title: str, epochs: int, images: int) -> None:
-        """Hear that a training of `epochs` passes over `images` samples begins."""
+    def begin(self, title: str, epochs: int, images: int, folder: Path) -> None:
+        """Hear that a training of `epochs` passes over `images` samples begins, and writes to a run folder."""
 
     def step(self, event: StepEvent) -> None:
         """Hear that steps were taken."""
@@ -47,7 +48,7 @@ class Lines(Reporter):
     def __init__(self) -> None:
         self.epochs = self.tenths = 0
 
-    def begin(self, title: str, epochs: int, images: int) -> None:
+    def begin(self, title: str, epochs: int, images: int, folder: Path) -> None:
         self.epochs = epochs
         self.say(title)
 
@@ -89,7 +90,7 @@ class Bar(Reporter):
     ) -> None:
         self.progress.stop()
 
-    def begin(self, title: str, epochs: int, images: int) -> None:
+    def begin(self, title: str, epochs: int, images: int, folder: Path) -> None:
         self.say(title)
         self.epoch, self.epochs, self.images = 0, epochs, images
         for old in self.progress.task_ids:

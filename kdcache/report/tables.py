@@ -8,7 +8,6 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from kdcache.analysis.disagreement import PAPER_PERCENT, Disagreement, Share
 from kdcache.analysis.questions import StudyCosts
 from kdcache.analysis.verification import Check
 from kdcache.store.answers import AnswerStore, Replayed
@@ -17,7 +16,6 @@ from kdcache.store.formats import DENSE
 __all__ = [
     "checks_table",
     "costs_table",
-    "disagreement_table",
     "file_size",
     "format_line",
     "show",
@@ -45,20 +43,6 @@ def show(made: Table) -> None:
     """Print a table as wide as it needs to be where the output is no terminal."""
     console = Console()
     console.print(made) if console.is_terminal else Console(width=100).print(made)
-
-
-def disagreement_table(title: str, found: Disagreement, clean_error: Share) -> Table:
-    """Lay out label disagreement beside the teacher's clean error and the paper's figure."""
-    rows = [
-        ("all mixed samples", found.overall),
-        ("pairs of two classes", found.two_classes),
-        ("pairs of one class", found.same_class),
-        *((f"lambda {low:.1f} to {high:.1f}", share) for low, high, share in found.by_lambda),
-        ("teacher's error on the clean images", clean_error),
-    ]
-    lines = [(name, _percent(share), _interval(share), str(share.of)) for name, share in rows]
-    lines.append(("the paper (ImageNet, ResNet34)", f"{PAPER_PERCENT:.1f} %", "", ""))
-    return table(title, ("the teacher disputes the label of", "share", "95 % interval", "samples"), lines)
 
 
 def costs_table(found: StudyCosts, students: int) -> Table:
@@ -127,11 +111,3 @@ def _grouped(things: Iterable[Thing], name_of: Callable[[Thing], str]) -> dict[s
         group = f"{replayed.kind}, view seed {replayed.seed}" if replayed else name_of(thing)
         groups.setdefault(group, []).append(thing)
     return groups
-
-
-def _percent(share: Share) -> str:
-    return "-" if share.percent is None else f"{share.percent:.1f} %"
-
-
-def _interval(share: Share) -> str:
-    return "-" if share.interval is None else "{:.1f} to {:.1f}".format(*share.interval)

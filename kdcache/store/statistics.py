@@ -1,5 +1,6 @@
 """The store of per-sample statistics of a run: an epoch at a time, in arrays of the full shape."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,10 +12,11 @@ from torch import Tensor
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from kdcache import ranks
+from kdcache.errors import KdcacheError, fault, first_line
 from kdcache.files import write_whole_folder
 from kdcache.store.place import Place
 
-__all__ = ["EpochStatistics", "Shape", "StatisticsStore"]
+__all__ = ["EpochStatistics", "Shape", "StatisticsReader", "StatisticsStore", "StoredEpoch"]
 
 SCHEMA = "kdcache-statistics-2"
 
@@ -26,6 +28,9 @@ class Shape(NamedTuple):
     slots: int
     steps: int
     losses: tuple[str, ...]
+
+# What zarr and its codecs raise at metadata and chunks that are damaged or gone.
+_DAMAGE = (KeyError, TypeError, ValueError, RuntimeError, OSError, IndexError)
 
 
 @dataclass
@@ -163,3 +168,96 @@ class StatisticsStore:
         for name, array in self._group.arrays():
             array[epoch] = getattr(statistics, name).cpu().numpy()
         self._group.attrs["epochs_written"] = epoch + 1
+
+
+@dataclass(frozen=True)
+class StoredEpoch:
+    """The statistics of one epoch as they were written, NaN where a figure is not known.
+
+    Attributes
+    ----------
+    epoch : int
+        Counted from 0.
+    d_x : ndarray of float32, shape (N,)
+    d_mixed : ndarray of float32, shape (M, N)
+    picked : ndarray of bool, shape (M, N)
+    kl_ratio, disputed : ndarray of float32, shape (T,)
+    """
+
+    epoch: int
+    d_x: np.ndarray
+    d_mixed: np.ndarray
+    picked: np.ndarray
+    kl_ratio: np.ndarray
+    disputed: np.ndarray
+
+
+@dataclass(frozen=True)
+class StatisticsReader:
+    """The statistics of a run, finished or not, read an epoch at a time, so that no more is ever in memory.
+
+    Parameters
+    ----------
+    path : Path
+        A store that `StatisticsStore` wrote.
+    epochs : int
+        How many epochs were written.
+    samples : int
+        N.
+    """
+
+    path: Path
+    epochs: int
+    samples: int
+
+    @classmethod
+    def open(cls, path: Path) -> "StatisticsReader":
+        """Open a store.
+
+        Raises
+        ------
+        KdcacheError
+            Where there is none, or it cannot be read.
+        """
+        try:
+            group = zarr.open_group(path, mode="r")
+            schema, written = group.attrs.get("schema"), group.attrs.get("epochs_written")
+            if schema != SCHEMA or not isinstance(written, int):
+                raise KdcacheError(fault(f"{path}: schema", allowed=SCHEMA, given=schema))
+            return cls(path, written, cls._array(group, "d_x").shape[1])
+        except FileNotFoundError:
+            raise KdcacheError(fault(f"statistics {path}", allowed="a store that exists", given="none")) from None
+        except _DAMAGE as error:
+            raise KdcacheError(fault(f"statistics {path} cannot be read", given=first_line(error))) from None
+
+    def epoch(self, epoch: int) -> StoredEpoch:
+        """Read an epoch, counted from 0.
+
+        Raises
+        ------
+        KdcacheError
+            Where it is damaged.
+        """
+        try:
+            group = zarr.open_group(self.path, mode="r")
+            found = {name: np.asarray(self._array(group, name)[epoch]) for name in ("d_x", "kl_ratio", "disputed")}
+            there = "d_mixed" in group  # a run without mixed views has no such arrays
+            shape = (0, self.samples)
+            d_mixed = np.asarray(self._array(group, "d_mixed")[epoch]) if there else np.empty(shape, np.float32)
+            picked = np.asarray(self._array(group, "picked")[epoch]) if there else np.empty(shape, bool)
+        except _DAMAGE as error:
+            where = f"statistics {self.path}, epoch {epoch + 1}"
+            raise KdcacheError(fault(f"{where} cannot be read", given=first_line(error))) from None
+        floats = {name: values.astype(np.float32) for name, values in found.items()}
+        return StoredEpoch(epoch, d_mixed=d_mixed.astype(np.float32), picked=picked.astype(bool), **floats)
+
+    def __iter__(self) -> Iterator[StoredEpoch]:
+        """Read all epochs that were written, one after the other."""
+        return map(self.epoch, range(self.epochs))
+
+    @staticmethod
+    def _array(group: zarr.Group, name: str) -> zarr.Array:
+        array = group[name]
+        if not isinstance(array, zarr.Array):
+            raise TypeError(f"{name} is no array")
+        return array

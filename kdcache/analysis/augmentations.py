@@ -1,0 +1,276 @@
+"""Which augmentation suits a teacher: ranked by the teacher's answers alone, without training any student.
+
+The ranking follows Wang, Lohit, Jones and Fu, "What Makes a 'Good' Data Augmentation in Knowledge Distillation"
+(2022): an augmentation is the better, the less the teacher's mean probability varies from a group of views to the next.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdcache.analysis.disagreement import Share
+from kdcache.analysis.subject import Subject
+from kdcache.losses import entropy
+from kdcache.views import Batch, ViewMaker
+from kdcache.words import AUGMENTATIONS
+
+__all__ = ["WITHOUT_STUDENT", "Merits", "Tally", "merits", "rank", "spread_of_means"]
+
+WITHOUT_STUDENT = tuple(name for name, augmentation in AUGMENTATIONS.items() if augmentation.pick is None)
+"""The augmentations whose views no student takes part in choosing."""
+
+GROUP = 320
+"""Samples whose views are averaged into one mean probability: five batches of 64, as in the authors' code."""
+
+TRACKED = 2000
+"""Images whose answers are compared from epoch to epoch: enough for a mean, few enough for the memory."""
+
+
+class Tally:
+    """What the teacher's answers to one kind of view add up to; no answer is kept.
+
+    Parameters
+    ----------
+    samples, classes : int
+        N and C.
+    tracked : Tensor of int64, shape (K,)
+        The samples whose answers are compared with each other.
+
+    Attributes
+    ----------
+    sums : dict of (int, int) to ndarray, shape (C,)
+        For each whole group, named by epoch and step, the sum of the probabilities of its views.
+    rows : dict of (int, int) to int
+        How many views that were.
+    disputed, views : int
+    entropy : float
+        Sum of the entropies of the answers, in nats.
+    """
+
+    def __init__(self, samples: int, classes: int, tracked: Tensor) -> None:
+        self.sums: dict[tuple[int, int], np.ndarray] = {}
+        self.rows: dict[tuple[int, int], int] = {}
+        self.disputed = self.views = 0
+        self.entropy = 0.0
+        self._place = torch.full((samples,), -1)
+        self._place[tracked] = torch.arange(len(tracked))
+        self._mean = torch.zeros(len(tracked), classes)
+        self._entropies, self._times = torch.zeros(len(tracked)), torch.zeros(len(tracked))
+
+    def add(self, name: tuple[int, int], whole: bool, samples: Tensor, labels: Tensor, logits: Tensor) -> None:
+        """Add the answers to some views.
+
+        Parameters
+        ----------
+        name : (int, int)
+            Of their group.
+        whole : bool
+            Whether the group has as many samples as it should.
+        samples, labels : Tensor of int64, shape (R,)
+            The sample that each view is of, and the label that it is given.
+        logits : Tensor, shape (R, C)
+        """
+        samples, labels, logits = samples.cpu(), labels.cpu(), logits.cpu()
+        probabilities, entropies = logits.softmax(1), entropy(logits)
+        if whole:
+            self.sums[name] = probabilities.sum(0, dtype=torch.float64).numpy()
+            self.rows[name] = len(logits)
+        self.views += len(logits)
+        self.disputed += int((logits.argmax(1) != labels).sum())
+        self.entropy += float(entropies.sum())
+        place = self._place[samples]
+        there = place >= 0
+        self._mean.index_add_(0, place[there], probabilities[there])
+        self._entropies.index_add_(0, place[there], entropies[there])
+        self._times.index_add_(0, place[there], torch.ones(int(there.sum())))
+
+    def diversity(self) -> tuple[float | None, int]:
+        """Mean Jensen-Shannon divergence, in nats, of the answers to each tracked image that came up twice or more.
+
+        Returns
+        -------
+        divergence : float or None
+            Entropy of an image's mean answer less the mean entropy of its answers: 0 where all are the same, at most
+            the logarithm of their number.
+        images : int
+        """
+        often = self._times >= 2
+        times = self._times[often]
+        if not len(times):
+            return None, 0
+        mean = self._mean[often] / times[:, None]
+        of_mean = torch.special.entr(mean).sum(1)
+        return float((of_mean - self._entropies[often] / times).clamp(min=0).mean()), len(times)
+
+
+class Spread(NamedTuple):
+    """The standard deviation of the teacher's mean probability, with its standard error."""
+
+    value: float
+    error: float
+
+
+def spread_of_means(means: np.ndarray) -> Spread | None:
+    """Compute the standard deviation over groups of the teacher's mean probability, averaged over the classes.
+
+    Parameters
+    ----------
+    means : ndarray, shape (G, C)
+        Mean probability of each class in each group.
+
+    Returns
+    -------
+    Spread or None
+        ``None`` of fewer than three groups. The standard error is the jackknife's: each group is left out in turn.
+    """
+    groups = len(means)
+    if groups < 3:
+        return None
+    centred = means - means.mean(0)
+    squares = (centred**2).sum(0)
+    value = float(np.sqrt(squares / (groups - 1)).mean())
+    # Without group g, the sum of squares about the mean of the others is smaller by G / (G - 1) times its own square.
+    without = np.maximum(squares - centred**2 * groups / (groups - 1), 0)
+    left_out = np.sqrt(without / (groups - 2)).mean(1)
+    error = math.sqrt((groups - 1) / groups * float(((left_out - left_out.mean()) ** 2).sum()))
+    return Spread(value, error)
+
+
+@dataclass(frozen=True)
+class Merits:
+    """What a teacher says of the views of one augmentation.
+
+    Attributes
+    ----------
+    aug : str
+    spread : Spread or None
+        The metric, lower being better: over groups of the student's views, x and x'.
+    groups : int
+    entropy : float
+        Mean entropy of the answers to the views that the augmentation adds (x', or x where there is none), in nats.
+    disagreement : Share
+        Of these views, those whose label the teacher disputes.
+    diversity : float or None
+        How much the answers to one image differ from epoch to epoch, see `Tally.diversity`, in nats.
+    images : int
+        On how many images that rests.
+    """
+
+    aug: str
+    spread: Spread | None
+    groups: int
+    entropy: float
+    disagreement: Share
+    diversity: float | None
+    images: int
+
+    def as_json(self) -> dict[str, Any]:
+        """All figures, as plain data."""
+        return {
+            "aug": self.aug,
+            "teacher_std": self.spread.value if self.spread else None,
+            "teacher_std_error": self.spread.error if self.spread else None,
+            "groups": self.groups,
+            "entropy_nats": self.entropy,
+            "disagreement": self.disagreement.as_json(),
+            "diversity_nats": self.diversity,
+            "diversity_images": self.images,
+        }
+
+
+def merits(aug: str, parts: Sequence[Tally]) -> Merits:
+    """Sum up an augmentation.
+
+    Parameters
+    ----------
+    aug : str
+    parts : sequence of Tally
+        Of x, and then of x' if there is one.
+    """
+    names = sorted(set.intersection(*(set(part.sums) for part in parts)))
+    rows = [sum(part.rows[name] for part in parts) for name in names]
+    means = [sum(part.sums[name] for part in parts) / count for name, count in zip(names, rows, strict=True)]
+    added = parts[-1]
+    diversity, images = added.diversity()
+    return Merits(
+        aug=aug,
+        spread=spread_of_means(np.array(means)),
+        groups=len(names),
+        entropy=added.entropy / added.views,
+        disagreement=Share(added.disputed, added.views),
+        diversity=diversity,
+        images=images,
+    )
+
+
+def rank(
+    subject: Subject,
+    augmentations: Iterable[str] = WITHOUT_STUDENT,
+    epochs: int = 3,
+    samples: int = 10_000,
+    seed: int = 0,
+    group: int = GROUP,
+) -> list[Merits]:
+    """Rank augmentations for a teacher, the best first.
+
+    Parameters
+    ----------
+    subject : Subject
+        The teacher and the images.
+    augmentations : iterable of str
+        Words of `WITHOUT_STUDENT`.
+    epochs : int
+        Of each plan.
+    samples : int
+        At most so many samples of each epoch.
+    seed : int
+        Of the views.
+    group : int
+        Samples of a group.
+
+    Returns
+    -------
+    list of Merits
+    """
+    tallies: dict[str, Tally] = {}
+
+    def tally(aug: str, first: int) -> Tally:
+        """Go through the views of an augmentation from a slot on, unless that was done."""
+        views = subject.views(aug, seed, group)
+        name = views.plan.kinds[0] if first == 0 else aug
+        if name not in tallies:
+            tallies[name] = _tally(subject, views, first, epochs, samples)
+        return tallies[name]
+
+    found = []
+    for aug in augmentations:
+        mixes = subject.views(aug, seed, group).plan.slots > 0
+        plain = "standard" if mixes else aug
+        found.append(merits(aug, [tally(plain, 0), *([tally(aug, 1)] if mixes else [])]))
+    return sorted(found, key=lambda one: one.spread.value if one.spread else math.inf)
+
+
+def _tally(subject: Subject, views: ViewMaker, first: int, epochs: int, samples: int) -> Tally:
+    group = len(views.steps[0])
+    tracked = torch.from_numpy(views.table(0).order[: min(TRACKED, samples)])
+    oracle = subject.oracle(views, epochs)
+    tally = Tally(views.plan.samples, subject.data.num_classes, tracked)
+    for batch in _some(views, epochs, samples):
+        labels = batch.mixed_labels() if first else batch.labels
+        whose = batch.samples.repeat(batch.slots if first else 1)
+        tally.add((batch.epoch, batch.step), len(batch) >= group, whose, labels, oracle.ask(batch, first))
+    return tally
+
+
+def _some(views: ViewMaker, epochs: int, samples: int) -> Iterator[Batch]:
+    """Make the first batches of each epoch, up to so many samples."""
+    for epoch in range(epochs):
+        for batch in views.epoch(epoch):
+            if batch.positions.start >= samples:
+                break
+            yield batch
