@@ -7,7 +7,7 @@ The ranking follows Wang, Lohit, Jones and Fu, "What Makes a 'Good' Data Augment
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,11 +108,38 @@ class Tally:
         return float((of_mean - self._entropies[often] / times).clamp(min=0).mean()), len(times)
 
 
-class Spread(NamedTuple):
-    """The standard deviation of the teacher's mean probability, with its standard error."""
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """The standard deviation of the teacher's mean probability.
+
+    Attributes
+    ----------
+    value : float
+    left_out : ndarray, shape (G,)
+        What it is without each of the groups in turn: the jackknife, which its standard error rests on.
+    """
 
     value: float
-    error: float
+    left_out: np.ndarray
+
+    @property
+    def error(self) -> float:
+        """Standard error of the value."""
+        return _jackknife_error(self.left_out)
+
+    def error_beside(self, other: "Spread") -> float | None:
+        """Standard error of the difference from another one of the same groups of samples, which vary together.
+
+        ``None`` where the groups are not as many.
+        """
+        if len(self.left_out) != len(other.left_out):
+            return None
+        return _jackknife_error(self.left_out - other.left_out)
+
+
+def _jackknife_error(left_out: np.ndarray) -> float:
+    groups = len(left_out)
+    return math.sqrt((groups - 1) / groups * float(((left_out - left_out.mean()) ** 2).sum()))
 
 
 def spread_of_means(means: np.ndarray) -> Spread | None:
@@ -126,7 +153,7 @@ def spread_of_means(means: np.ndarray) -> Spread | None:
     Returns
     -------
     Spread or None
-        ``None`` of fewer than three groups. The standard error is the jackknife's: each group is left out in turn.
+        ``None`` of fewer than three groups.
     """
     groups = len(means)
     if groups < 3:
@@ -136,9 +163,7 @@ def spread_of_means(means: np.ndarray) -> Spread | None:
     value = float(np.sqrt(squares / (groups - 1)).mean())
     # Without group g, the sum of squares about the mean of the others is smaller by G / (G - 1) times its own square.
     without = np.maximum(squares - centred**2 * groups / (groups - 1), 0)
-    left_out = np.sqrt(without / (groups - 2)).mean(1)
-    error = math.sqrt((groups - 1) / groups * float(((left_out - left_out.mean()) ** 2).sum()))
-    return Spread(value, error)
+    return Spread(value, np.sqrt(without / (groups - 2)).mean(1))
 
 
 @dataclass(frozen=True)
@@ -168,6 +193,13 @@ class Merits:
     disagreement: Share
     diversity: float | None
     images: int
+
+    def behind(self, best: "Merits") -> tuple[float, float] | None:
+        """By how much the metric is above that of another augmentation, with the standard error of the difference."""
+        if self is best or self.spread is None or best.spread is None:
+            return None
+        error = self.spread.error_beside(best.spread)
+        return None if error is None else (self.spread.value - best.spread.value, error)
 
     def as_json(self) -> dict[str, Any]:
         """All figures, as plain data."""

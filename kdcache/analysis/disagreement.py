@@ -329,7 +329,8 @@ def _examples(batch: Batch, logits: Tensor, samples: MixedSamples, names: tuple[
     for row in sure.topk(min(SHOWN, len(sure))).indices.tolist():
         if not samples.disputed[row]:
             return
-        kept, label, partner = (of[row].item() for of in (samples.kept, samples.labels, samples.partner_labels))
+        kept, label = float(samples.kept[row]), int(samples.labels[row])
+        partner = int(samples.partner_labels[row])
         shares = {label: kept, partner: 1 - kept} if label != partner else {label: 1.0}
         top = probabilities[row].topk(min(TOP, len(names)))
         yield Example(

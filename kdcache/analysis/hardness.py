@@ -55,7 +55,7 @@ class Hardness:
 
     def as_json(self) -> dict[str, Any]:
         """All figures, as plain data."""
-        by_epoch = [
+        by_epoch: list[dict[str, Any]] = [
             {"epoch": epoch + 1, "d_10": low, "d_median": median, "d_90": high}
             for epoch, low, median, high in zip(self.epochs, self.low, self.median, self.high, strict=True)
         ]
@@ -87,31 +87,30 @@ def hardness(epochs: Iterable[StoredEpoch], shown: int = SHOWN) -> Hardness | No
     known: list[int] = []
     spread: list[np.ndarray] = []
     stayed, forgotten = [], []
-    total = times = hard_times = lapses = before = None
+    sums: _PerSample | None = None
     for epoch in epochs:
         there = np.isfinite(epoch.d_x)
         if not there.any():
             continue
         hard = _hard(epoch.d_x, there)
-        if before is None:
-            total = np.zeros(len(hard))
-            times, hard_times, lapses = (np.zeros(len(hard), np.int32) for _ in range(3))
+        if sums is None:
+            sums = _PerSample.empty(len(hard))
         else:
-            stayed.append(Share(int((hard & before).sum()), int(before.sum())))
-            forgotten.append(Share(int((hard & ~before).sum()), int((~before).sum())))
-            lapses += hard & ~before
-        total[there] += epoch.d_x[there]
-        times += there
-        hard_times += hard
+            stayed.append(Share(int((hard & sums.before).sum()), int(sums.before.sum())))
+            forgotten.append(Share(int((hard & ~sums.before).sum()), int((~sums.before).sum())))
+            sums.lapses += hard & ~sums.before
+        sums.total[there] += epoch.d_x[there]
+        sums.times += there
+        sums.hard += hard
+        sums.before = hard
         known.append(epoch.epoch)
         spread.append(np.percentile(epoch.d_x[there], (10, 50, 90)))
-        before = hard
-    if before is None:
+    if sums is None:
         return None
-    mean = np.where(times > 0, total / np.maximum(times, 1), np.nan)
-    order = np.argsort(mean, kind="stable")[: int((times > 0).sum())]  # the unknown come last
+    mean = np.where(sums.times > 0, sums.total / np.maximum(sums.times, 1), np.nan)
+    order = np.argsort(mean, kind="stable")[: int((sums.times > 0).sum())]  # the unknown come last
     low, median, high = (tuple(column.tolist()) for column in np.array(spread).T)
-    often = np.argsort(-lapses, kind="stable")[:shown]
+    often = np.argsort(-sums.lapses, kind="stable")[:shown]
     return Hardness(
         epochs=tuple(known),
         median=median,
@@ -119,11 +118,28 @@ def hardness(epochs: Iterable[StoredEpoch], shown: int = SHOWN) -> Hardness | No
         high=high,
         stayed=tuple(stayed),
         forgotten=tuple(forgotten),
-        always=Share(int((hard_times == len(known)).sum()), len(before)),
+        always=Share(int((sums.hard == len(known)).sum()), len(mean)),
         highest=tuple((int(sample), float(mean[sample])) for sample in order[::-1][:shown]),
         lowest=tuple((int(sample), float(mean[sample])) for sample in order[:shown]),
-        most_forgotten=tuple((int(sample), int(lapses[sample])) for sample in often if lapses[sample]),
+        most_forgotten=tuple((int(sample), int(sums.lapses[sample])) for sample in often if sums.lapses[sample]),
     )
+
+
+@dataclass
+class _PerSample:
+    """What the epochs so far add up to for each sample."""
+
+    total: np.ndarray
+    times: np.ndarray
+    hard: np.ndarray
+    lapses: np.ndarray
+    before: np.ndarray
+    """Which samples were hard in the epoch before."""
+
+    @classmethod
+    def empty(cls, samples: int) -> "_PerSample":
+        times, hard, lapses = (np.zeros(samples, np.int32) for _ in range(3))
+        return cls(np.zeros(samples), times, hard, lapses, before=np.zeros(samples, bool))
 
 
 def _hard(d: np.ndarray, there: np.ndarray) -> np.ndarray:

@@ -81,9 +81,14 @@ def ratio_curve(name: str, runs: Iterable[np.ndarray], bins: int = BINS) -> Rati
         return None
     mean = total[there] / count[there]
     std = np.sqrt(np.maximum(squares[there] / count[there] - mean**2, 0))
-    at = (np.flatnonzero(there) + 0.5) / bins
-    columns = (tuple(values.tolist()) for values in (at, mean, std))
-    return RatioCurve(name, *columns, overall=Figure.of(means), steps=int(count.sum()))
+    return RatioCurve(
+        name,
+        at=tuple(((np.flatnonzero(there) + 0.5) / bins).tolist()),
+        mean=tuple(mean.tolist()),
+        std=tuple(std.tolist()),
+        overall=Figure.of(means),
+        steps=int(count.sum()),
+    )
 
 
 def ratio_curves(groups: Iterable[Group]) -> tuple[list[RatioCurve], list[str]]:

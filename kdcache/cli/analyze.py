@@ -112,8 +112,9 @@ def teacher(augs: tuple[str, ...], epochs: int, samples: int, seed: int, out: Pa
     subject = open_subject(**which)
     found = rank(subject, augs or WITHOUT_STUDENT, epochs, samples, seed)
     folder = _folder(out, subject)
+    lines = [{**one.as_json(), "behind_and_its_error": one.behind(found[0])} for one in found]
     figures = {"teacher": subject.name, "dataset": subject.data.card.name, "split": subject.split, "seed": seed}
-    write_json(folder / "augmentations.json", {**figures, "augmentations": [one.as_json() for one in found]})
+    write_json(folder / "augmentations.json", {**figures, "augmentations": lines})
     write_figure(draw_merits(found), folder / "augmentations.png")
     show(table(*merits_sheet(subject.name, found)))
     _tell(folder, "augmentations.json", "augmentations.png")
@@ -148,13 +149,14 @@ def kl_ratio(runs: tuple[Path, ...], data_root: Path | None, out: Path | None) -
         show(table(*ratios_sheet(curves)))
         write_figure(draw_ratios(curves), folder / "kl-ratio.png")
         written.append("kl-ratio.png")
-    for number, one in enumerate(groups, 1):
+    for one in groups:
         try:
             found = hardness(one.runs[0].statistics())
         except KdcacheError:
             continue  # it was told with the ratios
         if found is None:
             continue
+        number = len(figures["images"]) + 1
         figures["images"].append({"name": one.name, "run": str(one.runs[0].path), **found.as_json()})
         show(table(*hardness_sheet(f"{one.name} ({one.runs[0].path})", found)))
         write_figure(draw_hardness(found), folder / f"hardness-{number}.png")

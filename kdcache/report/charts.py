@@ -5,6 +5,7 @@ from itertools import islice
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from kdcache.analysis.augmentations import Merits
 from kdcache.analysis.curves import ErrorCurve
@@ -54,12 +55,16 @@ def draw_over_epochs(groups: Sequence[Group], name: str, label: str, scale: floa
     return figure
 
 
-def draw_error_curves(curves: Sequence[ErrorCurve]) -> Figure:
-    """Draw the test error against the total number of epochs, without and with augmentation (Figures 1 and 3)."""
+def draw_error_curves(curves: Sequence[ErrorCurve], stacked: bool = False) -> Figure:
+    """Draw the test error against the total number of epochs, without and with augmentation (Figures 1 and 3).
+
+    The two panels stand side by side, or one below the other where the page is narrow.
+    """
     titles = {False: "without augmentation", True: "with augmentation"}
     sides = [side for side in titles if any(curve.augmented is side for curve in curves)]
-    figure = Figure(figsize=(1.6 + 4.6 * max(1, len(sides)), 4.6), layout="constrained")
-    panels = figure.subplots(1, max(1, len(sides)), sharey=True, squeeze=False)[0]
+    rows, columns = (len(sides), 1) if stacked else (1, len(sides))
+    figure = Figure(figsize=(0.6 + 5 * columns, 0.2 + 4.2 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flat
     style = dict(zip((curve.name for curve in curves), looks(), strict=False))
     for axes, side in zip(panels, sides, strict=False):
         for curve in curves:
@@ -74,10 +79,9 @@ def draw_error_curves(curves: Sequence[ErrorCurve]) -> Figure:
         axes.set_xscale("log", base=2)
         axes.set_xticks(lengths, [str(length) for length in lengths])
         axes.minorticks_off()
-        axes.set(xlabel="total epochs", title=titles[side])
+        axes.set(xlabel="total epochs", ylabel="test error after the last epoch (%)", title=titles[side])
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    panels[0].set_ylabel("test error after the last epoch (%)")
+        axes.legend(fontsize=9)
     return figure
 
 
@@ -147,7 +151,7 @@ def draw_by_lambda(found: Disagreement) -> Figure:
 
 
 def _one() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    figure = Figure(figsize=(5.6, 4.4), layout="constrained")
     return figure, figure.subplots()
 
 
@@ -169,10 +173,10 @@ def _line(
 
 
 def _whole_numbers(axes: Axes) -> None:
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _legend(axes: Axes) -> None:
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=9)

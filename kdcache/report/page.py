@@ -94,7 +94,7 @@ def _curves(summary: Summary, chart: MakeChart) -> list[Chart]:
     if summary.errors:
         words = "; ".join(map(_errors_in_words, summary.errors))
         title = "Test error against the total number of epochs: mean, and standard deviation over the seeds"
-        charts.append(chart(title, words, lambda: draw_error_curves(summary.errors)))
+        charts.append(chart(title, words, lambda: draw_error_curves(summary.errors, stacked=True)))
     return charts
 
 

@@ -64,13 +64,13 @@ def classes_sheet(study: Study, most: int | None = None) -> Sheet:
     return Sheet(title, ("class", "disputed", "95 % interval", "samples"), lines)
 
 
-def merits_sheet(teacher: str, merits: Iterable[Merits]) -> Sheet:
+def merits_sheet(teacher: str, merits: Sequence[Merits]) -> Sheet:
     """Lay out what a teacher says of augmentations, the best first."""
     lines = [
         (
             one.aug,
             f"{one.spread.value:.6f}" if one.spread else "-",
-            f"{one.spread.error:.6f}" if one.spread else "-",
+            _behind(one.behind(merits[0])),
             str(one.groups),
             f"{one.entropy:.3f}",
             _percent(one.disagreement),
@@ -80,7 +80,7 @@ def merits_sheet(teacher: str, merits: Iterable[Merits]) -> Sheet:
         for one in merits
     ]
     head = (
-        *("augmentation", "std of mean probability", "standard error", "groups", "mean entropy (nats)"),
+        *("augmentation", "std of mean probability", "behind the first (se)", "groups", "mean entropy (nats)"),
         *("labels disputed", "diversity (nats)", "of images"),
     )
     return Sheet(f"Augmentations for {teacher}, the best first: a lower std of the mean probability", head, lines)
@@ -164,6 +164,10 @@ def _figure(figure: Figure, digits: int = 2) -> str:
     if figure.mean is None:
         return "-"
     return f"{figure.mean:.{digits}f}" + ("" if figure.std is None else f" ({figure.std:.{digits}f})")
+
+
+def _behind(difference: tuple[float, float] | None) -> str:
+    return "-" if difference is None else "{:.6f} ({:.6f})".format(*difference)
 
 
 def _whole(figure: Figure) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from io import StringIO
 from itertools import cycle
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -22,10 +22,10 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 INK = "#010203"
 """Stands in a chart for the colour of the text around it."""
 
-_PAGE_STYLE = {
+_PAGE_STYLE: dict[Any, Any] = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
     **dict.fromkeys(("figure.facecolor", "axes.facecolor", "legend.facecolor", "savefig.facecolor"), "none"),
-    "grid.color": INK,
+    "grid.color": "#888888",
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "kdcache",
     "font.family": "sans-serif",

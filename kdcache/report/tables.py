@@ -42,7 +42,7 @@ def file_size(size: int) -> str:
 def show(made: Table) -> None:
     """Print a table as wide as it needs to be where the output is no terminal."""
     console = Console()
-    console.print(made) if console.is_terminal else Console(width=100).print(made)
+    console.print(made) if console.is_terminal else Console(width=200).print(made)
 
 
 def costs_table(found: StudyCosts, students: int) -> Table:
