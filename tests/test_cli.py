@@ -70,7 +70,10 @@ def test_help_imports_no_torch(words: list[str], tmp_path: Path) -> None:
         ("student-train", ["no finished teacher", "kdcache teacher-train", "--teacher"]),
         ("student-train --teacher nowhere", ["nowhere"]),
         ("analyze disagreement", ["no finished teacher"]),
-        ("analyze disagreement nowhere", ["nowhere"]),
+        ("analyze disagreement --teacher nowhere", ["nowhere"]),
+        ("analyze disagreement --teacher torchvision:resnet34", ["--dataset"]),
+        ("analyze curves nowhere", ["nowhere", "a folder that a training wrote"]),
+        ("report nowhere", ["nowhere", "a folder that a training wrote"]),
         ("teacher-train --no-such-option", ["--no-such-option"]),
     ],
 )

@@ -179,6 +179,7 @@ def open_subject(
         size = image_size or (run.config.image_size if own else None)
         data = datasets.load(chosen, root=data_root or run.config.data_root, image_size=size)
         network, name, folder = trained_network(run.path / MODEL, data), str(run.path), run.path
+        compute = Compute.choose(device, run.config.precision)
         place = store_path(run.path)
         looked_up = store or (place if own and split == "train" and Place(place).has("zarr.json") else None)
     else:
@@ -186,9 +187,9 @@ def open_subject(
             raise UsageError(fault("--dataset", allowed="the images to ask this teacher about", given="none"))
         data = datasets.load(dataset, root=data_root or Path("datasets"), image_size=image_size)
         network, name = _network(teacher, weights, data)
+        compute = Compute.choose(device)
         folder, looked_up = None, store
     asked_about = data if split == "train" else replace(data, train=data.test)
-    compute = Compute.choose(device)
     if looked_up is None:
         return Subject(name, folder, asked_about, split, Teacher(network, compute), None, keeps=False)
     asked = Teacher(network, teacher_compute("auto", looked_up, compute))

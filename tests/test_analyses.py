@@ -1,0 +1,238 @@
+"""KL ratio, hard images, longer training and augmentations, on cases that can be worked out by hand."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from kdcache.analysis.augmentations import WITHOUT_STUDENT, Tally, merits, rank, spread_of_means
+from kdcache.analysis.curves import error_curves
+from kdcache.analysis.hardness import hardness
+from kdcache.analysis.ratio import ratio_curve
+from kdcache.analysis.runs import Figure, LookedAt, group
+from kdcache.analysis.subject import open_subject
+from kdcache.config import StudentConfig, TeacherConfig
+from kdcache.errors import KdcacheError
+from kdcache.record import EpochMetrics
+from kdcache.store.statistics import EpochStatistics, StatisticsReader, StatisticsStore, StoredEpoch
+
+
+def run(number: int = 0, epochs: int = 4, top1: float | None = None, **settings: object) -> LookedAt:
+    """A student's run as it would be read from a folder; unfinished without an accuracy."""
+    config = StudentConfig(teacher=Path("t"), epochs=epochs, seed=number, **settings)  # type: ignore[arg-type]
+    summary = None if top1 is None else {"last_top1": top1, "best_top1": top1 + 1, "epochs": epochs}
+    metrics = tuple(EpochMetrics(epoch, 1.0, 50.0 + number + epoch, 90.0, 1.0) for epoch in (1, 2))
+    return LookedAt(Path(f"run-{number}"), config, metrics, summary, {}, ())
+
+
+def test_r_over_normalised_iterations() -> None:
+    # Two bins. A run of 4 steps: 1, 3 | 2, unknown. One of 2 steps: 5 | 6. So 1, 3, 5 and 2, 6.
+    curve = ratio_curve("g", [np.array([1, 3, 2, np.nan]), np.array([5.0, 6.0])], bins=2)
+    assert curve is not None
+    assert (curve.at, curve.mean, curve.steps) == ((0.25, 0.75), (3.0, 4.0), 5)
+    assert curve.std == pytest.approx((math.sqrt(8 / 3), 2.0))
+    # The runs' own means are 2 and 5.5.
+    assert (curve.overall.n, curve.overall.mean) == (2, 3.75)
+    assert curve.overall.std == pytest.approx(3.5 / math.sqrt(2))
+    assert ratio_curve("g", [np.array([np.nan]), np.array([])]) is None
+
+
+def test_a_bin_without_steps_is_left_out() -> None:
+    curve = ratio_curve("g", [np.array([1.5, 2.5])], bins=4)
+    assert curve is not None
+    assert (curve.at, curve.mean) == ((0.375, 0.875), (1.5, 2.5))
+
+
+def epoch(number: int, d_x: list[float]) -> StoredEpoch:
+    nothing = np.empty((0, len(d_x)), np.float32)
+    return StoredEpoch(number, np.array(d_x, np.float32), nothing, nothing.astype(bool), np.empty(0), np.empty(0))
+
+
+def test_which_images_stay_hard_and_which_are_forgotten() -> None:
+    # Ten images, so one is hard: 9, 9, then 0, then 9 again. Image 5 was not seen in the second epoch.
+    rising = [float(number) for number in range(10)]
+    second = [*rising[:5], math.nan, *rising[6:]]
+    third = [20.0, *rising[1:]]
+    found = hardness([epoch(0, rising), epoch(1, second), epoch(2, third), epoch(4, rising)])
+    assert found is not None
+    assert found.epochs == (0, 1, 2, 4)
+    assert [(share.count, share.of) for share in found.stayed] == [(1, 1), (0, 1), (0, 1)]
+    assert [(share.count, share.of) for share in found.forgotten] == [(0, 9), (1, 9), (1, 9)]
+    assert (found.always.count, found.always.of) == (0, 10)
+    assert found.highest[:3] == ((9, 9.0), (8, 8.0), (7, 7.0))
+    assert found.lowest[:2] == ((1, 1.0), (2, 2.0))
+    assert dict(found.highest)[5] == 5.0  # a mean over the epochs in which it was seen
+    assert found.most_forgotten == ((0, 1), (9, 1))
+    assert found.median[0] == 4.5
+
+
+def test_an_epoch_without_d_tells_nothing() -> None:
+    assert hardness([epoch(0, [math.nan] * 4)]) is None
+    assert hardness([]) is None
+
+
+def test_runs_are_grouped_by_everything_but_the_seed_and_named_by_what_differs() -> None:
+    runs = [run(0), run(1, device="cpu"), run(0, aug="cutmix-pick"), run(0, temperature=2.0), run(2, view_seed=7)]
+    groups = group(runs)
+    assert [len(one.runs) for one in groups] == [3, 1, 1]
+    assert [one.name for one in groups] == [
+        "resnet8 kd standard, temperature 4.0",
+        "resnet8 kd cutmix-pick",
+        "resnet8 kd standard, temperature 2.0",
+    ]
+    assert groups[0].by_epoch("test_top1") == [(1, Figure(3, 52.0, 1.0)), (2, Figure(3, 53.0, 1.0))]
+
+
+def test_the_outcome_of_a_group_rests_on_its_finished_runs() -> None:
+    (found,) = group([run(0, top1=70.0), run(1, top1=74.0), run(2)])
+    assert (len(found.runs), len(found.finished)) == (3, 2)
+    last = found.figure("last_top1")
+    assert (last.n, last.mean) == (2, 72.0)
+    assert last.std == pytest.approx(math.sqrt(8))
+    assert Figure.of([3.0, None, math.nan]) == Figure(1, 3.0, None)
+
+
+def test_error_against_the_total_number_of_epochs() -> None:
+    settings: list[dict[str, object]] = [{}, {"loss": "ce"}, {"aug": "none"}]
+    runs = [
+        run(seed, epochs, top1=60.0 + epochs + seed, **setting)
+        for setting in settings
+        for epochs in (8, 4)
+        for seed in (0, 1)
+    ]
+    curves = error_curves([*runs, run(9, 16)])  # that one is not finished
+    assert [(curve.name, curve.loss, curve.augmented) for curve in curves] == [
+        ("resnet8 kd standard", "kd", True),
+        ("resnet8 ce standard", "ce", True),
+        ("resnet8 kd none", "kd", False),
+    ]
+    for curve in curves:
+        assert [(point.epochs, point.last.n, point.last.mean) for point in curve.points] == [(4, 2, 35.5), (8, 2, 31.5)]
+        assert [point.best.mean for point in curve.points] == [34.5, 30.5]
+        assert curve.points[0].last.std == pytest.approx(math.sqrt(0.5))
+
+
+def test_a_teacher_that_was_not_trained_has_no_place_on_the_curves() -> None:
+    summary = {"last_top1": 90.0, "best_top1": 90.0, "epochs": 0}
+    assert error_curves([LookedAt(Path("t"), TeacherConfig(epochs=24), (), summary, {}, ())]) == []
+
+
+def test_the_spread_of_means_by_hand() -> None:
+    # Class 0: 0, 3, 6 has a standard deviation of 3; class 1: 1, 1, 4 one of sqrt(3).
+    found = spread_of_means(np.array([[0.0, 1.0], [3.0, 1.0], [6.0, 4.0]]))
+    assert found is not None
+    assert found.value == pytest.approx((3 + math.sqrt(3)) / 2)
+    assert spread_of_means(np.zeros((2, 5))) is None
+
+
+@settings(max_examples=30, deadline=None)
+@given(arrays(np.float64, st.tuples(st.integers(3, 9), st.integers(1, 4)), elements=st.floats(0, 1, width=32)))
+def test_the_jackknife_leaves_out_each_group_in_turn(means: np.ndarray) -> None:
+    found = spread_of_means(means)
+    assert found is not None
+    one_by_one = [np.delete(means, place, 0).std(0, ddof=1).mean() for place in range(len(means))]
+    np.testing.assert_allclose(found.left_out, one_by_one, atol=1e-7)
+
+
+def test_the_standard_error_is_about_the_spread_of_repeated_draws() -> None:
+    generator = np.random.Generator(np.random.PCG64(5))
+    found = [spread_of_means(generator.normal(size=(60, 3))) for _ in range(300)]
+    values, errors = zip(*((one.value, one.error) for one in found if one), strict=True)
+    assert np.mean(errors) == pytest.approx(np.std(values), rel=0.15)
+
+
+def test_diversity_by_hand() -> None:
+    sure, other = torch.tensor([50.0, 0.0]), torch.tensor([0.0, 50.0])
+    tally = Tally(samples=4, classes=2, tracked=torch.tensor([3, 1, 0]))
+    for number, answers in enumerate(([sure, sure, sure], [other, sure, other])):
+        tally.add((0, number), True, torch.tensor([3, 1, 2]), torch.tensor([0, 0, 0]), torch.stack(answers))
+    # Image 3 was answered in two ways, ln 2; image 1 in one, 0; image 2 is not tracked, and image 0 did not come up.
+    diversity, images = tally.diversity()
+    assert images == 2
+    assert diversity == pytest.approx(math.log(2) / 2, abs=1e-6)
+    assert (tally.disputed, tally.views) == (2, 6)
+
+
+def test_an_augmentation_is_judged_on_x_and_mixed_views_together() -> None:
+    parts = [Tally(8, 2, torch.tensor([0])) for _ in range(2)]
+    rows = torch.arange(2)
+    for step, lean in enumerate((0.0, 1.0, 2.0)):
+        for part, way in zip(parts, (1.0, -1.0), strict=True):  # what one part leans, the other leans back
+            logits = torch.tensor([[way * lean, 0.0], [0.0, 0.0]])
+            part.add((0, step), True, rows, torch.zeros(2, dtype=torch.int64), logits)
+    together, alone = merits("both", parts), merits("one", parts[:1])
+    assert together.spread is not None
+    assert alone.spread is not None
+    assert together.spread.value == pytest.approx(0, abs=1e-7)
+    assert alone.spread.value > 0.05
+    assert (together.groups, together.disagreement.of) == (3, 6)
+
+
+def test_augmentations_are_ranked_for_a_teacher(teacher: Path) -> None:
+    subject = open_subject(str(teacher), device="cpu")
+    found = rank(subject, WITHOUT_STUDENT, epochs=2, seed=1, group=20)
+    by_name = {one.aug: one for one in found}
+    assert by_name.keys() == set(WITHOUT_STUDENT)
+    spreads = [one.spread.value for one in found if one.spread]
+    assert len(spreads) == len(found)
+    assert spreads == sorted(spreads)
+    # 90 images make four groups of 20 an epoch, and a rest that is no whole group but counts otherwise.
+    assert {(one.groups, one.disagreement.of, one.images) for one in found} == {(8, 180, 90)}
+    assert by_name["none"].diversity == pytest.approx(0, abs=1e-6)
+    assert (by_name["cutmix"].diversity or 0) > (by_name["standard"].diversity or 0) > 0
+    x = torch.cat([batch.views for batch in subject.views("standard", 1).epoch(0)])
+    y = torch.cat([batch.labels for batch in subject.views("standard", 1).epoch(0)])
+    wrong = int((subject.teacher(x).half().argmax(1) != y).sum())
+    one_epoch = rank(subject, ["standard"], epochs=1, seed=1, group=20)[0]
+    assert one_epoch.disagreement.count == wrong
+
+
+@pytest.fixture
+def statistics(tmp_path: Path) -> Path:
+    """Two of three epochs of a run with two mixed views of five samples, in four steps."""
+    store = StatisticsStore(tmp_path / "statistics.zarr", epochs=3, samples=5, slots=2, steps=4)
+    for number in range(2):
+        figures = EpochStatistics.empty(5, 2, 4, torch.device("cpu"))
+        figures.d_x[:] = torch.arange(5) + number
+        figures.d_mixed[1] = 0.5
+        figures.picked[1, 2] = True
+        figures.kl_ratio[:2] = 1.5
+        store.write(number, figures)
+    return tmp_path / "statistics.zarr"
+
+
+def test_statistics_are_read_as_they_were_written(statistics: Path) -> None:
+    reader = StatisticsReader.open(statistics)
+    assert (reader.epochs, reader.samples) == (2, 5)
+    first, second = reader
+    assert second.d_x.tolist() == [1, 2, 3, 4, 5]
+    assert np.isnan(first.d_mixed[0]).all()
+    assert first.d_mixed[1].tolist() == [0.5] * 5
+    assert first.picked.tolist() == [[False] * 5, [False, False, True, False, False]]
+    assert first.kl_ratio[:2].tolist() == [1.5, 1.5]
+    assert np.isnan(first.disputed).all()
+
+
+def test_a_run_without_mixed_views_has_none(tmp_path: Path) -> None:
+    store = StatisticsStore(tmp_path / "s.zarr", epochs=1, samples=3, slots=0, steps=1)
+    store.write(0, EpochStatistics.empty(3, 0, 1, torch.device("cpu")))
+    (found,) = StatisticsReader.open(tmp_path / "s.zarr")
+    assert (found.d_mixed.shape, found.picked.shape) == ((0, 3), (0, 3))
+
+
+def test_damaged_statistics_are_an_error_that_names_them(statistics: Path) -> None:
+    chunk = next(path for path in (statistics / "d_x" / "c" / "1").rglob("*") if path.is_file())
+    content = bytearray(chunk.read_bytes())
+    content[-1] ^= 1
+    chunk.write_bytes(content)
+    reader = StatisticsReader.open(statistics)
+    assert reader.epoch(0).d_x.tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(KdcacheError, match="epoch 2 cannot be read"):
+        reader.epoch(1)
+    with pytest.raises(KdcacheError, match=r"gone\.zarr"):
+        StatisticsReader.open(statistics.with_name("gone.zarr"))

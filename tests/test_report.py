@@ -1,0 +1,217 @@
+"""The report: what is in it, what it says of runs that are not whole, and how a browser takes it."""
+
+import csv
+import html
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from kdcache.stages import train_student
+
+from kdcache.analysis.summary import Summary, summarise
+from kdcache.config import StudentConfig
+from kdcache.errors import UsageError
+from kdcache.report.page import page
+from kdcache.report.plain import PLAIN
+from kdcache.report.sheets import Sheet, markdown
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+GROUPS = ["resnet8 ce standard", "resnet8 kd cutmix-pick"]
+
+
+@pytest.fixture(scope="module")
+def runs(small: dict[str, object], teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher, two students of one group, and one of another, in one folder."""
+    folder = tmp_path_factory.mktemp("runs")
+    shutil.copytree(teacher, folder / "teacher")
+    for name, settings in {
+        "pick-0": {"aug": "cutmix-pick", "seed": 0},
+        "pick-1": {"aug": "cutmix-pick", "seed": 1},
+        "labels": {"loss": "ce", "seed": 0},
+    }.items():
+        options = {**small, "epochs": 2, "out": folder / name, **settings}
+        named = {} if "loss" in settings else {"teacher": folder / "teacher"}
+        train_student(StudentConfig.load(**options, **named))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def summary(runs: Path) -> Summary:
+    return summarise([runs], samples=60, device="cpu")
+
+
+class Parts(HTMLParser):
+    """What a page has: the tags with their attributes, and the text of every table cell."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data.strip())
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def test_the_page_has_every_part_and_stands_alone(summary: Summary) -> None:
+    parts = Parts(page(summary))
+    assert summary.missing == ()
+    assert [group.name for group in summary.groups] == ["teacher resnet8", *GROUPS]
+    for name in ("teacher resnet8", *GROUPS, "bright", "52.1 %", "runs asked", "--samples"):
+        assert (name in parts.text) is (name not in ("runs asked", "--samples")), name
+    charts = [one["aria-label"] for one in parts.of("div") if one.get("role") == "img"]
+    assert len(charts) == len(parts.of("svg")) == 5
+    assert all(words and len(words) > 40 for words in charts)
+    shown = summary.studies[0].examples
+    assert len(parts.of("img")) == len(shown) > 0
+    assert all(image["alt"] and (image["src"] or "").startswith("data:image/png;base64,") for image in parts.of("img"))
+    addresses = [tag[key] or "" for _, tag in parts.tags for key in ("src", "href", "xlink:href") if key in tag]
+    assert [address for address in addresses if not address.startswith(("data:", "#"))] == []
+    assert parts.of("script") == []
+
+
+def test_identifiers_of_the_charts_do_not_meet(summary: Summary) -> None:
+    text = page(summary)
+    names = re.findall(r'\bid="([^"]+)"', text)
+    assert len(set(names)) == len(names)
+    wanted = re.findall(r"url\(#([^)]+)\)", text) + re.findall(r'href="#([^"]+)"', text)
+    assert set(wanted) <= set(names)
+
+
+def test_each_format_says_the_same(summary: Summary, runs: Path) -> None:
+    document = json.loads(PLAIN["json"](summary))
+    by_name = {group["name"]: group for group in document["groups"]}
+    last = [json.loads((runs / name / "summary.json").read_text())["last_top1"] for name in ("pick-0", "pick-1")]
+    assert by_name[GROUPS[1]]["last_top1"]["mean"] == pytest.approx(sum(last) / 2)
+    assert by_name[GROUPS[1]]["last_top1"]["n"] == 2
+    lines = list(csv.DictReader(StringIO(PLAIN["csv"](summary))))
+    assert [line["group"] for line in lines] == ["teacher resnet8", *GROUPS]
+    assert float(lines[2]["last_top1_mean"]) == pytest.approx(sum(last) / 2)
+    assert (lines[2]["runs"], lines[2]["pick"], lines[1]["last_top1_std"]) == ("2", "kld", "")
+    said = PLAIN["markdown"](summary)
+    assert f"| {GROUPS[1]} |" in said
+    assert f"{sum(last) / 2:.2f} (" in said
+    assert f"{sum(last) / 2:.2f} (" in page(summary)
+
+
+def test_what_is_missing_is_named_and_the_rest_is_shown(runs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    shutil.copytree(runs, folder)
+    (folder / "pick-1" / "summary.json").unlink()
+    (folder / "labels" / "metrics.jsonl").write_text("{broken")
+    (folder / "labels" / "environment.json").unlink()
+    (folder / "broken").mkdir()
+    (folder / "broken" / "config.toml").write_text('[student]\nmodel = "resnet9"\n')
+    (folder / "teacher" / "model.safetensors").write_bytes(b"cut short")
+    shutil.rmtree(folder / "pick-0" / "statistics.zarr")
+    for config in folder.glob("*/config.toml"):
+        config.write_text(config.read_text().replace(str(runs), str(folder)))
+    found = summarise([folder, tmp_path / "nowhere"], samples=20, device="cpu")
+    for place, words in (
+        ("pick-1", "unfinished"),
+        ("labels", "metrics.jsonl cannot be read"),
+        ("labels", "no environment.json"),
+        ("broken", "resnet9"),
+        ("pick-0", "no statistics.zarr"),
+        ("nowhere", "given nothing"),
+        ("label disagreement of", "model.safetensors"),
+    ):
+        assert [line for line in found.missing if place in line and words in line], (place, words, found.missing)
+    picked = next(group for group in found.groups if group.name == GROUPS[1])
+    assert (len(picked.runs), picked.figure("last_top1").n) == (2, 1)
+    assert [curve.name for curve in found.ratios] == [GROUPS[1]]
+    text = html.unescape(page(found))
+    assert all(line in text for line in found.missing)
+    assert "1 (+1 unfinished)" in text
+    for write in PLAIN.values():
+        assert GROUPS[1] in write(found)
+
+
+def test_without_any_run_there_is_no_report(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nowhere"):
+        summarise([tmp_path / "nowhere"])
+
+
+def test_names_from_files_are_text_and_nothing_else(runs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "<img src=x onerror=alert(1)>"
+    shutil.copytree(runs / "labels", folder)
+    environment = json.loads((folder / "environment.json").read_text())
+    environment["command"] = ["kdcache", "</pre><script>alert(1)</script>"]
+    (folder / "environment.json").write_text(json.dumps(environment))
+    parts = Parts(page(summarise([folder], samples=0)))
+    assert parts.of("script") == []
+    assert parts.of("img") == []
+    assert any("onerror" in text for text in parts.text)
+    table = markdown(Sheet("t", ("a", "b"), [("x|y\n<b>", "1")]))
+    assert table.splitlines()[-1] == "| x\\|y \\<b\\> | 1 |"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    if BROWSER is None:
+        pytest.skip("no Chromium is installed: the report is not opened in a browser")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
+    with playwright.sync_playwright() as driver:
+        sandbox = [] if os.geteuid() else ["--no-sandbox"]  # which root cannot have
+        opened = driver.chromium.launch(executable_path=BROWSER, args=sandbox)
+        yield opened
+        opened.close()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_browser_shows_the_report(browser, summary: Summary, tmp_path: Path, width: int, scheme: str) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "report.html"
+    path.write_text(page(summary), encoding="utf-8")
+    view = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    said: list[str] = []
+    asked: list[str] = []
+    view.on("console", lambda message: said.append(message.text))
+    view.on("pageerror", lambda error: said.append(str(error)))
+    view.on("request", lambda request: asked.append(request.url))
+    view.goto(path.as_uri())
+    assert said == []
+    assert [url for url in asked if not url.startswith("data:")] == [path.as_uri()]
+
+    assert view.evaluate("document.documentElement.scrollWidth") <= width  # nothing sticks out of the page
+    tables = view.locator("table")
+    assert tables.count() == 6
+    assert all(tables.nth(place).locator("tbody tr").count() for place in range(6))
+    sizes = "all => all.map(one => [one.getBoundingClientRect().width, one.getBoundingClientRect().height])"
+    pictures = view.locator("svg").evaluate_all(sizes) + view.locator("main img").evaluate_all(sizes)
+    assert len(pictures) == 5 + len(summary.studies[0].examples)
+    assert all(wide > 60 and high > 60 for wide, high in pictures)
+    assert view.locator("main img").evaluate_all("all => all.every(one => one.naturalWidth > 0)")
+    # The ink of page and charts is that of the scheme, and stands out against the ground.
+    ink, label, ground = view.evaluate(
+        "[getComputedStyle(document.body).color, getComputedStyle(document.querySelector('svg text')).fill,"
+        " getComputedStyle(document.body).backgroundColor]"
+    )
+    assert ink == label
+    assert contrast(ink, ground) > 7
+    view.close()
+
+
+def contrast(one: str, other: str) -> float:
+    """Contrast of two colours, as the Web Content Accessibility Guidelines define it."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+        red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
