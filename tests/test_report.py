@@ -12,14 +12,19 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from kdcache.stages import train_student
+from PIL import Image
 
 from kdcache.analysis.summary import Summary, summarise
+from kdcache.cli import cli
 from kdcache.config import StudentConfig
 from kdcache.errors import UsageError
 from kdcache.report.page import page
 from kdcache.report.plain import PLAIN
+from kdcache.report.progress import Reporter
 from kdcache.report.sheets import Sheet, markdown
+from kdcache.report.tensorboard import TensorBoard
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -70,8 +75,7 @@ def test_the_page_has_every_part_and_stands_alone(summary: Summary) -> None:
     parts = Parts(page(summary))
     assert summary.missing == ()
     assert [group.name for group in summary.groups] == ["teacher resnet8", *GROUPS]
-    for name in ("teacher resnet8", *GROUPS, "bright", "52.1 %", "runs asked", "--samples"):
-        assert (name in parts.text) is (name not in ("runs asked", "--samples")), name
+    assert {"teacher resnet8", *GROUPS, "bright", "52.1 %"} <= set(parts.text)
     charts = [one["aria-label"] for one in parts.of("div") if one.get("role") == "img"]
     assert len(charts) == len(parts.of("svg")) == 5
     assert all(words and len(words) > 40 for words in charts)
@@ -138,6 +142,58 @@ def test_what_is_missing_is_named_and_the_rest_is_shown(runs: Path, tmp_path: Pa
     assert "1 (+1 unfinished)" in text
     for write in PLAIN.values():
         assert GROUPS[1] in write(found)
+
+
+def run_command(*words: object) -> str:
+    done = CliRunner().invoke(cli, [str(word) for word in words])
+    assert done.exit_code == 0, (done.output, done.exception)
+    return done.output
+
+
+def test_the_commands_write_what_they_tell(runs: Path, tmp_path: Path) -> None:
+    out = ("--out", tmp_path)
+    said = run_command("analyze", "kl-ratio", runs, *out)
+    assert "n" in said
+    figures = json.loads((tmp_path / "kl-ratio.json").read_text())
+    assert [curve["name"] for curve in figures["kl_ratios"]] == [GROUPS[1]]
+    assert 1 < figures["kl_ratios"][0]["overall"]["mean"] < 2
+    assert figures["images"][0]["run"] == str(runs / "pick-0")
+    said += run_command("analyze", "curves", runs, *out)
+    assert [curve["name"] for curve in json.loads((tmp_path / "curves.json").read_text())] == [
+        "teacher resnet8",
+        *GROUPS,
+    ]
+    asked = ("--teacher", runs / "pick-0", "--device", "cpu", *out)  # whose teacher is meant
+    said += run_command("analyze", "teacher", *asked, "--epochs", 1, "--aug", "standard", "--aug", "cutmix")
+    document = json.loads((tmp_path / "augmentations.json").read_text())
+    assert document["teacher"] == str(runs / "teacher")
+    assert {one["aug"] for one in document["augmentations"]} == {"standard", "cutmix"}
+    said += run_command("analyze", "disagreement", *asked, "--samples", 50, "--aug", "mixup", "--split", "val")
+    assert json.loads((tmp_path / "disagreement.json").read_text())["disagreement"]["of"] == 50
+    pictures = [Path(line.removeprefix("picture: ")) for line in said.splitlines() if line.startswith("picture: ")]
+    assert len(pictures) == 6
+    for picture in pictures:
+        with Image.open(picture) as opened:
+            assert min(opened.size) > 100
+    run_command("report", runs, "--samples", 0, "--out", tmp_path / "report.html")
+    assert "No teacher was asked" in (tmp_path / "report.html").read_text()
+    assert run_command("report", runs, "--format", "csv").startswith("group,kind,dataset")
+
+
+def test_tensorboard_hears_every_epoch(small: dict[str, object], teacher: Path, tmp_path: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    options = {**small, "epochs": 2, "aug": "cutmix-pick", "teacher": teacher, "out": tmp_path / "run"}
+    with TensorBoard(Reporter()) as reporter:
+        run = train_student(StudentConfig.load(**options), reporter)
+    found = events.EventAccumulator(str(run.path / "tensorboard"))
+    found.Reload()
+    metrics = run.metrics()
+    for name in ("test_top1", "kl_ratio", "label_disagreement", "questions_asked"):
+        heard = [(event.step, event.value) for event in found.Scalars(name)]
+        assert heard == [(line.epoch, pytest.approx(getattr(line, name))) for line in metrics], name
+    assert [event.value for event in found.Scalars("loss_parts/kd")] == [
+        pytest.approx(line.loss_parts["kd"]) for line in metrics
+    ]
 
 
 def test_without_any_run_there_is_no_report(tmp_path: Path) -> None:
