@@ -227,22 +227,20 @@ def open_store(where: str | Path, teacher: Teacher, data: Dataset, format: Forma
 
 
 def teacher_and_store(
-    run: FinishedRun, data: Dataset, where: str | Path | None = None, device: str = "auto"
+    network: Network, data: Dataset, where: str | Path, compute: Compute
 ) -> tuple[Teacher, AnswerStore]:
-    """Load the teacher of a run, and open the store of its answers at the precision and in the format that it has.
+    """Make a teacher of a network, and open the store of its answers at the precision and in the format that it has.
 
     Parameters
     ----------
-    run : FinishedRun
-        The teacher's.
+    network : Network
     data : Dataset
-    where : str or Path, optional
-        The store; by default the teacher's own, which is made if it is not there.
-    device : str
+    where : str or Path
+        The store, which is made if it is not there.
+    compute : Compute
+        In force where there is no store yet.
     """
-    where = where or store_path(run.path)
-    compute = teacher_compute("auto", where, Compute.choose(device))
-    teacher = Teacher(trained_network(run.path / MODEL, data), compute)
+    teacher = Teacher(network, teacher_compute("auto", where, compute))
     format = AnswerStore(where).format if Place(where).has("zarr.json") else DENSE
     return teacher, open_store(where, teacher, data, format)
 

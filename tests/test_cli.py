@@ -72,6 +72,7 @@ def test_help_imports_no_torch(words: list[str], tmp_path: Path) -> None:
         ("analyze disagreement", ["no finished teacher"]),
         ("analyze disagreement --teacher nowhere", ["nowhere"]),
         ("analyze disagreement --teacher torchvision:resnet34", ["--dataset"]),
+        ("analyze teacher --aug cutnix --dataset fashion-mini", ["no finished teacher"]),
         ("analyze curves nowhere", ["nowhere", "a folder that a training wrote"]),
         ("report nowhere", ["nowhere", "a folder that a training wrote"]),
         ("teacher-train --no-such-option", ["--no-such-option"]),

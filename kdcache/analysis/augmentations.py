@@ -15,14 +15,16 @@ from torch import Tensor
 
 from kdcache.analysis.disagreement import Share
 from kdcache.analysis.subject import Subject
+from kdcache.config import StudentConfig
+from kdcache.errors import UsageError, fault
 from kdcache.losses import entropy
 from kdcache.views import Batch, ViewMaker
-from kdcache.words import AUGMENTATIONS
+from kdcache.words import AUGMENTATIONS, MIXES
 
 __all__ = ["WITHOUT_STUDENT", "Merits", "Tally", "merits", "rank", "spread_of_means"]
 
-WITHOUT_STUDENT = tuple(name for name, augmentation in AUGMENTATIONS.items() if augmentation.pick is None)
-"""The augmentations whose views no student takes part in choosing."""
+WITHOUT_STUDENT = (*(name for name, augmentation in AUGMENTATIONS.items() if augmentation.pick is None), *MIXES)
+"""The augmentations whose views no student takes part in choosing; sums of the mixes are others."""
 
 GROUP = 320
 """Samples whose views are averaged into one mean probability: five batches of 64, as in the authors' code."""
@@ -255,7 +257,7 @@ def rank(
     subject : Subject
         The teacher and the images.
     augmentations : iterable of str
-        Words of `WITHOUT_STUDENT`.
+        Words of ``--aug``.
     epochs : int
         Of each plan.
     samples : int
@@ -268,7 +270,16 @@ def rank(
     Returns
     -------
     list of Merits
+
+    Raises
+    ------
+    UsageError
+        Where there is no such augmentation, or a student takes part in choosing its views.
     """
+    augmentations = list(augmentations)
+    for aug in augmentations:
+        if StudentConfig.load(aug=aug).augmentation.pick is not None:
+            raise UsageError(fault("--aug", allowed="an augmentation whose views no student picks", given=aug))
     tallies: dict[str, Tally] = {}
 
     def tally(aug: str, first: int) -> Tally:

@@ -19,10 +19,9 @@ from kdcache.resolve import (
     MODEL,
     find_network,
     find_teacher_run,
-    open_store,
     plan_of,
     store_path,
-    teacher_compute,
+    teacher_and_store,
     trained_network,
 )
 from kdcache.store.answers import CLEAN, AnswerStore
@@ -82,7 +81,7 @@ class Subject:
 
     def views(self, aug: str, seed: int, batch_size: int = BATCH) -> ViewMaker:
         """Make the views that a student of this augmentation and view seed would see."""
-        config = StudentConfig(dataset=self.data.card.name, aug=aug, seed=seed)
+        config = StudentConfig.load(dataset=self.data.card.name, aug=aug, seed=seed)
         return ViewMaker(self.images, plan_of(config, self.data), batch_size, self.teacher.compute.device)
 
     def oracle(self, views: ViewMaker, epochs: int) -> Oracle:
@@ -192,8 +191,7 @@ def open_subject(
     asked_about = data if split == "train" else replace(data, train=data.test)
     if looked_up is None:
         return Subject(name, folder, asked_about, split, Teacher(network, compute), None, keeps=False)
-    asked = Teacher(network, teacher_compute("auto", looked_up, compute))
-    there = open_store(looked_up, asked, asked_about)
+    asked, there = teacher_and_store(network, asked_about, looked_up, compute)
     return Subject(name, folder, asked_about, split, asked, there, keeps=store is not None)
 
 

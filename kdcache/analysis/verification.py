@@ -7,10 +7,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from kdcache.compute import Compute
 from kdcache.datasets import Split
 from kdcache.oracle import Oracle
 from kdcache.record import FinishedRun
-from kdcache.resolve import load_data, store_path, teacher_and_store
+from kdcache.resolve import MODEL, load_data, store_path, teacher_and_store, trained_network
 from kdcache.store.answers import CLEAN, AnswerStore, Replayed
 from kdcache.teacher import Teacher
 from kdcache.views import Plan, ViewMaker
@@ -92,7 +93,7 @@ def verify_run(
     config = run.config.model_copy(update={"data_root": data_root or run.config.data_root})
     data = load_data(config)
     where = AnswerStore(store or store_path(run.path)).place.where  # which must be there
-    teacher, found = teacher_and_store(run, data, where, device)
+    teacher, found = teacher_and_store(trained_network(run.path / MODEL, data), data, where, Compute.choose(device))
     yield from verify(found, teacher, data.train, data.card.padding, samples, seed)
 
 
