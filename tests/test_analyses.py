@@ -17,7 +17,7 @@ from kdcache.analysis.ratio import ratio_curve
 from kdcache.analysis.runs import Figure, LookedAt, group
 from kdcache.analysis.subject import open_subject
 from kdcache.config import StudentConfig, TeacherConfig
-from kdcache.errors import KdcacheError
+from kdcache.errors import KdcacheError, UsageError
 from kdcache.record import EpochMetrics
 from kdcache.store.statistics import EpochStatistics, StatisticsReader, StatisticsStore, StoredEpoch
 
@@ -190,6 +190,15 @@ def test_augmentations_are_ranked_for_a_teacher(teacher: Path) -> None:
     wrong = int((subject.teacher(x).half().argmax(1) != y).sum())
     one_epoch = rank(subject, ["standard"], epochs=1, seed=1, group=20)[0]
     assert one_epoch.disagreement.count == wrong
+
+
+def test_sums_are_judged_and_what_a_student_picks_is_not(teacher: Path) -> None:
+    subject = open_subject(str(teacher), device="cpu")
+    (found,) = rank(subject, ["cutmix+cutout"], epochs=1, samples=40, group=20)
+    assert (found.groups, found.disagreement.of) == (2, 80)
+    for aug in ("cutmix-pick", "cutnix"):
+        with pytest.raises(UsageError, match=aug):
+            rank(subject, [aug])
 
 
 @pytest.fixture

@@ -276,25 +276,25 @@ def rank(
     UsageError
         Where there is no such augmentation, or a student takes part in choosing its views.
     """
-    augmentations = list(augmentations)
+    augmentations = list(dict.fromkeys(augmentations))
     for aug in augmentations:
         if StudentConfig.load(aug=aug).augmentation.pick is not None:
             raise UsageError(fault("--aug", allowed="an augmentation whose views no student picks", given=aug))
-    tallies: dict[str, Tally] = {}
+    plain: dict[str, Tally] = {}  # x is the same whatever is made of it
 
-    def tally(aug: str, first: int) -> Tally:
-        """Go through the views of an augmentation from a slot on, unless that was done."""
-        views = subject.views(aug, seed, group)
-        name = views.plan.kinds[0] if first == 0 else aug
-        if name not in tallies:
-            tallies[name] = _tally(subject, views, first, epochs, samples)
-        return tallies[name]
+    def tally_of_x(aug: str) -> Tally:
+        if aug not in plain:
+            plain[aug] = _tally(subject, subject.views(aug, seed, group), 0, epochs, samples)
+        return plain[aug]
 
     found = []
     for aug in augmentations:
-        mixes = subject.views(aug, seed, group).plan.slots > 0
-        plain = "standard" if mixes else aug
-        found.append(merits(aug, [tally(plain, 0), *([tally(aug, 1)] if mixes else [])]))
+        views = subject.views(aug, seed, group)
+        if views.plan.slots:
+            parts = [tally_of_x("standard"), _tally(subject, views, 1, epochs, samples)]
+        else:
+            parts = [tally_of_x(aug)]
+        found.append(merits(aug, parts))
     return sorted(found, key=lambda one: one.spread.value if one.spread else math.inf)
 
 

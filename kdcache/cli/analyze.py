@@ -31,7 +31,9 @@ SUBJECT = (
     click.option("--dataset", help="Images to ask about [the run's]."),
     click.option("--data-root", type=PATH, help="Folder that holds downloaded datasets [the run's, or datasets]."),
     click.option("--image-size", type=click.IntRange(32), help="Side of a folder's images, in pixels [the run's]."),
-    click.option("--split", default="train", show_default=True, type=click.Choice(["train", "val"])),
+    click.option(
+        "--split", default="train", show_default=True, type=click.Choice(["train", "val"]), help="Part of them."
+    ),
     click.option("--store", help="Store in which answers are looked up and kept [a run's own is only looked up]."),
     DEVICE,
 )
@@ -57,7 +59,7 @@ def analyze() -> None:
 @analyze.command()
 @_subject
 @click.option("--samples", default=10_000, show_default=True, type=click.IntRange(1), help="Mixed views to count.")
-@click.option("--aug", default="cutmix", show_default=True, type=click.Choice(["cutmix", "mixup"]))
+@click.option("--aug", default="cutmix", show_default=True, type=click.Choice(["cutmix", "mixup"]), help="The mix.")
 @SEED
 @out("the teacher's run folder, or the current one")
 def disagreement(samples: int, aug: str, seed: int, out: Path | None, **which: Any) -> None:
@@ -85,9 +87,7 @@ def disagreement(samples: int, aug: str, seed: int, out: Path | None, **which: A
 
 @analyze.command()
 @_subject
-@click.option(
-    "--aug", "augs", multiple=True, help="Augmentation to look at, may be repeated [all that need no student]."
-)
+@click.option("--aug", "augs", multiple=True, help="As in student-train, may be repeated [all but sums].")
 @click.option("--epochs", default=3, show_default=True, type=click.IntRange(1), help="Epochs of views.")
 @click.option("--samples", default=10_000, show_default=True, type=click.IntRange(2), help="Images of each, at most.")
 @SEED

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import click
 
-from kdcache.cli import COMMANDS
 from kdcache.cli.options import DEVICE
 
 __all__ = ["report"]
@@ -12,7 +11,7 @@ __all__ = ["report"]
 PATH = click.Path(path_type=Path)
 
 
-@click.command(help=COMMANDS["report"].about)
+@click.command()
 @click.argument("runs", nargs=-1, required=True, type=PATH, metavar="RUN...")
 @click.option(
     "--format",
@@ -35,9 +34,10 @@ PATH = click.Path(path_type=Path)
 def report(
     runs: tuple[Path, ...], format_: str, out: Path | None, samples: int, data_root: Path | None, device: str
 ) -> None:
-    """Write a report. Each RUN is a run folder, or a folder that holds some.
+    """Write what runs came to: a page with tables and charts, Markdown, CSV or JSON.
 
-    Unfinished and damaged runs are named, and whatever is there of them is shown.
+    Each RUN is a run folder, or a folder that holds some. What is missing, unfinished or damaged is named, and whatever
+    else is there is shown.
     """
     from kdcache.analysis.summary import summarise
     from kdcache.files import write_text
