@@ -127,10 +127,10 @@ def summary_sheet(groups: Iterable[Group]) -> Sheet:
         runs = f"{len(group.finished)}" + (f" (+{unfinished} unfinished)" if unfinished else "")
         figures = (_figure(last), _figure(best), _whole(asked), _whole(answered), _whole(seconds))
         epochs = group.figure("epochs")
-        lines.append((group.name, group.config.dataset, _whole(epochs), runs, *figures))
+        lines.append((group.name, _whole(epochs), runs, *figures, group.config.dataset))
     head = (
-        *("runs", "dataset", "epochs", "n", "top-1, last (%)", "top-1, best (%)"),
-        *("questions asked", "answered from the store", "seconds"),
+        *("runs", "epochs", "n", "top-1, last (%)", "top-1, best (%)"),
+        *("questions asked", "answered from the store", "seconds", "dataset"),
     )
     return Sheet("Outcome of the finished runs, mean (std) over n; questions and seconds: mean of a run", head, lines)
 
