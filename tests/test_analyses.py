@@ -148,9 +148,9 @@ def test_the_standard_error_is_about_the_spread_of_repeated_draws() -> None:
 
 def test_diversity_by_hand() -> None:
     sure, other = torch.tensor([50.0, 0.0]), torch.tensor([0.0, 50.0])
-    tally = Tally(samples=4, classes=2, tracked=torch.tensor([3, 1, 0]))
+    tally = Tally(samples=4, classes=2, tracked=torch.tensor([3, 1, 0]), groups=2)
     for number, answers in enumerate(([sure, sure, sure], [other, sure, other])):
-        tally.add((0, number), True, torch.tensor([3, 1, 2]), torch.tensor([0, 0, 0]), torch.stack(answers))
+        tally.add(number, torch.tensor([3, 1, 2]), torch.tensor([0, 0, 0]), torch.stack(answers))
     # Image 3 was answered in two ways, ln 2; image 1 in one, 0; image 2 is not tracked, and image 0 did not come up.
     diversity, images = tally.diversity()
     assert images == 2
@@ -159,12 +159,12 @@ def test_diversity_by_hand() -> None:
 
 
 def test_an_augmentation_is_judged_on_x_and_mixed_views_together() -> None:
-    parts = [Tally(8, 2, torch.tensor([0])) for _ in range(2)]
+    parts = [Tally(8, 2, torch.tensor([0]), groups=3) for _ in range(2)]
     rows = torch.arange(2)
     for step, lean in enumerate((0.0, 1.0, 2.0)):
         for part, way in zip(parts, (1.0, -1.0), strict=True):  # what one part leans, the other leans back
             logits = torch.tensor([[way * lean, 0.0], [0.0, 0.0]])
-            part.add((0, step), True, rows, torch.zeros(2, dtype=torch.int64), logits)
+            part.add(step, rows, torch.zeros(2, dtype=torch.int64), logits)
     together, alone = merits("both", parts), merits("one", parts[:1])
     assert together.spread is not None
     assert alone.spread is not None

@@ -33,6 +33,10 @@ TRACKED = 2000
 """Images whose answers are compared from epoch to epoch: enough for a mean, few enough for the memory."""
 
 
+CLASSES_AT_ONCE = 100
+"""Classes whose groups are worked on together, so that no copy of all means is made."""
+
+
 class Tally:
     """What the teacher's answers to one kind of view add up to; no answer is kept.
 
@@ -42,21 +46,23 @@ class Tally:
         N and C.
     tracked : Tensor of int64, shape (K,)
         The samples whose answers are compared with each other.
+    groups : int
+        G, how many whole groups there will be.
 
     Attributes
     ----------
-    sums : dict of (int, int) to ndarray, shape (C,)
-        For each whole group, named by epoch and step, the sum of the probabilities of its views.
-    rows : dict of (int, int) to int
+    sums : Tensor of float32, shape (G, C)
+        The sum of the probabilities of the views of each group. One block: many small ones that live long would keep
+        the memory around them from being used again.
+    rows : Tensor of int64, shape (G,)
         How many views that were.
     disputed, views : int
     entropy : float
         Sum of the entropies of the answers, in nats.
     """
 
-    def __init__(self, samples: int, classes: int, tracked: Tensor) -> None:
-        self.sums: dict[tuple[int, int], np.ndarray] = {}
-        self.rows: dict[tuple[int, int], int] = {}
+    def __init__(self, samples: int, classes: int, tracked: Tensor, groups: int) -> None:
+        self.sums, self.rows = torch.zeros(groups, classes), torch.zeros(groups, dtype=torch.int64)
         self.disputed = self.views = 0
         self.entropy = 0.0
         self._place = torch.full((samples,), -1)
@@ -64,24 +70,22 @@ class Tally:
         self._mean = torch.zeros(len(tracked), classes)
         self._entropies, self._times = torch.zeros(len(tracked)), torch.zeros(len(tracked))
 
-    def add(self, name: tuple[int, int], whole: bool, samples: Tensor, labels: Tensor, logits: Tensor) -> None:
+    def add(self, group: int | None, samples: Tensor, labels: Tensor, logits: Tensor) -> None:
         """Add the answers to some views.
 
         Parameters
         ----------
-        name : (int, int)
-            Of their group.
-        whole : bool
-            Whether the group has as many samples as it should.
+        group : int or None
+            Number of their group; ``None`` where there are too few samples for a whole one.
         samples, labels : Tensor of int64, shape (R,)
             The sample that each view is of, and the label that it is given.
         logits : Tensor, shape (R, C)
         """
         samples, labels, logits = samples.cpu(), labels.cpu(), logits.cpu()
         probabilities, entropies = logits.softmax(1), entropy(logits)
-        if whole:
-            self.sums[name] = probabilities.sum(0, dtype=torch.float64).numpy()
-            self.rows[name] = len(logits)
+        if group is not None:
+            self.sums[group] = probabilities.sum(0)
+            self.rows[group] = len(logits)
         self.views += len(logits)
         self.disputed += int((logits.argmax(1) != labels).sum())
         self.entropy += float(entropies.sum())
@@ -160,12 +164,15 @@ def spread_of_means(means: np.ndarray) -> Spread | None:
     groups = len(means)
     if groups < 3:
         return None
-    centred = means - means.mean(0)
-    squares = (centred**2).sum(0)
-    value = float(np.sqrt(squares / (groups - 1)).mean())
-    # Without group g, the sum of squares about the mean of the others is smaller by G / (G - 1) times its own square.
-    without = np.maximum(squares - centred**2 * groups / (groups - 1), 0)
-    return Spread(value, np.sqrt(without / (groups - 2)).mean(1))
+    value, left_out = 0.0, np.zeros(groups)
+    for block in np.array_split(means, math.ceil(means.shape[1] / CLASSES_AT_ONCE), axis=1):
+        deviations = (block - block.mean(0, dtype=np.float64)) ** 2
+        squares = deviations.sum(0)
+        value += float(np.sqrt(squares / (groups - 1)).sum())
+        # Without group g, the squares about the mean of the others sum up to G / (G - 1) times its own square less.
+        without = np.maximum(squares - deviations * groups / (groups - 1), 0)
+        left_out += np.sqrt(without / (groups - 2)).sum(1)
+    return Spread(value / means.shape[1], left_out / means.shape[1])
 
 
 @dataclass(frozen=True)
@@ -226,15 +233,14 @@ def merits(aug: str, parts: Sequence[Tally]) -> Merits:
     parts : sequence of Tally
         Of x, and then of x' if there is one.
     """
-    names = sorted(set.intersection(*(set(part.sums) for part in parts)))
-    rows = [sum(part.rows[name] for part in parts) for name in names]
-    means = [sum(part.sums[name] for part in parts) / count for name, count in zip(names, rows, strict=True)]
+    rows = torch.stack([part.rows for part in parts]).sum(0)
+    means = torch.stack([part.sums for part in parts]).sum(0) / rows[:, None]
     added = parts[-1]
     diversity, images = added.diversity()
     return Merits(
         aug=aug,
-        spread=spread_of_means(np.array(means)),
-        groups=len(names),
+        spread=spread_of_means(means.numpy()),
+        groups=len(rows),
         entropy=added.entropy / added.views,
         disagreement=Share(added.disputed, added.views),
         diversity=diversity,
@@ -302,11 +308,15 @@ def _tally(subject: Subject, views: ViewMaker, first: int, epochs: int, samples:
     group = len(views.steps[0])
     tracked = torch.from_numpy(views.table(0).order[: min(TRACKED, samples)])
     oracle = subject.oracle(views, epochs)
-    tally = Tally(views.plan.samples, subject.data.num_classes, tracked)
+    whole = sum(
+        len(step) >= group and step.start < samples for step in views.steps
+    )  # of an epoch; the last may be none
+    tally = Tally(views.plan.samples, subject.data.num_classes, tracked, whole * epochs)
     for batch in _some(views, epochs, samples):
         labels = batch.mixed_labels() if first else batch.labels
         whose = batch.samples.repeat(batch.slots if first else 1)
-        tally.add((batch.epoch, batch.step), len(batch) >= group, whose, labels, oracle.ask(batch, first))
+        number = batch.epoch * whole + batch.step if batch.step < whole else None
+        tally.add(number, whose, labels, oracle.ask(batch, first))
     return tally
 
 
