@@ -94,9 +94,19 @@ class MixedSamples:
         return cls(*(column.cpu() for column in columns))
 
     @classmethod
-    def joined(cls, parts: list["MixedSamples"], samples: int) -> "MixedSamples":
-        """Put parts together, up to so many samples."""
-        return cls(*(torch.cat([getattr(part, one.name) for part in parts])[:samples] for one in fields(cls)))
+    def empty(cls, samples: int) -> "MixedSamples":
+        """Make room for so many samples, in one block each: many small ones would leave the memory in pieces."""
+        dtypes = (*[torch.int64] * 3, torch.float32, torch.int64, torch.bool, torch.bool)
+        return cls(*(torch.empty(samples, dtype=dtype) for dtype in dtypes))
+
+    def first(self, samples: int) -> "MixedSamples":
+        """Take the first samples, at most so many."""
+        return MixedSamples(*(getattr(self, one.name)[:samples] for one in fields(self)))
+
+    def put(self, start: int, part: "MixedSamples") -> None:
+        """Put samples in, from a row on."""
+        for one in fields(self):
+            getattr(self, one.name)[start : start + len(part.labels)] = getattr(part, one.name)
 
     @property
     def disputed(self) -> Tensor:
@@ -285,26 +295,24 @@ def study(subject: Subject, samples: int = 10_000, seed: int = 0, aug: str = "cu
     views, names = subject.views(aug, seed), subject.data.class_names
     oracle = subject.oracle(views, epochs=-(-samples // len(subject.images)))
     seen = torch.zeros(len(subject.images), dtype=torch.bool)
-    parts: list[MixedSamples] = []
+    found, done = MixedSamples.empty(samples), 0
     examples: list[Example] = []
-    left = samples
     for batch in _batches(views):
         own, partners = batch.samples.cpu(), _partners(views, batch)
         logits = oracle.ask(batch, first=1)
         right = subject.clean.right(own) & subject.clean.right(partners)
-        part = MixedSamples.joined([MixedSamples.of(batch, logits, right)], left)
-        parts.append(part)
-        seen[own[:left]] = seen[partners[:left]] = True
+        part = MixedSamples.of(batch, logits, right).first(samples - done)
+        found.put(done, part)
+        done += len(part.labels)
+        seen[own[: len(part.labels)]] = seen[partners[: len(part.labels)]] = True
         examples = _surest([*examples, *_examples(batch, logits, part, names)])
-        left -= len(part.labels)
-        if left == 0:
+        if done == samples:
             break
     images = seen.nonzero().flatten()
     wrong = int((~subject.clean.right(images)).sum())
-    found = count(MixedSamples.joined(parts, samples), len(names))
+    figures, error = count(found, len(names)), Share(wrong, len(images))
     card = subject.data.card.name
-    error = Share(wrong, len(images))
-    return Study(subject.name, card, subject.split, aug, seed, names, found, error, tuple(examples))
+    return Study(subject.name, card, subject.split, aug, seed, names, figures, error, tuple(examples))
 
 
 def _batches(views: ViewMaker) -> Iterator[Batch]:
