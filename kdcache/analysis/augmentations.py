@@ -308,9 +308,8 @@ def _tally(subject: Subject, views: ViewMaker, first: int, epochs: int, samples:
     group = len(views.steps[0])
     tracked = torch.from_numpy(views.table(0).order[: min(TRACKED, samples)])
     oracle = subject.oracle(views, epochs)
-    whole = sum(
-        len(step) >= group and step.start < samples for step in views.steps
-    )  # of an epoch; the last may be none
+    # Of an epoch, whose last batch may be too small for a group.
+    whole = sum(len(step) >= group and step.start < samples for step in views.steps)
     tally = Tally(views.plan.samples, subject.data.num_classes, tracked, whole * epochs)
     for batch in _some(views, epochs, samples):
         labels = batch.mixed_labels() if first else batch.labels
