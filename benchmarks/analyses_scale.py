@@ -24,7 +24,7 @@ from kdcache.datasets import Card, Dataset, Split
 from kdcache.resolve import open_store
 from kdcache.store.answers import CLEAN, Replayed
 from kdcache.store.formats import Columns
-from kdcache.store.statistics import EpochStatistics, StatisticsReader, StatisticsStore
+from kdcache.store.statistics import EpochStatistics, Shape, StatisticsReader, StatisticsStore
 from kdcache.store.table import fill
 from kdcache.teacher import Teacher
 
@@ -54,9 +54,10 @@ def measure(rows: int, classes: int, folder: str) -> None:
         tables = (CLEAN, Replayed(0, 0, "standard").table, Replayed(0, 0, "cutmix-1").table)
         for _ in fill([(store.table(table), ask) for table in tables]):
             pass
-        statistics = StatisticsStore(Path(name) / "s.zarr", epochs=5, samples=rows, slots=2, steps=100)
+        shape = Shape(rows, slots=2, steps=100, losses=("kd",))
+        statistics = StatisticsStore(Path(name) / "s.zarr", 5, shape)
         for epoch in range(5):
-            figures = EpochStatistics.empty(rows, 2, 100, torch.device("cpu"))
+            figures = EpochStatistics.empty(shape, torch.device("cpu"))
             figures.d_x.uniform_(generator=generator)
             statistics.write(epoch, figures)
         subject = Subject("made", None, data, "train", teacher, store, keeps=False)

@@ -19,7 +19,7 @@ from kdcache.analysis.subject import open_subject
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import KdcacheError, UsageError
 from kdcache.record import EpochMetrics
-from kdcache.store.statistics import EpochStatistics, StatisticsReader, StatisticsStore, StoredEpoch
+from kdcache.store.statistics import EpochStatistics, Shape, StatisticsReader, StatisticsStore, StoredEpoch
 
 
 def run(number: int = 0, epochs: int = 4, top1: float | None = None, **settings: object) -> LookedAt:
@@ -204,9 +204,10 @@ def test_sums_are_judged_and_what_a_student_picks_is_not(teacher: Path) -> None:
 @pytest.fixture
 def statistics(tmp_path: Path) -> Path:
     """Two of three epochs of a run with two mixed views of five samples, in four steps."""
-    store = StatisticsStore(tmp_path / "statistics.zarr", epochs=3, samples=5, slots=2, steps=4)
+    shape = Shape(samples=5, slots=2, steps=4, losses=("kd",))
+    store = StatisticsStore(tmp_path / "statistics.zarr", 3, shape)
     for number in range(2):
-        figures = EpochStatistics.empty(5, 2, 4, torch.device("cpu"))
+        figures = EpochStatistics.empty(shape, torch.device("cpu"))
         figures.d_x[:] = torch.arange(5) + number
         figures.d_mixed[1] = 0.5
         figures.picked[1, 2] = True
@@ -228,8 +229,9 @@ def test_statistics_are_read_as_they_were_written(statistics: Path) -> None:
 
 
 def test_a_run_without_mixed_views_has_none(tmp_path: Path) -> None:
-    store = StatisticsStore(tmp_path / "s.zarr", epochs=1, samples=3, slots=0, steps=1)
-    store.write(0, EpochStatistics.empty(3, 0, 1, torch.device("cpu")))
+    shape = Shape(samples=3, slots=0, steps=1, losses=())
+    store = StatisticsStore(tmp_path / "s.zarr", 1, shape)
+    store.write(0, EpochStatistics.empty(shape, torch.device("cpu")))
     (found,) = StatisticsReader.open(tmp_path / "s.zarr")
     assert (found.d_mixed.shape, found.picked.shape) == ((0, 3), (0, 3))
 

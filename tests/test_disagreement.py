@@ -37,6 +37,7 @@ def by_hand() -> MixedSamples:
         epoch=0,
         step=0,
         positions=range(6),
+        whole=range(6),
         samples=torch.arange(6),
         labels=labels,
         views=torch.zeros(12, 3, 4, 4, dtype=torch.uint8),

@@ -15,8 +15,8 @@ from kdcache.store.statistics import StatisticsReader
 
 __all__ = ["Figure", "Group", "LookedAt", "group", "look_at"]
 
-NOT_TRAINED_ON = frozenset({"seed", "view_seed", "data_root", "device", "cache", "cache_limit", "store"})
-"""Settings in which the runs of a group may differ: seeds, and where things lie or are computed."""
+SEEDS_AND_PLACE = frozenset({"seed", "view_seed", "device"})
+"""Settings in which the runs of a group may differ, besides those without effect."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ def group(runs: Iterable[LookedAt], apart_from: Collection[str] = ()) -> list[Gr
 
 
 def _settings(config: TrainingConfig, apart_from: Collection[str]) -> dict[str, Any]:
-    left_out = NOT_TRAINED_ON | config.UNRECORDED | set(apart_from)
+    left_out = SEEDS_AND_PLACE | config.WITHOUT_EFFECT | config.UNRECORDED | set(apart_from)
     return {"kind": config.table, **config.model_dump(mode="json", exclude=set(left_out))}
 
 

@@ -29,6 +29,7 @@ class Shape(NamedTuple):
     steps: int
     losses: tuple[str, ...]
 
+
 # What zarr and its codecs raise at metadata and chunks that are damaged or gone.
 _DAMAGE = (KeyError, TypeError, ValueError, RuntimeError, OSError, IndexError)
 
