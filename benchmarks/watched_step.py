@@ -1,0 +1,179 @@
+"""Our step in its loop, on images that nothing can be learnt from, with a watch over where its time goes."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from kdcache.stages.student import Step, make_objective
+
+from kdcache import loop, models
+from kdcache.compute import Compute
+from kdcache.config import StudentConfig
+from kdcache.datasets import Card, Dataset, Split
+from kdcache.oracle import Oracle
+from kdcache.resolve import open_store, plan_of
+from kdcache.store.statistics import EpochStatistics
+from kdcache.teacher import Teacher
+from kdcache.views import ViewMaker
+
+__all__ = ["BATCH", "CLASSES", "NETWORKS", "Ours", "Watch", "noise"]
+
+BATCH, CLASSES = 64, 100
+
+NETWORKS = ("scoring forward", "training forward", "backward")
+"""Where the time goes that a student's networks need; all else is ours to lose."""
+
+
+def noise(batches: int) -> Dataset:
+    """Make images that nothing can be learnt from: here only the time counts."""
+    generator, samples = torch.Generator().manual_seed(0), BATCH * batches
+    images = torch.randint(0, 256, (samples, 3, 32, 32), generator=generator).byte()
+    split = Split(images, torch.arange(samples) % CLASSES)
+    card = Card("noise", CLASSES, 32, 4, (0.5,) * 3, (0.25,) * 3, "a generator", "none")
+    return Dataset(card, tuple(map(str, range(CLASSES))), split, split)
+
+
+class Watch:
+    """Adds up the seconds that are spent in named places; a place inside another counts for itself alone."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._open: list[str] = []
+        self._since = time.perf_counter()
+
+    def _turn(self) -> None:
+        now = time.perf_counter()
+        if self._open:
+            self.seconds[self._open[-1]] = self.seconds.get(self._open[-1], 0.0) + now - self._since
+        self._since = now
+
+    def enter(self, name: str) -> None:
+        """Come to a place."""
+        self._turn()
+        self._open.append(name)
+
+    def leave(self) -> None:
+        """Return to where the place was entered from."""
+        self._turn()
+        self._open.pop()
+
+    @contextmanager
+    def at(self, name: str) -> Iterator[None]:
+        """Be at a place."""
+        self.enter(name)
+        try:
+            yield
+        finally:
+            self.leave()
+
+    def over(self, name: str | Callable[[], str], work: Callable[..., Any]) -> Callable[..., Any]:
+        """Watch a function."""
+
+        def watched(*given: Any, **named: Any) -> Any:
+            with self.at(name if isinstance(name, str) else name()):
+                return work(*given, **named)
+
+        return watched
+
+    def each(self, name: str, items: Iterator[Any]) -> Iterator[Any]:
+        """Watch what makes items one after the other."""
+        while True:
+            with self.at(name):
+                item = next(items, None)
+            if item is None:
+                return
+            yield item
+
+
+class Ours:
+    """Our step in its loop, with a teacher to ask and with a store that knows everything.
+
+    Parameters
+    ----------
+    pair : str
+        TEACHER:STUDENT.
+    count : int
+        Steps of an epoch.
+    store : Path
+        Where the answers to two epochs are, or will be.
+    """
+
+    def __init__(self, pair: str, count: int, store: Path) -> None:
+        teacher, student = pair.split(":")
+        self.data, self.compute = noise(count), Compute.choose("cpu")
+        self.config = StudentConfig(aug="cutmix-pick", epochs=2, batch_size=BATCH)
+        self.views = ViewMaker(self.data.train, plan_of(self.config, self.data), BATCH, self.compute.device)
+        self.student = models.build(student, num_classes=CLASSES, seed=0)
+        self.optimiser = loop.sgd(self.student, 0.05, 0.9, 5e-4)
+        self.teacher = Teacher(models.build(teacher, num_classes=CLASSES, seed=0), self.compute)
+        self.online = Oracle(self.teacher, self.views)
+        answers = open_store(store, self.teacher, self.data)
+        self.free = Oracle.with_store(self.teacher, self.views, answers, "replay", 2)
+        self.epoch = 0
+
+    def fill(self) -> None:
+        """Ask about both epochs."""
+        for _ in self.free.fill(2):
+            pass
+
+    def run(self, oracle: Oracle, watch: Watch | None = None) -> float:
+        """Train for an epoch: seconds of each step."""
+        objective = make_objective(self.config, self.student, oracle, self.data)
+        step = Step(self.config, self.student, objective, oracle, self.compute)
+        batches = self.views.epoch(self.epoch)
+        self.epoch = 1 - self.epoch  # the other one, or nothing would be read again
+        samples, slots, count = len(self.data.train), self.views.plan.slots, len(self.views.steps)
+        step.begin(EpochStatistics.empty(samples, slots, count, self.compute.device))
+        with self._watched(watch, step) if watch else nullcontext():
+            started = time.perf_counter()
+            for _ in loop.train_epoch(self.optimiser, watch.each("views", batches) if watch else batches, step):
+                pass
+            return (time.perf_counter() - started) / count
+
+    @contextmanager
+    def _watched(self, watch: Watch, step: Step) -> Iterator[None]:
+        """Have a watch over the parts of a step, and over the loop as what is left."""
+        optimiser, student = self.optimiser, self.student
+        plain = (student.forward, optimiser.step, optimiser.zero_grad)
+        student.forward = watch.over(  # type: ignore[method-assign]
+            lambda: NETWORKS[torch.is_grad_enabled()], student.forward
+        )
+        step._ask = watch.over("store", step._ask)  # type: ignore[method-assign]
+        step._pick = watch.over("scores and picks", step._pick)  # type: ignore[method-assign]
+        step._record = watch.over("record", step._record)  # type: ignore[method-assign]
+        step.objective.forward = watch.over("losses", step.objective.forward)  # type: ignore[method-assign]
+
+        def zero_grad(set_to_none: bool = True) -> None:
+            plain[2](set_to_none)
+            watch.enter("backward")  # which is all that the loop does before the optimiser's step
+
+        def take() -> None:
+            watch.leave()
+            with watch.at("optimiser"):
+                plain[1]()
+
+        optimiser.zero_grad, optimiser.step = zero_grad, take  # type: ignore[method-assign, assignment]
+        try:
+            with watch.at("the rest"):
+                yield
+        finally:
+            student.forward = plain[0]  # type: ignore[method-assign]
+            optimiser.step, optimiser.zero_grad = plain[1:]  # type: ignore[method-assign]
+
+    def bare(self) -> float:
+        """Do what a teacher-free step needs of the networks, and nothing else, on views that are there: seconds."""
+        made = [batch.views for batch in self.views.epoch(0)]
+        gradient = torch.full((2 * BATCH, CLASSES), 1e-4)
+        started = time.perf_counter()
+        for batch in made:
+            with torch.no_grad(), loop.unchanged_statistics(self.student), self.compute.autocast():
+                self.student(batch[BATCH:])
+            with self.compute.autocast():
+                logits = self.student(batch[: 2 * BATCH])
+            self.optimiser.zero_grad()
+            logits.float().backward(gradient)
+            self.optimiser.step()
+        return (time.perf_counter() - started) / len(made)
