@@ -21,7 +21,7 @@ from kdcache.report.progress import Reporter
 from kdcache.resolve import find_teacher, fresh_network, load_data, open_oracle, plan_of
 from kdcache.run import Run, compute_of, settle
 from kdcache.store.statistics import EpochStatistics, Shape, StatisticsStore
-from kdcache.views import Batch, ViewMaker
+from kdcache.views import Batch, ViewMaker, take
 from kdcache.words import CRITERIA
 
 __all__ = ["Step", "make_objective", "train_student"]
@@ -171,7 +171,7 @@ class Step:
         size, answers, teacher_features = len(batch), *self._ask(batch)
         picks, candidate_d = self._pick(batch, answers)
         x_rows = torch.arange(size if self.trains_on_x else 0, device=batch.views.device)
-        logits, features = self._forward(batch.views[torch.cat([x_rows, size + picks.rows])])
+        logits, features = self._forward(take(batch.views, torch.cat([x_rows, size + picks.rows])))
         x_logits, mixed_logits = logits.float().split([len(x_rows), len(picks.rows)])
 
         plain = mixed = None

@@ -57,7 +57,7 @@ class Split:
         IndexError
             If a sample does not exist.
         """
-        return self.images[samples]
+        return self.images.index_select(0, samples)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -1,7 +1,7 @@
 """Views of images: the table that plans them, and the tensor functions that make them."""
 
 from kdcache.views.batches import Batch, ViewMaker
-from kdcache.views.geometry import crop_flip
+from kdcache.views.geometry import crop_flip, take
 from kdcache.views.mix import cutmix, mixup
 from kdcache.views.plan import PLAN_VERSION, EpochTable, Plan, Slot, share, steps
 
@@ -17,4 +17,5 @@ __all__ = [
     "mixup",
     "share",
     "steps",
+    "take",
 ]

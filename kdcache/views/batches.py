@@ -11,7 +11,7 @@ from torch import Tensor
 from kdcache import ranks
 from kdcache.datasets import Split
 from kdcache.errors import UsageError, fault
-from kdcache.views.geometry import crop_flip
+from kdcache.views.geometry import crop_flip, take
 from kdcache.views.mix import MIXES
 from kdcache.views.plan import EpochTable, Plan, Slot, share, steps
 
@@ -144,10 +144,10 @@ class ViewMaker:
         partners = [slot.partner[own] for slot in slots]
         rows = np.union1d(own, np.concatenate(partners)) if partners else own
         standard = self._standard_views(table, rows)
-        x = standard[self._tensor(np.searchsorted(rows, own))]
+        x = take(standard, self._tensor(np.searchsorted(rows, own)))
         views = [x]
         for slot, partner in zip(slots, partners, strict=True):
-            second = standard[self._tensor(np.searchsorted(rows, partner))]
+            second = take(standard, self._tensor(np.searchsorted(rows, partner)))
             views.append(MIXES[slot.kind].apply(x, second, self._tensor(slot.parameters[own])))
         return views
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["crop_flip"]
+__all__ = ["crop_flip", "take"]
 
 
 def crop_flip(images: Tensor, crop: Tensor, flip: Tensor, padding: int) -> Tensor:
@@ -23,12 +23,24 @@ def crop_flip(images: Tensor, crop: Tensor, flip: Tensor, padding: int) -> Tenso
     Returns
     -------
     Tensor, shape (B, C, H, W)
+        In channels-last order.
     """
-    height, width = images.shape[2:]
-    padded = functional.pad(images, (padding,) * 4)
-    rows = crop[:, :1].long() + torch.arange(height, device=images.device)
-    columns = torch.arange(width, device=images.device)
-    columns = crop[:, 1:].long() + torch.where(flip[:, None], columns.flip(0), columns)
-    batch = torch.arange(len(images), device=images.device)[:, None, None]
-    # One gather does both: a mirrored view reads its columns from right to left.
-    return padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    count, channels, height, width = images.shape
+    numbers = torch.arange(count, device=images.device)
+    mirrored = torch.cat([images, images.flip(3)]).index_select(0, numbers + count * flip)
+    padded = functional.pad(mirrored.permute(0, 2, 3, 1), (0, 0, *(padding,) * 4))
+    top, left = crop.long().unbind(1)
+    left = torch.where(flip, 2 * padding - left, left)  # of the mirror image
+    rows = numbers[:, None] * padded.shape[1] + top[:, None] + torch.arange(height, device=images.device)
+    # A row of a window is a stretch of memory. Copying those takes a quarter of the time of gathering pixels.
+    stretches = padded.reshape(-1).unfold(0, width * channels, 1)
+    windows = stretches.index_select(0, ((rows * padded.shape[2] + left[:, None]) * channels).view(-1))
+    return windows.view(count, height, width, channels).permute(0, 3, 1, 2)
+
+
+def take(images: Tensor, rows: Tensor) -> Tensor:
+    """Copy some images of a batch, (B, C, H, W), in the channels-last order that networks read.
+
+    Indexing goes element by element, and takes ten times as long as copying images whole.
+    """
+    return images.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
