@@ -28,12 +28,12 @@ def crop_flip(images: Tensor, crop: Tensor, flip: Tensor, padding: int) -> Tenso
     count, channels, height, width = images.shape
     numbers = torch.arange(count, device=images.device)
     mirrored = torch.cat([images, images.flip(3)]).index_select(0, numbers + count * flip)
-    padded = functional.pad(mirrored.permute(0, 2, 3, 1), (0, 0, *(padding,) * 4))
+    padded = torch.stack(functional.pad(mirrored, (padding,) * 4).unbind(1), -1)  # channels last
     top, left = crop.long().unbind(1)
     left = torch.where(flip, 2 * padding - left, left)  # of the mirror image
     rows = numbers[:, None] * padded.shape[1] + top[:, None] + torch.arange(height, device=images.device)
     # A row of a window is a stretch of memory. Copying those takes a quarter of the time of gathering pixels.
-    stretches = padded.reshape(-1).unfold(0, width * channels, 1)
+    stretches = padded.view(-1).unfold(0, width * channels, 1)
     windows = stretches.index_select(0, ((rows * padded.shape[2] + left[:, None]) * channels).view(-1))
     return windows.view(count, height, width, channels).permute(0, 3, 1, 2)
 
