@@ -8,7 +8,7 @@ from pathlib import Path
 from kdcache.compute import Compute
 from kdcache.record import environment
 
-__all__ = ["footer", "spread"]
+__all__ = ["footer", "ratios", "spread"]
 
 FACTS = ("device", "threads", "precision", "torch", "zarr", "platform", "kdcache")
 
@@ -24,3 +24,8 @@ def footer() -> str:
 def spread(values: list[float], digits: int = 1) -> str:
     """Write a median with the least and the most."""
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}, {max(values):.{digits}f})"
+
+
+def ratios(above: list[float], below: list[float]) -> list[float]:
+    """Divide measurement by measurement."""
+    return [one / other for one, other in zip(above, below, strict=True)]

@@ -11,8 +11,6 @@ import time
 from collections.abc import Iterator
 
 import torch
-import torchvision.transforms as tv
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
@@ -31,6 +29,8 @@ class Pictures(Dataset[tuple[Tensor, int]]):
     """Images that are cropped, flipped and normalised one at a time."""
 
     def __init__(self, split: Split) -> None:
+        import torchvision.transforms as tv  # by those alone whose memory is to hold it
+
         self.images, self.labels = split.images.permute(0, 2, 3, 1).contiguous().numpy(), split.labels.tolist()
         self.transform = tv.Compose(
             [
@@ -45,6 +45,8 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         return len(self.labels)
 
     def __getitem__(self, sample: int) -> tuple[Tensor, int]:
+        from PIL import Image
+
         return self.transform(Image.fromarray(self.images[sample])), self.labels[sample]
 
 
@@ -134,7 +136,7 @@ class Reference:
 
 
 def divergence(teacher: Tensor, student: Tensor) -> Tensor:
-    """d of Equation 2 of each row."""
+    """Compute d of Equation 2 of each row."""
     log_q, p = functional.log_softmax(student / 4, 1), functional.softmax(teacher / 4, 1)
     return functional.kl_div(log_q, p, reduction="none").sum(1)
 

@@ -7,9 +7,6 @@ is measured against is in `reference_step.py`. `--quick` shows that all of it wo
 """
 
 import argparse
-import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,7 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from common import footer, spread
+from common import footer, ratios, spread
+from processes import start
 from reference_step import CORES, Reference, loader, seconds_each
 from watched_step import BATCH, CLASSES, NETWORKS, Ours, Watch, noise
 
@@ -44,16 +42,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="By default torch's, which is one for each core.")
     parser.add_argument("--quick", action="store_true", help="A repeat of two steps.")
     parser.add_argument("--out", type=Path, help="Page to write.")
-    parser.add_argument("--alone", choices=ALONE, help=argparse.SUPPRESS)  # what a process of its own does
-    parser.add_argument("--store", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.quick:
         chosen.repeats, chosen.steps = 1, 2
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
-    if chosen.alone:
-        ALONE[chosen.alone](chosen)
-        return
     page = [
         "# How fast a step is",
         "",
@@ -102,8 +95,8 @@ def steps(chosen: argparse.Namespace) -> list[str]:
         "",
         "## Where a teacher-free step goes",
         "",
-        "Its limit is the bare work of the student: forward and backward of 2B images, a forward of 2B without gradient "
-        "to score candidates, and the optimiser's step, with the same images and precision.",
+        "Its limit is the bare work of the student: forward and backward of 2B images, a forward of 2B without "
+        "gradient to score candidates, and the optimiser's step, with the same images and precision.",
         "",
         "| student | bare, ms | step by bare | outside forward and backward | with the teacher online |",
         "| --- | --- | --- | --- | --- |",
@@ -173,11 +166,6 @@ def rounds_of(
                 ours.run(oracle, watch)
                 found.append(watch.seconds)
     return rounds[1:], free[1:], online[1:]  # the first ones warm up
-
-
-def ratios(above: list[float], below: list[float]) -> list[float]:
-    """Divide measurement by measurement."""
-    return [one / other for one, other in zip(above, below, strict=True)]
 
 
 def outside(seconds: dict[str, float], networks: tuple[str, ...]) -> float:
@@ -262,8 +250,8 @@ def store(chosen: argparse.Namespace) -> list[str]:
         "",
         "## The store against a memory map",
         "",
-        f"{rows} rows of {CLASSES} float16 logits, in {len(table.chunks)} chunks; written to the disk, and read from its "
-        "cache. The store makes and checks checksums.",
+        f"{rows} rows of {CLASSES} float16 logits, in {len(table.chunks)} chunks; written to the disk, and read from "
+        "its cache. The store makes and checks checksums.",
         "",
         "| | store, microseconds a row | memory map | ratio |",
         "| --- | --- | --- | --- |",
@@ -284,116 +272,7 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-class Cost(NamedTuple):
-    """What a process took: seconds by the clock and of the processor, and what it printed."""
-
-    seconds: float
-    processor: float
-    printed: str
-
-
-def process(*command: str) -> Cost:
-    """Run a process to its end."""
-    started = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as running:
-        assert running.stdout is not None
-        printed = running.stdout.read()
-        _, status, usage = os.wait4(running.pid, 0)
-        running.returncode = os.waitstatus_to_exitcode(status)
-    if running.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed with {running.returncode}")
-    return Cost(time.perf_counter() - started, usage.ru_utime + usage.ru_stime, printed)
-
-
-def start(chosen: argparse.Namespace) -> list[str]:
-    """Measure what happens before the second step, and the memory of processes that take some steps."""
-    python, here = sys.executable, [sys.executable, __file__, "--steps", str(chosen.steps)]
-    here += ["--threads", str(torch.get_num_threads())]
-    commands = {
-        "`kdcache --help`": [python, "-m", "kdcache", "--help"],
-        "`import kdcache`": [python, "-c", "import kdcache"],
-        "an empty Python": [python, "-c", ""],
-        "`import torch`": [python, "-c", "import torch"],
-        "until the first step, online": [*here, "--steps", "1", "--alone", "online"],
-        "until the reference's first step": [*here, "--steps", "1", "--alone", "reference"],
-    }
-    taken: dict[str, list[Cost]] = {name: [] for name in commands}
-    for _ in range(chosen.repeats):
-        for name, command in commands.items():
-            taken[name].append(process(*command, *(["--pairs", chosen.pairs[0]] if "--alone" in command else [])))
-    lines = [
-        "",
-        "## Starting",
-        "",
-        f"Whole processes; the steps are of {chosen.pairs[0].replace(':', ' to ')}.",
-        "",
-        "| | processor, s | clock, s |",
-        "| --- | --- | --- |",
-    ]
-    for name, costs in taken.items():
-        processor, clock = ([getattr(cost, field) for cost in costs] for field in ("processor", "seconds"))
-        lines.append(f"| {name} | {spread(processor, 2)} | {spread(clock, 2)} |")
-    lines += [
-        "",
-        "## Memory",
-        "",
-        f"Largest resident size of a process that takes {chosen.steps} steps, in MiB. The reference's workers come on top, "
-        "with their share of what they have in common (PSS).",
-        "",
-        "| teacher and student | teacher online | teacher-free | reference | its workers | online by reference alone |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for pair in chosen.pairs:
-        with tempfile.TemporaryDirectory() as name:
-            alone = [*here, "--pairs", pair, "--store", f"{name}/answers.zarr", "--alone"]
-            process(*alone, "fill")
-            kinds = {kind: [json.loads(process(*alone, kind).printed) for _ in range(chosen.repeats)] for kind in ALONE}
-        kinds.pop("fill")
-        mib = {kind: [one["peak"] for one in found] for kind, found in kinds.items()}
-        workers = [one["workers"] for one in kinds["reference"]]
-        lines.append(
-            f"| {pair.replace(':', ' to ')} | {spread(mib['online'], 0)} | {spread(mib['free'], 0)} "
-            f"| {spread(mib['reference'], 0)} | {spread(workers, 0)} "
-            f"| {spread(ratios(mib['online'], mib['reference']), 2)} |"
-        )
-    return lines
-
-
-def memory(process: str, file: str, field: str) -> float:
-    """Read a figure of a process's memory, in MiB."""
-    lines = (Path("/proc") / process / file).read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1]) / 2**10
-
-
-def tell_memory() -> None:
-    """Print the largest resident size of this process so far, and what its workers share out among them."""
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    workers = sum(memory(child, "smaps_rollup", "Pss:") for child in children)
-    print(json.dumps({"peak": memory("self", "status", "VmHWM:"), "workers": workers}))
-
-
-def take_reference(chosen: argparse.Namespace) -> None:
-    """Take steps of the reference in this process."""
-    teacher, student = chosen.pairs[0].split(":")
-    reference = Reference(teacher, student, noise(max(chosen.steps, 4 * CORES)).train, BATCH, CLASSES)
-    for _ in range(chosen.steps):
-        reference.step(*next(reference.batches))
-    tell_memory()
-
-
-def take_ours(chosen: argparse.Namespace) -> None:
-    """Take our steps in this process, or fill the store for that."""
-    with tempfile.TemporaryDirectory() as name:
-        ours = Ours(chosen.pairs[0], chosen.steps, chosen.store or Path(name) / "answers.zarr")
-        if chosen.alone == "fill":
-            ours.fill()
-        else:
-            ours.run(ours.free if chosen.alone == "free" else ours.online)
-    tell_memory()
-
-
 PARTS = {"steps": steps, "views": views, "store": store, "start": start}
-ALONE = {"online": take_ours, "free": take_ours, "reference": take_reference, "fill": take_ours}
 
 if __name__ == "__main__":
     main()

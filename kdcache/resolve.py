@@ -222,6 +222,7 @@ def open_store(where: str | Path, teacher: Teacher, data: Dataset, format: Forma
             "network of the teacher": teacher.network.name,
             "name of the dataset": data.card.name,
             "forward rows": teacher.rows,
+            "rewritten for inference": teacher.rewritten,
         },
     )
 

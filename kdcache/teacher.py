@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from kdcache.compute import Compute
-from kdcache.models import Network
+from kdcache.models import FeatureNet, Network
+from kdcache.models.frozen import rewrite
 
 __all__ = ["FORWARD_ROWS", "Teacher"]
 
@@ -32,6 +33,18 @@ class Teacher:
         self.network = network.to(compute.device).eval().requires_grad_(False)
         self.compute = compute
         self.rows = FORWARD_ROWS[compute.device.type]
+        small = compute.device.type == "cpu" and compute.precision == "bfloat16"
+        body = self.network.body
+        self._quick = rewrite(body, torch.bfloat16) if small and isinstance(body, FeatureNet) else None
+
+    @property
+    def rewritten(self) -> bool:
+        """Whether its batch norms are folded and its steps joined, see `kdcache.models.frozen`.
+
+        That is so for our networks on processors in bfloat16, whose rounding moves the answers more than folding does.
+        In float32 they run as they stand.
+        """
+        return self._quick is not None
 
     @torch.inference_mode()
     def __call__(self, views: Tensor) -> Tensor:
@@ -49,8 +62,8 @@ class Teacher:
         """
         answers = []
         for rows, padded in self._forwards(views):
-            with self.compute.autocast():
-                answers.append(self.network(padded)[:rows].float())
+            logits = self._forward(padded, with_features=False)[0]
+            answers.append(logits[:rows].float())
         return torch.cat(answers)
 
     @torch.no_grad()
@@ -65,11 +78,21 @@ class Teacher:
         """
         answers = []
         for rows, padded in self._forwards(views):
-            with self.compute.autocast():
-                logits, features = self.network.with_features(padded)
-            answers.append([tensor[:rows].float() for tensor in (logits, *features)])
+            found = self._forward(padded, with_features=True)
+            answers.append([tensor[:rows].float() for tensor in found])
         logits, *features = (torch.cat(parts) for parts in zip(*answers, strict=True))
         return logits, features
+
+    def _forward(self, views: Tensor, with_features: bool) -> tuple[Tensor, ...]:
+        """Logits, and with them the features if these are wanted: the logits are the same bits either way."""
+        if self._quick is not None:
+            found: tuple[Tensor, ...] = self._quick(self.network.normalise(views).bfloat16())
+            return found
+        with self.compute.autocast():
+            if not with_features:
+                return (self.network(views),)
+            logits, features = self.network.with_features(views)
+        return (logits, *features)
 
     def _forwards(self, views: Tensor) -> Iterator[tuple[int, Tensor]]:
         for rows in views.split(self.rows):
