@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--pairs", nargs="+", default=PAIRS, help="TEACHER:STUDENT")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=20, help="Steps of a measurement.")
+    parser.add_argument("--steps", type=int, default=40, help="Steps of a measurement, which is an epoch.")
     parser.add_argument("--threads", type=int, help="By default torch's, which is one for each core.")
     parser.add_argument("--quick", action="store_true", help="A repeat of two steps.")
     parser.add_argument("--out", type=Path, help="Page to write.")

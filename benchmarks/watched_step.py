@@ -15,7 +15,7 @@ from kdcache.config import StudentConfig
 from kdcache.datasets import Card, Dataset, Split
 from kdcache.oracle import Oracle
 from kdcache.resolve import open_store, plan_of
-from kdcache.store.statistics import EpochStatistics
+from kdcache.store.statistics import EpochStatistics, Shape
 from kdcache.teacher import Teacher
 from kdcache.views import ViewMaker
 
@@ -125,8 +125,9 @@ class Ours:
         step = Step(self.config, self.student, objective, oracle, self.compute)
         batches = self.views.epoch(self.epoch)
         self.epoch = 1 - self.epoch  # the other one, or nothing would be read again
-        samples, slots, count = len(self.data.train), self.views.plan.slots, len(self.views.steps)
-        step.begin(EpochStatistics.empty(samples, slots, count, self.compute.device))
+        count = len(self.views.steps)
+        shape = Shape(len(self.data.train), self.views.plan.slots, count, step.losses)
+        step.begin(EpochStatistics.empty(shape, self.compute.device))
         with self._watched(watch, step) if watch else nullcontext():
             started = time.perf_counter()
             for _ in loop.train_epoch(self.optimiser, watch.each("views", batches) if watch else batches, step):
@@ -144,7 +145,7 @@ class Ours:
         step._ask = watch.over("store", step._ask)  # type: ignore[method-assign]
         step._pick = watch.over("scores and picks", step._pick)  # type: ignore[method-assign]
         step._record = watch.over("record", step._record)  # type: ignore[method-assign]
-        step.objective.forward = watch.over("losses", step.objective.forward)  # type: ignore[method-assign]
+        step._losses_of = watch.over("losses", step._losses_of)  # type: ignore[assignment]
 
         def zero_grad(set_to_none: bool = True) -> None:
             plain[2](set_to_none)

@@ -55,7 +55,7 @@ class _Convolution(nn.Module):
         if other is None:
             found = operations._convolution_pointwise(images, *given, "relu" if self.activates else "none", [], "")
         else:
-            after = ("add", 1.0, "relu" if self.activates else None, [], "")
+            after: tuple[Any, ...] = ("add", 1.0, "relu" if self.activates else None, [], "")
             if self.in_place:
                 found = operations._convolution_pointwise_.binary(other, images, *given, *after)
             else:
