@@ -624,7 +624,7 @@ class Pictures(Kind):
         import numpy as np
         from PIL import Image
 
-        from kdcache.datasets import folder as reader
+        from kdcache.datasets import pictures as reader
 
         self.reader = reader
         pixels = np.random.Generator(np.random.Philox(5)).integers(0, 256, (40, 50, 3), np.uint8)
@@ -721,7 +721,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", metavar="KIND[:NUMBER]", help="try one kind, or one of its inputs, alone")
     chosen = parser.parse_args()
-    for module in ("torch", "h5py", "kdcache.resolve", "kdcache.datasets.folder", "kdcache.datasets.packed"):
+    for module in ("torch", "h5py", "kdcache.resolve", "kdcache.datasets.pictures", "kdcache.datasets.packed"):
         import_module(module)
     only, _, number = (chosen.only or "").partition(":")
     numbers = range(int(number), int(number) + 1) if number else range(chosen.inputs)

@@ -27,6 +27,7 @@ from pydantic import (
 from kdcache.errors import UsageError, fault, first_line
 from kdcache.words import (
     AUGMENTATIONS,
+    BAD_IMAGES,
     CACHES,
     CRITERIA,
     DATASETS,
@@ -36,7 +37,9 @@ from kdcache.words import (
     LOSSES,
     MIXES,
     MODELS,
+    PACKED,
     PRECISIONS,
+    SIZED,
     STORE_TYPES,
     Augmentation,
     OneOf,
@@ -46,12 +49,13 @@ from kdcache.words import (
 
 __all__ = ["StudentConfig", "TeacherConfig", "TrainingConfig"]
 
-Dataset = Annotated[str, AfterValidator(OneOf(tuple(DATASETS), ((FOLDER, "PATH"),)))]
+Dataset = Annotated[str, AfterValidator(OneOf(tuple(DATASETS), ((FOLDER, "PATH"), (PACKED, "FILE"))))]
 Model = Annotated[str, AfterValidator(OneOf(MODELS, ELSEWHERE))]
 Aug = Annotated[str, AfterValidator(SumOf(MIXES, "cutmix+mixup", alone=tuple(AUGMENTATIONS)))]
 Pick = Annotated[str, AfterValidator(OneOf(tuple(CRITERIA)))]
 Loss = Annotated[str, AfterValidator(SumOf(tuple(LOSSES), "crd:0.8+kd"))]
 Device = Annotated[str, AfterValidator(OneOf(("auto", "cpu", "cuda", "mps")))]
+BadImages = Annotated[str, AfterValidator(OneOf(BAD_IMAGES))]
 Cache = Annotated[str, AfterValidator(OneOf(CACHES))]
 StoreType = Annotated[str, AfterValidator(OneOf(STORE_TYPES))]
 Scope = Annotated[str, AfterValidator(OneOf(("global", "rank")))]
@@ -72,7 +76,7 @@ class TrainingConfig(BaseModel):
     """The table of a config file that this kind of run reads, besides the keys at the top."""
     UNRECORDED: ClassVar[frozenset[str]] = frozenset({"out", "overwrite", "download", "resume", "checkpoint_minutes"})
     """Settings that say where and when to write or fetch, not what to train."""
-    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset({"data_root"})
+    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset({"data_root", "workers"})
     """Settings that may differ when a run is gone on with: they do not change what comes out."""
     OPTIONS_ALONE: ClassVar[frozenset[str]] = frozenset({"out", "overwrite", "download"})
     """Settings that no file may have: it would decide what is written over, or that something is fetched."""
@@ -84,8 +88,13 @@ class TrainingConfig(BaseModel):
         None,
         ge=IMAGE_SIZES[0],
         le=IMAGE_SIZES[1],
-        description="Side to which a folder's images are resized, in pixels [folder: 64].",
+        description="Side to which pictures are brought, in pixels [folder: 64, imagenet: 224].",
     )
+    on_bad_image: BadImages = Field("error", description="What to do about a picture that cannot be read.")
+    val_fraction: float = Field(
+        0.0, ge=0, lt=1, description="Share of each class to keep from training; best is then the best on these."
+    )
+    workers: int | None = Field(None, ge=0, description="Processes that decode pictures [one for each core].")
     model: Model = Field("wrn_16_1", description="Network to train.")
     features: tuple[str, ...] = Field(
         (), description="Modules of a network from elsewhere whose outputs are its features, as in layer1,layer2."
@@ -143,9 +152,10 @@ class TrainingConfig(BaseModel):
 
     @field_validator("image_size")
     @classmethod
-    def _own_size_for_folders_only(cls, size: int | None, info: ValidationInfo) -> int | None:
-        if size is not None and info.data.get("dataset") in DATASETS:
-            raise ValueError("only with folder:PATH, every other dataset has a size of its own")
+    def _own_size_for_pictures_only(cls, size: int | None, info: ValidationInfo) -> int | None:
+        dataset = info.data.get("dataset")
+        if size is not None and dataset in DATASETS and dataset not in SIZED:
+            raise ValueError(f"only with folder:PATH, hdf5:FILE, {listed(SIZED)}; others have a size of their own")
         return size
 
     def rate(self, epoch: int) -> float:

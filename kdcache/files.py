@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from kdcache.errors import KdcacheError, fault, first_line
 
-__all__ = ["write_json", "write_text", "write_whole", "write_whole_folder"]
+__all__ = ["move_whole", "write_json", "write_text", "write_whole", "write_whole_folder"]
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -43,6 +43,13 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         raise KdcacheError(fault(f"cannot write {path}", given=first_line(error))) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def move_whole(draft: Path, path: Path) -> None:
+    """Give a finished draft its name; it may have been written by several processes, one after the other."""
+    _sync(draft)
+    os.replace(draft, path)
+    _sync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from kdcache import interrupts, ranks
 from kdcache.compute import Compute
 from kdcache.datasets import Split
+from kdcache.datasets.workers import done_ahead
 from kdcache.errors import KdcacheError, fault
 from kdcache.losses import cross_entropy
 from kdcache.models import Network
@@ -187,10 +188,11 @@ def evaluate(network: Network, split: Split, compute: Compute, batch_size: int =
     network.eval()
     totals = torch.zeros(3, dtype=torch.float64)
     mine = share(range(len(split)), ranks.rank(), ranks.number())
-    for samples in torch.arange(mine.start, mine.stop).split(batch_size):
+    steps = torch.arange(mine.start, mine.stop).split(batch_size)
+    for samples, images in zip(steps, done_ahead(split.take, steps, split.workers), strict=True):
         labels = split.labels[samples].to(compute.device)
         with compute.autocast():
-            logits = network(split.take(samples).to(compute.device))
+            logits = network(images.to(compute.device))
         logits = logits.float()
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         figures = (best[:, 0].sum(), best.sum(), cross_entropy(logits, labels) * len(samples))

@@ -70,6 +70,8 @@ class EpochMetrics:
         Accuracy on the test set, in percent.
     seconds : float
         The whole epoch.
+    val_loss, val_top1 : float or None
+        Likewise on what was kept from training for validation.
     lr : float or None
     train_loss : float or None
         Mean of the training loss over the steps.
@@ -90,6 +92,8 @@ class EpochMetrics:
     test_top1: float
     test_top5: float
     seconds: float
+    val_loss: float | None = None
+    val_top1: float | None = None
     lr: float | None = None
     train_loss: float | None = None
     images_per_second: float | None = None

@@ -42,7 +42,15 @@ MODEL, ANSWERS = "model.safetensors", "answers.zarr"
 
 def load_data(config: TrainingConfig) -> Dataset:
     """Load the images and labels that a config names."""
-    return datasets.load(config.dataset, root=config.data_root, image_size=config.image_size, download=config.download)
+    return datasets.load(
+        config.dataset,
+        root=config.data_root,
+        image_size=config.image_size,
+        download=config.download,
+        on_bad_image=config.on_bad_image,
+        val_fraction=config.val_fraction,
+        workers=config.workers,
+    )
 
 
 def fresh_network(config: TrainingConfig, data: Dataset) -> Network:

@@ -19,6 +19,7 @@ from kdcache import ranks
 from kdcache.checkpoints import Checkpoints, Progress
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig, TrainingConfig
+from kdcache.datasets import Dataset
 from kdcache.errors import KdcacheError, UsageError, fault, first_line
 from kdcache.files import write_json, write_text
 from kdcache.models import Network
@@ -41,8 +42,11 @@ class Run:
         ``config.out`` names the folder; without it a new one under `RUNS` is made.
     compute : Compute
         Recorded in the environment.
-    class_names : tuple of str
-        Kept with the network, so that it can name what it sees.
+    data : Dataset
+        Its class names, and how a picture becomes a clean view, are kept with the network, so that it can name what it
+        sees.
+    teacher : Compute, optional
+        How precisely the teacher answers.
 
     Raises
     ------
@@ -54,10 +58,10 @@ class Run:
         self,
         config: TrainingConfig,
         compute: Compute,
-        class_names: tuple[str, ...] = (),
+        data: Dataset,
         teacher: Compute | None = None,
     ) -> None:
-        self.config, self.class_names = config, class_names
+        self.config, self.data = config, data
         self.metrics: list[EpochMetrics] = []
         self.resumed: list[dict[str, int]] = []
         self._before, self._started = 0.0, time.perf_counter()
@@ -151,8 +155,8 @@ class Run:
         self.metrics.append(metrics)
         if not ranks.first():
             return
-        facts = {"epoch": metrics.epoch, "top1": metrics.test_top1, "class_names": self.class_names}
-        save(network, self.path / "model.safetensors", **facts)
+        facts = {"class_names": self.data.class_names, "shorter_side": self.data.card.shorter_side}
+        save(network, self.path / "model.safetensors", epoch=metrics.epoch, top1=metrics.test_top1, **facts)
         write_text(
             self.path / "metrics.jsonl",
             "".join(json.dumps(asdict(line), allow_nan=False) + "\n" for line in self.metrics),
@@ -166,7 +170,9 @@ class Run:
         questions_asked, questions_answered : int
             Questions outside the epochs, as by filling a store.
         """
-        best = max(self.metrics, key=lambda line: line.test_top1)  # the first of equals
+        validated = self.metrics[-1].val_top1 is not None
+        judge = "val_top1" if validated else "test_top1"
+        best = max(self.metrics, key=lambda line: float(getattr(line, judge)))  # the first of equals
         summary = {
             "kind": self.config.table,
             "dataset": self.config.dataset,
@@ -176,6 +182,8 @@ class Run:
             "last_top5": self.metrics[-1].test_top5,
             "best_top1": best.test_top1,
             "best_epoch": best.epoch,
+            "best_on": "validation" if validated else "test",
+            "skipped_images": self.data.skipped,
             "questions_asked": questions_asked + sum(line.questions_asked for line in self.metrics),
             "questions_answered": questions_answered + sum(line.questions_answered for line in self.metrics),
             "seconds": self._seconds(),

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 __all__ = [
     "AUGMENTATIONS",
+    "BAD_IMAGES",
     "CACHES",
     "CRITERIA",
     "DATASETS",
@@ -19,7 +20,9 @@ __all__ = [
     "MIXES",
     "MODELS",
     "MOST_CLASSES",
+    "PACKED",
     "PRECISIONS",
+    "SIZED",
     "STORE_TYPES",
     "Augmentation",
     "Criterion",
@@ -29,11 +32,24 @@ __all__ = [
     "listed",
 ]
 
-DATASETS = {"fashion-mini": "mini", "fashion-mnist": "mini", "cifar10": "cifar100", "cifar100": "cifar100"}
+DATASETS = {
+    "fashion-mini": "mini",
+    "fashion-mnist": "mini",
+    "cifar10": "cifar100",
+    "cifar100": "cifar100",
+    "tiny-imagenet": "tiny-imagenet",
+    "imagenet": "imagenet",
+}
 """Each dataset by name, and the preset in ``configs/`` that it is trained with by default."""
 
-FOLDER = "folder:"
-"""What the name of a dataset of the user's own starts with; the path of its folder follows."""
+FOLDER, PACKED = "folder:", "hdf5:"
+"""What the name of a dataset of the user's own starts with; the path of its folder, or of its one file, follows."""
+
+SIZED = ("imagenet",)
+"""Datasets with a name whose pictures can be brought to any size."""
+
+BAD_IMAGES = ("error", "skip")
+"""What to do about a picture that cannot be read."""
 
 IMAGE_SIZES = (32, 1024)
 """Least and largest side of the images of a network, in pixels."""

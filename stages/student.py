@@ -67,7 +67,7 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     step = Step(config, student, objective, oracle, compute)
     optimiser = loop.sgd(nn.ModuleList([student, objective]), config.lr, config.momentum, config.weight_decay)
 
-    run = Run(config, compute, data.class_names, oracle.teacher.compute if oracle else None)
+    run = Run(config, compute, data, oracle.teacher.compute if oracle else None)
     progress = run.restore({"student": student, "objective": objective}, optimiser)
     shape = Shape(plan.samples, plan.slots, len(views.steps), step.losses)
     store = StatisticsStore(run.path / "statistics.zarr", config.epochs, shape) if ranks.first() else None
@@ -86,6 +86,7 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
                 store.write(epoch, statistics)
             ranks.share_buffers(student)
             accuracy = loop.evaluate(student, data.test, compute)
+            validation = loop.evaluate(student, data.val, compute) if data.val else None
             metrics = EpochMetrics(
                 epoch=epoch + 1,
                 lr=config.rate(epoch),
@@ -93,6 +94,8 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
                 test_loss=accuracy.loss,
                 test_top1=accuracy.top1,
                 test_top5=accuracy.top5,
+                val_loss=validation.loss if validation else None,
+                val_top1=validation.top1 if validation else None,
                 images_per_second=event.images_per_second,
                 seconds=time.perf_counter() - started,
                 kl_ratio=statistics.mean_kl_ratio(),

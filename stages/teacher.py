@@ -69,7 +69,7 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
             logits = trained(batch.views)
         return ranks.number() * len(batch) / len(batch.whole) * cross_entropy(logits, batch.labels)
 
-    run = Run(config, compute, data.class_names)
+    run = Run(config, compute, data)
     progress = run.restore({"teacher": teacher}, optimiser)
     title = f"teacher {config.model} on {config.dataset} -> {run.path}"
     reporter.begin(title, config.epochs, len(data.train), run.path)
@@ -83,6 +83,7 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
                     run.keep(Progress(epoch, event.step, event.losses))
             ranks.share_buffers(teacher)
             accuracy = loop.evaluate(teacher, data.test, compute)
+            validation = loop.evaluate(teacher, data.val, compute) if data.val else None
             metrics = EpochMetrics(
                 epoch=epoch + 1,
                 lr=config.rate(epoch),
@@ -90,6 +91,8 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
                 test_loss=accuracy.loss,
                 test_top1=accuracy.top1,
                 test_top5=accuracy.top5,
+                val_loss=validation.loss if validation else None,
+                val_top1=validation.top1 if validation else None,
                 images_per_second=event.images_per_second,
                 seconds=time.perf_counter() - started,
             )
@@ -143,7 +146,7 @@ def adopt_teacher(
     network, published = find_network(weights, data, model, mean, std)
     network = network.to(compute.device)
     started = time.perf_counter()
-    run = Run(config.model_copy(update={"model": network.name}), compute, data.class_names)
+    run = Run(config.model_copy(update={"model": network.name}), compute, data)
     accuracy = loop.evaluate(network, data.test, compute)
     metrics = EpochMetrics(
         epoch=0,

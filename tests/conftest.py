@@ -1,7 +1,9 @@
 """What several test modules need: a small folder of pictures, and a teacher trained on it."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,15 @@ from kdcache.config import TeacherConfig
 from kdcache.datasets import Split
 
 CLASSES = ("bright", "dark", "striped")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def manifests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the manifests of the tests' pictures out of the user's cache folder, also in other processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MPLCONFIGDIR", matplotlib.get_configdir())  # where fonts need not be looked for again
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -67,6 +67,8 @@ def test_help_imports_no_torch(words: list[str], tmp_path: Path) -> None:
         ("student-train --config nowhere.toml", ["--config", "mini", "nowhere.toml"]),
         ("teacher-train --dataset folder:nowhere", ["nowhere"]),
         ("teacher-train --dataset cifar100", ["datasets", "--download"]),
+        ("teacher-train --dataset imagenet", ["datasets", "kdcache data fetch imagenet"]),
+        ("data fetch imagenet", ["imagenet", "ILSVRC2012_img_train.tar"]),
         ("student-train", ["no finished teacher", "kdcache teacher-train", "--teacher"]),
         ("student-train --teacher nowhere", ["nowhere"]),
         ("analyze disagreement", ["no finished teacher"]),

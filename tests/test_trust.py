@@ -21,7 +21,7 @@ from PIL import Image
 from kdcache.config import UNWRITABLE, StudentConfig, TeacherConfig
 from kdcache.datasets import packed
 from kdcache.datasets.cards import CARDS
-from kdcache.datasets.folder import read_image
+from kdcache.datasets.pictures import read_image
 from kdcache.errors import KdcacheError, UsageError, fault
 from kdcache.models import build, checkpoint, published
 from kdcache.record import FinishedRun, finished_runs

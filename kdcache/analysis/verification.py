@@ -48,7 +48,7 @@ class Check(NamedTuple):
 
 
 def verify(
-    store: AnswerStore, teacher: Teacher, data: Split, padding: int, samples: int | None, seed: int = 0
+    store: AnswerStore, teacher: Teacher, data: Split, padding: int | None, samples: int | None, seed: int = 0
 ) -> Iterator[Check]:
     """Check the tables of a store one after the other.
 
@@ -58,8 +58,8 @@ def verify(
     teacher : Teacher
     data : Split
         The training images.
-    padding : int
-        Of the crop, in pixels.
+    padding : int or None
+        Of the crop, in pixels, see `kdcache.views.Plan`.
     samples : int or None
         Answers to ask again in all, spread at random over the tables; ``None`` is all of them.
     seed : int
@@ -97,7 +97,9 @@ def verify_run(
     yield from verify(found, teacher, data.train, data.card.padding, samples, seed)
 
 
-def _check(store: AnswerStore, name: str, teacher: Teacher, data: Split, padding: int, starts: np.ndarray) -> Check:
+def _check(
+    store: AnswerStore, name: str, teacher: Teacher, data: Split, padding: int | None, starts: np.ndarray
+) -> Check:
     table, views = store.table(name), _views(name, teacher, data, padding)
     oracle = Oracle(teacher, views, store=store)
     replayed = Replayed.parse(name)
@@ -125,9 +127,9 @@ def _check(store: AnswerStore, name: str, teacher: Teacher, data: Split, padding
     return Check(name, rows, store.samples, len(table.damaged), compared, largest, mean, flips)
 
 
-def _views(name: str, teacher: Teacher, data: Split, padding: int) -> ViewMaker:
+def _views(name: str, teacher: Teacher, data: Split, padding: int | None) -> ViewMaker:
     """Make the plan whose last slot is what a table answers."""
     replayed = Replayed.parse(name)
     seed, kind = (replayed.seed, replayed.kind) if replayed else (0, CLEAN)
-    plan = Plan(len(data), data.images.shape[-1], padding, crop_flip=True, seed=seed).ending_with(kind)
+    plan = Plan(len(data), data.image_size, padding, crop_flip=True, seed=seed).ending_with(kind)
     return ViewMaker(data, plan, teacher.rows, teacher.compute.device)

@@ -113,6 +113,7 @@ COMMANDS = {
     "analyze": Command("analyze", "Look into what was trained."),
     "report": Command("report", "Write what runs came to: a page with tables and charts, Markdown, CSV or JSON."),
     "cache": Command("cache", "Fill, plan, check and tidy the store of a teacher's answers."),
+    "data": Command("data", "List, show, fetch, pack and check datasets."),
     "views": Command("views", "Show the views of an epoch: the rows of its table, and a picture."),
     "models": Command("models", "List the networks, their sizes, and the pairs of the paper."),
     "export": Command("models", "Write a network for deployment: pixels in, probabilities out."),

@@ -60,7 +60,7 @@ def predict(run: Path, images: tuple[Path, ...]) -> None:
     """Predict classes."""
     import torch
 
-    from kdcache.datasets.folder import read_image
+    from kdcache.datasets.pictures import read_image
     from kdcache.errors import printable
     from kdcache.export import Deployed
     from kdcache.models import checkpoint
@@ -69,11 +69,13 @@ def predict(run: Path, images: tuple[Path, ...]) -> None:
 
     path = FinishedRun(run).path / MODEL
     network = checkpoint.load(path)
-    names = checkpoint.metadata(path).get("class_names") or [str(label) for label in range(network.num_classes)]
+    facts = checkpoint.metadata(path)
+    names = facts.get("class_names") or [str(label) for label in range(network.num_classes)]
+    sides = network.image_size, facts.get("shorter_side") or network.image_size
     deployed = Deployed(network)
     for image in images:
         with torch.inference_mode():
-            (probabilities,) = deployed(read_image(str(image), network.image_size)[None])
+            (probabilities,) = deployed(read_image(image, *sides)[None])
         top = probabilities.topk(min(5, len(names)))
         guesses = (
             f"{printable(names[label])} {share:.3f}" for label, share in zip(top.indices, top.values, strict=True)

@@ -93,9 +93,10 @@ def teacher_load(
 
 
 def _tell(reporter: "Reporter", run: "FinishedRun") -> None:
+    best = "best" if run.summary.get("best_on", "test") == "test" else "best on validation:"
     reporter.say(
-        "{kind} {model}: top-1 {last_top1:.2f} % (best {best_top1:.2f} % at epoch {best_epoch}), "
+        "{kind} {model}: top-1 {last_top1:.2f} % ({best} {best_top1:.2f} % at epoch {best_epoch}), "
         "teacher asked {questions_asked} questions, {questions_answered} answered from the store, "
-        "{seconds:.0f} s".format(**run.summary)
+        "{seconds:.0f} s".format(best=best, **run.summary)
     )
     reporter.say(f"run: {run.path}")

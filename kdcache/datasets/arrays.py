@@ -8,7 +8,7 @@ from kdcache.datasets import Split
 from kdcache.datasets.cards import Card
 from kdcache.errors import UsageError, fault
 
-__all__ = ["make_split"]
+__all__ = ["check_labels", "make_split"]
 
 
 def make_split(where: object, card: Card, images: np.ndarray, labels: np.ndarray) -> Split:
@@ -31,7 +31,7 @@ def make_split(where: object, card: Card, images: np.ndarray, labels: np.ndarray
     UsageError
         If the arrays are anything else.
     """
-    size, classes = card.image_size, card.classes or 0
+    size = card.image_size
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or not len(images):
         raise UsageError(
             fault(f"images of {where}", allowed="uint8 (N, H, W, 1 or 3)", given=f"{images.dtype} {images.shape}")
@@ -41,15 +41,21 @@ def make_split(where: object, card: Card, images: np.ndarray, labels: np.ndarray
         raise UsageError(
             fault(f"images of {where}", allowed=f"{size}x{size} or evenly less", given=f"{height}x{width}")
         )
-    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+    check_labels(where, card, labels, len(images))
+    rows, columns = (size - height) // 2, (size - width) // 2
+    planes = torch.from_numpy(images).permute(0, 3, 1, 2)
+    padded = F.pad(planes, (columns, columns, rows, rows)).expand(-1, 3, -1, -1).contiguous()
+    return Split(padded, torch.from_numpy(labels.astype(np.int64)))
+
+
+def check_labels(where: object, card: Card, labels: np.ndarray, count: int) -> None:
+    """Refuse labels that are not as many as there are images, or no classes of a card."""
+    classes = card.classes or 0
+    if labels.dtype.kind not in "iu" or labels.shape != (count,):
         raise UsageError(
-            fault(f"labels of {where}", allowed=f"integers ({len(images)},)", given=f"{labels.dtype} {labels.shape}")
+            fault(f"labels of {where}", allowed=f"integers ({count},)", given=f"{labels.dtype} {labels.shape}")
         )
     if labels.min() < 0 or labels.max() >= classes:
         raise UsageError(
             fault(f"labels of {where}", allowed=f"0 to {classes - 1}", given=f"{labels.min()} to {labels.max()}")
         )
-    rows, columns = (size - height) // 2, (size - width) // 2
-    planes = torch.from_numpy(images).permute(0, 3, 1, 2)
-    padded = F.pad(planes, (columns, columns, rows, rows)).expand(-1, 3, -1, -1).contiguous()
-    return Split(padded, torch.from_numpy(labels.astype(np.int64)))

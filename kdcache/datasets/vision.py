@@ -1,4 +1,4 @@
-"""The datasets that torchvision can fetch and read, in its layout."""
+"""The datasets that torchvision can read, in its layout."""
 
 from pathlib import Path
 from typing import Any
@@ -9,21 +9,17 @@ from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 from kdcache.datasets import Dataset
 from kdcache.datasets.arrays import make_split
 from kdcache.datasets.cards import Card
-from kdcache.errors import KdcacheError, UsageError, fault
+from kdcache.errors import UsageError, fault
 
-__all__ = ["found", "load"]
+__all__ = ["load"]
 
-_SOURCES: dict[str, tuple[Any, str]] = {
-    "fashion-mnist": (FashionMNIST, "FashionMNIST/raw"),
-    "cifar10": (CIFAR10, CIFAR10.base_folder),
-    "cifar100": (CIFAR100, CIFAR100.base_folder),
-}
+_SOURCES: dict[str, Any] = {"fashion-mnist": FashionMNIST, "cifar10": CIFAR10, "cifar100": CIFAR100}
 
-# What torchvision raises at files that are missing, fail their checksum or cannot be parsed, and at a dead network.
+# What torchvision raises at files that are missing, fail their checksum or cannot be parsed.
 _FAILURES = (RuntimeError, OSError, ValueError, TypeError, KeyError, AssertionError)
 
 
-def load(card: Card, root: Path, download: bool) -> Dataset:
+def load(card: Card, root: Path, workers: int) -> Dataset:
     """Read one of torchvision's datasets.
 
     Parameters
@@ -32,33 +28,20 @@ def load(card: Card, root: Path, download: bool) -> Dataset:
         Its `name` says which.
     root : Path
         The folder that holds the dataset's own folder.
-    download : bool
-        Fetch the dataset if it is not there.
 
     Raises
     ------
     UsageError
         If the files are missing or damaged. CIFAR's are unpickled only after their checksums proved right.
-    KdcacheError
-        If a download fails.
     """
-    source, folder = _SOURCES[card.name][0], root / _SOURCES[card.name][1]
+    source, folder = _SOURCES[card.name], root / card.folders[0]
     try:
-        train, test = (source(root, train=train, download=download) for train in (True, False))
+        train, test = (source(root, train=train) for train in (True, False))
     except _FAILURES as error:
-        if download:
-            reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-            raise KdcacheError(
-                fault(f"cannot fetch {card.name} into {folder}, or read it there", given=reason[0])
-            ) from error
-        what, remedy = (
-            (f"{card.name} in {folder} has missing or damaged files", "delete them and give --download")
-            if folder.is_dir()
-            else (f"{card.name} is not in {folder}", "give --download")
-        )
-        raise UsageError(
-            fault(what, allowed=f"the unpacked files of {card.source} ({remedy} to fetch them)")
-        ) from error
+        there = folder.is_dir()
+        what = f"{card.name} in {folder} has missing or damaged files" if there else f"{card.name} is not in {folder}"
+        remedy = f"'kdcache data fetch {card.name}' or --download" + (" after deleting them" if there else "")
+        raise UsageError(fault(what, allowed=f"the unpacked files of {card.source} ({remedy})")) from error
     train_split, test_split = (
         make_split(f"{folder} ({part})", card, _with_channels(np.asarray(data.data)), np.asarray(data.targets))
         for part, data in (("train", train), ("test", test))

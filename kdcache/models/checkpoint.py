@@ -3,14 +3,15 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from torch import Tensor
 
 from kdcache import tensors
 from kdcache.errors import UsageError, fault
 from kdcache.models import Network, build, tensors_of
+from kdcache.words import IMAGE_SIZES
 
 __all__ = ["FORMAT", "fingerprint", "is_ours", "load", "metadata", "save"]
 
@@ -32,6 +33,7 @@ class _Description(BaseModel):
     std: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
     feature_names: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
+    shorter_side: Annotated[int, Field(ge=1, le=2 * IMAGE_SIZES[1])] | None = None
 
 
 def save(network: Network, path: Path, **metadata: object) -> None:
@@ -91,7 +93,7 @@ def load(path: Path) -> Network:
         outline = tensors_of(stated.name, stated.num_classes, stated.image_size)
         if outline is not None:
             _compare(path, state, outline)
-        network = build(**stated.model_dump(exclude={"class_names"}), seed=0)
+        network = build(**stated.model_dump(exclude={"class_names", "shorter_side"}), seed=0)
     except UsageError as error:
         raise UsageError(*(_placed(path, line) for line in error.faults)) from error
     _compare(path, state, network.body.state_dict())

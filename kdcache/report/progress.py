@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -12,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from kdcache.loop import StepEvent
 from kdcache.record import EpochMetrics
 
-__all__ = ["Bar", "Lines", "Reporter", "terminal"]
+__all__ = ["Bar", "Lines", "Reporter", "counting", "terminal"]
 
 
 class Reporter:
@@ -124,6 +126,15 @@ def terminal() -> Reporter:
     if os.environ.get("RANK", "0") != "0":
         return Reporter()
     return Bar(Console()) if sys.stdout.isatty() else Lines()
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show how far some work has come: a bar on a terminal, nothing elsewhere. Yields what hears done and total."""
+    columns, quiet = (TextColumn(what), BarColumn(), TimeRemainingColumn()), not sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def _figures(metrics: EpochMetrics) -> str:

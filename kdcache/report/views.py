@@ -1,6 +1,6 @@
 """The views of an epoch for people: the rows of its table, and a picture."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -10,7 +10,8 @@ from rich.table import Table
 from kdcache.datasets import Dataset
 from kdcache.files import write_whole
 from kdcache.report.tables import table
-from kdcache.views import Plan, ViewMaker
+from kdcache.views import EpochTable, Plan, ViewMaker
+from kdcache.views.geometry import random_part
 
 __all__ = ["draw_views", "views_table"]
 
@@ -21,8 +22,8 @@ def views_table(plan: Plan, data: Dataset, epoch: int, samples: int) -> Table:
     lines = []
     for position in range(samples):
         sample = drawn.order[position]
-        top, left = drawn.crop[position]
-        line = [str(position), str(sample), data.class_names[data.train.labels[sample]], f"{top},{left}"]
+        line = [str(position), str(sample), data.class_names[data.train.labels[sample]]]
+        line.append(",".join(map(str, _crop(plan, data, drawn, position))))
         line.append("yes" if drawn.flip[position] else "no")
         for slot in drawn.slots:
             parameters = ",".join(f"{value:g}" for value in slot.parameters[position].tolist())
@@ -30,6 +31,15 @@ def views_table(plan: Plan, data: Dataset, epoch: int, samples: int) -> Table:
         lines.append(line)
     head = ("position", "sample", "class", "crop", "flip", *(f"{kind}: partner [how] kept" for kind in plan.kinds[1:]))
     return table(f"View seed {plan.seed}, epoch {epoch + 1}", head, lines)
+
+
+def _crop(plan: Plan, data: Dataset, drawn: EpochTable, position: int) -> Sequence[int]:
+    """Top and left of the crop; where it is a part of a picture, left, top, right and bottom."""
+    if not plan.of_pictures or data.train.pictures is None:
+        found: list[int] = drawn.crop[position].tolist()
+        return found
+    size = data.train.pictures.dimensions(int(drawn.order[position]))
+    return random_part(int(drawn.crop[position]), *size)
 
 
 def draw_views(views: ViewMaker, data: Dataset, epoch: int, samples: int, path: Path) -> None:

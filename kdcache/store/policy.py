@@ -1,5 +1,6 @@
 """What is worth remembering: the measured thresholds, and the choice that ``--cache`` leaves open."""
 
+import math
 from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,11 +98,12 @@ def distinct_views(plan: Plan, epochs: float, known: float = 0) -> float:
     Parameters
     ----------
     plan : Plan
+        Of which V is more than 1.
     epochs, known : float
         Epochs to come, and those whose views are known.
     """
-    unseen = 1 - 1 / plan.standard_views
-    return plan.standard_views * unseen**known * (1 - unseen**epochs)
+    unseen = math.log1p(-1 / plan.standard_views)  # of a share that may be as good as 1
+    return plan.standard_views * math.exp(unseen * known) * -math.expm1(unseen * epochs)
 
 
 def fits_an_index(plan: Plan) -> bool:
@@ -132,6 +134,8 @@ def choose(cache: str, plan: Plan, epochs: int, room: Room) -> Choice:
         return Choice(frozenset(plan.kinds if keeps else ()), indexed=cache != "off")
     if cache == "standard" and not fits_an_index(plan):
         allowed = f"{INDEX_BYTES // (4 * plan.standard_views)} samples of {plan.standard_views} views each"
+        if plan.of_pictures:
+            allowed = "images whose crops are finitely many, not parts of pictures"
         raise UsageError(fault("--cache standard", allowed=allowed, given=plan.samples))
     if cache != "auto":
         keep = {"standard": plan.kinds[:1], "replay": plan.kinds}.get(cache, ())

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from kdcache import ranks
 from kdcache.datasets import Split
+from kdcache.datasets.workers import done_ahead
 from kdcache.errors import UsageError, fault
-from kdcache.views.geometry import crop_flip, take
+from kdcache.views.geometry import crop_flip, flip_some, random_part, take
 from kdcache.views.mix import MIXES
 from kdcache.views.plan import EpochTable, Plan, Slot, share, steps
 
@@ -80,6 +82,19 @@ class Batch:
         return torch.where(self.kept == 0.5, lower, by_share)
 
 
+class _Request(NamedTuple):
+    """Images that are needed: samples, and the words of their parts where x are parts of pictures."""
+
+    samples: Tensor
+    words: np.ndarray | None
+
+
+def _read(split: Split, request: _Request) -> Tensor:
+    if request.words is None:
+        return split.take(request.samples)
+    return split.pieces(request.samples, request.words, random_part)
+
+
 class ViewMaker:
     """Makes the views of a plan: the batches of an epoch, or any rows of one slot.
 
@@ -106,22 +121,28 @@ class ViewMaker:
         self.table = lru_cache(maxsize=1)(plan.epoch)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """Make the batches of an epoch, both counted from 0; of each, the part of this process."""
-        for step in range(first_step, len(self.steps)):
-            yield self._batch(epoch, step, self.steps[step])
+        """Make the batches of an epoch, both counted from 0; of each, the part of this process.
+
+        Pictures are decoded ahead, by the workers of the split.
+        """
+        table, rank, number = self.table(epoch), ranks.rank(), ranks.number()
+        parts = [share(whole, rank, number) for whole in self.steps[first_step:]]
+        requests = (self._request(table, _rows(positions, table.slots)) for positions in parts)
+        pin = self.device.type == "cuda"
+        ahead = done_ahead(partial(_read, self.split), requests, self.split.workers, pin)
+        for step, (positions, images) in enumerate(zip(parts, ahead, strict=True), start=first_step):
+            yield self._batch(epoch, step, positions, images)
 
     def views(self, epoch: int, slot: int, positions: range) -> Tensor:
         """Make the views of one slot, slot 0 being x, at some positions: (B, 3, H, W)."""
-        table, own = self.table(epoch), np.arange(positions.start, positions.stop)
-        if slot == 0:
-            return self._standard_views(table, own)
-        (mixed,) = self._slots(table, own, [table.slots[slot - 1]])[1:]
-        return mixed
+        table = self.table(epoch)
+        slots = [table.slots[slot - 1]] if slot else []
+        images = _read(self.split, self._request(table, _rows(positions, slots)))
+        return self._slots(table, positions, slots, images)[-1]
 
-    def _batch(self, epoch: int, step: int, whole: range) -> Batch:
-        positions = share(whole, ranks.rank(), ranks.number())
+    def _batch(self, epoch: int, step: int, positions: range, images: Tensor) -> Batch:
         table, own = self.table(epoch), np.arange(positions.start, positions.stop)
-        views = self._slots(table, own, table.slots)
+        views = self._slots(table, positions, table.slots, images)
         samples = torch.from_numpy(table.order[own])
         partners = [table.order[slot.partner[own]] for slot in table.slots]
         partner_samples = np.concatenate(partners) if partners else np.empty(0, np.int64)
@@ -129,7 +150,7 @@ class ViewMaker:
             epoch=epoch,
             step=step,
             positions=positions,
-            whole=whole,
+            whole=self.steps[step],
             samples=samples.to(self.device),
             labels=self.split.labels[samples].to(self.device),
             views=torch.cat(views),  # all of them float32 if any is
@@ -139,27 +160,37 @@ class ViewMaker:
             keys=self.plan.standard_keys(table, own),
         )
 
-    def _slots(self, table: EpochTable, own: np.ndarray, slots: Sequence[Slot]) -> list[Tensor]:
-        """Make x and the views of some slots, each (B, 3, H, W)."""
-        partners = [slot.partner[own] for slot in slots]
-        rows = np.union1d(own, np.concatenate(partners)) if partners else own
-        standard = self._standard_views(table, rows)
+    def _slots(self, table: EpochTable, positions: range, slots: Sequence[Slot], images: Tensor) -> list[Tensor]:
+        """Make x and the views of some slots, each (B, 3, H, W), of the images of `_rows`."""
+        own, rows = np.arange(positions.start, positions.stop), _rows(positions, slots)
+        standard = self._standard_views(table, rows, images)
         x = take(standard, self._tensor(np.searchsorted(rows, own)))
         views = [x]
-        for slot, partner in zip(slots, partners, strict=True):
-            second = take(standard, self._tensor(np.searchsorted(rows, partner)))
+        for slot in slots:
+            second = take(standard, self._tensor(np.searchsorted(rows, slot.partner[own])))
             views.append(MIXES[slot.kind].apply(x, second, self._tensor(slot.parameters[own])))
         return views
 
-    def _standard_views(self, table: EpochTable, rows: np.ndarray) -> Tensor:
-        images = self.split.take(torch.from_numpy(table.order[rows])).to(self.device, non_blocking=True)
+    def _standard_views(self, table: EpochTable, rows: np.ndarray, images: Tensor) -> Tensor:
+        images = images.to(self.device, non_blocking=True)
         if not self.plan.crop_flip:
             return images
-        crop, flip = self._tensor(table.crop[rows]), self._tensor(table.flip[rows])
-        return crop_flip(images, crop, flip, self.plan.padding)
+        flip = self._tensor(table.flip[rows])
+        if self.plan.padding is None:
+            return flip_some(images, flip)
+        return crop_flip(images, self._tensor(table.crop[rows]), flip, self.plan.padding)
+
+    def _request(self, table: EpochTable, rows: np.ndarray) -> _Request:
+        return _Request(torch.from_numpy(table.order[rows]), table.crop[rows] if self.plan.of_pictures else None)
 
     def _tensor(self, rows: np.ndarray) -> Tensor:
         return torch.from_numpy(rows).to(self.device, non_blocking=True)
 
     def _column(self, slots: list[np.ndarray]) -> Tensor:
         return self._tensor(np.concatenate(slots) if slots else np.empty(0, np.float32))
+
+
+def _rows(positions: range, slots: Sequence[Slot]) -> np.ndarray:
+    """Find the positions whose images make the views of some slots: these and their partners, each once, rising."""
+    own = np.arange(positions.start, positions.stop)
+    return np.unique(np.concatenate([own, *(slot.partner[own] for slot in slots)]))

@@ -9,6 +9,7 @@ Plans nest: order, crop and flip do not depend on the augmentation, slot m does 
 and no row depends on the total number of epochs. Students of different augmentations so share the answers to x.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,6 +27,9 @@ BLOCK = 64
 
 LEAST = 16
 """Samples of the last step, so that eight processes have two each."""
+
+SLICE = 2**16
+"""Rows that are drawn at once."""
 
 # What a stream of random words is for; the second word of the generator's key.
 ORDER, CROP_FLIP, SHIFT, MIX, LOT = range(5)
@@ -64,8 +68,10 @@ class EpochTable:
     ----------
     order : ndarray of int64, shape (N,)
         The sample at each position.
-    crop : ndarray of int16, shape (N, 2)
-        Offset of the crop in the padded image, rows and columns; ``padding`` is the middle.
+    crop : ndarray
+        int16 (N, 2), the offset of the crop in the padded image, rows and columns, of which ``padding`` is the middle;
+        or uint64 (N,), the word from which `kdcache.views.geometry.random_part` finds the part of a picture that x
+        is, as soon as the size of the picture is known.
     flip : ndarray of bool, shape (N,)
         Whether the view is mirrored left to right.
     slots : tuple of Slot
@@ -87,8 +93,8 @@ class Plan:
         Training samples N, at least 3.
     image_size : int
         Side of the images, in pixels.
-    padding : int
-        Zeros added at each side before the crop, in pixels.
+    padding : int or None
+        Zeros added at each side before the crop, in pixels; ``None`` where x is a random part of a picture of any size.
     crop_flip : bool
         Whether x is cropped and flipped at random.
     seed : int
@@ -104,7 +110,7 @@ class Plan:
 
     samples: int
     image_size: int
-    padding: int
+    padding: int | None
     crop_flip: bool
     seed: int
     mixes: tuple[str, ...] = ()
@@ -131,56 +137,82 @@ class Plan:
         return replace(self, crop_flip=kind != "clean", mixes=(mix,) * int(slot or 0))
 
     @property
+    def of_pictures(self) -> bool:
+        """Whether x is a random part of a picture."""
+        return self.crop_flip and self.padding is None
+
+    @property
     def standard_views(self) -> int:
-        """How many x a sample can have, V: 162 for padding 4, a crop at each offset, mirrored or not."""
-        return 2 * (2 * self.padding + 1) ** 2 if self.crop_flip else 1
+        """How many x a sample can have, V: 162 for padding 4, a crop at each offset, mirrored or not.
+
+        Of parts of pictures there are about as many as words, 2^64.
+        """
+        if not self.crop_flip:
+            return 1
+        return 2**64 if self.padding is None else 2 * (2 * self.padding + 1) ** 2
 
     def standard_keys(self, table: "EpochTable", positions: np.ndarray) -> np.ndarray:
-        """Number the x of some positions among the N V that there can be: int64, ``sample * V + view``."""
+        """Number the x of some positions among the N V that there can be: int64, ``sample * V + view``.
+
+        Those that are parts of pictures have no numbers: -1.
+        """
         return self._keys(table.order[positions], table.crop[positions], table.flip[positions])
 
     def clean_keys(self) -> np.ndarray:
         """Number the clean view of each sample as `standard_keys` does: the middle crop, not mirrored."""
-        middle = np.full((self.samples, 2), self.padding, np.int16)
-        return self._keys(np.arange(self.samples), middle, np.zeros(self.samples, bool))
+        return self._keys(np.arange(self.samples), self._middle(), np.zeros(self.samples, bool))
 
     def _keys(self, samples: np.ndarray, crop: np.ndarray, flip: np.ndarray) -> np.ndarray:
         if not self.crop_flip:
             return samples
+        if self.padding is None:
+            return np.full(len(samples), -1)
         top, left = crop.astype(np.int64).T
         return samples * self.standard_views + (top * (2 * self.padding + 1) + left) * 2 + flip
 
+    def _middle(self) -> np.ndarray:
+        return np.full((self.samples, 2), self.padding or 0, np.int16)
+
     def epoch(self, epoch: int) -> EpochTable:
         """Draw the table of an epoch, counted from 0."""
-        words = self._words(CROP_FLIP, epoch)
-        crop = np.full((self.samples, 2), self.padding, np.int16)
-        flip = np.zeros(self.samples, bool)
+        crop, flip = self._middle(), np.zeros(self.samples, bool)
         if self.crop_flip:
-            # One word a row: 16 bits for each offset, one for the flip. An offset is off uniform by 2^-16 at most.
-            offsets = np.uint64(2 * self.padding + 1)
-            for axis, shift in enumerate((48, 32)):
-                crop[:, axis] = ((words >> np.uint64(shift)) & np.uint64(0xFFFF)) * offsets >> np.uint64(16)
-            flip = (words & np.uint64(1)).astype(bool)
-        return EpochTable(
-            order=np.argsort(self._words(ORDER, epoch), kind="stable"), crop=crop, flip=flip, slots=self._slots(epoch)
-        )
+            words = self._words(CROP_FLIP, epoch)
+            crop, flip = self._crops(words), (words & np.uint64(1)).astype(bool)
+        order = np.argsort(self._words(ORDER, epoch), kind="stable")
+        return EpochTable(order, crop, flip, slots=self._slots(epoch))
+
+    def _crops(self, words: Words) -> np.ndarray:
+        """Take the crop of each row from its word: 16 bits for each offset, the lowest one is left to the flip."""
+        if self.padding is None:
+            return words
+        crop = np.empty((self.samples, 2), np.int16)
+        for axis, shift in enumerate((48, 32)):
+            crop[:, axis] = _share_of(words >> np.uint64(shift), 2 * self.padding + 1)
+        return crop
 
     def _slots(self, epoch: int) -> tuple[Slot, ...]:
         slots = []
         for slot, (kind, partner) in enumerate(zip(self.mixes, self._partners(epoch), strict=True)):
-            words = self._words(MIX, epoch, slot, 2 * self.samples).reshape(-1, 2)
-            parameters, kept = MIXES[kind].draw(words, self.image_size)
+            parameters, kept = self._draw(kind, epoch, slot)
             lot = (self._words(LOT, epoch, slot) >> np.uint64(40)) * np.float64(2.0**-24)
             other = partner if MIXES[kind].takes_partner else np.arange(self.samples)
             slots.append(Slot(kind, other, parameters, kept, lot.astype(np.float32)))
         return tuple(slots)
 
-    def _partners(self, epoch: int) -> list[np.ndarray]:
+    def _draw(self, kind: str, epoch: int, slot: int) -> tuple[np.ndarray, np.ndarray]:
+        """Draw the parameters of a slot in slices: what is needed on the way takes several times their room."""
+        stream = self._stream(MIX, epoch, slot)
+        counts = [min(SLICE, self.samples - start) for start in range(0, self.samples, SLICE)]
+        drawn = [MIXES[kind].draw(stream.random_raw(2 * count).reshape(-1, 2), self.image_size) for count in counts]
+        parameters, kept = (np.concatenate(column) for column in zip(*drawn, strict=True))
+        return parameters, kept
+
+    def _partners(self, epoch: int) -> Iterator[np.ndarray]:
         """For each slot, the position s places further round in the row's block, s differing between the slots."""
         starts = block_starts(self.samples)
         lengths = np.diff(starts, append=self.samples)
         taken: list[np.ndarray] = []
-        partners = []
         positions = np.arange(self.samples)
         start, length = np.repeat(starts, lengths), np.repeat(lengths, lengths)
         for slot in range(self.slots):
@@ -189,13 +221,20 @@ class Plan:
             for earlier in np.sort(taken, axis=0) if taken else []:
                 shift += shift >= earlier  # the shift-th of those that are left
             taken.append(shift)
-            partners.append(start + (positions - start + np.repeat(shift, lengths)) % length)
-        return partners
+            yield start + (positions - start + np.repeat(shift, lengths)) % length
 
     def _words(self, purpose: int, epoch: int, slot: int = 0, count: int | None = None) -> Words:
+        return self._stream(purpose, epoch, slot).random_raw(self.samples if count is None else count)
+
+    def _stream(self, purpose: int, epoch: int, slot: int) -> np.random.Philox:
         key = np.array([self.seed, purpose], np.uint64)
         counter = np.array([0, slot, epoch, PLAN_VERSION], np.uint64)
-        return np.random.Philox(key=key, counter=counter).random_raw(self.samples if count is None else count)
+        return np.random.Philox(key=key, counter=counter)
+
+
+def _share_of(words: Words, count: int) -> np.ndarray:
+    """Choose one of `count` by the lowest 16 bits of each word; it is off uniform by 2^-16 at most."""
+    return (words & np.uint64(0xFFFF)) * np.uint64(count) >> np.uint64(16)
 
 
 def block_starts(samples: int) -> np.ndarray:

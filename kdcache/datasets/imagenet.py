@@ -1,0 +1,119 @@
+"""ImageNet (ILSVRC 2012) in the layouts that people have it in."""
+
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from kdcache.datasets import Dataset, Split
+from kdcache.datasets.cards import Card
+from kdcache.datasets.folder import read_parts
+from kdcache.datasets.listing import (
+    class_folders,
+    class_names,
+    distinct_names,
+    picture_split,
+    pictures_by_class,
+    unpacked,
+)
+from kdcache.datasets.pictures import Files
+from kdcache.errors import UsageError, fault
+
+__all__ = ["load"]
+
+TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
+DEVKIT = (".", "data", "ILSVRC2012_devkit_t12/data", "../ILSVRC2012_devkit_t12/data")
+WORDLISTS = ("words.txt", "LOC_synset_mapping.txt")
+FLAT = re.compile(r"ILSVRC2012_val_(\d{8})\.jpe?g", re.IGNORECASE)
+
+
+def load(card: Card, root: Path, workers: int) -> Dataset:
+    """List the pictures of ImageNet, or of a part of it.
+
+    Parameters
+    ----------
+    card : Card
+    root : Path
+        Holds ``imagenet`` or is it. There are ``train/<wnid>`` and either ``val/<wnid>`` or ``val`` with all pictures
+        in it; the latter need the development kit, unpacked beside them: its ground truth, and ``meta.mat``, which says
+        which class its numbers mean. Classes are numbered in the order of their folders, as torchvision's weights have
+        it, and named by the kit, a list of words, or torchvision's.
+    workers : int
+
+    Raises
+    ------
+    UsageError
+        If something is missing or does not fit.
+    """
+    path = unpacked(root, card, "train", "says how to get")
+    validation = path / "val"
+    flat = _flat_pictures(validation) if validation.is_dir() and not class_folders(validation) else []
+    data = _with_flat_validation(path, flat, card, workers) if flat else read_parts(path, card, workers)
+    return replace(data, class_names=_names(path, data.class_names))
+
+
+def _flat_pictures(validation: Path) -> list[tuple[int, str]]:
+    with os.scandir(validation) as entries:
+        found = [(int(match[1]), entry.name) for entry in entries if (match := FLAT.fullmatch(entry.name))]
+    return sorted(found)
+
+
+def _with_flat_validation(path: Path, flat: list[tuple[int, str]], card: Card, workers: int) -> Dataset:
+    classes = class_folders(path / "train")
+    kit = _kit(path)
+    if kit is None:
+        needed = f"{TRUTH} and {META} in {path / DEVKIT[2]}, or a folder of val for each class"
+        raise UsageError(fault(f"labels of the flat {path / 'val'}", allowed=needed, given="none"))
+    truth = [int(line) for line in (kit / TRUTH).read_text("utf-8").split()]
+    if flat[-1][0] > len(truth):
+        allowed = f"a line for each picture, up to {flat[-1][1]}"
+        raise UsageError(fault(str(kit / TRUTH), allowed=allowed, given=f"{len(truth)} lines"))
+    wnids = {number: wnid for number, (wnid, _) in _synsets(kit).items()}
+    numbered = {wnid: label for label, wnid in enumerate(classes)}
+    of_classes = [wnids.get(truth[number - 1], "") for number, _ in flat]
+    if strange := set(of_classes) - numbered.keys():
+        raise UsageError(
+            fault(f"classes of {path / 'val'}", allowed=f"those of {path / 'train'}", given=", ".join(sorted(strange)))
+        )
+    labels = np.array([numbered[wnid] for wnid in of_classes])
+    test: Split = picture_split(Files.of(path / "val", (os.fsencode(name) for _, name in flat)), labels, card, workers)
+    train = pictures_by_class(path / "train", classes, card, workers)
+    return Dataset(replace(card, classes=len(classes)), tuple(classes), train, test)
+
+
+def _kit(path: Path) -> Path | None:
+    places = (path / place for place in DEVKIT)
+    return next((place for place in places if (place / TRUTH).is_file() and (place / META).is_file()), None)
+
+
+def _synsets(kit: Path) -> dict[int, tuple[str, str]]:
+    """Read the classes of the development kit: WordNet ID and words, by the kit's number."""
+    try:
+        from scipy.io import loadmat
+    except ImportError:
+        needed = "scipy (pip install 'kdcache[imagenet]')"
+        raise UsageError(fault(f"cannot read {kit / META}", allowed=needed, given="not installed")) from None
+    try:
+        rows = loadmat(kit / META, squeeze_me=True)["synsets"]
+        return {int(row["ILSVRC2012_ID"]): (str(row["WNID"]), str(row["words"])) for row in rows}
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise UsageError(fault(f"cannot read {kit / META}", allowed="the kit's own file", given=error)) from error
+
+
+def _names(path: Path, folders: tuple[str, ...]) -> tuple[str, ...]:
+    lists = [path / name for name in WORDLISTS]
+    if any(one.is_file() for one in lists):
+        return class_names(lists, folders)
+    if kit := _kit(path):
+        try:
+            words = {wnid: text.split(",")[0] for wnid, text in _synsets(kit).values()}
+            return distinct_names(folders, [words.get(name, name) for name in folders])
+        except UsageError:
+            return folders  # names are no reason to stop
+    if len(folders) == 1000 and (folders[0], folders[-1]) == ("n01440764", "n15075141"):
+        from torchvision.models import ResNet18_Weights
+
+        return distinct_names(folders, ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
+    return folders

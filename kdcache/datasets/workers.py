@@ -1,0 +1,95 @@
+"""Work that is done ahead, in processes of a DataLoader, and handed over in order."""
+
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import Any, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from kdcache.errors import KdcacheError
+
+__all__ = ["done_ahead", "in_worker", "per_core"]
+
+Request = TypeVar("Request")
+Result = TypeVar("Result")
+
+
+def per_core() -> int:
+    """How many processors this process may use, of which the processes that torchrun started have an equal part."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def in_worker() -> bool:
+    """Whether this process is a worker, which does its work alone."""
+    return get_worker_info() is not None
+
+
+def done_ahead(
+    work: Callable[[Request], Result], requests: Iterable[Request], workers: int, pin: bool = False
+) -> Iterator[Result]:
+    """Do some work for each request, up to two requests ahead in each of some processes.
+
+    Parameters
+    ----------
+    work : callable
+        Is called in the workers.
+    requests : iterable
+        Is read as it is needed, however long it is.
+    workers : int
+        Processes; with 0, this one does the work when it is asked for.
+    pin : bool
+        Whether tensors are put into memory from which a GPU copies faster.
+
+    Yields
+    ------
+    object
+        What `work` made of each request, in their order.
+
+    Raises
+    ------
+    KdcacheError
+        What `work` raised, as if it had been raised here.
+    """
+    if workers == 0 or in_worker() or (isinstance(requests, Sized) and len(requests) < 2):
+        yield from map(work, requests)
+        return
+    loader: DataLoader[Any] = DataLoader(
+        _Work(work),
+        batch_size=None,
+        sampler=requests,
+        num_workers=min(workers, len(requests)) if isinstance(requests, Sized) else workers,
+        generator=torch.Generator(),  # or it would draw from the one that everybody draws from
+        collate_fn=_as_it_is,
+        worker_init_fn=_ignore_interrupts,
+        pin_memory=pin,
+    )
+    for result in loader:
+        if isinstance(result, KdcacheError):
+            raise result
+        yield result
+
+
+class _Work(Dataset[Any]):
+    """What a DataLoader takes for its data: the request is the index."""
+
+    def __init__(self, work: Callable[[Any], Any]) -> None:
+        self.work = work
+
+    def __getitem__(self, request: Any) -> Any:
+        try:
+            return self.work(request)
+        except KdcacheError as error:  # a DataLoader would wrap it into a page of text
+            return error
+
+
+def _as_it_is(result: Any) -> Any:
+    return result
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Leave Ctrl-C to the process that started the workers: it ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)

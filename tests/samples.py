@@ -1,0 +1,88 @@
+"""Arrays, pictures and folders that several test modules write, and what a refusal looks like."""
+
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kdcache.errors import KdcacheError, UsageError
+
+
+def refusal(call: Callable[[], object], kind: type[KdcacheError] = UsageError) -> str:
+    """Return the error's message, which must be one line."""
+    with pytest.raises(kind) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).integers(0, 256, shape, np.uint8)
+
+
+def jpeg(width: int, height: int, shade: int = 0) -> bytes:
+    """Encode a picture of noise around a shade."""
+    pixels = (noise(height, width, 3) // 4 + shade).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def write_imagenet(root: Path, train: int = 8, val: int = 3, classes: int = 3) -> Path:
+    """Write a set in ImageNet's shape: pictures of different sizes, a folder for each class."""
+    number = 0
+    for part, count in (("train", train), ("val", val)):
+        for label in range(classes):
+            folder = root / part / f"n{10 - label:08d}"
+            folder.mkdir(parents=True)
+            for place in range(count):
+                number += 1
+                data = jpeg(40 + number * 7 % 60, 40 + number * 11 % 50, 60 * label)
+                (folder / f"{folder.name}_{place}.JPEG").write_bytes(data)
+    return root
+
+
+TINY_CLASSES = [f"n{(number * 77) % 200 + 1:08d}" for number in range(200)]
+"""In the order of ``wnids.txt``, which is not alphabetical."""
+
+
+def write_tiny(root: Path) -> Path:
+    """Write Tiny ImageNet as it is distributed, with one training picture a class and three for validation."""
+    folder = root / "tiny-imagenet-200"
+    (folder / "val" / "images").mkdir(parents=True)
+    (folder / "wnids.txt").write_text("\n".join(TINY_CLASSES) + "\n")
+    (folder / "words.txt").write_text("".join(f"{wnid}\tword {wnid[-3:]}, other\n" for wnid in TINY_CLASSES[1:]))
+    for label, wnid in enumerate(sorted(TINY_CLASSES)):
+        images = folder / "train" / wnid / "images"
+        images.mkdir(parents=True)
+        (images.parent / f"{wnid}_boxes.txt").write_text("no picture")
+        (images / f"{wnid}_0.JPEG").write_bytes(jpeg(64, 64, label % 190))
+    lines = []
+    for number, wnid in ((10, TINY_CLASSES[5]), (2, TINY_CLASSES[0]), (1, TINY_CLASSES[5])):
+        (folder / "val" / "images" / f"val_{number}.JPEG").write_bytes(jpeg(64, 64, number))
+        lines.append(f"val_{number}.JPEG\t{wnid}\t0\t0\t62\t62\n")
+    (folder / "val" / "val_annotations.txt").write_text("".join(lines))
+    return folder
+
+
+BAD = ("zero.jpg", "text.jpg", "cut.jpg", "deep.png")
+"""Pictures that `spoil` adds and that cannot be read."""
+
+
+def spoil(folder: Path) -> None:
+    """Add pictures that are trouble: four that cannot be read, and one of four inks that can."""
+    (folder / "zero.jpg").write_bytes(b"")
+    (folder / "text.jpg").write_text("I am no picture")
+    (folder / "cut.jpg").write_bytes(jpeg(60, 60)[:800])
+    Image.fromarray(np.full((50, 50), 40000, np.uint16)).save(folder / "deep.png")
+    Image.new("CMYK", (50, 60), (0, 255, 255, 0)).save(folder / "cmyk.jpg", quality=95)
+
+
+def names_below(root: Path) -> set[str]:
+    """All files below a folder."""
+    return {os.path.relpath(path, root) for path in root.rglob("*") if path.is_file()}

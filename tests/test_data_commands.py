@@ -1,0 +1,120 @@
+"""``kdcache data``, and the settings that concern datasets."""
+
+from pathlib import Path
+
+import pytest
+
+from kdcache.cli import cli
+from kdcache.config import TeacherConfig
+from kdcache.errors import KdcacheError
+from tests.samples import BAD, refusal, spoil, write_imagenet
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> "Run":
+    monkeypatch.chdir(tmp_path)
+    return Run(capsys)
+
+
+class Run:
+    """Runs a command in this process: another one would spend its time on imports."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.capsys = capsys
+
+    def __call__(self, command: str) -> str:
+        cli.main(["data", *command.split()], standalone_mode=False)
+        return self.capsys.readouterr().out
+
+
+def test_datasets_are_listed_with_what_is_there(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "datasets" / "cifar-100-python").mkdir(parents=True)
+    lines = run("list").splitlines()
+    row = {name: next(line for line in lines if name in line) for name in ("cifar100", "imagenet", "fashion-mini")}
+    assert ("yes" in row["cifar100"], "yes" in row["fashion-mini"], " no " in row["imagenet"]) == (True, True, True)
+    assert any("1,281,167" in line for line in lines)
+
+
+def test_a_dataset_is_shown_with_its_classes_there_or_not(run: Run, tmp_path: Path) -> None:
+    absent = run("info imagenet")
+    assert "central 224x224" in absent
+    assert "not there: " in absent
+    write_imagenet(tmp_path / "imagenet", train=3, val=2)
+    shown = run("info imagenet --data-root . --image-size 64")
+    assert "shorter side to 73, central 64x64" in shown
+    assert "n00000008 (3), n00000009 (3)" in shown
+    assert "tiny-imagenet" in refusal(lambda: run("info nowhere"))
+
+
+def test_a_set_with_bad_pictures_is_packed_without_them_or_not_at_all(run: Run, tmp_path: Path) -> None:
+    write_imagenet(tmp_path / "imagenet", train=3, val=2)
+    spoil(tmp_path / "imagenet" / "train" / "n00000008")
+    with pytest.raises(KdcacheError) as caught:
+        run("pack imagenet x.h5 --data-root .")
+    *named, last = str(caught.value).splitlines()
+    assert sorted(Path(line.split(":")[0]).name for line in named) == sorted(BAD)
+    assert "--on-bad-image skip" in last
+    assert not (tmp_path / "x.h5").exists()
+    done = run("pack imagenet x.h5 --on-bad-image skip --data-root .")
+    assert done == "x.h5: 10 training and 6 test images, 4 left out\n"
+    with pytest.raises(KdcacheError) as caught:
+        run("check imagenet --data-root .")
+    assert len(str(caught.value).splitlines()) == 4 + 2 + 1  # bad pictures, counts, and how many faults
+    with pytest.raises(KdcacheError) as caught:
+        run("check hdf5:x.h5")  # a part of ImageNet, as it says
+    assert str(caught.value).count("as in the whole") == 2
+
+
+def test_a_sound_set_is_called_so(run: Run, tmp_path: Path) -> None:
+    write_imagenet(tmp_path / "own", train=3, val=2)
+    assert run("check folder:own") == "folder:own: 9 training and 6 test images, all sound\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "parts"),
+    [
+        ("fetch folder:x", ["cifar100", "folder:x"]),
+        ("check hdf5:nowhere.h5", ["nowhere.h5", "no such file"]),
+        ("pack fashion-mini no/where.h5", ["no/where.h5", "a folder that exists"]),
+    ],
+)
+def test_wrong_use_is_one_line(command: str, parts: list[str], run: Run) -> None:
+    message = refusal(lambda: run(command))
+    assert [part for part in parts if part not in message] == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        ({"dataset": "cifar100", "image_size": 64}, ["--image-size", "folder:PATH", "imagenet"]),
+        ({"on_bad_image": "ignore"}, ["--on-bad-image", "error, skip", "ignore"]),
+        ({"val_fraction": 1}, ["--val-fraction", "less than 1"]),
+        ({"workers": -1}, ["--workers"]),
+        ({"dataset": "hdf5:"}, ["--dataset", "hdf5:FILE"]),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings: dict[str, object], parts: list[str]) -> None:
+    message = refusal(lambda: TeacherConfig.load(**settings))
+    assert [part for part in parts if part not in message] == []
+
+
+def test_pictures_may_have_any_size() -> None:
+    for dataset in ("imagenet", "folder:x", "hdf5:x.h5"):
+        assert TeacherConfig.load(dataset=dataset, image_size=96).image_size == 96
+
+
+@pytest.mark.parametrize(
+    ("dataset", "batch_size", "epochs", "rate", "decay", "falls"),
+    [
+        ("cifar100", 64, 240, 0.05, 5e-4, [150, 180, 210]),
+        ("tiny-imagenet", 64, 240, 0.05, 5e-4, [150, 180, 210]),
+        ("imagenet", 256, 100, 0.1, 1e-4, [30, 60, 90]),
+    ],
+)
+def test_each_dataset_of_the_paper_has_a_preset_with_the_papers_settings(
+    dataset: str, batch_size: int, epochs: int, rate: float, decay: float, falls: list[int]
+) -> None:
+    config = TeacherConfig.load(dataset=dataset)
+    found = (config.dataset, config.batch_size, config.epochs, config.rate(0), config.weight_decay)
+    assert found == (dataset, batch_size, epochs, rate, decay)
+    assert [epoch for epoch in range(1, epochs) if config.rate(epoch) < config.rate(epoch - 1)] == falls

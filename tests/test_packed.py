@@ -1,0 +1,355 @@
+"""Packed files: read, written, interrupted, checked."""
+
+import os
+import signal
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from kdcache import datasets
+from kdcache.datasets import CARDS, Dataset, load, packed, read
+from kdcache.datasets.check import check
+from kdcache.datasets.manifest import Manifest
+from kdcache.datasets.pack import draft_of
+from kdcache.datasets.pack import pack as write
+from kdcache.datasets.pictures import Files
+from kdcache.errors import KdcacheError
+from kdcache.views.geometry import random_part
+from tests.samples import jpeg, names_below, noise, refusal, write_imagenet
+
+SHIPPED = Path(str(files("kdcache.data"))) / "fashion-mini.h5"
+MINI = CARDS["fashion-mini"]
+
+
+def pack(path: Path, **changes: object) -> Path:
+    """Write a small packed file; an argument replaces an attribute or, as ``train_images``, an array."""
+    content: dict[str, object] = {
+        "format": "kdcache-packed",
+        "version": 1,
+        "class_names": list("abcdefghij"),
+        "train_images": noise(4, 28, 28, 1),
+        "train_labels": np.array([9, 0, 1, 2]),
+        "test_images": noise(2, 28, 28, 1),
+        "test_labels": np.array([5, 5]),
+        **changes,
+    }
+    with h5py.File(path, "w") as file:
+        for key, value in content.items():
+            if value is None:
+                continue
+            if key.partition("_")[0] in ("train", "test"):
+                file[key.replace("_", "/")] = value
+            else:
+                file.attrs[key] = value
+    return path
+
+
+def test_packed_round_trip(tmp_path: Path) -> None:
+    colour = noise(4, 32, 32, 3)
+    data = packed.read(pack(tmp_path / "x.h5", train_images=colour), MINI)
+    assert torch.equal(data.train.images, torch.from_numpy(colour).permute(0, 3, 1, 2))
+    assert data.train.labels.tolist() == [9, 0, 1, 2]
+    assert (data.test.images[:, 2, 2:30, 2:30].numpy() == noise(2, 28, 28, 1)[..., 0]).all()
+    assert data.class_names == tuple("abcdefghij")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"format": "other"}, "allowed kdcache-packed 1, given other 1"),
+        ({"format": None}, "given None 1"),
+        ({"version": 2}, "given kdcache-packed 2"),
+        ({"class_names": ["a"]}, "allowed 10 names, given 1"),
+        ({"class_names": None}, "given 0"),
+        ({"test_labels": None}, "no array test/labels"),
+        ({"train_images": noise(4, 28, 28)}, "given uint8 (4, 28, 28)"),
+        ({"train_images": noise(4, 28, 28, 2)}, "given uint8 (4, 28, 28, 2)"),
+        ({"train_images": noise(0, 28, 28, 1), "train_labels": np.array([], int)}, "given uint8 (0, 28, 28, 1)"),
+        ({"train_images": np.zeros((4, 28, 28, 1))}, "given float64"),
+        ({"train_images": noise(4, 34, 28, 1)}, "given 34x28"),
+        ({"train_images": noise(4, 27, 28, 1)}, "given 27x28"),
+        ({"train_labels": np.arange(3)}, "given int64 (3,)"),
+        ({"train_labels": np.zeros(4)}, "given float64 (4,)"),
+        ({"train_labels": np.array([0, 1, 2, 10])}, "allowed 0 to 9, given 0 to 10"),
+        ({"train_labels": np.array([0, 1, 2, -1])}, "given -1 to 2"),
+    ],
+)
+def test_packed_file_that_does_not_fit(tmp_path: Path, changes: dict[str, object], words: str) -> None:
+    path = pack(tmp_path / "x.h5", **changes)
+    message = refusal(lambda: packed.read(path, MINI))
+    assert words in message
+    assert str(path) in message
+
+
+def test_packed_file_that_is_missing_truncated_or_foreign(tmp_path: Path) -> None:
+    path = tmp_path / "x.h5"
+    assert "no such file" in refusal(lambda: packed.read(path, MINI))
+    path.write_bytes(SHIPPED.read_bytes()[:1_000_000])
+    assert "truncated" in refusal(lambda: packed.read(path, MINI))
+    path.write_bytes(b"not HDF5")
+    assert str(path) in refusal(lambda: packed.read(path, MINI))
+
+
+def test_packed_file_with_damaged_pixels(tmp_path: Path) -> None:
+    path, content = tmp_path / "x.h5", bytearray(SHIPPED.read_bytes())
+    with h5py.File(SHIPPED) as file:
+        chunk = file["train/images"].id.get_chunk_info(0)
+    start = chunk.byte_offset + chunk.size // 2
+    content[start : start + 64] = bytes(64)
+    path.write_bytes(content)
+    assert f"cannot read {path}" in refusal(lambda: packed.read(path, MINI))
+
+
+# Writing
+
+
+def source(kind: str, root: Path) -> Dataset:
+    if kind == "images of one size":
+        return read("fashion-mini")
+    write_imagenet(root / "imagenet")
+    return read("imagenet", root=root) if kind == "imagenet" else read(f"folder:{root}/imagenet")
+
+
+@pytest.mark.parametrize("kind", ["images of one size", "imagenet", "folder"])
+def test_a_packed_set_is_the_same_set(kind: str, tmp_path: Path) -> None:
+    data, path = source(kind, tmp_path), tmp_path / "packed.h5"
+    write(data, path)
+    again = read(f"hdf5:{path}")
+    for part in ("train", "test"):
+        one, other = getattr(data, part), getattr(again, part)
+        assert one.fingerprint == other.fingerprint
+        assert one.labels.equal(other.labels)
+        samples = torch.tensor([5, 0, 5, len(one) - 1])
+        assert one.take(samples).equal(other.take(samples))
+        if kind == "imagenet":
+            words = np.array([2**63, 12345 << 30, 3, 2**64 - 1], np.uint64)
+            assert one.pieces(samples, words, random_part).equal(other.pieces(samples, words, random_part))
+    assert again.class_names == data.class_names
+    for fact in packed.FACTS:
+        assert getattr(again.card, fact) == getattr(data.card, fact)
+    assert names_below(tmp_path) - names_below(tmp_path / "imagenet") >= {"packed.h5"}
+    assert not draft_of(path).exists()
+
+
+def test_a_packed_set_has_the_layout_that_is_promised(tmp_path: Path) -> None:
+    data, path = source("imagenet", tmp_path), tmp_path / "packed.h5"
+    write(data, path)
+    with h5py.File(path) as file:
+        blob, offsets = file["train/blob"][()], file["train/offsets"][()]
+        assert file["train/blob"].chunks is None
+        pictures = sorted((tmp_path / "imagenet/train").rglob("*.JPEG"))
+        assert blob.tobytes() == b"".join(picture.read_bytes() for picture in pictures)
+        assert np.diff(offsets).tolist() == [picture.stat().st_size for picture in pictures]
+        assert file["class_names"].asstr()[()].tolist() == list(data.class_names)
+        assert file["train"].attrs["fingerprint"] == data.train.fingerprint
+    write(read("fashion-mini"), path)  # which replaces it
+    with h5py.File(path) as file:
+        assert (file["train/images"].shape, file["train/images"].dtype) == ((6000, 32, 32, 3), np.uint8)
+        assert file["train/images"].chunks is None
+
+
+def test_pictures_of_a_packed_set_can_be_brought_to_another_size_and_images_cannot(tmp_path: Path) -> None:
+    data, path = source("imagenet", tmp_path), tmp_path / "packed.h5"
+    write(data, path)
+    smaller = load(f"hdf5:{path}", image_size=64)
+    assert smaller.train.take(torch.tensor([0])).shape == (1, 3, 64, 64)
+    assert smaller.train.fingerprint == read("imagenet", root=tmp_path, image_size=64).train.fingerprint
+    assert smaller.train.fingerprint != data.train.fingerprint
+    write(read("fashion-mini"), path)
+    assert "allowed 32, given 64" in refusal(lambda: load(f"hdf5:{path}", image_size=64))
+
+
+def test_a_file_without_a_card_is_taken_for_a_folder(tmp_path: Path) -> None:
+    path = pack(tmp_path / "x.h5", train_images=noise(4, 40, 40, 3), test_images=noise(2, 40, 40, 3))
+    data = load(f"hdf5:{path}")
+    assert (data.image_size, data.card.padding, data.num_classes) == (40, 5, 10)
+
+
+@pytest.mark.parametrize(
+    ("array", "value", "words"),
+    [
+        ("offsets", [0, 5, 3, 10**15], "rising offsets"),
+        ("offsets", [], "rising offsets"),
+        ("card", '{"image_size": 100000000, "padding": 4}', "card of"),
+        ("card", "[]", "card of"),
+        ("labels", [0, 1], "labels of"),
+    ],
+)
+def test_a_packed_set_that_claims_what_cannot_be_is_refused(
+    array: str, value: object, words: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.h5"
+    write(source("imagenet", tmp_path), path)
+    with h5py.File(path, "r+") as file:
+        if array == "card":
+            file.attrs["card"] = value
+        else:
+            del file[f"train/{array}"]
+            file[f"train/{array}"] = np.array(value, np.int64)
+    assert words in refusal(lambda: load(f"hdf5:{path}"))
+
+
+def die_at(call: int) -> None:
+    """Kill this process at a call of the system that writes, syncs or renames."""
+    left = [call]
+
+    def counted(of: Callable[..., object]) -> Callable[..., object]:
+        def called(*words: object) -> object:
+            left[0] -= 1
+            if left[0] < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return of(*words)
+
+        return called
+
+    for name in ("pwrite", "fsync", "replace"):
+        setattr(os, name, counted(getattr(os, name)))
+
+
+def test_a_pack_that_is_killed_leaves_nothing_under_its_name_and_is_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = source("imagenet", tmp_path)
+    monkeypatch.setattr("kdcache.datasets.pack.SYNC_BYTES", 4096)
+    write(data, tmp_path / "whole.h5")  # by which everything is hashed
+    whole, killed = (tmp_path / "whole.h5").read_bytes(), 0
+    for call in (*range(12), *range(12, 200, 11)):
+        path = tmp_path / f"{call}.h5"
+        child = os.fork()
+        if child == 0:
+            die_at(call)
+            write(data, path)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if os.WIFEXITED(status):
+            assert os.WEXITSTATUS(status) == 0
+        else:
+            killed += 1
+            assert not path.exists()
+        write(data, path)
+        assert path.read_bytes() == whole
+        path.unlink()
+    assert killed > 12
+
+
+def test_a_pack_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, path = source("imagenet", tmp_path), tmp_path / "packed.h5"
+    monkeypatch.setattr("kdcache.datasets.pack.SYNC_BYTES", 4096)
+    told: list[int] = []
+
+    def tell(done: int, total: int) -> None:
+        told.append(done)
+        if len(told) == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(data, path, tell)
+    assert not path.exists()
+    first, total = told[-1], sum(file.stat().st_size for file in (tmp_path / "imagenet").rglob("*.JPEG"))
+    reads: list[int] = []
+    of = Files.read
+    monkeypatch.setattr(Files, "read", lambda self, picture: reads.append(len(of(self, picture))) or of(self, picture))
+    write(data, path)
+    assert sum(reads) == total - first
+    assert read(f"hdf5:{path}").train.take(torch.arange(24)).equal(data.train.take(torch.arange(24)))
+
+
+def test_a_draft_of_something_else_is_not_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "packed.h5"
+    write(source("imagenet", tmp_path), tmp_path / "other.h5")
+    (tmp_path / "other.h5").rename(draft_of(path))
+    data = read("fashion-mini")
+    write(data, path)
+    assert read(f"hdf5:{path}").train.fingerprint == data.train.fingerprint
+
+
+def test_a_picture_that_changes_while_it_is_packed_is_noticed(tmp_path: Path) -> None:
+    data, path = source("imagenet", tmp_path), tmp_path / "packed.h5"
+    picture = next((tmp_path / "imagenet/val").rglob("*.JPEG"))
+    changed = bytearray(picture.read_bytes())
+    changed[-20] ^= 1
+
+    def tell(done: int, total: int) -> None:
+        picture.write_bytes(changed)
+
+    assert str(picture) in refusal(lambda: write(data, path, tell), KdcacheError)
+    assert not path.exists()
+    assert "a folder that exists" in refusal(lambda: write(data, tmp_path / "no" / "x.h5"))
+
+
+# Checking
+
+
+def test_a_sound_set_has_no_faults(tmp_path: Path) -> None:
+    data = source("folder", tmp_path)
+    assert check(data.card.name).faults == []
+    write(data, tmp_path / "x.h5")
+    assert check(f"hdf5:{tmp_path}/x.h5").faults == []
+
+
+def test_damage_of_a_packed_file_is_found(tmp_path: Path) -> None:
+    data, path = source("folder", tmp_path), tmp_path / "x.h5"
+    write(data, path)
+    with h5py.File(path) as file:
+        start, offsets = file["train/blob"].id.get_offset(), file["train/offsets"][()]
+    content = bytearray(path.read_bytes())
+    content[start + offsets[7] : start + offsets[7] + 30] = bytes(30)
+    path.write_bytes(content)
+    faults = check(f"hdf5:{path}").faults
+    assert len(faults) == 2
+    assert f"picture 7 of {path}/train" in faults[0]
+    assert "fingerprint of train" in faults[1]
+
+
+def test_a_file_that_changed_without_a_trace_is_found(tmp_path: Path) -> None:
+    data = source("folder", tmp_path)
+    before = data.train.fingerprint
+    picture = next((tmp_path / "imagenet/train").rglob("*_3.JPEG"))
+    state, changed = picture.stat(), bytearray(picture.read_bytes())
+    changed[-20] ^= 1
+    picture.write_bytes(changed)
+    os.utime(picture, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert read(data.card.name).train.fingerprint == before  # the manifest believes size and time
+    (fault,) = check(data.card.name).faults
+    assert str(picture) in fault
+    assert read(data.card.name).train.fingerprint != before
+
+
+def test_counts_are_those_of_the_card(tmp_path: Path) -> None:
+    write_imagenet(tmp_path / "imagenet")
+    faults = check("imagenet", root=tmp_path).faults
+    assert [fault for fault in faults if "1281167" in fault or "50000" in fault] == faults
+    assert len(faults) == 2
+
+
+def test_each_picture_is_hashed_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = source("folder", tmp_path)
+    reads: list[str] = []
+    of = Files.read
+    monkeypatch.setattr(Files, "read", lambda self, picture: reads.append(self.name(picture)) or of(self, picture))
+    first = data.train.fingerprint
+    assert len(reads) == 24
+    assert read(data.card.name).train.fingerprint == first
+    assert len(reads) == 24
+    picture = next((tmp_path / "imagenet/train").rglob("*_3.JPEG"))
+    picture.write_bytes(jpeg(50, 50))
+    assert read(data.card.name).train.fingerprint != first
+    assert reads[24:] == [str(picture)]
+    picture.rename(picture.with_name("another.JPEG"))
+    assert read(data.card.name).train.fingerprint != first
+
+
+def test_a_damaged_manifest_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    data = source("folder", tmp_path)
+    first = data.train.fingerprint
+    for content in (b"", b"no archive"):
+        (manifest,) = (tmp_path / "cache" / "kdcache").iterdir()
+        manifest.write_bytes(content)
+        assert read(data.card.name).train.fingerprint == first
+    assert Manifest.of(datasets.read(data.card.name).train.pictures.source).hashed.all()  # type: ignore[union-attr]
