@@ -105,6 +105,12 @@ def test_a_link_in_a_store_leads_nowhere(store: Path, link: str) -> None:
     assert sorted(path.relative_to(elsewhere) for path in elsewhere.rglob("*")) == before
 
 
+def test_a_store_that_is_a_circle_of_links_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "answers.zarr").symlink_to(tmp_path / "answers.zarr")
+    with pytest.raises(UsageError, match=r"store of answers .*answers\.zarr"):
+        opened(tmp_path / "answers.zarr")
+
+
 def test_what_is_no_file_or_too_large_is_damage(store: Path) -> None:
     chunk = store / CLEAN / "logits" / "c" / "0" / "0"
     chunk.unlink()

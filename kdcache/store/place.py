@@ -120,7 +120,7 @@ class Place:
     def __init__(self, where: str | Path | None = None) -> None:
         self.where = "memory" if where is None else str(where)
         # Resolved, so that every name of a folder leads to the same lock file.
-        self.folder = None if where is None or "://" in self.where else Path(where).expanduser().resolve()
+        self.folder = None if where is None or "://" in self.where else _resolved(Path(where))
         self.store: Store
         if self.folder is not None:
             if self.folder.exists() and not self.folder.is_dir():
@@ -202,6 +202,13 @@ class Place:
             yield True
         finally:
             fcntl.lockf(descriptor, fcntl.LOCK_UN, length, start)
+
+
+def _resolved(folder: Path) -> Path:
+    try:
+        return folder.expanduser().resolve()
+    except (OSError, RuntimeError) as error:  # links that lead round in a circle, a home that nobody has
+        raise UsageError(fault(f"store of answers {folder}", given=first_line(error))) from None
 
 
 def _inside(group: str) -> str:
