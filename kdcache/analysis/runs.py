@@ -170,15 +170,14 @@ def _read(path: Path) -> LookedAt:
             documents[name] = _json(path / name)
         except FileNotFoundError:
             missing.append(absent)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             missing.append(f"{name} cannot be read ({first_line(error)})")
     metrics: tuple[EpochMetrics, ...] = ()
     try:
         metrics = tuple(read_metrics(path))
-    except FileNotFoundError:
-        missing.append("no epoch ended: no metrics.jsonl")
-    except (OSError, ValueError, TypeError) as error:
-        missing.append(f"metrics.jsonl cannot be read ({first_line(error)})")
+    except UsageError as error:
+        there = (path / "metrics.jsonl").exists()
+        missing.append(f"metrics.jsonl cannot be read ({first_line(error)})" if there else "no epoch ended")
     if isinstance(config, StudentConfig) and not (path / "statistics.zarr").is_dir():
         missing.append("no statistics.zarr")
     summary, environment = documents.get("summary.json"), documents.get("environment.json")
