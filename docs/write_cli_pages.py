@@ -20,7 +20,9 @@ def pages() -> str:
             found += [(f"kdcache {name} {inner}", below) for inner, below in command.commands.items()]
     text = "# The command line\n\nWritten by `python docs/write_cli_pages.py`; a test compares it with the commands.\n"
     for name, command in found:
-        context = click.Context(command, info_name=name, max_content_width=100, terminal_width=100)
+        context = click.Context(
+            command, info_name=name, max_content_width=100, terminal_width=100, **cli.context_settings
+        )
         text += f"\n## {name}\n\n```text\n{command.get_help(context)}\n```\n"
     return text
 

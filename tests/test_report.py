@@ -117,6 +117,8 @@ def test_what_is_missing_is_named_and_the_rest_is_shown(runs: Path, tmp_path: Pa
     (folder / "pick-1" / "summary.json").unlink()
     (folder / "labels" / "metrics.jsonl").write_text("{broken")
     (folder / "labels" / "environment.json").unlink()
+    (folder / "young").mkdir()
+    shutil.copy(folder / "pick-1" / "config.toml", folder / "young")
     (folder / "broken").mkdir()
     (folder / "broken" / "config.toml").write_text('[student]\nmodel = "resnet9"\n')
     (folder / "teacher" / "model.safetensors").write_bytes(b"cut short")
@@ -126,6 +128,7 @@ def test_what_is_missing_is_named_and_the_rest_is_shown(runs: Path, tmp_path: Pa
     found = summarise([folder, tmp_path / "nowhere"], samples=20, device="cpu")
     for place, words in (
         ("pick-1", "unfinished"),
+        ("young", "no epoch ended"),
         ("labels", "metrics.jsonl cannot be read"),
         ("labels", "no environment.json"),
         ("broken", "resnet9"),
@@ -135,11 +138,11 @@ def test_what_is_missing_is_named_and_the_rest_is_shown(runs: Path, tmp_path: Pa
     ):
         assert [line for line in found.missing if place in line and words in line], (place, words, found.missing)
     picked = next(group for group in found.groups if group.name == GROUPS[1])
-    assert (len(picked.runs), picked.figure("last_top1").n) == (2, 1)
+    assert (len(picked.runs), picked.figure("last_top1").n) == (3, 1)
     assert [curve.name for curve in found.ratios] == [GROUPS[1]]
     text = html.unescape(page(found))
     assert all(line in text for line in found.missing)
-    assert "1 (+1 unfinished)" in text
+    assert "1 (+2 unfinished)" in text
     for write in PLAIN.values():
         assert GROUPS[1] in write(found)
 
