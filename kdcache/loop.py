@@ -39,12 +39,16 @@ class StepEvent(NamedTuple):
         Sum of the losses of these steps.
     images_per_second : float
         Since the epoch began, or was gone on with.
+    seconds, waited : float
+        Time since then, and what part of it went into waiting for views.
     """
 
     step: int
     images: int
     losses: float
     images_per_second: float
+    seconds: float
+    waited: float
 
     @property
     def loss(self) -> float:
@@ -82,8 +86,9 @@ def train_epoch(
     """
     started = time.perf_counter()
     unseen: list[Tensor] = []
-    images = 0
-    for batch, is_last in _marked(batches):
+    images, waited = 0, 0.0
+    for batch, is_last, wait in _marked(batches):
+        waited += wait
         with _memory_explained(len(batch)):
             loss = loss_of(batch)
             optimiser.zero_grad(set_to_none=True)
@@ -96,7 +101,8 @@ def train_epoch(
             for value in _checked(unseen, batch):
                 losses += value  # one by one: the sum does not depend on where somebody looked
             unseen = []
-            yield StepEvent(batch.step + 1, batch.whole.stop, losses, images / (time.perf_counter() - started))
+            seconds = time.perf_counter() - started
+            yield StepEvent(batch.step + 1, batch.whole.stop, losses, images / seconds, seconds, waited)
 
 
 @contextmanager
@@ -111,14 +117,16 @@ def _memory_explained(images: int) -> Iterator[None]:
         raise KdcacheError(fault("out of memory", allowed=allowed, given=f"a step of {images} images")) from error
 
 
-def _marked(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
-    """Say of each batch whether it is the last one."""
-    ahead = iter(batches)
+def _marked(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool, float]]:
+    """Say of each batch whether it is the last one, and for how many seconds one had to wait."""
+    ahead, began = iter(batches), time.perf_counter()
     batch = next(ahead)
-    for following in ahead:
-        yield batch, False
-        batch = following
-    yield batch, True
+    while True:
+        following = next(ahead, None)
+        yield batch, following is None, time.perf_counter() - began
+        if following is None:
+            return
+        batch, began = following, time.perf_counter()
 
 
 def _checked(losses: list[Tensor], last: Batch) -> list[float]:

@@ -77,6 +77,8 @@ class EpochMetrics:
         Mean of the training loss over the steps.
     images_per_second : float or None
         Training samples a second, evaluation aside.
+    data_share, teacher_share : float or None
+        Share of that time in which the step waited for views, and for the teacher's answers; on a GPU the host's time.
     kl_ratio : float or None
         Mean over the steps of r (Equation 3); ``None`` where nothing is picked, or d of all candidates is not known.
     label_disagreement : float or None
@@ -97,6 +99,8 @@ class EpochMetrics:
     lr: float | None = None
     train_loss: float | None = None
     images_per_second: float | None = None
+    data_share: float | None = None
+    teacher_share: float | None = None
     kl_ratio: float | None = None
     label_disagreement: float | None = None
     loss_parts: dict[str, float] = field(default_factory=dict)

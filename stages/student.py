@@ -97,6 +97,8 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
                 val_loss=validation.loss if validation else None,
                 val_top1=validation.top1 if validation else None,
                 images_per_second=event.images_per_second,
+                data_share=event.waited / event.seconds,
+                teacher_share=step.waited / event.seconds if oracle else None,
                 seconds=time.perf_counter() - started,
                 kl_ratio=statistics.mean_kl_ratio(),
                 label_disagreement=statistics.label_disagreement(),
@@ -129,9 +131,12 @@ class Step:
     ----------
     statistics : EpochStatistics
         Where the figures of the epoch are added up.
+    waited : float
+        Seconds that went into the teacher's answers since the epoch began, or was gone on with.
     """
 
     statistics: EpochStatistics
+    waited: float
 
     def __init__(
         self,
@@ -153,7 +158,7 @@ class Step:
 
     def begin(self, statistics: EpochStatistics, progress: Progress | None = None) -> None:
         """Begin an epoch, of which nothing is known yet, or go on with one."""
-        self.statistics, self._questions = statistics, Questions()
+        self.statistics, self._questions, self.waited = statistics, Questions(), 0.0
         if progress and progress.statistics:
             columns = {name: column.to(statistics.d_x.device) for name, column in progress.statistics.items()}
             self.statistics = EpochStatistics(**columns).split()
@@ -207,9 +212,10 @@ class Step:
         """Put the views to the oracle: the answers, and the teacher's features of x where a loss reads them."""
         if self.oracle is None:
             return None, []
-        if self.reads_features:
-            return self.oracle.ask_with_features(batch)
-        return self.oracle.ask(batch), []
+        began = time.perf_counter()
+        found = self.oracle.ask_with_features(batch) if self.reads_features else (self.oracle.ask(batch), [])
+        self.waited += time.perf_counter() - began
+        return found
 
     def _forward(self, views: Tensor) -> tuple[Tensor, list[Tensor]]:
         with self.compute.autocast():

@@ -94,6 +94,7 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
                 val_loss=validation.loss if validation else None,
                 val_top1=validation.top1 if validation else None,
                 images_per_second=event.images_per_second,
+                data_share=event.waited / event.seconds,
                 seconds=time.perf_counter() - started,
             )
             run.end_epoch(metrics, teacher)

@@ -41,7 +41,8 @@ def outcome(path: Path) -> dict[str, Any]:
     """Read all of a run that a second one with the same settings must repeat bit for bit."""
     run = FinishedRun(path)
     lines = [vars(line) for line in run.metrics()]
-    varying = ("seconds", "images_per_second", "questions_asked", "questions_answered")
+    times = ("seconds", "images_per_second", "data_share", "teacher_share")
+    varying = (*times, "questions_asked", "questions_answered")
     metrics = [{name: value for name, value in line.items() if name not in varying} for line in lines]
     found: dict[str, Any] = {"network": (path / "model.safetensors").read_bytes(), "metrics": metrics}
     for place in ("statistics.zarr", "answers.zarr/clean"):

@@ -67,22 +67,31 @@ def test_every_augmentation_and_criterion_trains(
 
 def test_a_run_folder_is_whole(small: Settings, teacher: Path, tmp_path: Path) -> None:
     run = student(small, teacher, tmp_path / "run", aug="cutmix-pick", epochs=2, cache="off")
-    files = ("config.toml", "environment.json", "metrics.jsonl", "model.safetensors", "curves.png", "summary.json")
-    assert [name for name in files if not (run.path / name).is_file()] == []
+    files = {"config.toml", "environment.json", "metrics.jsonl", "model.safetensors", "curves.png", "summary.json"}
+    assert {entry.name for entry in run.path.iterdir()} == files | {"statistics.zarr", "run.lock"}
     assert not list(run.path.glob(".*"))
     lines = run.metrics()
     assert run.summary["last_top1"] == lines[-1].test_top1
     assert run.summary["best_top1"] == max(line.test_top1 for line in lines)
     assert lines[run.summary["best_epoch"] - 1].test_top1 == run.summary["best_top1"]
     assert run.summary["questions_asked"] == 2 * 3 * SAMPLES
+    for line in lines:
+        assert line.data_share is not None
+        assert line.teacher_share is not None
+        assert 0 < line.data_share < line.data_share + line.teacher_share < 1
     assert StudentConfig.load(run.path / "config.toml") == run.config
 
     statistics = zarr.open_group(run.path / "statistics.zarr", mode="r")
     shapes = {name: array.shape for name, array in statistics.arrays()}
     # 90 samples in batches of 32 are three steps.
     assert shapes == {
-        "d_x": (2, 90), "d_mixed": (2, 2, 90), "picked": (2, 2, 90), "kl_ratio": (2, 3), "disputed": (2, 3)
+        "d_x": (2, 90), "d_mixed": (2, 2, 90), "picked": (2, 2, 90), "kl_ratio": (2, 3), "disputed": (2, 3),
+        "losses": (2, 3, 2),
     }  # fmt: skip
+    assert statistics.attrs["losses"] == ["ce", "kd"]
+    losses = np.asarray(statistics["losses"][:])  # type: ignore[index]
+    np.testing.assert_allclose(losses.mean(1), [list(line.loss_parts.values()) for line in lines], rtol=1e-5)
+    np.testing.assert_allclose(losses.sum(2).mean(1), [line.train_loss for line in lines], rtol=1e-5)
     assert statistics.attrs["epochs_written"] == 2
     assert np.isfinite(statistics["d_x"][:]).all()  # type: ignore[index, arg-type]
     assert (statistics["picked"][:].sum(axis=(1, 2)) == 90).all()  # type: ignore[index, union-attr]

@@ -141,6 +141,8 @@ def _figures(metrics: EpochMetrics) -> str:
     figures = f"loss {metrics.train_loss:.3f}  top-1 {metrics.test_top1:.2f} %"
     if metrics.kl_ratio is not None:
         figures += f"  r {metrics.kl_ratio:.2f}"
+    shares = {"data": metrics.data_share, "teacher": metrics.teacher_share}
+    figures += "".join(f"  {name} {share:.0%}" for name, share in shares.items() if share is not None)
     if metrics.questions_asked or metrics.questions_answered:
         figures += f"  asked {metrics.questions_asked}  answered {metrics.questions_answered}"
     return figures
