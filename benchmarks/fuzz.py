@@ -1,7 +1,8 @@
 """Feed kdcache files that were altered at random, and see that each is refused in a line or read for what it is.
 
 Valid files are made and then altered: bytes, the JSON or TOML in them, what they hold, or the files around them. Each
-input follows from seed, kind and number; ``--only store:17`` repeats one. Exits with 1 where anything went wrong::
+input follows from seed, kind and number, but for torch's old layout, whose files hold memory addresses;
+``--only store:17`` repeats one. Exits with 1 where anything went wrong::
 
     python benchmarks/fuzz.py --inputs 2000 > docs/results/fuzz.md
 """
