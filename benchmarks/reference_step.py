@@ -24,6 +24,9 @@ CORES = len(os.sched_getaffinity(0))
 AHEAD = 2
 """Batches that a worker makes ahead."""
 
+REST = 0.5
+"""Seconds after which workers that nobody asks have made these, and no longer disturb what is measured next."""
+
 
 class Pictures(Dataset[tuple[Tensor, int]]):
     """Images that are cropped, flipped and normalised one at a time."""
@@ -72,7 +75,9 @@ def seconds_each(batches: Iterator[tuple[Tensor, Tensor]], count: int) -> float:
     started = time.perf_counter()
     for _ in range(count):
         next(batches)
-    return (time.perf_counter() - started) / count
+    taken = time.perf_counter() - started
+    time.sleep(REST)
+    return taken / count
 
 
 class Reference:
@@ -102,7 +107,9 @@ class Reference:
         started = time.perf_counter()
         for _ in range(steps):
             self.step(*next(self.batches))
-        return (time.perf_counter() - started) / steps
+        taken = time.perf_counter() - started
+        time.sleep(REST)
+        return taken / steps
 
     def step(self, x: Tensor, labels: Tensor) -> None:
         """Take one step; Equations 1 and 2 with tau 4 and alpha 0.9."""

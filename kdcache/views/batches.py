@@ -164,7 +164,8 @@ class ViewMaker:
         """Make x and the views of some slots, each (B, 3, H, W), of the images of `_rows`."""
         own, rows = np.arange(positions.start, positions.stop), _rows(positions, slots)
         standard = self._standard_views(table, rows, images)
-        x = take(standard, self._tensor(np.searchsorted(rows, own)))
+        # A batch of whole blocks is all that there is.
+        x = standard if len(rows) == len(own) else take(standard, self._tensor(np.searchsorted(rows, own)))
         views = [x]
         for slot in slots:
             second = take(standard, self._tensor(np.searchsorted(rows, slot.partner[own])))
