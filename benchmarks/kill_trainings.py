@@ -8,7 +8,6 @@ chunk of the store, and falls into it::
 
 import argparse
 import random
-import shutil
 import sys
 import tempfile
 import time
@@ -22,6 +21,7 @@ from kdcache.stages import train_teacher
 from kill_fills import pictures
 
 from kdcache.config import TeacherConfig
+from kdcache.record import FinishedRun
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.processes import outcome, start  # which is not on the path
@@ -79,10 +79,10 @@ def trial(
     if kind == "student":
         settings["teacher"] = teacher
     root.mkdir()
-    began = time.perf_counter()
     finish(start(kind, **settings, **store(settings, root / "whole.zarr"), out=root / "whole"))
-    seconds, expected = time.perf_counter() - began, outcome(root / "whole")
+    seconds, expected = FinishedRun(root / "whole").summary["seconds"], outcome(root / "whole")
     counts: Counter[str] = Counter()
+    seen: set[Path] = set()
     while counts["kills"] < kills:
         name = f"run-{counts['ends']}"
         place = store(settings, root / f"{name}.zarr")
@@ -95,10 +95,9 @@ def trial(
             process.kill()
             process.join()
             counts["kills"] += 1
-            litter = [path for path in root.rglob("*") if path.name.endswith((".tmp", ".partial"))]
-            counts["in a write"] += bool(litter)
-            for path in litter:
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+            litter = {path for path in root.rglob("*") if path.name.endswith((".tmp", ".partial"))}
+            counts["in a write"] += bool(litter - seen)
+            seen |= litter
             counts["early"] += not any((root / name).glob("checkpoints/epoch-*"))
         if (root / name / "summary.json").exists():
             ended(counts, root / name, expected)
@@ -114,14 +113,18 @@ def store(settings: Settings, where: Path) -> Settings:
 
 
 def wait(process: BaseProcess, root: Path, seconds: float, for_a_write: bool) -> None:
-    """Wait a while, and then perhaps for a file that is being written."""
+    """Wait a while, and then perhaps for a file that is being written: one that was not there before."""
     process.join(seconds)
-    patience = time.monotonic() + 1
+    before, patience = unfinished(root), time.monotonic() + 1
     while for_a_write and process.is_alive() and time.monotonic() < patience:
-        newest = [entry for pattern in ("*/.*.tmp", "*/checkpoints/.*.tmp", "*.zarr/**/*.partial")
-                  for entry in root.glob(pattern)]  # fmt: skip
-        if newest:
+        if unfinished(root) - before:
             return
+
+
+def unfinished(root: Path) -> set[Path]:
+    """Find the files that are being written, or were when their writer was killed."""
+    patterns = ("*/.*.tmp", "*/checkpoints/.*.tmp", "*.zarr/**/*.partial", "*/statistics.zarr/**/*.partial")
+    return {path for pattern in patterns for path in root.glob(pattern)}
 
 
 def stop(process: BaseProcess, seconds: float) -> None:

@@ -60,7 +60,7 @@ def trial(loss: str, aug: str, settings: dict[str, Any], root: Path) -> tuple[st
     settings = {**settings, "loss": loss, "aug": aug, "checkpoint_minutes": 0.01}
     whole = train_student(StudentConfig.load(**settings, out=root / "whole", overwrite=True))
     killed = start("student", **settings, out=root / "killed")
-    while killed.is_alive() and not list((root / "killed").glob("checkpoints/epoch-00001-*")):
+    while killed.is_alive() and not list((root / "killed").glob("checkpoints/epoch-0000001-*")):
         killed.join(0.05)
     killed.join(0.15 * whole.summary["seconds"] / settings["epochs"])
     killed.kill()

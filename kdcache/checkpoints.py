@@ -138,14 +138,16 @@ class Checkpoints:
                 if isinstance(value, Tensor):
                     state[f"optimiser/{place}/{key}"] = value
         state["random/cpu"] = torch.get_rng_state()
-        if torch.cuda.is_initialized():
-            state["random/cuda"] = torch.cuda.get_rng_state()
+        for kind, generator in _generators().items():
+            state[f"random/{kind}"] = generator.get_rng_state()
         facts = {name: value for name, value in vars(progress).items() if name != "statistics"}
         self.folder.mkdir(exist_ok=True)
-        path = self.folder / f"epoch-{progress.epoch:05d}-step-{progress.step:07d}.safetensors"
+        path = self.folder / f"epoch-{progress.epoch:07d}-step-{progress.step:07d}.safetensors"
         tensors.save(path, state, {"format": FORMAT, **facts})
-        for old in self._files()[:-KEPT]:
-            old.unlink()
+        older = [file for file in self._files() if file < path]
+        newer = [file for file in self._files() if file > path]  # which could not be read, or this one were another
+        for file in (*older[: 1 - KEPT], *newer):
+            file.unlink()
 
     def _restore(self, state: Mapping[str, Tensor], path: Path) -> None:
         try:
@@ -157,8 +159,15 @@ class Checkpoints:
             if momentum := _part(state, f"optimiser/{place}"):
                 self._optimiser.state[parameter] = {key: value.to(parameter.device) for key, value in momentum.items()}
         torch.set_rng_state(state["random/cpu"])
-        if "random/cuda" in state and torch.cuda.is_available():
-            torch.cuda.set_rng_state(state["random/cuda"])
+        for kind, generator in _generators().items():
+            if f"random/{kind}" in state:
+                generator.set_rng_state(state[f"random/{kind}"])
+
+
+def _generators() -> dict[str, Any]:
+    """Find what else than the processor draws random numbers, as dropout does."""
+    there = {"cuda": torch.cuda.is_initialized(), "mps": torch.backends.mps.is_available()}
+    return {kind: getattr(torch, kind) for kind, is_there in there.items() if is_there}
 
 
 def _part(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -29,10 +29,18 @@ def asked() -> bool:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Keep a signal from cutting in: those inside look at `asked` where they can stop."""
+    """Keep a signal from cutting in: those inside look at `asked` where they can stop, at the latest at the end.
+
+    Raises
+    ------
+    Stopped
+        At the end, where nobody inside did so.
+    """
     global _deferred
     _deferred = True
     try:
         yield
     finally:
         _deferred = False
+    if _asked:
+        raise Stopped

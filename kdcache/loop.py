@@ -111,7 +111,8 @@ def _memory_explained(images: int) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        said = str(error)  # each kind of device has an error of its own
+        if not isinstance(error, MemoryError) and "out of memory" not in said and "can't allocate memory" not in said:
             raise
         allowed = "a smaller --batch-size, or --precision bfloat16"
         raise KdcacheError(fault("out of memory", allowed=allowed, given=f"a step of {images} images")) from error
@@ -204,7 +205,7 @@ def evaluate(network: Network, split: Split, compute: Compute, batch_size: int =
         logits = logits.float()
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         figures = (best[:, 0].sum(), best.sum(), cross_entropy(logits, labels) * len(samples))
-        totals += torch.stack([figure.double().cpu() for figure in figures])
+        totals += torch.stack([figure.float() for figure in figures]).cpu().double()
     network.train(was_training)
     top1, top5, loss = (ranks.total(totals) / len(split)).tolist()
     return Accuracy(100 * top1, 100 * top5, loss)

@@ -49,6 +49,11 @@ def join(device: str) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         return
     place = Compute.choose(device).device
+    if place.type == "mps":
+        raise UsageError(fault("--device under torchrun", allowed="cpu or cuda", given="mps"))
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        there = f"--nproc-per-node {torch.cuda.device_count()}, the number of GPUs"
+        raise UsageError(fault("processes of torchrun", allowed=there, given=f"number {place.index} on this machine"))
     if place.type == "cuda":
         torch.cuda.set_device(place)
     # What is counted for the record lies on the CPU, so gloo is there in any case.

@@ -204,9 +204,11 @@ def _commit() -> str | None:
 
 
 def read_environment(path: Path) -> dict[str, Any]:
-    """Read what a run depended on besides its settings."""
+    """Read what a run depended on besides its settings; nothing of one that was killed before it wrote that."""
     try:
         found = json.loads((path / "environment.json").read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
     except (OSError, ValueError) as error:
         raise KdcacheError(fault(f"{path / 'environment.json'} cannot be read", given=first_line(error))) from None
     return found if isinstance(found, dict) else {}

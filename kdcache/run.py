@@ -3,14 +3,11 @@
 import json
 import math
 import os
-import shutil
 import time
-import tomllib
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import nn
@@ -18,16 +15,17 @@ from torch import nn
 from kdcache import ranks
 from kdcache.checkpoints import Checkpoints, Progress
 from kdcache.compute import Compute
-from kdcache.config import StudentConfig, TrainingConfig
+from kdcache.config import TrainingConfig
 from kdcache.datasets import Dataset
-from kdcache.errors import KdcacheError, UsageError, fault, first_line
+from kdcache.errors import KdcacheError, UsageError, fault
 from kdcache.files import write_json, write_text
+from kdcache.folders import clear_litter, hold, new_folder
 from kdcache.models import Network
-from kdcache.models.checkpoint import save
-from kdcache.record import KINDS, RUNS, EpochMetrics, FinishedRun, environment, read_environment
-from kdcache.store.place import Place
+from kdcache.models.checkpoint import fingerprint, save
+from kdcache.record import EpochMetrics, FinishedRun, environment, read_environment
+from kdcache.teacher import Teacher
 
-__all__ = ["Run", "check_folder", "compute_of", "settle"]
+__all__ = ["Run"]
 
 COUNT = "questions.count"
 """File that says how many questions an unfinished run has asked."""
@@ -45,13 +43,14 @@ class Run:
     data : Dataset
         Its class names, and how a picture becomes a clean view, are kept with the network, so that it can name what it
         sees.
-    teacher : Compute, optional
-        How precisely the teacher answers.
+    teacher : Teacher, optional
+        Which has to be the same one, and as precise, when the run is gone on with.
 
     Raises
     ------
     UsageError
-        Where the folder holds something already, unless that is a run and ``config.overwrite`` is set.
+        Where the folder holds something already, unless that is a run and ``config.overwrite`` is set; or where a run
+        that is gone on with had other images or another teacher.
     """
 
     def __init__(
@@ -59,27 +58,37 @@ class Run:
         config: TrainingConfig,
         compute: Compute,
         data: Dataset,
-        teacher: Compute | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         self.config, self.data = config, data
         self.metrics: list[EpochMetrics] = []
         self.resumed: list[dict[str, int]] = []
         self._before, self._started = 0.0, time.perf_counter()
         self._checkpoints: Checkpoints | None = None
+        self._lost = 0
+        self._held = ExitStack()
         self.path = ranks.from_first(self._open(compute, teacher) if ranks.first() else Path())
 
-    def _open(self, compute: Compute, teacher: Compute | None) -> Path:
-        path = self.config.out if self.config.resume else _new_folder(self.config)
-        assert path is not None
-        _hold(path)
-        found = {**environment(compute), "precision_of_teacher": teacher.precision if teacher else None}
-        if self.config.resume:
-            then, now = (of.get("precision_of_teacher") for of in (read_environment(path), found))
-            if then != now:  # its store is gone, or another one
-                raise UsageError(fault(f"run {path}: precision of the teacher's answers", allowed=then, given=now))
-        else:
-            write_json(path / "environment.json", found)
-        write_text(path / "config.toml", self.config.to_toml())
+    def _open(self, compute: Compute, teacher: Teacher | None) -> Path:
+        origin = {"dataset": self.data.train.fingerprint}
+        if teacher is not None:
+            origin |= {"teacher": fingerprint(teacher.network), "teacher precision": teacher.compute.precision}
+        if not self.config.resume:
+            path, self._held = new_folder(self.config)
+            write_text(path / "config.toml", self.config.to_toml())
+            write_json(path / "environment.json", {**environment(compute), "origin": origin})
+            return path
+        assert self.config.out is not None
+        path, self._held = self.config.out, hold(self.config.out)
+        if (path / "summary.json").exists():
+            raise UsageError(fault(f"run {path}", allowed="an unfinished run", given="one that was just finished"))
+        clear_litter(path)
+        then = read_environment(path).get("origin", origin)  # a run that was killed at once has none
+        if wrong := [name for name in origin if then.get(name) != origin[name]]:
+            faults = (fault(f"run {path}: {name}", allowed=then.get(name), given=origin[name]) for name in wrong)
+            raise UsageError(*faults)
+        if not (path / "environment.json").exists():
+            write_json(path / "environment.json", {**environment(compute), "origin": origin})
         return path
 
     def restore(self, modules: Mapping[str, nn.Module], optimiser: torch.optim.Optimizer) -> Progress:
@@ -109,13 +118,18 @@ class Run:
             if line.lr != self.config.rate(line.epoch - 1):
                 now = f"a rate of {self.config.rate(line.epoch - 1):g} in epoch {line.epoch}, which had {line.lr:g}"
                 raise UsageError(fault("--epochs", allowed="those of the run: the rate falls by them", given=now))
+        at = (progress.epoch, progress.step)
+        if ranks.any_of(at != ranks.from_first(at)):
+            raise KdcacheError(f"the processes read different checkpoints: each must see the run folder {self.path}")
         self.resumed, self._before = progress.resumed, progress.seconds
-        if self.config.resume:
-            counted = sum(progress.questions[:1]) + sum(line.questions_asked for line in self.metrics)
-            lost = max(0, _read_count(self.path / COUNT) - counted)
-            _write_count(self.path / COUNT, counted)
-            self.resumed.append({"epoch": progress.epoch + 1, "step": progress.step, "questions_lost": lost})
+        if self.config.resume and ranks.first():
+            write_text(self.path / "config.toml", self.config.to_toml())  # the epochs may be others
+            self.resumed.append({"epoch": progress.epoch + 1, "step": progress.step})
+            self._lost = max(0, _read_count(self.path / COUNT) - self._asked(sum(progress.questions[:1])))
         return progress
+
+    def _asked(self, in_epoch: int) -> int:
+        return in_epoch + sum(line.questions_asked for line in self.metrics)
 
     def keep(self, progress: Progress) -> None:
         """Write a checkpoint; where the work is to stop, stop it.
@@ -131,11 +145,10 @@ class Run:
         self._checkpoints.keep(progress)
 
     def due(self, questions_asked: int = 0) -> bool:
-        """Tell whether it is time for a checkpoint; note how many questions this process has asked in the epoch."""
+        """Tell whether it is time for a checkpoint; note how many questions were asked in the epoch so far."""
         assert self._checkpoints is not None
-        asked = questions_asked + sum(line.questions_asked for line in self.metrics)
-        if asked and ranks.first():
-            _write_count(self.path / COUNT, asked)
+        if questions_asked and ranks.first():
+            _write_count(self.path / COUNT, self._lost + self._asked(questions_asked))
         return self._checkpoints.due()
 
     def _seconds(self) -> float:
@@ -187,6 +200,7 @@ class Run:
             "questions_asked": questions_asked + sum(line.questions_asked for line in self.metrics),
             "questions_answered": questions_answered + sum(line.questions_answered for line in self.metrics),
             "seconds": self._seconds(),
+            "questions_lost": self._lost,
             "resumed": self.resumed,
             "finished_at": time.time(),
         }
@@ -195,88 +209,18 @@ class Run:
             if self._checkpoints is not None:
                 self._checkpoints.remove()
             (self.path / COUNT).unlink(missing_ok=True)
+        self._held.close()
         ranks.wait()
         return FinishedRun(self.path)
 
 
-Config = TypeVar("Config", bound=TrainingConfig)
-
-
-def settle(config: Config) -> tuple[Config, FinishedRun | None]:
-    """Settle which folder a training writes, before anything is read or written; alike in all its processes.
-
-    Returns
-    -------
-    config : TrainingConfig
-        With ``resume`` only where there is a run to go on with, whose folder is ``out`` then.
-    finished : FinishedRun or None
-        The run, where it needs nothing any more.
-
-    Raises
-    ------
-    UsageError
-        Where the folder holds something already, unless that is a run and ``overwrite`` is set; or a run of other
-        settings, where it is to be gone on with.
-    """
-    return ranks.from_first(_settled(config) if ranks.first() else (config, None))
-
-
-def _settled(config: Config) -> tuple[Config, FinishedRun | None]:
-    path = config.out or _unfinished(config) if config.resume else None
-    if path is None or not (path / "config.toml").is_file():
-        check_folder(config)
-        return config.model_copy(update={"resume": False}), None
-    recorded = _recorded(path, type(config))
-    if faults := config.differences(recorded):
-        raise UsageError(*(f"{path} cannot be gone on with: {line}" for line in faults))
-    kept = {"teacher": recorded.teacher} if isinstance(recorded, StudentConfig) else {}
-    finished = (path / "summary.json").is_file()
-    if finished and config.epochs != recorded.epochs:
-        raise UsageError(fault(f"--epochs: {path} is finished", allowed=recorded.epochs, given=config.epochs))
-    return config.model_copy(update={"out": path, **kept}), FinishedRun(path) if finished else None
-
-
-def compute_of(config: TrainingConfig) -> Compute:
-    """Settle where and how precisely to compute; a run that is gone on with keeps its precision."""
-    then = read_environment(config.out) if config.resume and config.out else {}
-    return Compute.choose(config.device, then.get("precision", config.precision))
-
-
-def _recorded(path: Path, kind: type[Config]) -> Config:
-    settings = path / "config.toml"
-    try:
-        found = next((table for table in KINDS if table in tomllib.loads(settings.read_text("utf-8"))), None)
-    except (OSError, ValueError) as error:
-        raise UsageError(fault(f"{settings}: not the settings of a run", given=first_line(error))) from None
-    if found != kind.table:
-        raise UsageError(fault(f"run {path}", allowed=f"a {kind.table}", given=f"a {found}"))
-    return kind.load(settings)
-
-
-def _unfinished(config: TrainingConfig) -> Path | None:
-    """Find the newest run of the same settings that did not come to its end."""
-    for settings in sorted(RUNS.glob("*/config.toml"), key=lambda path: path.stat().st_mtime, reverse=True):
-        with suppress(UsageError):
-            recorded = _recorded(settings.parent, type(config))
-            unfinished = not (settings.parent / "summary.json").exists() and recorded.epochs == config.epochs
-            if unfinished and not config.differences(recorded):
-                return settings.parent
-    return None
-
-
-def _hold(path: Path) -> None:
-    """Keep other processes out of a run folder, until this one ends."""
-    lock = Place(path / "run").lock(None, wait=False)
-    if not lock.__enter__():
-        raise UsageError(fault(f"run folder {path}", allowed="a folder that nobody writes to", given="one in use"))
-    _held.append(lock)
-
-
-_held: list[AbstractContextManager[bool]] = []
-
-
 def _write_count(path: Path, count: int) -> None:
-    path.write_text(f"{count:020}", "utf-8")  # of one length, so that a reader finds the old or the new number
+    """Write a number over another one, of as many digits, so that a kill leaves the one or the other."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+    try:
+        os.pwrite(descriptor, f"{count:020}".encode(), 0)
+    finally:
+        os.close(descriptor)
 
 
 def _read_count(path: Path) -> int:
@@ -284,56 +228,3 @@ def _read_count(path: Path) -> int:
         return int(path.read_text("utf-8"))
     except (OSError, ValueError):
         return 0
-
-
-def check_folder(config: TrainingConfig) -> None:
-    """Refuse a run folder that holds something already, unless that is a run and ``config.overwrite`` is set."""
-    path = config.out
-    store = config.store if isinstance(config, StudentConfig) else None
-    if path is not None and store is not None and Path(store).resolve().is_relative_to(path.resolve()):
-        raise UsageError(fault(f"--store {store}", allowed="a place outside the run folder", given=f"--out {path}"))
-    if path is None or not path.is_dir() or not _content(path):
-        return
-    if not (path / "config.toml").is_file():
-        raise UsageError(fault(f"--out {path}", allowed="a new or empty folder, or a run", given="other files"))
-    if not config.overwrite:
-        state = "a finished" if (path / "summary.json").exists() else "an unfinished"
-        raise UsageError(fault(f"--out {path} holds {state} run", allowed="another folder, or --overwrite"))
-
-
-def _new_folder(config: TrainingConfig) -> Path:
-    check_folder(config)
-    path = config.out
-    if path is None:
-        return _numbered_folder(config)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(fault(f"--out {path}", allowed="a folder that can be made", given=error.strerror)) from None
-    _hold(path)
-    # The summary goes first: half removed, the folder must not look like a finished run.
-    (path / "summary.json").unlink(missing_ok=True)
-    for entry in _content(path):
-        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-    return path
-
-
-def _content(path: Path) -> list[Path]:
-    return [entry for entry in path.iterdir() if entry.name != "run.lock"]
-
-
-def _numbered_folder(config: TrainingConfig) -> Path:
-    """Make ``runs/<kind>-<dataset>-<model>[-<loss>-<aug>]-seed<seed>``, numbered from the second of a name on."""
-    words = [config.table, config.dataset.replace(":", "-").replace(os.sep, "-"), config.model]
-    if isinstance(config, StudentConfig):
-        words += [config.loss.replace(":", "-"), config.aug] + ([config.pick] if config.pick else [])
-    name = "-".join([*words, f"seed{config.seed}"])
-    number = 1
-    while True:
-        path = RUNS / (name if number == 1 else f"{name}-{number}")
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            number += 1
-        else:
-            return path

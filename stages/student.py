@@ -11,6 +11,7 @@ from kdcache.checkpoints import Progress
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.datasets import Dataset
+from kdcache.folders import compute_of, settle
 from kdcache.losses import Mixed, Objective, Plain, Setting, kld, make_parts
 from kdcache.models import Network
 from kdcache.oracle import Oracle, Questions
@@ -19,7 +20,7 @@ from kdcache.record import EpochMetrics, FinishedRun
 from kdcache.report.curves import draw_curves
 from kdcache.report.progress import Reporter
 from kdcache.resolve import find_teacher, fresh_network, load_data, open_oracle, plan_of
-from kdcache.run import Run, compute_of, settle
+from kdcache.run import Run
 from kdcache.store.statistics import EpochStatistics, Shape, StatisticsStore
 from kdcache.views import Batch, ViewMaker, take
 from kdcache.words import CRITERIA
@@ -56,7 +57,8 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     compute = compute_of(config)
     data = load_data(config)
     if config.needs_teacher:
-        config = config.model_copy(update={"teacher": find_teacher(config)})  # the record names the one that was used
+        # The record names the one that was used.
+        config = config.model_copy(update={"teacher": ranks.from_first(find_teacher(config))})
     plan = plan_of(config, data)
     views = ViewMaker(data.train, plan, config.batch_size, compute.device)
     oracle = open_oracle(config, data, views, compute) if config.needs_teacher else None
@@ -67,7 +69,7 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     step = Step(config, student, objective, oracle, compute)
     optimiser = loop.sgd(nn.ModuleList([student, objective]), config.lr, config.momentum, config.weight_decay)
 
-    run = Run(config, compute, data, oracle.teacher.compute if oracle else None)
+    run = Run(config, compute, data, oracle.teacher if oracle else None)
     progress = run.restore({"student": student, "objective": objective}, optimiser)
     shape = Shape(plan.samples, plan.slots, len(views.steps), step.losses)
     store = StatisticsStore(run.path / "statistics.zarr", config.epochs, shape) if ranks.first() else None
@@ -79,7 +81,7 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
             step.begin(EpochStatistics.empty(shape, compute.device), progress)
             for event in loop.train_epoch(optimiser, views.epoch(epoch, progress.step), step, progress.losses):
                 reporter.step(event)
-                if event.step < len(views.steps) and run.due(step.questions().asked):
+                if event.step < len(views.steps) and run.due(step.questions().everywhere().asked):
                     run.keep(Progress(epoch, event.step, event.losses, **step.state()))
             statistics, questions = step.statistics.merged(), step.questions().everywhere()
             if store is not None:

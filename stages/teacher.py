@@ -11,6 +11,7 @@ from kdcache.checkpoints import Progress
 from kdcache.compute import Compute
 from kdcache.config import TeacherConfig
 from kdcache.datasets import Dataset
+from kdcache.folders import check_folder, compute_of, settle
 from kdcache.losses import cross_entropy
 from kdcache.models import Network
 from kdcache.oracle import Oracle
@@ -18,7 +19,7 @@ from kdcache.record import EpochMetrics, FinishedRun
 from kdcache.report.curves import draw_curves
 from kdcache.report.progress import Reporter
 from kdcache.resolve import find_network, fresh_network, load_data, open_store, store_path
-from kdcache.run import Run, check_folder, compute_of, settle
+from kdcache.run import Run
 from kdcache.teacher import Teacher
 from kdcache.views import Batch, Plan, ViewMaker
 
@@ -171,9 +172,10 @@ def _fill_and_finish(run: Run, network: Network, data: Dataset, compute: Compute
     teacher = Teacher(network, compute)
     store = open_store(store_path(run.path), teacher, data)
     plan = Plan(len(data.train), data.image_size, data.card.padding, crop_flip=False, seed=0)
-    oracle = Oracle(teacher, ViewMaker(data.train, plan, teacher.rows, compute.device), store=store)
+    oracle = Oracle(teacher, ViewMaker(data.train, plan, plan.samples, compute.device), store=store)
     for _ in oracle.fill_clean():
-        pass
+        if interrupts.asked():
+            raise interrupts.Stopped
     return run.finish(**oracle.count().everywhere().as_metrics())
 
 

@@ -1,8 +1,16 @@
-"""Trainings in processes of their own, to be killed for real, and what is compared of the runs that they leave."""
+"""Commands and trainings in processes of their own, to be killed for real, and what is compared of their runs.
+
+The processes are forked from one that has imported what takes seconds.
+"""
 
 import multiprocessing
+import os
+import sys
+import tempfile
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import numpy as np
@@ -17,6 +25,45 @@ from kdcache.record import FinishedRun
 _MAKERS = multiprocessing.get_context("forkserver")
 # What is imported once is there in each process at once; no threads are begun before it forks.
 _MAKERS.set_forkserver_preload(["tests.processes"])
+
+
+class Command:
+    """A command line that is at work."""
+
+    def __init__(self, words: tuple[str, ...], cwd: Path, prepare: Callable[[], None] | None = None) -> None:
+        self.words, self.folder = words, tempfile.TemporaryDirectory()
+        self.files = [Path(self.folder.name, name) for name in ("output", "errors")]
+        arguments = (words, cwd, self.files, prepare)
+        self.process = _MAKERS.Process(target=_command, args=arguments, daemon=True)
+        self.process.start()
+
+    def kill(self) -> None:
+        """Kill it, and wait until it is gone."""
+        self.process.kill()
+        self.process.join()
+
+    def ended(self, seconds: float = 240) -> "CompletedProcess[str]":
+        """Wait for its end."""
+        self.process.join(seconds)
+        assert self.process.exitcode is not None, f"still at work: {self.words}"
+        output, errors = (file.read_text() for file in self.files)
+        return CompletedProcess(self.words, self.process.exitcode, output, errors)
+
+
+def kdcache(*words: str, cwd: Path, prepare: Callable[[], None] | None = None) -> "CompletedProcess[str]":
+    """Run a command to its end."""
+    return Command(words, cwd, prepare).ended()
+
+
+def _command(words: tuple[str, ...], cwd: Path, files: list[Path], prepare: Callable[[], None] | None) -> None:
+    for descriptor, file in enumerate(files, start=1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), descriptor)
+    torch.set_num_threads(1)
+    os.chdir(cwd)
+    sys.argv = ["kdcache", *words]
+    if prepare:
+        prepare()
+    cli.main()
 
 
 def start(kind: str, **settings: Any) -> BaseProcess:

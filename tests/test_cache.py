@@ -1,12 +1,9 @@
 """``kdcache cache`` and ``kdcache views`` from outside, and fills that are killed for real."""
 
-import os
 import random
 import re
 import shutil
-import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,7 +11,7 @@ import pytest
 import zarr
 
 from kdcache.store.answers import CLEAN, AnswerStore
-from tests.test_cli import kdcache
+from tests.processes import Command, kdcache
 
 SAMPLES = 90
 
@@ -169,48 +166,44 @@ def test_views_shows_rows_and_draws_them(tmp_path: Path) -> None:
     assert (tmp_path / "drawn.png").read_bytes().startswith(b"\x89PNG")
 
 
-def start(*given: str, cwd: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "kdcache", "cache", "fill", *given]
-    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 @pytest.mark.parametrize("together", [1, 2])
 def test_fills_that_are_killed_end_with_the_same_bits(
     together: int, pictures: Path, teacher: Path, tmp_path: Path
 ) -> None:
     """Fills are killed at random moments of their work, alone and two at a time; see benchmarks/kill_fills.py."""
     more = ("--aug", "cutmix-pick", "--epochs", "40")
-    unbroken = start(*words(pictures, teacher, tmp_path / "unbroken.zarr", *more), cwd=tmp_path)
-    unbroken.communicate(timeout=120)
+    kdcache("cache", "fill", *words(pictures, teacher, tmp_path / "unbroken.zarr", *more), cwd=tmp_path)
     expected = contents(tmp_path / "unbroken.zarr")
     assert len(expected) == 2 * 3 * 40
 
     store, moments = tmp_path / "store.zarr", random.Random(together)
     before: dict[str, bytes] = {}
     for _ in range(4):
-        fills = [start(*words(pictures, teacher, store, *more), cwd=tmp_path) for _ in range(together)]
-        while len(contents(store)) <= len(before) and any(fill.poll() is None for fill in fills):
+        fills = [Command(("cache", "fill", *words(pictures, teacher, store, *more)), tmp_path) for _ in range(together)]
+        while len(contents(store)) <= len(before) and any(fill.process.is_alive() for fill in fills):
             time.sleep(0.005)
         time.sleep(moments.uniform(0, 0.15))
         for fill in fills:
-            os.kill(fill.pid, signal.SIGKILL)
-            fill.communicate()
+            fill.kill()
         after = contents(store)
         assert all(after[name] == content for name, content in before.items())  # nothing was lost
         before = after
-    fills = [start(*words(pictures, teacher, store, *more), cwd=tmp_path) for _ in range(together)]
+    fills = [Command(("cache", "fill", *words(pictures, teacher, store, *more)), tmp_path) for _ in range(together)]
     for fill in fills:
-        _, errors = fill.communicate(timeout=120)
-        assert fill.returncode == 0, errors
+        done = fill.ended()
+        assert done.returncode == 0, done.stderr
     assert contents(store) == expected
 
 
 def test_two_fills_at_once_share_the_work(pictures: Path, teacher: Path, tmp_path: Path) -> None:
     more = ("--aug", "cutmix-pick", "--epochs", "60")
-    fills = [start(*words(pictures, teacher, tmp_path / "store.zarr", *more), cwd=tmp_path) for _ in range(2)]
+    fills = [
+        Command(("cache", "fill", *words(pictures, teacher, tmp_path / "store.zarr", *more)), tmp_path)
+        for _ in range(2)
+    ]
     counts = []
     for fill in fills:
-        output, errors = fill.communicate(timeout=120)
-        assert fill.returncode == 0, errors
-        counts.append(asked(output))
+        done = fill.ended()
+        assert done.returncode == 0, done.stderr
+        counts.append(asked(done.stdout))
     assert sum(counts) == 180 * SAMPLES

@@ -14,14 +14,9 @@ from PIL import Image
 
 from kdcache.cli.options import PRESET_SETTINGS
 from kdcache.config import StudentConfig, TeacherConfig
+from tests.processes import kdcache
 
 DOCS = Path(__file__).parents[1] / "docs"
-
-
-def kdcache(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "kdcache", *words], cwd=cwd, capture_output=True, text=True, timeout=240
-    )
 
 
 def small(pictures: Path) -> list[str]:

@@ -11,7 +11,7 @@ from kdcache import doctor
 from kdcache.config import StudentConfig
 from kdcache.doctor import FAULT, HINT, WELL, Recipes, cores, examine
 from kdcache.record import FinishedRun
-from tests.test_cli import kdcache
+from tests.processes import kdcache
 
 RECIPES = Recipes(train_teacher, train_student)
 ABOUT = ["versions", "devices", "precision", "threads", "memory", "disk", "datasets", "self-test"]

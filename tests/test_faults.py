@@ -1,33 +1,25 @@
 """A full disk and a memory that is too small: one clear line, nothing lost, nothing half written."""
 
-import os
 import resource
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 from kdcache.stages import train_student
 
 from kdcache.config import StudentConfig
-from tests.processes import outcome
+from tests.processes import kdcache, outcome
 
 Settings = dict[str, Any]
 
 
-def limited(limit: int, size: int, command: str, settings: Settings) -> "subprocess.CompletedProcess[str]":
+def limited(limit: int, size: int, command: str, settings: Settings) -> "CompletedProcess[str]":
     """Run a command that may not go over a limit of the system's."""
     options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
-    return subprocess.run(
-        [sys.executable, "-m", "kdcache", command, *options],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=Path(settings["out"]).parent,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        preexec_fn=lambda: resource.setrlimit(limit, (size, size)),  # no threads here
-    )
+    prepare = partial(resource.setrlimit, limit, (size, size))
+    return kdcache(command, *options, cwd=Path(settings["out"]).parent, prepare=prepare)
 
 
 @pytest.mark.parametrize(("room", "last"), [(60_000, "model.safetensors"), (400_000, "checkpoints/epoch-")])

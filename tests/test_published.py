@@ -26,7 +26,7 @@ from kdcache.export import FORMATS, Deployed, export
 from kdcache.models import REGISTRY, build, checkpoint, external
 from kdcache.models.published import closest, fit, read
 from kdcache.resolve import load_data
-from tests.test_cli import kdcache
+from tests.processes import kdcache
 
 State = dict[str, torch.Tensor]
 

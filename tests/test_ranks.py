@@ -41,7 +41,8 @@ PLAIN = "python:tests.test_ranks:plain"
 
 def together(ranks: int, command: str, settings: Settings, out: Path) -> "subprocess.Popen[str]":
     """Begin a training by several processes."""
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items() if name != "resume"]
+    options += ["--resume"] if settings.get("resume") else []
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     words = [*launch, "-m", "kdcache", command, *options, f"--out={out}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -138,7 +139,7 @@ def test_a_process_that_dies_ends_the_others_and_one_alone_goes_on(
     settings["batch_size"] = 9
     out = tmp_path / "many"
     process = together(2, "student-train", settings | {"checkpoint_minutes": 1e-6}, out)
-    while process.poll() is None and not list(out.glob("checkpoints/epoch-00001*")):
+    while process.poll() is None and not list(out.glob("checkpoints/epoch-0000001*")):
         time.sleep(0.01)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
@@ -152,6 +153,24 @@ def test_a_process_that_dies_ends_the_others_and_one_alone_goes_on(
     for line, other in zip(one.metrics(), resumed.metrics(), strict=True):
         assert other.train_loss == pytest.approx(line.train_loss, rel=1e-3)
     assert len(resumed.summary["resumed"]) == 1
+
+
+def test_several_processes_go_on_where_they_were(small: Settings, teacher: Path, tmp_path: Path) -> None:
+    settings = {**small, "model": PLAIN, "teacher": teacher, "aug": "cutmix-pick", "cache": "off", "epochs": 3}
+    settings |= {"batch_size": 9, "loss": "crd+kd", "pick_scope": "rank", "checkpoint_minutes": 1e-6}
+    whole, out = tmp_path / "whole", tmp_path / "broken"
+    expected = finished(together(2, "student-train", settings, whole), whole)
+    process = together(2, "student-train", settings, out)
+    while process.poll() is None and not list(out.glob("checkpoints/epoch-0000001-*")):
+        time.sleep(0.01)
+    process.terminate()  # torchrun passes it on
+    process.communicate(timeout=60)
+    assert not (out / "summary.json").exists()
+    again = finished(together(2, "student-train", settings | {"resume": True}, out), out)
+    assert again.summary["resumed"][0]["epoch"] > 1
+    assert_alike(expected, again)
+    picked = zarr.open_group(again.path / "statistics.zarr", mode="r")["picked"]
+    assert np.asarray(picked[:]).sum(axis=(1, 2)).tolist() == [90] * 3  # type: ignore[index]
 
 
 def test_sync_batchnorm_is_for_cuda(small: Settings, tmp_path: Path) -> None:

@@ -40,22 +40,24 @@ def test_a_training_that_is_killed_ends_as_if_it_had_not_been(
 ) -> None:
     kind, settings = settings_of(training, small, teacher, tmp_path)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    began = time.monotonic()
     first = start(kind, **settings, out=whole)
     first.join(120)
     assert first.exitcode == 0
-    seconds = time.monotonic() - began
+    seconds = FinishedRun(whole).summary["seconds"]
     shutil.rmtree(tmp_path / "answers.zarr", ignore_errors=True)
-    moments = random.Random(training)
+    moments, kills = random.Random(training), 0
     for _ in range(4):
         killed = start(kind, **settings, out=broken, resume=True)
-        killed.join(moments.uniform(0.2, 0.9) * seconds)
+        killed.join(moments.uniform(0.1, 0.7) * seconds)
         killed.kill()
         killed.join()
+        kills += killed.exitcode == -signal.SIGKILL
+    assert kills >= 2
     last = start(kind, **settings, out=broken, resume=True)
     last.join(120)
     assert last.exitcode == 0
     assert outcome(broken) == outcome(whole)
+    assert any(place["epoch"] > 1 or place["step"] > 0 for place in FinishedRun(broken).summary["resumed"])
     assert not (broken / "checkpoints").exists()
     assert [entry for entry in broken.iterdir() if entry.name.endswith(".tmp")] == []
 
@@ -63,7 +65,7 @@ def test_a_training_that_is_killed_ends_as_if_it_had_not_been(
 def interrupted(settings: Settings, out: Path) -> Path:
     """A student that was killed in its third epoch."""
     process = start("student", **settings, out=out)
-    while process.is_alive() and not list(out.glob("checkpoints/epoch-00002*")):
+    while process.is_alive() and not list(out.glob("checkpoints/epoch-0000002*")):
         time.sleep(0.002)
     process.kill()
     process.join()
@@ -101,8 +103,10 @@ def test_a_run_is_not_gone_on_with_under_other_settings(
     change: Settings, message: str, left: tuple[Settings, Path], tmp_path: Path
 ) -> None:
     settings, out = copied(left, tmp_path)
+    recorded = (out / "config.toml").read_bytes()
     with pytest.raises(UsageError, match=message):
         train_student(StudentConfig.load(**{**settings, **change, "out": out, "resume": True}))
+    assert (out / "config.toml").read_bytes() == recorded
 
 
 def test_epochs_may_be_added_before_the_first_milestone(left: tuple[Settings, Path], tmp_path: Path) -> None:
@@ -134,7 +138,7 @@ def test_a_run_of_the_same_settings_is_found_by_itself_and_a_finished_one_is_lef
     monkeypatch.chdir(tmp_path)
     settings = {**small, "epochs": 2, "batch_size": 3}
     killed = start("teacher", **settings)
-    while killed.is_alive() and not list(tmp_path.glob("runs/*/checkpoints/epoch-00001*")):
+    while killed.is_alive() and not list(tmp_path.glob("runs/*/checkpoints/epoch-0000001*")):
         time.sleep(0.002)
     killed.kill()
     killed.join()
@@ -153,25 +157,50 @@ def test_a_run_of_the_same_settings_is_found_by_itself_and_a_finished_one_is_lef
 
 
 def test_a_terminated_training_writes_a_checkpoint_where_it_is(small: Settings, teacher: Path, tmp_path: Path) -> None:
-    settings = {**small, "teacher": teacher, "aug": "cutmix", "batch_size": 3, "epochs": 5, "cache": "off"}
+    settings = {**small, "teacher": teacher, "aug": "cutmix", "batch_size": 2, "epochs": 4, "cache": "off"}
     process = start("student", **settings, out=tmp_path / "run")
-    while not list(tmp_path.glob("run/checkpoints/epoch-00002*")):
+    while process.is_alive() and not list(tmp_path.glob("run/checkpoints/epoch-0000002*")):
         time.sleep(0.002)
     assert process.pid
     os.kill(process.pid, signal.SIGTERM)
     process.join(60)
     assert process.exitcode == 143
     newest = max(path.name for path in tmp_path.glob("run/checkpoints/epoch-*"))
-    assert newest > "epoch-00002-step-0000000.safetensors"
+    assert not newest.endswith("step-0000000.safetensors")  # within an epoch, where nothing else writes one
     resumed = train_student(StudentConfig.load(**{**settings, "out": tmp_path / "run", "resume": True}))
     whole = train_student(StudentConfig.load(**{**settings, "out": tmp_path / "whole"}))
     assert outcome(resumed.path) == outcome(whole.path)
 
 
+@pytest.mark.parametrize("left_behind", [[], ["config.toml"]])
+def test_a_run_that_was_killed_as_it_began_can_begin_again(
+    left_behind: list[str], left: tuple[Settings, Path], tmp_path: Path
+) -> None:
+    settings, out = left[0], tmp_path / "run"
+    out.mkdir()
+    for name in (*left_behind, ".environment.json.0a1b.tmp"):
+        (out / name).write_bytes((left[1] / "config.toml").read_bytes())
+    run = train_student(StudentConfig.load(**{**settings, "epochs": 1, "out": out, "resume": True}))
+    assert run.summary["epochs"] == 1
+    assert [entry for entry in out.iterdir() if entry.name.endswith(".tmp")] == []
+
+
+def test_a_run_is_not_gone_on_with_by_another_teacher(
+    left: tuple[Settings, Path], small: Settings, tmp_path: Path
+) -> None:
+    settings, out = copied(left, tmp_path)
+    teacher = tmp_path / "teacher"
+    train_teacher(TeacherConfig.load(**{**small, "seed": 10, "out": teacher}))
+    text = (out / "config.toml").read_text().replace(str(settings["teacher"]), str(teacher))
+    (out / "config.toml").write_text(text)
+    with pytest.raises(UsageError, match=f"run {out}: teacher: allowed [0-9a-f]*, given"):
+        train_student(StudentConfig.load(out=out, resume=True))
+
+
 def test_two_trainings_do_not_write_one_folder(small: Settings, teacher: Path, tmp_path: Path) -> None:
     settings = {**small, "teacher": teacher, "aug": "cutmix", "batch_size": 3, "epochs": 500, "out": tmp_path / "run"}
     process = start("student", **settings)
-    while not (tmp_path / "run" / "metrics.jsonl").exists():
+    while process.is_alive() and not (tmp_path / "run" / "metrics.jsonl").exists():
         time.sleep(0.002)
     for way in ({"resume": True}, {"overwrite": True}):
         with pytest.raises(UsageError, match="nobody writes to, given one in use"):

@@ -370,7 +370,7 @@ def test_arrays_of_a_packed_file_lie_in_it(way: str, tmp_path: Path) -> None:
 
 
 def test_names_of_classes_command_nothing_to_a_terminal(tmp_path: Path) -> None:
-    from tests.test_cli import kdcache
+    from tests.processes import kdcache
 
     run = tmp_path / "run"
     run.mkdir()

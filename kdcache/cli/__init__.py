@@ -68,7 +68,9 @@ def _explained(error: Exception) -> tuple[str, int]:
         word in str(error) for word in ("gloo", "NCCL", "ncclInternal")
     ):
         lost = "another process of this training ended, so this one ends too; it goes on with --resume"
-        return lost if os.environ.get("RANK") == "0" else "", KdcacheError.exit_code
+        # The first one talks, and of two the second one, as it hears this of the first.
+        talks = os.environ.get("RANK") == "0" or os.environ.get("WORLD_SIZE") == "2"
+        return f"{lost} ({first_line(error)})" if talks else "", KdcacheError.exit_code
     return f"unexpected {type(error).__name__}: {error} (kdcache --debug shows where)", KdcacheError.exit_code
 
 

@@ -90,6 +90,7 @@ def _as_it_is(result: Any) -> Any:
 
 
 def _ignore_interrupts(worker: int) -> None:
-    """Leave Ctrl-C to the process that started the workers: it ends them."""
+    """Leave Ctrl-C and SIGTERM to the process that started the workers: it ends them when it has no use for them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)

@@ -48,6 +48,7 @@ class ContrastMemory(nn.Module):
             self.register_buffer(name, torch.empty(samples, width).uniform_(-bound, bound))
         # Means over the first batch, times N, which stand for the sums over all samples; 0 until then.
         self.register_buffer("normaliser", torch.zeros(2))
+        self._normalised = False
 
     def forward(self, student: Tensor, teacher: Tensor, samples: Tensor, negatives: Tensor) -> Tensor:
         """Compute the loss of a batch, and take the batch into the memories.
@@ -67,7 +68,7 @@ class ContrastMemory(nn.Module):
         """
         rows = torch.cat([samples[:, None], negatives], 1)
         scores = [self._scores(student, self.teacher, rows), self._scores(teacher, self.student, rows)]
-        if self.normaliser[0] == 0:
+        if not self._is_normalised():
             sums = torch.stack([score.detach().sum() for score in scores])
             count = ranks.total(torch.tensor(rows.numel(), device=rows.device))
             self.normaliser.copy_(ranks.total(sums) / count * len(self.student))
@@ -77,6 +78,11 @@ class ContrastMemory(nn.Module):
         self.student = self._taken_in(self.student, student, samples, self._is_small(rows))
         self.teacher = self._taken_in(self.teacher, teacher, samples, self._is_small(rows))
         return losses[0] + losses[1]
+
+    def _is_normalised(self) -> bool:
+        """Look once whether the normaliser is known: a look waits for the device."""
+        self._normalised = self._normalised or bool(self.normaliser[0] != 0)
+        return self._normalised
 
     def _is_small(self, rows: Tensor) -> bool:
         """Whether one product with everything costs less than gathering the rows (measured: docs/results/crd.md)."""

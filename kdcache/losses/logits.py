@@ -71,13 +71,15 @@ def decoupled(
     -------
     Tensor, shape ()
     """
-    target = functional.one_hot(labels, teacher.shape[1]).bool()
+    target = labels[:, None]
+    other = torch.arange(teacher.shape[1] - 1, device=labels.device)
+    other = other + (other >= target)  # the classes but for the label's; a mask would make the host wait
     pairs, others = [], []
     for logits in (teacher, student):
         log_p = _log_probabilities(logits, temperature)
-        rest = log_p.masked_fill(target, -torch.inf).logsumexp(1)
-        pairs.append(torch.stack([log_p[target], rest], 1))
-        others.append(log_p[~target].view(len(log_p), -1) - rest[:, None])
+        rest = log_p.gather(1, other).logsumexp(1, keepdim=True)
+        pairs.append(torch.cat([log_p.gather(1, target), rest], 1))
+        others.append(log_p.gather(1, other) - rest)
     parts = [_sum_p_times(p, p - q).mean() for p, q in (pairs, others)]
     return temperature**2 * (alpha * parts[0] + beta * parts[1])
 

@@ -112,11 +112,10 @@ class ViewMaker:
     def __init__(self, split: Split, plan: Plan, batch_size: int, device: torch.device) -> None:
         self.split, self.plan, self.device = split, plan, device
         self.steps = steps(plan.samples, batch_size)
-        if len(self.steps[-1]) < 2 * ranks.number() > 2:
-            least = (
-                f"at most {len(self.steps[-1]) // 2}: the last step has {len(self.steps[-1])} samples, and each needs 2"
-            )
-            raise UsageError(fault("processes", allowed=least, given=ranks.number()))
+        least = min(map(len, self.steps))
+        if least < 2 * ranks.number() > 2:
+            allowed = f"at most {least // 2}: a step of the epoch has {least} samples, and each needs 2"
+            raise UsageError(fault("processes", allowed=allowed, given=ranks.number()))
         # Every caller walks through the epochs in order, so the last table is the one that is asked for again.
         self.table = lru_cache(maxsize=1)(plan.epoch)
 
@@ -151,10 +150,10 @@ class ViewMaker:
             step=step,
             positions=positions,
             whole=self.steps[step],
-            samples=samples.to(self.device),
-            labels=self.split.labels[samples].to(self.device),
+            samples=samples.to(self.device, non_blocking=True),
+            labels=self.split.labels[samples].to(self.device, non_blocking=True),
             views=torch.cat(views),  # all of them float32 if any is
-            partner_labels=self.split.labels[torch.from_numpy(partner_samples)].to(self.device),
+            partner_labels=self.split.labels[torch.from_numpy(partner_samples)].to(self.device, non_blocking=True),
             kept=self._column([slot.kept[own] for slot in table.slots]),
             lot=self._column([slot.lot[own] for slot in table.slots]),
             keys=self.plan.standard_keys(table, own),
