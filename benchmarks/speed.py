@@ -19,6 +19,7 @@ import torch
 from common import footer, ratios, spread
 from processes import start
 from reference_step import CORES, Reference, loader, seconds_each
+from torch import Tensor
 from watched_step import BATCH, CLASSES, NETWORKS, Ours, Watch, noise
 
 from kdcache import models
@@ -175,35 +176,35 @@ def outside(seconds: dict[str, float], networks: tuple[str, ...]) -> float:
 
 def views(chosen: argparse.Namespace) -> list[str]:
     """Measure the making of views: ours in one thread, and torchvision's in a worker for each core."""
-    split = noise(chosen.steps * 10).train
-    makers = {
-        "x": ViewMaker(split, Plan(len(split), 32, 4, crop_flip=True, seed=0), BATCH, torch.device("cpu")),
-        "x and two candidates": ViewMaker(
-            split,
-            Plan(len(split), 32, 4, crop_flip=True, seed=0, mixes=("cutmix", "cutmix")),
-            BATCH,
-            torch.device("cpu"),
-        ),
-    }
+    split, cpu = noise(chosen.steps * 10).train, torch.device("cpu")
+    plans = [Plan(len(split), 32, 4, crop_flip=True, seed=0, mixes=mixes) for mixes in ((), ("cutmix", "cutmix"))]
+    x, picked = (ViewMaker(split, plan, BATCH, cpu) for plan in plans)
     normalise = models.build("resnet8", num_classes=CLASSES, seed=0).normalise
+    makers: dict[str, tuple[ViewMaker, Callable[[Tensor], Tensor]]] = {
+        "x": (x, lambda views: views),
+        "x and two candidates": (picked, lambda views: views),
+        "x, normalised": (x, normalise),
+        "x and two candidates, normalised": (picked, normalise),
+    }
     loading, threads = loader(split, BATCH), torch.get_num_threads()
     theirs: list[float] = []
     ours: dict[str, list[float]] = {name: [] for name in makers}
     for number in range(chosen.repeats + 1):
         theirs.append(BATCH / seconds_each(loading, chosen.steps * 10) / CORES)
         torch.set_num_threads(1)
-        for name, maker in makers.items():
+        for name, (maker, finish) in makers.items():
             started, made = time.perf_counter(), 0
             for batch in maker.epoch(number):
-                made += len(normalise(batch.views))
+                made += len(finish(batch.views))
             ours[name].append(made / (time.perf_counter() - started))
         torch.set_num_threads(threads)
     lines = [
         "",
         "## Making views",
         "",
-        "Images a second and core: crop, flip and normalise, ours in one thread with the drawing of the epoch's table, "
-        f"torchvision's on PIL images in a DataLoader with {CORES} workers. Each candidate counts as an image.",
+        "Images a second and core. Ours in one thread, with the drawing of the epoch's table, as bytes, which the network "
+        "normalises, and with that; each candidate counts as an image. Torchvision's on PIL images, cropped, flipped and "
+        f"normalised in a DataLoader with {CORES} workers.",
         "",
         "| | images/s | times torchvision's |",
         "| --- | --- | --- |",

@@ -32,7 +32,7 @@ def crop_flip(images: Tensor, crop: Tensor, flip: Tensor, padding: int) -> Tenso
     count, channels, height, width = images.shape
     numbers = torch.arange(count, device=images.device)
     mirrored = torch.cat([images, images.flip(3)]).index_select(0, numbers + count * flip)
-    padded = torch.stack(functional.pad(mirrored, (padding,) * 4).unbind(1), -1)  # channels last
+    padded = functional.pad(torch.stack(mirrored.unbind(1), -1), (0, 0, *(padding,) * 4))  # channels last
     top, left = crop.long().unbind(1)
     left = torch.where(flip, 2 * padding - left, left)  # of the mirror image
     rows = numbers[:, None] * padded.shape[1] + top[:, None] + torch.arange(height, device=images.device)
