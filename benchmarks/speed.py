@@ -202,9 +202,9 @@ def views(chosen: argparse.Namespace) -> list[str]:
         "",
         "## Making views",
         "",
-        "Images a second and core. Ours in one thread, with the drawing of the epoch's table, as bytes, which the network "
-        "normalises, and with that; each candidate counts as an image. Torchvision's on PIL images, cropped, flipped and "
-        f"normalised in a DataLoader with {CORES} workers.",
+        "Images a second and core. Ours in one thread, with the drawing of the epoch's table: as bytes, which the "
+        "network normalises, and with that; each candidate counts as an image. Torchvision's on PIL images that are "
+        f"cropped, flipped and normalised in a DataLoader with {CORES} workers.",
         "",
         "| | images/s | times torchvision's |",
         "| --- | --- | --- |",
