@@ -1,6 +1,5 @@
 """Trainings that are killed, stopped and gone on with."""
 
-import os
 import random
 import shutil
 import signal
@@ -14,7 +13,7 @@ from kdcache.stages import train_student, train_teacher
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import UsageError
 from kdcache.record import FinishedRun
-from tests.processes import outcome, start
+from tests.processes import Command, outcome, start
 
 Settings = dict[str, Any]
 
@@ -27,11 +26,16 @@ TRAININGS: dict[str, Settings] = {
 
 def settings_of(training: str, small: Settings, teacher: Path, root: Path) -> tuple[str, Settings]:
     """What a training is, with a checkpoint at each look: 30 steps an epoch, of which 20 lie before a look."""
-    often = {"epochs": 3, "batch_size": 3, "checkpoint_minutes": 1e-6}
+    often = {"epochs": 2, "batch_size": 3, "checkpoint_minutes": 1e-6}
     if training == "teacher":
         return "teacher", {**small, **often}
     store = {} if TRAININGS[training]["cache"] == "off" else {"store": str(root / "answers.zarr")}
     return "student", {**small, **often, **TRAININGS[training], "teacher": teacher, **store}
+
+
+def checkpoints(run: Path) -> list[str]:
+    """Names of the checkpoints, the newest first."""
+    return sorted((path.name for path in run.glob("checkpoints/epoch-*")), reverse=True)
 
 
 @pytest.mark.parametrize("training", TRAININGS)
@@ -47,8 +51,11 @@ def test_a_training_that_is_killed_ends_as_if_it_had_not_been(
     shutil.rmtree(tmp_path / "answers.zarr", ignore_errors=True)
     moments, kills = random.Random(training), 0
     for _ in range(4):
+        before = checkpoints(broken)
         killed = start(kind, **settings, out=broken, resume=True)
-        killed.join(moments.uniform(0.1, 0.7) * seconds)
+        while killed.is_alive() and checkpoints(broken) <= before:
+            time.sleep(0.002)
+        killed.join(moments.uniform(0, 0.3) * seconds)
         killed.kill()
         killed.join()
         kills += killed.exitcode == -signal.SIGKILL
@@ -79,7 +86,7 @@ def left(small: Settings, teacher: Path, tmp_path_factory: pytest.TempPathFactor
     """The settings of a student without a summary, and its folder."""
     root = tmp_path_factory.mktemp("left")
     _, settings = settings_of("contrast", {**small, "seed": 6}, teacher, root)
-    settings["epochs"] = 5
+    settings["epochs"] = 3
     return settings, interrupted(settings, root / "run")
 
 
@@ -129,7 +136,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     whole = train_student(StudentConfig.load(**{**settings, "out": tmp_path / "whole"}))
     assert outcome(run.path) == outcome(whole.path)
     (resumed,) = run.summary["resumed"]
-    assert 0 < resumed["epoch"] <= 5
+    assert 0 < resumed["epoch"] <= 3
 
 
 def test_a_run_of_the_same_settings_is_found_by_itself_and_a_finished_one_is_left_alone(
@@ -158,13 +165,14 @@ def test_a_run_of_the_same_settings_is_found_by_itself_and_a_finished_one_is_lef
 
 def test_a_terminated_training_writes_a_checkpoint_where_it_is(small: Settings, teacher: Path, tmp_path: Path) -> None:
     settings = {**small, "teacher": teacher, "aug": "cutmix", "batch_size": 2, "epochs": 4, "cache": "off"}
-    process = start("student", **settings, out=tmp_path / "run")
-    while process.is_alive() and not list(tmp_path.glob("run/checkpoints/epoch-0000002*")):
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    training = Command(("student-train", *options, "--out=run"), tmp_path)
+    while training.process.is_alive() and not list(tmp_path.glob("run/checkpoints/epoch-0000002*")):
         time.sleep(0.002)
-    assert process.pid
-    os.kill(process.pid, signal.SIGTERM)
-    process.join(60)
-    assert process.exitcode == 143
+    training.process.terminate()
+    stopped = training.ended(60)
+    assert stopped.returncode == 143
+    assert stopped.stderr == "kdcache: stopped; what was whole is kept, and a training goes on with --resume\n"
     newest = max(path.name for path in tmp_path.glob("run/checkpoints/epoch-*"))
     assert not newest.endswith("step-0000000.safetensors")  # within an epoch, where nothing else writes one
     resumed = train_student(StudentConfig.load(**{**settings, "out": tmp_path / "run", "resume": True}))
