@@ -55,7 +55,7 @@ def test_a_training_that_is_killed_ends_as_if_it_had_not_been(
         killed = start(kind, **settings, out=broken, resume=True)
         while killed.is_alive() and checkpoints(broken) <= before:
             time.sleep(0.002)
-        killed.join(moments.uniform(0, 0.3) * seconds)
+        killed.join(moments.uniform(0, 0.1) * seconds)
         killed.kill()
         killed.join()
         kills += killed.exitcode == -signal.SIGKILL
