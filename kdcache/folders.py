@@ -1,5 +1,6 @@
 """Which folder a run is written to, or gone on with, and who may write there; see `kdcache.record`."""
 
+import logging
 import os
 import re
 import shutil
@@ -7,6 +8,8 @@ import tomllib
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TypeVar
+
+import torch
 
 from kdcache import ranks
 from kdcache.compute import Compute
@@ -16,6 +19,8 @@ from kdcache.record import KINDS, RUNS, FinishedRun, read_environment
 from kdcache.store.place import Place
 
 __all__ = ["check_folder", "clear_litter", "compute_of", "hold", "new_folder", "settle"]
+
+log = logging.getLogger("kdcache")
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
@@ -58,9 +63,14 @@ def _settled(config: Config) -> tuple[Config, FinishedRun | None]:
 
 
 def compute_of(config: TrainingConfig) -> Compute:
-    """Settle where and how precisely to compute; a run that is gone on with keeps its precision."""
+    """Settle where and how precisely to compute; a run that is gone on with keeps its precision and its threads."""
     then = read_environment(config.out) if config.resume and config.out else {}
-    return Compute.choose(config.device, then.get("precision", config.precision))
+    compute, now = Compute.choose(config.device, then.get("precision", config.precision)), torch.get_num_threads()
+    threads = then.get("threads", now)
+    if compute.device.type == "cpu" and isinstance(threads, int) and 0 < threads != now:
+        log.info("computing with %d threads instead of %d, as the run did before: sums depend on it", threads, now)
+        torch.set_num_threads(threads)
+    return compute
 
 
 def _recorded(path: Path, kind: type[Config]) -> Config:

@@ -4,10 +4,12 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from kdcache.stages import train_student, train_teacher
 
 from kdcache.config import StudentConfig, TeacherConfig
@@ -16,6 +18,16 @@ from kdcache.record import FinishedRun
 from tests.processes import Command, outcome, start
 
 Settings = dict[str, Any]
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """Compute as the processes do that are killed."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
 
 TRAININGS: dict[str, Settings] = {
     "teacher": {},
@@ -129,10 +141,12 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     left: tuple[Settings, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings, out = copied(left, tmp_path)
+    torch.set_num_threads(2)
     newest = max(out.glob("checkpoints/epoch-*"))
     newest.write_bytes(newest.read_bytes()[:-100])
     run = train_student(StudentConfig.load(**{**settings, "out": out, "resume": True}))
     assert f"{newest} cannot be read" in caplog.text
+    assert torch.get_num_threads() == 1  # as the run had it
     whole = train_student(StudentConfig.load(**{**settings, "out": tmp_path / "whole"}))
     assert outcome(run.path) == outcome(whole.path)
     (resumed,) = run.summary["resumed"]
