@@ -25,6 +25,9 @@ __all__ = ["Accuracy", "StepEvent", "evaluate", "set_rate", "sgd", "train_epoch"
 LOOK_EVERY = 20
 """Steps between two looks at the loss: a look waits for the device."""
 
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "could not create a primitive")
+"""What devices, torch's allocator and oneDNN say where the memory does not suffice."""
+
 
 class StepEvent(NamedTuple):
     """Some steps were taken.
@@ -111,8 +114,7 @@ def _memory_explained(images: int) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        said = str(error)  # each kind of device has an error of its own
-        if not isinstance(error, MemoryError) and "out of memory" not in said and "can't allocate memory" not in said:
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in OUT_OF_MEMORY):
             raise
         allowed = "a smaller --batch-size, or --precision bfloat16"
         raise KdcacheError(fault("out of memory", allowed=allowed, given=f"a step of {images} images")) from error
