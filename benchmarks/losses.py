@@ -58,6 +58,8 @@ or so, and gone on with, the run ends with the network, metrics and statistics o
 def trial(loss: str, aug: str, settings: dict[str, Any], root: Path) -> tuple[str, ...]:
     """Train one loss, whole and killed: the row of the table."""
     settings = {**settings, "loss": loss, "aug": aug, "checkpoint_minutes": 0.01}
+    if (loss, aug) == ("ce", "cutmix-pick"):
+        settings["pick"] = "student-entropy"  # there is no teacher
     whole = train_student(StudentConfig.load(**settings, out=root / "whole", overwrite=True))
     killed = start("student", **settings, out=root / "killed")
     while killed.is_alive() and not list((root / "killed").glob("checkpoints/epoch-0000001-*")):
