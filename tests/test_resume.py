@@ -178,10 +178,14 @@ def test_a_run_of_the_same_settings_is_found_by_itself_and_a_finished_one_is_lef
 
 
 def test_a_terminated_training_writes_a_checkpoint_where_it_is(small: Settings, teacher: Path, tmp_path: Path) -> None:
-    settings = {**small, "teacher": teacher, "aug": "cutmix", "batch_size": 2, "epochs": 4, "cache": "off"}
+    settings = {**small, "teacher": teacher, "aug": "cutmix", "batch_size": 2, "epochs": 3, "cache": "off"}
     options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     training = Command(("student-train", *options, "--out=run"), tmp_path)
     while training.process.is_alive() and not list(tmp_path.glob("run/checkpoints/epoch-0000002*")):
+        time.sleep(0.002)
+    count = tmp_path / "run" / "questions.count"
+    before = count.read_text()
+    while training.process.is_alive() and count.read_text() == before:  # until a look in the midst of the epoch
         time.sleep(0.002)
     training.process.terminate()
     stopped = training.ended(60)
