@@ -44,7 +44,7 @@ class Progress:
     metrics : list of dict
         The lines of the epochs that are done.
     resumed : list of dict
-        Where the training was gone on with, and how many questions of the time before were lost.
+        Where the training was gone on with: epoch, counted from 1, and steps of it that were done.
     statistics : dict of str to Tensor
         What the epoch has added up; empty where none of its steps is done.
     """

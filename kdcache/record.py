@@ -27,9 +27,13 @@ from typing import Any
 import torch
 
 import kdcache
+from kdcache import ranks
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig, TeacherConfig, TrainingConfig
+from kdcache.datasets import Dataset
 from kdcache.errors import KdcacheError, UsageError, fault, first_line
+from kdcache.loop import StepEvent, evaluate
+from kdcache.models import Network
 
 __all__ = [
     "KINDS",
@@ -38,6 +42,7 @@ __all__ = [
     "FinishedRun",
     "environment",
     "finished_runs",
+    "measured",
     "newest",
     "read_environment",
     "read_metrics",
@@ -106,6 +111,53 @@ class EpochMetrics:
     loss_parts: dict[str, float] = field(default_factory=dict)
     questions_asked: int = 0
     questions_answered: int = 0
+
+
+def measured(
+    event: StepEvent,
+    network: Network,
+    data: Dataset,
+    compute: Compute,
+    *,
+    epoch: int,
+    lr: float,
+    started: float,
+    **more: Any,
+) -> EpochMetrics:
+    """Evaluate a network after an epoch, with the buffers of the first process, and say how the epoch went.
+
+    Parameters
+    ----------
+    event : StepEvent
+        The last one of the epoch.
+    network : Network
+    data : Dataset
+    compute : Compute
+    epoch : int
+        Counted from 0.
+    lr : float
+    started : float
+        When the epoch began, by ``time.perf_counter``.
+    **more
+        What else there is to say, by its name in `EpochMetrics`.
+    """
+    ranks.share_buffers(network)
+    accuracy = evaluate(network, data.test, compute)
+    validation = evaluate(network, data.val, compute) if data.val else None
+    return EpochMetrics(
+        epoch=epoch + 1,
+        lr=lr,
+        train_loss=event.loss,
+        test_loss=accuracy.loss,
+        test_top1=accuracy.top1,
+        test_top5=accuracy.top5,
+        val_loss=validation.loss if validation else None,
+        val_top1=validation.top1 if validation else None,
+        images_per_second=event.images_per_second,
+        data_share=event.waited / event.seconds,
+        seconds=time.perf_counter() - started,
+        **more,
+    )
 
 
 class FinishedRun:

@@ -16,7 +16,7 @@ from kdcache.losses import Mixed, Objective, Plain, Setting, kld, make_parts
 from kdcache.models import Network
 from kdcache.oracle import Oracle, Questions
 from kdcache.pick import SCORES, Candidates, Picks
-from kdcache.record import EpochMetrics, FinishedRun
+from kdcache.record import FinishedRun, measured
 from kdcache.report.curves import draw_curves
 from kdcache.report.progress import Reporter
 from kdcache.resolve import find_teacher, fresh_network, load_data, open_oracle, plan_of
@@ -86,22 +86,15 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
             statistics, questions = step.statistics.merged(), step.questions().everywhere()
             if store is not None:
                 store.write(epoch, statistics)
-            ranks.share_buffers(student)
-            accuracy = loop.evaluate(student, data.test, compute)
-            validation = loop.evaluate(student, data.val, compute) if data.val else None
-            metrics = EpochMetrics(
-                epoch=epoch + 1,
+            metrics = measured(
+                event,
+                student,
+                data,
+                compute,
+                epoch=epoch,
                 lr=config.rate(epoch),
-                train_loss=event.loss,
-                test_loss=accuracy.loss,
-                test_top1=accuracy.top1,
-                test_top5=accuracy.top5,
-                val_loss=validation.loss if validation else None,
-                val_top1=validation.top1 if validation else None,
-                images_per_second=event.images_per_second,
-                data_share=event.waited / event.seconds,
+                started=started,
                 teacher_share=step.waited / event.seconds if oracle else None,
-                seconds=time.perf_counter() - started,
                 kl_ratio=statistics.mean_kl_ratio(),
                 label_disagreement=statistics.label_disagreement(),
                 loss_parts=dict(zip(step.losses, statistics.losses.mean(0).tolist(), strict=True)),

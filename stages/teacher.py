@@ -15,7 +15,7 @@ from kdcache.folders import check_folder, compute_of, settle
 from kdcache.losses import cross_entropy
 from kdcache.models import Network
 from kdcache.oracle import Oracle
-from kdcache.record import EpochMetrics, FinishedRun
+from kdcache.record import EpochMetrics, FinishedRun, measured
 from kdcache.report.curves import draw_curves
 from kdcache.report.progress import Reporter
 from kdcache.resolve import find_network, fresh_network, load_data, open_store, store_path
@@ -82,22 +82,7 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
                 reporter.step(event)
                 if event.step < len(views.steps) and run.due():
                     run.keep(Progress(epoch, event.step, event.losses))
-            ranks.share_buffers(teacher)
-            accuracy = loop.evaluate(teacher, data.test, compute)
-            validation = loop.evaluate(teacher, data.val, compute) if data.val else None
-            metrics = EpochMetrics(
-                epoch=epoch + 1,
-                lr=config.rate(epoch),
-                train_loss=event.loss,
-                test_loss=accuracy.loss,
-                test_top1=accuracy.top1,
-                test_top5=accuracy.top5,
-                val_loss=validation.loss if validation else None,
-                val_top1=validation.top1 if validation else None,
-                images_per_second=event.images_per_second,
-                data_share=event.waited / event.seconds,
-                seconds=time.perf_counter() - started,
-            )
+            metrics = measured(event, teacher, data, compute, epoch=epoch, lr=config.rate(epoch), started=started)
             run.end_epoch(metrics, teacher)
             reporter.end_epoch(metrics)
             progress = Progress(epoch + 1)
