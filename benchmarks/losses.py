@@ -14,9 +14,10 @@ from typing import Any
 
 from common import footer
 from kdcache.stages import train_student
-from kdcache.stages.teacher import adopt_teacher, shipped_teacher
+from kdcache.stages.teacher import adopt_teacher
 
 from kdcache.config import StudentConfig, TeacherConfig
+from kdcache.resolve import SHIPPED
 from kdcache.words import LOSSES
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -31,7 +32,7 @@ def main() -> None:
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        teacher = adopt_teacher(shipped_teacher(), TeacherConfig.load(out=root / "teacher")).path
+        teacher = adopt_teacher(SHIPPED, TeacherConfig.load(out=root / "teacher")).path
         rows = [
             trial(loss, aug, {"teacher": teacher, "epochs": chosen.epochs}, root)
             for loss in (*LOSSES, "crd+kd")

@@ -94,6 +94,7 @@ class TrainingConfig(BaseModel):
     val_fraction: float = Field(
         0.0, ge=0, lt=1, description="Share of each class to keep from training; best is then the best on these."
     )
+    train_fraction: float = Field(1.0, gt=0, le=1, description="Share of each class to train on.")
     workers: int | None = Field(None, ge=0, description="Processes that decode pictures [one for each core].")
     model: Model = Field("wrn_16_1", description="Network to train.")
     features: tuple[str, ...] = Field(
@@ -108,6 +109,9 @@ class TrainingConfig(BaseModel):
         (0.625, 0.75, 0.875), description="Shares of the epochs after which the learning rate falls."
     )
     gamma: float = Field(0.1, gt=0, le=1, description="Factor by which it falls there.")
+    evaluate_every: int = Field(
+        1, ge=1, le=MOST, description="Epochs from one evaluation to the next; the last epoch is always evaluated."
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of the initial weights.")
     device: Device = Field("auto", description="Where to compute.")
     precision: Precision = Field(
@@ -162,6 +166,10 @@ class TrainingConfig(BaseModel):
         """Learning rate of an epoch, counted from 0: ``gamma`` times smaller after each milestone (Section 4)."""
         passed = sum(epoch >= round(share * self.epochs) for share in self.milestones)
         return self.lr * self.gamma**passed
+
+    def evaluates(self, epoch: int) -> bool:
+        """Tell whether the network is evaluated after an epoch, counted from 0."""
+        return (epoch + 1) % self.evaluate_every == 0 or epoch + 1 == self.epochs
 
     @classmethod
     def allowed_words(cls, name: str) -> tuple[str, ...]:

@@ -69,12 +69,12 @@ class EpochMetrics:
     ----------
     epoch : int
         Counted from 1; 0 for a network that was evaluated as it came.
-    test_loss : float
-        Mean cross-entropy on the test set, in nats.
-    test_top1, test_top5 : float
-        Accuracy on the test set, in percent.
     seconds : float
         The whole epoch.
+    test_loss : float or None
+        Mean cross-entropy on the test set, in nats; ``None`` of an epoch after which nothing was evaluated.
+    test_top1, test_top5 : float or None
+        Accuracy on the test set, in percent.
     val_loss, val_top1 : float or None
         Likewise on what was kept from training for validation.
     lr : float or None
@@ -95,10 +95,10 @@ class EpochMetrics:
     """
 
     epoch: int
-    test_loss: float
-    test_top1: float
-    test_top5: float
     seconds: float
+    test_loss: float | None = None
+    test_top1: float | None = None
+    test_top5: float | None = None
     val_loss: float | None = None
     val_top1: float | None = None
     lr: float | None = None
@@ -118,13 +118,15 @@ def measured(
     network: Network,
     data: Dataset,
     compute: Compute,
+    config: TrainingConfig,
     *,
     epoch: int,
-    lr: float,
     started: float,
     **more: Any,
 ) -> EpochMetrics:
-    """Evaluate a network after an epoch, with the buffers of the first process, and say how the epoch went.
+    """Evaluate a network after an epoch, if its turn has come, and say how the epoch went.
+
+    The network has the buffers of the first process then.
 
     Parameters
     ----------
@@ -133,24 +135,25 @@ def measured(
     network : Network
     data : Dataset
     compute : Compute
+    config : TrainingConfig
     epoch : int
         Counted from 0.
-    lr : float
     started : float
         When the epoch began, by ``time.perf_counter``.
     **more
         What else there is to say, by its name in `EpochMetrics`.
     """
     ranks.share_buffers(network)
-    accuracy = evaluate(network, data.test, compute)
-    validation = evaluate(network, data.val, compute) if data.val else None
+    turn = config.evaluates(epoch)
+    test = evaluate(network, data.test, compute) if turn else None
+    validation = evaluate(network, data.val, compute) if turn and data.val else None
     return EpochMetrics(
         epoch=epoch + 1,
-        lr=lr,
+        lr=config.rate(epoch),
         train_loss=event.loss,
-        test_loss=accuracy.loss,
-        test_top1=accuracy.top1,
-        test_top5=accuracy.top5,
+        test_loss=test.loss if test else None,
+        test_top1=test.top1 if test else None,
+        test_top5=test.top5 if test else None,
         val_loss=validation.loss if validation else None,
         val_top1=validation.top1 if validation else None,
         images_per_second=event.images_per_second,

@@ -1,5 +1,6 @@
 """From what a config names to the thing itself: data, networks, plans, and the door to a teacher's answers."""
 
+import importlib.resources
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from kdcache.views import PLAN_VERSION, Plan, ViewMaker
 __all__ = [
     "ANSWERS",
     "MODEL",
+    "SHIPPED",
     "find_network",
     "find_store",
     "find_teacher",
@@ -30,11 +32,15 @@ __all__ = [
     "open_oracle",
     "open_store",
     "plan_of",
+    "shipped_teacher",
     "store_path",
     "teacher_and_store",
     "teacher_compute",
     "trained_network",
 ]
+
+SHIPPED = "shipped"
+"""Stands for the file of the teacher of ``fashion-mini`` that comes with kdcache; its card says how it was trained."""
 
 MODEL, ANSWERS = "model.safetensors", "answers.zarr"
 """Where a run keeps its network and, if it is a teacher, its answers."""
@@ -49,6 +55,7 @@ def load_data(config: TrainingConfig) -> Dataset:
         download=config.download,
         on_bad_image=config.on_bad_image,
         val_fraction=config.val_fraction,
+        train_fraction=config.train_fraction,
         workers=config.workers,
     )
 
@@ -143,7 +150,7 @@ def find_network(
     Parameters
     ----------
     weights : str or Path
-        A file, or the name of a network's weights in torchvision.
+        A file, `SHIPPED`, or the name of a network's weights in torchvision.
     data : Dataset
     model : str, optional
         The network; by default what the file names, or what its tensors fit.
@@ -156,6 +163,8 @@ def find_network(
     published : float or None
         The top-1 accuracy that it was published with, in percent, where it is known.
     """
+    if weights == SHIPPED:
+        weights = shipped_teacher()
     if Path(weights).suffix == ".safetensors" and checkpoint.is_ours(Path(weights)):
         return trained_network(Path(weights), data), None
     if model and model.startswith("torchvision:") and not Path(weights).exists():
@@ -176,6 +185,11 @@ def find_network(
     )
     published.fit(network, stated.state, weights)
     return network, published.KNOWN_ACCURACY.get((data.card.name, name)) or stated.accuracy
+
+
+def shipped_teacher() -> Path:
+    """Find the teacher that comes with kdcache."""
+    return Path(str(importlib.resources.files("kdcache.data") / "fashion-mini-teacher.safetensors"))
 
 
 def plan_of(config: StudentConfig, data: Dataset) -> Plan:

@@ -163,7 +163,10 @@ class Run:
             Where the network does not give finite answers any more, as after a last step that diverged; what the epoch
             before left is kept.
         """
-        if not math.isfinite(metrics.test_loss):
+        if metrics.test_loss is None:
+            if not all(bool(parameter.isfinite().all()) for parameter in network.parameters()):
+                raise KdcacheError(f"weights are not finite any more after the last step of epoch {metrics.epoch}")
+        elif not math.isfinite(metrics.test_loss):
             raise KdcacheError(f"the test loss became {metrics.test_loss} after the last step of epoch {metrics.epoch}")
         self.metrics.append(metrics)
         if not ranks.first():
@@ -185,7 +188,8 @@ class Run:
         """
         validated = self.metrics[-1].val_top1 is not None
         judge = "val_top1" if validated else "test_top1"
-        best = max(self.metrics, key=lambda line: float(getattr(line, judge)))  # the first of equals
+        evaluated = [line for line in self.metrics if line.test_top1 is not None]
+        best = max(evaluated, key=lambda line: float(getattr(line, judge)))  # the first of equals
         summary = {
             "kind": self.config.table,
             "dataset": self.config.dataset,

@@ -1,6 +1,5 @@
 """Stage one: train a teacher, or take a trained one, and fill the store of its answers to the clean views."""
 
-import importlib.resources
 import time
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from kdcache.views import Batch, Plan, ViewMaker
 WARNED_GAP = 0.5
 """Points by which the accuracy of a published network may differ from what it was published with."""
 
-__all__ = ["adopt_teacher", "shipped_teacher", "train_teacher"]
+__all__ = ["adopt_teacher", "train_teacher"]
 
 
 def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> FinishedRun:
@@ -82,7 +81,7 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
                 reporter.step(event)
                 if event.step < len(views.steps) and run.due():
                     run.keep(Progress(epoch, event.step, event.losses))
-            metrics = measured(event, teacher, data, compute, epoch=epoch, lr=config.rate(epoch), started=started)
+            metrics = measured(event, teacher, data, compute, config, epoch=epoch, started=started)
             run.end_epoch(metrics, teacher)
             reporter.end_epoch(metrics)
             progress = Progress(epoch + 1)
@@ -106,8 +105,9 @@ def adopt_teacher(
     Parameters
     ----------
     weights : str or Path
-        A ``model.safetensors`` that kdcache wrote, a published checkpoint (see `kdcache.models.published.read`), or for
-        a network of torchvision the name of its weights, which are fetched.
+        A ``model.safetensors`` that kdcache wrote, `SHIPPED` for the one that comes with it, a published checkpoint
+        (see `kdcache.models.published.read`), or for a network of torchvision the name of its weights, which are
+        fetched.
     config : TeacherConfig
         Names the dataset and the run folder.
     model : str, optional
@@ -162,8 +162,3 @@ def _fill_and_finish(run: Run, network: Network, data: Dataset, compute: Compute
         if interrupts.asked():
             raise interrupts.Stopped
     return run.finish(**oracle.count().everywhere().as_metrics())
-
-
-def shipped_teacher() -> Path:
-    """Find the teacher of ``fashion-mini`` that ships with kdcache; its card says how it was trained."""
-    return Path(str(importlib.resources.files("kdcache.data") / "fashion-mini-teacher.safetensors"))

@@ -18,7 +18,7 @@ FOLDERS = {"kdcache": ROOT / "kdcache", "kdcache.stages": ROOT / "stages", "kdca
 ORDER = [
     *("errors", "files", "tensors", "words", "interrupts", "config", "compute", "ranks", "datasets", "models"),
     *("export", "teacher", "views", "store", "oracle", "losses", "pick", "loop", "checkpoints", "record", "folders"),
-    *("run", "resolve", "analysis", "doctor", "report", "stages", "cli"),
+    *("run", "resolve", "analysis", "doctor", "report", "stages", "study", "cli"),
 ]
 
 
@@ -61,7 +61,7 @@ def test_every_package_on_disk_is_listed() -> None:
 LOOK = (
     "import kdcache, kdcache.stages, kdcache.configs, kdcache.data\n"
     "from kdcache import datasets\nfrom kdcache.config import StudentConfig\n"
-    "from kdcache.stages.teacher import shipped_teacher\n"
+    "from kdcache.resolve import shipped_teacher\n"
     "assert len(datasets.load('fashion-mini').train) == 6000\n"
     "assert shipped_teacher().is_file()\n"
     "assert StudentConfig.load('cifar100').epochs == 240\n"

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import torch
-from kdcache.stages.teacher import shipped_teacher
+from kdcache.resolve import shipped_teacher
 
 from kdcache import datasets, loop
 from kdcache.compute import Compute

@@ -114,6 +114,8 @@ COMMANDS = {
     "teacher-load": Command("training", "Make a teacher's run of a trained network, such as a published checkpoint."),
     "analyze": Command("analyze", "Look into what was trained."),
     "report": Command("report", "Write what runs came to: a page with tables and charts, Markdown, CSV or JSON."),
+    "reproduce": Command("reproduce", "Carry out a study: a table or figure of the paper, or one of your own."),
+    "compare": Command("compare", "Compare runs: kdcache compare RUN... -- RUN..."),
     "cache": Command("cache", "Fill, plan, check and tidy the store of a teacher's answers."),
     "data": Command("data", "List, show, fetch, pack and check datasets."),
     "views": Command("views", "Show the views of an epoch: the rows of its table, and a picture."),

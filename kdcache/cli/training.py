@@ -56,7 +56,10 @@ def student_train(config: StudentConfig, tensorboard: bool) -> None:
         _tell(reporter, train_student(config, reporter))
 
 
-LOADED = ("dataset", "data_root", "download", "image_size", "device", "precision", "out", "overwrite")
+LOADED = (
+    *("dataset", "data_root", "download", "image_size", "val_fraction", "train_fraction"),
+    *("device", "precision", "out", "overwrite"),
+)
 
 
 def _three(context: click.Context, option: click.Parameter, text: str | None) -> tuple[float, ...] | None:
@@ -71,7 +74,11 @@ def _three(context: click.Context, option: click.Parameter, text: str | None) ->
 
 @click.command("teacher-load", help=COMMANDS["teacher-load"].about)
 @settings(TeacherConfig, LOADED)
-@click.option("--weights", required=True, help="Checkpoint file; with --model torchvision:NAME also as IMAGENET1K_V1.")
+@click.option(
+    "--weights",
+    required=True,
+    help="Checkpoint file, the word shipped, or with --model torchvision:NAME also IMAGENET1K_V1.",
+)
 @click.option("--model", help="Network [what the file names, or what its tensors fit].")
 @click.option(
     "--mean", callback=_three, help="Normalisation it was trained with, 0 to 1 [the weights' or the dataset's]."

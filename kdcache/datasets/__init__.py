@@ -37,8 +37,8 @@ _READERS = {
 HELD_BYTES = 2 * 2**30
 """Bytes of a split up to which the images are held in memory, where x is cut out of the clean view."""
 
-VALIDATION_KEY = 0x5EED
-"""Decides which images are kept for validation: the same ones in every run, so that no teacher has seen them."""
+SHARE_KEY = 0x5EED
+"""Decides which images are kept for validation, and which are trained on: the same ones in every run."""
 
 log = logging.getLogger("kdcache")
 
@@ -198,6 +198,7 @@ def load(
     download: bool = False,
     on_bad_image: str = "error",
     val_fraction: float = 0.0,
+    train_fraction: float = 1.0,
     workers: int | None = None,
 ) -> Dataset:
     """Read a dataset and make it ready for training.
@@ -219,6 +220,8 @@ def load(
         for which all are tried once.
     val_fraction : float
         Share of each class to keep from training for validation.
+    train_fraction : float
+        Share of what is left of each class to train on; a smaller share is a part of a larger one.
     workers : int, optional
         Processes that decode pictures, by default one for each core.
 
@@ -240,7 +243,12 @@ def load(
         data = without_bad(data)
     if data.card.padding is not None:
         data = replace(data, train=_held(data.train), test=_held(data.test))
-    return _with_validation(data, val_fraction) if val_fraction else data
+    if val_fraction:
+        data = _with_validation(data, val_fraction)
+    if train_fraction < 1:
+        of_each = _share(data, train_fraction, "--train-fraction")
+        data = replace(data, train=data.train.part(np.flatnonzero(of_each)))
+    return data
 
 
 def read(
@@ -310,16 +318,22 @@ def without_bad(data: Dataset) -> Dataset:
 
 
 def _with_validation(data: Dataset, fraction: float) -> Dataset:
-    """Keep a share of each class, rounded, from training: at least one image, and never all of them."""
+    """Keep a share of each class from training."""
+    kept = _share(data, fraction, "--val-fraction")
+    train, val = data.train.part(np.flatnonzero(~kept)), data.train.part(np.flatnonzero(kept))
+    return replace(data, train=train, val=val)
+
+
+def _share(data: Dataset, fraction: float, option: str) -> np.ndarray:
+    """Choose a share of each class, rounded: at least one image, and never all of them. Bool (N,)."""
     labels = data.train.labels.numpy()
-    kept = np.zeros(len(labels), bool)
-    order = np.random.Generator(np.random.Philox(VALIDATION_KEY)).permutation(len(labels))
+    chosen = np.zeros(len(labels), bool)
+    order = np.random.Generator(np.random.Philox(SHARE_KEY)).permutation(len(labels))
     for label in range(data.num_classes):
         of_class = order[labels[order] == label]
         count = max(1, round(fraction * len(of_class)))
         if count >= len(of_class):
-            what = f"training images of class {data.class_names[label]} for --val-fraction {fraction}"
+            what = f"training images of class {data.class_names[label]} for {option} {fraction}"
             raise UsageError(fault(what, allowed=f"more than {count}", given=len(of_class)))
-        kept[of_class[:count]] = True
-    train, val = data.train.part(np.flatnonzero(~kept)), data.train.part(np.flatnonzero(kept))
-    return replace(data, train=train, val=val)
+        chosen[of_class[:count]] = True
+    return chosen

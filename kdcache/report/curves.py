@@ -19,14 +19,15 @@ def draw_curves(metrics: list[EpochMetrics], path: Path) -> None:
     path : Path
         PNG file to write.
     """
-    epochs = [line.epoch for line in metrics]
+    epochs, evaluated = [line.epoch for line in metrics], [line for line in metrics if line.test_top1 is not None]
+    looks = [line.epoch for line in evaluated]
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     loss.plot(epochs, [line.train_loss for line in metrics], marker=".", label="training loss")
-    loss.plot(epochs, [line.test_loss for line in metrics], marker=".", linestyle="--", label="test cross-entropy")
+    loss.plot(looks, [line.test_loss for line in evaluated], marker=".", linestyle="--", label="test cross-entropy")
     loss.set(xlabel="epoch", ylabel="loss (nats)")
     loss.legend()
-    accuracy.plot(epochs, [line.test_top1 for line in metrics], marker=".", color="tab:green")
+    accuracy.plot(looks, [line.test_top1 for line in evaluated], marker=".", color="tab:green")
     accuracy.set(xlabel="epoch", ylabel="test top-1 accuracy (%)")
     for axes in (loss, accuracy):
         axes.grid(alpha=0.3)

@@ -108,9 +108,10 @@ class Bar(Reporter):
         self.progress.update(
             self.task,
             description=f"epoch {min(metrics.epoch + 1, self.epochs)}/{self.epochs}",
-            top1=f"{metrics.test_top1:.2f} %",
             speed=f"{metrics.images_per_second:.0f}",
         )
+        if metrics.test_top1 is not None:
+            self.progress.update(self.task, top1=f"{metrics.test_top1:.2f} %")
 
     def filled(self, done: int, total: int) -> None:
         if not self.progress.task_ids:
@@ -138,7 +139,9 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _figures(metrics: EpochMetrics) -> str:
-    figures = f"loss {metrics.train_loss:.3f}  top-1 {metrics.test_top1:.2f} %"
+    figures = f"loss {metrics.train_loss:.3f}"
+    if metrics.test_top1 is not None:
+        figures += f"  top-1 {metrics.test_top1:.2f} %"
     if metrics.kl_ratio is not None:
         figures += f"  r {metrics.kl_ratio:.2f}"
     shares = {"data": metrics.data_share, "teacher": metrics.teacher_share}

@@ -1,0 +1,124 @@
+"""``kdcache reproduce``."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from kdcache.cli import COMMANDS
+from kdcache.cli.options import DEVICE
+from kdcache.errors import KdcacheError, UsageError, fault
+
+if TYPE_CHECKING:
+    from kdcache.study.plan import Cell
+
+__all__ = ["reproduce"]
+
+PATH = click.Path(path_type=Path)
+
+
+@click.command("reproduce", help=COMMANDS["reproduce"].about)
+@click.argument("study", metavar="STUDY")
+@click.option("--profile", default="paper", show_default=True, help="paper, or mini for what a small machine can do.")
+@click.option("--pairs", help="Teacher/student pairs of the study, separated by commas [all].")
+@click.option("--seeds", type=click.IntRange(1), help="Runs of each student [the setting's].")
+@click.option("--weights", multiple=True, metavar="MODEL=FILE", help="Load this teacher instead of training it.")
+@click.option("--out", default="studies", show_default=True, type=PATH, help="Folder for runs and tables.")
+@click.option("--dry-run", is_flag=True, help="Tell what it takes, and train nothing.")
+@click.option("--show", is_flag=True, help="Lay out what is finished, and train nothing.")
+@click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Runs at once.")
+@click.option(
+    "--launcher",
+    default="local",
+    show_default=True,
+    type=click.Choice(["local", "slurm", "ray"]),
+    help="Where runs are computed.",
+)
+@click.option("--launcher-option", "options", multiple=True, metavar="NAME=VALUE", help="As slurm_partition=gpu.")
+@click.option("--data-root", type=PATH, help="Folder that holds downloaded datasets [datasets].")
+@click.option("--cache-limit", help="Room for the answers of each teacher, as in '50 GB' [student-train's].")
+@DEVICE
+def reproduce(
+    study: str,
+    profile: str,
+    pairs: str | None,
+    seeds: int | None,
+    weights: tuple[str, ...],
+    out: Path,
+    dry_run: bool,
+    show: bool,
+    jobs: int,
+    launcher: str,
+    options: tuple[str, ...],
+    data_root: Path | None,
+    cache_limit: str | None,
+    device: str,
+) -> None:
+    """Reproduce a table or figure."""
+    from kdcache.study.plan import read_study, spread_out
+
+    common = {"data_root": data_root, "device": None if device == "auto" else device}
+    planned = spread_out(
+        chosen := read_study(study),
+        profile,
+        out,
+        pairs=pairs.split(",") if pairs else (),
+        seeds=seeds,
+        weights=_pairs("--weights", weights),
+        common={name: value for name, value in common.items() if value is not None},
+        student={"cache_limit": cache_limit} if cache_limit else {},
+    )
+    if dry_run:
+        _tell_costs(planned)
+        return
+    failed = [] if show else _train(planned, jobs, launcher, out, _pairs("--launcher-option", options))
+    from kdcache.report.tables import show as print_table
+    from kdcache.report.tables import table
+    from kdcache.study.reproduce import lay_out
+
+    out.mkdir(parents=True, exist_ok=True)
+    place = out / f"{chosen.name}-{profile}"
+    for sheet in lay_out(chosen, planned, place, device):
+        print_table(table(*sheet))
+    click.echo(f"written: {place}.md")
+    if failed:
+        raise KdcacheError(f"{len(failed)} runs failed: {', '.join(failed)}; the same command tries them again")
+
+
+def _train(cells: "list[Cell]", jobs: int, launcher: str, out: Path, options: dict[str, str]) -> list[str]:
+    from kdcache.study.launch import LAUNCHERS
+    from kdcache.study.reproduce import train
+
+    return train(cells, LAUNCHERS[launcher](jobs, out / "launcher", options), click.echo)
+
+
+def _pairs(option: str, given: tuple[str, ...]) -> dict[str, str]:
+    """Split NAME=VALUE."""
+    if odd := [text for text in given if "=" not in text]:
+        raise UsageError(fault(option, allowed="NAME=VALUE", given=odd[0]))
+    return dict(text.split("=", 1) for text in given)
+
+
+def _tell_costs(cells: "list[Cell]") -> None:
+    from kdcache.report.tables import file_size, show, table
+    from kdcache.study.costs import hours, study_cost
+
+    found = study_cost(cells)
+    for run in {run.path: run for cell in cells for run in cell.runs}.values():
+        click.echo(shlex.join(["kdcache", *run.arguments]) + ("  # finished" if run.finished else ""))
+    lines = [
+        (line.cell.row.name, line.cell.pair.name, str(len(line.cell.runs)), str(line.left), f"{line.online:,}")
+        for line in found.cells
+    ]
+    show(table("What it takes", ("row", "pair", "runs", "left", "questions online"), lines))
+    runs = {run.path: run.finished for cell in cells for run in cell.runs}
+    click.echo(f"runs: {len(runs)}, of which {sum(runs.values())} are finished")
+    click.echo(f"teacher questions, each run for itself: {found.online:,}")
+    click.echo(
+        f"with a store for each teacher: {found.shared + found.features:,}, of which {found.features:,} are asked by "
+        "losses that read features, which no store holds"
+    )
+    click.echo(f"bytes of these stores: {file_size(found.stored_bytes)} (see --cache-limit)")
+    click.echo("timing each network for a second ...", err=True)
+    click.echo(f"estimate: {hours(cells):.1f} hours on this device with the stores, one run after the other")

@@ -1,0 +1,151 @@
+"""What the runs of a study came to, beside the paper's figures; unfinished runs are counted as missing."""
+
+import importlib.resources
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from kdcache.analysis.runs import Figure
+from kdcache.record import FinishedRun
+from kdcache.study.claims import Found, Verdict, judge, verdict
+from kdcache.study.plan import Cell, Study
+
+__all__ = ["Judged", "Result", "judged", "paper_figure", "results"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A cell of a table.
+
+    Attributes
+    ----------
+    cell : Cell
+    accuracy : dict of int to float
+        Top-1 accuracy after the last epoch, in percent, of each seed whose run is finished.
+    last, best, top5 : Figure
+        Over these runs.
+    asked, answered : int
+        Questions in all.
+    paper : Figure or None
+    """
+
+    cell: Cell
+    accuracy: dict[int, float]
+    last: Figure
+    best: Figure
+    top5: Figure
+    asked: int
+    answered: int
+    paper: Figure | None
+
+    @property
+    def wanted(self) -> int:
+        """How many runs there should be."""
+        return len(self.cell.runs)
+
+    @property
+    def difference(self) -> float | None:
+        """Our mean minus the paper's, in points."""
+        known = self.paper is not None and self.paper.mean is not None and self.last.mean is not None
+        return self.last.mean - self.paper.mean if known else None  # type: ignore[operator,union-attr]
+
+    def as_json(self) -> dict[str, Any]:
+        """The cell as plain data."""
+        config = self.cell.runs[0].config
+        return {
+            "row": self.cell.row.name,
+            "pair": self.cell.pair.name,
+            "setting": self.cell.setting.name,
+            "epochs": config.epochs,
+            "aug": getattr(config, "aug", None),
+            "wanted": self.wanted,
+            "last_top1": self.last.as_json(),
+            "best_top1": self.best.as_json(),
+            "last_top5": self.top5.as_json(),
+            "by_seed": self.accuracy,
+            "paper": self.paper.as_json() if self.paper else None,
+            "difference": self.difference,
+            "questions_asked": self.asked,
+            "questions_answered": self.answered,
+        }
+
+
+def results(study: Study, cells: Sequence[Cell]) -> list[Result]:
+    """Read what is finished."""
+    found = []
+    for cell in cells:
+        runs = [FinishedRun(run.path) for run in cell.runs if run.finished]
+        last, best, top5 = (
+            Figure.of(run.summary[name] for run in runs) for name in ("last_top1", "best_top1", "last_top5")
+        )
+        found.append(
+            Result(
+                cell,
+                {run.config.seed: run.summary["last_top1"] for run in runs},
+                last,
+                best,
+                top5,
+                sum(run.summary["questions_asked"] for run in runs),
+                sum(run.summary["questions_answered"] for run in runs),
+                paper_figure(study.paper, cell.row.paper, cell.pair.name),
+            )
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A claim, its tests, and what they come to; for one pair of networks."""
+
+    says: str
+    pair: str
+    found: tuple[Found, ...]
+    verdict: Verdict
+
+    def as_json(self) -> dict[str, Any]:
+        """The claim as plain data."""
+        tests = [
+            {
+                "test": one.test.words,
+                "interval": one.interval.as_json() if one.interval else None,
+                "verdict": one.verdict,
+            }
+            for one in self.found
+        ]
+        return {"claim": self.says, "pair": self.pair, "verdict": self.verdict, "tests": tests}
+
+
+def judged(study: Study, found: Sequence[Result]) -> list[Judged]:
+    """Judge the claims of a study, for each pair by itself."""
+    pairs = dict.fromkeys((result.cell.setting.name, result.cell.pair.name) for result in found)
+    verdicts = []
+    for setting, pair in pairs:
+        accuracy = {
+            result.cell.row.name: result.accuracy
+            for result in found
+            if (result.cell.setting.name, result.cell.pair.name) == (setting, pair)
+        }
+        for claim in study.claims:
+            tests = tuple(judge(test, accuracy) for test in claim.tests)
+            verdicts.append(Judged(claim.says, pair, tests, verdict(tests)))
+    return verdicts
+
+
+def paper_figure(table: str | None, row: str | None, pair: str) -> Figure | None:
+    """Look up what the paper reports: top-1 accuracy of three runs; ``None`` where it reports nothing readable."""
+    if table is None or row is None:
+        return None
+    tables = _paper()
+    found = tables[table]["rows"][row]
+    if "top1" in found:  # Table 5 has one pair, and single figures
+        return Figure(1, found["top1"], None) if pair == tables[table]["pair"] else None
+    cell = found.get(pair)
+    return Figure(3, cell["mean"], cell.get("std")) if cell else None
+
+
+@cache
+def _paper() -> dict[str, Any]:
+    tables: dict[str, Any] = json.loads((importlib.resources.files("kdcache.data") / "paper.json").read_text("utf-8"))
+    return tables

@@ -1,0 +1,175 @@
+"""A study carried out: what is missing is trained, and what is there is laid out beside the paper's figures."""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from kdcache.analysis.curves import error_curves
+from kdcache.analysis.disagreement import study as disagreement_of
+from kdcache.analysis.ratio import ratio_curves
+from kdcache.analysis.runs import Group, LookedAt, look_at
+from kdcache.analysis.subject import open_subject
+from kdcache.files import write_json, write_text
+from kdcache.report.charts import draw_error_curves, draw_ratios
+from kdcache.report.gallery import draw_disagreements
+from kdcache.report.sheets import Sheet, disagreement_sheet, errors_sheet, markdown, ratios_sheet
+from kdcache.report.style import write_figure
+from kdcache.study.launch import Job, Launcher, Outcome, launch
+from kdcache.study.outcome import judged, results
+from kdcache.study.plan import Cell, Planned, Study
+from kdcache.study.sheets import claims_sheet, details_sheet, paper_sheet
+
+__all__ = ["lay_out", "train"]
+
+LOGS = "logs"
+"""Folder, beside the runs of a setting, for what each run says."""
+
+
+def train(cells: Sequence[Cell], launcher: Launcher, tell: Callable[[str], None]) -> list[str]:
+    """Train what is not finished: teachers first, then the students of one teacher and seed after the other.
+
+    Parameters
+    ----------
+    cells : sequence of Cell
+    launcher : Launcher
+    tell : callable
+        Hears a line of every run that ends.
+
+    Returns
+    -------
+    list of str
+        Names of the runs that failed, or whose teacher did.
+    """
+    runs = {run.path: run for cell in cells for run in cell.runs}
+    teachers = {run.teacher.path: run.teacher for run in runs.values() if run.teacher is not None}
+    teachers |= {path: run for path, run in runs.items() if run.command != "student-train"}
+    # Seed by seed, so that those who see the same views come together, and a partial table has whole columns of seeds.
+    students = sorted((run for path, run in runs.items() if path not in teachers), key=lambda run: run.config.seed)
+    failed = _train_all(list(teachers.values()), launcher, tell)
+    ready = [run for run in students if run.teacher is None or run.teacher.finished]
+    orphans = [run.name for run in students if run not in ready]
+    return failed + _train_all(ready, launcher, tell) + orphans
+
+
+def _train_all(runs: Sequence[Planned], launcher: Launcher, tell: Callable[[str], None]) -> list[str]:
+    left = {run.name: run for run in runs if not run.finished}
+    if len(left) < len(runs):
+        tell(f"{len(runs) - len(left)} of {len(runs)} runs are finished already")
+    failed, done = [], 0
+    for outcome in launch([_job(run) for run in left.values()], launcher):
+        done += outcome.last
+        tell(f"[{done}/{len(left)}] {_said(outcome, left[outcome.job.name])}")
+        if outcome.last and outcome.code != 0:
+            failed.append(outcome.job.name)
+    return failed
+
+
+def _job(run: Planned) -> Job:
+    logs = run.path.parent / LOGS
+    logs.mkdir(parents=True, exist_ok=True)
+    return Job(run.name, run.arguments, logs / f"{run.name}.log", run.path)
+
+
+def _said(outcome: Outcome, run: Planned) -> str:
+    if outcome.code == 0 and run.finished:
+        summary = json.loads((run.path / "summary.json").read_text("utf-8"))
+        return (
+            f"{run.name}: top-1 {summary['last_top1']:.2f} %, asked {summary['questions_asked']}, "
+            f"answered {summary['questions_answered']}, {summary['seconds']:.0f} s"
+        )
+    then = f"given up, see {outcome.job.log}" if outcome.last else "tried again"
+    return f"{run.name}: failed with {outcome.code} ({outcome.said}), {then}"
+
+
+def lay_out(study: Study, cells: Sequence[Cell], out: Path, device: str = "auto") -> list[Sheet]:
+    """Write what the finished runs come to: ``<out>.md`` and ``<out>.json``, and for figures ``<out>.png``.
+
+    Parameters
+    ----------
+    study : Study
+    cells : sequence of Cell
+    out : Path
+        Without suffix.
+    device : str
+        Where a teacher is asked about labels.
+
+    Returns
+    -------
+    list of Sheet
+        What the Markdown holds.
+    """
+    found = results(study, cells)
+    verdicts = judged(study, found)
+    sheets = [paper_sheet(study, found), details_sheet(found)]
+    document: dict[str, Any] = {"study": study.name, "cells": [result.as_json() for result in found]}
+    if verdicts:
+        sheets.insert(0, claims_sheet(verdicts))
+        document["claims"] = [one.as_json() for one in verdicts]
+    more, figures = _SHOWS[study.shows](cells, out, device)
+    sheets += more
+    write_json(out.with_name(f"{out.name}.json"), {**document, **figures})
+    write_text(out.with_name(f"{out.name}.md"), "\n\n".join(markdown(sheet) for sheet in sheets) + "\n")
+    return sheets
+
+
+Shown = tuple[list[Sheet], dict[str, Any]]
+
+
+def _nothing_more(cells: Sequence[Cell], out: Path, device: str) -> Shown:
+    return [], {}
+
+
+def _looked_at(cells: Iterable[Cell]) -> list[LookedAt]:
+    return look_at([run.path for cell in cells for run in cell.runs if run.finished])[0]
+
+
+def _lengths(cells: Sequence[Cell], out: Path, device: str) -> Shown:
+    """Draw the error against the number of epochs, a picture for each pair."""
+    sheets, figures = [], {}
+    pairs = list(dict.fromkeys((cell.setting.name, cell.pair.name) for cell in cells))
+    for place, pair in enumerate(pairs):
+        curves = error_curves(_looked_at(cell for cell in cells if (cell.setting.name, cell.pair.name) == pair))
+        if curves:
+            name = out.name if len(pairs) == 1 else f"{out.name}-{place + 1}"
+            write_figure(draw_error_curves(curves), out.with_name(f"{name}.png"))
+            sheets.append(errors_sheet(curves)._replace(title=f"Error (%) of {pair[1]} by the number of epochs"))
+            figures[pair[1]] = [curve.as_json() for curve in curves]
+    return sheets, {"lengths": figures}
+
+
+def _ratios(cells: Sequence[Cell], out: Path, device: str) -> Shown:
+    """Draw r over the iterations, a curve for each pair and dataset."""
+    groups = [
+        Group(f"{cell.setting.name}, {cell.pair.name}", runs[0].config, tuple(runs))
+        for cell in cells
+        if (runs := _looked_at([cell]))
+    ]
+    curves, _ = ratio_curves(groups)
+    if not curves:
+        return [], {}
+    write_figure(draw_ratios(curves), out.with_name(f"{out.name}.png"))
+    return [ratios_sheet(curves)], {"kl_ratios": [curve.as_json() for curve in curves]}
+
+
+def _disagreement(cells: Sequence[Cell], out: Path, device: str) -> Shown:
+    """Count disputed labels of each teacher, and show some."""
+    sheets, figures = [], []
+    teachers = {run.path: run for cell in cells for run in cell.runs if run.finished}
+    for place, (path, run) in enumerate(teachers.items()):
+        subject = open_subject(str(path), data_root=run.config.data_root, device=device)
+        found = disagreement_of(subject)
+        name = out.name if len(teachers) == 1 else f"{out.name}-{place + 1}"
+        draw_disagreements(found, out.with_name(f"{name}.png"))
+        sheets.append(disagreement_sheet(found))
+        figures.append(found.as_json())
+    return sheets, {"label_disagreement": figures}
+
+
+_SHOWS: dict[str, Callable[[Sequence[Cell], Path, str], Shown]] = {
+    "table": _nothing_more,
+    "lengths": _lengths,
+    "ratios": _ratios,
+    "disagreement": _disagreement,
+}
+"""What is shown besides the table, by the word of a study."""

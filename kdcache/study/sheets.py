@@ -1,0 +1,99 @@
+"""Studies, claims and comparisons, laid out in rows; see `kdcache.report.sheets`."""
+
+from collections.abc import Sequence
+
+from kdcache.analysis.runs import Figure
+from kdcache.report.sheets import Sheet
+from kdcache.study.compare import Comparison, Interval
+from kdcache.study.outcome import Judged, Result
+from kdcache.study.plan import Study
+
+__all__ = ["claims_sheet", "comparison_sheet", "details_sheet", "paper_sheet"]
+
+
+def paper_sheet(study: Study, found: Sequence[Result]) -> Sheet:
+    """Lay out a table as the paper has it: rows by pairs, ours above the paper's above the difference."""
+    columns = list(dict.fromkeys((result.cell.setting.name, result.cell.pair.name) for result in found))
+    cells = {(result.cell.row.name, result.cell.setting.name, result.cell.pair.name): result for result in found}
+    lines = []
+    for row in study.rows:
+        here = [cells[row.name, *column] for column in columns]
+        lines.append((row.name, *(_ours(result) for result in here)))
+        if any(result.paper for result in here):
+            lines.append(("  the paper", *(_mean(result.paper) for result in here)))
+            lines.append(("  difference", *(_signed(result.difference) for result in here)))
+    settings = {setting for setting, _ in columns}
+    head = [pair if len(settings) == 1 else f"{pair}, {setting}" for setting, pair in columns]
+    done, wanted = (sum(counts) for counts in zip(*((len(r.accuracy), r.wanted) for r in found), strict=True))
+    partial = "" if done == wanted else f" (partial: {done} of {wanted} runs)"
+    title = f"{study.title}, top-1 accuracy (%) after the last epoch, mean (std) over seeds{partial}"
+    return Sheet(title, ("", *head), lines)
+
+
+def details_sheet(found: Sequence[Result]) -> Sheet:
+    """Lay out what a fair comparison needs to know of each cell."""
+    lines = []
+    for result in found:
+        config = result.cell.runs[0].config
+        views = getattr(config, "aug", "standard")
+        pick = getattr(config, "pick", None)
+        lines.append(
+            (
+                result.cell.row.name,
+                result.cell.pair.name,
+                str(config.epochs),
+                f"{views} by {pick}" if pick else views,
+                f"{len(result.accuracy)} of {result.wanted}",
+                _mean(result.last),
+                _mean(result.best),
+                _mean(result.top5),
+                str(result.asked),
+                str(result.answered),
+            )
+        )
+    head = ("row", "pair", "epochs", "views", "runs", "last", "best", "top-5 (last)", "asked", "answered")
+    return Sheet("Each row: accuracy (%) and teacher questions", head, lines)
+
+
+def claims_sheet(verdicts: Sequence[Judged]) -> Sheet:
+    """Lay out each claim with its tests."""
+    lines = []
+    for one in verdicts:
+        lines.append((one.says, "", "", "", one.verdict))
+        for test in one.found:
+            at = test.interval
+            figures = (f"{at.mean:+.2f}", _interval(at), str(at.n)) if at else ("-", "-", "-")
+            lines.append((f"  {test.test.words}", *figures, test.verdict))
+    return Sheet("Claims (points of top-1)", ("claim", "mean", "interval", "seeds", "verdict"), lines)
+
+
+def comparison_sheet(found: Comparison, level: float) -> Sheet:
+    """Lay out a comparison of two sides."""
+    lines = [
+        ("left", _mean(found.left), "", str(found.left.n), ""),
+        ("right", _mean(found.right), "", str(found.right.n), ""),
+    ]
+    for name, at in (("left - right", found.difference), ("left - right, paired by seed", found.paired)):
+        figures = (f"{at.mean:+.2f}", _interval(at), str(at.n), f"{at.p:.2g}") if at else ("-", "too few", "", "")
+        lines.append((name, *figures))
+    head = ("", "top-1 (%)", f"{100 * level:g} % interval", "runs", "p")
+    return Sheet("Top-1 accuracy after the last epoch", head, lines)
+
+
+def _ours(result: Result) -> str:
+    partial = f" [{len(result.accuracy)} of {result.wanted}]" if len(result.accuracy) < result.wanted else ""
+    return f"{_mean(result.last)}{partial}"
+
+
+def _mean(figure: Figure | None) -> str:
+    if figure is None or figure.mean is None:
+        return "-"
+    return f"{figure.mean:.2f}" if figure.std is None else f"{figure.mean:.2f} ({figure.std:.2f})"
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.2f}"
+
+
+def _interval(at: Interval) -> str:
+    return f"{at.low:+.2f} to {at.high:+.2f}"
