@@ -11,11 +11,11 @@ from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import UsageError, fault
 from kdcache.files import write_json
 from kdcache.record import RUNS, FinishedRun
-from kdcache.resolve import SHIPPED
 from kdcache.report.gallery import draw_disagreements
 from kdcache.report.progress import terminal
 from kdcache.report.sheets import disagreement_sheet
 from kdcache.report.tables import show, table
+from kdcache.resolve import SHIPPED
 
 __all__ = ["STUDENTS", "run_demo"]
 

@@ -4,11 +4,11 @@ import re
 from pathlib import Path
 
 import torch
-from kdcache.resolve import shipped_teacher
 
 from kdcache import datasets, loop
 from kdcache.compute import Compute
 from kdcache.models import checkpoint
+from kdcache.resolve import shipped_teacher
 
 CARD = (Path(__file__).parents[1] / "data" / "fashion-mini-teacher.md").read_text("utf-8")
 
