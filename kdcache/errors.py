@@ -4,7 +4,13 @@ Every message is one line in one form: what is wrong and where, what is allowed,
 exception that reaches the command line is a defect of kdcache, and is reported as such.
 """
 
-__all__ = ["KdcacheError", "UsageError", "fault", "first_line", "printable"]
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["KdcacheError", "UsageError", "fault", "first_line", "lacks_memory", "memory_explained", "printable"]
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "could not create a primitive", "bad_alloc")
+"""What devices, torch's allocator, oneDNN and C++ say where the memory does not suffice."""
 
 LONGEST_GIVEN = 500
 """Characters of what was given that a message repeats: it may come from a file of any size."""
@@ -60,3 +66,31 @@ def _short(value: object) -> str:
 def first_line(error: Exception) -> str:
     """Put what a library says into the one line of a message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Tell whether an error means that the memory of the machine or of its device does not suffice."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+
+
+@contextmanager
+def memory_explained(work: str, remedy: str) -> Iterator[None]:
+    """Say what was too large and what can be done where the memory does not suffice for some work.
+
+    Parameters
+    ----------
+    work, remedy : str
+        In the words of the message. Work within other work explains itself.
+
+    Raises
+    ------
+    KdcacheError
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        raise KdcacheError(fault("out of memory", allowed=remedy, given=work)) from error

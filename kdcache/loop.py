@@ -15,7 +15,7 @@ from kdcache import interrupts, ranks
 from kdcache.compute import Compute
 from kdcache.datasets import Split
 from kdcache.datasets.workers import done_ahead
-from kdcache.errors import KdcacheError, fault
+from kdcache.errors import KdcacheError, memory_explained
 from kdcache.losses import cross_entropy
 from kdcache.models import Network
 from kdcache.views import Batch, share
@@ -25,8 +25,9 @@ __all__ = ["Accuracy", "StepEvent", "evaluate", "set_rate", "sgd", "train_epoch"
 LOOK_EVERY = 20
 """Steps between two looks at the loss: a look waits for the device."""
 
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "could not create a primitive")
-"""What devices, torch's allocator and oneDNN say where the memory does not suffice."""
+SMALLER_STEP = "a smaller --batch-size, or --precision bfloat16"
+SMALLER_FORWARD = "--precision bfloat16, or a smaller network or --image-size"
+"""What to try where the memory does not suffice for a step, or for an evaluation."""
 
 
 class StepEvent(NamedTuple):
@@ -92,7 +93,7 @@ def train_epoch(
     images, waited = 0, 0.0
     for batch, is_last, wait in _marked(batches):
         waited += wait
-        with _memory_explained(len(batch)):
+        with memory_explained(f"a step of {len(batch)} images", SMALLER_STEP):
             loss = loss_of(batch)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
@@ -106,18 +107,6 @@ def train_epoch(
             unseen = []
             seconds = time.perf_counter() - started
             yield StepEvent(batch.step + 1, batch.whole.stop, losses, images / seconds, seconds, waited)
-
-
-@contextmanager
-def _memory_explained(images: int) -> Iterator[None]:
-    """Say what can be done where the memory does not suffice for a step."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not any(words in str(error) for words in OUT_OF_MEMORY):
-            raise
-        allowed = "a smaller --batch-size, or --precision bfloat16"
-        raise KdcacheError(fault("out of memory", allowed=allowed, given=f"a step of {images} images")) from error
 
 
 def _marked(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool, float]]:
@@ -199,10 +188,11 @@ def evaluate(network: Network, split: Split, compute: Compute, batch_size: int =
     network.eval()
     totals = torch.zeros(3, dtype=torch.float64)
     mine = share(range(len(split)), ranks.rank(), ranks.number())
-    steps = torch.arange(mine.start, mine.stop).split(batch_size)
+    # Where there are fewer images than processes, some have none, of which split would make a part.
+    steps = torch.arange(mine.start, mine.stop).split(batch_size) if mine else ()
     for samples, images in zip(steps, done_ahead(split.take, steps, split.workers), strict=True):
         labels = split.labels[samples].to(compute.device)
-        with compute.autocast():
+        with memory_explained(f"an evaluation, {len(samples)} images at a time", SMALLER_FORWARD), compute.autocast():
             logits = network(images.to(compute.device))
         logits = logits.float()
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kdcache.compute import Compute
+from kdcache.errors import memory_explained
 from kdcache.models import FeatureNet, Network
 from kdcache.models.frozen import rewrite
 
@@ -17,6 +18,9 @@ FORWARD_ROWS = {"cpu": 64, "cuda": 256, "mps": 256}
 The last bits of a row depend on the size of the forward, not on its neighbours: with one size an answer is the same
 bits whoever asks it along with whatever else.
 """
+
+REMEDY = "--precision bfloat16, a smaller teacher, or answers that kdcache cache fill stored on a larger machine"
+"""What to try where the memory does not suffice for a forward: its rows are what they are."""
 
 
 class Teacher:
@@ -85,14 +89,15 @@ class Teacher:
 
     def _forward(self, views: Tensor, with_features: bool) -> tuple[Tensor, ...]:
         """Logits, and with them the features if these are wanted: the logits are the same bits either way."""
-        if self._quick is not None:
-            found: tuple[Tensor, ...] = self._quick(self.network.normalise(views).bfloat16())
-            return found
-        with self.compute.autocast():
-            if not with_features:
-                return (self.network(views),)
-            logits, features = self.network.with_features(views)
-        return (logits, *features)
+        with memory_explained(f"a forward of {len(views)} views through the teacher {self.network.name}", REMEDY):
+            if self._quick is not None:
+                found: tuple[Tensor, ...] = self._quick(self.network.normalise(views).bfloat16())
+                return found
+            with self.compute.autocast():
+                if not with_features:
+                    return (self.network(views),)
+                logits, features = self.network.with_features(views)
+            return (logits, *features)
 
     def _forwards(self, views: Tensor) -> Iterator[tuple[int, Tensor]]:
         for rows in views.split(self.rows):

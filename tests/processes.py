@@ -6,6 +6,7 @@ The processes are forked from one that has imported what takes seconds.
 import hashlib
 import multiprocessing
 import os
+import pickle
 import sys
 import tempfile
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import zarr
 from kdcache.stages import fill_answers, train_student, train_teacher
 
@@ -83,6 +85,27 @@ def _work(kind: str, settings: dict[str, Any]) -> None:
         fill_answers(StudentConfig.load(**settings))
     else:
         train_student(StudentConfig.load(**settings))
+
+
+def in_ranks(number: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Do some work in several processes that belong together, and collect what each gives back."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder, str(rank)) for rank in range(number)]
+        processes = [_MAKERS.Process(target=_in_rank, args=(files, rank, work, arguments)) for rank in range(number)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(60)
+            assert process.exitcode == 0
+        return [pickle.loads(file.read_bytes()) for file in files]
+
+
+def _in_rank(files: list[Path], rank: int, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    meeting = dist.FileStore(str(files[0].with_name("meeting")), len(files))
+    dist.init_process_group("gloo", store=meeting, rank=rank, world_size=len(files))
+    files[rank].write_bytes(pickle.dumps(work(*arguments)))
+    dist.destroy_process_group()
 
 
 def outcome(path: Path) -> dict[str, Any]:

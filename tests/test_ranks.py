@@ -20,11 +20,14 @@ from safetensors.torch import load_file
 from kdcache import loop
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig, TeacherConfig
+from kdcache.datasets import Split
 from kdcache.errors import UsageError
 from kdcache.losses import Mixed, Plain
+from kdcache.models import build
 from kdcache.record import FinishedRun
 from kdcache.resolve import fresh_network, load_data, open_oracle, plan_of
 from kdcache.views import ViewMaker, share
+from tests.processes import in_ranks
 
 ROOT = Path(__file__).parents[1]
 Settings = dict[str, Any]
@@ -171,6 +174,22 @@ def test_several_processes_go_on_where_they_were(small: Settings, teacher: Path,
     assert_alike(expected, again)
     picked = zarr.open_group(again.path / "statistics.zarr", mode="r")["picked"]
     assert np.asarray(picked[:]).sum(axis=(1, 2)).tolist() == [90] * 3  # type: ignore[index]
+
+
+def accuracy(images: int) -> loop.Accuracy:
+    """Evaluate a network that is the same in each process."""
+    torch.manual_seed(4)
+    split = Split(torch.randint(0, 256, (images, 3, 32, 32), dtype=torch.uint8), torch.arange(images) % 3)
+    network = build("resnet8", num_classes=3, image_size=32, mean=(0.5,) * 3, std=(0.25,) * 3, seed=0)
+    return loop.evaluate(network, split, Compute(torch.device("cpu"), "float32"), batch_size=2)
+
+
+@pytest.mark.parametrize("images", [1, 2, 8])
+def test_each_image_is_evaluated_once_also_where_some_process_has_none(images: int) -> None:
+    alone = accuracy(images)
+    for other in in_ranks(3, accuracy, images):
+        assert (other.top1, other.top5) == (alone.top1, alone.top5)
+        assert other.loss == pytest.approx(alone.loss, rel=1e-5)
 
 
 def test_sync_batchnorm_is_for_cuda(small: Settings, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple, NoReturn
 import click
 
 from kdcache import __version__, interrupts
-from kdcache.errors import KdcacheError, first_line
+from kdcache.errors import KdcacheError, fault, first_line, lacks_memory
 
 __all__ = ["COMMANDS", "Command", "cli", "main"]
 
@@ -61,6 +61,9 @@ def _explained(error: Exception) -> tuple[str, int]:
     """Say what an error means to the user, and with which code to exit."""
     if isinstance(error, KdcacheError):
         return str(error), error.exit_code
+    if lacks_memory(error):
+        machine = "a machine with more, or with fewer programs at work"
+        return fault("out of memory", allowed=machine, given=first_line(error)), KdcacheError.exit_code
     # The libraries that write for us report a full or missing disk each in its own way.
     if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in ("obstore", "safetensors"):
         return first_line(error), KdcacheError.exit_code

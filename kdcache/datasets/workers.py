@@ -3,12 +3,13 @@
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from kdcache.errors import KdcacheError
+from kdcache.errors import KdcacheError, fault, first_line
 
 __all__ = ["done_ahead", "in_worker", "per_core"]
 
@@ -51,7 +52,8 @@ def done_ahead(
     Raises
     ------
     KdcacheError
-        What `work` raised, as if it had been raised here.
+        What `work` raised, as if it had been raised here; or where a worker died, as the system kills what takes too
+        much memory.
     """
     if workers == 0 or in_worker() or (isinstance(requests, Sized) and len(requests) < 2):
         yield from map(work, requests)
@@ -66,10 +68,22 @@ def done_ahead(
         worker_init_fn=_ignore_interrupts,
         pin_memory=pin,
     )
-    for result in loader:
-        if isinstance(result, KdcacheError):
-            raise result
-        yield result
+    with _death_explained():
+        for result in loader:
+            if isinstance(result, KdcacheError):
+                raise result
+            yield result
+
+
+@contextmanager
+def _death_explained() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        remedy = "fewer --workers, if there is too little memory for so many"
+        raise KdcacheError(fault("a worker process died", allowed=remedy, given=first_line(error))) from None
 
 
 class _Work(Dataset[Any]):

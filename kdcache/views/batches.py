@@ -12,7 +12,7 @@ from torch import Tensor
 from kdcache import ranks
 from kdcache.datasets import Split
 from kdcache.datasets.workers import done_ahead
-from kdcache.errors import UsageError, fault
+from kdcache.errors import UsageError, fault, memory_explained
 from kdcache.views.geometry import crop_flip, flip_some, random_part, take
 from kdcache.views.mix import MIXES
 from kdcache.views.plan import EpochTable, Plan, Slot, share, steps
@@ -162,14 +162,15 @@ class ViewMaker:
     def _slots(self, table: EpochTable, positions: range, slots: Sequence[Slot], images: Tensor) -> list[Tensor]:
         """Make x and the views of some slots, each (B, 3, H, W), of the images of `_rows`."""
         own, rows = np.arange(positions.start, positions.stop), _rows(positions, slots)
-        standard = self._standard_views(table, rows, images)
-        # A batch of whole blocks is all that there is.
-        x = standard if len(rows) == len(own) else take(standard, self._tensor(np.searchsorted(rows, own)))
-        views = [x]
-        for slot in slots:
-            second = take(standard, self._tensor(np.searchsorted(rows, slot.partner[own])))
-            views.append(MIXES[slot.kind].apply(x, second, self._tensor(slot.parameters[own])))
-        return views
+        with memory_explained(f"the views of {len(own)} images", "a smaller --batch-size or --image-size"):
+            standard = self._standard_views(table, rows, images)
+            # A batch of whole blocks is all that there is.
+            x = standard if len(rows) == len(own) else take(standard, self._tensor(np.searchsorted(rows, own)))
+            views = [x]
+            for slot in slots:
+                second = take(standard, self._tensor(np.searchsorted(rows, slot.partner[own])))
+                views.append(MIXES[slot.kind].apply(x, second, self._tensor(slot.parameters[own])))
+            return views
 
     def _standard_views(self, table: EpochTable, rows: np.ndarray, images: Tensor) -> Tensor:
         images = images.to(self.device, non_blocking=True)
