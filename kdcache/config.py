@@ -263,6 +263,11 @@ class TeacherConfig(TrainingConfig):
     """Stage one: a teacher, trained with cross-entropy on standard views."""
 
     table = "teacher"
+    LOADED: ClassVar[tuple[str, ...]] = (
+        *("dataset", "data_root", "download", "image_size", "val_fraction", "train_fraction"),
+        *("device", "precision", "out", "overwrite"),
+    )
+    """Settings that matter to a teacher that is loaded instead of trained."""
 
 
 class StudentConfig(TrainingConfig):

@@ -20,10 +20,11 @@ from kdcache.compute import Compute, bfloat16
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import first_line, printable
 from kdcache.files import write_whole
+from kdcache.machine import cores, free_memory
 from kdcache.record import RUNS, FinishedRun
 from kdcache.resolve import MODEL
 
-__all__ = ["FAULT", "HINT", "WELL", "Finding", "Recipes", "cores", "examine"]
+__all__ = ["FAULT", "HINT", "WELL", "Finding", "Recipes", "examine"]
 
 WELL, HINT, FAULT = "ok", "hint", "fault"
 
@@ -151,7 +152,7 @@ def threads() -> Finding:
 
 def memory() -> Finding:
     """Tell how much memory is free."""
-    free = _free_memory()
+    free = free_memory()
     little = free < LITTLE_MEMORY
     return Finding(
         "memory", HINT if little else WELL, f"{_size(free)} free{', images are held in it' if little else ''}"
@@ -240,35 +241,6 @@ def self_test(recipes: Recipes, runs: Path, device: str, precision: str) -> Find
     seconds = time.perf_counter() - began
     text = f"{steps}, {questions} answers stored and read again, {bits} when repeated, {seconds:.0f} s"
     return Finding("self-test", WELL if equal else HINT, text)
-
-
-def cores() -> int:
-    """Count the cores that this process may use."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _control_group("cpu.max").split()
-    if len(quota) == 2 and quota[0].isdigit():
-        allowed = min(allowed, max(1, round(int(quota[0]) / int(quota[1]))))
-    return allowed
-
-
-def _free_memory() -> int:
-    """Bytes that this process may still take, as far as the system tells."""
-    facts = Path("/proc/meminfo")
-    if facts.is_file():
-        lines = dict(line.split(":", 1) for line in facts.read_text().splitlines())
-        free = 1024 * int(lines["MemAvailable"].split()[0])
-    else:
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit, used = _control_group("memory.max"), _control_group("memory.current")
-    return min(free, int(limit) - int(used)) if limit.isdigit() and used.isdigit() else free
-
-
-def _control_group(name: str) -> str:
-    """Read what a container may take; nothing outside of one."""
-    try:
-        return Path("/sys/fs/cgroup", name).read_text().strip()
-    except OSError:
-        return ""
 
 
 def _there(folder: Path) -> Path:

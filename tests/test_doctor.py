@@ -9,7 +9,8 @@ from kdcache.stages import train_student, train_teacher
 
 from kdcache import doctor
 from kdcache.config import StudentConfig
-from kdcache.doctor import FAULT, HINT, WELL, Recipes, cores, examine
+from kdcache.doctor import FAULT, HINT, WELL, Recipes, examine
+from kdcache.machine import cores
 from kdcache.record import FinishedRun
 from tests.processes import kdcache
 

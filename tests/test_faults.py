@@ -1,4 +1,4 @@
-"""A full disk, a memory that is too small, a folder that goes away: one clear line, nothing lost, nothing half written."""
+"""A full disk, a memory too small, a folder that goes away: one clear line, nothing lost, nothing half written."""
 
 import resource
 from collections.abc import Callable
@@ -84,7 +84,8 @@ class GreedyWhereAsked(Greedy):
     [
         (
             GreedyWhereEvaluated,
-            "allowed --precision bfloat16, or a smaller network or --image-size, given an evaluation, 30 images at a time",
+            "allowed --precision bfloat16, or a smaller network or --image-size, given an evaluation, "
+            "30 images at a time",
         ),
         (
             GreedyWhereAsked,

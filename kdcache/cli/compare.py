@@ -31,7 +31,7 @@ def compare(context: click.Context, runs: tuple[Path, ...], level: float, format
 
     from kdcache.analysis.runs import look_at
     from kdcache.report.tables import show, table
-    from kdcache.study.compare import compare
+    from kdcache.study.compare import compare as compared
     from kdcache.study.sheets import comparison_sheet
 
     right = tuple(map(Path, context.meta["right"]))
@@ -39,11 +39,11 @@ def compare(context: click.Context, runs: tuple[Path, ...], level: float, format
         raise UsageError(fault("kdcache compare", allowed="run folders on both sides of --, as in A0 A1 -- B0 B1"))
     sides = []
     for paths in (runs, right):
-        found, faults = look_at(paths)
-        sides.append(found)
+        looked, faults = look_at(paths)
+        sides.append(looked)
         for line in faults:
             click.echo(f"kdcache: {line}", err=True)
-    found = compare(sides[0], sides[1], level)
+    found = compared(sides[0], sides[1], level)
     if format_ == "json":
         click.echo(json.dumps(found.as_json(), indent=2))
         return

@@ -11,7 +11,7 @@ from kdcache.cli.options import DEVICE
 from kdcache.errors import KdcacheError, UsageError, fault
 
 if TYPE_CHECKING:
-    from kdcache.study.plan import Cell
+    from kdcache.study.spread import Cell
 
 __all__ = ["reproduce"]
 
@@ -56,7 +56,8 @@ def reproduce(
     device: str,
 ) -> None:
     """Reproduce a table or figure."""
-    from kdcache.study.plan import read_study, spread_out
+    from kdcache.study.plan import read_study
+    from kdcache.study.spread import spread_out
 
     common = {"data_root": data_root, "device": None if device == "auto" else device}
     planned = spread_out(
@@ -69,6 +70,9 @@ def reproduce(
         common={name: value for name, value in common.items() if value is not None},
         student={"cache_limit": cache_limit} if cache_limit else {},
     )
+    runs = {run.path: run for cell in planned for run in cell.runs}
+    if faults := [line for run in runs.values() for line in run.faults()]:
+        raise UsageError(*faults)
     if dry_run:
         _tell_costs(planned)
         return
@@ -87,10 +91,10 @@ def reproduce(
 
 
 def _train(cells: "list[Cell]", jobs: int, launcher: str, out: Path, options: dict[str, str]) -> list[str]:
-    from kdcache.study.launch import LAUNCHERS
+    from kdcache.study.launch import launcher as make
     from kdcache.study.reproduce import train
 
-    return train(cells, LAUNCHERS[launcher](jobs, out / "launcher", options), click.echo)
+    return train(cells, make(launcher, jobs, (out / "launcher").absolute(), options), click.echo)
 
 
 def _pairs(option: str, given: tuple[str, ...]) -> dict[str, str]:

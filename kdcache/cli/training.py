@@ -56,12 +56,6 @@ def student_train(config: StudentConfig, tensorboard: bool) -> None:
         _tell(reporter, train_student(config, reporter))
 
 
-LOADED = (
-    *("dataset", "data_root", "download", "image_size", "val_fraction", "train_fraction"),
-    *("device", "precision", "out", "overwrite"),
-)
-
-
 def _three(context: click.Context, option: click.Parameter, text: str | None) -> tuple[float, ...] | None:
     if text is None:
         return None
@@ -73,7 +67,7 @@ def _three(context: click.Context, option: click.Parameter, text: str | None) ->
 
 
 @click.command("teacher-load", help=COMMANDS["teacher-load"].about)
-@settings(TeacherConfig, LOADED)
+@settings(TeacherConfig, TeacherConfig.LOADED)
 @click.option(
     "--weights",
     required=True,

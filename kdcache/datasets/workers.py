@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from kdcache.errors import KdcacheError, fault, first_line
+from kdcache.machine import cores
 
 __all__ = ["done_ahead", "in_worker", "per_core"]
 
@@ -19,8 +20,7 @@ Result = TypeVar("Result")
 
 def per_core() -> int:
     """How many processors this process may use, of which the processes that torchrun started have an equal part."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def in_worker() -> bool:

@@ -12,12 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from kdcache.study.compare import Interval, interval_of_mean
 
-__all__ = ["Claim", "Found", "Test", "Verdict", "judge", "verdict"]
+__all__ = ["Claim", "Contrast", "Found", "Verdict", "judge", "verdict"]
 
 Verdict = Literal["held", "not held", "undecided"]
 
 
-class Test(BaseModel):
+class Contrast(BaseModel):
     """A sum of rows, each with its weight, that is said to lie above or below a bound, in points of top-1 accuracy."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -28,7 +28,7 @@ class Test(BaseModel):
     level: Annotated[float, Field(gt=0, lt=1)] = 0.95
 
     @model_validator(mode="after")
-    def _one_bound(self) -> "Test":
+    def _one_bound(self) -> "Contrast":
         if (self.above is None) == (self.below is None):
             raise ValueError("one of above and below")
         return self
@@ -51,24 +51,24 @@ class Claim(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     says: str
-    tests: tuple[Test, ...]
+    tests: tuple[Contrast, ...]
 
 
 @dataclass(frozen=True)
 class Found:
     """A test and what came out: the mean of the sum over the seeds with its interval, ``None`` of fewer than two."""
 
-    test: Test
+    test: Contrast
     interval: Interval | None
     verdict: Verdict
 
 
-def judge(test: Test, accuracy: Mapping[str, Mapping[int, float]]) -> Found:
+def judge(test: Contrast, accuracy: Mapping[str, Mapping[int, float]]) -> Found:
     """Carry a test out on the seeds that all of its rows have.
 
     Parameters
     ----------
-    test : Test
+    test : Contrast
     accuracy : mapping of str to mapping of int to float
         Of each row and seed, in percent.
     """

@@ -1,7 +1,7 @@
 """What a study costs, told before anything is trained: runs, teacher questions, bytes and hours."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from kdcache.resolve import load_data
 from kdcache.store.answers import table_bytes
 from kdcache.store.formats import format_of
 from kdcache.store.policy import GAIN, distinct_views, fits_an_index
-from kdcache.study.plan import Cell, Planned
+from kdcache.study.spread import Cell, Planned
 from kdcache.teacher import Teacher
 from kdcache.views import Plan
 from kdcache.words import CRITERIA
@@ -126,10 +126,10 @@ def _questions(run: Planned) -> int:
     return facts.samples * run.config.epochs * len(facts.plan(run.config).kinds)
 
 
-def _sharing(runs: "Sequence[Planned] | object") -> Iterator[list[Planned]]:
+def _sharing(runs: Iterable[Planned]) -> Iterator[list[Planned]]:
     """Put the students of a teacher together whose answers come from its store."""
     found: dict[object, list[Planned]] = {}
-    for run in runs:  # type: ignore[attr-defined]
+    for run in runs:
         if run.teacher is not None and not _reads_features(run):
             found.setdefault(run.teacher.path, []).append(run)
     yield from found.values()

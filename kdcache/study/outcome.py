@@ -1,18 +1,17 @@
 """What the runs of a study came to, beside the paper's figures; unfinished runs are counted as missing."""
 
-import importlib.resources
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from kdcache.analysis.runs import Figure
 from kdcache.record import FinishedRun
 from kdcache.study.claims import Found, Verdict, judge, verdict
-from kdcache.study.plan import Cell, Study
+from kdcache.study.paper import paper_figure
+from kdcache.study.plan import Study
+from kdcache.study.spread import Cell
 
-__all__ = ["Judged", "Result", "judged", "paper_figure", "results"]
+__all__ = ["Judged", "Result", "judged", "results"]
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,9 @@ class Result:
     @property
     def difference(self) -> float | None:
         """Our mean minus the paper's, in points."""
-        known = self.paper is not None and self.paper.mean is not None and self.last.mean is not None
-        return self.last.mean - self.paper.mean if known else None  # type: ignore[operator,union-attr]
+        if self.paper is None or self.paper.mean is None or self.last.mean is None:
+            return None
+        return self.last.mean - self.paper.mean
 
     def as_json(self) -> dict[str, Any]:
         """The cell as plain data."""
@@ -89,7 +89,7 @@ def results(study: Study, cells: Sequence[Cell]) -> list[Result]:
                 top5,
                 sum(run.summary["questions_asked"] for run in runs),
                 sum(run.summary["questions_answered"] for run in runs),
-                paper_figure(study.paper, cell.row.paper, cell.pair.name),
+                paper_figure(study.paper, cell.row.paper, cell.pair.name, cell.runs[0].config.dataset),
             )
         )
     return found
@@ -131,21 +131,3 @@ def judged(study: Study, found: Sequence[Result]) -> list[Judged]:
             tests = tuple(judge(test, accuracy) for test in claim.tests)
             verdicts.append(Judged(claim.says, pair, tests, verdict(tests)))
     return verdicts
-
-
-def paper_figure(table: str | None, row: str | None, pair: str) -> Figure | None:
-    """Look up what the paper reports: top-1 accuracy of three runs; ``None`` where it reports nothing readable."""
-    if table is None or row is None:
-        return None
-    tables = _paper()
-    found = tables[table]["rows"][row]
-    if "top1" in found:  # Table 5 has one pair, and single figures
-        return Figure(1, found["top1"], None) if pair == tables[table]["pair"] else None
-    cell = found.get(pair)
-    return Figure(3, cell["mean"], cell.get("std")) if cell else None
-
-
-@cache
-def _paper() -> dict[str, Any]:
-    tables: dict[str, Any] = json.loads((importlib.resources.files("kdcache.data") / "paper.json").read_text("utf-8"))
-    return tables

@@ -15,10 +15,12 @@ from kdcache.report.charts import draw_error_curves, draw_ratios
 from kdcache.report.gallery import draw_disagreements
 from kdcache.report.sheets import Sheet, disagreement_sheet, errors_sheet, markdown, ratios_sheet
 from kdcache.report.style import write_figure
-from kdcache.study.launch import Job, Launcher, Outcome, launch
+from kdcache.study.jobs import Job, Launcher
+from kdcache.study.launch import Outcome, launch
 from kdcache.study.outcome import judged, results
-from kdcache.study.plan import Cell, Planned, Study
+from kdcache.study.plan import Study
 from kdcache.study.sheets import claims_sheet, details_sheet, paper_sheet
+from kdcache.study.spread import Cell, Planned
 
 __all__ = ["lay_out", "train"]
 
@@ -56,19 +58,21 @@ def _train_all(runs: Sequence[Planned], launcher: Launcher, tell: Callable[[str]
     left = {run.name: run for run in runs if not run.finished}
     if len(left) < len(runs):
         tell(f"{len(runs) - len(left)} of {len(runs)} runs are finished already")
-    failed, done = [], 0
-    for outcome in launch([_job(run) for run in left.values()], launcher):
-        done += outcome.last
-        tell(f"[{done}/{len(left)}] {_said(outcome, left[outcome.job.name])}")
-        if outcome.last and outcome.code != 0:
-            failed.append(outcome.job.name)
-    return failed
+    ended: dict[str, bool] = {}
+
+    def hear(outcome: Outcome) -> None:
+        if outcome.last:
+            ended[outcome.job.name] = outcome.code == 0
+        tell(f"[{len(ended)}/{len(left)}] {_said(outcome, left[outcome.job.name])}")
+
+    launch([_job(run) for run in left.values()], launcher, hear)
+    return [name for name, well in ended.items() if not well]
 
 
 def _job(run: Planned) -> Job:
-    logs = run.path.parent / LOGS
+    logs = (run.path.parent / LOGS).absolute()
     logs.mkdir(parents=True, exist_ok=True)
-    return Job(run.name, run.arguments, logs / f"{run.name}.log", run.path)
+    return Job(run.name, run.arguments, logs / f"{run.name}.log", run.path.absolute(), Path.cwd())
 
 
 def _said(outcome: Outcome, run: Planned) -> str:

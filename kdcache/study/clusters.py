@@ -1,0 +1,124 @@
+"""Jobs on clusters, by engines that are extras: Slurm's through submitit, and Ray's.
+
+The machines of a cluster must see the same folders, under the same names, and have the same Python.
+"""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+from kdcache.errors import UsageError, fault, first_line
+from kdcache.machine import cores
+from kdcache.study.jobs import Job, execute
+
+__all__ = ["Ray", "Slurm"]
+
+MINUTES = 24 * 60
+"""After which Slurm ends a job, unless ``timeout_min`` says otherwise; the study starts it again, once."""
+
+
+class Slurm:
+    """A cluster of Slurm's, through submitit (``pip install 'kdcache[slurm]'``).
+
+    Parameters
+    ----------
+    jobs : int
+        Jobs in the queue at once.
+    logs : Path
+        Folder for what submitit writes.
+    options : dict of str to str
+        Of submitit's executor, as ``slurm_partition``; ``cluster=local`` runs the jobs on this machine.
+
+    Raises
+    ------
+    UsageError
+        Where there is no Slurm, or an option is none of submitit's.
+    """
+
+    def __init__(self, jobs: int, logs: Path, options: dict[str, str]) -> None:
+        try:
+            import submitit
+        except ImportError:
+            raise UsageError(fault("--launcher slurm", allowed="after pip install 'kdcache[slurm]'")) from None
+        settings: dict[str, Any] = {"timeout_min": MINUTES, **{name: _number(text) for name, text in options.items()}}
+        self.width = jobs
+        try:
+            self._executor = submitit.AutoExecutor(folder=logs, cluster=settings.pop("cluster", "slurm"))
+            self._executor.update_parameters(**settings)
+        except Exception as error:  # it has many ways to say that something is missing or unknown
+            raise UsageError(fault("--launcher slurm", given=first_line(error))) from None
+        self._submitted: set[Any] = set()
+        self._lock = threading.Lock()
+
+    def run(self, job: Job) -> int:
+        """Submit a job and wait for its end."""
+        with self._lock:
+            submitted = self._executor.submit(execute, job)
+            self._submitted.add(submitted)
+        try:
+            return int(submitted.result())
+        finally:
+            self._submitted.discard(submitted)
+
+    def stop(self) -> None:
+        """Cancel what is queued or running."""
+        for submitted in tuple(self._submitted):
+            submitted.cancel(check=False)
+
+
+class Ray:
+    """A cluster of Ray's (``pip install 'kdcache[ray]'``).
+
+    Parameters
+    ----------
+    jobs : int
+        Tasks at once.
+    logs : Path
+        Not needed: Ray keeps what it writes.
+    options : dict of str to str
+        ``address`` of a cluster, by default one on this machine; others are the resources of a task, as ``num_gpus``.
+
+    Raises
+    ------
+    UsageError
+        Where there is no such cluster, or an option is none of Ray's.
+    """
+
+    def __init__(self, jobs: int, logs: Path, options: dict[str, str]) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise UsageError(fault("--launcher ray", allowed="after pip install 'kdcache[ray]'")) from None
+        own = {name: _number(text) for name, text in options.items()}
+        settings: dict[str, Any] = {"num_cpus": max(1, cores() // jobs), **own}
+        self.width, self._ray = jobs, ray
+        try:
+            ray.init(address=settings.pop("address", None), ignore_reinit_error=True, log_to_driver=False)
+            self._task = ray.remote(max_retries=0, **settings)(execute)
+        except Exception as error:  # it has many ways to say that something is missing or unknown
+            raise UsageError(fault("--launcher ray", given=first_line(error))) from None
+        self._tasks: set[Any] = set()
+
+    def run(self, job: Job) -> int:
+        """Hand a job to the cluster and wait for its end."""
+        task = self._task.remote(job)
+        self._tasks.add(task)
+        try:
+            return int(self._ray.get(task))
+        finally:
+            self._tasks.discard(task)
+
+    def stop(self) -> None:
+        """Cancel what is under way."""
+        for task in tuple(self._tasks):
+            self._ray.cancel(task)
+
+
+def _number(text: str) -> int | float | str:
+    """Read the value of an option: as a number, where it is one."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

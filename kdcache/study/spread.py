@@ -1,0 +1,223 @@
+"""A study spread out into runs, before anything is trained.
+
+A run is a row with a pair and a seed. Its folder is named by what it trains, so that the studies of a setting share
+what they have in common.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from kdcache.config import StudentConfig, TeacherConfig, TrainingConfig
+from kdcache.errors import UsageError, fault
+from kdcache.study.plan import Pair, Row, Setting, Study, read_setting
+
+__all__ = ["Cell", "Planned", "spread_out"]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run of a study.
+
+    Attributes
+    ----------
+    path : Path
+        Its folder.
+    command : str
+        Of the command line.
+    options : dict
+        Of that command: the settings.
+    config : TrainingConfig
+        What they come to.
+    teacher : Planned or None
+        The run that has to be finished before.
+    """
+
+    path: Path
+    command: str
+    options: Mapping[str, Any]
+    config: TrainingConfig
+    teacher: "Planned | None" = field(default=None, repr=False)
+
+    @cached_property
+    def arguments(self) -> tuple[str, ...]:
+        """The command line, without the program's name."""
+        words = [self.command]
+        for name, value in self.options.items():
+            option = f"--{name.replace('_', '-')}"
+            if value is True:
+                words.append(option)
+            elif isinstance(value, list | tuple):
+                words += [option, ",".join(map(str, value))]
+            elif value is not False:
+                words += [option, str(value)]
+        return tuple(words)
+
+    def faults(self) -> list[str]:
+        """Say in what the run that is there, if there is one, is another than the one that is planned."""
+        file = self.path / "config.toml"
+        if not file.is_file():
+            return []
+        there = type(self.config).load(file)
+        # Where and by what precision a finished run was computed does not matter; its folder says whose answers it had.
+        names = set(type(self.config).model_fields) - type(self.config).UNRECORDED - type(self.config).WITHOUT_EFFECT
+        names -= {"device", "precision", "teacher"}
+        if self.command == "teacher-load":
+            names &= {*TeacherConfig.LOADED}
+        return [
+            fault(f"{self.path}: {name}", allowed=f"{getattr(self.config, name)}, as planned", given=given)
+            for name in sorted(names)
+            if (given := getattr(there, name)) != getattr(self.config, name)
+        ]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return (self.path / "summary.json").is_file()
+
+    @property
+    def name(self) -> str:
+        """Name of the folder."""
+        return self.path.name
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The runs of a row and a pair, one for each seed."""
+
+    setting: Setting
+    row: Row
+    pair: Pair
+    runs: tuple[Planned, ...]
+
+
+def spread_out(
+    study: Study,
+    profile: str,
+    folder: Path,
+    pairs: Sequence[str] = (),
+    seeds: int | None = None,
+    weights: Mapping[str, str] | None = None,
+    common: Mapping[str, Any] | None = None,
+    student: Mapping[str, Any] | None = None,
+) -> list[Cell]:
+    """Spread a study out into its runs.
+
+    Parameters
+    ----------
+    study : Study
+    profile : str
+        A key of its profiles.
+    folder : Path
+        Each setting has a folder in it.
+    pairs : sequence of str
+        Those wanted, as ``WRN-40-2/WRN-16-2``; all of the study by default.
+    seeds : int, optional
+        Runs of a student and row, with the seeds 0, 1, ...; by default the setting's.
+    weights : mapping of str to str, optional
+        For the model of a teacher, the checkpoint that is loaded instead of training one.
+    common, student : mapping of str to object, optional
+        Settings of every run, as the device, and of every student.
+
+    Returns
+    -------
+    list of Cell
+        Setting by setting, pair by pair, row by row.
+
+    Raises
+    ------
+    UsageError
+        Where the study has no such profile or pair, or a run would be refused.
+    """
+    if profile not in study.profiles:
+        raise UsageError(fault(f"--profile of {study.name}", allowed=", ".join(study.profiles), given=profile))
+    settings = [read_setting(name) for name in study.profiles[profile]]
+    chosen = [(setting, pair) for setting in settings for pair in _pairs(study, setting)]
+    names = dict.fromkeys(pair.name for _, pair in chosen)
+    if strange := [name for name in pairs if name not in names]:
+        raise UsageError(fault("--pairs", allowed=", ".join(names), given=strange[0]))
+    wanted = [(setting, pair) for setting, pair in chosen if not pairs or pair.name in pairs]
+    teachers = dict.fromkeys(str(pair.teacher["model"]) for _, pair in wanted)
+    if unused := [name for name in weights or () if name not in teachers]:
+        raise UsageError(fault("--weights of a teacher", allowed=", ".join(teachers), given=unused[0]))
+    maker = _Maker(folder, seeds, weights or {}, common or {}, student or {})
+    return [maker.cell(setting, row, pair) for setting, pair in wanted for row in study.rows]
+
+
+def _pairs(study: Study, setting: Setting) -> Iterator[Pair]:
+    """Choose the pairs of a setting that the study names; all where it names none of them."""
+    named = [pair for pair in setting.pairs if pair.name in study.pairs]
+    yield from named or setting.pairs
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Makes the runs of cells, the same one wherever the same thing is to be trained."""
+
+    folder: Path
+    seeds: int | None
+    weights: Mapping[str, str]
+    common: Mapping[str, Any]
+    student: Mapping[str, Any]
+    made: dict[Path, Planned] = field(default_factory=dict)
+
+    def cell(self, setting: Setting, row: Row, pair: Pair) -> Cell:
+        try:
+            teacher = self._teacher(setting, pair)
+            if row.kind == "teacher":
+                return Cell(setting, row, pair, (teacher,))
+            seeds = range(setting.seeds if self.seeds is None else self.seeds)
+            return Cell(setting, row, pair, tuple(self._student(setting, row, pair, teacher, seed) for seed in seeds))
+        except UsageError as error:
+            raise UsageError(*(f"{row.name}, {pair.name}: {line}" for line in error.faults)) from None
+
+    def _teacher(self, setting: Setting, pair: Pair) -> Planned:
+        options = {**setting.train, **self.common, **pair.teacher}
+        weights, model = options.pop("weights", None), str(options["model"])
+        name = f"teacher-{_word(model)}"
+        if model in self.weights:  # another network than the one that the setting means
+            weights = self.weights[model]
+            name += f"-{_word(Path(weights).stem)}"
+        path = self.folder / setting.name / name
+        config = TeacherConfig.load(options.get("config"), **_settings(options, path))
+        if weights is None:
+            return self._once(Planned(path, "teacher-train", {**options, "out": path, "resume": True}, config))
+        kept = {name: value for name, value in options.items() if name in ("config", "model", *TeacherConfig.LOADED)}
+        loads = {**kept, "weights": weights, "out": path, "overwrite": True}
+        return self._once(Planned(path, "teacher-load", loads, config))
+
+    def _student(self, setting: Setting, row: Row, pair: Pair, teacher: Planned, seed: int) -> Planned:
+        shared = {**setting.train, **self.common, **setting.student, **self.student}
+        options = {**shared, **pair.student, **row.train, "seed": seed}
+        usual = StudentConfig.load(options.get("config"), **_settings(options))
+        options["epochs"] = row.times * usual.epochs
+        told = {"teacher": teacher.name.removeprefix("teacher-")} if usual.needs_teacher else {}
+        own = {name: value for name, value in row.train.items() if name not in ("loss", "aug")}
+        words = [options["model"], *told.values(), options.get("loss", "kd"), options.get("aug", "standard")]
+        words += [f"{value}" if name == "pick" else f"{name}-{value}" for name, value in own.items()]
+        path = teacher.path.parent / "-".join(map(_word, [*words, f"{options['epochs']}epochs", f"seed{seed}"]))
+        if usual.needs_teacher:
+            options["teacher"] = teacher.path
+        config = StudentConfig.load(options.get("config"), **_settings(options, path))
+        options = {**options, "out": path, "resume": True}
+        return self._once(Planned(path, "student-train", options, config, teacher if usual.needs_teacher else None))
+
+    def _once(self, planned: Planned) -> Planned:
+        """Give back the run of this folder, which may have been planned before; as another one, it is a fault."""
+        before = self.made.setdefault(planned.path, planned)
+        if before.config != planned.config or before.command != planned.command:
+            raise UsageError(
+                fault(f"run folder {planned.name}", allowed="one run: name other models", given="two pairs")
+            )
+        return before
+
+
+def _settings(options: Mapping[str, Any], out: Path | None = None) -> dict[str, Any]:
+    return {**{name: value for name, value in options.items() if name != "config"}, "out": out}
+
+
+def _word(value: object) -> str:
+    """Make a part of a folder's name."""
+    return "".join(sign if sign.isalnum() or sign in "._+" else "-" for sign in str(value))
