@@ -26,7 +26,7 @@ def run(number: int = 0, epochs: int = 4, top1: float | None = None, **settings:
     """A student's run as it would be read from a folder; unfinished without an accuracy."""
     config = StudentConfig(teacher=Path("t"), epochs=epochs, seed=number, **settings)  # type: ignore[arg-type]
     summary = None if top1 is None else {"last_top1": top1, "best_top1": top1 + 1, "epochs": epochs}
-    metrics = tuple(EpochMetrics(epoch, 1.0, 50.0 + number + epoch, 90.0, 1.0) for epoch in (1, 2))
+    metrics = tuple(EpochMetrics(epoch, 1.0, 1.0, 50.0 + number + epoch, 90.0) for epoch in (1, 2))
     return LookedAt(Path(f"run-{number}"), config, metrics, summary, {}, ())
 
 
