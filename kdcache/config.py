@@ -47,7 +47,7 @@ from kdcache.words import (
     listed,
 )
 
-__all__ = ["StudentConfig", "TeacherConfig", "TrainingConfig"]
+__all__ = ["StudentConfig", "TeacherConfig", "TrainingConfig", "allowed_by"]
 
 Dataset = Annotated[str, AfterValidator(OneOf(tuple(DATASETS), ((FOLDER, "PATH"), (PACKED, "FILE"))))]
 Model = Annotated[str, AfterValidator(OneOf(MODELS, ELSEWHERE))]
@@ -419,5 +419,10 @@ def _fault_line(detail: Any, keys: Mapping[str, str]) -> str:
     where = keys.get(name, f"--{name.replace('_', '-')}")
     if detail["type"] == "extra_forbidden":
         return fault(f"{where}: no such setting")
-    message: str = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return fault(where, allowed=message, given=detail["input"])
+    return fault(where, allowed=allowed_by(detail), given=detail["input"])
+
+
+def allowed_by(detail: Any) -> str:
+    """Say what would have been right, by one of pydantic's findings."""
+    message: str = detail["msg"]
+    return message.removeprefix("Value error, ").removeprefix("Input should be ")

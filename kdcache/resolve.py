@@ -7,7 +7,7 @@ from pathlib import Path
 from kdcache import datasets, models
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig, TeacherConfig, TrainingConfig
-from kdcache.datasets import Dataset
+from kdcache.datasets import Card, Dataset
 from kdcache.errors import UsageError, fault
 from kdcache.models import Network, checkpoint, published
 from kdcache.models.external import trust
@@ -31,6 +31,7 @@ __all__ = [
     "load_data",
     "open_oracle",
     "open_store",
+    "plan_for",
     "plan_of",
     "shipped_teacher",
     "store_path",
@@ -193,12 +194,17 @@ def shipped_teacher() -> Path:
 
 
 def plan_of(config: StudentConfig, data: Dataset) -> Plan:
-    """Make the view plan that a config names."""
+    """Make the view plan that a config names, for some data."""
+    return plan_for(config, len(data.train), data.card)
+
+
+def plan_for(config: StudentConfig, samples: int, card: Card) -> Plan:
+    """Make the view plan that a config names, of so many images of a dataset that need not be read."""
     augmentation = config.augmentation
     return Plan(
-        samples=len(data.train),
-        image_size=data.image_size,
-        padding=data.card.padding,
+        samples=samples,
+        image_size=card.image_size,
+        padding=card.padding,
         crop_flip=augmentation.crop_flip,
         mixes=augmentation.mixes,
         seed=config.views_seed,

@@ -15,9 +15,14 @@ from kdcache.study.compare import interval_of_mean
 from kdcache.study.costs import study_cost
 from kdcache.study.launch import launcher
 from kdcache.study.paper import paper_figure
-from kdcache.study.plan import STUDIES, read_study
+from kdcache.study.plan import read_study
 from kdcache.study.reproduce import lay_out, train
 from kdcache.study.spread import spread_out
+
+STUDIES = (
+    *("table1", "table2", "table3", "table4", "table5", "figure1", "figure3", "figure4", "figure5"),
+    *("disagreement", "claims"),
+)
 
 SMALL = """
 seeds = 1

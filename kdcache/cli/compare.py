@@ -1,5 +1,6 @@
 """``kdcache compare``."""
 
+import json
 from pathlib import Path
 
 import click
@@ -20,15 +21,13 @@ class TwoSides(click.Command):
         return super().parse_args(context, arguments[:cut])
 
 
-@click.command("compare", cls=TwoSides, help=COMMANDS["compare"].about, options_metavar="[OPTIONS]")
+@click.command("compare", cls=TwoSides, help=COMMANDS["compare"].about)
 @click.argument("runs", nargs=-1, type=click.Path(path_type=Path), metavar="RUN... -- RUN...")
 @click.option("--level", default=0.95, show_default=True, type=click.FloatRange(0.5, 0.9999), help="Of the intervals.")
 @click.option("--format", "format_", default="text", show_default=True, type=click.Choice(["text", "json"]))
 @click.pass_context
 def compare(context: click.Context, runs: tuple[Path, ...], level: float, format_: str) -> None:
     """Compare the runs on the left of -- with those on the right of it."""
-    import json
-
     from kdcache.analysis.runs import look_at
     from kdcache.report.tables import show, table
     from kdcache.study.compare import compare as compared

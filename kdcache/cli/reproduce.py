@@ -57,7 +57,7 @@ def reproduce(
 ) -> None:
     """Reproduce a table or figure."""
     from kdcache.study.plan import read_study
-    from kdcache.study.spread import spread_out
+    from kdcache.study.spread import runs_of, spread_out
 
     common = {"data_root": data_root, "device": None if device == "auto" else device}
     planned = spread_out(
@@ -70,8 +70,7 @@ def reproduce(
         common={name: value for name, value in common.items() if value is not None},
         student={"cache_limit": cache_limit} if cache_limit else {},
     )
-    runs = {run.path: run for cell in planned for run in cell.runs}
-    if faults := [line for run in runs.values() for line in run.faults()]:
+    if faults := [line for run in runs_of(planned) for line in run.faults()]:
         raise UsageError(*faults)
     if dry_run:
         _tell_costs(planned)
@@ -107,17 +106,17 @@ def _pairs(option: str, given: tuple[str, ...]) -> dict[str, str]:
 def _tell_costs(cells: "list[Cell]") -> None:
     from kdcache.report.tables import file_size, show, table
     from kdcache.study.costs import hours, study_cost
+    from kdcache.study.spread import runs_of
 
-    found = study_cost(cells)
-    for run in {run.path: run for cell in cells for run in cell.runs}.values():
+    found, runs = study_cost(cells), runs_of(cells)
+    for run in runs:
         click.echo(shlex.join(["kdcache", *run.arguments]) + ("  # finished" if run.finished else ""))
     lines = [
         (line.cell.row.name, line.cell.pair.name, str(len(line.cell.runs)), str(line.left), f"{line.online:,}")
         for line in found.cells
     ]
     show(table("What it takes", ("row", "pair", "runs", "left", "questions online"), lines))
-    runs = {run.path: run.finished for cell in cells for run in cell.runs}
-    click.echo(f"runs: {len(runs)}, of which {sum(runs.values())} are finished")
+    click.echo(f"runs: {len(runs)}, of which {sum(run.finished for run in runs)} are finished")
     click.echo(f"teacher questions, each run for itself: {found.online:,}")
     click.echo(
         f"with a store for each teacher: {found.shared + found.features:,}, of which {found.features:,} are asked by "

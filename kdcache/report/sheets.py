@@ -17,6 +17,7 @@ __all__ = [
     "errors_sheet",
     "hardness_sheet",
     "markdown",
+    "mean_and_std",
     "merits_sheet",
     "ratios_sheet",
     "runs_sheet",
@@ -88,14 +89,14 @@ def merits_sheet(teacher: str, merits: Sequence[Merits]) -> Sheet:
 
 def ratios_sheet(curves: Iterable[RatioCurve]) -> Sheet:
     """Lay out the mean KL ratio of each group of runs."""
-    lines = [(curve.name, _figure(curve.overall, 3), str(curve.overall.n), str(curve.steps)) for curve in curves]
+    lines = [(curve.name, mean_and_std(curve.overall, 3), str(curve.overall.n), str(curve.steps)) for curve in curves]
     return Sheet("KL ratio r (Equation 3), mean over the steps", ("runs", "mean (std)", "n", "steps"), lines)
 
 
 def errors_sheet(curves: Iterable[ErrorCurve]) -> Sheet:
     """Lay out the test error against the total number of epochs."""
     lines = [
-        (curve.name, str(point.epochs), str(point.last.n), _figure(point.last), _figure(point.best))
+        (curve.name, str(point.epochs), str(point.last.n), mean_and_std(point.last), mean_and_std(point.best))
         for curve in curves
         for point in curve.points
     ]
@@ -125,7 +126,7 @@ def summary_sheet(groups: Iterable[Group]) -> Sheet:
         )
         unfinished = len(group.runs) - len(group.finished)
         runs = f"{len(group.finished)}" + (f" (+{unfinished} unfinished)" if unfinished else "")
-        figures = (_figure(last), _figure(best), _whole(asked), _whole(answered), _whole(seconds))
+        figures = (mean_and_std(last), mean_and_std(best), _whole(asked), _whole(answered), _whole(seconds))
         epochs = group.figure("epochs")
         lines.append((group.name, _whole(epochs), runs, *figures, group.config.dataset))
     head = (
@@ -160,7 +161,8 @@ def _escaped(text: str) -> str:
     return " ".join(text.split())
 
 
-def _figure(figure: Figure, digits: int = 2) -> str:
+def mean_and_std(figure: Figure, digits: int = 2) -> str:
+    """Write a figure as tables have it: ``75.59 (0.22)``."""
     if figure.mean is None:
         return "-"
     return f"{figure.mean:.{digits}f}" + ("" if figure.std is None else f" ({figure.std:.{digits}f})")

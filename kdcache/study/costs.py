@@ -1,8 +1,10 @@
 """What a study costs, told before anything is trained: runs, teacher questions, bytes and hours."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -13,14 +15,14 @@ from kdcache.config import StudentConfig, TrainingConfig
 from kdcache.datasets import Card, card_of
 from kdcache.losses import cross_entropy
 from kdcache.models.external import trust
-from kdcache.resolve import load_data
-from kdcache.store.answers import table_bytes
+from kdcache.resolve import load_data, plan_for
+from kdcache.store.answers import CLEAN, table_bytes
 from kdcache.store.formats import format_of
 from kdcache.store.policy import GAIN, distinct_views, fits_an_index
-from kdcache.study.spread import Cell, Planned
+from kdcache.study.spread import Cell, Planned, runs_of
 from kdcache.teacher import Teacher
 from kdcache.views import Plan
-from kdcache.words import CRITERIA
+from kdcache.words import CRITERIA, FOLDER, PACKED
 
 __all__ = ["CellCost", "Speed", "StudyCost", "hours", "study_cost"]
 
@@ -64,8 +66,7 @@ class StudyCost:
     stored_bytes: int
 
 
-@dataclass(frozen=True)
-class _Facts:
+class _Facts(NamedTuple):
     """Sizes of a run's data, from the dataset's card, or from the data where the card leaves them open."""
 
     samples: int
@@ -74,24 +75,26 @@ class _Facts:
 
     @classmethod
     def of(cls, config: TrainingConfig) -> "_Facts":
-        if config.dataset.startswith(("folder:", "hdf5:")):
-            data = load_data(config)
-            return cls(len(data.train), data.num_classes, data.card)
+        if config.dataset.startswith((FOLDER, PACKED)):
+            # Runs that differ in nothing else read the same images, which may be many.
+            return _read(TrainingConfig(**config.model_dump(include=READ_BY)))
         card = card_of(config.dataset, config.image_size)
         assert card.counts is not None
         share = (1 - config.val_fraction) * config.train_fraction
         return cls(round(share * card.counts[0]), card.classes or IMAGENET_CLASSES, card)
 
     def plan(self, config: StudentConfig) -> Plan:
-        augmentation = config.augmentation
-        return Plan(
-            samples=self.samples,
-            image_size=self.card.image_size,
-            padding=self.card.padding,
-            crop_flip=augmentation.crop_flip,
-            mixes=augmentation.mixes,
-            seed=config.views_seed,
-        )
+        return plan_for(config, self.samples, self.card)
+
+
+READ_BY = {"dataset", "data_root", "image_size", "on_bad_image", "val_fraction", "train_fraction", "workers"}
+"""Settings that say what is read."""
+
+
+@cache
+def _read(config: TrainingConfig) -> _Facts:
+    data = load_data(config)
+    return _Facts(len(data.train), data.num_classes, data.card)
 
 
 def study_cost(cells: Sequence[Cell]) -> StudyCost:
@@ -99,12 +102,12 @@ def study_cost(cells: Sequence[Cell]) -> StudyCost:
 
     The number of standard views that come up is the expected one, V (1 - (1 - 1/V)^E) of each sample.
     """
-    counted = {run.path: run for cell in cells for run in cell.runs}
-    online = sum(map(_questions, counted.values()))
-    features = sum(_questions(run) for run in counted.values() if _reads_features(run))
+    runs = runs_of(cells)
+    online = sum(map(_questions, runs))
+    features = sum(_questions(run) for run in runs if _reads_features(run))
     shared = size = 0
-    for runs in _sharing(counted.values()):
-        asked, stored = _shared(runs)
+    for sharing in _sharing(runs):
+        asked, stored = _shared(sharing)
         shared, size = shared + asked, size + stored
     lines = (
         CellCost(cell, sum(not run.finished for run in cell.runs), sum(map(_questions, cell.runs))) for cell in cells
@@ -126,37 +129,33 @@ def _questions(run: Planned) -> int:
     return facts.samples * run.config.epochs * len(facts.plan(run.config).kinds)
 
 
-def _sharing(runs: Iterable[Planned]) -> Iterator[list[Planned]]:
+def _sharing(runs: Iterable[Planned]) -> Collection[list[Planned]]:
     """Put the students of a teacher together whose answers come from its store."""
-    found: dict[object, list[Planned]] = {}
+    found: dict[Path, list[Planned]] = {}
     for run in runs:
         if run.teacher is not None and not _reads_features(run):
             found.setdefault(run.teacher.path, []).append(run)
-    yield from found.values()
+    return found.values()
 
 
 def _shared(runs: list[Planned]) -> tuple[int, int]:
     """Count the questions of students of one teacher, and the bytes of the answers: each view is asked once."""
     facts = _Facts.of(runs[0].config)
-    kinds: dict[tuple[int, str], int] = {}  # how many epochs of a view seed and kind come up
+    tables: dict[tuple[int, str], int] = {}  # of each view seed and kind: one an epoch, of clean views one in all
     for run in runs:
         assert isinstance(run.config, StudentConfig)
         for kind in facts.plan(run.config).kinds:
             key = (run.config.views_seed, kind)
-            kinds[key] = max(kinds.get(key, 0), run.config.epochs)
+            tables[key] = max(tables.get(key, 0), 1 if kind == CLEAN else run.config.epochs)
     config = runs[0].config
     assert isinstance(config, StudentConfig)
     plan = facts.plan(config)
-    asked = 0.0
-    epochs_of_x = sum(epochs for (_, kind), epochs in kinds.items() if kind == "standard")
-    for (_, kind), epochs in kinds.items():
-        asked += facts.samples * (0 if kind == "standard" else 1 if kind == "clean" else epochs)
-    if epochs_of_x:
-        known = distinct_views(plan, epochs_of_x) if fits_an_index(plan) else epochs_of_x
-        asked += facts.samples * (known if epochs_of_x / known >= GAIN else epochs_of_x)
-    tables = sum(1 if kind == "clean" else epochs for (_, kind), epochs in kinds.items())
+    # x is recognised in whichever epoch it comes up, where that saves enough.
+    of_x = sum(epochs for (_, kind), epochs in tables.items() if kind == "standard")
+    distinct = distinct_views(plan, of_x) if of_x and fits_an_index(plan) else of_x
+    saved = of_x - distinct if distinct and of_x / distinct >= GAIN else 0
     size = table_bytes(facts.samples, facts.classes, format_of(config.store_dtype, config.topk))
-    return round(asked), tables * size
+    return round(facts.samples * (sum(tables.values()) - saved)), sum(tables.values()) * size
 
 
 class Speed(NamedTuple):
@@ -166,72 +165,74 @@ class Speed(NamedTuple):
     training: float
 
 
-def hours(cells: Sequence[Cell], shared: bool = True) -> float:
-    """Estimate how long the unfinished runs take on this device, one after the other.
+def hours(cells: Sequence[Cell]) -> float:
+    """Estimate how long the unfinished runs take on this device with the stores, one after the other.
 
     Each network is timed for a second on noise, in the batches of its training. The making of views, the losses and the
     reading of data are not in it.
     """
-    left = {run.path: run for cell in cells for run in cell.runs if not run.finished}
-    timer = _Timer()
+    left = [run for run in runs_of(cells) if not run.finished]
     seconds = 0.0
-    for run in left.values():
+    for run in left:
         config, facts = run.config, _Facts.of(run.config)
-        speed = timer.speed(config, facts)
+        speed = _speed(config, facts)
         images = facts.samples * config.epochs
         if not isinstance(config, StudentConfig):
             seconds += 0 if run.command == "teacher-load" else images * speed.training
-            seconds += facts.samples * timer.answering(config, facts)
+            seconds += facts.samples * _answering(config, facts)
             continue
         views = config.augmentation
         slots = len(views.mixes)
         scored = slots if views.pick and CRITERIA[views.pick].student else 0
         trained = 1 + slots * (views.keep if views.pick else 1)
         seconds += images * (trained * speed.training + scored * speed.forward)
-        if run.teacher is not None and (not shared or config.needs_features):
-            seconds += _questions(run) * timer.answering(run.teacher.config, facts)
-    for runs in _sharing(left.values()) if shared else ():
+        if run.teacher is not None and config.needs_features:
+            seconds += _questions(run) * _answering(run.teacher.config, facts)
+    for runs in _sharing(left):
         teacher = runs[0].teacher
         assert teacher is not None
-        seconds += _shared(runs)[0] * timer.answering(teacher.config, _Facts.of(runs[0].config))
+        seconds += _shared(runs)[0] * _answering(teacher.config, _Facts.of(runs[0].config))
     return seconds / 3600
 
 
-class _Timer:
-    """Times each network once."""
+class _Timed(NamedTuple):
+    """A network, and on what and how it is timed."""
 
-    def __init__(self) -> None:
-        self._found: dict[tuple[object, ...], Speed] = {}
-        self._answers: dict[tuple[object, ...], float] = {}
+    model: str
+    classes: int
+    image_size: int
+    device: str
+    precision: str
 
-    def speed(self, config: TrainingConfig, facts: _Facts) -> Speed:
-        key = (config.model, config.batch_size, config.device, config.precision, facts.classes, facts.card.image_size)
-        if key not in self._found:
-            self._found[key] = _trained(config, facts)
-        return self._found[key]
+    @classmethod
+    def of(cls, config: TrainingConfig, facts: _Facts) -> "_Timed":
+        return cls(config.model, facts.classes, facts.card.image_size, config.device, config.precision)
 
-    def answering(self, config: TrainingConfig, facts: _Facts) -> float:
-        key = (config.model, config.device, config.precision, facts.classes, facts.card.image_size)
-        if key not in self._answers:
-            self._answers[key] = _answered(config, facts)
-        return self._answers[key]
+    def compute(self) -> Compute:
+        return Compute.choose(self.device, self.precision)
 
+    def network(self) -> models.Network:
+        trust(self.model)
+        return models.build(self.model, num_classes=self.classes, image_size=self.image_size, seed=0)
 
-def _network(config: TrainingConfig, facts: _Facts) -> models.Network:
-    trust(config.model)
-    return models.build(config.model, num_classes=facts.classes, image_size=facts.card.image_size, seed=0)
-
-
-def _noise(images: int, facts: _Facts) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    size = facts.card.image_size
-    return torch.randint(0, 256, (images, 3, size, size), generator=generator).byte()
+    def noise(self, images: int) -> torch.Tensor:
+        generator, size = torch.Generator().manual_seed(0), self.image_size
+        return torch.randint(0, 256, (images, 3, size, size), generator=generator).byte()
 
 
-def _trained(config: TrainingConfig, facts: _Facts) -> Speed:
-    compute = Compute.choose(config.device, config.precision)
-    network = _network(config, facts).to(compute.device)
-    views = _noise(config.batch_size, facts).to(compute.device)
+def _speed(config: TrainingConfig, facts: _Facts) -> Speed:
+    return _trained(_Timed.of(config, facts), config.batch_size)
+
+
+def _answering(config: TrainingConfig, facts: _Facts) -> float:
+    return _answered(_Timed.of(config, facts))
+
+
+@cache
+def _trained(timed: _Timed, batch_size: int) -> Speed:
+    compute = timed.compute()
+    network = timed.network().to(compute.device)
+    views = timed.noise(batch_size).to(compute.device)
     labels = torch.zeros(len(views), dtype=torch.int64, device=compute.device)
 
     def train() -> None:
@@ -243,17 +244,18 @@ def _trained(config: TrainingConfig, facts: _Facts) -> Speed:
         with torch.no_grad(), compute.autocast():
             network(views)
 
-    return Speed(_timed(forward, compute) / len(views), _timed(train, compute) / len(views))
+    return Speed(_seconds(forward, compute) / len(views), _seconds(train, compute) / len(views))
 
 
-def _answered(config: TrainingConfig, facts: _Facts) -> float:
-    compute = Compute.choose(config.device, config.precision)
-    teacher = Teacher(_network(config, facts), compute)
-    views = _noise(2 * teacher.rows, facts).to(compute.device)
-    return _timed(lambda: teacher(views), compute) / len(views)
+@cache
+def _answered(timed: _Timed) -> float:
+    compute = timed.compute()
+    teacher = Teacher(timed.network(), compute)
+    views = timed.noise(2 * teacher.rows).to(compute.device)
+    return _seconds(lambda: teacher(views), compute) / len(views)
 
 
-def _timed(work: Callable[[], object], compute: Compute) -> float:
+def _seconds(work: Callable[[], object], compute: Compute) -> float:
     """Seconds that some work takes, the first time apart."""
     wait = torch.cuda.synchronize if compute.device.type == "cuda" else lambda: None
     work()

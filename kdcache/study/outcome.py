@@ -119,15 +119,10 @@ class Judged:
 
 def judged(study: Study, found: Sequence[Result]) -> list[Judged]:
     """Judge the claims of a study, for each pair by itself."""
-    pairs = dict.fromkeys((result.cell.setting.name, result.cell.pair.name) for result in found)
     verdicts = []
-    for setting, pair in pairs:
-        accuracy = {
-            result.cell.row.name: result.accuracy
-            for result in found
-            if (result.cell.setting.name, result.cell.pair.name) == (setting, pair)
-        }
+    for column in dict.fromkeys(result.cell.column for result in found):
+        accuracy = {result.cell.row.name: result.accuracy for result in found if result.cell.column == column}
         for claim in study.claims:
             tests = tuple(judge(test, accuracy) for test in claim.tests)
-            verdicts.append(Judged(claim.says, pair, tests, verdict(tests)))
+            verdicts.append(Judged(claim.says, column[1], tests, verdict(tests)))
     return verdicts

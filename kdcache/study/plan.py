@@ -11,17 +11,12 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from kdcache.config import allowed_by
 from kdcache.errors import UsageError, fault, first_line
 from kdcache.study.claims import Claim
 from kdcache.study.paper import paper_rows
 
-__all__ = ["STUDIES", "Pair", "Row", "Setting", "Settings", "Study", "read_setting", "read_study"]
-
-STUDIES = (
-    *("table1", "table2", "table3", "table4", "table5", "figure1", "figure3", "figure4", "figure5"),
-    *("disagreement", "claims"),
-)
-"""Those that ship with kdcache; the files are checked against this list by the tests."""
+__all__ = ["Pair", "Row", "Setting", "Settings", "Study", "read_setting", "read_study"]
 
 Settings = dict[str, Any]
 """Settings of a training, or the key ``config`` for a preset, as in a file that ``--config`` reads."""
@@ -97,8 +92,8 @@ def read_study(name: str) -> Study:
     Parameters
     ----------
     name : str
-        A word of `STUDIES`, or the path of a file that ends with ``.toml``. Paths of settings in such a file begin at
-        its folder.
+        Of one that ships with kdcache, or the path of a file that ends with ``.toml``. Paths of settings in such a
+        file begin at its folder.
 
     Raises
     ------
@@ -153,5 +148,4 @@ def _fault_line(name: str, detail: Any) -> str:
         return fault(f"{name}: unknown key {place}")
     if detail["type"] == "missing":
         return fault(where, allowed="a value", given="none")
-    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return fault(where, allowed=message, given=detail["input"] if place else None)
+    return fault(where, allowed=allowed_by(detail), given=detail["input"] if place else None)

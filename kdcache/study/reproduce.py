@@ -1,6 +1,5 @@
 """A study carried out: what is missing is trained, and what is there is laid out beside the paper's figures."""
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from kdcache.analysis.ratio import ratio_curves
 from kdcache.analysis.runs import Group, LookedAt, look_at
 from kdcache.analysis.subject import open_subject
 from kdcache.files import write_json, write_text
+from kdcache.record import FinishedRun
 from kdcache.report.charts import draw_error_curves, draw_ratios
 from kdcache.report.gallery import draw_disagreements
 from kdcache.report.sheets import Sheet, disagreement_sheet, errors_sheet, markdown, ratios_sheet
@@ -20,7 +20,7 @@ from kdcache.study.launch import Outcome, launch
 from kdcache.study.outcome import judged, results
 from kdcache.study.plan import Study
 from kdcache.study.sheets import claims_sheet, details_sheet, paper_sheet
-from kdcache.study.spread import Cell, Planned
+from kdcache.study.spread import Cell, Planned, runs_of
 
 __all__ = ["lay_out", "train"]
 
@@ -43,11 +43,11 @@ def train(cells: Sequence[Cell], launcher: Launcher, tell: Callable[[str], None]
     list of str
         Names of the runs that failed, or whose teacher did.
     """
-    runs = {run.path: run for cell in cells for run in cell.runs}
-    teachers = {run.teacher.path: run.teacher for run in runs.values() if run.teacher is not None}
-    teachers |= {path: run for path, run in runs.items() if run.command != "student-train"}
+    runs = runs_of(cells)
+    teachers = {run.teacher.path: run.teacher for run in runs if run.teacher is not None}
+    teachers |= {run.path: run for run in runs if run.command != "student-train"}
     # Seed by seed, so that those who see the same views come together, and a partial table has whole columns of seeds.
-    students = sorted((run for path, run in runs.items() if path not in teachers), key=lambda run: run.config.seed)
+    students = sorted((run for run in runs if run.path not in teachers), key=lambda run: run.config.seed)
     failed = _train_all(list(teachers.values()), launcher, tell)
     ready = [run for run in students if run.teacher is None or run.teacher.finished]
     orphans = [run.name for run in students if run not in ready]
@@ -77,7 +77,7 @@ def _job(run: Planned) -> Job:
 
 def _said(outcome: Outcome, run: Planned) -> str:
     if outcome.code == 0 and run.finished:
-        summary = json.loads((run.path / "summary.json").read_text("utf-8"))
+        summary = FinishedRun(run.path).summary
         return (
             f"{run.name}: top-1 {summary['last_top1']:.2f} %, asked {summary['questions_asked']}, "
             f"answered {summary['questions_answered']}, {summary['seconds']:.0f} s"
@@ -128,26 +128,29 @@ def _looked_at(cells: Iterable[Cell]) -> list[LookedAt]:
     return look_at([run.path for cell in cells for run in cell.runs if run.finished])[0]
 
 
+def _picture(out: Path, place: int, number: int) -> Path:
+    """Name a picture, one of several by its place."""
+    return out.with_name(f"{out.name}.png" if number == 1 else f"{out.name}-{place + 1}.png")
+
+
 def _lengths(cells: Sequence[Cell], out: Path, device: str) -> Shown:
     """Draw the error against the number of epochs, a picture for each pair."""
     sheets, figures = [], {}
-    pairs = list(dict.fromkeys((cell.setting.name, cell.pair.name) for cell in cells))
-    for place, pair in enumerate(pairs):
-        curves = error_curves(_looked_at(cell for cell in cells if (cell.setting.name, cell.pair.name) == pair))
+    columns = list(dict.fromkeys(cell.column for cell in cells))
+    for place, column in enumerate(columns):
+        curves = error_curves(_looked_at(cell for cell in cells if cell.column == column))
         if curves:
-            name = out.name if len(pairs) == 1 else f"{out.name}-{place + 1}"
-            write_figure(draw_error_curves(curves), out.with_name(f"{name}.png"))
-            sheets.append(errors_sheet(curves)._replace(title=f"Error (%) of {pair[1]} by the number of epochs"))
-            figures[pair[1]] = [curve.as_json() for curve in curves]
+            _, pair = column
+            write_figure(draw_error_curves(curves), _picture(out, place, len(columns)))
+            sheets.append(errors_sheet(curves)._replace(title=f"Error (%) of {pair} by the number of epochs"))
+            figures[pair] = [curve.as_json() for curve in curves]
     return sheets, {"lengths": figures}
 
 
 def _ratios(cells: Sequence[Cell], out: Path, device: str) -> Shown:
     """Draw r over the iterations, a curve for each pair and dataset."""
     groups = [
-        Group(f"{cell.setting.name}, {cell.pair.name}", runs[0].config, tuple(runs))
-        for cell in cells
-        if (runs := _looked_at([cell]))
+        Group(", ".join(cell.column), runs[0].config, tuple(runs)) for cell in cells if (runs := _looked_at([cell]))
     ]
     curves, _ = ratio_curves(groups)
     if not curves:
@@ -159,12 +162,11 @@ def _ratios(cells: Sequence[Cell], out: Path, device: str) -> Shown:
 def _disagreement(cells: Sequence[Cell], out: Path, device: str) -> Shown:
     """Count disputed labels of each teacher, and show some."""
     sheets, figures = [], []
-    teachers = {run.path: run for cell in cells for run in cell.runs if run.finished}
-    for place, (path, run) in enumerate(teachers.items()):
-        subject = open_subject(str(path), data_root=run.config.data_root, device=device)
+    teachers = [run for run in runs_of(cells) if run.finished]
+    for place, run in enumerate(teachers):
+        subject = open_subject(str(run.path), data_root=run.config.data_root, device=device)
         found = disagreement_of(subject)
-        name = out.name if len(teachers) == 1 else f"{out.name}-{place + 1}"
-        draw_disagreements(found, out.with_name(f"{name}.png"))
+        draw_disagreements(found, _picture(out, place, len(teachers)))
         sheets.append(disagreement_sheet(found))
         figures.append(found.as_json())
     return sheets, {"label_disagreement": figures}

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from kdcache.analysis.runs import Figure
-from kdcache.report.sheets import Sheet
+from kdcache.report.sheets import Sheet, mean_and_std
 from kdcache.study.compare import Comparison, Interval
 from kdcache.study.outcome import Judged, Result
 from kdcache.study.plan import Study
@@ -13,14 +12,14 @@ __all__ = ["claims_sheet", "comparison_sheet", "details_sheet", "paper_sheet"]
 
 def paper_sheet(study: Study, found: Sequence[Result]) -> Sheet:
     """Lay out a table as the paper has it: rows by pairs, ours above the paper's above the difference."""
-    columns = list(dict.fromkeys((result.cell.setting.name, result.cell.pair.name) for result in found))
-    cells = {(result.cell.row.name, result.cell.setting.name, result.cell.pair.name): result for result in found}
+    columns = list(dict.fromkeys(result.cell.column for result in found))
+    cells = {(result.cell.row.name, result.cell.column): result for result in found}
     lines = []
     for row in study.rows:
-        here = [cells[row.name, *column] for column in columns]
+        here = [cells[row.name, column] for column in columns]
         lines.append((row.name, *(_ours(result) for result in here)))
         if any(result.paper for result in here):
-            lines.append(("  the paper", *(_mean(result.paper) for result in here)))
+            lines.append(("  the paper", *(mean_and_std(result.paper) if result.paper else "-" for result in here)))
             lines.append(("  difference", *(_signed(result.difference) for result in here)))
     settings = {setting for setting, _ in columns}
     head = [pair if len(settings) == 1 else f"{pair}, {setting}" for setting, pair in columns]
@@ -44,9 +43,9 @@ def details_sheet(found: Sequence[Result]) -> Sheet:
                 str(config.epochs),
                 f"{views} by {pick}" if pick else views,
                 f"{len(result.accuracy)} of {result.wanted}",
-                _mean(result.last),
-                _mean(result.best),
-                _mean(result.top5),
+                mean_and_std(result.last),
+                mean_and_std(result.best),
+                mean_and_std(result.top5),
                 str(result.asked),
                 str(result.answered),
             )
@@ -70,8 +69,8 @@ def claims_sheet(verdicts: Sequence[Judged]) -> Sheet:
 def comparison_sheet(found: Comparison, level: float) -> Sheet:
     """Lay out a comparison of two sides."""
     lines = [
-        ("left", _mean(found.left), "", str(found.left.n), ""),
-        ("right", _mean(found.right), "", str(found.right.n), ""),
+        ("left", mean_and_std(found.left), "", str(found.left.n), ""),
+        ("right", mean_and_std(found.right), "", str(found.right.n), ""),
     ]
     for name, at in (("left - right", found.difference), ("left - right, paired by seed", found.paired)):
         figures = (f"{at.mean:+.2f}", _interval(at), str(at.n), f"{at.p:.2g}") if at else ("-", "too few", "", "")
@@ -82,13 +81,7 @@ def comparison_sheet(found: Comparison, level: float) -> Sheet:
 
 def _ours(result: Result) -> str:
     partial = f" [{len(result.accuracy)} of {result.wanted}]" if len(result.accuracy) < result.wanted else ""
-    return f"{_mean(result.last)}{partial}"
-
-
-def _mean(figure: Figure | None) -> str:
-    if figure is None or figure.mean is None:
-        return "-"
-    return f"{figure.mean:.2f}" if figure.std is None else f"{figure.mean:.2f} ({figure.std:.2f})"
+    return f"{mean_and_std(result.last)}{partial}"
 
 
 def _signed(value: float | None) -> str:

@@ -4,7 +4,7 @@ A run is a row with a pair and a seed. Its folder is named by what it trains, so
 what they have in common.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from kdcache.config import StudentConfig, TeacherConfig, TrainingConfig
 from kdcache.errors import UsageError, fault
 from kdcache.study.plan import Pair, Row, Setting, Study, read_setting
 
-__all__ = ["Cell", "Planned", "spread_out"]
+__all__ = ["Cell", "Planned", "runs_of", "spread_out"]
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,16 @@ class Cell:
     row: Row
     pair: Pair
     runs: tuple[Planned, ...]
+
+    @property
+    def column(self) -> tuple[str, str]:
+        """What its column of a table is of: the names of setting and pair."""
+        return self.setting.name, self.pair.name
+
+
+def runs_of(cells: Iterable[Cell]) -> list[Planned]:
+    """List the runs of some cells; one that stands in several of them, as the student of two pairs, once."""
+    return list({run.path: run for cell in cells for run in cell.runs}.values())
 
 
 def spread_out(
