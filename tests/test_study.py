@@ -169,3 +169,11 @@ def test_a_study_shares_its_teachers_answers_and_is_not_done_twice(tmp_path: Pat
     assert [line["test_top1"] is None for line in metrics] == [True, False]
     assert train(cells, launcher("local", 1, tmp_path, {}), lines.append) == []
     assert lines[-1] == "4 of 4 runs are finished already"
+
+
+def test_some_rows_of_a_study_keep_the_claims_about_them_alone(tmp_path: Path) -> None:
+    part = read_study("claims").only(["KD", "KD+mixup", "KD+CutMix", "CRD"])
+    assert [row.name for row in part.rows] == ["KD", "KD+mixup", "KD+CutMix", "CRD"]
+    assert [claim.says[0] for claim in part.claims] == ["3"]
+    with pytest.raises(UsageError, match=r"--rows of claims: allowed teacher, CE, .*, given KD\+cutout"):
+        read_study("claims").only(["KD", "KD+cutout"])

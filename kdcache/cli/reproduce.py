@@ -22,6 +22,7 @@ PATH = click.Path(path_type=Path)
 @click.argument("study", metavar="STUDY")
 @click.option("--profile", default="paper", show_default=True, help="paper, or mini for what a small machine can do.")
 @click.option("--pairs", help="Teacher/student pairs of the study, separated by commas [all].")
+@click.option("--rows", help="Rows of the study, separated by commas [all].")
 @click.option("--seeds", type=click.IntRange(1), help="Runs of each student [the setting's].")
 @click.option("--weights", multiple=True, metavar="MODEL=FILE", help="Load this teacher instead of training it.")
 @click.option("--out", default="studies", show_default=True, type=PATH, help="Folder for runs and tables.")
@@ -43,6 +44,7 @@ def reproduce(
     study: str,
     profile: str,
     pairs: str | None,
+    rows: str | None,
     seeds: int | None,
     weights: tuple[str, ...],
     out: Path,
@@ -60,8 +62,11 @@ def reproduce(
     from kdcache.study.spread import runs_of, spread_out
 
     common = {"data_root": data_root, "device": None if device == "auto" else device}
+    chosen = read_study(study)
+    if rows:
+        chosen = chosen.only(rows.split(","))
     planned = spread_out(
-        chosen := read_study(study),
+        chosen,
         profile,
         out,
         pairs=pairs.split(",") if pairs else (),

@@ -6,6 +6,7 @@ pairs of networks and what all runs have in common. `kdcache.study.spread` makes
 
 import importlib.resources
 import tomllib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -84,6 +85,21 @@ class Study(_Part):
             table = f"{self.paper}: {', '.join(known)}" if known else "data/paper.json"
             raise ValueError(f"rows of the paper's {table}; not {', '.join(map(str, strange))}")
         return self
+
+    def only(self, names: Collection[str]) -> "Study":
+        """Narrow the study to some of its rows, and to the claims about no others.
+
+        Raises
+        ------
+        UsageError
+            Where it has no such row.
+        """
+        there = [row.name for row in self.rows]
+        if strange := [name for name in names if name not in there]:
+            raise UsageError(fault(f"--rows of {self.name}", allowed=", ".join(there), given=strange[0]))
+        rows = tuple(row for row in self.rows if row.name in names)
+        claims = tuple(claim for claim in self.claims if all(name in names for test in claim.tests for name in test.of))
+        return self.model_copy(update={"rows": rows, "claims": claims})
 
 
 def read_study(name: str) -> Study:
