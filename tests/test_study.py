@@ -1,6 +1,5 @@
 """Studies: spread out into runs, carried out, judged, and laid out beside the paper's figures."""
 
-import json
 import statistics
 from pathlib import Path
 
@@ -13,50 +12,16 @@ from kdcache.errors import UsageError
 from kdcache.study.claims import Claim, Contrast, judge, verdict
 from kdcache.study.compare import interval_of_mean
 from kdcache.study.costs import study_cost
-from kdcache.study.launch import launcher
 from kdcache.study.paper import paper_figure
 from kdcache.study.plan import read_study
-from kdcache.study.reproduce import lay_out, train
+from kdcache.study.reproduce import lay_out
 from kdcache.study.spread import spread_out
+from tests.studies import STUDY, write_study
 
 STUDIES = (
     *("table1", "table2", "table3", "table4", "table5", "figure1", "figure3", "figure4", "figure5"),
     *("disagreement", "claims"),
 )
-
-SMALL = """
-seeds = 1
-[train]
-dataset = "fashion-mini"
-train_fraction = 0.02
-device = "cpu"
-precision = "float32"
-[student]
-epochs = 2
-evaluate_every = 2
-[[pairs]]
-name = "ResNet20/ResNet8"
-teacher = { model = "resnet20", weights = "shipped" }
-student = { model = "resnet8" }
-"""
-
-STUDY = """
-title = "Four students"
-[profiles]
-own = ["small.toml"]
-[[rows]]
-name = "KD"
-train = { loss = "kd" }
-[[rows]]
-name = "KD+CutMix"
-train = { loss = "kd", aug = "cutmix" }
-[[rows]]
-name = "KD+CutMix-pick"
-train = { loss = "kd", aug = "cutmix-pick" }
-[[rows]]
-name = "KD+CutMix-pick by chance"
-train = { loss = "kd", aug = "cutmix-pick", pick = "random" }
-"""
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -150,25 +115,11 @@ def test_faults_of_a_study_are_named(tmp_path: Path) -> None:
         spread_out(read_study("table3"), "paper", tmp_path, pairs=["A/B"])
 
 
-def test_a_study_shares_its_teachers_answers_and_is_not_done_twice(tmp_path: Path) -> None:
-    (tmp_path / "small.toml").write_text(SMALL)
-    (tmp_path / "four.toml").write_text(STUDY)
+def test_a_table_says_how_much_of_it_is_missing(pictures: Path, tmp_path: Path) -> None:
+    write_study(tmp_path, pictures)
     study = read_study(str(tmp_path / "four.toml"))
-    cells = spread_out(study, "own", tmp_path / "studies")
-    partial = lay_out(study, cells, tmp_path / "before")
-    assert "partial: 0 of 4 runs" in partial[0].title
-    lines: list[str] = []
-    assert train(cells, launcher("local", 2, tmp_path, {}), lines.append) == []
-    lay_out(study, cells, tmp_path / "after")
-    document = json.loads((tmp_path / "after.json").read_text())
-    assert [cell["wanted"] for cell in document["cells"]] == [1] * 4
-    # x and two candidates of 120 images in two epochs: what the CutMix-pick student alone would ask.
-    asked = sum(cell["questions_asked"] for cell in document["cells"])
-    assert asked <= 1.1 * 3 * 120 * 2
-    metrics = [json.loads(line) for line in (cells[0].runs[0].path / "metrics.jsonl").read_text().splitlines()]
-    assert [line["test_top1"] is None for line in metrics] == [True, False]
-    assert train(cells, launcher("local", 1, tmp_path, {}), lines.append) == []
-    assert lines[-1] == "4 of 4 runs are finished already"
+    sheets = lay_out(study, spread_out(study, "own", tmp_path / "studies"), tmp_path / "table")
+    assert "partial: 0 of 4 runs" in sheets[0].title
 
 
 def test_some_rows_of_a_study_keep_the_claims_about_them_alone(tmp_path: Path) -> None:
@@ -177,3 +128,12 @@ def test_some_rows_of_a_study_keep_the_claims_about_them_alone(tmp_path: Path) -
     assert [claim.says[0] for claim in part.claims] == ["3"]
     with pytest.raises(UsageError, match=r"--rows of claims: allowed teacher, CE, .*, given KD\+cutout"):
         read_study("claims").only(["KD", "KD+cutout"])
+
+
+def test_a_row_of_several_lengths_is_a_row_of_each(tmp_path: Path) -> None:
+    rows = {row.name: row.times for row in read_study("figure1").rows if row.train["loss"] == "kd"}
+    assert list(rows.items())[4:] == [("KD", 1), ("KD x2", 2), ("KD x3", 3), ("KD x4", 4)]
+    own = tmp_path / "own.toml"
+    own.write_text('title = "T"\n[profiles]\nown = ["mini"]\n[[rows]]\nname = "KD"\ntimes = [1, 0]\n')
+    with pytest.raises(UsageError, match=r"rows\.1\.times: .*given 0"):
+        read_study(str(own))

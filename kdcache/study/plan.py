@@ -10,7 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from kdcache.config import allowed_by
 from kdcache.errors import UsageError, fault, first_line
@@ -42,7 +42,10 @@ class Pair(_Part):
 
 
 class Row(_Part):
-    """What is trained alike for every pair and seed: ``times`` the usual epochs, with these settings."""
+    """What is trained alike for every pair and seed: ``times`` the usual epochs, with these settings.
+
+    In a file, ``times`` may list several numbers: that makes a row of each, ``KD``, ``KD x2`` and so on.
+    """
 
     name: str
     kind: Literal["teacher", "student"] = "student"
@@ -73,6 +76,11 @@ class Study(_Part):
     rows: Annotated[tuple[Row, ...], Field(min_length=1)]
     claims: tuple[Claim, ...] = ()
 
+    @field_validator("rows", mode="before")
+    @classmethod
+    def _of_each_length(cls, rows: Any) -> Any:
+        return [length for row in rows for length in _lengths(row)] if isinstance(rows, list) else rows
+
     @model_validator(mode="after")
     def _names_fit(self) -> "Study":
         names = [row.name for row in self.rows]
@@ -100,6 +108,13 @@ class Study(_Part):
         rows = tuple(row for row in self.rows if row.name in names)
         claims = tuple(claim for claim in self.claims if all(name in names for test in claim.tests for name in test.of))
         return self.model_copy(update={"rows": rows, "claims": claims})
+
+
+def _lengths(row: Any) -> list[Any]:
+    if not (isinstance(row, dict) and isinstance(row.get("times"), list)):
+        return [row]
+    names = {1: row.get("name")}
+    return [{**row, "name": names.get(times, f"{row.get('name')} x{times}"), "times": times} for times in row["times"]]
 
 
 def read_study(name: str) -> Study:
