@@ -11,6 +11,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kdcache.datasets import CARDS, Dataset, Split, card_of, load
 from tests.samples import noise, refusal
@@ -136,3 +138,22 @@ def test_a_class_is_never_kept_whole(mini: Dataset) -> None:
     message = refusal(lambda: load("fashion-mini", val_fraction=0.9999))
     assert "T-shirt/top" in message
     assert "given 600" in message
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.sampled_from([0.02, 0.1, 0.35]), st.sampled_from([1.5, 2.0, 2.5]), st.sampled_from([0.0, 0.2]))
+def test_a_share_of_the_training_images_is_of_each_class_and_part_of_each_larger_one(
+    fraction: float, times: float, kept: float
+) -> None:
+    few, more = (
+        load("fashion-mini", val_fraction=kept, train_fraction=share) for share in (fraction, fraction * times)
+    )
+
+    def images(split: Split) -> set[bytes]:
+        return {image.numpy().tobytes() for image in split.images}
+
+    assert few.train.labels.bincount().tolist() == [round(fraction * 600 * (1 - kept))] * 10
+    assert images(few.train) < images(more.train)
+    if few.val is not None and more.val is not None:
+        assert few.val.fingerprint == more.val.fingerprint
+        assert not images(few.train) & images(few.val)

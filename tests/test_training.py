@@ -121,6 +121,13 @@ class Rising(TeacherConfig):
         return 1e30 if epoch else 0.01
 
 
+class Bursting(TeacherConfig):
+    """A rate after one step of which, with much weight decay, no weight is finite."""
+
+    def rate(self, epoch: int) -> float:
+        return 1e38 if epoch else 1e-4
+
+
 def test_a_loss_that_becomes_nan_stops_the_run_and_keeps_the_checkpoint(small: Settings, tmp_path: Path) -> None:
     with pytest.raises(KdcacheError, match=r"the loss became (nan|inf) at epoch 2, step \d"):
         train_teacher(Rising.load(**{**small, "epochs": 3, "out": tmp_path / "run"}))
@@ -158,6 +165,23 @@ def test_a_network_that_diverges_in_the_last_step_of_an_epoch_stops_the_run(smal
     with pytest.raises(KdcacheError, match="epoch 1"):
         train_student(StudentConfig.load(**settings))
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_tests_between_epochs_change_nothing_but_what_is_known_of_them(
+    small: Settings, teacher: Path, tmp_path: Path
+) -> None:
+    often, rarely = (student(small, teacher, tmp_path / str(every), epochs=5, evaluate_every=every) for every in (1, 3))
+    assert weights(often) == weights(rarely)
+    known = [line.test_top1 for line in often.metrics()]
+    assert [line.test_top1 for line in rarely.metrics()] == [None, None, known[2], None, known[4]]
+    assert rarely.summary["best_top1"] == max(known[2], known[4])
+
+
+def test_a_network_that_diverges_stops_the_run_in_an_epoch_without_a_test(small: Settings, tmp_path: Path) -> None:
+    few = {"epochs": 3, "evaluate_every": 3, "batch_size": 90, "weight_decay": 1e3}
+    with pytest.raises(KdcacheError, match="epoch 2"):
+        train_teacher(Bursting.load(**{**small, **few, "out": tmp_path / "run"}))
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
 
 
 def test_a_folder_of_other_files_is_never_replaced(small: Settings, tmp_path: Path) -> None:
