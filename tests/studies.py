@@ -78,7 +78,7 @@ def begun(run: Path) -> bool:
     return any(run.glob("checkpoints/*.safetensors")) and not (run / "summary.json").exists()
 
 
-def until(true: Callable[[], object], seconds: float = 120) -> None:
+def until(true: Callable[[], object], seconds: float = 240) -> None:
     """Wait until something is true."""
     end = time.monotonic() + seconds
     while not true():

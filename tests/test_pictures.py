@@ -23,6 +23,7 @@ from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.datasets import Dataset, load, pictures, read
 from kdcache.datasets.check import check, known
 from kdcache.datasets.pack import pack
+from kdcache.datasets.pictures import clean_view
 from kdcache.errors import UsageError
 from kdcache.store import policy
 from kdcache.views import Plan, ViewMaker
@@ -138,6 +139,14 @@ def test_the_clean_view_is_torchvisions_evaluation_transform(imagenet: Path) -> 
     for sample in (0, 5, 71):
         with Image.open(files[sample]) as picture:
             assert data.train.take(torch.tensor([sample]))[0].equal(transform(picture.convert("RGB")))
+
+
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 32), st.integers(0, 9))
+def test_clean_views_of_any_picture_are_torchvisions(width: int, height: int, size: int, more: int) -> None:
+    pixels = np.random.Generator(np.random.Philox(width * height)).integers(0, 256, (height, width, 3), np.uint8)
+    picture = Image.fromarray(pixels)
+    expected = v2.Compose([v2.Resize(size + more), v2.CenterCrop(size)])(picture)
+    assert np.array_equal(clean_view(picture, size, size + more), expected)
 
 
 def test_views_do_not_depend_on_batch_size_workers_or_how_they_are_asked_for(imagenet: Path) -> None:

@@ -17,7 +17,12 @@ REPRODUCE = ("reproduce", "four.toml", "--profile", "own", "--jobs", "2", "--out
 
 def start(folder: Path, *more: str) -> Command:
     """Begin a study, or go on with it."""
-    return Command((*REPRODUCE, str(folder / "studies"), *more), cwd=folder)
+    return Command((*REPRODUCE, str(folder / "studies"), *more), cwd=folder, prepare=alone)
+
+
+def alone() -> None:
+    """Give each training one thread, also where the launcher does not divide them: by their number sums differ."""
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +99,7 @@ def test_a_run_that_fails_is_tried_once_more_and_the_others_go_on(
     ended = study.ended()
     assert ended.returncode == 1
     assert re.search(rf"{re.escape(killed)}: failed with -9 .*tried again", ended.stdout)
-    assert re.search(r"cutmix-lr-1e.*failed with 1 .*not finite.*given up", ended.stdout)
+    assert re.search(r"cutmix-lr-1e.*failed with 1 .*(nan|inf).*given up", ended.stdout)
     assert "1 runs failed: " in ended.stderr
     assert "partial: 3 of 4 runs" in (tmp_path / "studies" / "four-own.md").read_text()
     assert outcome(runs / killed) == outcome(unbroken / "studies" / "small" / killed)
