@@ -1,0 +1,101 @@
+"""Kill a study five times at random moments, go on with it, and see that it ends with the same table and bits.
+
+Each time with its trainings, as when a machine goes down, or alone, so that they go on without it, and the next study
+finds them at work. The table goes to the standard output::
+
+    python benchmarks/kill_studies.py --studies 4 > docs/results/kill_studies.md
+"""
+
+import argparse
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from common import footer
+from kill_fills import pictures
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.processes import Command, outcome  # which is not on the path
+from tests.studies import RUNS, trainings, write_study
+
+KILLS = 5
+
+
+def main() -> None:
+    """Kill, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--studies", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args()
+    moments = random.Random(chosen.seed)
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        data = pictures(root / "data")
+        whole, seconds = unbroken(root / "whole", data)
+        print("""# Studies that were killed
+
+Four students of a teacher, which is trained too, two at once. The study gets SIGKILL five times, each time at a random
+moment of the next third of the time that it takes; orphans are trainings that went on where it was killed alone.
+
+| study | kills | with its trainings | alone | orphans | the same table | runs with the same bits |
+| --- | --- | --- | --- | --- | --- | --- |""")
+        for place in range(chosen.studies):
+            row = trial(root / str(place), data, whole, seconds, moments)
+            print(f"| {place + 1} | " + " | ".join(map(str, row)) + " |", flush=True)
+    print(footer())
+
+
+def begin(folder: Path) -> Command:
+    """Begin the study, or go on with it."""
+    words = ("reproduce", "four.toml", "--profile", "own", "--jobs", "2", "--out", str(folder / "studies"))
+    return Command(words, folder)
+
+
+def unbroken(folder: Path, data: Path) -> tuple[Path, float]:
+    """Carry the study out: its folder, and how many seconds it took."""
+    folder.mkdir()
+    write_study(folder, data)
+    began = time.perf_counter()
+    assert begin(folder).ended().returncode == 0
+    return folder, time.perf_counter() - began
+
+
+def trial(folder: Path, data: Path, whole: Path, seconds: float, moments: random.Random) -> tuple[object, ...]:
+    """Kill one study five times, and let it come to its end: the row of the table."""
+    folder.mkdir()
+    write_study(folder, data)
+    kills = together = orphans = 0
+    while kills < KILLS:
+        study = begin(folder)
+        study.process.join(moments.uniform(0, seconds / 3))
+        if study.process.exitcode is not None:
+            break
+        study.kill()
+        kills += 1
+        if kills % 2:
+            orphans += len(trainings(folder))
+            continue
+        together += 1
+        for number in trainings(folder):
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+    assert begin(folder).ended().returncode == 0
+    equal = sum(
+        outcome(folder / "studies" / "small" / run) == outcome(whole / "studies" / "small" / run)
+        for run in RUNS.values()
+    )
+    return kills, together, kills - together, orphans, table(folder) == table(whole), f"{equal} of {len(RUNS)}"
+
+
+def table(folder: Path) -> list[str]:
+    """Read the table of the paper's form; what was asked again after a kill is counted in the other one."""
+    return (folder / "studies" / "four-own.md").read_text().split("\n\n")[:2]
+
+
+if __name__ == "__main__":
+    main()
