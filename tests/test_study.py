@@ -12,10 +12,11 @@ from kdcache.errors import UsageError
 from kdcache.study.claims import Claim, Contrast, judge, verdict
 from kdcache.study.compare import interval_of_mean
 from kdcache.study.costs import study_cost
+from kdcache.study.launch import launcher
 from kdcache.study.paper import paper_figure
 from kdcache.study.plan import read_study
-from kdcache.study.reproduce import lay_out
-from kdcache.study.spread import spread_out
+from kdcache.study.reproduce import lay_out, train
+from kdcache.study.spread import runs_of, spread_out
 from tests.studies import STUDY, write_study
 
 STUDIES = (
@@ -113,6 +114,20 @@ def test_faults_of_a_study_are_named(tmp_path: Path) -> None:
         spread_out(read_study("table3"), "huge", tmp_path)
     with pytest.raises(UsageError, match=r"--pairs: allowed WRN-40-2/WRN-16-2.*, given A/B"):
         spread_out(read_study("table3"), "paper", tmp_path, pairs=["A/B"])
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_no_two_runs_of_a_study_have_one_name(name: str, tmp_path: Path) -> None:
+    runs = runs_of(spread_out(read_study(name), "paper", tmp_path))
+    assert len({run.name for run in runs}) == len(runs)
+
+
+def test_missing_images_are_told_before_anything_is_trained(tmp_path: Path) -> None:
+    write_study(tmp_path, tmp_path / "nowhere")
+    cells = spread_out(read_study(str(tmp_path / "four.toml")), "own", tmp_path / "studies")
+    with pytest.raises(UsageError, match="nowhere"):
+        train(cells, launcher("local", 1, tmp_path, {}), print)
+    assert not (tmp_path / "studies").exists()
 
 
 def test_a_table_says_how_much_of_it_is_missing(pictures: Path, tmp_path: Path) -> None:

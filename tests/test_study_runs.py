@@ -98,9 +98,9 @@ def test_a_run_that_fails_is_tried_once_more_and_the_others_go_on(
         os.kill(number, signal.SIGKILL)
     ended = study.ended()
     assert ended.returncode == 1
-    assert re.search(rf"{re.escape(killed)}: failed with -9 .*tried again", ended.stdout)
+    assert re.search(rf"{re.escape(f'small/{killed}')}: failed with -9 .*tried again", ended.stdout)
     assert re.search(r"cutmix-lr-1e.*failed with 1 .*(nan|inf).*given up", ended.stdout)
-    assert "1 runs failed: " in ended.stderr
+    assert "runs that failed: small/resnet8-resnet8-kd-cutmix-lr-" in ended.stderr
     assert "partial: 3 of 4 runs" in (tmp_path / "studies" / "four-own.md").read_text()
     assert outcome(runs / killed) == outcome(unbroken / "studies" / "small" / killed)
 

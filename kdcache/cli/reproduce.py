@@ -91,7 +91,7 @@ def reproduce(
         print_table(table(*sheet))
     click.echo(f"written: {place}.md")
     if failed:
-        raise KdcacheError(f"{len(failed)} runs failed: {', '.join(failed)}; the same command tries them again")
+        raise KdcacheError(f"runs that failed: {', '.join(failed)}; the same command tries them again")
 
 
 def _train(cells: "list[Cell]", jobs: int, launcher: str, out: Path, options: dict[str, str]) -> list[str]:

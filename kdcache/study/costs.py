@@ -74,10 +74,10 @@ class _Facts(NamedTuple):
     card: Card
 
     @classmethod
-    def of(cls, config: TrainingConfig) -> "_Facts":
+    def of(cls, run: Planned) -> "_Facts":
+        config = run.config
         if config.dataset.startswith((FOLDER, PACKED)):
-            # Runs that differ in nothing else read the same images, which may be many.
-            return _read(TrainingConfig(**config.model_dump(include=READ_BY)))
+            return _read(run.data)
         card = card_of(config.dataset, config.image_size)
         assert card.counts is not None
         share = (1 - config.val_fraction) * config.train_fraction
@@ -87,11 +87,7 @@ class _Facts(NamedTuple):
         return plan_for(config, self.samples, self.card)
 
 
-READ_BY = {"dataset", "data_root", "image_size", "on_bad_image", "val_fraction", "train_fraction", "workers"}
-"""Settings that say what is read."""
-
-
-@cache
+@cache  # many runs may read the same images, which may be many
 def _read(config: TrainingConfig) -> _Facts:
     data = load_data(config)
     return _Facts(len(data.train), data.num_classes, data.card)
@@ -121,7 +117,7 @@ def _reads_features(run: Planned) -> bool:
 
 def _questions(run: Planned) -> int:
     """Questions of a run that remembers nothing; a teacher's run asks about the clean images."""
-    facts = _Facts.of(run.config)
+    facts = _Facts.of(run)
     if not isinstance(run.config, StudentConfig):
         return facts.samples
     if not run.config.needs_teacher:
@@ -140,7 +136,7 @@ def _sharing(runs: Iterable[Planned]) -> Collection[list[Planned]]:
 
 def _shared(runs: list[Planned]) -> tuple[int, int]:
     """Count the questions of students of one teacher, and the bytes of the answers: each view is asked once."""
-    facts = _Facts.of(runs[0].config)
+    facts = _Facts.of(runs[0])
     tables: dict[tuple[int, str], int] = {}  # of each view seed and kind: one an epoch, of clean views one in all
     for run in runs:
         assert isinstance(run.config, StudentConfig)
@@ -174,7 +170,7 @@ def hours(cells: Sequence[Cell]) -> float:
     left = [run for run in runs_of(cells) if not run.finished]
     seconds = 0.0
     for run in left:
-        config, facts = run.config, _Facts.of(run.config)
+        config, facts = run.config, _Facts.of(run)
         speed = _speed(config, facts)
         images = facts.samples * config.epochs
         if not isinstance(config, StudentConfig):
@@ -191,7 +187,7 @@ def hours(cells: Sequence[Cell]) -> float:
     for runs in _sharing(left):
         teacher = runs[0].teacher
         assert teacher is not None
-        seconds += _shared(runs)[0] * _answering(teacher.config, _Facts.of(runs[0].config))
+        seconds += _shared(runs)[0] * _answering(teacher.config, _Facts.of(runs[0]))
     return seconds / 3600
 
 

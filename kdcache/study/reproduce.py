@@ -15,6 +15,7 @@ from kdcache.report.charts import draw_error_curves, draw_ratios
 from kdcache.report.gallery import draw_disagreements
 from kdcache.report.sheets import Sheet, disagreement_sheet, errors_sheet, markdown, ratios_sheet
 from kdcache.report.style import write_figure
+from kdcache.resolve import load_data
 from kdcache.study.jobs import Job, Launcher
 from kdcache.study.launch import Outcome, launch
 from kdcache.study.outcome import judged, results
@@ -42,8 +43,15 @@ def train(cells: Sequence[Cell], launcher: Launcher, tell: Callable[[str], None]
     -------
     list of str
         Names of the runs that failed, or whose teacher did.
+
+    Raises
+    ------
+    UsageError
+        Where images are missing: before anything is trained, since all that need them would fail.
     """
     runs = runs_of(cells)
+    for data in dict.fromkeys(run.data for run in runs if not run.finished):
+        load_data(data)
     teachers = {run.teacher.path: run.teacher for run in runs if run.teacher is not None}
     teachers |= {run.path: run for run in runs if run.command != "student-train"}
     # Seed by seed, so that those who see the same views come together, and a partial table has whole columns of seeds.
@@ -72,7 +80,7 @@ def _train_all(runs: Sequence[Planned], launcher: Launcher, tell: Callable[[str]
 def _job(run: Planned) -> Job:
     logs = (run.path.parent / LOGS).absolute()
     logs.mkdir(parents=True, exist_ok=True)
-    return Job(run.name, run.arguments, logs / f"{run.name}.log", run.path.absolute(), Path.cwd())
+    return Job(run.name, run.arguments, logs / f"{run.path.name}.log", run.path.absolute(), Path.cwd())
 
 
 def _said(outcome: Outcome, run: Planned) -> str:

@@ -17,6 +17,12 @@ from kdcache.study.plan import Pair, Row, Setting, Study, read_setting
 __all__ = ["Cell", "Planned", "runs_of", "spread_out"]
 
 
+READ_BY = {
+    *("dataset", "data_root", "download", "image_size", "on_bad_image", "val_fraction", "train_fraction", "workers")
+}
+"""Settings that say what is read."""
+
+
 @dataclass(frozen=True)
 class Planned:
     """A run of a study.
@@ -79,8 +85,13 @@ class Planned:
 
     @property
     def name(self) -> str:
-        """Name of the folder."""
-        return self.path.name
+        """For people, and alone of its study: the names of the setting and of the folder."""
+        return f"{self.path.parent.name}/{self.path.name}"
+
+    @cached_property
+    def data(self) -> TrainingConfig:
+        """Of the settings those that say what is read: runs in which they are the same read the same images."""
+        return TrainingConfig(**self.config.model_dump(include=READ_BY))
 
 
 @dataclass(frozen=True)
@@ -203,7 +214,7 @@ class _Maker:
         options = {**shared, **pair.student, **row.train, "seed": seed}
         usual = StudentConfig.load(options.get("config"), **_settings(options))
         options["epochs"] = row.times * usual.epochs
-        told = {"teacher": teacher.name.removeprefix("teacher-")} if usual.needs_teacher else {}
+        told = {"teacher": teacher.path.name.removeprefix("teacher-")} if usual.needs_teacher else {}
         own = {name: value for name, value in row.train.items() if name not in ("loss", "aug")}
         words = [options["model"], *told.values(), options.get("loss", "kd"), options.get("aug", "standard")]
         words += [f"{value}" if name == "pick" else f"{name}-{value}" for name, value in own.items()]
@@ -219,7 +230,7 @@ class _Maker:
         before = self.made.setdefault(planned.path, planned)
         if before.config != planned.config or before.command != planned.command:
             raise UsageError(
-                fault(f"run folder {planned.name}", allowed="one run: name other models", given="two pairs")
+                fault(f"run folder {planned.path.name}", allowed="one run: name other models", given="two pairs")
             )
         return before
 
