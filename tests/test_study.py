@@ -19,10 +19,7 @@ from kdcache.study.reproduce import lay_out, train
 from kdcache.study.spread import runs_of, spread_out
 from tests.studies import STUDY, write_study
 
-STUDIES = (
-    *("table1", "table2", "table3", "table4", "table5", "figure1", "figure3", "figure4", "figure5"),
-    *("disagreement", "claims"),
-)
+STUDIES = sorted(file.stem for file in (Path(__file__).parents[1] / "configs" / "studies").iterdir())
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -34,13 +34,14 @@ def details_sheet(found: Sequence[Result]) -> Sheet:
     lines = []
     for result in found:
         config = result.cell.runs[0].config
-        views = getattr(config, "aug", "standard")
+        trained = result.cell.runs[0].command != "teacher-load"
+        views = getattr(config, "aug", "standard") if trained else "-"
         pick = getattr(config, "pick", None)
         lines.append(
             (
                 result.cell.row.name,
                 result.cell.pair.name,
-                str(config.epochs),
+                str(config.epochs) if trained else "loaded",
                 f"{views} by {pick}" if pick else views,
                 f"{len(result.accuracy)} of {result.wanted}",
                 mean_and_std(result.last),
