@@ -90,8 +90,8 @@ def test_a_run_that_fails_is_tried_once_more_and_the_others_go_on(
     name: str, options: tuple[str, ...], unbroken: Path, pictures: Path, tmp_path: Path
 ) -> None:
     write_study(tmp_path, pictures, **{'aug = "cutmix" ': 'aug = "cutmix", lr = 1e30 '})
-    runs = tmp_path / "studies" / "small"
-    killed = RUNS["KD+CutMix-pick"]
+    runs, killed = tmp_path / "studies" / "small", RUNS["KD+CutMix-pick"]
+    shutil.copytree(unbroken / "studies" / "small" / "teacher-resnet8", runs / "teacher-resnet8")
     study = start(tmp_path, "--launcher", name, *options)
     until(lambda: begun(runs / killed))
     for number in trainings(runs / killed):
