@@ -3,6 +3,7 @@
 The machines of a cluster must see the same folders, under the same names, and have the same Python.
 """
 
+import logging
 import threading
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,12 @@ class Ray:
         settings: dict[str, Any] = {"num_cpus": max(1, cores() // jobs), **own}
         self.width, self._ray = jobs, ray
         try:
-            ray.init(address=settings.pop("address", None), ignore_reinit_error=True, log_to_driver=False)
+            ray.init(
+                address=settings.pop("address", None),
+                ignore_reinit_error=True,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
             self._task = ray.remote(max_retries=0, **settings)(execute)
         except Exception as error:  # it has many ways to say that something is missing or unknown
             raise UsageError(fault("--launcher ray", given=first_line(error))) from None
