@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from kdcache.stages import train_teacher
 from torchvision.models import resnet18
 
 from kdcache.analysis.disagreement import MixedSamples, Share, Study, count, study
 from kdcache.analysis.subject import Subject, open_subject
+from kdcache.config import TeacherConfig
 from kdcache.errors import UsageError
 from kdcache.store.answers import AnswerStore
 from kdcache.views import Batch
@@ -136,6 +138,14 @@ def test_a_study_agrees_with_counting_one_by_one(aug: str, teacher: Path) -> Non
     assert surest == sorted(surest, reverse=True)
     assert len(surest) == min(12, overall.count)
     assert all(example.teacher[0][0] != example.label[0][0] for example in found.examples if len(example.label) > 1)
+
+
+def test_a_teacher_of_a_part_is_asked_about_that_part(small: dict[str, object], tmp_path: Path) -> None:
+    part = {"train_fraction": 0.5, "val_fraction": 0.2, "out": tmp_path / "run"}
+    run = train_teacher(TeacherConfig.load(**{**small, **part}))
+    subject = open_subject(str(run.path), device="cpu")
+    assert len(subject.data.train) == 3 * 12  # half of what 0.2 of 30 images a class leave
+    assert study(subject, samples=20).disagreement.overall.of == 20
 
 
 def test_figures_are_the_same_with_a_store_and_without_and_nothing_is_added_to_a_runs_own(

@@ -9,14 +9,15 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from kdcache.errors import UsageError
-from kdcache.study.claims import Claim, Contrast, judge, verdict
+from kdcache.study import spread
+from kdcache.study.claims import Claim, Contrast, decide, judge, verdict
 from kdcache.study.compare import interval_of_mean
 from kdcache.study.costs import study_cost
 from kdcache.study.launch import launcher
 from kdcache.study.paper import paper_figure
 from kdcache.study.plan import read_study
 from kdcache.study.reproduce import lay_out, train
-from kdcache.study.spread import runs_of, spread_out
+from kdcache.study.spread import narrowed, runs_of, spread_out
 from tests.studies import STUDY, write_study
 
 STUDIES = sorted(file.stem for file in (Path(__file__).parents[1] / "configs" / "studies").iterdir())
@@ -39,10 +40,21 @@ def test_table_3_is_seven_pairs_eight_rows_three_seeds(tmp_path: Path) -> None:
     features = 240 * (1 + 3) + 960 * 3
     students = 240 * (1 + 2 + 3) + 960 * (1 + 3) + features
     assert cost.online == 50_000 * (7 * 3 * students + 5)
-    assert cost.features == 50_000 * 7 * 3 * features
+    assert cost.alone == 50_000 * 7 * 3 * features
     # Of five teachers, two x' in each of 960 epochs of three seeds, and at most every standard view.
     mixed, standard = 5 * 3 * 2 * 960 * 50_000, 5 * 162 * 50_000
-    assert mixed < cost.shared <= mixed + standard
+    assert mixed < cost.shared.questions <= mixed + standard
+    assert cost.shared.stored_bytes == pytest.approx(3 * 960 * 3 * 5 * 50_000 * 200, rel=1e-3)
+
+
+def test_stores_that_are_too_small_for_a_study_save_less(tmp_path: Path) -> None:
+    limited = spread_out(read_study("table3"), "paper", tmp_path, student={"cache_limit": "10 GB"})
+    cost = study_cost(narrowed(limited, pairs=["VGG13/VGG8"]))
+    # Of one seed a store of 10 GB has room for x of 960 epochs, which KD for so long asks before CutMix is begun.
+    assert cost.limited.stored_bytes == pytest.approx(960 * 50_000 * 200, rel=1e-3)
+    assert cost.shared.questions < cost.limited.questions < cost.online - cost.alone
+    alone = spread_out(read_study("precision"), "mini", tmp_path)
+    assert study_cost(alone).alone == 5 * 100 * 1000  # KD in float32, without a store
 
 
 def test_the_figures_of_the_paper_are_found_where_it_has_them() -> None:
@@ -109,8 +121,56 @@ def test_faults_of_a_study_are_named(tmp_path: Path) -> None:
         read_study("table9")
     with pytest.raises(UsageError, match=r"--profile of table3: allowed paper, mini, given huge"):
         spread_out(read_study("table3"), "huge", tmp_path)
+    cells = spread_out(read_study("table3"), "paper", tmp_path)
     with pytest.raises(UsageError, match=r"--pairs: allowed WRN-40-2/WRN-16-2.*, given A/B"):
-        spread_out(read_study("table3"), "paper", tmp_path, pairs=["A/B"])
+        narrowed(cells, pairs=["A/B"])
+    with pytest.raises(UsageError, match=r"--rows: allowed teacher, .*, given KD\+cutout"):
+        narrowed(cells, rows=["KD", "KD+cutout"])
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ('[[claims]]\nsays = "nothing"\ntests = []', r"claims\.0\.tests"),
+        ('[[claims]]\nsays = "nothing"\ntests = [{ of = {}, above = 0 }]', r"claims\.0\.tests\.0\.of"),
+        ('[[rows]]\nname = "a, b"', r"rows\.4\.name"),
+        ('[[rows]]\nname = "teacher"\nkind = "teacher"\ntimes = 2', r"rows\.4: .*neither times nor train"),
+        ('[[rows]]\nname = "x"\ntimes = [[1]]', r"rows\.4\.times"),
+    ],
+)
+def test_a_study_that_would_do_nothing_or_something_else_is_refused(change: str, where: str, tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text(f"{STUDY}\n{change}\n")
+    with pytest.raises(UsageError, match=where):
+        read_study(str(tmp_path / "own.toml"))
+
+
+def test_pairs_that_no_setting_has_are_refused(pictures: Path, tmp_path: Path) -> None:
+    write_study(tmp_path, pictures)
+    study = read_study(str(tmp_path / "four.toml")).model_copy(update={"pairs": ("ResNet8/ResNet9",)})
+    with pytest.raises(UsageError, match="pairs of four: allowed ResNet8/ResNet8, given ResNet8/ResNet9"):
+        spread_out(study, "own", tmp_path)
+
+
+def test_what_is_chosen_of_a_study_is_trained_and_all_of_it_laid_out(tmp_path: Path) -> None:
+    cells = spread_out(read_study("claims"), "mini", tmp_path, seeds=7)
+    assert {len(cell.runs) for cell in cells if cell.row.kind == "student"} == {7}
+    part = narrowed(cells, rows=["teacher", "KD"], seeds=2)
+    assert [(cell.row.name, len(cell.runs)) for cell in part] == [("teacher", 1), ("KD", 2)]
+    # Fewer seeds than the setting has are a part of the study; its table misses the others.
+    assert {len(cell.runs) for cell in spread_out(read_study("claims"), "mini", tmp_path, seeds=2)[1:]} == {5}
+
+
+def test_loaded_teachers_are_told_apart_by_what_is_in_their_files(tmp_path: Path) -> None:
+    study, folders = read_study("claims"), []
+    for content in (b"one", b"two"):
+        (tmp_path / "net.pth").write_bytes(content)
+        cells = spread_out(study, "mini", tmp_path, weights={"resnet20": str(tmp_path / "net.pth")})
+        folders.append(cells[0].runs[0].path.name)
+        spread.content_of.cache_clear()
+    assert folders[0] != folders[1]
+    assert all(name.startswith("teacher-resnet20-") for name in folders)
+    with pytest.raises(UsageError, match=r"weights .*gone\.pth"):
+        spread_out(study, "mini", tmp_path, weights={"resnet20": str(tmp_path / "gone.pth")})
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -134,12 +194,23 @@ def test_a_table_says_how_much_of_it_is_missing(pictures: Path, tmp_path: Path) 
     assert "partial: 0 of 4 runs" in sheets[0].title
 
 
-def test_some_rows_of_a_study_keep_the_claims_about_them_alone(tmp_path: Path) -> None:
-    part = read_study("claims").only(["KD", "KD+mixup", "KD+CutMix", "CRD"])
-    assert [row.name for row in part.rows] == ["KD", "KD+mixup", "KD+CutMix", "CRD"]
-    assert [claim.says[0] for claim in part.claims] == ["3"]
-    with pytest.raises(UsageError, match=r"--rows of claims: allowed teacher, CE, .*, given KD\+cutout"):
-        read_study("claims").only(["KD", "KD+cutout"])
+@pytest.mark.parametrize(
+    ("seeds", "expected", "n"),
+    [
+        (1, "undecided", None),  # before the first look
+        (2, "undecided", 2),
+        (3, "undecided", 3),  # between looks
+        (4, "held", 4),
+        (6, "held", 4),  # later ones change nothing
+    ],
+)
+def test_a_claim_is_decided_at_its_looks_alone(seeds: int, expected: str, n: int | None) -> None:
+    better = [2.0, 0.9, 1.1, 1.0, -9.0, -9.0]
+    accuracy = {"a": {seed: 80 + better[seed] for seed in range(seeds)}, "b": dict.fromkeys(range(seeds), 80.0)}
+    claim = Claim(says="better", tests=(Contrast(of={"a": 1, "b": -1}, above=0),), looks=(2, 4))
+    (found,), stands = decide(claim, accuracy)
+    assert stands == expected
+    assert (found.interval.n if found.interval else None) == n
 
 
 def test_a_row_of_several_lengths_is_a_row_of_each(tmp_path: Path) -> None:

@@ -100,7 +100,8 @@ def test_a_run_that_fails_is_tried_once_more_and_the_others_go_on(
     assert ended.returncode == 1
     assert re.search(rf"{re.escape(f'small/{killed}')}: failed with -9 .*tried again", ended.stdout)
     assert re.search(r"cutmix-lr-1e.*failed with 1 .*(nan|inf).*given up", ended.stdout)
-    assert "runs that failed: small/resnet8-resnet8-kd-cutmix-lr-" in ended.stderr
+    assert "failed: small/resnet8-resnet8-kd-cutmix-lr-" in ended.stderr
+    assert "1 of the runs failed" in ended.stderr
     assert "partial: 3 of 4 runs" in (tmp_path / "studies" / "four-own.md").read_text()
     assert outcome(runs / killed) == outcome(unbroken / "studies" / "small" / killed)
 
@@ -133,7 +134,7 @@ def test_two_sides_are_compared_by_seed_and_unfair_ones_are_named(unbroken: Path
     longer = copies(run, tmp_path, {5: 76.0, 6: 76.5}, epochs="16")
     told = kdcache("compare", *longer, "--", *right, cwd=tmp_path).stdout
     assert "warning: not the same on both sides: epochs: 16 against 8" in told
-    assert "too few" in told  # no seed on both sides
+    assert "needs two runs, and one of a seed" in told  # no seed on both sides
 
 
 def test_a_comparison_needs_finished_runs_on_both_sides(unbroken: Path, tmp_path: Path) -> None:

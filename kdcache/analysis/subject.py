@@ -19,6 +19,7 @@ from kdcache.resolve import (
     MODEL,
     find_network,
     find_teacher_run,
+    load_data,
     plan_of,
     store_path,
     teacher_and_store,
@@ -174,9 +175,12 @@ def open_subject(
     if weights is None and not elsewhere:
         run = _teacher_run(teacher, dataset)
         own = dataset in (None, run.config.dataset)
-        chosen = dataset or run.config.dataset
-        size = image_size or (run.config.image_size if own else None)
-        data = datasets.load(chosen, root=data_root or run.config.data_root, image_size=size)
+        root = data_root or run.config.data_root
+        if own:  # the part of them that it was trained on, if it was a part
+            size = image_size or run.config.image_size
+            data = load_data(run.config.model_copy(update={"data_root": root, "image_size": size, "download": False}))
+        else:
+            data = datasets.load(str(dataset), root=root, image_size=image_size)
         network, name, folder = trained_network(run.path / MODEL, data), str(run.path), run.path
         compute = Compute.choose(device, run.config.precision)
         place = store_path(run.path)

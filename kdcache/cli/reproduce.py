@@ -59,39 +59,41 @@ def reproduce(
 ) -> None:
     """Reproduce a table or figure."""
     from kdcache.study.plan import read_study
-    from kdcache.study.spread import runs_of, spread_out
+    from kdcache.study.spread import narrowed, runs_of, spread_out
 
     common = {"data_root": data_root, "device": None if device == "auto" else device}
     chosen = read_study(study)
-    if rows:
-        chosen = chosen.only(rows.split(","))
     planned = spread_out(
         chosen,
         profile,
         out,
-        pairs=pairs.split(",") if pairs else (),
         seeds=seeds,
-        weights=_pairs("--weights", weights),
+        weights=_named("--weights", weights),
         common={name: value for name, value in common.items() if value is not None},
         student={"cache_limit": cache_limit} if cache_limit else {},
     )
+    wanted = narrowed(planned, _listed(pairs), _listed(rows), seeds)
     if faults := [line for run in runs_of(planned) for line in run.faults()]:
         raise UsageError(*faults)
     if dry_run:
-        _tell_costs(planned)
+        _tell_costs(wanted)
         return
-    failed = [] if show else _train(planned, jobs, launcher, out, _pairs("--launcher-option", options))
+    failed = [] if show else _train(wanted, jobs, launcher, out, _named("--launcher-option", options))
     from kdcache.report.tables import show as print_table
     from kdcache.report.tables import table
     from kdcache.study.reproduce import lay_out
 
     out.mkdir(parents=True, exist_ok=True)
     place = out / f"{chosen.name}-{profile}"
-    for sheet in lay_out(chosen, planned, place, device):
-        print_table(table(*sheet))
-    click.echo(f"written: {place}.md")
+    try:
+        for sheet in lay_out(chosen, planned, place, device):
+            print_table(table(*sheet))
+        click.echo(f"written: {place}.md")
+    finally:
+        for name in failed:
+            click.echo(f"failed: {name}", err=True)
     if failed:
-        raise KdcacheError(f"runs that failed: {', '.join(failed)}; the same command tries them again")
+        raise KdcacheError(f"{len(failed)} of the runs failed; the same command tries them again")
 
 
 def _train(cells: "list[Cell]", jobs: int, launcher: str, out: Path, options: dict[str, str]) -> list[str]:
@@ -101,7 +103,12 @@ def _train(cells: "list[Cell]", jobs: int, launcher: str, out: Path, options: di
     return train(cells, make(launcher, jobs, (out / "launcher").absolute(), options), click.echo)
 
 
-def _pairs(option: str, given: tuple[str, ...]) -> dict[str, str]:
+def _listed(text: str | None) -> list[str]:
+    """Split names at commas."""
+    return [name.strip() for name in text.split(",")] if text else []
+
+
+def _named(option: str, given: tuple[str, ...]) -> dict[str, str]:
     """Split NAME=VALUE."""
     if odd := [text for text in given if "=" not in text]:
         raise UsageError(fault(option, allowed="NAME=VALUE", given=odd[0]))
@@ -111,22 +118,28 @@ def _pairs(option: str, given: tuple[str, ...]) -> dict[str, str]:
 def _tell_costs(cells: "list[Cell]") -> None:
     from kdcache.report.tables import file_size, show, table
     from kdcache.study.costs import hours, study_cost
-    from kdcache.study.spread import runs_of
+    from kdcache.study.spread import column_titles, runs_of
 
     found, runs = study_cost(cells), runs_of(cells)
+    titles = column_titles(cell.column for cell in cells)
     for run in runs:
         click.echo(shlex.join(["kdcache", *run.arguments]) + ("  # finished" if run.finished else ""))
     lines = [
-        (line.cell.row.name, line.cell.pair.name, str(len(line.cell.runs)), str(line.left), f"{line.online:,}")
+        (line.cell.row.name, titles[line.cell.column], str(len(line.cell.runs)), str(line.left), f"{line.online:,}")
         for line in found.cells
     ]
     show(table("What it takes", ("row", "pair", "runs", "left", "questions online"), lines))
     click.echo(f"runs: {len(runs)}, of which {sum(run.finished for run in runs)} are finished")
     click.echo(f"teacher questions, each run for itself: {found.online:,}")
     click.echo(
-        f"with a store for each teacher: {found.shared + found.features:,}, of which {found.features:,} are asked by "
-        "losses that read features, which no store holds"
+        f"with a store for each teacher: {found.shared.questions + found.alone:,}, of which {found.alone:,} are asked "
+        "by losses that read features, which no store holds, or by runs without a store"
     )
-    click.echo(f"bytes of these stores: {file_size(found.stored_bytes)} (see --cache-limit)")
+    click.echo(f"bytes of these stores: {file_size(found.shared.stored_bytes)}")
+    if found.limited != found.shared:
+        click.echo(
+            f"within --cache-limit: {found.limited.questions + found.alone:,} questions, "
+            f"{file_size(found.limited.stored_bytes)}"
+        )
     click.echo("timing each network for a second ...", err=True)
-    click.echo(f"estimate: {hours(cells):.1f} hours on this device with the stores, one run after the other")
+    click.echo(f"estimate: {hours(cells):.1f} hours on this device, one run after the other, with stores in that limit")

@@ -12,7 +12,16 @@ from kdcache.store.formats import Format
 from kdcache.store.place import Place
 from kdcache.views import Plan
 
-__all__ = ["Choice", "Room", "choose", "default_limit", "distinct_views", "fits_an_index"]
+__all__ = [
+    "Choice",
+    "Room",
+    "choose",
+    "default_limit",
+    "distinct_views",
+    "expected_questions",
+    "fits_an_index",
+    "tables_of",
+]
 
 DEFAULT_LIMIT = 10 * 10**9
 """Bytes that a store may take where nothing else is asked for, if that is not more than"""
@@ -140,10 +149,34 @@ def choose(cache: str, plan: Plan, epochs: int, room: Room) -> Choice:
     if cache != "auto":
         keep = {"standard": plan.kinds[:1], "replay": plan.kinds}.get(cache, ())
         return Choice(frozenset(keep), indexed=cache == "standard")
-    wanted = {Replayed(plan.seed, epoch, kind).table for epoch in range(epochs) for kind in plan.kinds}
-    # Questions that replay alone would leave, and those of them that the index would leave.
-    missing = wanted - room.tables
-    new_x = len(replayed(missing, "standard"))
-    left = len(missing) - new_x + distinct_views(plan, new_x, known=len(replayed(room.tables, "standard")))
-    worth = left > 0 and len(missing) / left >= GAIN
+    wanted = tables_of(plan, epochs)
+    by_position, by_index = (expected_questions(plan, epochs, room, indexed) for indexed in (False, True))
+    worth = by_index > 0 and by_position / by_index >= GAIN
     return Choice(frozenset(plan.kinds if room.fits(wanted) else ()), indexed=worth and fits_an_index(plan))
+
+
+def expected_questions(plan: Plan, epochs: int, room: Room, indexed: bool) -> float:
+    """Expect how many questions about each sample a run asks that looks for its answers in a store.
+
+    Parameters
+    ----------
+    plan : Plan
+    epochs : int
+        Of the run.
+    room : Room
+        With the tables that are there.
+    indexed : bool
+        Whether standard views are recognised in whichever epoch they came up.
+    """
+    missing = tables_of(plan, epochs) - room.tables
+    if not (indexed and plan.crop_flip):
+        return len(missing)
+    new_x = len(replayed(missing, "standard"))
+    return len(missing) - new_x + distinct_views(plan, new_x, known=len(replayed(room.tables, "standard")))
+
+
+def tables_of(plan: Plan, epochs: int) -> set[str]:
+    """Name the tables that hold every answer of a run."""
+    if not plan.crop_flip:
+        return {CLEAN}
+    return {Replayed(plan.seed, epoch, kind).table for epoch in range(epochs) for kind in plan.kinds}

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from kdcache.study.compare import Interval, interval_of_mean
 
-__all__ = ["Claim", "Contrast", "Found", "Verdict", "judge", "verdict"]
+__all__ = ["Claim", "Contrast", "Found", "Verdict", "decide", "judge", "verdict"]
 
 Verdict = Literal["held", "not held", "undecided"]
 
@@ -22,10 +22,9 @@ class Contrast(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    of: dict[str, float]
+    of: Annotated[dict[str, float], Field(min_length=1)]
     above: float | None = None
     below: float | None = None
-    level: Annotated[float, Field(gt=0, lt=1)] = 0.95
 
     @model_validator(mode="after")
     def _one_bound(self) -> "Contrast":
@@ -46,12 +45,23 @@ def _weight(weight: float) -> str:
 
 
 class Claim(BaseModel):
-    """What is claimed: it holds where all of its tests do."""
+    """What is claimed: it holds where all of its tests do.
+
+    With `looks`, numbers of seeds, it is judged at each of them in turn, until one decides: later seeds change nothing.
+    The `level` is that of the intervals, which several looks make less than that of the claim.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     says: str
-    tests: tuple[Contrast, ...]
+    tests: Annotated[tuple[Contrast, ...], Field(min_length=1)]
+    looks: tuple[Annotated[int, Field(ge=2)], ...] = ()
+    level: Annotated[float, Field(gt=0, lt=1)] = 0.95
+
+    @property
+    def rows(self) -> set[str]:
+        """Names of the rows that it is about."""
+        return {name for test in self.tests for name in test.of}
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,7 @@ class Found:
     verdict: Verdict
 
 
-def judge(test: Contrast, accuracy: Mapping[str, Mapping[int, float]]) -> Found:
+def judge(test: Contrast, accuracy: Mapping[str, Mapping[int, float]], level: float = 0.95) -> Found:
     """Carry a test out on the seeds that all of its rows have.
 
     Parameters
@@ -71,10 +81,12 @@ def judge(test: Contrast, accuracy: Mapping[str, Mapping[int, float]]) -> Found:
     test : Contrast
     accuracy : mapping of str to mapping of int to float
         Of each row and seed, in percent.
+    level : float
+        Of the interval.
     """
     seeds = set.intersection(*(set(accuracy.get(row, {})) for row in test.of))
     sums = [sum(weight * accuracy[row][seed] for row, weight in test.of.items()) for seed in sorted(seeds)]
-    interval = interval_of_mean(sums, test.level)
+    interval = interval_of_mean(sums, level)
     if interval is None:
         return Found(test, None, "undecided")
     if test.above is not None:
@@ -83,6 +95,29 @@ def judge(test: Contrast, accuracy: Mapping[str, Mapping[int, float]]) -> Found:
         assert test.below is not None
         inside, outside = interval.high < test.below, interval.low > test.below
     return Found(test, interval, "held" if inside else "not held" if outside else "undecided")
+
+
+def decide(claim: Claim, accuracy: Mapping[str, Mapping[int, float]]) -> tuple[tuple[Found, ...], Verdict]:
+    """Judge a claim: what its tests found at the look that decided it, or at the last one, and the verdict.
+
+    Parameters
+    ----------
+    claim : Claim
+    accuracy : mapping of str to mapping of int to float
+        Of each row and seed, in percent. Before all seeds of the first look are there, nothing is decided.
+    """
+    looks: Sequence[int | None] = claim.looks or [None]
+    for look in looks:
+        seen = {
+            row: {seed: value for seed, value in accuracy.get(row, {}).items() if look is None or seed < look}
+            for row in claim.rows
+        }
+        found = tuple(judge(test, seen, claim.level) for test in claim.tests)
+        whole = look is None or all(len(by_seed) == look for by_seed in seen.values())
+        stands = verdict(found) if whole else "undecided"
+        if stands != "undecided" or not whole:
+            break
+    return found, stands
 
 
 def verdict(found: Sequence[Found]) -> Verdict:

@@ -3,6 +3,7 @@
 The machines of a cluster must see the same folders, under the same names, and have the same Python.
 """
 
+import ast
 import logging
 import threading
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from kdcache.errors import UsageError, fault, first_line
 from kdcache.machine import cores
-from kdcache.study.jobs import Job, execute
+from kdcache.study.jobs import TERMINATED, Job, execute
 
 __all__ = ["Ray", "Slurm"]
 
@@ -41,7 +42,7 @@ class Slurm:
             import submitit
         except ImportError:
             raise UsageError(fault("--launcher slurm", allowed="after pip install 'kdcache[slurm]'")) from None
-        settings: dict[str, Any] = {"timeout_min": MINUTES, **{name: _number(text) for name, text in options.items()}}
+        settings: dict[str, Any] = {"timeout_min": MINUTES, **{name: _value(text) for name, text in options.items()}}
         self.width = jobs
         try:
             self._executor = submitit.AutoExecutor(folder=logs, cluster=settings.pop("cluster", "slurm"))
@@ -49,11 +50,13 @@ class Slurm:
         except Exception as error:  # it has many ways to say that something is missing or unknown
             raise UsageError(fault("--launcher slurm", given=first_line(error))) from None
         self._submitted: set[Any] = set()
-        self._lock = threading.Lock()
+        self._stopped, self._lock = False, threading.Lock()
 
     def run(self, job: Job) -> int:
         """Submit a job and wait for its end."""
         with self._lock:
+            if self._stopped:
+                return TERMINATED
             submitted = self._executor.submit(execute, job)
             self._submitted.add(submitted)
         try:
@@ -63,6 +66,8 @@ class Slurm:
 
     def stop(self) -> None:
         """Cancel what is queued or running."""
+        with self._lock:  # behind which nothing is submitted any more
+            self._stopped = True
         for submitted in tuple(self._submitted):
             submitted.cancel(check=False)
 
@@ -90,7 +95,7 @@ class Ray:
             import ray
         except ImportError:
             raise UsageError(fault("--launcher ray", allowed="after pip install 'kdcache[ray]'")) from None
-        own = {name: _number(text) for name, text in options.items()}
+        own = {name: _value(text) for name, text in options.items()}
         settings: dict[str, Any] = {"num_cpus": max(1, cores() // jobs), **own}
         self.width, self._ray = jobs, ray
         try:
@@ -100,15 +105,21 @@ class Ray:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
+            if ray.cluster_resources().get("GPU"):
+                settings.setdefault("num_gpus", 1)  # or each task would take the first one
             self._task = ray.remote(max_retries=0, **settings)(execute)
         except Exception as error:  # it has many ways to say that something is missing or unknown
             raise UsageError(fault("--launcher ray", given=first_line(error))) from None
         self._tasks: set[Any] = set()
+        self._stopped, self._lock = False, threading.Lock()
 
     def run(self, job: Job) -> int:
         """Hand a job to the cluster and wait for its end."""
-        task = self._task.remote(job)
-        self._tasks.add(task)
+        with self._lock:
+            if self._stopped:
+                return TERMINATED
+            task = self._task.remote(job)
+            self._tasks.add(task)
         try:
             return int(self._ray.get(task))
         finally:
@@ -116,15 +127,15 @@ class Ray:
 
     def stop(self) -> None:
         """Cancel what is under way."""
+        with self._lock:  # behind which nothing is begun any more
+            self._stopped = True
         for task in tuple(self._tasks):
             self._ray.cancel(task)
 
 
-def _number(text: str) -> int | float | str:
-    """Read the value of an option: as a number, where it is one."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+def _value(text: str) -> Any:
+    """Read the value of an option as Python writes it, ``4``, ``True`` or ``{'gres': 'gpu'}``, or as a text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

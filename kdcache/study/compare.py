@@ -12,8 +12,8 @@ from kdcache.errors import UsageError, fault
 
 __all__ = ["Comparison", "Interval", "compare", "interval_of_mean"]
 
-FAIR = ("dataset", "train_fraction", "val_fraction", "image_size", "epochs", "batch_size", "aug", "pick", "candidates")
-"""Settings in which two sides should not differ unless that is what is compared: data, epochs and augmentation."""
+FAIR = ("dataset", "train_fraction", "val_fraction", "image_size", "epochs", "batch_size", "views")
+"""In which two sides should not differ unless that is what is compared: data, epochs and augmentation."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Comparison:
     paired : Interval or None
         Left minus right over the seeds that both sides have (paired t-test); ``None`` of fewer than two.
     unfair : tuple of str
-        What else differs between the sides, or within one, for people.
+        In which of `FAIR` the sides differ, or the runs of one, for people.
     """
 
     left: Figure
@@ -136,7 +136,7 @@ def _welch(left: Sequence[float], right: Sequence[float], level: float) -> Inter
 
 
 def _unfair(sides: dict[str, list[LookedAt]]) -> list[str]:
-    """Name the settings of `FAIR` that are not the same in all runs."""
+    """Name what of `FAIR` is not the same in all runs."""
     lines = []
     for name in FAIR:
         values = [sorted({_said(run.config, name) for run in runs}) for runs in sides.values()]
@@ -147,6 +147,9 @@ def _unfair(sides: dict[str, list[LookedAt]]) -> list[str]:
 
 
 def _said(config: TrainingConfig, name: str) -> str:
-    if name == "pick" and isinstance(config, StudentConfig):
-        return str(config.augmentation.pick)
-    return str(getattr(config, name, None))
+    if name != "views":
+        return str(getattr(config, name))
+    if not isinstance(config, StudentConfig):
+        return "standard"
+    views = config.augmentation  # with what is in force where nothing was said
+    return f"{config.aug}, {views.keep:g} of {len(views.mixes)} by {views.pick}" if views.pick else config.aug

@@ -1,8 +1,8 @@
 """What a study costs, told before anything is trained: runs, teacher questions, bytes and hours."""
 
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -15,22 +15,25 @@ from kdcache.config import StudentConfig, TrainingConfig
 from kdcache.datasets import Card, card_of
 from kdcache.losses import cross_entropy
 from kdcache.models.external import trust
-from kdcache.resolve import load_data, plan_for
-from kdcache.store.answers import CLEAN, table_bytes
+from kdcache.resolve import load_data, plan_for, store_path
+from kdcache.store.answers import CLEAN
 from kdcache.store.formats import format_of
-from kdcache.store.policy import GAIN, distinct_views, fits_an_index
-from kdcache.study.spread import Cell, Planned, runs_of
+from kdcache.store.policy import Room, choose, expected_questions, tables_of
+from kdcache.study.spread import Cell, Planned, in_order, runs_of
 from kdcache.teacher import Teacher
 from kdcache.views import Plan
 from kdcache.words import CRITERIA, FOLDER, PACKED
 
-__all__ = ["CellCost", "Speed", "StudyCost", "hours", "study_cost"]
+__all__ = ["CellCost", "Shared", "Speed", "StudyCost", "hours", "study_cost"]
 
 IMAGENET_CLASSES = 1000
 """Of the whole set; its card leaves the number open, since a folder may hold a part of it."""
 
 TIMED_SECONDS = 1.0
 """For which each network is timed."""
+
+ENDLESS = 2**63
+"""Bytes of room that hold everything."""
 
 
 class CellCost(NamedTuple):
@@ -41,35 +44,50 @@ class CellCost(NamedTuple):
     online: int
 
 
+class Shared(NamedTuple):
+    """What students that share the stores of their teachers cost.
+
+    Attributes
+    ----------
+    questions : int
+    stored_bytes : int
+        Of these stores.
+    """
+
+    questions: int
+    stored_bytes: int
+
+
 @dataclass(frozen=True)
 class StudyCost:
-    """What a study costs.
+    """What a study costs, from its beginning.
 
     Attributes
     ----------
     cells : tuple of CellCost
     online : int
         Questions of all students, each asking for itself.
-    shared : int
-        Questions where all answers go to one store for each teacher.
-    features : int
-        Questions of students whose losses read the teacher's features, which no store holds; among `online`, and not
-        in `shared`.
-    stored_bytes : int
-        Of these stores.
+    alone : int
+        Questions, among `online`, of students for which no store holds answers: their losses read the teacher's
+        features, or they are told not to use one.
+    shared : Shared
+        Where the stores hold everything; `alone` are not in it.
+    limited : Shared
+        Likewise, within the room that ``--cache-limit`` gives.
     """
 
     cells: tuple[CellCost, ...]
     online: int
-    shared: int
-    features: int
-    stored_bytes: int
+    alone: int
+    shared: Shared
+    limited: Shared
 
 
 class _Facts(NamedTuple):
     """Sizes of a run's data, from the dataset's card, or from the data where the card leaves them open."""
 
     samples: int
+    tests: int
     classes: int
     card: Card
 
@@ -81,7 +99,7 @@ class _Facts(NamedTuple):
         card = card_of(config.dataset, config.image_size)
         assert card.counts is not None
         share = (1 - config.val_fraction) * config.train_fraction
-        return cls(round(share * card.counts[0]), card.classes or IMAGENET_CLASSES, card)
+        return cls(round(share * card.counts[0]), card.counts[1], card.classes or IMAGENET_CLASSES, card)
 
     def plan(self, config: StudentConfig) -> Plan:
         return plan_for(config, self.samples, self.card)
@@ -90,7 +108,7 @@ class _Facts(NamedTuple):
 @cache  # many runs may read the same images, which may be many
 def _read(config: TrainingConfig) -> _Facts:
     data = load_data(config)
-    return _Facts(len(data.train), data.num_classes, data.card)
+    return _Facts(len(data.train), len(data.test), data.num_classes, data.card)
 
 
 def study_cost(cells: Sequence[Cell]) -> StudyCost:
@@ -99,20 +117,21 @@ def study_cost(cells: Sequence[Cell]) -> StudyCost:
     The number of standard views that come up is the expected one, V (1 - (1 - 1/V)^E) of each sample.
     """
     runs = runs_of(cells)
-    online = sum(map(_questions, runs))
-    features = sum(_questions(run) for run in runs if _reads_features(run))
-    shared = size = 0
-    for sharing in _sharing(runs):
-        asked, stored = _shared(sharing)
-        shared, size = shared + asked, size + stored
     lines = (
         CellCost(cell, sum(not run.finished for run in cell.runs), sum(map(_questions, cell.runs))) for cell in cells
     )
-    return StudyCost(tuple(lines), online, shared, features, size)
+    return StudyCost(
+        tuple(lines),
+        online=sum(map(_questions, runs)),
+        alone=sum(_questions(run) for run in runs if run.teacher is not None and _asks_alone(run)),
+        shared=_shared(runs, ENDLESS),
+        limited=_shared(runs),
+    )
 
 
-def _reads_features(run: Planned) -> bool:
-    return isinstance(run.config, StudentConfig) and run.config.needs_features
+def _asks_alone(run: Planned) -> bool:
+    """Whether a student that has a teacher asks it each question by itself."""
+    return isinstance(run.config, StudentConfig) and (run.config.needs_features or run.config.cache == "off")
 
 
 def _questions(run: Planned) -> int:
@@ -125,33 +144,47 @@ def _questions(run: Planned) -> int:
     return facts.samples * run.config.epochs * len(facts.plan(run.config).kinds)
 
 
-def _sharing(runs: Iterable[Planned]) -> Collection[list[Planned]]:
-    """Put the students of a teacher together whose answers come from its store."""
-    found: dict[Path, list[Planned]] = {}
-    for run in runs:
-        if run.teacher is not None and not _reads_features(run):
-            found.setdefault(run.teacher.path, []).append(run)
-    return found.values()
+class _Stores:
+    """The stores of a study's teachers, as they fill.
+
+    Parameters
+    ----------
+    limit : int, optional
+        Bytes that each may take, by default what the runs say.
+    fresh : bool
+        Whether nothing is there yet but the answers to the clean images, or what is on the disk.
+    """
+
+    def __init__(self, limit: int | None, fresh: bool) -> None:
+        self.limit, self.fresh = limit, fresh
+        self.rooms: dict[Path, Room] = {}
+
+    def ask(self, run: Planned) -> int:
+        """Have a student ask, and keep what it keeps: its questions."""
+        config, facts = run.config, _Facts.of(run)
+        assert isinstance(config, StudentConfig)
+        assert run.teacher is not None
+        plan, format = facts.plan(config), format_of(config.store_dtype, config.topk)
+        where = store_path(run.teacher.path, format)
+        if (room := self.rooms.get(where)) is None:
+            limit = config.cache_limit if self.limit is None else self.limit
+            room = Room.at(where, facts.samples, facts.classes, format, limit)
+            room = replace(room, tables=frozenset({CLEAN}) if self.fresh else room.tables | {CLEAN})
+        choice = choose(config.cache, plan, config.epochs, room)
+        kept = tables_of(plan, config.epochs) if choice.keep else set()
+        self.rooms[where] = replace(room, tables=room.tables | kept)
+        return round(facts.samples * expected_questions(plan, config.epochs, room, choice.indexed))
+
+    @property
+    def stored_bytes(self) -> int:
+        return sum(len(room.tables - {CLEAN}) * room.table_bytes for room in self.rooms.values())
 
 
-def _shared(runs: list[Planned]) -> tuple[int, int]:
-    """Count the questions of students of one teacher, and the bytes of the answers: each view is asked once."""
-    facts = _Facts.of(runs[0])
-    tables: dict[tuple[int, str], int] = {}  # of each view seed and kind: one an epoch, of clean views one in all
-    for run in runs:
-        assert isinstance(run.config, StudentConfig)
-        for kind in facts.plan(run.config).kinds:
-            key = (run.config.views_seed, kind)
-            tables[key] = max(tables.get(key, 0), 1 if kind == CLEAN else run.config.epochs)
-    config = runs[0].config
-    assert isinstance(config, StudentConfig)
-    plan = facts.plan(config)
-    # x is recognised in whichever epoch it comes up, where that saves enough.
-    of_x = sum(epochs for (_, kind), epochs in tables.items() if kind == "standard")
-    distinct = distinct_views(plan, of_x) if of_x and fits_an_index(plan) else of_x
-    saved = of_x - distinct if distinct and of_x / distinct >= GAIN else 0
-    size = table_bytes(facts.samples, facts.classes, format_of(config.store_dtype, config.topk))
-    return round(facts.samples * (sum(tables.values()) - saved)), sum(tables.values()) * size
+def _shared(runs: Iterable[Planned], limit: int | None = None) -> Shared:
+    """Count the questions of students that share stores, in the order in which they are trained."""
+    stores = _Stores(limit, fresh=True)
+    asked = sum(stores.ask(run) for run in in_order(runs) if run.teacher is not None and not _asks_alone(run))
+    return Shared(asked, stores.stored_bytes)
 
 
 class Speed(NamedTuple):
@@ -162,32 +195,30 @@ class Speed(NamedTuple):
 
 
 def hours(cells: Sequence[Cell]) -> float:
-    """Estimate how long the unfinished runs take on this device with the stores, one after the other.
+    """Estimate how long the unfinished runs take on this device, one after the other, with the stores as they are.
 
     Each network is timed for a second on noise, in the batches of its training. The making of views, the losses and the
     reading of data are not in it.
     """
-    left = [run for run in runs_of(cells) if not run.finished]
-    seconds = 0.0
-    for run in left:
+    seconds, stores = 0.0, _Stores(None, fresh=False)
+    for run in in_order(run for run in runs_of(cells) if not run.finished):
         config, facts = run.config, _Facts.of(run)
         speed = _speed(config, facts)
         images = facts.samples * config.epochs
+        tests = facts.tests * sum(map(config.evaluates, range(config.epochs)))
         if not isinstance(config, StudentConfig):
-            seconds += 0 if run.command == "teacher-load" else images * speed.training
             seconds += facts.samples * _answering(config, facts)
+            if run.command != "teacher-load":
+                seconds += images * speed.training + tests * speed.forward
             continue
         views = config.augmentation
         slots = len(views.mixes)
         scored = slots if views.pick and CRITERIA[views.pick].student else 0
         trained = 1 + slots * (views.keep if views.pick else 1)
-        seconds += images * (trained * speed.training + scored * speed.forward)
-        if run.teacher is not None and config.needs_features:
-            seconds += _questions(run) * _answering(run.teacher.config, facts)
-    for runs in _sharing(left):
-        teacher = runs[0].teacher
-        assert teacher is not None
-        seconds += _shared(runs)[0] * _answering(teacher.config, _Facts.of(runs[0]))
+        seconds += images * (trained * speed.training + scored * speed.forward) + tests * speed.forward
+        if run.teacher is not None:
+            asked = _questions(run) if _asks_alone(run) else stores.ask(run)
+            seconds += asked * _answering(run.teacher.config, facts)
     return seconds / 3600
 
 

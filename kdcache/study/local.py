@@ -13,7 +13,7 @@ from kdcache.study.jobs import Job, execute
 
 __all__ = ["Local"]
 
-VISIBLE = "CUDA_VISIBLE_DEVICES"
+VISIBLE, THREADS = "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"
 
 
 class Local:
@@ -56,14 +56,14 @@ class Local:
 
 
 def share(place: int, places: int) -> dict[str, str]:
-    """Say, in variables of the environment, which part of the machine a process may use.
+    """Say, in variables of the environment, which part of the machine a process may use, unless the user has said so.
 
     Parameters
     ----------
     place, places : int
         Number of the process, and how many there are at once.
     """
-    mine = {"OMP_NUM_THREADS": str(max(1, cores() // places))}
+    mine = {} if THREADS in os.environ else {THREADS: str(max(1, cores() // places))}
     if there := gpus():
         mine[VISIBLE] = there[place % len(there)]
     return mine

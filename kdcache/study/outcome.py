@@ -6,7 +6,7 @@ from typing import Any
 
 from kdcache.analysis.runs import Figure
 from kdcache.record import FinishedRun
-from kdcache.study.claims import Found, Verdict, judge, verdict
+from kdcache.study.claims import Found, Verdict, decide
 from kdcache.study.paper import paper_figure
 from kdcache.study.plan import Study
 from kdcache.study.spread import Cell
@@ -100,7 +100,7 @@ class Judged:
     """A claim, its tests, and what they come to; for one pair of networks."""
 
     says: str
-    pair: str
+    column: tuple[str, str]
     found: tuple[Found, ...]
     verdict: Verdict
 
@@ -114,15 +114,14 @@ class Judged:
             }
             for one in self.found
         ]
-        return {"claim": self.says, "pair": self.pair, "verdict": self.verdict, "tests": tests}
+        setting, pair = self.column
+        return {"claim": self.says, "setting": setting, "pair": pair, "verdict": self.verdict, "tests": tests}
 
 
 def judged(study: Study, found: Sequence[Result]) -> list[Judged]:
     """Judge the claims of a study, for each pair by itself."""
-    verdicts = []
+    verdicts: list[Judged] = []
     for column in dict.fromkeys(result.cell.column for result in found):
         accuracy = {result.cell.row.name: result.accuracy for result in found if result.cell.column == column}
-        for claim in study.claims:
-            tests = tuple(judge(test, accuracy) for test in claim.tests)
-            verdicts.append(Judged(claim.says, column[1], tests, verdict(tests)))
+        verdicts += [Judged(claim.says, column, *decide(claim, accuracy)) for claim in study.claims]
     return verdicts

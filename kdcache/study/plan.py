@@ -6,7 +6,6 @@ pairs of networks and what all runs have in common. `kdcache.study.spread` makes
 
 import importlib.resources
 import tomllib
-from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -17,9 +16,9 @@ from kdcache.errors import UsageError, fault, first_line
 from kdcache.study.claims import Claim
 from kdcache.study.paper import paper_rows
 
-__all__ = ["Pair", "Row", "Setting", "Settings", "Study", "read_setting", "read_study"]
+__all__ = ["Options", "Pair", "Row", "Setting", "Study", "read_setting", "read_study"]
 
-Settings = dict[str, Any]
+Options = dict[str, Any]
 """Settings of a training, or the key ``config`` for a preset, as in a file that ``--config`` reads."""
 
 
@@ -27,12 +26,16 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+Name = Annotated[str, Field(pattern=r"^[^,]+$")]
+"""Of a row or pair: commas part the names that are given to a command."""
+
+
 class Pair(_Part):
     """A teacher and a student, each as settings of its training; a teacher with ``weights`` is loaded instead."""
 
-    name: str
-    teacher: Settings
-    student: Settings
+    name: Name
+    teacher: Options
+    student: Options
 
     @model_validator(mode="after")
     def _both_have_a_network(self) -> "Pair":
@@ -47,11 +50,17 @@ class Row(_Part):
     In a file, ``times`` may list several numbers: that makes a row of each, ``KD``, ``KD x2`` and so on.
     """
 
-    name: str
+    name: Name
     kind: Literal["teacher", "student"] = "student"
     paper: str | None = None
     times: Annotated[int, Field(ge=1)] = 1
-    train: Settings = {}
+    train: Options = {}
+
+    @model_validator(mode="after")
+    def _teachers_are_of_pairs(self) -> "Row":
+        if self.kind == "teacher" and (self.train or self.times != 1):
+            raise ValueError("neither times nor train for a row of teachers: a pair says how its teacher is trained")
+        return self
 
 
 class Setting(_Part):
@@ -59,8 +68,8 @@ class Setting(_Part):
 
     name: str
     seeds: Annotated[int, Field(ge=1)]
-    train: Settings = {}
-    student: Settings = {}
+    train: Options = {}
+    student: Options = {}
     pairs: Annotated[tuple[Pair, ...], Field(min_length=1)]
 
 
@@ -79,14 +88,14 @@ class Study(_Part):
     @field_validator("rows", mode="before")
     @classmethod
     def _of_each_length(cls, rows: Any) -> Any:
-        return [length for row in rows for length in _lengths(row)] if isinstance(rows, list) else rows
+        return [one for row in rows for one in _of_its_lengths(row)] if isinstance(rows, list) else rows
 
     @model_validator(mode="after")
     def _names_fit(self) -> "Study":
         names = [row.name for row in self.rows]
         if len(set(names)) < len(names):
             raise ValueError("rows whose names differ")
-        if strange := {name for claim in self.claims for test in claim.tests for name in test.of} - set(names):
+        if strange := {name for claim in self.claims for name in claim.rows} - set(names):
             raise ValueError(f"claims about its rows, not about {', '.join(sorted(strange))}")
         known = paper_rows(self.paper) if self.paper else ()
         if strange := {row.paper for row in self.rows if row.paper is not None} - set(known):
@@ -94,27 +103,13 @@ class Study(_Part):
             raise ValueError(f"rows of the paper's {table}; not {', '.join(map(str, strange))}")
         return self
 
-    def only(self, names: Collection[str]) -> "Study":
-        """Narrow the study to some of its rows, and to the claims about no others.
 
-        Raises
-        ------
-        UsageError
-            Where it has no such row.
-        """
-        there = [row.name for row in self.rows]
-        if strange := [name for name in names if name not in there]:
-            raise UsageError(fault(f"--rows of {self.name}", allowed=", ".join(there), given=strange[0]))
-        rows = tuple(row for row in self.rows if row.name in names)
-        claims = tuple(claim for claim in self.claims if all(name in names for test in claim.tests for name in test.of))
-        return self.model_copy(update={"rows": rows, "claims": claims})
-
-
-def _lengths(row: Any) -> list[Any]:
+def _of_its_lengths(row: Any) -> list[Any]:
+    """Take a row with several ``times`` apart; what is no such row is left to the model."""
     if not (isinstance(row, dict) and isinstance(row.get("times"), list)):
         return [row]
-    names = {1: row.get("name")}
-    return [{**row, "name": names.get(times, f"{row.get('name')} x{times}"), "times": times} for times in row["times"]]
+    name = row.get("name")
+    return [{**row, "times": times, "name": name if times == 1 else f"{name} x{times}"} for times in row["times"]]
 
 
 def read_study(name: str) -> Study:

@@ -21,7 +21,7 @@ from kdcache.study.launch import Outcome, launch
 from kdcache.study.outcome import judged, results
 from kdcache.study.plan import Study
 from kdcache.study.sheets import claims_sheet, details_sheet, paper_sheet
-from kdcache.study.spread import Cell, Planned, runs_of
+from kdcache.study.spread import Cell, Planned, column_titles, in_order, runs_of
 
 __all__ = ["lay_out", "train"]
 
@@ -54,10 +54,9 @@ def train(cells: Sequence[Cell], launcher: Launcher, tell: Callable[[str], None]
         load_data(data)
     teachers = {run.teacher.path: run.teacher for run in runs if run.teacher is not None}
     teachers |= {run.path: run for run in runs if run.command != "student-train"}
-    # Seed by seed, so that those who see the same views come together, and a partial table has whole columns of seeds.
-    students = sorted((run for run in runs if run.path not in teachers), key=lambda run: run.config.seed)
+    students = in_order(run for run in runs if run.path not in teachers)
     failed = _train_all(list(teachers.values()), launcher, tell)
-    ready = [run for run in students if run.teacher is None or run.teacher.finished]
+    ready = [run for run in students if run.teacher is None or run.teacher.name not in failed]
     orphans = [run.name for run in students if run not in ready]
     return failed + _train_all(ready, launcher, tell) + orphans
 
@@ -84,7 +83,9 @@ def _job(run: Planned) -> Job:
 
 
 def _said(outcome: Outcome, run: Planned) -> str:
-    if outcome.code == 0 and run.finished:
+    if outcome.code == 0:
+        if not run.finished:  # the disk of another machine may take a while to show here
+            return f"{run.name}: ended"
         summary = FinishedRun(run.path).summary
         return (
             f"{run.name}: top-1 {summary['last_top1']:.2f} %, asked {summary['questions_asked']}, "
@@ -118,11 +119,16 @@ def lay_out(study: Study, cells: Sequence[Cell], out: Path, device: str = "auto"
     if verdicts:
         sheets.insert(0, claims_sheet(verdicts))
         document["claims"] = [one.as_json() for one in verdicts]
+    _write(out, sheets, document)  # before pictures are drawn or a teacher is asked
     more, figures = _SHOWS[study.shows](cells, out, device)
-    sheets += more
-    write_json(out.with_name(f"{out.name}.json"), {**document, **figures})
-    write_text(out.with_name(f"{out.name}.md"), "\n\n".join(markdown(sheet) for sheet in sheets) + "\n")
+    if more:
+        _write(out, sheets := [*sheets, *more], {**document, **figures})
     return sheets
+
+
+def _write(out: Path, sheets: Sequence[Sheet], document: dict[str, Any]) -> None:
+    write_json(out.with_name(f"{out.name}.json"), document)
+    write_text(out.with_name(f"{out.name}.md"), "\n\n".join(markdown(sheet) for sheet in sheets) + "\n")
 
 
 Shown = tuple[list[Sheet], dict[str, Any]]
@@ -144,14 +150,13 @@ def _picture(out: Path, place: int, number: int) -> Path:
 def _lengths(cells: Sequence[Cell], out: Path, device: str) -> Shown:
     """Draw the error against the number of epochs, a picture for each pair."""
     sheets, figures = [], {}
-    columns = list(dict.fromkeys(cell.column for cell in cells))
-    for place, column in enumerate(columns):
+    titles = column_titles(dict.fromkeys(cell.column for cell in cells))
+    for place, (column, title) in enumerate(titles.items()):
         curves = error_curves(_looked_at(cell for cell in cells if cell.column == column))
         if curves:
-            _, pair = column
-            write_figure(draw_error_curves(curves), _picture(out, place, len(columns)))
-            sheets.append(errors_sheet(curves)._replace(title=f"Error (%) of {pair} by the number of epochs"))
-            figures[pair] = [curve.as_json() for curve in curves]
+            write_figure(draw_error_curves(curves), _picture(out, place, len(titles)))
+            sheets.append(errors_sheet(curves)._replace(title=f"Error (%) of {title} by the number of epochs"))
+            figures[title] = [curve.as_json() for curve in curves]
     return sheets, {"lengths": figures}
 
 
@@ -170,8 +175,10 @@ def _ratios(cells: Sequence[Cell], out: Path, device: str) -> Shown:
 def _disagreement(cells: Sequence[Cell], out: Path, device: str) -> Shown:
     """Count disputed labels of each teacher, and show some."""
     sheets, figures = [], []
-    teachers = [run for run in runs_of(cells) if run.finished]
+    teachers = runs_of(cells)
     for place, run in enumerate(teachers):
+        if not run.finished:
+            continue
         subject = open_subject(str(run.path), data_root=run.config.data_root, device=device)
         found = disagreement_of(subject)
         draw_disagreements(found, _picture(out, place, len(teachers)))

@@ -6,13 +6,14 @@ from kdcache.report.sheets import Sheet, mean_and_std
 from kdcache.study.compare import Comparison, Interval
 from kdcache.study.outcome import Judged, Result
 from kdcache.study.plan import Study
+from kdcache.study.spread import column_titles, runs_of
 
 __all__ = ["claims_sheet", "comparison_sheet", "details_sheet", "paper_sheet"]
 
 
 def paper_sheet(study: Study, found: Sequence[Result]) -> Sheet:
     """Lay out a table as the paper has it: rows by pairs, ours above the paper's above the difference."""
-    columns = list(dict.fromkeys(result.cell.column for result in found))
+    columns = list(dict.fromkeys(result.cell.column for result in _begun(found)))
     cells = {(result.cell.row.name, result.cell.column): result for result in found}
     lines = []
     for row in study.rows:
@@ -21,18 +22,18 @@ def paper_sheet(study: Study, found: Sequence[Result]) -> Sheet:
         if any(result.paper for result in here):
             lines.append(("  the paper", *(mean_and_std(result.paper) if result.paper else "-" for result in here)))
             lines.append(("  difference", *(_signed(result.difference) for result in here)))
-    settings = {setting for setting, _ in columns}
-    head = [pair if len(settings) == 1 else f"{pair}, {setting}" for setting, pair in columns]
-    done, wanted = (sum(counts) for counts in zip(*((len(r.accuracy), r.wanted) for r in found), strict=True))
-    partial = "" if done == wanted else f" (partial: {done} of {wanted} runs)"
+    head = column_titles(columns).values()
+    runs = runs_of(result.cell for result in found)
+    done = sum(run.finished for run in runs)
+    partial = "" if done == len(runs) else f" (partial: {done} of {len(runs)} runs)"
     title = f"{study.title}, top-1 accuracy (%) after the last epoch, mean (std) over seeds{partial}"
     return Sheet(title, ("", *head), lines)
 
 
 def details_sheet(found: Sequence[Result]) -> Sheet:
     """Lay out what a fair comparison needs to know of each cell."""
-    lines = []
-    for result in found:
+    lines, titles = [], column_titles(result.cell.column for result in found)
+    for result in _begun(found):
         config = result.cell.runs[0].config
         trained = result.cell.runs[0].command != "teacher-load"
         views = getattr(config, "aug", "standard") if trained else "-"
@@ -40,7 +41,7 @@ def details_sheet(found: Sequence[Result]) -> Sheet:
         lines.append(
             (
                 result.cell.row.name,
-                result.cell.pair.name,
+                titles[result.cell.column],
                 str(config.epochs) if trained else "loaded",
                 f"{views} by {pick}" if pick else views,
                 f"{len(result.accuracy)} of {result.wanted}",
@@ -57,9 +58,9 @@ def details_sheet(found: Sequence[Result]) -> Sheet:
 
 def claims_sheet(verdicts: Sequence[Judged]) -> Sheet:
     """Lay out each claim with its tests."""
-    lines = []
+    lines, titles = [], column_titles(one.column for one in verdicts)
     for one in verdicts:
-        lines.append((one.says, "", "", "", one.verdict))
+        lines.append((one.says if len(titles) == 1 else f"{titles[one.column]}: {one.says}", "", "", "", one.verdict))
         for test in one.found:
             at = test.interval
             figures = (f"{at.mean:+.2f}", _interval(at), str(at.n)) if at else ("-", "-", "-")
@@ -74,10 +75,19 @@ def comparison_sheet(found: Comparison, level: float) -> Sheet:
         ("right", mean_and_std(found.right), "", str(found.right.n), ""),
     ]
     for name, at in (("left - right", found.difference), ("left - right, paired by seed", found.paired)):
-        figures = (f"{at.mean:+.2f}", _interval(at), str(at.n), f"{at.p:.2g}") if at else ("-", "too few", "", "")
+        if at is None:
+            lines.append((name, "-", "needs two runs, and one of a seed", "", ""))
+            continue
+        figures = (f"{at.mean:+.2f}", _interval(at), str(at.n), f"{at.p:.2g}")
         lines.append((name, *figures))
     head = ("", "top-1 (%)", f"{100 * level:g} % interval", "runs", "p")
     return Sheet("Top-1 accuracy after the last epoch", head, lines)
+
+
+def _begun(found: Sequence[Result]) -> Sequence[Result]:
+    """Leave out the columns in which nothing is finished, if there are others."""
+    begun = {result.cell.column for result in found if result.accuracy}
+    return [result for result in found if result.cell.column in begun] or found
 
 
 def _ours(result: Result) -> str:

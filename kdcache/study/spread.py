@@ -4,9 +4,10 @@ A run is a row with a pair and a seed. Its folder is named by what it trains, so
 what they have in common.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from kdcache.config import StudentConfig, TeacherConfig, TrainingConfig
 from kdcache.errors import UsageError, fault
 from kdcache.study.plan import Pair, Row, Setting, Study, read_setting
 
-__all__ = ["Cell", "Planned", "runs_of", "spread_out"]
+__all__ = ["Cell", "Planned", "column_titles", "content_of", "in_order", "narrowed", "runs_of", "spread_out"]
 
 
 READ_BY = {
@@ -114,11 +115,45 @@ def runs_of(cells: Iterable[Cell]) -> list[Planned]:
     return list({run.path: run for cell in cells for run in cell.runs}.values())
 
 
+def in_order(runs: Iterable[Planned]) -> list[Planned]:
+    """Sort runs by their seeds: those that see the same views come together, and tables fill seed by seed."""
+    return sorted(runs, key=lambda run: run.config.seed)
+
+
+def column_titles(columns: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """Name columns for people: by the pair, and by the setting too where there are several."""
+    columns = list(columns)
+    several = len({setting for setting, _ in columns}) > 1
+    return {column: f"{column[1]}, {column[0]}" if several else column[1] for column in columns}
+
+
+def narrowed(
+    cells: Sequence[Cell], pairs: Sequence[str] = (), rows: Sequence[str] = (), seeds: int | None = None
+) -> list[Cell]:
+    """Choose some cells of a study, and the first seeds of each; all where nothing is said.
+
+    Raises
+    ------
+    UsageError
+        Where there is no such pair or row.
+    """
+    for option, given, there in (
+        ("--pairs", pairs, [cell.pair.name for cell in cells]),
+        ("--rows", rows, [cell.row.name for cell in cells]),
+    ):
+        if strange := [name for name in given if name not in there]:
+            raise UsageError(fault(option, allowed=", ".join(dict.fromkeys(there)), given=strange[0]))
+    return [
+        replace(cell, runs=cell.runs if cell.row.kind == "teacher" else cell.runs[:seeds])
+        for cell in cells
+        if (not pairs or cell.pair.name in pairs) and (not rows or cell.row.name in rows)
+    ]
+
+
 def spread_out(
     study: Study,
     profile: str,
     folder: Path,
-    pairs: Sequence[str] = (),
     seeds: int | None = None,
     weights: Mapping[str, str] | None = None,
     common: Mapping[str, Any] | None = None,
@@ -133,10 +168,8 @@ def spread_out(
         A key of its profiles.
     folder : Path
         Each setting has a folder in it.
-    pairs : sequence of str
-        Those wanted, as ``WRN-40-2/WRN-16-2``; all of the study by default.
     seeds : int, optional
-        Runs of a student and row, with the seeds 0, 1, ...; by default the setting's.
+        Runs of a student and row, with the seeds 0, 1, ...; at least the setting's.
     weights : mapping of str to str, optional
         For the model of a teacher, the checkpoint that is loaded instead of training one.
     common, student : mapping of str to object, optional
@@ -150,16 +183,15 @@ def spread_out(
     Raises
     ------
     UsageError
-        Where the study has no such profile or pair, or a run would be refused.
+        Where the study has no such profile, its pairs are in no setting, or a run would be refused.
     """
     if profile not in study.profiles:
         raise UsageError(fault(f"--profile of {study.name}", allowed=", ".join(study.profiles), given=profile))
-    settings = [read_setting(name) for name in study.profiles[profile]]
-    chosen = [(setting, pair) for setting in settings for pair in _pairs(study, setting)]
-    names = dict.fromkeys(pair.name for _, pair in chosen)
-    if strange := [name for name in pairs if name not in names]:
-        raise UsageError(fault("--pairs", allowed=", ".join(names), given=strange[0]))
-    wanted = [(setting, pair) for setting, pair in chosen if not pairs or pair.name in pairs]
+    settings = {name: read_setting(name) for names in study.profiles.values() for name in names}
+    known = dict.fromkeys(pair.name for setting in settings.values() for pair in setting.pairs)
+    if strange := [name for name in study.pairs if name not in known]:
+        raise UsageError(fault(f"pairs of {study.name}", allowed=", ".join(known), given=strange[0]))
+    wanted = [(settings[name], pair) for name in study.profiles[profile] for pair in _pairs(study, settings[name])]
     teachers = dict.fromkeys(str(pair.teacher["model"]) for _, pair in wanted)
     if unused := [name for name in weights or () if name not in teachers]:
         raise UsageError(fault("--weights of a teacher", allowed=", ".join(teachers), given=unused[0]))
@@ -189,7 +221,7 @@ class _Maker:
             teacher = self._teacher(setting, pair)
             if row.kind == "teacher":
                 return Cell(setting, row, pair, (teacher,))
-            seeds = range(setting.seeds if self.seeds is None else self.seeds)
+            seeds = range(max(setting.seeds, self.seeds or 0))
             return Cell(setting, row, pair, tuple(self._student(setting, row, pair, teacher, seed) for seed in seeds))
         except UsageError as error:
             raise UsageError(*(f"{row.name}, {pair.name}: {line}" for line in error.faults)) from None
@@ -198,9 +230,9 @@ class _Maker:
         options = {**setting.train, **self.common, **pair.teacher}
         weights, model = options.pop("weights", None), str(options["model"])
         name = f"teacher-{_word(model)}"
-        if model in self.weights:  # another network than the one that the setting means
-            weights = self.weights[model]
-            name += f"-{_word(Path(weights).stem)}"
+        weights = self.weights.get(model, weights)
+        if weights is not None:
+            name += f"-{content_of(str(weights))}"
         path = self.folder / setting.name / name
         config = TeacherConfig.load(options.get("config"), **_settings(options, path))
         if weights is None:
@@ -228,7 +260,7 @@ class _Maker:
     def _once(self, planned: Planned) -> Planned:
         """Give back the run of this folder, which may have been planned before; as another one, it is a fault."""
         before = self.made.setdefault(planned.path, planned)
-        if before.config != planned.config or before.command != planned.command:
+        if before.config != planned.config or before.arguments != planned.arguments:
             raise UsageError(
                 fault(f"run folder {planned.path.name}", allowed="one run: name other models", given="two pairs")
             )
@@ -237,6 +269,18 @@ class _Maker:
 
 def _settings(options: Mapping[str, Any], out: Path | None = None) -> dict[str, Any]:
     return {**{name: value for name, value in options.items() if name != "config"}, "out": out}
+
+
+@cache
+def content_of(weights: str) -> str:
+    """Tell weights apart: a file by what is in it, others by their name."""
+    if not (Path(weights).suffix or Path(weights).is_file()):
+        return _word(weights)
+    try:
+        with Path(weights).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:8]
+    except OSError as error:
+        raise UsageError(fault(f"weights {weights}", allowed="a file that can be read", given=error.strerror)) from None
 
 
 def _word(value: object) -> str:
