@@ -1,9 +1,13 @@
 """Being told to stop by a scheduler: what is under way comes to a good end first."""
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["Stopped", "asked", "deferred", "heard"]
+__all__ = ["TERMINATED", "Stopped", "asked", "deferred", "got_through", "heard"]
+
+TERMINATED = 143
+"""Exit code of what SIGTERM stopped."""
 
 
 class Stopped(BaseException):
@@ -20,6 +24,11 @@ def heard(number: int, frame: object) -> None:
     _asked = True
     if not _deferred:
         raise Stopped
+
+
+def got_through() -> None:
+    """Keep an interrupt that was noticed from being repeated, see `kdcache.cli`."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def asked() -> bool:

@@ -14,7 +14,7 @@ from kdcache.errors import KdcacheError, fault, first_line, lacks_memory
 
 __all__ = ["COMMANDS", "Command", "cli", "main"]
 
-INTERRUPTED, TERMINATED = 130, 143
+INTERRUPTED = 130
 
 STOPPED = "stopped; what was whole is kept, and a training goes on with --resume"
 
@@ -33,10 +33,10 @@ def main() -> NoReturn:
     except click.ClickException as error:
         code = _complain(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        interrupts.got_through()
         code = _complain(STOPPED, INTERRUPTED)
     except interrupts.Stopped:
-        code = _complain(STOPPED, TERMINATED)
+        code = _complain(STOPPED, interrupts.TERMINATED)
     except Exception as error:
         if debug:
             raise

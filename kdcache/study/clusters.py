@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from kdcache.errors import UsageError, fault, first_line
+from kdcache.interrupts import TERMINATED
 from kdcache.machine import cores
-from kdcache.study.jobs import TERMINATED, Job, execute
+from kdcache.study.jobs import Job, execute
 
 __all__ = ["Ray", "Slurm"]
 

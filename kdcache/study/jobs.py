@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from kdcache.interrupts import TERMINATED
 from kdcache.store.place import Place
 
-__all__ = ["TERMINATED", "Job", "Launcher", "execute"]
-
-TERMINATED = 143
-"""Exit code of what was told to stop."""
+__all__ = ["Job", "Launcher", "execute"]
 
 LOOKS = 0.5
 """Seconds after which a job that waits looks whether it is to stop."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdcache.errors import UsageError, fault, first_line
+from kdcache.interrupts import got_through
 from kdcache.study.clusters import Ray, Slurm
 from kdcache.study.jobs import Job, Launcher
 from kdcache.study.local import Local
@@ -88,6 +89,7 @@ def launch(jobs: Sequence[Job], on: Launcher, tell: Callable[[Outcome], None]) -
                 if again:
                     pending[pool.submit(_tried, on, job)] = (job, tries + 1)
     except BaseException:
+        got_through()  # or it would cut into what follows
         pool.shutdown(wait=False, cancel_futures=True)
         on.stop()
         raise
