@@ -191,7 +191,7 @@ def test_a_table_says_how_much_of_it_is_missing(pictures: Path, tmp_path: Path) 
     write_study(tmp_path, pictures)
     study = read_study(str(tmp_path / "four.toml"))
     sheets = lay_out(study, spread_out(study, "own", tmp_path / "studies"), tmp_path / "table")
-    assert "partial: 0 of 4 runs" in sheets[0].title
+    assert "partial: 0 of 5 runs" in sheets[0].title
 
 
 @pytest.mark.parametrize(

@@ -52,10 +52,9 @@ def train(cells: Sequence[Cell], launcher: Launcher, tell: Callable[[str], None]
     runs = runs_of(cells)
     for data in dict.fromkeys(run.data for run in runs if not run.finished):
         load_data(data)
-    teachers = {run.teacher.path: run.teacher for run in runs if run.teacher is not None}
-    teachers |= {run.path: run for run in runs if run.command != "student-train"}
-    students = in_order(run for run in runs if run.path not in teachers)
-    failed = _train_all(list(teachers.values()), launcher, tell)
+    teachers = [run for run in runs if run.command != "student-train"]
+    students = in_order(run for run in runs if run.command == "student-train")
+    failed = _train_all(teachers, launcher, tell)
     ready = [run for run in students if run.teacher is None or run.teacher.name not in failed]
     orphans = [run.name for run in students if run not in ready]
     return failed + _train_all(ready, launcher, tell) + orphans

@@ -111,8 +111,16 @@ class Cell:
 
 
 def runs_of(cells: Iterable[Cell]) -> list[Planned]:
-    """List the runs of some cells; one that stands in several of them, as the student of two pairs, once."""
-    return list({run.path: run for cell in cells for run in cell.runs}.values())
+    """List the runs of some cells, teachers before their students.
+
+    A run that stands in several cells, as the student of two pairs, comes once.
+    """
+    found: dict[Path, Planned] = {}
+    for run in (run for cell in cells for run in cell.runs):
+        if run.teacher is not None:
+            found.setdefault(run.teacher.path, run.teacher)
+        found.setdefault(run.path, run)
+    return list(found.values())
 
 
 def in_order(runs: Iterable[Planned]) -> list[Planned]:
