@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kdcache import ranks
-from kdcache.losses import entropy, kld
+from kdcache.losses import entropy
 
 __all__ = ["SCORES", "Candidates", "Picks", "best"]
 
@@ -23,22 +23,21 @@ class Candidates(NamedTuple):
     ----------
     teacher, student : Tensor or None, shape (M B, C)
         Logits; ``None`` where the criterion does not read them (`kdcache.words.CRITERIA`).
+    d : Tensor or None, shape (M B,)
+        KL divergence of the student from the teacher (Equation 2), where both are known.
     lot : Tensor of float32, shape (M B,)
         Uniform numbers drawn with the views.
-    temperature : float
-        tau of Equation 2.
     """
 
     teacher: Tensor | None
     student: Tensor | None
+    d: Tensor | None
     lot: Tensor
-    temperature: float
 
 
 def _kld(candidates: Candidates) -> Tensor:
-    assert candidates.teacher is not None
-    assert candidates.student is not None
-    return kld(candidates.teacher, candidates.student, candidates.temperature)
+    assert candidates.d is not None
+    return candidates.d
 
 
 def _teacher_entropy(candidates: Candidates) -> Tensor:

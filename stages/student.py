@@ -229,8 +229,8 @@ class Step:
         if reads.student:
             with loop.unchanged_statistics(self.student), self.compute.autocast():
                 student = self.student(batch.views[size:]).float()
-        scores = SCORES[criterion](Candidates(teacher, student, batch.lot, self.temperature))
         d = kld(teacher, student, self.temperature) if teacher is not None and student is not None else None
+        scores = SCORES[criterion](Candidates(teacher, student, d, batch.lot))
         return Picks.best(scores.reshape(-1, size), self.augmentation.keep, self.picks_globally), d
 
     @torch.no_grad()

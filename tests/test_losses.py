@@ -78,7 +78,7 @@ def test_the_distillation_of_x_and_of_the_mixed_views_are_means_over_their_own_r
 
 
 def test_criteria_score_by_what_they_say() -> None:
-    known = Candidates(TEACHER, STUDENT, torch.arange(8.0), 4)
+    known = Candidates(TEACHER, STUDENT, kld(TEACHER, STUDENT, 4), torch.arange(8.0))
     scores: dict[str, Tensor] = {name: score(known) for name, score in SCORES.items()}
     assert scores["kld"].tolist() == pytest.approx(GOLDEN["d_kld_T4"])
     assert scores["teacher-entropy"].tolist() == pytest.approx(GOLDEN["teacher_entropy_T1"])
