@@ -31,14 +31,21 @@ _MAKERS.set_forkserver_preload(["tests.processes"])
 
 
 class Command:
-    """A command line that is at work."""
+    """A command line that is at work, in a group of processes of its own; only one that is no daemon has workers."""
 
-    def __init__(self, words: tuple[str, ...], cwd: Path, prepare: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, words: tuple[str, ...], cwd: Path, prepare: Callable[[], None] | None = None, daemon: bool = True
+    ) -> None:
         self.words, self.folder = words, tempfile.TemporaryDirectory()
         self.files = [Path(self.folder.name, name) for name in ("output", "errors")]
         arguments = (words, cwd, self.files, prepare)
-        self.process = _MAKERS.Process(target=_command, args=arguments, daemon=True)
+        self.process = _MAKERS.Process(target=_command, args=arguments, daemon=daemon)
         self.process.start()
+
+    def children(self) -> list[Path]:
+        """Find the processes that it started."""
+        there = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [Path("/proc", child) for child in there.read_text().split()] if there.exists() else []
 
     def kill(self) -> None:
         """Kill it, and wait until it is gone."""
@@ -62,6 +69,8 @@ def _command(words: tuple[str, ...], cwd: Path, files: list[Path], prepare: Call
     for descriptor, file in enumerate(files, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), descriptor)
     torch.set_num_threads(1)
+    os.setpgid(0, 0)
+    multiprocessing.set_start_method(None, force=True)  # what a command has that nobody forked
     os.chdir(cwd)
     sys.argv = ["kdcache", *words]
     if prepare:

@@ -1,7 +1,11 @@
-"""A full disk, a memory too small, a folder that goes away: one clear line, nothing lost, nothing half written."""
+"""Disks, memories and folders that fail, and signals: one clear line, nothing lost, nothing half written."""
 
+import os
 import resource
+import signal
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -13,15 +17,23 @@ from kdcache.stages import train_student
 
 from kdcache.config import StudentConfig
 from tests.processes import Command, outcome
+from tests.samples import write_imagenet
 
 Settings = dict[str, Any]
 
 
-def begun(command: str, settings: Settings, prepare: Callable[[], None] | None = None) -> Command:
+def begun(command: str, settings: Settings, prepare: Callable[[], None] | None = None, daemon: bool = True) -> Command:
     """Begin a command, in the folder of its run folder."""
     options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items() if name != "resume"]
     options += ["--resume"] if settings.get("resume") else []
-    return Command((command, *options), Path(settings["out"]).parent, prepare)
+    return Command((command, *options), Path(settings["out"]).parent, prepare, daemon)
+
+
+def gone(process: Path) -> bool:
+    """Tell whether a process has ended, be it that nobody has asked how."""
+    with suppress(OSError):
+        return "State:\tZ" in (process / "status").read_text()
+    return True
 
 
 def limited(limit: int, size: int, command: str, settings: Settings) -> "CompletedProcess[str]":
@@ -119,3 +131,31 @@ def test_too_little_memory_for_anything_else_is_no_defect(small: Settings, tmp_p
         "kdcache: out of memory: allowed a machine with more, or with fewer programs at work, given "
     )
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("send", [os.kill, os.killpg])
+def test_a_training_with_workers_that_is_terminated_leaves_none_behind(
+    send: Callable[[int, int], None], tmp_path: Path
+) -> None:
+    write_imagenet(tmp_path / "imagenet", train=24)
+    settings: Settings = {"dataset": "imagenet", "data_root": tmp_path, "image_size": 32, "model": "resnet8"}
+    settings |= {"batch_size": 4, "device": "cpu", "precision": "float32", "workers": 2, "epochs": 3}
+    settings["out"] = tmp_path / "run"
+    training = begun("teacher-train", settings, daemon=False)
+    while training.process.is_alive() and not (
+        list(tmp_path.glob("run/checkpoints/epoch-0000001-*")) and len(training.children()) == 2
+    ):
+        time.sleep(0.002)
+    workers = training.children()
+    assert training.process.pid and training.process.is_alive()  # noqa: PT018
+    send(training.process.pid, signal.SIGTERM)
+    stopped = training.ended(60)
+    assert (stopped.returncode, len(workers)) == (143, 2)
+    assert stopped.stderr == "kdcache: stopped; what was whole is kept, and a training goes on with --resume\n"
+    assert all(map(gone, workers))
+    assert not max(tmp_path.glob("run/checkpoints/*")).name.endswith("step-0000000.safetensors")  # where it was
+    again = begun("teacher-train", settings | {"resume": True}, daemon=False).ended()
+    assert again.returncode == 0, again.stderr
+    alone = begun("teacher-train", {**settings, "workers": 0, "out": tmp_path / "whole"}).ended()
+    assert alone.returncode == 0, alone.stderr
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")

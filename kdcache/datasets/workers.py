@@ -65,11 +65,11 @@ def done_ahead(
         num_workers=min(workers, len(requests)) if isinstance(requests, Sized) else workers,
         generator=torch.Generator(),  # or it would draw from the one that everybody draws from
         collate_fn=_as_it_is,
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=_compute_alone,
         pin_memory=pin,
     )
     with _death_explained():
-        for result in loader:
+        for result in _begun(loader):  # which no variable holds: the workers end with the loop, whatever ends that
             if isinstance(result, KdcacheError):
                 raise result
             yield result
@@ -103,8 +103,17 @@ def _as_it_is(result: Any) -> Any:
     return result
 
 
-def _ignore_interrupts(worker: int) -> None:
-    """Leave Ctrl-C and SIGTERM to the process that started the workers: it ends them when it has no use for them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _begun(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Begin the workers, and leave Ctrl-C and SIGTERM to this process: it ends them when it has no use for them.
+
+    They never hear of either, from their first moment on; this process hears of it as soon as they are begun.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _compute_alone(worker: int) -> None:
     torch.set_num_threads(1)
