@@ -56,6 +56,7 @@ def facts_of(path: Path, format: str) -> dict[str, Any]:
             fault(f"checkpoint {path}", allowed="a file", given="a folder" if path.is_dir() else "nothing")
         )
     try:
+        path.open("rb").close()  # for safetensors, what may not be read is not there
         with safe_open(path, "pt") as file:
             stored = json.loads((file.metadata() or {}).get(_ENTRY, "{}"))
     except (SafetensorError, OSError) as error:

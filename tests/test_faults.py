@@ -1,8 +1,13 @@
 """Disks, memories and folders that fail, and signals: one clear line, nothing lost, nothing half written."""
 
+import ctypes
+import itertools
+import json
 import os
 import resource
+import shutil
 import signal
+import struct
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +21,7 @@ import torch
 from kdcache.stages import train_student
 
 from kdcache.config import StudentConfig
+from kdcache.record import FinishedRun
 from tests.processes import Command, outcome
 from tests.samples import write_imagenet
 
@@ -131,6 +137,96 @@ def test_too_little_memory_for_anything_else_is_no_defect(small: Settings, tmp_p
         "kdcache: out of memory: allowed a machine with more, or with fewer programs at work, given "
     )
     assert not (tmp_path / "run").exists()
+
+
+def test_a_store_that_vanishes_costs_a_line_and_the_run_goes_on_with_it_or_anew(
+    small: Settings, teacher: Path, tmp_path: Path
+) -> None:
+    disk, away = tmp_path / "disk", tmp_path / "away"
+    settings = {**small, "teacher": teacher, "aug": "cutmix", "epochs": 3, "cache": "replay"}
+    settings |= {"store": disk / "store.zarr", "out": tmp_path / "run"}
+    disk.mkdir()
+    training = begun("student-train", settings)
+    while training.process.is_alive() and not (tmp_path / "run" / "metrics.jsonl").exists():
+        time.sleep(0.002)
+    disk.rename(away)
+    done = training.ended()
+    stays = "allowed a folder that stays where it is while somebody works with it, given one that is gone"
+    assert (done.returncode, done.stderr) == (1, f"kdcache: store {disk / 'store.zarr'}: {stays}\n")
+    assert not disk.exists()  # nor is anything begun in its place
+    shutil.copytree(tmp_path / "run", tmp_path / "anew")
+    outcomes = []
+    for name, resume in (("anew", True), ("run", True), ("whole", False)):
+        ended = begun("student-train", settings | {"out": tmp_path / name, "resume": resume}).ended()
+        assert ended.returncode == 0, ended.stderr
+        outcomes.append(outcome(tmp_path / name))
+        if name == "anew":
+            shutil.rmtree(disk)
+            away.rename(disk)
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+    assert [FinishedRun(tmp_path / name).summary["resumed"][0]["epoch"] > 1 for name in ("anew", "run")] == [True] * 2
+
+
+def unprivileged() -> None:
+    """Give up what lets root read and write against all permissions."""
+    version, nothing = 0x20080522, bytes(24)
+    if os.geteuid() == 0:
+        assert ctypes.CDLL(None).capset(struct.pack("Ii", version, 0), nothing) == 0
+
+
+@pytest.mark.parametrize(
+    ("place", "mode", "code", "line"),
+    [
+        (".", 0o555, 2, "--out {root}/run: allowed a folder that can be made, given Permission denied"),
+        ("store.zarr", 0o555, 1, "cannot write {root}/store.zarr/"),
+        ("teacher/model.safetensors", 0o000, 2, "checkpoint {root}/teacher/model.safetensors: allowed a whole "
+         "safetensors file, given [Errno 13] Permission denied"),
+    ],
+)  # fmt: skip
+def test_what_is_not_permitted_is_named_and_the_run_goes_on_once_it_is(
+    place: str, mode: int, code: int, line: str, small: Settings, teacher: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(teacher, tmp_path / "teacher")
+    (tmp_path / "store.zarr").mkdir()
+    settings = {**small, "teacher": tmp_path / "teacher", "aug": "cutmix", "cache": "replay"}
+    settings |= {"store": tmp_path / "store.zarr", "out": tmp_path / "run"}
+    before = (tmp_path / place).stat().st_mode
+    (tmp_path / "store.zarr.lock").touch()
+    (tmp_path / place).chmod(mode)
+    denied = begun("student-train", settings, unprivileged).ended()
+    (tmp_path / place).chmod(before)
+    assert denied.returncode == code, denied.stderr
+    (said,) = denied.stderr.splitlines()
+    assert said.startswith(f"kdcache: {line.format(root=tmp_path)}")
+    assert [path for path in tmp_path.rglob("*") if path.name.endswith((".tmp", ".partial"))] == []
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    again = begun("student-train", settings | {"resume": True}, unprivileged).ended()
+    assert again.returncode == 0, again.stderr
+
+
+def clock_that_jumps() -> None:
+    """Let the clock on the wall go back by a day whenever somebody looks."""
+    moments = itertools.count(time.time(), -86400)
+    time.time = lambda: next(moments)
+
+
+def test_a_clock_that_jumps_is_not_what_anything_is_timed_by(small: Settings, tmp_path: Path) -> None:
+    runs = {}
+    for name, prepare in (("jumps", clock_that_jumps), ("runs", None)):
+        settings = {**small, "epochs": 2, "batch_size": 4, "checkpoint_minutes": 1, "out": tmp_path / name}
+        done = begun("teacher-train", settings, prepare).ended()
+        assert done.returncode == 0, done.stderr
+        runs[name] = FinishedRun(tmp_path / name)
+    jumps = runs["jumps"]
+    assert jumps.summary["finished_at"] < json.loads((jumps.path / "environment.json").read_text())["started_at"]
+    assert jumps.summary["seconds"] > sum(line.seconds for line in jumps.metrics())
+    for line in jumps.metrics():
+        assert 0 < line.seconds < 3600
+        assert line.images_per_second
+        assert line.images_per_second > 0
+        assert line.data_share is not None
+        assert 0 <= line.data_share <= 1
+    assert outcome(jumps.path) == outcome(runs["runs"].path)
 
 
 @pytest.mark.parametrize("send", [os.kill, os.killpg])

@@ -234,5 +234,6 @@ def test_two_trainings_do_not_write_one_folder(small: Settings, teacher: Path, t
     process.kill()
     process.join()
     assert (tmp_path / "run" / "metrics.jsonl").exists()
+    assert (tmp_path / "run" / "run.lock").exists()  # which keeps nobody out: the kernel took the lock from the dead
     shorter = {**settings, "epochs": 1, "overwrite": True}
     assert FinishedRun(train_student(StudentConfig.load(**shorter)).path).summary["epochs"] == 1

@@ -23,6 +23,9 @@ __all__ = ["Place"]
 log = logging.getLogger("kdcache")
 
 
+METADATA = "zarr.json"
+"""The key that each store has from its first moment on."""
+
 MOST_BYTES = 64 * 2**20
 """A key with more bytes is none of ours, and is not read into memory: chunks are far smaller."""
 
@@ -30,8 +33,17 @@ MOST_BYTES = 64 * 2**20
 class DurableStore(LocalStore):
     """A folder in which a key that was set is on the disk; zarr's own renames, but does not wait for the disk.
 
-    Nothing in it leads elsewhere: a symbolic link among its files or folders is refused.
+    Nothing in it leads elsewhere: a symbolic link among its files or folders is refused. Once its metadata were seen they
+    stay: a folder that vanishes, as with a disk that is taken away, must not be begun anew in the midst of the work.
     """
+
+    _seen = False
+
+    async def exists(self, key: str) -> bool:
+        """Tell whether a key is there."""
+        there = await super().exists(key)
+        self._seen |= there and key == METADATA
+        return there
 
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
@@ -57,6 +69,9 @@ class DurableStore(LocalStore):
         await super().delete_dir(prefix)
 
     def _inside(self, key: str) -> Path:
+        if self._seen and not (self.root / METADATA).exists():
+            stays = "a folder that stays where it is while somebody works with it"
+            raise KdcacheError(fault(f"store {self.root}", allowed=stays, given="one that is gone"))
         path = self.root / key
         for entry in (path, *path.parents):
             if entry == self.root:
