@@ -3,12 +3,15 @@
 import atexit
 import os
 import warnings
+from contextlib import suppress
 from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from kdcache.compute import Compute
@@ -16,6 +19,7 @@ from kdcache.errors import UsageError, fault
 
 __all__ = [
     "any_of",
+    "ends_first",
     "first",
     "from_first",
     "gathered",
@@ -48,7 +52,7 @@ def join(device: str) -> None:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         return
-    place = Compute.choose(device).device
+    place, meeting = Compute.choose(device).device, _meeting()
     if place.type == "mps":
         raise UsageError(fault("--device under torchrun", allowed="cpu or cuda", given="mps"))
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
@@ -57,8 +61,29 @@ def join(device: str) -> None:
     if place.type == "cuda":
         torch.cuda.set_device(place)
     # What is counted for the record lies on the CPU, so gloo is there in any case.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo", timeout=PATIENCE)
+    backends = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
+    own, of = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+    dist.init_process_group(backends, store=meeting, rank=own, world_size=of, timeout=PATIENCE)
     atexit.register(_leave)
+
+
+@cache
+def _meeting() -> dist.Store:
+    """Where the processes find each other; under torchrun, a process of its own answers there, whoever of them dies."""
+    store: dist.Store = next(rendezvous("env://", timeout=PATIENCE))[0]
+    return store
+
+
+def ends_first() -> bool:
+    """Tell, once, whether this process is the first of all to end before its time: the one that knows why.
+
+    The others end because it does. Where nobody is left who could be asked, each takes itself for the first.
+    """
+    if dist.is_initialized() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        with suppress(RuntimeError):
+            ended: int = _meeting().add(f"ended/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}", 1)
+            return ended == 1
+    return True
 
 
 def _leave() -> None:

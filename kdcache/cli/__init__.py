@@ -67,17 +67,22 @@ def _explained(error: Exception) -> tuple[str, int]:
     # The libraries that write for us report a full or missing disk each in its own way.
     if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in ("obstore", "safetensors"):
         return first_line(error), KdcacheError.exit_code
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and any(
-        word in str(error) for word in ("gloo", "NCCL", "ncclInternal")
-    ):
+    if _is_one_of_many() and any(word in str(error) for word in ("gloo", "NCCL", "ncclInternal")):
         lost = "another process of this training ended, so this one ends too; it goes on with --resume"
-        # The first one talks, and of two the second one, as it hears this of the first.
-        talks = os.environ.get("RANK") == "0" or os.environ.get("WORLD_SIZE") == "2"
-        return f"{lost} ({first_line(error)})" if talks else "", KdcacheError.exit_code
+        return f"{lost} ({first_line(error)})", KdcacheError.exit_code
     return f"unexpected {type(error).__name__}: {error} (kdcache --debug shows where)", KdcacheError.exit_code
 
 
+def _is_one_of_many() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def _complain(message: str, code: int) -> int:
+    if _is_one_of_many():
+        from kdcache import ranks
+
+        if not ranks.ends_first():
+            return code
     for line in message.splitlines():
         click.echo(f"kdcache: {line}", err=True)
     return code
