@@ -120,7 +120,7 @@ def epoch(config: StudentConfig, data, views: ViewMaker, oracle: Oracle, compute
     shape = Shape(len(data.train), views.plan.slots, len(views.steps), step.losses)
     step.begin(EpochStatistics.empty(shape, compute.device))
     started = time.perf_counter()
-    for _ in loop.train_epoch(loop.sgd(student, 0.05, 0.9, 5e-4), views.epoch(0), step):
+    for _ in loop.train_epoch(loop.sgd(student, 0.05, 0.9, 5e-4), views.epoch(0), step, compute):
         pass
     return time.perf_counter() - started, timed.seconds
 

@@ -17,7 +17,7 @@ from kdcache.oracle import Oracle
 from kdcache.resolve import open_store, plan_of
 from kdcache.store.statistics import EpochStatistics, Shape
 from kdcache.teacher import Teacher
-from kdcache.views import ViewMaker
+from kdcache.views import Batch, ViewMaker
 
 __all__ = ["BATCH", "CLASSES", "NETWORKS", "Ours", "Watch", "noise"]
 
@@ -123,14 +123,16 @@ class Ours:
         """Train for an epoch: seconds of each step."""
         objective = make_objective(self.config, self.student, oracle, self.data)
         step = Step(self.config, self.student, objective, oracle, self.compute)
-        batches = self.views.epoch(self.epoch)
+        batches: Iterator[Batch] = self.views.epoch(self.epoch)
+        if watch:
+            batches = watch.each("views", batches)
         self.epoch = 1 - self.epoch  # the other one, or nothing would be read again
         count = len(self.views.steps)
         shape = Shape(len(self.data.train), self.views.plan.slots, count, step.losses)
         step.begin(EpochStatistics.empty(shape, self.compute.device))
         with self._watched(watch, step) if watch else nullcontext():
             started = time.perf_counter()
-            for _ in loop.train_epoch(self.optimiser, watch.each("views", batches) if watch else batches, step):
+            for _ in loop.train_epoch(self.optimiser, batches, step, self.compute):
                 pass
             return (time.perf_counter() - started) / count
 

@@ -1,11 +1,12 @@
 """Where and how precisely to compute: one policy for training, evaluation and the teacher."""
 
 import os
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 
-from kdcache.errors import UsageError, fault
+from kdcache.errors import UsageError, fault, memory_explained
 
 __all__ = ["Compute", "bfloat16"]
 
@@ -62,6 +63,10 @@ class Compute:
         without gradient would be reused by the second, and receive none.
         """
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+
+    def memory_explained(self, work: str, remedy: str) -> AbstractContextManager[None]:
+        """Explain where the memory does not suffice, see `kdcache.errors`; half of the precision helps if it is there."""
+        return memory_explained(work, f"--precision bfloat16, or {remedy}" if self.precision == "float32" else remedy)
 
 
 def bfloat16(device: str) -> tuple[bool, str]:

@@ -15,7 +15,7 @@ from kdcache import interrupts, ranks
 from kdcache.compute import Compute
 from kdcache.datasets import Split
 from kdcache.datasets.workers import done_ahead
-from kdcache.errors import KdcacheError, memory_explained
+from kdcache.errors import KdcacheError
 from kdcache.losses import cross_entropy
 from kdcache.models import Network
 from kdcache.views import Batch, share
@@ -25,8 +25,8 @@ __all__ = ["Accuracy", "StepEvent", "evaluate", "set_rate", "sgd", "train_epoch"
 LOOK_EVERY = 20
 """Steps between two looks at the loss: a look waits for the device."""
 
-SMALLER_STEP = "a smaller --batch-size, or --precision bfloat16"
-SMALLER_FORWARD = "--precision bfloat16, or a smaller network or --image-size"
+SMALLER_STEP = "a smaller --batch-size"
+SMALLER_FORWARD = "a smaller network or --image-size"
 """What to try where the memory does not suffice for a step, or for an evaluation."""
 
 
@@ -64,6 +64,7 @@ def train_epoch(
     optimiser: torch.optim.Optimizer,
     batches: Iterable[Batch],
     loss_of: Callable[[Batch], Tensor],
+    compute: Compute,
     losses: float = 0.0,
 ) -> Iterator[StepEvent]:
     """Take a step on every batch.
@@ -75,6 +76,8 @@ def train_epoch(
         The views of the epoch, or of what is left of it.
     loss_of : callable
         The loss of a batch, shape ().
+    compute : Compute
+        What it computes with.
     losses : float
         Sum of the losses of the steps before these.
 
@@ -93,7 +96,7 @@ def train_epoch(
     images, waited = 0, 0.0
     for batch, is_last, wait in _marked(batches):
         waited += wait
-        with memory_explained(f"a step of {len(batch)} images", SMALLER_STEP):
+        with compute.memory_explained(f"a step of {len(batch)} images", SMALLER_STEP):
             loss = loss_of(batch)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
@@ -193,7 +196,8 @@ def evaluate(network: Network, split: Split, compute: Compute, batch_size: int =
     steps = torch.arange(mine.start, mine.stop).split(batch_size) if mine else ()
     for samples, images in zip(steps, done_ahead(split.take, steps, split.workers), strict=True):
         labels = split.labels[samples].to(compute.device)
-        with memory_explained(f"an evaluation, {len(samples)} images at a time", SMALLER_FORWARD), compute.autocast():
+        work = f"an evaluation, {len(samples)} images at a time"
+        with compute.memory_explained(work, SMALLER_FORWARD), compute.autocast():
             logits = network(images.to(compute.device))
         logits = logits.float()
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]

@@ -1,13 +1,13 @@
 """The teacher: a frozen network that answers views, always in forwards of one size."""
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from kdcache.compute import Compute
-from kdcache.errors import memory_explained
-from kdcache.models import FeatureNet, Network
+from kdcache.models import FeatureNet, Network, checkpoint
 from kdcache.models.frozen import rewrite
 
 __all__ = ["FORWARD_ROWS", "Teacher"]
@@ -19,7 +19,7 @@ The last bits of a row depend on the size of the forward, not on its neighbours:
 bits whoever asks it along with whatever else.
 """
 
-REMEDY = "--precision bfloat16, a smaller teacher, or answers that kdcache cache fill stored on a larger machine"
+REMEDY = "a smaller teacher, or answers that kdcache cache fill stored on a larger machine"
 """What to try where the memory does not suffice for a forward: its rows are what they are."""
 
 
@@ -49,6 +49,11 @@ class Teacher:
         In float32 they run as they stand.
         """
         return self._quick is not None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What its answers follow from, see `kdcache.models.checkpoint.fingerprint`; computed once, as it is frozen."""
+        return checkpoint.fingerprint(self.network)
 
     @torch.inference_mode()
     def __call__(self, views: Tensor) -> Tensor:
@@ -89,7 +94,8 @@ class Teacher:
 
     def _forward(self, views: Tensor, with_features: bool) -> tuple[Tensor, ...]:
         """Logits, and with them the features if these are wanted: the logits are the same bits either way."""
-        with memory_explained(f"a forward of {len(views)} views through the teacher {self.network.name}", REMEDY):
+        work = f"a forward of {len(views)} views through the teacher {self.network.name}"
+        with self.compute.memory_explained(work, REMEDY):
             if self._quick is not None:
                 found: tuple[Tensor, ...] = self._quick(self.network.normalise(views).bfloat16())
                 return found

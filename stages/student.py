@@ -79,7 +79,8 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
             started = time.perf_counter()
             loop.set_rate(optimiser, config.rate(epoch))
             step.begin(EpochStatistics.empty(shape, compute.device), progress)
-            for event in loop.train_epoch(optimiser, views.epoch(epoch, progress.step), step, progress.losses):
+            batches = views.epoch(epoch, progress.step)
+            for event in loop.train_epoch(optimiser, batches, step, compute, progress.losses):
                 reporter.step(event)
                 if event.step < len(views.steps) and run.due(step.questions().everywhere().asked):
                     run.keep(Progress(epoch, event.step, event.losses, **step.state()))

@@ -77,7 +77,8 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
         for epoch in range(progress.epoch, config.epochs):
             started = time.perf_counter()
             loop.set_rate(optimiser, config.rate(epoch))
-            for event in loop.train_epoch(optimiser, views.epoch(epoch, progress.step), loss_of, progress.losses):
+            batches = views.epoch(epoch, progress.step)
+            for event in loop.train_epoch(optimiser, batches, loss_of, compute, progress.losses):
                 reporter.step(event)
                 if event.step < len(views.steps) and run.due():
                     run.keep(Progress(epoch, event.step, event.losses))

@@ -38,9 +38,7 @@ class Command:
     ) -> None:
         self.words, self.folder = words, tempfile.TemporaryDirectory()
         self.files = [Path(self.folder.name, name) for name in ("output", "errors")]
-        arguments = (words, cwd, self.files, prepare)
-        self.process = _MAKERS.Process(target=_command, args=arguments, daemon=daemon)
-        self.process.start()
+        self.process = started(_command, words, cwd, self.files, prepare, daemon=daemon)
 
     def children(self) -> list[Path]:
         """Find the processes that it started."""
@@ -68,9 +66,7 @@ def kdcache(*words: str, cwd: Path, prepare: Callable[[], None] | None = None) -
 def _command(words: tuple[str, ...], cwd: Path, files: list[Path], prepare: Callable[[], None] | None) -> None:
     for descriptor, file in enumerate(files, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), descriptor)
-    torch.set_num_threads(1)
     os.setpgid(0, 0)
-    multiprocessing.set_start_method(None, force=True)  # what a command has that nobody forked
     os.chdir(cwd)
     sys.argv = ["kdcache", *words]
     if prepare:
@@ -80,13 +76,23 @@ def _command(words: tuple[str, ...], cwd: Path, files: list[Path], prepare: Call
 
 def start(kind: str, **settings: Any) -> BaseProcess:
     """Begin a training, or go on with it, in a process of its own."""
-    process = _MAKERS.Process(target=_work, args=(kind, settings), daemon=True)
+    return started(_work, kind, settings, daemon=True)
+
+
+def started(work: Callable[..., object], *arguments: object, daemon: bool = False) -> BaseProcess:
+    """Begin some work in a process of its own."""
+    process = _MAKERS.Process(target=_alone, args=(work, *arguments), daemon=daemon)
     process.start()
     return process
 
 
-def _work(kind: str, settings: dict[str, Any]) -> None:
+def _alone(work: Callable[..., object], *arguments: object) -> None:
     torch.set_num_threads(1)
+    multiprocessing.set_start_method(None, force=True)  # what a process has that nobody forked
+    work(*arguments)
+
+
+def _work(kind: str, settings: dict[str, Any]) -> None:
     cli.handle_signals()
     if kind == "teacher":
         train_teacher(TeacherConfig.load(**settings))

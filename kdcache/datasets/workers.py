@@ -1,9 +1,13 @@
 """Work that is done ahead, in processes of a DataLoader, and handed over in order."""
 
+import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from typing import Any, TypeVar
 
 import torch
@@ -106,13 +110,26 @@ def _as_it_is(result: Any) -> Any:
 def _begun(loader: DataLoader[Any]) -> Iterator[Any]:
     """Begin the workers, and leave Ctrl-C and SIGTERM to this process: it ends them when it has no use for them.
 
-    They never hear of either, from their first moment on; this process hears of it as soon as they are begun.
+    They never hear of either, from their first moment on; this process hears of it as soon as they are begun. That a
+    worker died it learns where it waits for a result: torch would raise that wherever it is, as in a step.
     """
+    others = set(multiprocessing.active_children())
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    of_children = signal.getsignal(signal.SIGCHLD)
     try:
-        return iter(loader)
+        begun = iter(loader)
+        # Where nobody closes them, Python asks them to end by SIGTERM as it ends, and would wait for ever.
+        Finalize(begun, _kill, [set(multiprocessing.active_children()) - others], exitpriority=1)
+        return begun
     finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, of_children)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _kill(workers: Iterable[BaseProcess]) -> None:
+    for worker in workers:
+        worker.kill()
 
 
 def _compute_alone(worker: int) -> None:

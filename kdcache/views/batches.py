@@ -1,6 +1,7 @@
 """The views of a step, made from the table of the epoch with a few batched tensor operations."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import NamedTuple
@@ -137,11 +138,13 @@ class ViewMaker:
         table = self.table(epoch)
         slots = [table.slots[slot - 1]] if slot else []
         images = _read(self.split, self._request(table, _rows(positions, slots)))
-        return self._slots(table, positions, slots, images)[-1]
+        with _room_for(len(positions)):
+            return self._slots(table, positions, slots, images)[-1]
 
     def _batch(self, epoch: int, step: int, positions: range, images: Tensor) -> Batch:
         table, own = self.table(epoch), np.arange(positions.start, positions.stop)
-        views = self._slots(table, positions, table.slots, images)
+        with _room_for(len(own)):
+            views = torch.cat(self._slots(table, positions, table.slots, images))  # all of them float32 if any is
         samples = torch.from_numpy(table.order[own])
         partners = [table.order[slot.partner[own]] for slot in table.slots]
         partner_samples = np.concatenate(partners) if partners else np.empty(0, np.int64)
@@ -152,7 +155,7 @@ class ViewMaker:
             whole=self.steps[step],
             samples=samples.to(self.device, non_blocking=True),
             labels=self.split.labels[samples].to(self.device, non_blocking=True),
-            views=torch.cat(views),  # all of them float32 if any is
+            views=views,
             partner_labels=self.split.labels[torch.from_numpy(partner_samples)].to(self.device, non_blocking=True),
             kept=self._column([slot.kept[own] for slot in table.slots]),
             lot=self._column([slot.lot[own] for slot in table.slots]),
@@ -162,15 +165,14 @@ class ViewMaker:
     def _slots(self, table: EpochTable, positions: range, slots: Sequence[Slot], images: Tensor) -> list[Tensor]:
         """Make x and the views of some slots, each (B, 3, H, W), of the images of `_rows`."""
         own, rows = np.arange(positions.start, positions.stop), _rows(positions, slots)
-        with memory_explained(f"the views of {len(own)} images", "a smaller --batch-size or --image-size"):
-            standard = self._standard_views(table, rows, images)
-            # A batch of whole blocks is all that there is.
-            x = standard if len(rows) == len(own) else take(standard, self._tensor(np.searchsorted(rows, own)))
-            views = [x]
-            for slot in slots:
-                second = take(standard, self._tensor(np.searchsorted(rows, slot.partner[own])))
-                views.append(MIXES[slot.kind].apply(x, second, self._tensor(slot.parameters[own])))
-            return views
+        standard = self._standard_views(table, rows, images)
+        # A batch of whole blocks is all that there is.
+        x = standard if len(rows) == len(own) else take(standard, self._tensor(np.searchsorted(rows, own)))
+        views = [x]
+        for slot in slots:
+            second = take(standard, self._tensor(np.searchsorted(rows, slot.partner[own])))
+            views.append(MIXES[slot.kind].apply(x, second, self._tensor(slot.parameters[own])))
+        return views
 
     def _standard_views(self, table: EpochTable, rows: np.ndarray, images: Tensor) -> Tensor:
         images = images.to(self.device, non_blocking=True)
@@ -189,6 +191,11 @@ class ViewMaker:
 
     def _column(self, slots: list[np.ndarray]) -> Tensor:
         return self._tensor(np.concatenate(slots) if slots else np.empty(0, np.float32))
+
+
+def _room_for(images: int) -> AbstractContextManager[None]:
+    """Explain where the memory does not suffice for the views of so many images."""
+    return memory_explained(f"the views of {images} images", "a smaller --batch-size or --image-size")
 
 
 def _rows(positions: range, slots: Sequence[Slot]) -> np.ndarray:
