@@ -1,7 +1,6 @@
 """Which folder a run is written to, or gone on with, and who may write there; see `kdcache.record`."""
 
 import logging
-import os
 import re
 import shutil
 import tomllib
@@ -162,10 +161,10 @@ def _content(path: Path) -> list[Path]:
 
 def _numbered_folder(config: TrainingConfig) -> Path:
     """Make ``runs/<kind>-<dataset>-<model>[-<loss>-<aug>]-seed<seed>``, numbered from the second of a name on."""
-    words = [config.table, config.dataset.replace(":", "-").replace(os.sep, "-"), config.model]
+    words = [config.table, config.dataset, config.model]
     if isinstance(config, StudentConfig):
-        words += [config.loss.replace(":", "-"), config.aug] + ([config.pick] if config.pick else [])
-    name = "-".join([*words, f"seed{config.seed}"])
+        words += [config.loss, config.aug] + ([config.pick] if config.pick else [])
+    name = re.sub("[:/]", "-", "-".join([*words, f"seed{config.seed}"]))
     number = 1
     while True:
         path = RUNS / (name if number == 1 else f"{name}-{number}")

@@ -236,7 +236,7 @@ def open_store(where: str | Path, teacher: Teacher, data: Dataset, format: Forma
     return AnswerStore.open(
         where,
         {
-            "teacher": checkpoint.fingerprint(teacher.network),
+            "teacher": teacher.fingerprint,
             "dataset": data.train.fingerprint,
             "padding": data.card.padding,
             "plan version": PLAN_VERSION,

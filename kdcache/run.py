@@ -21,7 +21,7 @@ from kdcache.errors import KdcacheError, UsageError, fault
 from kdcache.files import write_json, write_text
 from kdcache.folders import clear_litter, hold, new_folder
 from kdcache.models import Network
-from kdcache.models.checkpoint import fingerprint, save
+from kdcache.models.checkpoint import save
 from kdcache.record import EpochMetrics, FinishedRun, environment, read_environment
 from kdcache.teacher import Teacher
 
@@ -72,21 +72,15 @@ class Run:
     def _open(self, compute: Compute, teacher: Teacher | None) -> Path:
         origin = {"dataset": self.data.train.fingerprint}
         if teacher is not None:
-            origin |= {"teacher": fingerprint(teacher.network), "teacher precision": teacher.compute.precision}
-        if not self.config.resume:
+            origin |= {"teacher": teacher.fingerprint, "teacher precision": teacher.compute.precision}
+        if self.config.resume:
+            assert self.config.out is not None
+            path, self._held = self.config.out, hold(self.config.out)
+            _check_unfinished(path, origin)
+            clear_litter(path)
+        else:
             path, self._held = new_folder(self.config)
             write_text(path / "config.toml", self.config.to_toml())
-            write_json(path / "environment.json", {**environment(compute), "origin": origin})
-            return path
-        assert self.config.out is not None
-        path, self._held = self.config.out, hold(self.config.out)
-        if (path / "summary.json").exists():
-            raise UsageError(fault(f"run {path}", allowed="an unfinished run", given="one that was just finished"))
-        clear_litter(path)
-        then = read_environment(path).get("origin", origin)  # a run that was killed at once has none
-        if wrong := [name for name in origin if then.get(name) != origin[name]]:
-            faults = (fault(f"run {path}: {name}", allowed=then.get(name), given=origin[name]) for name in wrong)
-            raise UsageError(*faults)
         if not (path / "environment.json").exists():
             write_json(path / "environment.json", {**environment(compute), "origin": origin})
         return path
@@ -216,6 +210,15 @@ class Run:
         self._held.close()
         ranks.wait()
         return FinishedRun(self.path)
+
+
+def _check_unfinished(path: Path, origin: Mapping[str, str]) -> None:
+    """Refuse to go on with a run that is finished, or had other images or another teacher."""
+    if (path / "summary.json").exists():
+        raise UsageError(fault(f"run {path}", allowed="an unfinished run", given="one that was just finished"))
+    then = read_environment(path).get("origin", origin)  # a run that was killed at once has none
+    if wrong := [name for name in origin if then.get(name) != origin[name]]:
+        raise UsageError(*(fault(f"run {path}: {name}", allowed=then.get(name), given=origin[name]) for name in wrong))
 
 
 def _write_count(path: Path, count: int) -> None:

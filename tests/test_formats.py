@@ -152,6 +152,23 @@ def test_folder_round_trip(test: str, tmp_path: Path) -> None:
     assert data.train.fingerprint == data.test.fingerprint
 
 
+def test_folder_with_links(tmp_path: Path) -> None:
+    """Links are followed, also two to one place, but not in a circle."""
+    name = write_folder(tmp_path / "data")
+    before = len(load(name).train)
+    (tmp_path / "more").mkdir()
+    shutil.copy(next((tmp_path / "data/train/a").glob("*.*")), tmp_path / "more")
+    for link in ("one", "two"):
+        (tmp_path / "data/train/a" / link).symlink_to(tmp_path / "more")
+    assert len(load(name).train) == before + 2
+    (tmp_path / "more/there").symlink_to(tmp_path / "data/train/a/one")
+    message = refusal(lambda: load(name))
+    assert "one/there: allowed links that lead elsewhere, given a link to a folder that it lies in" in message
+    (tmp_path / "more/there").unlink()
+    (tmp_path / "more/there").symlink_to(tmp_path)
+    assert "allowed links that lead elsewhere" in refusal(lambda: load(name))
+
+
 def test_folder_prefers_val(tmp_path: Path) -> None:
     name = write_folder(tmp_path)
     (tmp_path / "test").mkdir()

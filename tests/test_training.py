@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import KdcacheError, UsageError
+from kdcache.folders import new_folder
 from kdcache.models import checkpoint
 from kdcache.record import FinishedRun
 
@@ -217,6 +218,22 @@ def test_runs_without_a_name_are_numbered_and_the_newest_teacher_is_taken(
     run = train_student(StudentConfig.load(**small))
     assert isinstance(run.config, StudentConfig)
     assert run.config.teacher == second.path
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("resnet20", "teacher-folder-data-pets-resnet20-seed3"),
+        ("timm:hf_hub:some/net", "teacher-folder-data-pets-timm-hf_hub-some-net-seed3"),
+    ],
+)
+def test_a_run_without_a_name_has_one_that_is_no_path(
+    model: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path, held = new_folder(TeacherConfig.load(dataset="folder:data/pets", model=model, seed=3))
+    held.close()
+    assert [path.name] == [name] == [entry.name for entry in (tmp_path / "runs").iterdir()]
 
 
 def test_without_augmentation_every_epoch_is_answered_from_the_teachers_store(

@@ -113,6 +113,9 @@ def listed(names: Iterable[str]) -> str:
 def _pictures_below(part: Path, name: str) -> list[str]:
     found = []
     for folder, _, files in os.walk(part / name, followlinks=True):
+        if os.path.islink(folder) and os.path.realpath(folder) in map(os.path.realpath, Path(folder).parents):
+            circle = "a link to a folder that it lies in"
+            raise UsageError(fault(f"pictures of {folder}", allowed="links that lead elsewhere", given=circle))
         below = os.path.relpath(folder, part)
         found += [os.path.join(below, file) for file in files if file.lower().endswith(SUFFIXES)]
     return sorted(found)
