@@ -65,7 +65,7 @@ class Compute:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def memory_explained(self, work: str, remedy: str) -> AbstractContextManager[None]:
-        """Explain where the memory does not suffice, see `kdcache.errors`; half of the precision helps if it is there."""
+        """Explain where the memory does not suffice, see `kdcache.errors`; where it is not in use, bfloat16 helps."""
         return memory_explained(work, f"--precision bfloat16, or {remedy}" if self.precision == "float32" else remedy)
 
 

@@ -58,6 +58,15 @@ class Command:
         return CompletedProcess(self.words, self.process.exitcode, output, errors)
 
 
+def begun(
+    command: str, settings: dict[str, Any], prepare: Callable[[], None] | None = None, daemon: bool = True
+) -> Command:
+    """Begin a command, in the folder of its run folder."""
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items() if name != "resume"]
+    options += ["--resume"] if settings.get("resume") else []
+    return Command((command, *options), Path(settings["out"]).parent, prepare, daemon)
+
+
 def kdcache(*words: str, cwd: Path, prepare: Callable[[], None] | None = None) -> "CompletedProcess[str]":
     """Run a command to its end."""
     return Command(words, cwd, prepare).ended()

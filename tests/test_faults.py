@@ -1,17 +1,13 @@
-"""Disks, memories and folders that fail, and signals: one clear line, nothing lost, nothing half written."""
+"""Disks, memories, folders, permissions and clocks that fail: one clear line, nothing lost, nothing half written."""
 
 import ctypes
 import itertools
 import json
-import multiprocessing
 import os
 import resource
 import shutil
-import signal
 import struct
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -23,28 +19,12 @@ from kdcache.stages import train_student
 
 from kdcache.config import StudentConfig
 from kdcache.datasets import Split
-from kdcache.datasets.workers import done_ahead
 from kdcache.errors import KdcacheError
 from kdcache.record import FinishedRun
 from kdcache.views import Plan, ViewMaker
-from tests.processes import Command, outcome, started
-from tests.samples import write_imagenet
+from tests.processes import begun, outcome
 
 Settings = dict[str, Any]
-
-
-def begun(command: str, settings: Settings, prepare: Callable[[], None] | None = None, daemon: bool = True) -> Command:
-    """Begin a command, in the folder of its run folder."""
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items() if name != "resume"]
-    options += ["--resume"] if settings.get("resume") else []
-    return Command((command, *options), Path(settings["out"]).parent, prepare, daemon)
-
-
-def gone(process: Path) -> bool:
-    """Tell whether a process has ended, be it that nobody has asked how."""
-    with suppress(OSError):
-        return "State:\tZ" in (process / "status").read_text()
-    return True
 
 
 def limited(limit: int, size: int, command: str, settings: Settings) -> "CompletedProcess[str]":
@@ -114,7 +94,8 @@ class GreedyWhereAsked(Greedy):
         (
             GreedyWhereAsked,
             "bfloat16",  # which need not be advised then
-            "allowed a smaller teacher, or answers that kdcache cache fill stored on a larger machine, given a forward of 64 views through the teacher python:tests.test_faults:GreedyWhereAsked",
+            "allowed a smaller teacher, or answers that kdcache cache fill stored on a larger machine, given a forward "
+            "of 64 views through the teacher python:tests.test_faults:GreedyWhereAsked",
         ),
     ],
 )
@@ -249,230 +230,3 @@ def test_too_little_memory_for_the_views_of_a_step_says_so() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, before)
     remedy = "allowed a smaller --batch-size or --image-size, given the views of 3000 images"
     assert str(caught.value) == f"out of memory: {remedy}"
-
-
-def test_a_worker_that_died_is_told_where_its_work_is_waited_for() -> None:
-    before = set(multiprocessing.active_children())
-    squares = done_ahead(partial(pow, 2), range(1000), workers=2)
-    assert next(squares) == 1
-    victim = max(set(multiprocessing.active_children()) - before, key=lambda child: child.name)
-    victim.kill()
-    while not gone(Path("/proc", str(victim.pid))):  # hearing of it here, in the midst of other work, would help nobody
-        time.sleep(0.002)
-    with pytest.raises(
-        KdcacheError, match=r"a worker process died: allowed fewer --workers, .*, given DataLoader worker"
-    ):
-        list(squares)
-
-
-KEPT: list[Iterator[int]] = []
-
-
-def leave_at_work() -> None:
-    """Begin work in workers, and come to an end without a word to them, as after an error that somebody holds on to."""
-    KEPT.append(done_ahead(partial(pow, 2), range(1000), workers=2))
-    next(KEPT[0])
-
-
-def test_a_process_ends_also_where_workers_are_at_work() -> None:
-    process = started(leave_at_work)
-    process.join(30)
-    assert process.exitcode == 0
-
-
-@pytest.fixture(scope="module")
-def decoding(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, dict[str, Any]]:
-    """The settings of a training that decodes pictures as it goes, and what comes of it where nobody disturbs it."""
-    root = tmp_path_factory.mktemp("decoding")
-    write_imagenet(root / "imagenet", train=24)
-    settings: Settings = {"dataset": "imagenet", "data_root": root, "image_size": 32, "model": "resnet8"}
-    settings |= {"batch_size": 4, "device": "cpu", "precision": "float32", "epochs": 3}
-    whole = begun("teacher-train", settings | {"workers": 0, "out": root / "whole"}).ended()
-    assert whole.returncode == 0, whole.stderr
-    return settings, outcome(root / "whole")
-
-
-@pytest.mark.parametrize(("send", "workers"), [(os.kill, 0), (os.killpg, 2)])
-def test_a_training_with_workers_that_is_terminated_leaves_none_behind(
-    send: Callable[[int, int], None], workers: int, decoding: tuple[Settings, dict[str, Any]], tmp_path: Path
-) -> None:
-    """Signals come from who started it or to all of its group; what was begun with workers goes on without, too."""
-    settings = decoding[0] | {"workers": 2, "out": tmp_path / "run"}
-    training = begun("teacher-train", settings, daemon=False)
-    while training.process.is_alive() and not (
-        list(tmp_path.glob("run/checkpoints/epoch-0000001-*")) and len(training.children()) == 2
-    ):
-        time.sleep(0.002)
-    children = training.children()
-    assert training.process.pid and training.process.is_alive()  # noqa: PT018
-    send(training.process.pid, signal.SIGTERM)
-    stopped = training.ended(60)
-    assert (stopped.returncode, len(children)) == (143, 2)
-    assert stopped.stderr == "kdcache: stopped; what was whole is kept, and a training goes on with --resume\n"
-    assert all(map(gone, children))
-    assert not max(tmp_path.glob("run/checkpoints/*")).name.endswith("step-0000000.safetensors")  # where it was
-    again = begun("teacher-train", settings | {"resume": True, "workers": workers}, daemon=False).ended()
-    assert again.returncode == 0, again.stderr
-    assert outcome(tmp_path / "run") == decoding[1]
-
-
-def test_a_store_that_vanishes_costs_a_line_and_the_run_goes_on_with_it_or_anew(
-    small: Settings, teacher: Path, tmp_path: Path
-) -> None:
-    disk, away = tmp_path / "disk", tmp_path / "away"
-    settings = {**small, "teacher": teacher, "aug": "cutmix", "epochs": 3, "cache": "replay"}
-    settings |= {"store": disk / "store.zarr", "out": tmp_path / "run"}
-    disk.mkdir()
-    training = begun("student-train", settings)
-    while training.process.is_alive() and not (tmp_path / "run" / "metrics.jsonl").exists():
-        time.sleep(0.002)
-    disk.rename(away)
-    done = training.ended()
-    stays = "allowed a folder that stays where it is while somebody works with it, given one that is gone"
-    assert (done.returncode, done.stderr) == (1, f"kdcache: store {disk / 'store.zarr'}: {stays}\n")
-    assert not disk.exists()  # nor is anything begun in its place
-    shutil.copytree(tmp_path / "run", tmp_path / "anew")
-    outcomes = []
-    for name, resume in (("anew", True), ("run", True), ("whole", False)):
-        ended = begun("student-train", settings | {"out": tmp_path / name, "resume": resume}).ended()
-        assert ended.returncode == 0, ended.stderr
-        outcomes.append(outcome(tmp_path / name))
-        if name == "anew":
-            shutil.rmtree(disk)
-            away.rename(disk)
-    assert outcomes[0] == outcomes[1] == outcomes[2]
-    assert [FinishedRun(tmp_path / name).summary["resumed"][0]["epoch"] > 1 for name in ("anew", "run")] == [True] * 2
-
-
-def unprivileged() -> None:
-    """Give up what lets root read and write against all permissions."""
-    version, nothing = 0x20080522, bytes(24)
-    if os.geteuid() == 0:
-        assert ctypes.CDLL(None).capset(struct.pack("Ii", version, 0), nothing) == 0
-
-
-@pytest.mark.parametrize(
-    ("place", "mode", "code", "line"),
-    [
-        (".", 0o555, 2, "--out {root}/run: allowed a folder that can be made, given Permission denied"),
-        ("store.zarr", 0o555, 1, "cannot write {root}/store.zarr/"),
-        ("teacher/model.safetensors", 0o000, 2, "checkpoint {root}/teacher/model.safetensors: allowed a whole "
-         "safetensors file, given [Errno 13] Permission denied"),
-    ],
-)  # fmt: skip
-def test_what_is_not_permitted_is_named_and_the_run_goes_on_once_it_is(
-    place: str, mode: int, code: int, line: str, small: Settings, teacher: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(teacher, tmp_path / "teacher")
-    (tmp_path / "store.zarr").mkdir()
-    settings = {**small, "teacher": tmp_path / "teacher", "aug": "cutmix", "cache": "replay"}
-    settings |= {"store": tmp_path / "store.zarr", "out": tmp_path / "run"}
-    before = (tmp_path / place).stat().st_mode
-    (tmp_path / "store.zarr.lock").touch()
-    (tmp_path / place).chmod(mode)
-    denied = begun("student-train", settings, unprivileged).ended()
-    (tmp_path / place).chmod(before)
-    assert denied.returncode == code, denied.stderr
-    (said,) = denied.stderr.splitlines()
-    assert said.startswith(f"kdcache: {line.format(root=tmp_path)}")
-    assert [path for path in tmp_path.rglob("*") if path.name.endswith((".tmp", ".partial"))] == []
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
-    again = begun("student-train", settings | {"resume": True}, unprivileged).ended()
-    assert again.returncode == 0, again.stderr
-
-
-def clock_that_jumps() -> None:
-    """Let the clock on the wall go back by a day whenever somebody looks."""
-    moments = itertools.count(time.time(), -86400)
-    time.time = lambda: next(moments)
-
-
-def test_a_clock_that_jumps_is_not_what_anything_is_timed_by(small: Settings, tmp_path: Path) -> None:
-    runs = {}
-    for name, prepare in (("jumps", clock_that_jumps), ("runs", None)):
-        settings = {**small, "epochs": 2, "batch_size": 4, "checkpoint_minutes": 1, "out": tmp_path / name}
-        done = begun("teacher-train", settings, prepare).ended()
-        assert done.returncode == 0, done.stderr
-        runs[name] = FinishedRun(tmp_path / name)
-    jumps = runs["jumps"]
-    assert jumps.summary["finished_at"] < json.loads((jumps.path / "environment.json").read_text())["started_at"]
-    assert jumps.summary["seconds"] > sum(line.seconds for line in jumps.metrics())
-    for line in jumps.metrics():
-        assert 0 < line.seconds < 3600
-        assert line.images_per_second
-        assert line.images_per_second > 0
-        assert line.data_share is not None
-        assert 0 <= line.data_share <= 1
-    assert outcome(jumps.path) == outcome(runs["runs"].path)
-
-
-def test_too_little_memory_for_the_views_of_a_step_says_so() -> None:
-    images = Split(torch.zeros(3000, 3, 32, 32, dtype=torch.uint8), torch.arange(3000) % 3)
-    plan = Plan(len(images), 32, 4, crop_flip=True, seed=0, mixes=("cutmix",) * 200)  # 1.8 GB
-    batches = ViewMaker(images, plan, len(images), torch.device("cpu")).epoch(0)
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    little_room_left(200)
-    try:
-        with pytest.raises(KdcacheError) as caught:
-            next(batches)
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, before)
-    remedy = "allowed a smaller --batch-size or --image-size, given the views of 3000 images"
-    assert str(caught.value) == f"out of memory: {remedy}"
-
-
-def test_a_worker_that_died_is_told_where_its_work_is_waited_for() -> None:
-    before = set(multiprocessing.active_children())
-    squares = done_ahead(partial(pow, 2), range(1000), workers=2)
-    assert next(squares) == 1
-    victim = max(set(multiprocessing.active_children()) - before, key=lambda child: child.name)
-    victim.kill()
-    while not gone(Path("/proc", str(victim.pid))):  # hearing of it here, in the midst of other work, would help nobody
-        time.sleep(0.002)
-    with pytest.raises(
-        KdcacheError, match=r"a worker process died: allowed fewer --workers, .*, given DataLoader worker"
-    ):
-        list(squares)
-
-
-KEPT: list[Iterator[int]] = []
-
-
-def leave_at_work() -> None:
-    """Begin work in workers, and come to an end without a word to them, as after an error that somebody holds on to."""
-    KEPT.append(done_ahead(partial(pow, 2), range(1000), workers=2))
-    next(KEPT[0])
-
-
-def test_a_process_ends_also_where_workers_are_at_work() -> None:
-    process = started(leave_at_work)
-    process.join(30)
-    assert process.exitcode == 0
-
-
-@pytest.mark.parametrize("send", [os.kill, os.killpg])
-def test_a_training_with_workers_that_is_terminated_leaves_none_behind(
-    send: Callable[[int, int], None], tmp_path: Path
-) -> None:
-    write_imagenet(tmp_path / "imagenet", train=24)
-    settings: Settings = {"dataset": "imagenet", "data_root": tmp_path, "image_size": 32, "model": "resnet8"}
-    settings |= {"batch_size": 4, "device": "cpu", "precision": "float32", "workers": 2, "epochs": 3}
-    settings["out"] = tmp_path / "run"
-    training = begun("teacher-train", settings, daemon=False)
-    while training.process.is_alive() and not (
-        list(tmp_path.glob("run/checkpoints/epoch-0000001-*")) and len(training.children()) == 2
-    ):
-        time.sleep(0.002)
-    workers = training.children()
-    assert training.process.pid and training.process.is_alive()  # noqa: PT018
-    send(training.process.pid, signal.SIGTERM)
-    stopped = training.ended(60)
-    assert (stopped.returncode, len(workers)) == (143, 2)
-    assert stopped.stderr == "kdcache: stopped; what was whole is kept, and a training goes on with --resume\n"
-    assert all(map(gone, workers))
-    assert not max(tmp_path.glob("run/checkpoints/*")).name.endswith("step-0000000.safetensors")  # where it was
-    again = begun("teacher-train", settings | {"resume": True}, daemon=False).ended()
-    assert again.returncode == 0, again.stderr
-    alone = begun("teacher-train", {**settings, "workers": 0, "out": tmp_path / "whole"}).ended()
-    assert alone.returncode == 0, alone.stderr
-    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")

@@ -34,7 +34,7 @@ class DurableStore(LocalStore):
     """A folder in which a key that was set is on the disk; zarr's own renames, but does not wait for the disk.
 
     Nothing in it leads elsewhere: a symbolic link among its files or folders is refused. Once its metadata were seen,
-    they stay: a folder that vanishes, as with a disk that is taken away, must not be begun anew in the midst of the work.
+    they stay: a folder that vanishes, as with a disk that is taken away, must not be begun anew in the midst of work.
     """
 
     _seen = False
