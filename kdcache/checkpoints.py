@@ -157,7 +157,10 @@ class Checkpoints:
             raise KdcacheError(f"checkpoint {path} does not fit the run: {first_line(error)}") from None
         for place, parameter in enumerate(self._parameters):
             if momentum := _part(state, f"optimiser/{place}"):
-                self._optimiser.state[parameter] = {key: value.to(parameter.device) for key, value in momentum.items()}
+                # A fused step goes through the memory as it lies, which must be in the order of the parameter's.
+                self._optimiser.state[parameter] = {
+                    key: torch.empty_like(parameter).copy_(value) for key, value in momentum.items()
+                }
         torch.set_rng_state(state["random/cpu"])
         for kind, generator in _generators().items():
             if f"random/{kind}" in state:
