@@ -6,7 +6,6 @@ A store that is complete is compared with that of a fill that was never killed, 
     python benchmarks/kill_fills.py --kills 120 > docs/results/kill_fills.md
 """
 
-import argparse
 import os
 import random
 import shutil
@@ -19,33 +18,13 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-from common import footer
 from kdcache.stages import train_teacher
-from PIL import Image
+from kills import SAMPLES, arguments, files, pictures, print_table, unfinished
 
 from kdcache.config import TeacherConfig
 
-EPOCHS, SAMPLES = 120, 90
+EPOCHS = 120
 EXPECTED_FILES = 2 * 3 * EPOCHS
-
-
-def pictures(root: Path) -> Path:
-    """Make a small folder dataset."""
-    noise = np.random.Generator(np.random.Philox(5))
-    for split, count in (("train", SAMPLES // 3), ("val", 5)):
-        for name in ("a", "b", "c"):
-            (root / split / name).mkdir(parents=True)
-            for number in range(count):
-                pixels = noise.integers(0, 256, (32, 32, 3), np.uint8)
-                Image.fromarray(pixels).save(root / split / name / f"{number}.png")
-    return root
-
-
-def files(store: Path) -> dict[str, bytes]:
-    """Read every chunk and commit record of a store."""
-    found = [path for path in store.rglob("*") if "/c/" in str(path) and path.suffix != ".partial" and path.is_file()]
-    return {str(path.relative_to(store)): path.read_bytes() for path in found}
 
 
 def records(store: Path) -> int:
@@ -78,25 +57,18 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 def main() -> None:
     """Kill, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=120)
-    parser.add_argument("--seed", type=int, default=0)
-    chosen = parser.parse_args()
-    moments = random.Random(chosen.seed)
+    kills, moments = arguments(str(__doc__))
     with tempfile.TemporaryDirectory() as name:
-        rows = [trial(Path(name) / kind, kind, chosen.kills // 3, moments) for kind in ("one", "two", "damaged")]
-    print(f"""# Fills that were killed
+        rows = [trial(Path(name) / kind, kind, kills // 3, moments) for kind in ("one", "two", "damaged")]
+    text = f"""# Fills that were killed
 
 Each fill asks a ResNet8 about {3 * EPOCHS * SAMPLES} views of {SAMPLES} small images, {3 * EPOCHS} tables of one chunk,
 and gets SIGKILL after a random part of that work. "In a write": the store then held data without a commit record, an
-unfinished file, or arrays without a chunk. "Lost" and "wrong" count chunks that were committed before a kill and are
-gone or other afterwards, and chunks of a finished store that differ from those of a fill that was never killed.
-
-| fills | kills | in a write | files damaged | stores finished | lost | wrong |
-| --- | --- | --- | --- | --- | --- | --- |""")
-    for row in rows:
-        print("| " + " | ".join(map(str, row)) + " |")
-    print(footer())
+unfinished file, or a table without a chunk, which had not been there before. "Lost" and "wrong" count chunks that were
+committed before a kill and are gone or other afterwards, and chunks of a finished store that differ from those of a
+fill that was never killed.
+"""
+    print_table(text, ("fills", "kills", "in a write", "files damaged", "stores finished", "lost", "wrong"), rows)
 
 
 def trial(root: Path, kind: str, kills: int, moments: random.Random) -> tuple[object, ...]:
@@ -119,7 +91,7 @@ def trial(root: Path, kind: str, kills: int, moments: random.Random) -> tuple[ob
 
     counts: Counter[str] = Counter()
     while counts["kills"] < kills:
-        before = committed(store)
+        before, begun = committed(store), unfinished(store)
         fills = [start(store) for _ in range(2 if kind == "two" else 1)]
         began_with = records(store)
         while records(store) == began_with and any(fill.poll() is None for fill in fills):
@@ -134,7 +106,7 @@ def trial(root: Path, kind: str, kills: int, moments: random.Random) -> tuple[ob
         after = committed(store)
         counts["lost"] += sum(after.get(name) != content for name, content in before.items() if name not in DAMAGED)
         DAMAGED.clear()
-        counts["in a write"] += len(running) and in_a_write(store)
+        counts["in a write"] += bool(running and unfinished(store) - begun)
         if len(after) == EXPECTED_FILES and not running:
             counts["stores"] += 1
             counts["wrong"] += sum(files(store)[name] != content for name, content in expected.items())
@@ -155,19 +127,6 @@ def trial(root: Path, kind: str, kills: int, moments: random.Random) -> tuple[ob
 
 DAMAGED: set[str] = set()
 """Files that were damaged on purpose, and may differ until they are asked again."""
-
-
-def in_a_write(store: Path) -> bool:
-    """Tell whether a killed writer left something unfinished behind, and clear away its temporary files."""
-    litter = list(store.rglob("*.partial"))
-    for path in litter:
-        path.unlink()
-    found = files(store)
-    uncommitted = any(name.replace("/logits/", "/commits/") not in found for name in found if "/logits/" in name)
-    tables = [path.parent for path in store.rglob("commits") if path.is_dir()]
-    begun = any(not (table / "commits" / "c").exists() for table in tables)
-    groups = [path for path in store.rglob("epoch-*/*") if path.is_dir() and path.parent.name.startswith("epoch-")]
-    return bool(litter) or uncommitted or begun or any(not (group / "commits").exists() for group in groups)
 
 
 def time_of(fill: "subprocess.Popen[bytes]", store: Path, began: float) -> float:
