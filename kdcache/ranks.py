@@ -68,10 +68,9 @@ def join(device: str) -> None:
 
 
 @cache
-def _meeting() -> dist.Store:
+def _meeting() -> Any:
     """Where the processes find each other; under torchrun, a process of its own answers there, whoever of them dies."""
-    store: dist.Store = next(rendezvous("env://", timeout=PATIENCE))[0]
-    return store
+    return next(rendezvous("env://", timeout=PATIENCE))[0]
 
 
 def ends_first() -> bool:

@@ -85,7 +85,7 @@ def _command(words: tuple[str, ...], cwd: Path, files: list[Path], prepare: Call
 
 def start(kind: str, **settings: Any) -> BaseProcess:
     """Begin a training, or go on with it, in a process of its own."""
-    return started(_work, kind, settings, daemon=True)
+    return started(work, kind, settings, daemon=True)
 
 
 def started(work: Callable[..., object], *arguments: object, daemon: bool = False) -> BaseProcess:
@@ -101,7 +101,8 @@ def _alone(work: Callable[..., object], *arguments: object) -> None:
     work(*arguments)
 
 
-def _work(kind: str, settings: dict[str, Any]) -> None:
+def work(kind: str, settings: dict[str, Any]) -> None:
+    """Train, or fill a store, as the command line does."""
     cli.handle_signals()
     if kind == "teacher":
         train_teacher(TeacherConfig.load(**settings))
