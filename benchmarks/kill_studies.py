@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from common import footer
-from kill_fills import pictures
+from kills import pictures
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.processes import Command, outcome  # which is not on the path

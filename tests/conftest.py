@@ -15,6 +15,8 @@ from kdcache.datasets import Split
 
 CLASSES = ("bright", "dark", "striped")
 
+torch.set_num_threads(1)  # as many processes as cores are testing
+
 
 @pytest.fixture(scope="session", autouse=True)
 def manifests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:

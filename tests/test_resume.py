@@ -4,7 +4,6 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,6 @@ from kdcache.record import FinishedRun
 from tests.processes import Command, outcome, start
 
 Settings = dict[str, Any]
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    """Compute as the processes do that are killed."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 TRAININGS: dict[str, Settings] = {
