@@ -86,12 +86,18 @@ def test_a_study_killed_and_interrupted_ends_as_one_that_was_not(
     ("name", "options"),
     [("local", ()), ("slurm", ("--launcher-option", "cluster=local")), ("ray", ())],
 )
-def test_a_run_that_fails_is_tried_once_more_and_the_others_go_on(
+def test_a_study_that_was_terminated_goes_on_and_a_run_that_fails_is_tried_once_more(
     name: str, options: tuple[str, ...], unbroken: Path, pictures: Path, tmp_path: Path
 ) -> None:
     write_study(tmp_path, pictures, **{'aug = "cutmix" ': 'aug = "cutmix", lr = 1e30 '})
     runs, killed = tmp_path / "studies" / "small", RUNS["KD+CutMix-pick"]
     shutil.copytree(unbroken / "studies" / "small" / "teacher-resnet8", runs / "teacher-resnet8")
+    study = start(tmp_path, "--launcher", name, *options)
+    until(lambda: begun(runs / RUNS["KD"]))
+    study.process.terminate()
+    assert study.ended().returncode == 143
+    assert not trainings(tmp_path)
+
     study = start(tmp_path, "--launcher", name, *options)
     until(lambda: begun(runs / killed))
     for number in trainings(runs / killed):

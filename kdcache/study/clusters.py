@@ -5,6 +5,7 @@ The machines of a cluster must see the same folders, under the same names, and h
 
 import ast
 import logging
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,7 @@ class Ray:
         own = {name: _value(text) for name, text in options.items()}
         settings: dict[str, Any] = {"num_cpus": max(1, cores() // jobs), **own}
         self.width, self._ray = jobs, ray
+        terminated = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(
                 address=settings.pop("address", None),
@@ -111,6 +113,7 @@ class Ray:
             self._task = ray.remote(max_retries=0, **settings)(execute)
         except Exception as error:  # it has many ways to say that something is missing or unknown
             raise UsageError(fault("--launcher ray", given=first_line(error))) from None
+        signal.signal(signal.SIGTERM, terminated)  # in the place of which Ray put a handler of its own
         self._tasks: set[Any] = set()
         self._stopped, self._lock = False, threading.Lock()
 
