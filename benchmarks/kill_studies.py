@@ -16,12 +16,11 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from common import footer
-from kills import pictures
+from kills import pictures, print_table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.processes import Command, outcome  # which is not on the path
-from tests.studies import RUNS, trainings, write_study
+from tests.processes import outcome  # which is not on the path
+from tests.studies import RUNS, begin_study, table, trainings, write_study
 
 KILLS = 5
 
@@ -37,23 +36,16 @@ def main() -> None:
         root = Path(name)
         data = pictures(root / "data")
         whole, seconds = unbroken(root / "whole", data)
-        print("""# Studies that were killed
+        rows = [
+            (place + 1, *trial(root / str(place), data, whole, seconds, moments)) for place in range(chosen.studies)
+        ]
+    text = """# Studies that were killed
 
 Four students of a teacher, which is trained too, two at once. The study gets SIGKILL five times, each time at a random
 moment of the next third of the time that it takes; orphans are trainings that went on where it was killed alone.
-
-| study | kills | with its trainings | alone | orphans | the same table | runs with the same bits |
-| --- | --- | --- | --- | --- | --- | --- |""")
-        for place in range(chosen.studies):
-            row = trial(root / str(place), data, whole, seconds, moments)
-            print(f"| {place + 1} | " + " | ".join(map(str, row)) + " |", flush=True)
-    print(footer())
-
-
-def begin(folder: Path) -> Command:
-    """Begin the study, or go on with it."""
-    words = ("reproduce", "four.toml", "--profile", "own", "--jobs", "2", "--out", str(folder / "studies"))
-    return Command(words, folder)
+"""
+    what = ("study", "kills", "with its trainings", "alone", "orphans", "the same table", "runs with the same bits")
+    print_table(text, what, rows)
 
 
 def unbroken(folder: Path, data: Path) -> tuple[Path, float]:
@@ -61,7 +53,7 @@ def unbroken(folder: Path, data: Path) -> tuple[Path, float]:
     folder.mkdir()
     write_study(folder, data)
     began = time.perf_counter()
-    assert begin(folder).ended().returncode == 0
+    assert begin_study(folder).ended().returncode == 0
     return folder, time.perf_counter() - began
 
 
@@ -71,7 +63,7 @@ def trial(folder: Path, data: Path, whole: Path, seconds: float, moments: random
     write_study(folder, data)
     kills = together = orphans = 0
     while kills < KILLS:
-        study = begin(folder)
+        study = begin_study(folder)
         study.process.join(moments.uniform(0, seconds / 3))
         if study.process.exitcode is not None:
             break
@@ -84,17 +76,13 @@ def trial(folder: Path, data: Path, whole: Path, seconds: float, moments: random
         for number in trainings(folder):
             with suppress(ProcessLookupError):
                 os.kill(number, signal.SIGKILL)
-    assert begin(folder).ended().returncode == 0
+    assert begin_study(folder).ended().returncode == 0
     equal = sum(
         outcome(folder / "studies" / "small" / run) == outcome(whole / "studies" / "small" / run)
         for run in RUNS.values()
     )
-    return kills, together, kills - together, orphans, table(folder) == table(whole), f"{equal} of {len(RUNS)}"
-
-
-def table(folder: Path) -> list[str]:
-    """Read the table of the paper's form; what was asked again after a kill is counted in the other one."""
-    return (folder / "studies" / "four-own.md").read_text().split("\n\n")[:2]
+    same = "yes" if table(folder) == table(whole) else "no"
+    return kills, together, kills - together, orphans, same, f"{equal} of {len(RUNS)}"
 
 
 if __name__ == "__main__":

@@ -1,11 +1,15 @@
 """A study that takes seconds: four students of a small teacher, on a folder of pictures."""
 
+import json
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-__all__ = ["RUNS", "STUDY", "begun", "trainings", "until", "write_study"]
+from tests.processes import Command
+
+__all__ = ["RUNS", "STUDY", "begin_study", "table", "trainings", "under_way", "until", "write_study"]
 
 RUNS = {
     "KD": "resnet8-resnet8-kd-standard-8epochs-seed0",
@@ -60,6 +64,25 @@ def write_study(folder: Path, pictures: Path, **changed: str) -> None:
     (folder / "small.toml").write_text(SMALL.replace("PICTURES", str(pictures)))
 
 
+def begin_study(folder: Path, *more: str) -> Command:
+    """Begin the study of a folder, or go on with it."""
+    words = ("reproduce", "four.toml", "--profile", "own", "--jobs", "2", "--out", str(folder / "studies"), *more)
+    return Command(words, folder, prepare=_one_thread)
+
+
+def _one_thread() -> None:
+    """Give each training one thread, also where the launcher does not divide them: by their number sums differ."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def table(folder: Path) -> dict[str, Any]:
+    """Read what a study came to, but for questions, of which more are asked again after a kill."""
+    document: dict[str, Any] = json.loads((folder / "studies" / "four-own.json").read_text())
+    for cell in document["cells"]:
+        del cell["questions_asked"], cell["questions_answered"]
+    return document
+
+
 def trainings(folder: Path) -> list[int]:
     """Find the processes that train something in a folder."""
     found = []
@@ -73,7 +96,7 @@ def trainings(folder: Path) -> list[int]:
     return found
 
 
-def begun(run: Path) -> bool:
+def under_way(run: Path) -> bool:
     """Tell whether a training is under way that could be gone on with."""
     return any(run.glob("checkpoints/*.safetensors")) and not (run / "summary.json").exists()
 

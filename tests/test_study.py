@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from kdcache.errors import UsageError
-from kdcache.study import spread
 from kdcache.study.claims import Claim, Contrast, decide, judge, verdict
 from kdcache.study.compare import interval_of_mean
 from kdcache.study.costs import study_cost
@@ -166,7 +165,6 @@ def test_loaded_teachers_are_told_apart_by_what_is_in_their_files(tmp_path: Path
         (tmp_path / "net.pth").write_bytes(content)
         cells = spread_out(study, "mini", tmp_path, weights={"resnet20": str(tmp_path / "net.pth")})
         folders.append(cells[0].runs[0].path.name)
-        spread.content_of.cache_clear()
     assert folders[0] != folders[1]
     assert all(name.startswith("teacher-resnet20-") for name in folders)
     with pytest.raises(UsageError, match=r"weights .*gone\.pth"):

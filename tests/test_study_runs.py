@@ -9,20 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import Command, kdcache, outcome
-from tests.studies import RUNS, begun, trainings, until, write_study
-
-REPRODUCE = ("reproduce", "four.toml", "--profile", "own", "--jobs", "2", "--out")
-
-
-def start(folder: Path, *more: str) -> Command:
-    """Begin a study, or go on with it."""
-    return Command((*REPRODUCE, str(folder / "studies"), *more), cwd=folder, prepare=alone)
-
-
-def alone() -> None:
-    """Give each training one thread, also where the launcher does not divide them: by their number sums differ."""
-    os.environ["OMP_NUM_THREADS"] = "1"
+from tests.processes import kdcache, outcome
+from tests.studies import RUNS, begin_study, table, trainings, under_way, until, write_study
 
 
 @pytest.fixture(scope="module")
@@ -30,17 +18,9 @@ def unbroken(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a study that nothing happened to."""
     folder = tmp_path_factory.mktemp("study")
     write_study(folder, pictures)
-    ended = start(folder).ended()
+    ended = begin_study(folder).ended()
     assert ended.returncode == 0, ended.stderr
     return folder
-
-
-def table(folder: Path) -> dict[str, object]:
-    """Read what a study came to, but for questions, of which more are asked again after a kill."""
-    document = json.loads((folder / "studies" / "four-own.json").read_text())
-    for cell in document["cells"]:
-        del cell["questions_asked"], cell["questions_answered"]
-    return document
 
 
 def test_students_of_a_study_share_the_answers_of_their_teacher(unbroken: Path) -> None:
@@ -48,7 +28,7 @@ def test_students_of_a_study_share_the_answers_of_their_teacher(unbroken: Path) 
     assert [cell["wanted"] for cell in cells] == [1] * 4
     # x and two candidates of 90 images in 8 epochs: what the CutMix-pick student alone would ask.
     assert sum(cell["questions_asked"] for cell in cells) <= 1.1 * 3 * 90 * 8
-    again = start(unbroken).ended()
+    again = begin_study(unbroken).ended()
     assert "4 of 4 runs are finished already" in again.stdout
 
 
@@ -57,26 +37,26 @@ def test_a_study_killed_and_interrupted_ends_as_one_that_was_not(
 ) -> None:
     write_study(tmp_path, pictures)
     runs = tmp_path / "studies" / "small"
-    study = start(tmp_path)
-    until(lambda: begun(runs / RUNS["KD"]))
+    study = begin_study(tmp_path)
+    until(lambda: under_way(runs / RUNS["KD"]))
     study.kill()  # its trainings go on without it
     assert trainings(tmp_path)
 
-    study = start(tmp_path)  # which waits for them
-    until(lambda: begun(runs / RUNS["KD+CutMix-pick"]))
+    study = begin_study(tmp_path)  # which waits for them
+    until(lambda: under_way(runs / RUNS["KD+CutMix-pick"]))
     for number in trainings(runs / RUNS["KD+CutMix-pick"]):
         os.kill(number, signal.SIGKILL)
     study.kill()
 
     left = set(trainings(tmp_path))
-    study = start(tmp_path)
+    study = begin_study(tmp_path)
     until(lambda: set(trainings(tmp_path)) - left)
     assert study.process.pid is not None
     os.kill(study.process.pid, signal.SIGINT)
     assert study.ended().returncode == 130
     assert set(trainings(tmp_path)) <= left
 
-    assert start(tmp_path).ended().returncode == 0
+    assert begin_study(tmp_path).ended().returncode == 0
     for name in RUNS.values():
         assert outcome(runs / name) == outcome(unbroken / "studies" / "small" / name)
     assert table(tmp_path) == table(unbroken)
@@ -92,14 +72,14 @@ def test_a_study_that_was_terminated_goes_on_and_a_run_that_fails_is_tried_once_
     write_study(tmp_path, pictures, **{'aug = "cutmix" ': 'aug = "cutmix", lr = 1e30 '})
     runs, killed = tmp_path / "studies" / "small", RUNS["KD+CutMix-pick"]
     shutil.copytree(unbroken / "studies" / "small" / "teacher-resnet8", runs / "teacher-resnet8")
-    study = start(tmp_path, "--launcher", name, *options)
-    until(lambda: begun(runs / RUNS["KD"]))
+    study = begin_study(tmp_path, "--launcher", name, *options)
+    until(lambda: under_way(runs / RUNS["KD"]))
     study.process.terminate()
     assert study.ended().returncode == 143
     assert not trainings(tmp_path)
 
-    study = start(tmp_path, "--launcher", name, *options)
-    until(lambda: begun(runs / killed))
+    study = begin_study(tmp_path, "--launcher", name, *options)
+    until(lambda: under_way(runs / killed))
     for number in trainings(runs / killed):
         os.kill(number, signal.SIGKILL)
     ended = study.ended()

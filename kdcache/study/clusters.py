@@ -7,6 +7,7 @@ import ast
 import logging
 import signal
 import threading
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,52 @@ MINUTES = 24 * 60
 """After which Slurm ends a job, unless ``timeout_min`` says otherwise; the study starts it again, once."""
 
 
-class Slurm:
+class _Cluster(ABC):
+    """Runs jobs by handles of an engine's own, and begins none any more once it is to stop.
+
+    Parameters
+    ----------
+    jobs : int
+        Jobs at once.
+    """
+
+    def __init__(self, jobs: int) -> None:
+        self.width = jobs
+        self._under_way: set[Any] = set()
+        self._stopped, self._lock = False, threading.Lock()
+
+    @abstractmethod
+    def _begin(self, job: Job) -> Any:
+        """Hand a job over, and return its handle."""
+
+    @abstractmethod
+    def _end(self, handle: Any) -> int:
+        """Wait for the end of a job: its exit code."""
+
+    @abstractmethod
+    def _cancel(self, handle: Any) -> None:
+        """Let a job stop, be it queued or running."""
+
+    def run(self, job: Job) -> int:
+        """Hand a job to the cluster and wait for its end."""
+        with self._lock:
+            if self._stopped:
+                return TERMINATED
+            self._under_way.add(handle := self._begin(job))
+        try:
+            return self._end(handle)
+        finally:
+            self._under_way.discard(handle)
+
+    def stop(self) -> None:
+        """Cancel what is queued or running."""
+        with self._lock:  # behind which nothing is begun any more
+            self._stopped = True
+        for handle in tuple(self._under_way):
+            self._cancel(handle)
+
+
+class Slurm(_Cluster):
     """A cluster of Slurm's, through submitit (``pip install 'kdcache[slurm]'``).
 
     Parameters
@@ -44,37 +90,25 @@ class Slurm:
             import submitit
         except ImportError:
             raise UsageError(fault("--launcher slurm", allowed="after pip install 'kdcache[slurm]'")) from None
+        super().__init__(jobs)
         settings: dict[str, Any] = {"timeout_min": MINUTES, **{name: _value(text) for name, text in options.items()}}
-        self.width = jobs
         try:
             self._executor = submitit.AutoExecutor(folder=logs, cluster=settings.pop("cluster", "slurm"))
             self._executor.update_parameters(**settings)
         except Exception as error:  # it has many ways to say that something is missing or unknown
             raise UsageError(fault("--launcher slurm", given=first_line(error))) from None
-        self._submitted: set[Any] = set()
-        self._stopped, self._lock = False, threading.Lock()
 
-    def run(self, job: Job) -> int:
-        """Submit a job and wait for its end."""
-        with self._lock:
-            if self._stopped:
-                return TERMINATED
-            submitted = self._executor.submit(execute, job)
-            self._submitted.add(submitted)
-        try:
-            return int(submitted.result())
-        finally:
-            self._submitted.discard(submitted)
+    def _begin(self, job: Job) -> Any:
+        return self._executor.submit(execute, job)
 
-    def stop(self) -> None:
-        """Cancel what is queued or running."""
-        with self._lock:  # behind which nothing is submitted any more
-            self._stopped = True
-        for submitted in tuple(self._submitted):
-            submitted.cancel(check=False)
+    def _end(self, handle: Any) -> int:
+        return int(handle.result())
+
+    def _cancel(self, handle: Any) -> None:
+        handle.cancel(check=False)
 
 
-class Ray:
+class Ray(_Cluster):
     """A cluster of Ray's (``pip install 'kdcache[ray]'``).
 
     Parameters
@@ -97,9 +131,10 @@ class Ray:
             import ray
         except ImportError:
             raise UsageError(fault("--launcher ray", allowed="after pip install 'kdcache[ray]'")) from None
+        super().__init__(jobs)
+        self._ray = ray
         own = {name: _value(text) for name, text in options.items()}
         settings: dict[str, Any] = {"num_cpus": max(1, cores() // jobs), **own}
-        self.width, self._ray = jobs, ray
         terminated = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(
@@ -114,27 +149,15 @@ class Ray:
         except Exception as error:  # it has many ways to say that something is missing or unknown
             raise UsageError(fault("--launcher ray", given=first_line(error))) from None
         signal.signal(signal.SIGTERM, terminated)  # in the place of which Ray put a handler of its own
-        self._tasks: set[Any] = set()
-        self._stopped, self._lock = False, threading.Lock()
 
-    def run(self, job: Job) -> int:
-        """Hand a job to the cluster and wait for its end."""
-        with self._lock:
-            if self._stopped:
-                return TERMINATED
-            task = self._task.remote(job)
-            self._tasks.add(task)
-        try:
-            return int(self._ray.get(task))
-        finally:
-            self._tasks.discard(task)
+    def _begin(self, job: Job) -> Any:
+        return self._task.remote(job)
 
-    def stop(self) -> None:
-        """Cancel what is under way."""
-        with self._lock:  # behind which nothing is begun any more
-            self._stopped = True
-        for task in tuple(self._tasks):
-            self._ray.cancel(task)
+    def _end(self, handle: Any) -> int:
+        return int(self._ray.get(handle))
+
+    def _cancel(self, handle: Any) -> None:
+        self._ray.cancel(handle)
 
 
 def _value(text: str) -> Any:

@@ -6,8 +6,9 @@ what they have in common.
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,7 @@ from kdcache.config import StudentConfig, TeacherConfig, TrainingConfig
 from kdcache.errors import UsageError, fault
 from kdcache.study.plan import Pair, Row, Setting, Study, read_setting
 
-__all__ = ["Cell", "Planned", "column_titles", "content_of", "in_order", "narrowed", "runs_of", "spread_out"]
-
+__all__ = ["Cell", "Planned", "column_titles", "in_order", "narrowed", "runs_of", "spread_out"]
 
 READ_BY = {
     *("dataset", "data_root", "download", "image_size", "on_bad_image", "val_fraction", "train_fraction", "workers")
@@ -152,7 +152,7 @@ def narrowed(
         if strange := [name for name in given if name not in there]:
             raise UsageError(fault(option, allowed=", ".join(dict.fromkeys(there)), given=strange[0]))
     return [
-        replace(cell, runs=cell.runs if cell.row.kind == "teacher" else cell.runs[:seeds])
+        replace(cell, runs=cell.runs[:seeds])
         for cell in cells
         if (not pairs or cell.pair.name in pairs) and (not rows or cell.row.name in rows)
     ]
@@ -204,7 +204,7 @@ def spread_out(
     if unused := [name for name in weights or () if name not in teachers]:
         raise UsageError(fault("--weights of a teacher", allowed=", ".join(teachers), given=unused[0]))
     maker = _Maker(folder, seeds, weights or {}, common or {}, student or {})
-    return [maker.cell(setting, row, pair) for setting, pair in wanted for row in study.rows]
+    return [cell for setting, pair in wanted for cell in maker.cells(setting, pair, study.rows)]
 
 
 def _pairs(study: Study, setting: Setting) -> Iterator[Pair]:
@@ -224,15 +224,15 @@ class _Maker:
     student: Mapping[str, Any]
     made: dict[Path, Planned] = field(default_factory=dict)
 
-    def cell(self, setting: Setting, row: Row, pair: Pair) -> Cell:
-        try:
+    def cells(self, setting: Setting, pair: Pair, rows: Sequence[Row]) -> Iterator[Cell]:
+        with _faults_of(f"teacher, {pair.name}"):
             teacher = self._teacher(setting, pair)
-            if row.kind == "teacher":
-                return Cell(setting, row, pair, (teacher,))
-            seeds = range(max(setting.seeds, self.seeds or 0))
-            return Cell(setting, row, pair, tuple(self._student(setting, row, pair, teacher, seed) for seed in seeds))
-        except UsageError as error:
-            raise UsageError(*(f"{row.name}, {pair.name}: {line}" for line in error.faults)) from None
+        seeds = range(max(setting.seeds, self.seeds or 0))
+        for row in rows:
+            with _faults_of(f"{row.name}, {pair.name}"):
+                students = (self._student(setting, row, pair, teacher, seed) for seed in seeds)
+                runs = (teacher,) if row.kind == "teacher" else tuple(students)
+            yield Cell(setting, row, pair, runs)
 
     def _teacher(self, setting: Setting, pair: Pair) -> Planned:
         options = {**setting.train, **self.common, **pair.teacher}
@@ -240,7 +240,7 @@ class _Maker:
         name = f"teacher-{_word(model)}"
         weights = self.weights.get(model, weights)
         if weights is not None:
-            name += f"-{content_of(str(weights))}"
+            name += f"-{_content(str(weights))}"
         path = self.folder / setting.name / name
         config = TeacherConfig.load(options.get("config"), **_settings(options, path))
         if weights is None:
@@ -275,12 +275,20 @@ class _Maker:
         return before
 
 
+@contextmanager
+def _faults_of(what: str) -> Iterator[None]:
+    """Say of what the settings are that are at fault."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(*(f"{what}: {line}" for line in error.faults)) from None
+
+
 def _settings(options: Mapping[str, Any], out: Path | None = None) -> dict[str, Any]:
     return {**{name: value for name, value in options.items() if name != "config"}, "out": out}
 
 
-@cache
-def content_of(weights: str) -> str:
+def _content(weights: str) -> str:
     """Tell weights apart: a file by what is in it, others by their name."""
     if not (Path(weights).suffix or Path(weights).is_file()):
         return _word(weights)
