@@ -169,10 +169,11 @@ class Ours:
     def bare(self) -> float:
         """Do what a teacher-free step needs of the networks, and nothing else, on views that are there: seconds."""
         made = [batch.views for batch in self.views.epoch(0)]
+        unchanged = loop.UnchangedStatistics(self.student)
         gradient = torch.full((2 * BATCH, CLASSES), 1e-4)
         started = time.perf_counter()
         for batch in made:
-            with torch.no_grad(), loop.unchanged_statistics(self.student), self.compute.autocast():
+            with torch.no_grad(), unchanged, self.compute.autocast():
                 self.student(batch[BATCH:])
             with self.compute.autocast():
                 logits = self.student(batch[: 2 * BATCH])

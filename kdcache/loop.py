@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,7 +19,7 @@ from kdcache.losses import cross_entropy
 from kdcache.models import Network
 from kdcache.views import Batch, share
 
-__all__ = ["Accuracy", "StepEvent", "evaluate", "set_rate", "sgd", "train_epoch", "unchanged_statistics"]
+__all__ = ["Accuracy", "StepEvent", "UnchangedStatistics", "evaluate", "set_rate", "sgd", "train_epoch"]
 
 LOOK_EVERY = 20
 """Steps between two looks at the loss: a look waits for the device."""
@@ -145,20 +144,30 @@ def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-@contextmanager
-def unchanged_statistics(network: nn.Module) -> Iterator[None]:
-    """Forward in training mode, normalising by batch statistics, but leave the running ones as they are.
+class UnchangedStatistics:
+    """Context in which a network normalises by the batch's statistics, but leaves the running ones as they are.
 
     Scoring candidates is no training: it must not move what the student will be evaluated with.
+
+    Parameters
+    ----------
+    network : Module
+        In training mode. Its normalisations are looked for here, once for all steps.
     """
-    norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True
+
+    def __init__(self, network: nn.Module) -> None:
+        modules = network.modules()
+        self._norms = [module for module in modules if isinstance(module, _BatchNorm) and module.track_running_stats]
+
+    def __enter__(self) -> None:
+        self._track(False)
+
+    def __exit__(self, *_: object) -> None:
+        self._track(True)
+
+    def _track(self, running: bool) -> None:
+        for norm in self._norms:
+            norm.track_running_stats = running
 
 
 @dataclass(frozen=True)

@@ -149,6 +149,7 @@ class Step:
         self.trains_on_x = objective.wants_plain(mixing=self.augmentation.mixes != ())
         self.reads_features = config.needs_features
         self._trained = ranks.trained_together(Trained(student, config.needs_features), share_buffers=True)
+        self._statistics_unchanged = loop.UnchangedStatistics(student)
         self._losses_of = ranks.trained_together(objective, share_buffers=False)
         self._questions = Questions()
 
@@ -228,7 +229,7 @@ class Step:
         teacher = answers[size:] if answers is not None else None
         student = None
         if reads.student:
-            with loop.unchanged_statistics(self.student), self.compute.autocast():
+            with self._statistics_unchanged, self.compute.autocast():
                 student = self.student(batch.views[size:]).float()
         d = kld(teacher, student, self.temperature) if teacher is not None and student is not None else None
         scores = SCORES[criterion](Candidates(teacher, student, d, batch.lot))

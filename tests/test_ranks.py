@@ -117,7 +117,7 @@ def test_batch_norm_normalises_the_part_of_each_process(small: Settings, teacher
             part = share(range(size), rank, 2)
             rows = torch.cat([torch.arange(size)[part], size + torch.arange(size)[part]])
             # The running statistics are those of the first process.
-            with loop.unchanged_statistics(student) if rank else nullcontext():
+            with loop.UnchangedStatistics(student) if rank else nullcontext():
                 x, mixed = student(batch.views[rows]).chunk(2)
             plain_rows = Plain(x, answers[rows[: len(part)]], batch.labels[part], batch.samples[part])
             mixed_rows = Mixed(mixed, answers[rows[len(part) :]], *(column[part] for column in

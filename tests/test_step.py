@@ -13,7 +13,7 @@ from kdcache import models
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.datasets import Split
-from kdcache.loop import unchanged_statistics
+from kdcache.loop import UnchangedStatistics
 from kdcache.losses import cross_entropy, kd, kld
 from kdcache.oracle import Oracle
 from kdcache.teacher import Teacher
@@ -70,7 +70,7 @@ def test_scoring_normalises_by_the_batch(noise: Split) -> None:
     bench = Bench(noise, aug="cutmix-pick")
     rows = torch.arange(SIZE, 3 * SIZE)
     expected = bench.logits(bench.student, rows)
-    with unchanged_statistics(bench.student), torch.no_grad():
+    with UnchangedStatistics(bench.student), torch.no_grad():
         assert bench.student(bench.batch.views[rows]).equal(expected)
     assert not bench.logits(copy.deepcopy(bench.student).eval(), rows).equal(expected)
 
@@ -241,7 +241,7 @@ def test_running_statistics_follow_one_forward_of_x_and_the_picks(noise: Split) 
 def test_statistics_run_on_after_scoring_that_fails(noise: Split) -> None:
     student = models.build("resnet8", num_classes=4, seed=0)
     before = norm_state(student)
-    with pytest.raises(RuntimeError, match="scoring"), unchanged_statistics(student):
+    with pytest.raises(RuntimeError, match="scoring"), UnchangedStatistics(student):
         raise RuntimeError("scoring")
     student(noise.images[:8])
     assert not any(value.equal(before[key]) for key, value in norm_state(student).items())
