@@ -4,10 +4,8 @@ A setting comes from three layers, the later ones first: the options given, the 
 it the preset of the dataset), and the defaults stated here, which are the paper's where the paper names a value.
 """
 
-import importlib.resources
 import json
 import re
-import tomllib
 from collections.abc import Mapping
 from itertools import cycle, islice
 from pathlib import Path
@@ -24,7 +22,8 @@ from pydantic import (
     field_validator,
 )
 
-from kdcache.errors import UsageError, fault, first_line
+from kdcache.errors import UsageError, fault
+from kdcache.shipped import read_toml
 from kdcache.words import (
     AUGMENTATIONS,
     BAD_IMAGES,
@@ -234,7 +233,7 @@ class TrainingConfig(BaseModel):
         """Read the keys at the top of a config file and those of this kind's table, and name the unknown ones."""
         if file is None:
             return {}, "defaults", []
-        document = _read_toml(file)
+        document = read_toml(file, "--config", "preset")
         kinds: dict[str, type[TrainingConfig]] = {kind.table: kind for kind in (TeacherConfig, StudentConfig)}
         tables = {name: document.pop(name, {}) for name in kinds}
         if wrong := [name for name, table in tables.items() if not isinstance(table, dict)]:
@@ -397,20 +396,6 @@ def _augmentation(aug: str) -> Augmentation:
 
 def _only_with_mixes() -> str:
     return f"only with an --aug that makes x' (cutmix-pick, {listed(MIXES)})"
-
-
-def _read_toml(chosen: str | Path) -> dict[str, Any]:
-    presets = importlib.resources.files("kdcache.configs")
-    preset = presets / f"{chosen}.toml"
-    try:
-        text = preset.read_text("utf-8") if preset.is_file() else Path(chosen).read_text("utf-8")
-        return tomllib.loads(text)
-    except FileNotFoundError:
-        names = sorted(entry.name.removesuffix(".toml") for entry in presets.iterdir() if entry.name.endswith(".toml"))
-        allowed = f"a TOML file or a preset ({listed(names)})"
-        raise UsageError(fault("--config", allowed=allowed, given=chosen)) from None
-    except (OSError, ValueError, RecursionError) as error:  # not all that tomllib raises is its own
-        raise UsageError(fault(f"{chosen}: not a readable TOML file", given=first_line(error))) from None
 
 
 def _fault_line(detail: Any, keys: Mapping[str, str]) -> str:

@@ -16,9 +16,9 @@ FOLDERS = {"kdcache": ROOT / "kdcache", "kdcache.stages": ROOT / "stages", "kdca
 
 # A module imports only from those before it.
 ORDER = [
-    *("errors", "files", "tensors", "words", "interrupts", "machine", "config", "compute", "ranks", "datasets"),
-    *("models", "export", "teacher", "views", "store", "oracle", "losses", "pick", "loop", "checkpoints", "record"),
-    *("folders", "run", "resolve", "analysis", "doctor", "report", "stages", "study", "cli"),
+    *("errors", "files", "tensors", "words", "shipped", "interrupts", "machine", "config", "compute", "ranks"),
+    *("datasets", "models", "export", "teacher", "views", "store", "oracle", "losses", "pick", "loop", "checkpoints"),
+    *("record", "folders", "run", "resolve", "analysis", "doctor", "report", "stages", "study", "cli"),
 ]
 
 

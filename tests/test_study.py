@@ -116,7 +116,7 @@ def test_faults_of_a_study_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="title") as refused:
         read_study(str(own))
     assert "colour" in str(refused.value)
-    with pytest.raises(UsageError, match=r"study: allowed claims, .*table3.*given table9"):
+    with pytest.raises(UsageError, match=r"study: allowed a TOML file or a study \(claims, .*table3.*given table9"):
         read_study("table9")
     with pytest.raises(UsageError, match=r"--profile of table3: allowed paper, mini, given huge"):
         spread_out(read_study("table3"), "huge", tmp_path)

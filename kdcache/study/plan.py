@@ -4,15 +4,14 @@ A *study* (``configs/studies``) names rows: a table's, or a figure's curves. A *
 pairs of networks and what all runs have in common. `kdcache.study.spread` makes runs of them.
 """
 
-import importlib.resources
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from kdcache.config import allowed_by
-from kdcache.errors import UsageError, fault, first_line
+from kdcache.errors import UsageError, fault
+from kdcache.shipped import read_toml
 from kdcache.study.claims import Claim
 from kdcache.study.paper import paper_rows
 
@@ -129,7 +128,7 @@ def read_study(name: str) -> Study:
     study = _read(Study, "studies", name)
     beside = Path(name).parent
     places = {
-        profile: tuple(str(beside / setting) if _is_file(setting) else setting for setting in settings)
+        profile: tuple(str(beside / setting) if setting.endswith(".toml") else setting for setting in settings)
         for profile, settings in study.profiles.items()
     }
     return study.model_copy(update={"profiles": places})
@@ -140,24 +139,12 @@ def read_setting(name: str) -> Setting:
     return _read(Setting, "settings", name)
 
 
-def _is_file(name: str) -> bool:
-    return name.endswith(".toml")
-
-
 Part = TypeVar("Part", Study, Setting)
 
 
 def _read(kind: type[Part], folder: str, name: str) -> Part:
     what = kind.__name__.lower()
-    shipped = importlib.resources.files("kdcache.configs") / folder
-    names = sorted(entry.name.removesuffix(".toml") for entry in shipped.iterdir() if entry.name.endswith(".toml"))
-    if not _is_file(name) and name not in names:
-        raise UsageError(fault(what, allowed=f"{', '.join(names)}, or a file FILE.toml", given=name))
-    try:
-        file = Path(name) if _is_file(name) else shipped / f"{name}.toml"
-        document = tomllib.loads(file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(fault(f"{what} {name}", allowed="a TOML file", given=first_line(error))) from None
+    document = read_toml(name, what, what, folder)
     if "name" in document:
         raise UsageError(fault(f"{name}: name", allowed="nothing: it is the file's"))
     try:
