@@ -15,6 +15,8 @@ from common import ratios, spread
 from reference_step import CORES, Reference
 from watched_step import BATCH, CLASSES, Ours, noise
 
+from kdcache.machine import keep_freed_memory
+
 __all__ = ["start"]
 
 
@@ -124,6 +126,7 @@ def main() -> None:
             for _ in range(chosen.steps):
                 reference.step(*next(reference.batches))
         else:
+            keep_freed_memory()  # as the command line does
             ours = Ours(chosen.pair, chosen.steps, chosen.store or Path(name) / "answers.zarr")
             if chosen.what == "fill":
                 ours.fill()

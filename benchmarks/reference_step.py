@@ -6,9 +6,12 @@ candidates in training mode to score them, and the picks. Nothing in it is slowe
 and the teacher run without gradient, and there is a worker for each core.
 """
 
+import multiprocessing
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from kdcache import models
 from kdcache.datasets import Split
 
-__all__ = ["CORES", "Reference", "loader", "seconds_each"]
+__all__ = ["CORES", "Apart", "Reference", "loader", "seconds_each"]
 
 CORES = len(os.sched_getaffinity(0))
 AHEAD = 2
@@ -127,8 +130,14 @@ class Reference:
         loss.backward()
         self.optimiser.step()
 
-    def bare(self, batches: list[Tensor]) -> float:
-        """Do only the forwards and backwards of a step on images that are there: seconds of each step."""
+    def load(self, steps: int) -> float:
+        """Load the images of some steps: seconds of each."""
+        return seconds_each(self.batches, steps)
+
+    def bare(self, steps: int) -> float:
+        """Do only the forwards and backwards of some steps on images that are there: seconds of each."""
+        batches = [next(self.batches)[0] for _ in range(steps)]
+        time.sleep(REST)
         started = time.perf_counter()
         for x in batches:
             with torch.no_grad():
@@ -139,7 +148,43 @@ class Reference:
             found = [self.student(x) for _ in range(2)]
             self.optimiser.zero_grad()
             torch.autograd.backward(found, [torch.full_like(logits, 1e-4) for logits in found])
-        return (time.perf_counter() - started) / len(batches)
+        return (time.perf_counter() - started) / steps
+
+
+class Apart:
+    """The reference in a process of its own, where nothing that we settle for ours is in force.
+
+    Parameters
+    ----------
+    threads : int
+        Of its operations.
+    given : tuple
+        What `Reference` is made of.
+    """
+
+    def __init__(self, threads: int, *given: object) -> None:
+        self._process = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin, (threads, *given))
+
+    def __enter__(self) -> "Apart":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.shutdown()
+
+    def seconds(self, work: str, steps: int) -> float:
+        """Call a method of the reference, while this process waits: seconds of each step."""
+        return self._process.submit(_do, work, steps).result()
+
+
+def _begin(threads: int, *given: Any) -> None:
+    global _reference
+    torch.set_num_threads(threads)
+    _reference = Reference(*given)
+
+
+def _do(work: str, steps: int) -> float:
+    seconds: float = getattr(_reference, work)(steps)
+    return seconds
 
 
 def divergence(teacher: Tensor, student: Tensor) -> Tensor:

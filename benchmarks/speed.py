@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from common import footer, ratios, spread
 from processes import start
-from reference_step import CORES, Reference, loader, seconds_each
+from reference_step import CORES, Apart, loader, seconds_each
 from torch import Tensor
 from watched_step import BATCH, CLASSES, NETWORKS, Ours, Watch, noise
 
 from kdcache import models
 from kdcache.compute import Compute
 from kdcache.files import write_text
+from kdcache.machine import keep_freed_memory
 from kdcache.store.formats import DENSE, Columns
 from kdcache.store.place import Place
 from kdcache.store.table import Table, fill
@@ -48,12 +49,13 @@ def main() -> None:
         chosen.repeats, chosen.steps = 1, 2
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
+    keep_freed_memory()  # as the command line does
     page = [
         "# How fast a step is",
         "",
         f"Batches of {BATCH} images of 32x32 pixels, {CLASSES} classes, {Compute.choose().precision}. Medians (least, "
         f"most) of {chosen.repeats} measurements of {chosen.steps} steps each, in turn, or of {slow_steps(chosen)} of "
-        "the reference's; ratios are of neighbours.",
+        "the reference's, which has a process of its own; ratios are of neighbours.",
     ]
     for part in chosen.parts:
         print(f"measuring {part}", file=sys.stderr)
@@ -144,24 +146,22 @@ def rounds_of(
 ) -> tuple[list[Round], list[dict[str, float]], list[dict[str, float]]]:
     """Measure every way to take a step in turn, and the parts of ours, teacher-free and online."""
     teacher, student = pair.split(":")
-    with tempfile.TemporaryDirectory() as name:
+    split = noise(max(chosen.steps, 4 * CORES)).train
+    apart = Apart(torch.get_num_threads(), teacher, student, split, BATCH, CLASSES)
+    with apart as reference, tempfile.TemporaryDirectory() as name:
         ours = Ours(pair, chosen.steps, Path(name) / "answers.zarr")
         ours.fill()
-        split = noise(max(chosen.steps, 4 * CORES)).train
-        reference = Reference(teacher, student, split, BATCH, CLASSES)
-        images = [next(reference.batches)[0] for _ in range(slow_steps(chosen))]
-        loading = loader(split, BATCH)
         rounds, free, online = [], [], []
         for number in range(chosen.repeats + 1):
             print(f"  {pair} {number}", file=sys.stderr)
             rounds.append(
                 Round(
-                    reference.run(slow_steps(chosen)),
+                    reference.seconds("run", slow_steps(chosen)),
                     ours.run(ours.online),
                     ours.run(ours.free),
                     ours.bare(),
-                    reference.bare(images),
-                    seconds_each(loading, 2 * chosen.steps),
+                    reference.seconds("bare", slow_steps(chosen)),
+                    reference.seconds("load", 2 * chosen.steps),
                 )
             )
             for found, oracle in ((free, ours.free), (online, ours.online)):

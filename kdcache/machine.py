@@ -1,9 +1,14 @@
 """What this process may use of the machine: cores and memory, in a container those of the container."""
 
+import ctypes
 import os
+from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["cores", "free_memory"]
+__all__ = ["cores", "free_memory", "keep_freed_memory"]
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""What mallopt(3) of glibc calls the bytes that may be free at the heap's end, and the blocks outside the heap."""
 
 
 def cores() -> int:
@@ -25,6 +30,19 @@ def free_memory() -> int:
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit, used = _control_group("memory.max"), _control_group("memory.current")
     return min(free, int(limit) - int(used)) if limit.isdigit() and used.isdigit() else free
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what this process frees, and use it again, instead of giving it back to the system.
+
+    The maps of a step are as large as those of the step before. Given back, they return page by page, each filled with
+    zeros: on a processor ResNet-18 takes 1.10 times as long then, ResNet20 1.04 times
+    (``docs/results/freed_memory.md``). The process stays as large as it was at its largest. Only glibc can be told.
+    """
+    with suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def _control_group(name: str) -> str:

@@ -1,6 +1,7 @@
 """The command line from outside: real processes, exit codes, what is printed and what is written."""
 
 import os
+import platform
 import runpy
 import signal
 import subprocess
@@ -40,6 +41,18 @@ def test_help_imports_no_torch(words: list[str], tmp_path: Path) -> None:
         [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries cannot be told")
+def test_memory_that_was_freed_is_kept_for_what_comes_next() -> None:
+    code = (
+        "import resource, sys\nfrom kdcache.cli import main\nsys.argv = ['kdcache', '--version']\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "for _ in range(2):\n    bytearray(2**26)\n    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    once, twice = map(int, done.stdout.splitlines()[-2:])
+    assert twice - once < 10, "64 MiB came back from the system page by page"
 
 
 @pytest.mark.parametrize(

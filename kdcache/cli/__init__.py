@@ -11,6 +11,7 @@ import click
 
 from kdcache import __version__, interrupts
 from kdcache.errors import KdcacheError, fault, first_line, lacks_memory
+from kdcache.machine import keep_freed_memory
 
 __all__ = ["COMMANDS", "Command", "cli", "main"]
 
@@ -28,6 +29,7 @@ def main() -> NoReturn:
     logging.basicConfig(format="kdcache: %(message)s", level=logging.WARNING)
     logging.getLogger("kdcache").setLevel(logging.INFO)
     handle_signals()
+    keep_freed_memory()
     try:
         code = cli(standalone_mode=False) or 0
     except click.ClickException as error:
