@@ -60,11 +60,10 @@ def main() -> None:
     for part in chosen.parts:
         print(f"measuring {part}", file=sys.stderr)
         page += PARTS[part](chosen)
-    text = "\n".join([*page, footer()]) + "\n"
-    if chosen.out:
-        write_text(chosen.out, text)
-    else:
-        print(text, end="")
+        if chosen.out:  # what was measured is there, whatever becomes of the rest
+            write_text(chosen.out, "\n".join([*page, footer()]) + "\n")
+    if not chosen.out:
+        print("\n".join([*page, footer()]))
 
 
 class Round(NamedTuple):

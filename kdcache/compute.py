@@ -3,10 +3,12 @@
 import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
+from torch import nn
 
-from kdcache.errors import UsageError, fault, memory_explained
+from kdcache.errors import UsageError, fault, first_line, memory_explained
 
 __all__ = ["Compute", "bfloat16"]
 
@@ -63,6 +65,22 @@ class Compute:
         without gradient would be reused by the second, and receive none.
         """
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+
+    def compiled(self, module: nn.Module) -> nn.Module:
+        """Make a module whose forward torch compiles for the shapes that it meets; `module` itself stays as it is.
+
+        Raises
+        ------
+        UsageError
+            Where there is no compiler for the device.
+        """
+        try:
+            torch.compile(torch.neg)(torch.zeros(1, device=self.device))
+        except Exception as error:
+            # What is missing raises errors of many kinds: a compiler, its headers, triton.
+            allowed = f"a machine where torch.compile works on {self.device.type}"
+            raise UsageError(fault("--compile", allowed=allowed, given=first_line(error))) from error
+        return cast(nn.Module, torch.compile(module))
 
     def memory_explained(self, work: str, remedy: str) -> AbstractContextManager[None]:
         """Explain where the memory does not suffice, see `kdcache.errors`; where it is not in use, bfloat16 helps."""

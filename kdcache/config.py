@@ -116,6 +116,9 @@ class TrainingConfig(BaseModel):
     precision: Precision = Field(
         "auto", description="Arithmetic of the networks; auto is bfloat16 where the hardware has it."
     )
+    compile: bool = Field(
+        False, description="Train the network through torch.compile: slow at first; on processors it did not pay."
+    )
     out: Path | None = Field(None, description="Run folder [a new one under runs/].")
     overwrite: bool = Field(False, description="Replace the run that the run folder holds.")
     resume: bool = Field(

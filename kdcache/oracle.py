@@ -14,7 +14,7 @@ from kdcache import ranks
 from kdcache.store import policy
 from kdcache.store.answers import CLEAN, AnswerStore
 from kdcache.store.finite import FiniteViews
-from kdcache.store.formats import DENSE, Columns, Format
+from kdcache.store.formats import DENSE, Columns, Format, require_finite
 from kdcache.store.replay import Replay
 from kdcache.store.table import Ask, fill
 from kdcache.teacher import Teacher
@@ -150,7 +150,7 @@ class Oracle:
             self._decode_into(logits, ~there, fresh)
             if first == 0 and self.finite:  # x comes first among the new answers
                 keys = batch.keys[~there[: len(batch)]]
-                self.finite.add(keys, {name: column[: len(keys)].cpu() for name, column in fresh.items()})
+                self.finite.add(keys, _on_cpu({name: column[: len(keys)] for name, column in fresh.items()}))
         return logits
 
     def ask_with_features(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
@@ -167,7 +167,7 @@ class Oracle:
         size = len(batch)
         self._asked, self._given = self._asked + size, self._given + size
         logits, features = self.teacher.with_features(batch.views[:size])
-        logits = self.format.decode(self.format.encode(logits), self.classes)
+        logits = self.format.decode(self._encode(logits), self.classes)
         mixed = [self.ask(batch, first=1)] if batch.slots else []
         return torch.cat([logits, *mixed]), features
 
@@ -271,7 +271,14 @@ class Oracle:
 
     def _ask(self, views: Tensor) -> Columns:
         self._asked += len(views)
-        return self.format.encode(self.teacher(views))
+        return self._encode(self.teacher(views))
+
+    def _encode(self, logits: Tensor) -> Columns:
+        columns = self.format.encode(logits)
+        # A GPU is not waited for: there the loss tells, or the copy that is to be stored.
+        if logits.device.type == "cpu":
+            require_finite(columns)
+        return columns
 
     def _decode_into(self, logits: Tensor, rows: np.ndarray, columns: Columns) -> None:
         there = {name: column.to(logits.device, non_blocking=True) for name, column in columns.items()}
@@ -283,7 +290,9 @@ def _joined(parts: list[Columns]) -> Columns:
 
 
 def _on_cpu(columns: Columns) -> Columns:
-    return {name: column.cpu() for name, column in columns.items()}
+    copied = {name: column.cpu() for name, column in columns.items()}
+    require_finite(copied)
+    return copied
 
 
 def _index(rows: np.ndarray, device: torch.device) -> Tensor:

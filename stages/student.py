@@ -148,7 +148,9 @@ class Step:
         self.losses = tuple(objective.weights)
         self.trains_on_x = objective.wants_plain(mixing=self.augmentation.mixes != ())
         self.reads_features = config.needs_features
-        self._trained = ranks.trained_together(Trained(student, config.needs_features), share_buffers=True)
+        network = Trained(student)
+        self._scored = compute.compiled(network) if config.compile else network
+        self._trained = ranks.trained_together(self._scored, share_buffers=True)
         self._statistics_unchanged = loop.UnchangedStatistics(student)
         self._losses_of = ranks.trained_together(objective, share_buffers=False)
         self._questions = Questions()
@@ -216,7 +218,7 @@ class Step:
 
     def _forward(self, views: Tensor) -> tuple[Tensor, list[Tensor]]:
         with self.compute.autocast():
-            logits, features = self._trained(views)
+            logits, features = self._trained(views, self.reads_features)
         return logits, features
 
     @torch.no_grad()
@@ -230,7 +232,7 @@ class Step:
         student = None
         if reads.student:
             with self._statistics_unchanged, self.compute.autocast():
-                student = self.student(batch.views[size:]).float()
+                student = self._scored(batch.views[size:])[0].float()
         d = kld(teacher, student, self.temperature) if teacher is not None and student is not None else None
         scores = SCORES[criterion](Candidates(teacher, student, d, batch.lot))
         return Picks.best(scores.reshape(-1, size), self.augmentation.keep, self.picks_globally), d
@@ -267,13 +269,13 @@ class Step:
 class Trained(nn.Module):
     """What a student says of views, with its inner tensors where a loss reads them."""
 
-    def __init__(self, student: Network, features: bool) -> None:
+    def __init__(self, student: Network) -> None:
         super().__init__()
-        self.student, self.features = student, features
+        self.student = student
 
-    def forward(self, views: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, views: Tensor, features: bool = False) -> tuple[Tensor, list[Tensor]]:
         """Give logits (B, C), and the features, see `Network.with_features`."""
-        return self.student.with_features(views) if self.features else (self.student(views), [])
+        return self.student.with_features(views) if features else (self.student(views), [])
 
 
 def make_objective(config: StudentConfig, student: Network, oracle: Oracle | None, data: Dataset) -> Objective:

@@ -62,7 +62,7 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
     plan = Plan(len(data.train), data.image_size, data.card.padding, crop_flip=True, seed=config.seed)
     views = ViewMaker(data.train, plan, config.batch_size, compute.device)
     optimiser = loop.sgd(teacher, config.lr, config.momentum, config.weight_decay)
-    trained = ranks.trained_together(teacher, share_buffers=True)
+    trained = ranks.trained_together(compute.compiled(teacher) if config.compile else teacher, share_buffers=True)
 
     def loss_of(batch: Batch) -> Tensor:
         with compute.autocast():

@@ -48,7 +48,7 @@ def oracle(
 
 
 def statistics(maker: ViewMaker, losses: tuple[str, ...]) -> EpochStatistics:
-    return EpochStatistics.empty(Shape(maker.plan.samples, maker.plan.slots, len(maker.steps), losses), CPU)
+    return EpochStatistics.empty(Shape(maker.plan.samples, maker.plan.slots, len(maker.steps), losses), maker.device)
 
 
 def ask(of: Oracle, epochs: int) -> dict[tuple[int, str, int], bytes]:

@@ -1,6 +1,7 @@
 """One step of the student: what is asked, scored, picked, recorded and left alone."""
 
 import copy
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,15 @@ import torch
 from kdcache.stages.student import Step, make_objective
 from torch import Tensor
 
-from kdcache import models
+from kdcache import loop, models
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.datasets import Split
 from kdcache.loop import UnchangedStatistics
-from kdcache.losses import cross_entropy, kd, kld
+from kdcache.losses import PARTS, cross_entropy, kd, kld
+from kdcache.losses.contrast import ContrastMemory
 from kdcache.oracle import Oracle
-from kdcache.teacher import Teacher
+from kdcache.teacher import FORWARD_ROWS, Teacher
 from kdcache.views import Batch, Plan, ViewMaker
 from kdcache.words import AUGMENTATIONS, CRITERIA, MIXES
 from tests import answers
@@ -28,19 +30,19 @@ SIZE = 32
 class Bench:
     """A student, a teacher and the first batch of a setting, with the rows that reach the teacher counted."""
 
-    def __init__(self, data: Split, **settings: Any) -> None:
+    def __init__(self, data: Split, compute: Compute = CPU, **settings: Any) -> None:
         config = StudentConfig(epochs=1, batch_size=SIZE, **settings)
         aug = config.augmentation
         plan = Plan(len(data), 32, 4, crop_flip=aug.crop_flip, seed=3, mixes=aug.mixes)
-        self.maker = ViewMaker(data, plan, SIZE, CPU.device)
+        self.maker = ViewMaker(data, plan, SIZE, compute.device)
         self.batch: Batch = next(self.maker.epoch(0))
-        self.student = models.build("resnet8", num_classes=4, seed=0)
+        self.student = models.build("resnet8", num_classes=4, seed=0).to(compute.device)
         self.teacher = models.build("resnet8", num_classes=4, seed=1)
         self.rows: list[Tensor] = []
         self.teacher.body.register_forward_pre_hook(lambda _, given: self.rows.append(given[0].clone()))
-        oracle = Oracle(Teacher(self.teacher, CPU), self.maker) if config.needs_teacher else None
-        objective = make_objective(config, self.student, oracle, answers.dataset(data))
-        self.step = Step(config, self.student, objective, oracle, CPU)
+        oracle = Oracle(Teacher(self.teacher, compute), self.maker) if config.needs_teacher else None
+        objective = make_objective(config, self.student, oracle, answers.dataset(data)).to(compute.device)
+        self.step = Step(config, self.student, objective, oracle, compute)
         self.step.begin(answers.statistics(self.maker, self.step.losses))
 
     def logits(self, network: models.Network, rows: Tensor) -> Tensor:
@@ -73,6 +75,34 @@ def test_scoring_normalises_by_the_batch(noise: Split) -> None:
     with UnchangedStatistics(bench.student), torch.no_grad():
         assert bench.student(bench.batch.views[rows]).equal(expected)
     assert not bench.logits(copy.deepcopy(bench.student).eval(), rows).equal(expected)
+
+
+@pytest.mark.parametrize(
+    ("loss", "aug"),
+    [("ce", "standard"), ("kd", "none"), ("kd", "mixup"), *((f"{name}+kd", "cutmix-pick") for name in PARTS)],
+)
+def test_steps_wait_for_their_device_no_more_than_once_in_a_while(
+    loss: str, aug: str, noise: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Tensors on this device have no content: where a GPU would make the host wait for a value, they raise an error.
+    without_content = Compute(torch.device("meta"), "float32")
+    monkeypatch.setitem(FORWARD_ROWS, "meta", 64)
+    monkeypatch.setattr(Compute, "autocast", lambda compute: nullcontext())
+    bench = Bench(noise, without_content, aug=aug, loss=loss)
+    for module in bench.step.objective.modules():
+        if isinstance(module, ContrastMemory):
+            module._normalised = True  # which is looked at once in a training
+    taken = []
+
+    def step(batch: Batch) -> Tensor:
+        loss = bench.step(batch)
+        taken.append(batch.step)
+        return loss
+
+    optimiser = torch.optim.SGD(bench.student.parameters(), lr=0.1)
+    with pytest.raises(RuntimeError, match="meta"):  # at the look
+        next(loop.train_epoch(optimiser, bench.maker.epoch(0), step, without_content))
+    assert len(taken) == len(bench.maker.steps) < loop.LOOK_EVERY
 
 
 @pytest.mark.parametrize(("aug", "views"), [("standard", 1), ("mixup", 2), ("cutmix", 2), ("cutmix-pick", 3)])

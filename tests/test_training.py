@@ -1,12 +1,14 @@
 """The two recipes on a small folder of pictures: what they train, record, refuse and repeat."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import zarr
 from kdcache.stages import train_student, train_teacher
 from safetensors.torch import load_file
@@ -16,6 +18,7 @@ from kdcache.errors import KdcacheError, UsageError
 from kdcache.folders import new_folder
 from kdcache.models import checkpoint
 from kdcache.record import FinishedRun
+from tests.processes import kdcache
 
 SAMPLES = 90
 Settings = dict[str, Any]
@@ -327,3 +330,32 @@ def test_students_of_one_view_seed_share_the_answers(
     assert student(small, teacher, tmp_path / "other", **{**settings, **other}).summary["questions_asked"] == 0
     again = student(small, teacher, tmp_path / "seed", **{**settings, **other, "view_seed": 79})
     assert again.summary["questions_asked"] > 0
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for processors with g++")
+def test_compiled_a_student_is_trained_to_the_same_but_for_rounding(
+    small: Settings, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    settings = {"aug": "cutmix-pick", "cache": "off", "precision": "float32", "batch_size": 30}  # all steps alike
+    plain = student(small, teacher, tmp_path / "plain", **settings)
+    assert not (tmp_path / "compiled").exists()
+    run = student(small, teacher, tmp_path / "run", compile=True, **settings)
+    assert any((tmp_path / "compiled").rglob("*.so"))
+    assert run.metrics()[0].train_loss == pytest.approx(plain.metrics()[0].train_loss, rel=1e-4)
+    weights, expected = (load_file(path / "model.safetensors") for path in (run.path, plain.path))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=1e-3)
+
+
+def _without_compiler() -> None:
+    os.environ |= {"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": os.path.abspath("compiled")}
+
+
+def test_without_a_compiler_nothing_is_begun(small: Settings, teacher: Path, tmp_path: Path) -> None:
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in {**small, "teacher": teacher}.items()]
+    done = kdcache("student-train", *words, "--compile", "--out=run", cwd=tmp_path, prepare=_without_compiler)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("kdcache: --compile: allowed a machine where torch.compile works on cpu, given ")
+    assert not (tmp_path / "run").exists()

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from kdcache.losses import kld
-from kdcache.store.formats import Format
+from kdcache.store.formats import Format, require_finite
 
 __all__ = ["Loss", "loss_of"]
 
@@ -28,7 +28,9 @@ class Loss(NamedTuple):
 
 def loss_of(logits: Tensor, format: Format, temperature: float) -> Loss:
     """Send logits (B, C) through a format, and measure what comes out at a temperature."""
-    found = format.decode(format.encode(logits), logits.shape[1])
+    columns = format.encode(logits)
+    require_finite(columns)
+    found = format.decode(columns, logits.shape[1])
     divergence = kld(logits.double(), found.double(), temperature)
     flips = (found.argmax(1) != logits.argmax(1)).double().mean()
     return Loss(divergence.mean().item(), divergence.max().item(), flips.item())

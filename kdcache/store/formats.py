@@ -14,7 +14,7 @@ from torch import Tensor
 from kdcache.errors import KdcacheError, UsageError, fault
 from kdcache.words import STORE_TYPES
 
-__all__ = ["DENSE", "Columns", "Dense", "Format", "Layout", "TopK", "format_of", "row_bytes"]
+__all__ = ["DENSE", "Columns", "Dense", "Format", "Layout", "TopK", "format_of", "require_finite", "row_bytes"]
 
 Columns = dict[str, Tensor]
 """Encoded answers: tensors by name, each with the same number of rows."""
@@ -48,8 +48,8 @@ class Dense:
         return {"logits": (classes, np.dtype(self.dtype))}
 
     def encode(self, logits: Tensor) -> Columns:
-        """Encode logits (B, C); those that are not finite in the format are a `KdcacheError`."""
-        return {"logits": _finite(logits, self.dtype)}
+        """Encode logits (B, C), which `require_finite` looks at."""
+        return {"logits": logits.to(getattr(torch, self.dtype))}
 
     def decode(self, columns: Columns, classes: int) -> Tensor:
         """Give back logits, float32 (B, C)."""
@@ -97,9 +97,9 @@ class TopK:
         top, classes = logits.float().topk(self.topk, dim=1)
         others = (logits.float() / REST_TEMPERATURE).scatter(1, classes, -torch.inf)
         return {
-            "top": _finite(top, self.dtype),
+            "top": top.to(getattr(torch, self.dtype)),
             "classes": classes.to(getattr(torch, _index_type(logits.shape[1]))),
-            "rest": _finite(others.logsumexp(1, keepdim=True), _REST),
+            "rest": others.logsumexp(1, keepdim=True),
         }
 
     def decode(self, columns: Columns, classes: int) -> Tensor:
@@ -133,8 +133,12 @@ def format_of(dtype: str, topk: int | None = None) -> Format:
     return Dense(dtype) if topk is None else TopK(dtype, topk)
 
 
-def _finite(values: Tensor, dtype: str) -> Tensor:
-    rounded = values.to(getattr(torch, dtype))
-    if not rounded.isfinite().all():
-        raise KdcacheError(f"the teacher gave an answer that is not finite in {dtype}")
-    return rounded
+def require_finite(columns: Columns) -> None:
+    """Make sure that encoded answers are finite in their format; a `KdcacheError` says in which they are not.
+
+    On a GPU this makes the host wait for it.
+    """
+    for column in columns.values():
+        if not column.isfinite().all():
+            precision = str(column.dtype).removeprefix("torch.")
+            raise KdcacheError(f"the teacher gave an answer that is not finite in {precision}")
