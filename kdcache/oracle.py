@@ -136,7 +136,7 @@ class Oracle:
         Raises
         ------
         KdcacheError
-            Where an answer is not finite in the format of the store.
+            Where an answer is not finite in the format of the store; on a GPU, where it is to be stored.
         """
         views = batch.views[first * len(batch) :]
         found = [self._recall(batch, slot) for slot in range(first, 1 + batch.slots)]
