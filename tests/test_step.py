@@ -77,21 +77,15 @@ def test_scoring_normalises_by_the_batch(noise: Split) -> None:
     assert not bench.logits(copy.deepcopy(bench.student).eval(), rows).equal(expected)
 
 
-@pytest.mark.parametrize(
-    ("loss", "aug"),
-    [("ce", "standard"), ("kd", "none"), ("kd", "mixup"), *((f"{name}+kd", "cutmix-pick") for name in PARTS)],
-)
-def test_steps_wait_for_their_device_no_more_than_once_in_a_while(
-    loss: str, aug: str, noise: Split, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Tensors on this device have no content: where a GPU would make the host wait for a value, they raise an error.
-    without_content = Compute(torch.device("meta"), "float32")
+@pytest.fixture
+def without_content(monkeypatch: pytest.MonkeyPatch) -> Compute:
+    """A device whose tensors have no content: where a GPU would make the host wait for a value, they raise an error."""
     monkeypatch.setitem(FORWARD_ROWS, "meta", 64)
     monkeypatch.setattr(Compute, "autocast", lambda compute: nullcontext())
-    bench = Bench(noise, without_content, aug=aug, loss=loss)
-    for module in bench.step.objective.modules():
-        if isinstance(module, ContrastMemory):
-            module._normalised = True  # which is looked at once in a training
+    return Compute(torch.device("meta"), "float32")
+
+
+def steps_before_a_look(bench: Bench, compute: Compute) -> int:
     taken = []
 
     def step(batch: Batch) -> Tensor:
@@ -100,9 +94,32 @@ def test_steps_wait_for_their_device_no_more_than_once_in_a_while(
         return loss
 
     optimiser = torch.optim.SGD(bench.student.parameters(), lr=0.1)
-    with pytest.raises(RuntimeError, match="meta"):  # at the look
-        next(loop.train_epoch(optimiser, bench.maker.epoch(0), step, without_content))
-    assert len(taken) == len(bench.maker.steps) < loop.LOOK_EVERY
+    with pytest.raises(RuntimeError, match="meta"):
+        next(loop.train_epoch(optimiser, bench.maker.epoch(0), step, compute))
+    return len(taken)
+
+
+@pytest.mark.parametrize(
+    ("loss", "aug"),
+    [("ce", "standard"), ("kd", "none"), ("kd", "mixup"), *((f"{name}+kd", "cutmix-pick") for name in PARTS)],
+)
+def test_steps_wait_for_their_device_no_more_than_once_in_a_while(
+    loss: str, aug: str, noise: Split, without_content: Compute
+) -> None:
+    bench = Bench(noise, without_content, aug=aug, loss=loss)
+    for module in bench.step.objective.modules():
+        if isinstance(module, ContrastMemory):
+            module._normalised = True  # which is looked at once in a training
+    assert steps_before_a_look(bench, without_content) == len(bench.maker.steps) < loop.LOOK_EVERY
+
+
+def test_nor_do_steps_on_stored_answers(noise: Split, without_content: Compute, tmp_path: Path) -> None:
+    bench = Bench(noise, without_content, aug="cutmix-pick")
+    maker = ViewMaker(noise, bench.maker.plan, SIZE, CPU.device)
+    list(answers.oracle(tmp_path / "store", noise, maker).fill(1))
+    bench.step.oracle = answers.oracle(tmp_path / "store", noise, bench.maker)
+    assert steps_before_a_look(bench, without_content) == len(maker.steps)
+    assert bench.step.oracle.count() == (0, 3 * len(noise))
 
 
 @pytest.mark.parametrize(("aug", "views"), [("standard", 1), ("mixup", 2), ("cutmix", 2), ("cutmix-pick", 3)])
