@@ -290,6 +290,8 @@ def _joined(parts: list[Columns]) -> Columns:
 
 
 def _on_cpu(columns: Columns) -> Columns:
+    if all(column.device.type == "cpu" for column in columns.values()):
+        return columns  # they were looked at when they came
     copied = {name: column.cpu() for name, column in columns.items()}
     require_finite(copied)
     return copied
