@@ -6,9 +6,10 @@ import time
 from pathlib import Path
 
 from kdcache.compute import Compute
+from kdcache.files import write_text
 from kdcache.record import environment
 
-__all__ = ["footer", "ratios", "spread"]
+__all__ = ["footer", "put", "ratios", "spread"]
 
 FACTS = ("device", "threads", "precision", "torch", "zarr", "platform", "kdcache")
 
@@ -19,6 +20,15 @@ def footer() -> str:
     facts = environment(Compute.choose())
     machine = ", ".join(f"{fact} {facts[fact]}" for fact in FACTS)
     return f"\nCommand: `{command}`, {time.strftime('%Y-%m-%d')}.\nMachine: {machine}."
+
+
+def put(page: list[str], out: Path | None) -> None:
+    """Write a page with its footer, or print it."""
+    text = "\n".join([*page, footer()]) + "\n"
+    if out:
+        write_text(out, text)
+    else:
+        print(text, end="")
 
 
 def spread(values: list[float], digits: int = 1) -> str:

@@ -15,11 +15,11 @@ import time
 from pathlib import Path
 
 import torch
-from common import footer, ratios, spread
+from common import put, ratios, spread
+from watched_step import CLASSES, bare_step
 
 from kdcache import loop, models
 from kdcache.compute import Compute
-from kdcache.files import write_text
 from kdcache.machine import keep_freed_memory
 
 STUDENTS = (("resnet20", 32, 128), ("wrn_16_2", 32, 128), ("torchvision:resnet18", 224, 32))
@@ -63,11 +63,7 @@ def main() -> None:
             f"| {spread(ratios(back['ms'], kept['ms']), 2)} | {spread(back['faults'], 0)} "
             f"| {spread(kept['faults'], 0)} | {spread(back['peak'], 0)} | {spread(kept['peak'], 0)} |"
         )
-    text = "\n".join([*page, footer()]) + "\n"
-    if chosen.out:
-        write_text(chosen.out, text)
-    else:
-        print(text, end="")
+    put(page, chosen.out)
 
 
 def measure(model: str, side: int, images: int, keep: bool) -> dict[str, float]:
@@ -75,23 +71,14 @@ def measure(model: str, side: int, images: int, keep: bool) -> dict[str, float]:
     if keep:
         keep_freed_memory()
     compute = Compute.choose("cpu")
-    network = models.build(model, num_classes=100, image_size=side, seed=0).train()
+    network = models.build(model, num_classes=CLASSES, image_size=side, seed=0).train()
     optimiser, unchanged = loop.sgd(network, 0.05, 0.9, 5e-4), loop.UnchangedStatistics(network)
     views = torch.randint(0, 256, (images, 3, side, side), generator=torch.Generator().manual_seed(0)).byte()
-
-    def step() -> None:
-        with torch.no_grad(), unchanged, compute.autocast():
-            network(views)
-        with compute.autocast():
-            logits = network(views)
-        optimiser.zero_grad()
-        logits.float().logsumexp(1).mean().backward()
-        optimiser.step()
 
     for _ in range(2):
         steps, before, started = 0, resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
         while (taken := time.perf_counter() - started) < SECONDS:
-            step()
+            bare_step(network, optimiser, unchanged, compute, views, views)
             steps += 1
     after = resource.getrusage(resource.RUSAGE_SELF)
     faults = (after.ru_minflt - before.ru_minflt) / steps

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from common import footer, ratios, spread
+from common import put, ratios, spread
 from processes import start
 from reference_step import CORES, Apart, loader, seconds_each
 from torch import Tensor
@@ -24,7 +24,6 @@ from watched_step import BATCH, CLASSES, NETWORKS, Ours, Watch, noise
 
 from kdcache import models
 from kdcache.compute import Compute
-from kdcache.files import write_text
 from kdcache.machine import keep_freed_memory
 from kdcache.store.formats import DENSE, Columns
 from kdcache.store.place import Place
@@ -61,9 +60,9 @@ def main() -> None:
         print(f"measuring {part}", file=sys.stderr)
         page += PARTS[part](chosen)
         if chosen.out:  # what was measured is there, whatever becomes of the rest
-            write_text(chosen.out, "\n".join([*page, footer()]) + "\n")
+            put(page, chosen.out)
     if not chosen.out:
-        print("\n".join([*page, footer()]))
+        put(page, None)
 
 
 class Round(NamedTuple):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from kdcache.stages.student import Step, make_objective
+from torch import Tensor
 
 from kdcache import loop, models
 from kdcache.compute import Compute
@@ -19,7 +20,7 @@ from kdcache.store.statistics import EpochStatistics, Shape
 from kdcache.teacher import Teacher
 from kdcache.views import Batch, ViewMaker
 
-__all__ = ["BATCH", "CLASSES", "NETWORKS", "Ours", "Watch", "noise"]
+__all__ = ["BATCH", "CLASSES", "NETWORKS", "Ours", "Watch", "bare_step", "noise"]
 
 BATCH, CLASSES = 64, 100
 
@@ -170,14 +171,25 @@ class Ours:
         """Do what a teacher-free step needs of the networks, and nothing else, on views that are there: seconds."""
         made = [batch.views for batch in self.views.epoch(0)]
         unchanged = loop.UnchangedStatistics(self.student)
-        gradient = torch.full((2 * BATCH, CLASSES), 1e-4)
         started = time.perf_counter()
         for batch in made:
-            with torch.no_grad(), unchanged, self.compute.autocast():
-                self.student(batch[BATCH:])
-            with self.compute.autocast():
-                logits = self.student(batch[: 2 * BATCH])
-            self.optimiser.zero_grad()
-            logits.float().backward(gradient)
-            self.optimiser.step()
+            bare_step(self.student, self.optimiser, unchanged, self.compute, batch[BATCH:], batch[: 2 * BATCH])
         return (time.perf_counter() - started) / len(made)
+
+
+def bare_step(
+    network: models.Network,
+    optimiser: torch.optim.Optimizer,
+    unchanged: loop.UnchangedStatistics,
+    compute: Compute,
+    scored: Tensor,
+    trained: Tensor,
+) -> None:
+    """Do what a step needs of the student: score some views, and train on others, without a loss."""
+    with torch.no_grad(), unchanged, compute.autocast():
+        network(scored)
+    with compute.autocast():
+        logits = network(trained)
+    optimiser.zero_grad()
+    logits.float().backward(torch.full_like(logits, 1e-4, dtype=torch.float32))
+    optimiser.step()
