@@ -110,11 +110,19 @@ def test_what_is_slow_goes_another_way(kernel: int, stride: int, size: int, expe
             module.train()
 
 
+class Shifted(nn.Conv2d):
+    """A convolution with a forward of its own, as timm has some."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1
+
+
 def test_other_convolutions_stay_as_they_are() -> None:
     grouped = nn.Conv2d(6, 6, 5, 2, padding=2, groups=3)
     reflecting = nn.Conv2d(6, 6, 5, 2, padding=2, groups=6, padding_mode="reflect")
     named = nn.Conv2d(6, 6, 5, padding="same", groups=6)
-    for module in (grouped, reflecting, named):
+    own = Shifted(6, 6, 5, 2, padding=2, groups=6)
+    for module in (grouped, reflecting, named, own):
         assert not of_ours(hastened(module)(numbers(4, 6, 8, 8)))
 
 

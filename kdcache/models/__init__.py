@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from kdcache.errors import UsageError, fault
-from kdcache.models import bottleneck, mobilenet, resnet, shufflenet, vgg, wrn
+from kdcache.models import bottleneck, depthwise, mobilenet, norm, resnet, shufflenet, vgg, wrn
 from kdcache.models.base import FeatureNet
-from kdcache.models.depthwise import hasten
 from kdcache.models.external import SOURCES, FeatureExtractor, make, outline
 from kdcache.words import IMAGE_SIZES, MOST_CLASSES
 
@@ -70,7 +69,8 @@ class Network(nn.Module):
     ) -> None:
         super().__init__()
         self.body = body.to(memory_format=torch.channels_last)
-        hasten(self.body)
+        depthwise.hasten(self.body)
+        norm.hasten(self.body)
         self.name = name
         self.num_classes = num_classes
         self.image_size = image_size

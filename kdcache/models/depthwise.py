@@ -24,17 +24,22 @@ Pair = tuple[int, int]
 def hasten(network: nn.Module) -> None:
     """Let the depthwise convolutions of a network find their gradients in another way; what they give is the same."""
     for module in network.modules():
-        if isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels and module.padding_mode == "zeros":
+        if type(module) is nn.Conv2d and _depthwise(module):
             module.forward = MethodType(_forward, module)  # type: ignore[method-assign]
+
+
+def _depthwise(module: nn.Conv2d) -> bool:
+    numbers = module.padding_mode == "zeros" and isinstance(module.padding, tuple)
+    return numbers and 1 < module.groups == module.in_channels
 
 
 def _forward(module: nn.Conv2d, x: Tensor) -> Tensor:
     trained = module.training and torch.is_grad_enabled() and x.device.type == "cpu"
     precision = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     strided = max(module.stride) > 1 and precision == torch.bfloat16
-    slow = strided or max(module.kernel_size) > FAST or min(x.shape[-2:]) < FAST
-    if not (trained and slow and isinstance(module.padding, tuple)):
-        return type(module).forward(module, x)
+    slow = strided or max(module.kernel_size) > FAST or min(x.shape[2:]) < FAST
+    if not (trained and slow):
+        return nn.Conv2d.forward(module, x)
     given = (None if each is None else each.to(precision) for each in (x, module.weight, module.bias))
     convolved: Tensor = _Depthwise.apply(*given, module.stride, module.padding, module.dilation)
     return convolved
@@ -90,15 +95,14 @@ def _gradient_of_weight(
             for place, apart, step, count in zip(places, dilation, stride, gradient.shape[2:], strict=True)
         ]
         window: tuple[Any, ...] = (..., *places)
-        part = x[(..., *seen)].contiguous(memory_format=torch.channels_last)
+        part = x[:, :, seen[0], seen[1]].contiguous(memory_format=torch.channels_last)
         found[window] = _gradients(gradient, part, weight[window], stride, (0, 0), dilation, (False, True))[1]
     return found
 
 
 def _windows(taps: int) -> list[slice]:
-    """Cut the taps of a kernel, in one direction, into parts that are short enough; the last two may overlap."""
-    starts = (min(start, max(0, taps - FAST)) for start in range(0, taps, FAST))
-    return [slice(start, min(start + FAST, taps)) for start in starts]
+    """Cut the taps of a kernel, in one direction, into parts that are short enough."""
+    return [slice(start, min(start + FAST, taps)) for start in range(0, taps, FAST)]
 
 
 def _gradients(

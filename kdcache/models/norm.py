@@ -1,0 +1,119 @@
+"""Batch norm that is fast on a processor for any number of channels.
+
+torch's kernels there take a pixel's channels 16 or 32 at a time, and what is left over one by one (torch 2.14). So 58
+channels take two to eight times as long as 64. Pixels that lie side by side in memory are therefore taken as one that
+has several times the channels, each with its figures.
+"""
+
+from math import gcd
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["hasten"]
+
+EVEN = 16
+"""Torch is fast where the channels are a multiple of it, but for the forward of just as many."""
+
+LANE, WIDE = 32, 128
+"""What the channels of pixels side by side are a multiple of, and how many they are at least."""
+
+UNUSED = 0.0
+"""Momentum with which torch's kernel would move running statistics, of which it is given none that count."""
+
+
+def hasten(network: nn.Module) -> None:
+    """Let the batch norms of a network train in another way; what they give is the same, up to rounding."""
+    for module in network.modules():
+        if type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats and module.momentum:
+            module.forward = MethodType(_forward, module)  # type: ignore[method-assign]
+
+
+def _forward(module: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    if not (module.training and _gains(module, x)):
+        return nn.BatchNorm2d.forward(module, x)
+    figures: tuple[Tensor, Tensor, Tensor] = _Normalised.apply(x, module.weight, module.bias, module.eps)
+    normalised, mean, variance = figures
+    if module.track_running_stats:
+        count, buffers = x.numel() // x.shape[1], dict(module.named_buffers())
+        buffers["num_batches_tracked"] += 1
+        buffers["running_mean"].lerp_(mean, module.momentum or 0.0)
+        buffers["running_var"].lerp_(variance * (count / (count - 1)), module.momentum or 0.0)
+    return normalised
+
+
+def _gains(module: nn.BatchNorm2d, x: Tensor) -> bool:
+    channels = module.num_features
+    return (
+        (channels % EVEN > 0 or channels == EVEN)
+        and x.device.type == "cpu"
+        and x.dtype in {torch.float32, torch.bfloat16}
+        and module.weight.dtype == torch.float32
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and x.numel() % (channels * _together(channels)) == 0
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _together(channels: int) -> int:
+    """Tell how many pixels are taken as one."""
+    pixels = LANE // gcd(channels, LANE)
+    while pixels * channels < WIDE:
+        pixels *= 2
+    return pixels
+
+
+def _side_by_side(x: Tensor) -> Tensor:
+    """See maps (B, C, H, W) as rows of some pixels: (B H W / P, P C)."""
+    return x.permute(0, 2, 3, 1).view(-1, _together(x.shape[1]) * x.shape[1])
+
+
+def _scaled(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
+    """Compute ``(x - mean) / sqrt(variance + eps) * weight + bias`` for maps, with figures of each channel."""
+    wide = _side_by_side(x)
+    figures = torch.stack([weight, bias, mean, variance]).repeat(1, _together(x.shape[1]))
+    out, nothing = torch.empty_like(x), weight.new_empty(0)
+    torch.ops.aten.native_batch_norm.out(
+        wide, *figures, False, UNUSED, eps, out=_side_by_side(out), save_mean=nothing, save_invstd=nothing
+    )
+    return out
+
+
+class _Normalised(torch.autograd.Function):
+    """Maps normalised by their own statistics, and these: means and variances of the channels, in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        wide = _side_by_side(x)
+        running = weight.new_empty(2, wide.shape[1])
+        means, variances = (
+            each.view(-1, x.shape[1]) for each in torch.ops.aten.batch_norm_update_stats(wide, *running, UNUSED)
+        )
+        between, mean = torch.var_mean(means, 0, correction=0)
+        variance = variances.mean(0).add_(between)
+        ctx.save_for_backward(x, weight, mean, variance)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance)
+        return _scaled(x, weight, bias, mean, variance, eps), mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, weight, mean, variance = ctx.saved_tensors
+        channels, inverse = x.shape[1], (variance + ctx.eps).rsqrt()
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        find = torch.ops.aten.native_batch_norm_backward
+        if channels % EVEN == 0:
+            found = find(gradient, x, weight, None, None, mean, inverse, True, ctx.eps, (True, True, True))
+            return *found, None
+
+        wide, figures = _side_by_side(x), torch.stack([mean, inverse]).repeat(1, _together(channels))
+        sums = find(_side_by_side(gradient), wide, None, None, None, *figures, True, ctx.eps, (False, True, True))
+        of_weight, of_bias = (each.view(-1, channels).sum(0) for each in sums[1:])
+        # It is scale * (gradient - its mean - normalised * the mean of gradient * normalised), means over a channel.
+        scale, count = weight * inverse, x.numel() // channels
+        zero, one = torch.zeros_like(mean), torch.ones_like(mean)
+        of_x = _scaled(gradient, scale, -scale * of_bias / count, zero, one, 0.0)
+        of_x += _scaled(x, -scale * of_weight / count, zero, mean, variance, ctx.eps)
+        return of_x, of_weight, of_bias, None
