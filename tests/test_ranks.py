@@ -1,5 +1,6 @@
 """Several processes that train one network: what they end with, beside one process, and what happens when one dies."""
 
+import atexit
 import os
 import signal
 import subprocess
@@ -40,6 +41,20 @@ def plain(num_classes: int) -> torch.nn.Module:
 
 
 PLAIN = "python:tests.test_ranks:plain"
+
+
+class Witness:
+    """Says when Python is taken down, which takes what a module holds with it."""
+
+    def __del__(self) -> None:
+        os.write(2, b"Python was taken down\n")
+
+
+def witnessed(num_classes: int) -> torch.nn.Module:
+    """A network whose process tells how it ends."""
+    atexit.register(os.write, 2, b"left\n")
+    globals()["_witness"] = Witness()
+    return plain(num_classes)
 
 
 def together(ranks: int, command: str, settings: Settings, out: Path) -> "subprocess.Popen[str]":
@@ -176,6 +191,18 @@ def test_several_processes_go_on_where_they_were(small: Settings, teacher: Path,
     assert_alike(expected, again)
     picked = zarr.open_group(again.path / "statistics.zarr", mode="r")["picked"]
     assert np.asarray(picked[:]).sum(axis=(1, 2)).tolist() == [90] * 3  # type: ignore[index]
+
+
+def test_processes_beside_others_end_before_threads_of_torch_can_want_python(small: Settings, tmp_path: Path) -> None:
+    settings = {**small, "model": "python:tests.test_ranks:witnessed"}
+    ends = {}
+    for processes in (1, 2):
+        process = together(processes, "teacher-train", settings, tmp_path / str(processes))
+        output, ends[processes] = process.communicate(timeout=200)
+        assert process.returncode == 0
+        assert f"run: {tmp_path / str(processes)}" in output
+    assert [ends[processes].count("left") for processes in ends] == [1, 2]
+    assert [ends[processes].count("Python was taken down") for processes in ends] == [1, 0]
 
 
 def accuracy(images: int) -> loop.Accuracy:

@@ -43,6 +43,10 @@ def main() -> NoReturn:
         if debug:
             raise
         code = _complain(*_explained(error))
+    if "kdcache.ranks" in sys.modules:  # torch comes with it, and what needs no torch is to answer at once
+        from kdcache import ranks
+
+        ranks.leave(code)
     sys.exit(code)
 
 
