@@ -114,6 +114,6 @@ class _Normalised(torch.autograd.Function):
         # It is scale * (gradient - its mean - normalised * the mean of gradient * normalised), means over a channel.
         scale, count = weight * inverse, x.numel() // channels
         zero, one = torch.zeros_like(mean), torch.ones_like(mean)
-        of_x = _scaled(gradient, scale, -scale * of_bias / count, zero, one, 0.0)
-        of_x += _scaled(x, -scale * of_weight / count, zero, mean, variance, ctx.eps)
-        return of_x, of_weight, of_bias, None
+        of_x = _scaled(gradient.float(), scale, -scale * of_bias / count, zero, one, 0.0)
+        of_x += _scaled(x.float(), -scale * of_weight / count, zero, mean, variance, ctx.eps)
+        return of_x.to(x.dtype), of_weight, of_bias, None  # rounded once, as torch's
