@@ -70,17 +70,6 @@ def _side_by_side(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).view(-1, _together(x.shape[1]) * x.shape[1])
 
 
-def _scaled(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
-    """Compute ``(x - mean) / sqrt(variance + eps) * weight + bias`` for maps, with figures of each channel."""
-    wide = _side_by_side(x)
-    figures = torch.stack([weight, bias, mean, variance]).repeat(1, _together(x.shape[1]))
-    out, nothing = torch.empty_like(x), weight.new_empty(0)
-    torch.ops.aten.native_batch_norm.out(
-        wide, *figures, False, UNUSED, eps, out=_side_by_side(out), save_mean=nothing, save_invstd=nothing
-    )
-    return out
-
-
 class _Normalised(torch.autograd.Function):
     """Maps normalised by their own statistics, and these: means and variances of the channels, in float32."""
 
@@ -96,7 +85,12 @@ class _Normalised(torch.autograd.Function):
         ctx.save_for_backward(x, weight, mean, variance)
         ctx.eps = eps
         ctx.mark_non_differentiable(mean, variance)
-        return _scaled(x, weight, bias, mean, variance, eps), mean, variance
+        figures = torch.stack([weight, bias, mean, variance]).repeat(1, _together(x.shape[1]))
+        out, nothing = torch.empty_like(x), weight.new_empty(0)
+        torch.ops.aten.native_batch_norm.out(
+            wide, *figures, False, UNUSED, eps, out=_side_by_side(out), save_mean=nothing, save_invstd=nothing
+        )
+        return out, mean, variance
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, None]:
