@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from kdcache.models import build
-from kdcache.models.depthwise import hasten
+from kdcache.models.hasten import hasten
 
 PRECISIONS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 """How far a gradient may be off by its largest value."""

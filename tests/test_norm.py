@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kdcache.loop import UnchangedStatistics
 from kdcache.models import build
-from kdcache.models.norm import hasten
+from kdcache.models.hasten import hasten
 
 PRECISIONS = {torch.float32: 2e-6, torch.bfloat16: 6e-3}
 """How far maps and their gradients may be off, in the mean square by that of the values."""

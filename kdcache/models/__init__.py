@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from kdcache.errors import UsageError, fault
-from kdcache.models import bottleneck, depthwise, mobilenet, norm, resnet, shufflenet, vgg, wrn
+from kdcache.models import bottleneck, mobilenet, resnet, shufflenet, vgg, wrn
 from kdcache.models.base import FeatureNet
 from kdcache.models.external import SOURCES, FeatureExtractor, make, outline
+from kdcache.models.hasten import hasten
 from kdcache.words import IMAGE_SIZES, MOST_CLASSES
 
 __all__ = ["REGISTRY", "FeatureNet", "Network", "build", "names", "tensors_of"]
@@ -69,8 +70,7 @@ class Network(nn.Module):
     ) -> None:
         super().__init__()
         self.body = body.to(memory_format=torch.channels_last)
-        depthwise.hasten(self.body)
-        norm.hasten(self.body)
+        hasten(self.body)
         self.name = name
         self.num_classes = num_classes
         self.image_size = image_size

@@ -9,7 +9,16 @@ class FeatureNet(nn.Module):
     """A network which exposes its inner maps, and ends with one linear layer.
 
     A subclass defines `features` and `head`. The exposed tensors are never overwritten by later layers.
+
+    Attributes
+    ----------
+    pool : Module
+        Takes the means of maps (B, C, H, W): vectors (B, C).
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
     @property
     def head(self) -> nn.Linear:

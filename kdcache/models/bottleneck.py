@@ -73,7 +73,7 @@ class BottleneckResNet(FeatureNet):
         maps = [relu(self.bn1(self.conv1(images)))]
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             maps.append(stage(maps[-1]))
-        return [*maps, maps[-1].mean((2, 3))]
+        return [*maps, self.pool(maps[-1])]
 
 
 NETWORKS = {"ResNet50": partial(BottleneckResNet, (3, 4, 6, 3))}

@@ -6,14 +6,13 @@ gradient of weights with more than 3x3 taps, or on maps of fewer than 3x3 pixels
 """
 
 from itertools import product
-from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
-__all__ = ["hasten"]
+__all__ = ["forward", "suits"]
 
 FAST = 3
 """Most taps of a kernel, and fewest pixels of a map, in either direction, for which torch finds all gradients fast."""
@@ -21,19 +20,15 @@ FAST = 3
 Pair = tuple[int, int]
 
 
-def hasten(network: nn.Module) -> None:
-    """Let the depthwise convolutions of a network find their gradients in another way; what they give is the same."""
-    for module in network.modules():
-        if type(module) is nn.Conv2d and _depthwise(module):
-            module.forward = MethodType(_forward, module)  # type: ignore[method-assign]
+def suits(module: nn.Module) -> bool:
+    """Tell whether a module is a depthwise convolution that this is written for."""
+    if type(module) is not nn.Conv2d or module.padding_mode != "zeros" or not isinstance(module.padding, tuple):
+        return False
+    return 1 < module.groups == module.in_channels
 
 
-def _depthwise(module: nn.Conv2d) -> bool:
-    numbers = module.padding_mode == "zeros" and isinstance(module.padding, tuple)
-    return numbers and 1 < module.groups == module.in_channels
-
-
-def _forward(module: nn.Conv2d, x: Tensor) -> Tensor:
+def forward(module: nn.Conv2d, x: Tensor) -> Tensor:
+    """Convolve; where it trains, and torch is slow, the gradients are found in another way."""
     trained = module.training and torch.is_grad_enabled() and x.device.type == "cpu"
     precision = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     strided = max(module.stride) > 1 and precision == torch.bfloat16

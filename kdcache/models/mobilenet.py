@@ -79,7 +79,7 @@ class MobileNetV2(FeatureNet):
             x = group(x)
             if place in _EXPOSED:
                 maps.append(x)
-        return [*maps, self.conv2(x).mean((2, 3))]
+        return [*maps, self.pool(self.conv2(x))]
 
 
 def _activated(convolution: nn.Conv2d) -> tuple[nn.Module, nn.Module, nn.Module]:

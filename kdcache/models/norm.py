@@ -6,13 +6,12 @@ has several times the channels, each with its figures.
 """
 
 from math import gcd
-from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["hasten"]
+__all__ = ["forward", "suits"]
 
 EVEN = 16
 """torch is fast where the channels are a multiple of it, but for just as many."""
@@ -24,14 +23,15 @@ UNUSED = 0.0
 """Momentum with which torch's kernel would move running statistics, of which it is given none that count."""
 
 
-def hasten(network: nn.Module) -> None:
-    """Let the batch norms of a network train in another way; what they give is the same, up to rounding."""
-    for module in network.modules():
-        if type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats and module.momentum:
-            module.forward = MethodType(_forward, module)  # type: ignore[method-assign]
+def suits(module: nn.Module) -> bool:
+    """Tell whether a module is a batch norm that this is written for."""
+    if type(module) is not nn.BatchNorm2d:
+        return False
+    return module.affine and module.track_running_stats and bool(module.momentum)
 
 
-def _forward(module: nn.BatchNorm2d, x: Tensor) -> Tensor:
+def forward(module: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """Normalise by the statistics of the batch; what it gives is what torch's gives, up to rounding."""
     if not (module.training and _gains(module, x)):
         return nn.BatchNorm2d.forward(module, x)
     figures: tuple[Tensor, Tensor, Tensor] = _Normalised.apply(x, module.weight, module.bias, module.eps)

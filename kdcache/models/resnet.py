@@ -70,7 +70,7 @@ class ResNet(FeatureNet):
         maps = [relu(self.bn1(self.conv1(images)), inplace=True)]
         for stage in (self.layer1, self.layer2, self.layer3):
             maps.append(stage(maps[-1]))
-        return [*maps, maps[-1].mean((2, 3))]
+        return [*maps, self.pool(maps[-1])]
 
 
 _NARROW = (16, 16, 32, 64)

@@ -81,7 +81,7 @@ class ShuffleV1(FeatureNet):
         maps = [relu(self.bn1(self.conv1(images)))]
         for stage in (self.layer1, self.layer2, self.layer3):
             maps.append(stage(maps[-1]))
-        return [*maps, maps[-1].mean((2, 3))]
+        return [*maps, self.pool(maps[-1])]
 
 
 class _BlockV2(nn.Module):
@@ -168,7 +168,7 @@ class ShuffleV2(FeatureNet):
         maps = [relu(self.bn1(self.conv1(images)))]
         for stage in (self.layer1, self.layer2, self.layer3):
             maps.append(stage(maps[-1]))
-        return [*maps, relu(self.bn2(self.conv2(maps[-1]))).mean((2, 3))]
+        return [*maps, self.pool(relu(self.bn2(self.conv2(maps[-1]))))]
 
 
 NETWORKS: dict[str, Callable[[int], FeatureNet]] = {

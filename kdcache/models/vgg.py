@@ -49,7 +49,7 @@ class VGG(FeatureNet):
             maps.append(block(max_pool2d(maps[-1], 2)))
         large = images.shape[-1] >= 64
         maps.append(self.block4(max_pool2d(maps[-1], 2) if large else maps[-1]))
-        return [*maps, maps[-1].mean((2, 3))]
+        return [*maps, self.pool(maps[-1])]
 
 
 def _block(inputs: int, outputs: int, count: int) -> nn.Sequential:

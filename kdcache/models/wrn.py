@@ -65,7 +65,7 @@ class WideResNet(FeatureNet):
         maps = [self.conv1(images)]
         for stage in (self.block1, self.block2, self.block3):
             maps.append(stage(maps[-1]))
-        return [*maps, relu(self.bn1(maps[-1]), inplace=True).mean((2, 3))]
+        return [*maps, self.pool(relu(self.bn1(maps[-1]), inplace=True))]
 
 
 def _stage(inputs: int, outputs: int, stride: int, blocks: int) -> nn.Sequential:
