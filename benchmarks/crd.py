@@ -40,7 +40,7 @@ the whole memory takes the place of gathering rows.
             part.negatives(rows, labels[rows], 0)
             drawn = time.perf_counter()
             logits = torch.zeros(BATCH, 100)
-            part(Plain(logits, logits, labels[rows], rows, 0, (student,), (teacher,))).backward()
+            part(Plain(logits, logits, None, labels[rows], rows, 0, (student,), (teacher,))).backward()
             drawing.append(1e3 * (drawn - started))
             stepping.append(1e3 * (time.perf_counter() - drawn))
         size = 2 * samples * EMBEDDING * 4 / 1e6

@@ -178,14 +178,19 @@ class Step:
         size, answers, teacher_features = len(batch), *self._ask(batch)
         picks, candidate_d = self._pick(batch, answers)
         x_rows = torch.arange(size if self.trains_on_x else 0, device=batch.views.device)
-        logits, features = self._forward(take(batch.views, torch.cat([x_rows, size + picks.rows])))
-        x_logits, mixed_logits = logits.float().split([len(x_rows), len(picks.rows)])
+        rows, parts = torch.cat([x_rows, size + picks.rows]), [len(x_rows), len(picks.rows)]
+        logits, features = self._forward(take(batch.views, rows))
+        x_logits, mixed_logits = logits.split(parts)
+        d_x, d_mixed = None, None
+        if answers is not None:
+            d_x, d_mixed = kld(answers[rows], logits, self.temperature).split(parts)
 
         plain = mixed = None
         if self.trains_on_x:
             plain = Plain(
                 x_logits,
                 answers[:size] if answers is not None else None,
+                d_x,
                 batch.labels,
                 batch.samples,
                 batch.epoch,
@@ -196,16 +201,17 @@ class Step:
         if batch.slots:
             mixed = Mixed(
                 mixed_logits,
-                answers[size + picks.rows] if answers is not None else None,
+                d_mixed,
                 batch.labels.repeat(batch.slots)[picks.rows],
                 batch.partner_labels[picks.rows],
                 batch.kept[picks.rows],
                 share=ranks.number() * picks.own / picks.everywhere,
             )
         self._record(batch, answers, plain, mixed, picks, candidate_d)
-        losses = self._losses_of(plain, mixed)
-        self.statistics.losses[batch.step] = torch.stack([losses[name].detach() for name in self.losses])
-        return torch.stack(list(losses.values())).sum()
+        found = self._losses_of(plain, mixed)
+        losses = torch.stack([found[name] for name in self.losses])
+        self.statistics.losses[batch.step] = losses.detach()
+        return losses.sum()
 
     def _ask(self, batch: Batch) -> tuple[Tensor | None, list[Tensor]]:
         """Put the views to the oracle: the answers, and the teacher's features of x where a loss reads them."""
@@ -219,7 +225,7 @@ class Step:
     def _forward(self, views: Tensor) -> tuple[Tensor, list[Tensor]]:
         with self.compute.autocast():
             logits, features = self._trained(views, self.reads_features)
-        return logits, features
+        return logits.float(), features
 
     @torch.no_grad()
     def _pick(self, batch: Batch, answers: Tensor | None) -> tuple[Picks, Tensor | None]:
@@ -251,15 +257,12 @@ class Step:
         statistics, size, rows = self.statistics, len(batch), picks.rows[: picks.own]
         sample, slot = batch.samples.repeat(batch.slots), torch.arange(batch.slots * size, device=rows.device) // size
         statistics.picked[slot[rows], sample[rows]] = True
-        if answers is None:
-            return
-        if plain is not None:
-            statistics.d_x[batch.samples] = kld(answers[:size], plain.student, self.temperature)
-        if mixed is None:
+        if plain is not None and plain.d is not None:
+            statistics.d_x[batch.samples] = plain.d.detach()
+        if answers is None or mixed is None or mixed.d is None:
             return
         if candidate_d is None:
-            d = kld(answers[size + picks.rows], mixed.student, self.temperature)
-            statistics.d_mixed[slot[rows], sample[rows]] = d[: picks.own]
+            statistics.d_mixed[slot[rows], sample[rows]] = mixed.d.detach()[: picks.own]
         else:
             statistics.d_mixed[slot, sample] = candidate_d
             statistics.kl_ratio[batch.step] = ranks.mean(candidate_d[rows]) / ranks.mean(candidate_d)

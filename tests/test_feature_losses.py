@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdcache.losses import features
 from kdcache.losses.contrast import ContrastMemory
-from kdcache.losses.logits import decoupled, kd
+from kdcache.losses.logits import decoupled, kd, kld
 from tests.figures import BASE, golden, tensor
 
 GOLDEN = golden("losses")["results"]
@@ -77,7 +77,7 @@ def test_decoupled_loss_stays_finite_at_extremes_and_splits_the_divergence() -> 
     # Equation 7 of the paper: with the weight 1 - p of the label's class on its second part, it is plain distillation.
     one, two, label = torch.randn(1, 5).double(), torch.randn(1, 5).double(), torch.tensor([3])
     beta = 1 - (one / 4).softmax(1)[0, 3].item()
-    torch.testing.assert_close(decoupled(one, two, label, 4.0, beta=beta), kd(one, two, 4.0))
+    torch.testing.assert_close(decoupled(one, two, label, 4.0, beta=beta), kd(kld(one, two, 4.0), 4.0))
 
 
 def embedded(vectors: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

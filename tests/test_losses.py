@@ -33,7 +33,7 @@ STUDENT, TEACHER = tensor(0, (8, 100), 6), tensor(1, (8, 100), 8)
 @pytest.mark.parametrize("temperature", [1, 4])
 def test_kd_is_golden(temperature: int) -> None:
     student = STUDENT.clone().requires_grad_()
-    loss = kd(TEACHER, student, temperature)
+    loss = kd(kld(TEACHER, student, temperature), temperature)
     loss.backward()
     expected = GOLDEN[f"kd_T{temperature}"]
     assert student.grad is not None
@@ -51,7 +51,7 @@ def test_d_and_entropies_are_golden() -> None:
 def test_extreme_logits_stay_finite(dtype: torch.dtype) -> None:
     teacher = torch.tensor([[1e4, -1e4, 0], [-1e4, 1e4, 0]], dtype=dtype)
     student = teacher.flip(0).clone().requires_grad_()
-    loss = kd(teacher, student, 4.0) + entropy(student).sum() + cross_entropy(student, torch.tensor([0, 1]))
+    loss = kd(kld(teacher, student, 4.0), 4.0) + entropy(student).sum() + cross_entropy(student, torch.tensor([0, 1]))
     loss.backward()
     assert student.grad is not None
     assert loss.isfinite()
@@ -68,12 +68,13 @@ def test_arithmetic_is_float32_whatever_comes_in() -> None:
 
 def test_the_distillation_of_x_and_of_the_mixed_views_are_means_over_their_own_rows() -> None:
     labels = torch.arange(8)
-    plain = Plain(STUDENT, TEACHER, labels, labels)
-    mixed = Mixed(STUDENT[:3] * 2, TEACHER[:3], labels[:3], labels[1:4], torch.ones(3))
-    on_x = 0.1 * cross_entropy(STUDENT, labels) + 0.9 * kd(TEACHER, STUDENT, 4)
+    d, mixed_d = kld(TEACHER, STUDENT, 4), kld(TEACHER[:3], STUDENT[:3] * 2, 4)
+    plain = Plain(STUDENT, TEACHER, d, labels, labels)
+    mixed = Mixed(STUDENT[:3] * 2, mixed_d, labels[:3], labels[1:4], torch.ones(3))
+    on_x = 0.1 * cross_entropy(STUDENT, labels) + 0.9 * 16 * d.mean()
     objective = Objective({"ce": 0.1, "kd": 0.9}, 4)
     torch.testing.assert_close(sum(objective(plain, None).values()), on_x)
-    on_both = on_x + 0.9 * kd(TEACHER[:3], STUDENT[:3] * 2, 4)
+    on_both = on_x + 0.9 * 16 * mixed_d.mean()
     torch.testing.assert_close(sum(objective(plain, mixed).values()), on_both)
 
 
@@ -115,7 +116,7 @@ def test_cross_entropy_acts_on_the_mixed_views_alone_where_there_are_any() -> No
     objective = Objective({"ce": 1.0}, 4)
     assert objective.wants_plain(mixing=False)
     assert not objective.wants_plain(mixing=True)
-    assert objective(Plain(x, None, labels, labels), None)["ce"].equal(cross_entropy(x, labels))
+    assert objective(Plain(x, None, None, labels, labels), None)["ce"].equal(cross_entropy(x, labels))
     objective(None, Mixed(mixed_logits, None, labels, labels.flip(0), kept))["ce"].backward()
     assert x.grad is None
     assert mixed_logits.grad is not None

@@ -88,7 +88,7 @@ def test_losses_fit_networks_of_other_shapes(name: str, teacher: str) -> None:
     (part,) = make_parts([name], setting).values()
     images = torch.randint(0, 256, (8, 3, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
     (student, s), (taught, t) = student_net.with_features(images), teacher_net.with_features(images)
-    loss = part(Plain(student, taught, labels, torch.arange(8), 0, tuple(s), tuple(f.detach() for f in t)))
+    loss = part(Plain(student, taught, None, labels, torch.arange(8), 0, tuple(s), tuple(f.detach() for f in t)))
     assert loss.shape == ()
     assert loss.isfinite()
     loss.backward()

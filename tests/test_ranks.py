@@ -23,7 +23,7 @@ from kdcache.compute import Compute
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.datasets import Split
 from kdcache.errors import UsageError
-from kdcache.losses import Mixed, Plain
+from kdcache.losses import Mixed, Plain, kld
 from kdcache.models import build
 from kdcache.record import FinishedRun
 from kdcache.resolve import fresh_network, load_data, open_oracle, plan_of
@@ -134,8 +134,9 @@ def test_batch_norm_normalises_the_part_of_each_process(small: Settings, teacher
             # The running statistics are those of the first process.
             with loop.UnchangedStatistics(student) if rank else nullcontext():
                 x, mixed = student(batch.views[rows]).chunk(2)
-            plain_rows = Plain(x, answers[rows[: len(part)]], batch.labels[part], batch.samples[part])
-            mixed_rows = Mixed(mixed, answers[rows[len(part) :]], *(column[part] for column in
+            of_x, of_mixed = answers[rows].chunk(2)
+            plain_rows = Plain(x, of_x, kld(of_x, x, 4.0), batch.labels[part], batch.samples[part])
+            mixed_rows = Mixed(mixed, kld(of_mixed, mixed, 4.0), *(column[part] for column in
                                (batch.labels, batch.partner_labels, batch.kept)))  # fmt: skip
             parts.append(sum(objective(plain_rows, mixed_rows).values()) * len(part) / size)
         optimiser.zero_grad()

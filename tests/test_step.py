@@ -187,8 +187,8 @@ def test_the_loss_is_the_papers(noise: Split) -> None:
     x, mixed = slice(0, SIZE), slice(SIZE, None)
     expected = (
         0.3 * cross_entropy(logits[x], bench.batch.labels)
-        + 0.7 * kd(teacher[x], logits[x], 3.0)
-        + 0.7 * kd(teacher[mixed], logits[mixed], 3.0)
+        + 0.7 * kd(kld(teacher[x], logits[x], 3.0), 3.0)
+        + 0.7 * kd(kld(teacher[mixed], logits[mixed], 3.0), 3.0)
     )
     torch.testing.assert_close(bench.step(bench.batch), expected)
 

@@ -13,9 +13,8 @@ def _log_probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def _sum_p_times(log_p: Tensor, values: Tensor) -> Tensor:
-    """Sum p * values over the classes, with 0 * anything = 0, as the limit p log p has it."""
-    p = log_p.exp()
-    return torch.where(p > 0, p * values, 0.0).sum(dim=1)
+    """Sum p * values over the classes; where p underflows log p is still finite, so p log p is 0 as in the limit."""
+    return (log_p.exp() * values).sum(dim=1)
 
 
 def kld(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
@@ -37,19 +36,22 @@ def kld(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
     return _sum_p_times(log_p, log_p - log_q)
 
 
-def kd(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
-    """Loss of the soft targets: the second term of Equation 1 without alpha, ``tau^2`` times the mean of `kld`.
+def kd(d: Tensor, temperature: float) -> Tensor:
+    """Loss of the soft targets: the second term of Equation 1 without alpha.
 
     Parameters
     ----------
-    teacher, student : Tensor, shape (B, C)
+    d : Tensor, shape (B,)
+        What `kld` gives at the temperature.
     temperature : float
+        tau.
 
     Returns
     -------
     Tensor, shape ()
+        ``tau^2`` times the mean of ``d``.
     """
-    return temperature**2 * kld(teacher, student, temperature).mean()
+    return temperature**2 * d.mean()
 
 
 def decoupled(

@@ -19,6 +19,8 @@ class Plain(NamedTuple):
         Logits.
     teacher : Tensor or None, shape (B, C)
         Logits, if there is a teacher.
+    d : Tensor or None, shape (B,)
+        Divergence of the student from it (Equation 2).
     labels, samples : Tensor of int64, shape (B,)
     epoch : int
     student_features, teacher_features : tuple of Tensor
@@ -29,6 +31,7 @@ class Plain(NamedTuple):
 
     student: Tensor
     teacher: Tensor | None
+    d: Tensor | None
     labels: Tensor
     samples: Tensor
     epoch: int = 0
@@ -40,12 +43,12 @@ class Plain(NamedTuple):
 class Mixed(NamedTuple):
     """The mixed views x' that a step trains on.
 
-    Student logits (P, C), teacher logits (P, C) if there is a teacher, the labels (P,) of both images, the share (P,)
-    of the first, and what a mean over these rows weighs in the mean over all processes.
+    Student logits (P, C), their divergence d (P,) from the teacher's if there is a teacher, the labels (P,) of both
+    images, the share (P,) of the first, and what a mean over these rows weighs in the mean over all processes.
     """
 
     student: Tensor
-    teacher: Tensor | None
+    d: Tensor | None
     labels: Tensor
     partner_labels: Tensor
     kept: Tensor
@@ -104,10 +107,10 @@ class Objective(nn.Module):
             if "ce" in self.weights:
                 found["ce"] = plain.share * cross_entropy(plain.student, plain.labels)
             if "kd" in self.weights:
-                assert plain.teacher is not None
-                found["kd"] = plain.share * kd(plain.teacher, plain.student, self.temperature)
+                assert plain.d is not None
+                found["kd"] = plain.share * kd(plain.d, self.temperature)
                 if mixed is not None:
-                    assert mixed.teacher is not None
-                    found["kd"] = found["kd"] + mixed.share * kd(mixed.teacher, mixed.student, self.temperature)
+                    assert mixed.d is not None
+                    found["kd"] = found["kd"] + mixed.share * kd(mixed.d, self.temperature)
             found |= {name: plain.share * part(plain) for name, part in self.parts.items()}
         return {name: self.weights[name] * loss for name, loss in found.items()}
