@@ -254,19 +254,20 @@ class Step:
         candidate_d: Tensor | None,
     ) -> None:
         """Note d of every view whose logits are there anyway, the picks, r, and the labels in dispute."""
-        statistics, size, rows = self.statistics, len(batch), picks.rows[: picks.own]
-        sample, slot = batch.samples.repeat(batch.slots), torch.arange(batch.slots * size, device=rows.device) // size
-        statistics.picked[slot[rows], sample[rows]] = True
+        statistics, rows, slots = self.statistics, picks.rows[: picks.own], (batch.slots, len(batch))
+        picked = torch.zeros_like(batch.lot, dtype=torch.bool).index_fill_(0, rows, True)
+        statistics.picked.index_copy_(1, batch.samples, picked.view(slots))
         if plain is not None and plain.d is not None:
-            statistics.d_x[batch.samples] = plain.d.detach()
+            statistics.d_x.index_copy_(0, batch.samples, plain.d.detach())
         if answers is None or mixed is None or mixed.d is None:
             return
         if candidate_d is None:
-            statistics.d_mixed[slot[rows], sample[rows]] = mixed.d.detach()[: picks.own]
+            d = torch.full_like(batch.lot, torch.nan).index_copy_(0, rows, mixed.d.detach()[: picks.own])
         else:
-            statistics.d_mixed[slot, sample] = candidate_d
-            statistics.kl_ratio[batch.step] = ranks.mean(candidate_d[rows]) / ranks.mean(candidate_d)
-        statistics.disputed[batch.step] = (answers[size:].argmax(1) != batch.mixed_labels()).sum()
+            d = candidate_d
+            statistics.kl_ratio[batch.step] = ranks.mean(d[rows]) / ranks.mean(d)
+        statistics.d_mixed.index_copy_(1, batch.samples, d.view(slots))
+        statistics.disputed[batch.step] = (answers[len(batch) :].argmax(1) != batch.mixed_labels()).sum()
 
 
 class Trained(nn.Module):
