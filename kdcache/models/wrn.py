@@ -26,7 +26,9 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         active = relu(self.bn1(x), inplace=True)
         shortcut = x if self.convShortcut is None else self.convShortcut(active)
-        return self.conv2(relu(self.bn2(self.conv1(active)), inplace=True)) + shortcut
+        out = self.conv2(relu(self.bn2(self.conv1(active)), inplace=True))
+        out += shortcut  # a map less to write, as in a ResNet
+        return out
 
 
 class WideResNet(FeatureNet):
