@@ -1,10 +1,11 @@
-"""Batch norm whose forward is fast on a processor for any number of channels.
+"""Batch norm whose statistics are found fast on a processor, for any number of channels.
 
-torch's kernels there take a pixel's channels 16 or 32 at a time, and what is left over one by one (torch 2.14). So 58
-channels take two to three times as long as 64. Pixels that lie side by side in memory are therefore taken as one that
-has several times the channels, each with its figures.
+torch's kernel for them takes a pixel's channels 16 or 32 at a time, and what is left over one by one (torch 2.14): 58
+channels take three times as long as 64. Pixels that lie side by side in memory are therefore taken as one that has
+several times the channels, and what comes out is put together. All else is torch's own.
 """
 
+from functools import cache
 from math import gcd
 from typing import Any
 
@@ -18,9 +19,6 @@ EVEN = 16
 
 LANE, WIDE = 32, 128
 """What the channels of pixels side by side are a multiple of, and how many they are at least."""
-
-UNUSED = 0.0
-"""Momentum with which torch's kernel would move running statistics, of which it is given none that count."""
 
 
 def suits(module: nn.Module) -> bool:
@@ -37,10 +35,13 @@ def forward(module: nn.BatchNorm2d, x: Tensor) -> Tensor:
     figures: tuple[Tensor, Tensor, Tensor] = _Normalised.apply(x, module.weight, module.bias, module.eps)
     normalised, mean, variance = figures
     if module.track_running_stats:
-        count, buffers = x.numel() // x.shape[1], dict(module.named_buffers())
-        buffers["num_batches_tracked"] += 1
-        buffers["running_mean"].lerp_(mean, module.momentum or 0.0)
-        buffers["running_var"].lerp_(variance * (count / (count - 1)), module.momentum or 0.0)
+        assert module.running_mean is not None
+        assert module.running_var is not None
+        assert module.num_batches_tracked is not None
+        count, rate = x.numel() // x.shape[1], module.momentum or 0.0
+        module.running_mean.lerp_(mean, rate)
+        module.running_var.lerp_(variance * (count / (count - 1)), rate)
+        module.num_batches_tracked.add_(1)
     return normalised
 
 
@@ -65,9 +66,21 @@ def _together(channels: int) -> int:
     return pixels
 
 
-def _side_by_side(x: Tensor) -> Tensor:
-    """See maps (B, C, H, W) as rows of some pixels: (B H W / P, P C)."""
-    return x.permute(0, 2, 3, 1).view(-1, _together(x.shape[1]) * x.shape[1])
+@cache
+def _unread(channels: int) -> tuple[Tensor, ...]:
+    """Make running statistics that torch's kernel may leave alone: without any, it rounds what it finds."""
+    with torch.inference_mode(mode=False):
+        return torch.zeros(2, channels).unbind()
+
+
+def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Find means and variances (C,) of the channels of maps, in float32."""
+    channels = x.shape[1]
+    rows = x.permute(0, 2, 3, 1).view(-1, _together(channels) * channels)
+    found = torch.ops.aten.batch_norm_update_stats(rows, *_unread(rows.shape[1]), 0.0)
+    means, variances = (figures.view(-1, channels) for figures in found)
+    between, mean = torch.var_mean(means, 0, correction=0)
+    return mean, variances.mean(0).add_(between)
 
 
 class _Normalised(torch.autograd.Function):
@@ -75,29 +88,18 @@ class _Normalised(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        wide = _side_by_side(x)
-        running = weight.new_empty(2, wide.shape[1])
-        means, variances = (
-            each.view(-1, x.shape[1]) for each in torch.ops.aten.batch_norm_update_stats(wide, *running, UNUSED)
-        )
-        between, mean = torch.var_mean(means, 0, correction=0)
-        variance = variances.mean(0).add_(between)
+        mean, variance = _statistics(x)
         ctx.save_for_backward(x, weight, mean, variance)
         ctx.eps = eps
         ctx.mark_non_differentiable(mean, variance)
-        figures = torch.stack([weight, bias, mean, variance]).repeat(1, _together(x.shape[1]))
-        out, nothing = torch.empty_like(x), weight.new_empty(0)
-        torch.ops.aten.native_batch_norm.out(
-            wide, *figures, False, UNUSED, eps, out=_side_by_side(out), save_mean=nothing, save_invstd=nothing
-        )
-        return out, mean, variance
+        return torch.native_batch_norm(x, weight, bias, mean, variance, False, 0.0, eps)[0], mean, variance
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, None]:
         x, weight, mean, variance = ctx.saved_tensors
         inverse = (variance + ctx.eps).rsqrt()
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        # torch's own: by parts, as forward, it would be rounded twice more in bfloat16, or take longer in float32.
+        # torch's own: by parts, it would be rounded twice more in bfloat16, or take longer in float32.
         found = torch.ops.aten.native_batch_norm_backward(
             gradient, x, weight, None, None, mean, inverse, True, ctx.eps, (True, True, True)
         )
