@@ -108,6 +108,9 @@ def find_teacher(config: StudentConfig) -> Path:
         Where there is none, or the student would be written over it.
     """
     path = config.teacher or find_teacher_run(None, config.dataset, "name one with --teacher").path
+    if not (path / MODEL).is_file():
+        allowed = "a teacher's run folder; 'kdcache teacher-load --weights FILE' makes one of weights"
+        raise UsageError(fault("--teacher", allowed=allowed, given=path))
     if config.out is not None and config.out.resolve() == path.resolve():
         raise UsageError(fault("--out", allowed="another folder than that of the teacher", given=config.out))
     return path

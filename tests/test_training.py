@@ -284,6 +284,11 @@ def test_a_missing_teacher_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_weights_are_no_teacher_yet(small: Settings, teacher: Path) -> None:
+    with pytest.raises(UsageError, match=r"^--teacher: .*teacher-load --weights FILE"):
+        train_student(StudentConfig.load(**{**small, "teacher": teacher / "model.safetensors"}))
+
+
 def test_damaged_answers_are_asked_again(
     small: Settings, teacher: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
