@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from kdcache.models import build
-from kdcache.models.hasten import hasten
+from tests.layers import hastened
 
 PRECISIONS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 """How far a gradient may be off by its largest value."""
@@ -19,11 +19,6 @@ def convolution(**shape: object) -> nn.Conv2d:
     # What bfloat16 holds, so that all precisions convolve the same numbers.
     made.load_state_dict({name: value.bfloat16().float() for name, value in made.state_dict().items()})
     return made.to(memory_format=torch.channels_last)
-
-
-def hastened(module: nn.Conv2d) -> nn.Conv2d:
-    hasten(module)
-    return module
 
 
 def numbers(*shape: int) -> Tensor:

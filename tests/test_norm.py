@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kdcache.loop import UnchangedStatistics
 from kdcache.models import build
-from kdcache.models.hasten import hasten
+from tests.layers import hastened
 
 PRECISIONS = {torch.float32: 2e-6, torch.bfloat16: 6e-3}
 """How far maps and their gradients may be off, in the mean square by that of the values."""
@@ -23,11 +23,6 @@ def norm(channels: int) -> nn.BatchNorm2d:
     state = {name: torch.rand(channels, generator=generator) + 0.5 for name in made.state_dict() if name[0] in "wbr"}
     made.load_state_dict({**state, "num_batches_tracked": torch.tensor(4)})
     return made
-
-
-def hastened(module: nn.BatchNorm2d) -> nn.BatchNorm2d:
-    hasten(module)
-    return module
 
 
 def maps(*shape: int) -> Tensor:

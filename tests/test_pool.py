@@ -7,12 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from kdcache.models import build
-from kdcache.models.hasten import hasten
-
-
-def hastened(module: nn.Module) -> nn.Module:
-    hasten(module)
-    return module
+from tests.layers import hastened
 
 
 def maps(*shape: int) -> Tensor:

@@ -1,9 +1,9 @@
 """Batch norm that trains fast on a processor, for any number of channels.
 
-torch's kernel for them takes a pixel's channels 16 or 32 at a time, and what is left over one by one (torch 2.14): 58
-channels take three times as long as 64. Pixels that lie side by side in memory are therefore taken as one that has
-several times the channels, and what comes out is put together. The gradient is found with even channels. All arithmetic
-but for the putting together is torch's own.
+torch's kernel for the statistics takes a pixel's channels 16 or 32 at a time, and what is left over one by one (torch
+2.14): 58 channels take three times as long as 64. Pixels that lie side by side in memory are therefore taken as one
+that has several times the channels, and what comes out is put together. The gradient is found with even channels. All
+arithmetic but for the putting together is torch's own.
 """
 
 from functools import cache
