@@ -80,15 +80,16 @@ class Network(nn.Module):
         self._extractor: FeatureExtractor | None = None
         scale = [1 / (255 * s) for s in self.std]
         shift = [-m / s for m, s in zip(self.mean, self.std, strict=True)]
-        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32).view(-1, 1, 1), persistent=False)
-        self.register_buffer("shift", torch.tensor(shift, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+        # As often as the widest row has pixels: rows are normalised in half the time of pixels.
+        self.register_buffer("scale", torch.tensor(scale * IMAGE_SIZES[1], dtype=torch.float32), persistent=False)
+        self.register_buffer("shift", torch.tensor(shift * IMAGE_SIZES[1], dtype=torch.float32), persistent=False)
 
     def normalise(self, images: Tensor) -> Tensor:
         """What the body reads, in float32 and channels-last, from pixels 0..255 of shape (B, 3, H, W)."""
         pixels = images.to(self.scale.dtype, memory_format=torch.channels_last).permute(0, 2, 3, 1)
-        # Row by row, which takes half the time of pixel by pixel.
-        shift, scale = (figure.view(-1).repeat(images.shape[3]) for figure in (self.shift, self.scale))
-        return torch.addcmul(shift, pixels.flatten(2), scale).view_as(pixels).permute(0, 3, 1, 2)
+        rows = pixels.flatten(2)
+        width = rows.shape[2]
+        return torch.addcmul(self.shift[:width], rows, self.scale[:width]).view_as(pixels).permute(0, 3, 1, 2)
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Inner tensors for pixel values, first to last; the last one is the vector that the classifier reads."""
