@@ -19,6 +19,7 @@ from kdcache.analysis.precision import loss_of
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.losses import kld
+from kdcache.machine import keep_freed_memory
 from kdcache.oracle import Oracle
 from kdcache.resolve import MODEL, fresh_network, load_data, open_store, plan_of, trained_network
 from kdcache.store.formats import Dense, TopK
@@ -48,6 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", type=Path, required=True)
     chosen = parser.parse_args()
+    keep_freed_memory()  # as the command line does
     config = StudentConfig.load(teacher=chosen.teacher, aug="cutmix-pick", epochs=1)
     compute, data = Compute.choose(), load_data(config)
     views = ViewMaker(data.train, plan_of(config, data), config.batch_size, compute.device)
