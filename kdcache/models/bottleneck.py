@@ -3,7 +3,6 @@
 from functools import partial
 
 from torch import Tensor, nn
-from torch.nn.functional import relu
 
 from kdcache.models.base import FeatureNet, init_convolutions
 
@@ -24,13 +23,14 @@ class _Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(hidden)
         self.conv3 = nn.Conv2d(hidden, outputs, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU(inplace=True)
         self.shortcut = nn.Sequential()
         if (inputs, stride) != (outputs, 1):
             self.shortcut.extend([nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)])
 
     def forward(self, x: Tensor) -> Tensor:
-        out = relu(self.bn2(self.conv2(relu(self.bn1(self.conv1(x))))))
-        return relu(self.bn3(self.conv3(out)) + self.shortcut(x))
+        out = self.relu(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))))
+        return self.relu(self.bn3(self.conv3(out)) + self.shortcut(x))
 
 
 class BottleneckResNet(FeatureNet):
@@ -52,6 +52,7 @@ class BottleneckResNet(FeatureNet):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
         stages = []
         inputs = 64
         for hidden, count, stride in zip((64, 128, 256, 512), blocks, (1, 2, 2, 2), strict=True):
@@ -70,7 +71,7 @@ class BottleneckResNet(FeatureNet):
 
     def features(self, images: Tensor) -> list[Tensor]:
         """The stem and the four stages, all activated, and the pooled vector."""
-        maps = [relu(self.bn1(self.conv1(images)))]
+        maps = [self.relu(self.bn1(self.conv1(images)))]
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             maps.append(stage(maps[-1]))
         return [*maps, self.pool(maps[-1])]

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.functional import relu
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kdcache.models.base import FeatureNet
@@ -142,7 +141,7 @@ def _fuse(traced: fx.GraphModule) -> None:
             else:
                 other = None
         following = _only_user(last)
-        activates = following is not None and _activates(traced, following)
+        activates = following is not None and isinstance(_module(traced, following), nn.ReLU)
         if activates:
             last = following
         traced.set_submodule(node.target, _Convolution(convolution, activates, in_place))
@@ -153,10 +152,6 @@ def _fuse(traced: fx.GraphModule) -> None:
     graph.lint()
     traced.delete_all_unused_submodules()
     traced.recompile()
-
-
-def _activates(traced: fx.GraphModule, node: fx.Node) -> bool:
-    return (node.op == "call_function" and node.target is relu) or isinstance(_module(traced, node), nn.ReLU)
 
 
 def _module(traced: fx.GraphModule, node: Any) -> nn.Module | None:

@@ -5,7 +5,7 @@ from types import MethodType
 
 from torch import Tensor, nn
 
-from kdcache.models import depthwise, norm, pool
+from kdcache.models import activation, depthwise, norm, pool
 
 __all__ = ["hasten"]
 
@@ -13,6 +13,7 @@ WAYS: tuple[tuple[Callable[[nn.Module], bool], Callable[..., Tensor]], ...] = (
     (depthwise.suits, depthwise.forward),
     (norm.suits, norm.forward),
     (pool.suits, pool.forward),
+    (activation.suits, activation.forward),
 )
 """Which modules get which forward; each falls back to torch's where that is as fast."""
 

@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, channel_shuffle, relu
+from torch.nn.functional import avg_pool2d, channel_shuffle
 
 from kdcache.models.base import FeatureNet
 
@@ -30,15 +30,16 @@ class _BlockV1(nn.Module):
         self.bn2 = nn.BatchNorm2d(hidden)
         self.conv3 = nn.Conv2d(hidden, made, 1, groups=groups, bias=False)
         self.bn3 = nn.BatchNorm2d(made)
+        self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = channel_shuffle(relu(self.bn1(self.conv1(x))), self.groups)
-        out = self.bn3(self.conv3(relu(self.bn2(self.conv2(out)))))
+        out = channel_shuffle(self.relu(self.bn1(self.conv1(x))), self.groups)
+        out = self.bn3(self.conv3(self.relu(self.bn2(self.conv2(out)))))
         if self.stride == 2:
             # Means of what is activated stay as they are. Activated after, bn3 would be given a gradient that is not
             # contiguous, for which torch takes fifteen times as long on a processor.
-            return torch.cat([relu(out), avg_pool2d(x, 3, 2, padding=1)], 1)
-        return relu(out + x)
+            return torch.cat([self.relu(out), avg_pool2d(x, 3, 2, padding=1)], 1)
+        return self.relu(out + x)
 
 
 class ShuffleV1(FeatureNet):
@@ -62,6 +63,7 @@ class ShuffleV1(FeatureNet):
         super().__init__()
         self.conv1 = nn.Conv2d(3, _STEM, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(_STEM)
+        self.relu = nn.ReLU(inplace=True)
         stages = []
         inputs = _STEM
         for width, count in zip(widths, (4, 8, 4), strict=True):
@@ -78,7 +80,7 @@ class ShuffleV1(FeatureNet):
 
     def features(self, images: Tensor) -> list[Tensor]:
         """The stem and the three stages, all activated, and the pooled vector."""
-        maps = [relu(self.bn1(self.conv1(images)))]
+        maps = [self.relu(self.bn1(self.conv1(images)))]
         for stage in (self.layer1, self.layer2, self.layer3):
             maps.append(stage(maps[-1]))
         return [*maps, self.pool(maps[-1])]
@@ -96,11 +98,12 @@ class _BlockV2(nn.Module):
         self.bn2 = nn.BatchNorm2d(half)
         self.conv3 = nn.Conv2d(half, half, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(half)
+        self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         passed, out = x.chunk(2, dim=1)
-        out = self.bn2(self.conv2(relu(self.bn1(self.conv1(out)))))
-        out = relu(self.bn3(self.conv3(out)))
+        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(out)))))
+        out = self.relu(self.bn3(self.conv3(out)))
         return channel_shuffle(torch.cat([passed, out], 1), 2)
 
 
@@ -120,11 +123,12 @@ class _HalvingV2(nn.Module):
         self.bn4 = nn.BatchNorm2d(half)
         self.conv5 = nn.Conv2d(half, half, 1, bias=False)
         self.bn5 = nn.BatchNorm2d(half)
+        self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        left = relu(self.bn2(self.conv2(self.bn1(self.conv1(x)))))
-        right = self.bn4(self.conv4(relu(self.bn3(self.conv3(x)))))
-        right = relu(self.bn5(self.conv5(right)))
+        left = self.relu(self.bn2(self.conv2(self.bn1(self.conv1(x)))))
+        right = self.bn4(self.conv4(self.relu(self.bn3(self.conv3(x)))))
+        right = self.relu(self.bn5(self.conv5(right)))
         return channel_shuffle(torch.cat([left, right], 1), 2)
 
 
@@ -148,6 +152,7 @@ class ShuffleV2(FeatureNet):
         super().__init__()
         self.conv1 = nn.Conv2d(3, _STEM, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(_STEM)
+        self.relu = nn.ReLU(inplace=True)
         stages = []
         inputs = _STEM
         for width, count in zip(widths, (3, 7, 3), strict=False):
@@ -165,10 +170,10 @@ class ShuffleV2(FeatureNet):
 
     def features(self, images: Tensor) -> list[Tensor]:
         """The stem and the three stages, all activated, and the pooled vector."""
-        maps = [relu(self.bn1(self.conv1(images)))]
+        maps = [self.relu(self.bn1(self.conv1(images)))]
         for stage in (self.layer1, self.layer2, self.layer3):
             maps.append(stage(maps[-1]))
-        return [*maps, self.pool(relu(self.bn2(self.conv2(maps[-1]))))]
+        return [*maps, self.pool(self.relu(self.bn2(self.conv2(maps[-1]))))]
 
 
 NETWORKS: dict[str, Callable[[int], FeatureNet]] = {

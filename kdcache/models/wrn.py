@@ -5,7 +5,6 @@ from functools import partial
 from itertools import pairwise
 
 from torch import Tensor, nn
-from torch.nn.functional import relu
 
 from kdcache.models.base import FeatureNet, init_convolutions
 
@@ -21,12 +20,13 @@ class _Block(nn.Module):
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.relu = nn.ReLU(inplace=True)
         self.convShortcut = None if inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        active = relu(self.bn1(x), inplace=True)
+        active = self.relu(self.bn1(x))
         shortcut = x if self.convShortcut is None else self.convShortcut(active)
-        out = self.conv2(relu(self.bn2(self.conv1(active)), inplace=True))
+        out = self.conv2(self.relu(self.bn2(self.conv1(active))))
         out += shortcut  # a map less to write, as in a ResNet
         return out
 
@@ -53,6 +53,7 @@ class WideResNet(FeatureNet):
             for (inputs, outputs), stride in zip(pairwise(widths), (1, 2, 2), strict=True)
         )
         self.bn1 = nn.BatchNorm2d(widths[-1])
+        self.relu = nn.ReLU(inplace=True)
         self.fc = nn.Linear(widths[-1], num_classes)
         init_convolutions(self)
         nn.init.zeros_(self.fc.bias)
@@ -67,7 +68,7 @@ class WideResNet(FeatureNet):
         maps = [self.conv1(images)]
         for stage in (self.block1, self.block2, self.block3):
             maps.append(stage(maps[-1]))
-        return [*maps, self.pool(relu(self.bn1(maps[-1]), inplace=True))]
+        return [*maps, self.pool(self.relu(self.bn1(maps[-1])))]
 
 
 def _stage(inputs: int, outputs: int, stride: int, blocks: int) -> nn.Sequential:
