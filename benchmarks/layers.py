@@ -21,15 +21,19 @@ from kdcache.machine import keep_freed_memory
 
 STUDENTS = (
     *((model, 32, 128) for model in ("resnet20", "wrn_16_2", "MobileNetV2", "ShuffleV1", "ShuffleV2")),
-    *((f"torchvision:{model}", 224, 16) for model in ("mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0")),
+    *(
+        (f"torchvision:{model}", 224, 16)
+        for model in ("resnet18", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0")
+    ),
 )
 """Networks, the side of their images in pixels, and how many of them a forward gets."""
 
 WAYS: dict[str, tuple[type[nn.Module], ...]] = {
-    "torch's": (nn.Conv2d, nn.BatchNorm2d, nn.AdaptiveAvgPool2d),
-    "depthwise": (nn.BatchNorm2d, nn.AdaptiveAvgPool2d),
-    "and batch norms": (nn.AdaptiveAvgPool2d,),
-    "and means": (),
+    "torch's": (nn.Conv2d, nn.BatchNorm2d, nn.AdaptiveAvgPool2d, nn.ReLU),
+    "depthwise": (nn.BatchNorm2d, nn.AdaptiveAvgPool2d, nn.ReLU),
+    "and batch norms": (nn.AdaptiveAvgPool2d, nn.ReLU),
+    "and means": (nn.ReLU,),
+    "and activations": (),
 }
 """Which modules go back to torch's forward."""
 
@@ -52,7 +56,7 @@ def main() -> None:
         "",
         "A student's bare step: a forward without gradient, forward and backward of as many images, and the "
         f"optimiser's step, {compute.precision}; with all layers as torch has them, with our gradients of depthwise "
-        "convolutions, with our batch norms too, and with our means of whole maps. "
+        "convolutions, with our batch norms too, with our means of whole maps, and with our ReLU. "
         f"Medians (least, most) of {chosen.repeats} measurements of about {SECONDS:g} seconds each, in turn in one "
         "process; ratios are of neighbours.",
         "",
