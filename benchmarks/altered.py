@@ -91,11 +91,11 @@ class Runs(Kind):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         from kdcache.config import TeacherConfig
-        from kdcache.record import FinishedRun, finished_runs
+        from kdcache.run.folder import FinishedRun, finished_runs
 
         self.run, self.listed = FinishedRun, finished_runs
         numbers = {"epochs": 1, "last_top1": 50.0, "last_top5": 90.0, "best_top1": 50.0, "best_epoch": 1}
-        more = {"questions_asked": 3, "questions_answered": 4, "seconds": 1.5, "finished_at": 1e9}
+        more = {"teacher_forwards": 3, "cache_hits": 4, "seconds": 1.5, "finished_at": 1e9}
         summary = {"kind": "teacher", "dataset": "cifar10", "model": "resnet8", **numbers, **more}
         metrics = {"epoch": 1, "test_loss": 1.0, "test_top1": 50.0, "test_top5": 90.0, "seconds": 1.0}
         self.files = {
@@ -130,11 +130,11 @@ class Stores(Kind):
         super().__init__(folder)
         import torch
 
-        from kdcache.store import answers, table
-        from kdcache.store.formats import DENSE
+        from kdcache.answers import store, table
+        from kdcache.answers.codec import DENSE
 
         table.CHUNK_BYTES = 1000  # so that small tables have several chunks
-        self.answers, self.fill, self.format = answers, table.fill, DENSE
+        self.answers, self.fill, self.format = store, table.fill, DENSE
         self.tables = ("clean", "replay/seed-3/epoch-0000/standard", "replay/seed-3/epoch-0000/cutmix-1")
         self.rows = {
             name: torch.randn(self.SAMPLES, self.CLASSES, generator=torch.Generator().manual_seed(place)).half()
@@ -145,7 +145,7 @@ class Stores(Kind):
         self.original, self.elsewhere = folder / "original.zarr", folder / "elsewhere"
         self.mend(self.original)
         self.files = sorted(str(path.relative_to(self.original)) for path in self.original.rglob("*") if path.is_file())
-        self.made_with = answers.AnswerStore(self.original).made_with
+        self.made_with = store.AnswerStore(self.original).made_with
         self.elsewhere.mkdir()
         (self.elsewhere / "zarr.json").write_text("another's")
 
@@ -161,7 +161,7 @@ class Stores(Kind):
     def ask(self, name: str, span: range) -> dict[str, Any]:
         return {"logits": self.rows[name][span.start : span.stop]}
 
-    def faults(self, where: Path, whole: bool) -> list[str]:
+    def problems(self, where: Path, whole: bool) -> list[str]:
         """Read every chunk, and say what is neither right nor known to be missing."""
         store, found = self.open(where), []
         for name in self.tables:
@@ -187,11 +187,11 @@ class Stores(Kind):
             store.replayed()
             if (store.made_with, store.precision) != (self.made_with, "bfloat16"):
                 return Outcome("wrong", "attributes are others")
-            found = self.faults(path, whole=False)
+            found = self.problems(path, whole=False)
             missing = self.missing
             if not found:
                 self.mend(path)
-                found = self.faults(path, whole=True)
+                found = self.problems(path, whole=True)
         finally:
             there = {entry.name: entry.read_text() for entry in self.elsewhere.iterdir() if entry.is_file()}
             if there != {"zarr.json": "another's"} or len(list(self.elsewhere.iterdir())) > 1:

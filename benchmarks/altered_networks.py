@@ -24,14 +24,14 @@ class Checkpoints(Kind):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        from kdcache import tensors
+        from kdcache import tensor_files
         from kdcache.models import build, checkpoint
 
-        self.checkpoint, self.tensors = checkpoint, tensors
+        self.checkpoint, self.tensors = checkpoint, tensor_files
         path = folder / "original.safetensors"
         checkpoint.save(build("resnet8", num_classes=3, seed=1), path, class_names=("a", "b", "c"), epoch=1)
         self.content = path.read_bytes()
-        self.state, self.facts = tensors.load(path, checkpoint.FORMAT)
+        self.state, self.facts = tensor_files.load(path, checkpoint.FORMAT)
         self.original = checkpoint.fingerprint(checkpoint.load(path)), self.facts
 
     def try_one(self, dice: Random) -> Outcome:
@@ -45,7 +45,7 @@ class Checkpoints(Kind):
             if not isinstance(facts, dict):
                 facts = {"format": facts}
             facts.pop("sha256", None)
-            self.tensors.save(path, state, facts)
+            self.tensor_files.save(path, state, facts)
         elif dice.random() < 0.5:
             path.write_bytes(alter_bytes(self.content, dice))
         else:

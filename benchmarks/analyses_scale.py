@@ -19,14 +19,14 @@ from kdcache.analysis.augmentations import rank
 from kdcache.analysis.disagreement import study
 from kdcache.analysis.hardness import hardness
 from kdcache.analysis.subject import Subject
+from kdcache.answers.codec import Columns
+from kdcache.answers.store import CLEAN, Replayed
+from kdcache.answers.table import fill
+from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute
 from kdcache.datasets import Card, Dataset, Split
-from kdcache.resolve import open_store
-from kdcache.store.answers import CLEAN, Replayed
-from kdcache.store.formats import Columns
-from kdcache.store.statistics import EpochStatistics, Shape, StatisticsReader, StatisticsStore
-from kdcache.store.table import fill
-from kdcache.teacher import Teacher
+from kdcache.run.statistics import EpochStatistics, Shape, StatisticsReader, StatisticsStore
+from kdcache.setup import open_store
 
 
 def peak() -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kdcache.compute import Compute
 from kdcache.files import write_text
-from kdcache.record import environment
+from kdcache.run.folder import environment
 
 __all__ = ["footer", "put", "ratios", "spread"]
 

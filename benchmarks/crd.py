@@ -10,7 +10,7 @@ import torch
 from common import footer, spread
 
 from kdcache.losses import Plain, Setting
-from kdcache.losses.contrast import PRODUCT
+from kdcache.losses.crd import PRODUCT
 from kdcache.losses.parts import EMBEDDING, NEGATIVES, Contrast
 
 BATCH, REPEATS = 64, 7

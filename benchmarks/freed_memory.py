@@ -18,7 +18,7 @@ import torch
 from common import put, ratios, spread
 from watched_step import CLASSES, bare_step
 
-from kdcache import loop, models
+from kdcache import models, training
 from kdcache.compute import Compute
 from kdcache.machine import keep_freed_memory
 
@@ -60,8 +60,8 @@ def main() -> None:
         back, kept = ({name: [one[name] for one in found[keep]] for name in found[keep][0]} for keep in found)
         page.append(
             f"| {model}, {images} images of {side} pixels | {spread(back['ms'], 0)} | {spread(kept['ms'], 0)} "
-            f"| {spread(ratios(back['ms'], kept['ms']), 2)} | {spread(back['faults'], 0)} "
-            f"| {spread(kept['faults'], 0)} | {spread(back['peak'], 0)} | {spread(kept['peak'], 0)} |"
+            f"| {spread(ratios(back['ms'], kept['ms']), 2)} | {spread(back['problems'], 0)} "
+            f"| {spread(kept['problems'], 0)} | {spread(back['peak'], 0)} | {spread(kept['peak'], 0)} |"
         )
     put(page, chosen.out)
 
@@ -72,7 +72,7 @@ def measure(model: str, side: int, images: int, keep: bool) -> dict[str, float]:
         keep_freed_memory()
     compute = Compute.choose("cpu")
     network = models.build(model, num_classes=CLASSES, image_size=side, seed=0).train()
-    optimiser, unchanged = loop.sgd(network, 0.05, 0.9, 5e-4), loop.UnchangedStatistics(network)
+    optimiser, unchanged = training.sgd(network, 0.05, 0.9, 5e-4), training.FrozenRunningStats(network)
     views = torch.randint(0, 256, (images, 3, side, side), generator=torch.Generator().manual_seed(0)).byte()
 
     for _ in range(2):
@@ -81,8 +81,8 @@ def measure(model: str, side: int, images: int, keep: bool) -> dict[str, float]:
             bare_step(network, optimiser, unchanged, compute, views, views)
             steps += 1
     after = resource.getrusage(resource.RUSAGE_SELF)
-    faults = (after.ru_minflt - before.ru_minflt) / steps
-    return {"ms": 1e3 * taken / steps, "faults": faults, "peak": after.ru_maxrss / 2**10}
+    problems = (after.ru_minflt - before.ru_minflt) / steps
+    return {"ms": 1e3 * taken / steps, "problems": problems, "peak": after.ru_maxrss / 2**10}
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", metavar="KIND[:NUMBER]", help="try one kind, or one of its inputs, alone")
     chosen = parser.parse_args()
-    for module in ("torch", "h5py", "kdcache.resolve", "kdcache.datasets.pictures", "kdcache.datasets.packed"):
+    for module in ("torch", "h5py", "kdcache.setup", "kdcache.datasets.pictures", "kdcache.datasets.packed"):
         import_module(module)
     only, _, number = (chosen.only or "").partition(":")
     numbers = range(int(number), int(number) + 1) if number else range(chosen.inputs)

@@ -20,12 +20,12 @@ from typing import Any
 from kdcache.stages import train_teacher
 from kills import SAMPLES, arguments, pictures, print_table, unfinished
 
-from kdcache import loop
-from kdcache.checkpoints import Checkpoints
+from kdcache import training
+from kdcache.answers.table import Table
 from kdcache.config import TeacherConfig
-from kdcache.run import Run
-from kdcache.store.statistics import StatisticsStore
-from kdcache.store.table import Table
+from kdcache.run.checkpoint import Checkpoints
+from kdcache.run.statistics import StatisticsStore
+from kdcache.run.writer import Run
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.processes import outcome, started, work  # which is not on the path
@@ -62,7 +62,7 @@ def begin(kind: str, mark: Path, **settings: object) -> BaseProcess:
 
 
 def _noted(kind: str, mark: Path, settings: Settings) -> None:
-    loop.LOOK_EVERY = 1  # a checkpoint after each step; what comes of the training does not depend on it
+    training.LOSS_CHECK_STEPS = 1  # a checkpoint after each step; what comes of the training does not depend on it
     descriptor = os.open(mark, os.O_WRONLY | os.O_CREAT)
 
     def noted(write: Callable[..., object]) -> Callable[..., object]:

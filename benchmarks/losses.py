@@ -16,9 +16,9 @@ from common import footer
 from kdcache.stages import train_student
 from kdcache.stages.teacher import adopt_teacher
 
+from kdcache.choices import LOSSES
 from kdcache.config import StudentConfig, TeacherConfig
-from kdcache.resolve import SHIPPED
-from kdcache.words import LOSSES
+from kdcache.setup import SHIPPED
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.processes import outcome, start  # which is not on the path

@@ -23,11 +23,11 @@ from torch import Tensor
 from watched_step import BATCH, CLASSES, NETWORKS, Ours, Watch, noise
 
 from kdcache import models
+from kdcache.answers.codec import DENSE, Columns
+from kdcache.answers.location import StoreLocation
+from kdcache.answers.table import Table, fill
 from kdcache.compute import Compute
 from kdcache.machine import keep_freed_memory
-from kdcache.store.formats import DENSE, Columns
-from kdcache.store.place import Place
-from kdcache.store.table import Table, fill
 from kdcache.views import Plan, ViewMaker
 
 PAIRS = ("resnet56:resnet20", "wrn_40_2:wrn_16_2")
@@ -130,7 +130,7 @@ def steps(chosen: argparse.Namespace) -> list[str]:
     itemised = [
         "",
         "Its parts, in milliseconds of a step (backward includes that of the losses; the outside of an online step is "
-        "all but forwards, backward and what the oracle does):",
+        "all but forwards, backward and what the cached teacher does):",
         "",
         f"| | {students} |",
         "| --- |" + " --- |" * len(chosen.pairs),
@@ -162,9 +162,9 @@ def rounds_of(
                     reference.seconds("load", 2 * chosen.steps),
                 )
             )
-            for found, oracle in ((free, ours.free), (online, ours.online)):
+            for found, cached_teacher in ((free, ours.free), (online, ours.online)):
                 watch = Watch()
-                ours.run(oracle, watch)
+                ours.run(cached_teacher, watch)
                 found.append(watch.seconds)
     return rounds[1:], free[1:], online[1:]  # the first ones warm up
 
@@ -231,7 +231,7 @@ def store(chosen: argparse.Namespace) -> list[str]:
     found: dict[str, list[float]] = {name: [] for name in ("write", "flat write", "read", "flat read")}
     for _ in range(chosen.repeats + 1):
         with tempfile.TemporaryDirectory() as name:
-            table = Table(Place(Path(name) / "store.zarr"), "clean", rows, DENSE.layout(CLASSES))
+            table = Table(StoreLocation(Path(name) / "store.zarr"), "clean", rows, DENSE.layout(CLASSES))
             flat = np.memmap(Path(name) / "flat", np.float16, "w+", shape=(rows, CLASSES))
 
             def write_flat(flat: np.memmap = flat, table: Table = table) -> None:

@@ -1,4 +1,4 @@
-"""How many questions the finite standard views leave, counted by an oracle that is driven by the view tables.
+"""How many questions the finite standard views leave, counted by a cached teacher that is driven by the view tables.
 
 A stand-in answers for the teacher: only the counting matters here::
 
@@ -17,11 +17,11 @@ from torch import Tensor
 
 from kdcache import models
 from kdcache.analysis.questions import distinct
+from kdcache.answers.cached_teacher import CachedTeacher
+from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute
 from kdcache.datasets import CARDS, Dataset, Split
-from kdcache.oracle import Oracle
-from kdcache.resolve import open_store
-from kdcache.teacher import Teacher
+from kdcache.setup import open_store
 from kdcache.views import Plan, ViewMaker
 
 
@@ -45,7 +45,7 @@ def main() -> None:
     teacher = StandIn(models.build("resnet8", num_classes=10, seed=0), Compute(torch.device("cpu"), "float32"))
     plan = Plan(chosen.images, 32, 4, crop_flip=True, seed=0)
     views = ViewMaker(split, plan, chosen.images, torch.device("cpu"))
-    print(f"""# Questions about the standard views
+    print(f"""# TeacherCounts about the standard views
 
 `--cache standard`, {chosen.images} images, V = {plan.standard_views} views each (9 x 9 crops, mirrored or not).
 E epochs leave V (1 - (1 - 1/V)^E) questions a sample on the mean.
@@ -55,13 +55,13 @@ E epochs leave V (1 - (1 - 1/V)^E) questions a sample on the mean.
     for epochs in chosen.epochs:
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as name:
-            oracle = Oracle.with_store(
+            cached_teacher = CachedTeacher.with_store(
                 teacher, views, open_store(Path(name) / "store.zarr", teacher, data), "standard", epochs
             )
             for epoch in range(epochs):
                 for batch in views.epoch(epoch):
-                    assert oracle.ask(batch).equal(teacher(batch.views))
-        asked = oracle.count().asked
+                    assert cached_teacher.ask(batch).equal(teacher(batch.views))
+        asked = cached_teacher.count().asked
         seen = np.zeros((chosen.images, plan.standard_views), bool)
         for epoch in range(epochs):
             seen.reshape(-1)[plan.standard_keys(views.table(epoch), np.arange(chosen.images))] = True

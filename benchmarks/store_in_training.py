@@ -14,32 +14,32 @@ from common import footer, spread
 from kdcache.stages.student import Step, make_objective
 from torch import Tensor
 
-from kdcache import loop
+from kdcache import training
 from kdcache.analysis.precision import loss_of
+from kdcache.answers.cached_teacher import CachedTeacher
+from kdcache.answers.codec import Dense, TopK
+from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.losses import kld
 from kdcache.machine import keep_freed_memory
-from kdcache.oracle import Oracle
-from kdcache.resolve import MODEL, fresh_network, load_data, open_store, plan_of, trained_network
-from kdcache.store.formats import Dense, TopK
-from kdcache.store.statistics import EpochStatistics, Shape
-from kdcache.teacher import Teacher
+from kdcache.run.statistics import EpochStatistics, Shape
+from kdcache.setup import MODEL, fresh_network, load_data, open_store, plan_of, trained_network
 from kdcache.views import Batch, ViewMaker
 
 REPEATS = 5
 
 
 class Timed:
-    """An oracle whose answers are timed."""
+    """A cached teacher whose answers are timed."""
 
-    def __init__(self, oracle: Oracle) -> None:
-        self.oracle, self.seconds = oracle, 0.0
+    def __init__(self, cached_teacher: CachedTeacher) -> None:
+        self.cached_teacher, self.seconds = cached_teacher, 0.0
 
     def ask(self, batch: Batch) -> Tensor:
-        """See `Oracle.ask`."""
+        """See `CachedTeacher.ask`."""
         started = time.perf_counter()
-        answers = self.oracle.ask(batch)
+        answers = self.cached_teacher.ask(batch)
         self.seconds += time.perf_counter() - started
         return answers
 
@@ -56,18 +56,18 @@ def main() -> None:
     teacher = Teacher(trained_network(chosen.teacher / MODEL, data), compute)
     with tempfile.TemporaryDirectory() as name:
         store = open_store(Path(name) / "store.zarr", teacher, data)
-        filled = Oracle.with_store(teacher, views, store, "replay", 1)
+        filled = CachedTeacher.with_store(teacher, views, store, "replay", 1)
         list(filled.fill(1))
         rows = {"online": [], "from the store": []}
         for _ in range(REPEATS):
-            for word, oracle in (("online", Oracle(teacher, views)), ("from the store", filled)):
-                rows[word].append(epoch(config, data, views, oracle, compute))
+            for word, cached_teacher in (("online", CachedTeacher(teacher, views)), ("from the store", filled)):
+                rows[word].append(epoch(config, data, views, cached_teacher, compute))
     print(f"""# The store in a student's step
 
 ResNet8, CutMix-pick, batch {config.batch_size}, teacher {teacher.network.name}, {compute.precision}.
 One epoch of {len(views.steps)} steps, medians (least, most) of {REPEATS}, in turn.
 """)
-    print("| answers | ms a step | of it the oracle, ms | share of the step |\n| --- | --- | --- | --- |")
+    print("| answers | ms a step | of it the cached teacher, ms | share of the step |\n| --- | --- | --- | --- |")
     for word, found in rows.items():
         step, asking = ([1e3 * part[place] / len(views.steps) for part in found] for place in (0, 1))
         share = [100 * part[1] / part[0] for part in found]
@@ -115,14 +115,16 @@ answers with 64 rows, the logits being up to {whole.abs().max():.0f}.
     print(footer())
 
 
-def epoch(config: StudentConfig, data, views: ViewMaker, oracle: Oracle, compute: Compute) -> tuple[float, float]:  # type: ignore[no-untyped-def]
-    """Train for an epoch: its seconds, and those of the oracle."""
-    student, timed = fresh_network(config, data), Timed(oracle)
-    step = Step(config, student, make_objective(config, student, oracle, data), timed, compute)  # type: ignore[arg-type]
+def epoch(
+    config: StudentConfig, data, views: ViewMaker, cached_teacher: CachedTeacher, compute: Compute
+) -> tuple[float, float]:  # type: ignore[no-untyped-def]
+    """Train for an epoch: its seconds, and those of the cached_teacher."""
+    student, timed = fresh_network(config, data), Timed(cached_teacher)
+    step = Step(config, student, make_objective(config, student, cached_teacher, data), timed, compute)  # type: ignore[arg-type]
     shape = Shape(len(data.train), views.plan.slots, len(views.steps), step.losses)
     step.begin(EpochStatistics.empty(shape, compute.device))
     started = time.perf_counter()
-    for _ in loop.train_epoch(loop.sgd(student, 0.05, 0.9, 5e-4), views.epoch(0), step, compute):
+    for _ in training.train_epoch(training.sgd(student, 0.05, 0.9, 5e-4), views.epoch(0), step, compute):
         pass
     return time.perf_counter() - started, timed.seconds
 

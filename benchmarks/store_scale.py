@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from common import footer
 
-from kdcache.store.formats import DENSE, Columns
-from kdcache.store.place import Place
-from kdcache.store.table import Table, fill
+from kdcache.answers.codec import DENSE, Columns
+from kdcache.answers.location import StoreLocation
+from kdcache.answers.table import Table, fill
 
 
 def resident() -> float:
@@ -37,7 +37,7 @@ def main() -> None:
         return {"logits": noise[torch.arange(span.start, span.stop) % len(noise)]}
 
     with tempfile.TemporaryDirectory(dir=chosen.folder) as name:
-        table = Table(Place(Path(name) / "store.zarr"), "clean", chosen.rows, DENSE.layout(chosen.classes))
+        table = Table(StoreLocation(Path(name) / "store.zarr"), "clean", chosen.rows, DENSE.layout(chosen.classes))
         filled = measure(fill([(table, ask)]), len(table.chunks))
         reads = measure((table.read(chunk) for chunk in range(len(table.chunks))), len(table.chunks))
         size = table.place.size()

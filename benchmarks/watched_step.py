@@ -10,14 +10,14 @@ import torch
 from kdcache.stages.student import Step, make_objective
 from torch import Tensor
 
-from kdcache import loop, models
+from kdcache import models, training
+from kdcache.answers.cached_teacher import CachedTeacher
+from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.datasets import Card, Dataset, Split
-from kdcache.oracle import Oracle
-from kdcache.resolve import open_store, plan_of
-from kdcache.store.statistics import EpochStatistics, Shape
-from kdcache.teacher import Teacher
+from kdcache.run.statistics import EpochStatistics, Shape
+from kdcache.setup import open_store, plan_of
 from kdcache.views import Batch, ViewMaker
 
 __all__ = ["BATCH", "CLASSES", "NETWORKS", "Ours", "Watch", "bare_step", "noise"]
@@ -108,11 +108,11 @@ class Ours:
         self.config = StudentConfig(aug="cutmix-pick", epochs=2, batch_size=BATCH)
         self.views = ViewMaker(self.data.train, plan_of(self.config, self.data), BATCH, self.compute.device)
         self.student = models.build(student, num_classes=CLASSES, seed=0)
-        self.optimiser = loop.sgd(self.student, 0.05, 0.9, 5e-4)
+        self.optimiser = training.sgd(self.student, 0.05, 0.9, 5e-4)
         self.teacher = Teacher(models.build(teacher, num_classes=CLASSES, seed=0), self.compute)
-        self.online = Oracle(self.teacher, self.views)
+        self.online = CachedTeacher(self.teacher, self.views)
         answers = open_store(store, self.teacher, self.data)
-        self.free = Oracle.with_store(self.teacher, self.views, answers, "replay", 2)
+        self.free = CachedTeacher.with_store(self.teacher, self.views, answers, "replay", 2)
         self.epoch = 0
 
     def fill(self) -> None:
@@ -120,10 +120,10 @@ class Ours:
         for _ in self.free.fill(2):
             pass
 
-    def run(self, oracle: Oracle, watch: Watch | None = None) -> float:
+    def run(self, cached_teacher: CachedTeacher, watch: Watch | None = None) -> float:
         """Train for an epoch: seconds of each step."""
-        objective = make_objective(self.config, self.student, oracle, self.data)
-        step = Step(self.config, self.student, objective, oracle, self.compute)
+        objective = make_objective(self.config, self.student, cached_teacher, self.data)
+        step = Step(self.config, self.student, objective, cached_teacher, self.compute)
         batches: Iterator[Batch] = self.views.epoch(self.epoch)
         if watch:
             batches = watch.each("views", batches)
@@ -133,7 +133,7 @@ class Ours:
         step.begin(EpochStatistics.empty(shape, self.compute.device))
         with self._watched(watch, step) if watch else nullcontext():
             started = time.perf_counter()
-            for _ in loop.train_epoch(self.optimiser, batches, step, self.compute):
+            for _ in training.train_epoch(self.optimiser, batches, step, self.compute):
                 pass
             return (time.perf_counter() - started) / count
 
@@ -170,7 +170,7 @@ class Ours:
     def bare(self) -> float:
         """Do what a teacher-free step needs of the networks, and nothing else, on views that are there: seconds."""
         made = [batch.views for batch in self.views.epoch(0)]
-        unchanged = loop.UnchangedStatistics(self.student)
+        unchanged = training.FrozenRunningStats(self.student)
         started = time.perf_counter()
         for batch in made:
             bare_step(self.student, self.optimiser, unchanged, self.compute, batch[BATCH:], batch[: 2 * BATCH])
@@ -180,7 +180,7 @@ class Ours:
 def bare_step(
     network: models.Network,
     optimiser: torch.optim.Optimizer,
-    unchanged: loop.UnchangedStatistics,
+    unchanged: training.FrozenRunningStats,
     compute: Compute,
     scored: Tensor,
     trained: Tensor,

@@ -32,7 +32,7 @@ def main() -> None:
         axes.axis("off")
         canvas.text(x + 0.57, y + 0.16, name, ha="center", fontsize=9)
     boxes = [
-        (4.1, 1.35, 1.7, 1.0, "oracle\nstore, or teacher\n(asked once)", BLUE),
+        (4.1, 1.35, 1.7, 1.0, "cached_teacher\nstore, or teacher\n(asked once)", BLUE),
         (6.4, 1.35, 1.6, 1.0, "pick\nhalf of the candidates,\nlargest KL", GREY),
         (8.6, 1.35, 2.1, 1.0, "student\nx: CE and KL\npicked x': KL alone", GREEN),
     ]

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from kdcache.errors import UsageError, fault, first_line, memory_explained
+from kdcache.errors import UsageError, first_line, memory_explained, problem
 
 __all__ = ["Compute", "bfloat16"]
 
@@ -51,7 +51,7 @@ class Compute:
             device = next(name for name, there in present.items() if there)
         if not present[device]:
             there = ", ".join(name for name, there in present.items() if there)
-            raise UsageError(fault("--device", allowed=there, given=device))
+            raise UsageError(problem("--device", expected=there, got=device))
         if precision == "auto":
             precision = "bfloat16" if bfloat16(device)[0] else "float32"
         # Under torchrun, each process of a machine takes the GPU of its number.
@@ -79,7 +79,7 @@ class Compute:
         except Exception as error:
             # What is missing raises errors of many kinds: a compiler, its headers, triton.
             allowed = f"a machine where torch.compile works on {self.device.type}"
-            raise UsageError(fault("--compile", allowed=allowed, given=first_line(error))) from error
+            raise UsageError(problem("--compile", expected=allowed, got=first_line(error))) from error
         return cast(nn.Module, torch.compile(module))
 
     def memory_explained(self, work: str, remedy: str) -> AbstractContextManager[None]:

@@ -22,41 +22,41 @@ from pydantic import (
     field_validator,
 )
 
-from kdcache.errors import UsageError, fault
-from kdcache.shipped import read_toml
-from kdcache.words import (
+from kdcache.choices import (
     AUGMENTATIONS,
     BAD_IMAGES,
     CACHES,
     CRITERIA,
     DATASETS,
-    ELSEWHERE,
-    FOLDER,
+    FOLDER_PREFIX,
+    HDF5_PREFIX,
     IMAGE_SIZES,
     LOSSES,
     MIXES,
+    MODEL_PREFIXES,
     MODELS,
-    PACKED,
     PRECISIONS,
-    SIZED,
-    STORE_TYPES,
+    RESIZABLE_DATASETS,
+    STORE_DTYPES,
     Augmentation,
     OneOf,
     SumOf,
-    listed,
+    comma_list,
 )
+from kdcache.errors import UsageError, problem
+from kdcache.presets import read_toml
 
 __all__ = ["StudentConfig", "TeacherConfig", "TrainingConfig", "allowed_by"]
 
-Dataset = Annotated[str, AfterValidator(OneOf(tuple(DATASETS), ((FOLDER, "PATH"), (PACKED, "FILE"))))]
-Model = Annotated[str, AfterValidator(OneOf(MODELS, ELSEWHERE))]
+Dataset = Annotated[str, AfterValidator(OneOf(tuple(DATASETS), ((FOLDER_PREFIX, "PATH"), (HDF5_PREFIX, "FILE"))))]
+Model = Annotated[str, AfterValidator(OneOf(MODELS, MODEL_PREFIXES))]
 Aug = Annotated[str, AfterValidator(SumOf(MIXES, "cutmix+mixup", alone=tuple(AUGMENTATIONS)))]
 Pick = Annotated[str, AfterValidator(OneOf(tuple(CRITERIA)))]
 Loss = Annotated[str, AfterValidator(SumOf(tuple(LOSSES), "crd:0.8+kd"))]
 Device = Annotated[str, AfterValidator(OneOf(("auto", "cpu", "cuda", "mps")))]
 BadImages = Annotated[str, AfterValidator(OneOf(BAD_IMAGES))]
 Cache = Annotated[str, AfterValidator(OneOf(CACHES))]
-StoreType = Annotated[str, AfterValidator(OneOf(STORE_TYPES))]
+StoreType = Annotated[str, AfterValidator(OneOf(STORE_DTYPES))]
 Scope = Annotated[str, AfterValidator(OneOf(("global", "rank")))]
 Precision = Annotated[str, AfterValidator(OneOf(("auto", *PRECISIONS)))]
 
@@ -160,8 +160,10 @@ class TrainingConfig(BaseModel):
     @classmethod
     def _own_size_for_pictures_only(cls, size: int | None, info: ValidationInfo) -> int | None:
         dataset = info.data.get("dataset")
-        if size is not None and dataset in DATASETS and dataset not in SIZED:
-            raise ValueError(f"only with folder:PATH, hdf5:FILE, {listed(SIZED)}; others have a size of their own")
+        if size is not None and dataset in DATASETS and dataset not in RESIZABLE_DATASETS:
+            raise ValueError(
+                f"only with folder:PATH, hdf5:FILE, {comma_list(RESIZABLE_DATASETS)}; others have a size of their own"
+            )
         return size
 
     def rate(self, epoch: int) -> float:
@@ -197,7 +199,7 @@ class TrainingConfig(BaseModel):
         Raises
         ------
         UsageError
-            With one line for each fault, all at once.
+            With one line for each problem, all at once.
 
         Notes
         -----
@@ -208,14 +210,14 @@ class TrainingConfig(BaseModel):
             settings = Path(options["out"]) / "config.toml"
             file = settings if settings.is_file() else None
         dataset = str(options.get("dataset", cls.model_fields["dataset"].default))
-        layer, source, faults = cls._from_file(file or DATASETS.get(dataset))
+        layer, source, problems = cls._from_file(file or DATASETS.get(dataset))
         try:
             config = cls(**{**layer, **options})
         except ValidationError as error:
             keys = {name: f"{source}: {name}" for name in layer.keys() - options.keys()}
-            faults += [_fault_line(detail, keys) for detail in error.errors()]
-        if faults:
-            raise UsageError(*faults)
+            problems += [_problem_line(detail, keys) for detail in error.errors()]
+        if problems:
+            raise UsageError(*problems)
         return config
 
     def differences(self, run: Self) -> list[str]:
@@ -228,7 +230,7 @@ class TrainingConfig(BaseModel):
         for name in type(self).model_fields.keys() - free:
             mine, its = getattr(self, name), getattr(run, name)
             if mine != its and not (name == "teacher" and mine is None):
-                found.append(fault(f"--{name.replace('_', '-')}", allowed=f"{its}, as in the run", given=mine))
+                found.append(problem(f"--{name.replace('_', '-')}", expected=f"{its}, as in the run", got=mine))
         return sorted(found)
 
     @classmethod
@@ -240,18 +242,20 @@ class TrainingConfig(BaseModel):
         kinds: dict[str, type[TrainingConfig]] = {kind.table: kind for kind in (TeacherConfig, StudentConfig)}
         tables = {name: document.pop(name, {}) for name in kinds}
         if wrong := [name for name, table in tables.items() if not isinstance(table, dict)]:
-            raise UsageError(*(fault(f"{file}: {name}", allowed="a table") for name in wrong))
-        faults = []
+            raise UsageError(*(problem(f"{file}: {name}", expected="a table") for name in wrong))
+        problems = []
         for place, keys, fields in [
             ("", document, TrainingConfig.model_fields),
             *((f"{name}.", tables[name], kind.model_fields) for name, kind in kinds.items()),
         ]:
             strays = keys.keys() - fields.keys()
-            faults += [fault(f"{file}: unknown key {place}{key}", allowed=listed(fields)) for key in sorted(strays)]
+            problems += [
+                problem(f"{file}: unknown key {place}{key}", expected=comma_list(fields)) for key in sorted(strays)
+            ]
             reserved = keys.keys() & cls.OPTIONS_ALONE
-            faults += [fault(f"{file}: {place}{key}", allowed="as an option alone") for key in sorted(reserved)]
+            problems += [problem(f"{file}: {place}{key}", expected="as an option alone") for key in sorted(reserved)]
         known = {key: value for key, value in {**document, **tables[cls.table]}.items() if key in cls.model_fields}
-        return known, str(file), faults
+        return known, str(file), problems
 
     def to_toml(self) -> str:
         """Write the settings as a file that ``--config`` reads."""
@@ -332,7 +336,7 @@ class StudentConfig(TrainingConfig):
         criterion = pick or base.pick
         if loss == "ce" and criterion is not None and CRITERIA[criterion].teacher:
             without = (name for name, reads in CRITERIA.items() if not reads.teacher)
-            raise ValueError(f"{listed(without)} where --loss ce leaves the run without a teacher")
+            raise ValueError(f"{comma_list(without)} where --loss ce leaves the run without a teacher")
         return pick
 
     @field_validator("candidates")
@@ -398,16 +402,16 @@ def _augmentation(aug: str) -> Augmentation:
 
 
 def _only_with_mixes() -> str:
-    return f"only with an --aug that makes x' (cutmix-pick, {listed(MIXES)})"
+    return f"only with an --aug that makes x' (cutmix-pick, {comma_list(MIXES)})"
 
 
-def _fault_line(detail: Any, keys: Mapping[str, str]) -> str:
+def _problem_line(detail: Any, keys: Mapping[str, str]) -> str:
     """Put one of pydantic's findings into the project's form."""
     name = str(detail["loc"][0])
     where = keys.get(name, f"--{name.replace('_', '-')}")
     if detail["type"] == "extra_forbidden":
-        return fault(f"{where}: no such setting")
-    return fault(where, allowed=allowed_by(detail), given=detail["input"])
+        return problem(f"{where}: no such setting")
+    return problem(where, expected=allowed_by(detail), got=detail["input"])
 
 
 def allowed_by(detail: Any) -> str:

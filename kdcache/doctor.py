@@ -21,12 +21,12 @@ from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import first_line, printable
 from kdcache.files import write_whole
 from kdcache.machine import cores, free_memory
-from kdcache.record import RUNS, FinishedRun
-from kdcache.resolve import MODEL
+from kdcache.run.folder import RUNS, FinishedRun
+from kdcache.setup import MODEL
 
 __all__ = ["FAULT", "HINT", "WELL", "Finding", "Recipes", "examine"]
 
-WELL, HINT, FAULT = "ok", "hint", "fault"
+WELL, HINT, FAULT = "ok", "hint", "problem"
 
 PACKAGES = ("torch", "torchvision", "numpy", "zarr", "h5py", "safetensors", "pydantic")
 LITTLE_MEMORY, LITTLE_ROOM = 2 * 10**9, 10**9
@@ -223,11 +223,11 @@ def self_test(recipes: Recipes, runs: Path, device: str, precision: str) -> Find
         first, again = (
             recipes.train_student(StudentConfig.load(**common, **views, out=root / name)) for name in ("first", "again")
         )
-        asked = [run.summary["questions_asked"] for run in (first, again)]
+        asked = [run.summary["teacher_forwards"] for run in (first, again)]
         equal = (first.path / MODEL).read_bytes() == (again.path / MODEL).read_bytes()
         checks = list(verify_run(teacher, device=device))
     questions = 3 * IMAGES * len(CLASSES)  # x and two candidates of each
-    faults = {
+    problems = {
         f"{asked[0]} questions instead of {questions}": asked[0] != questions,
         f"{asked[1]} questions asked twice": asked[1] != 0,
         "damaged chunks in the store": any(check.damaged or check.rows < check.of for check in checks),
@@ -235,7 +235,7 @@ def self_test(recipes: Recipes, runs: Path, device: str, precision: str) -> Find
         "the same run twice has other bits": not equal and compute.device.type == "cpu",
     }
     steps = f"2 steps of cutmix-pick in {compute.precision} on {compute.device.type}"
-    if wrong := [what for what, is_so in faults.items() if is_so]:
+    if wrong := [what for what, is_so in problems.items() if is_so]:
         return Finding("self-test", FAULT, f"{steps}: {', '.join(wrong)}")
     bits = "the same bits" if equal else "not the same bits, as may be on this device"
     seconds = time.perf_counter() - began

@@ -1,19 +1,19 @@
 """The errors that kdcache raises on purpose.
 
-Every message is one line in one form: what is wrong and where, what is allowed, what was given. Any other
-exception that reaches the command line is a defect of kdcache, and is reported as such.
+Every message is one line in one form: what is wrong and where, what was expected, what was found, and what to do
+about it. Any other exception that reaches the command line is a bug in kdcache, and is reported as such.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["KdcacheError", "UsageError", "fault", "first_line", "lacks_memory", "memory_explained", "printable"]
+__all__ = ["KdcacheError", "UsageError", "first_line", "is_out_of_memory", "memory_explained", "printable", "problem"]
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "could not create a primitive", "bad_alloc")
 """What devices, torch's allocator, oneDNN and C++ say where the memory does not suffice."""
 
-LONGEST_GIVEN = 500
-"""Characters of what was given that a message repeats: it may come from a file of any size."""
+MAX_VALUE_CHARS = 500
+"""Characters of a bad value that a message repeats: the value may come from a file of any size."""
 
 
 class KdcacheError(Exception):
@@ -27,30 +27,33 @@ class UsageError(KdcacheError):
 
     Parameters
     ----------
-    *faults : str
-        One line for each fault; all faults that can be known together are reported together.
+    *problems : str
+        One line for each problem; all problems that can be found together are reported together.
     """
 
     exit_code = 2
 
-    def __init__(self, *faults: str) -> None:
-        super().__init__("\n".join(faults))
-        self.faults = faults
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
 
 
-def fault(what: str, *, allowed: object = None, given: object = None) -> str:
-    """One line in the project's form, ``what: allowed ..., given ...``.
+def problem(what: str, *, expected: object = None, got: object = None, remedy: str | None = None) -> str:
+    """Write one line in the project's form: ``what: expected ..., got .... Remedy.``.
 
     Parameters
     ----------
     what : str
         What is wrong and where, naming the option, file or field.
-    allowed, given : object, optional
+    expected, got : object, optional
         What would have been right, and what was found instead. ``None`` leaves the part out.
+    remedy : str, optional
+        What to do about it: a sentence of its own, with its full stop.
     """
-    details = [f"allowed {allowed}"] if allowed is not None else []
-    details += [f"given {_short(given)}"] if given is not None else []
-    return printable(f"{what}: {', '.join(details)}" if details else what)
+    details = [f"expected {expected}"] if expected is not None else []
+    details += [f"got {_short(got)}"] if got is not None else []
+    line = f"{what}: {', '.join(details)}" if details else what
+    return printable(f"{line}. {remedy}" if remedy else line)
 
 
 def printable(text: object) -> str:
@@ -60,7 +63,7 @@ def printable(text: object) -> str:
 
 def _short(value: object) -> str:
     text = str(value)
-    return text if len(text) <= LONGEST_GIVEN else f"{text[:LONGEST_GIVEN]} and so on"
+    return text if len(text) <= MAX_VALUE_CHARS else f"{text[:MAX_VALUE_CHARS]} and so on"
 
 
 def first_line(error: Exception) -> str:
@@ -68,7 +71,7 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def lacks_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error means that the memory of the machine or of its device does not suffice."""
     if isinstance(error, MemoryError):
         return True
@@ -91,6 +94,6 @@ def memory_explained(work: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not lacks_memory(error):
+        if not is_out_of_memory(error):
             raise
-        raise KdcacheError(fault("out of memory", allowed=remedy, given=work)) from error
+        raise KdcacheError(problem("out of memory", expected=remedy, got=work)) from error

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from kdcache.errors import KdcacheError, fault, first_line
+from kdcache.errors import KdcacheError, first_line, problem
 
 __all__ = ["move_whole", "write_json", "write_text", "write_whole", "write_whole_folder"]
 
@@ -40,7 +40,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
         _sync(path.parent)
     except (OSError, SafetensorError) as error:
-        raise KdcacheError(fault(f"cannot write {path}", given=first_line(error))) from error
+        raise KdcacheError(problem(f"cannot write {path}", got=first_line(error))) from error
     finally:
         temporary.unlink(missing_ok=True)
 

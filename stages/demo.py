@@ -8,14 +8,14 @@ from kdcache.stages.teacher import adopt_teacher
 from kdcache.analysis.disagreement import study
 from kdcache.analysis.subject import open_subject
 from kdcache.config import StudentConfig, TeacherConfig
-from kdcache.errors import UsageError, fault
+from kdcache.errors import UsageError, problem
 from kdcache.files import write_json
-from kdcache.record import RUNS, FinishedRun
 from kdcache.report.gallery import draw_disagreements
 from kdcache.report.progress import terminal
 from kdcache.report.sheets import disagreement_sheet
 from kdcache.report.tables import show, table
-from kdcache.resolve import SHIPPED
+from kdcache.run.folder import RUNS, FinishedRun
+from kdcache.setup import SHIPPED
 
 __all__ = ["STUDENTS", "run_demo"]
 
@@ -73,7 +73,7 @@ def _row(run: FinishedRun, trained_on: str) -> tuple[str, ...]:
         str(summary["model"]),
         trained_on,
         f"{summary['last_top1']:.2f} %",
-        str(summary["questions_asked"]),
+        str(summary["teacher_forwards"]),
         f"{summary['seconds']:.0f}",
     )
 
@@ -81,7 +81,7 @@ def _row(run: FinishedRun, trained_on: str) -> tuple[str, ...]:
 def _new_folder(out: Path | None) -> Path:
     if out is not None:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UsageError(fault(f"--out {out}", allowed="a new or empty folder", given="something is there"))
+            raise UsageError(problem(f"--out {out}", expected="a new or empty folder", got="something is there"))
         return out
     number = 1
     while (path := RUNS / ("demo" if number == 1 else f"demo-{number}")).exists():

@@ -3,15 +3,15 @@
 import time
 from typing import NamedTuple
 
+from kdcache.answers import budget
+from kdcache.answers.codec import format_of
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.datasets import Dataset
-from kdcache.errors import UsageError, fault
+from kdcache.errors import UsageError, problem
 from kdcache.report.progress import Reporter
 from kdcache.report.tables import file_size
-from kdcache.resolve import find_teacher, load_data, open_oracle, plan_of, store_path
-from kdcache.store import policy
-from kdcache.store.formats import format_of
+from kdcache.setup import find_teacher, load_data, open_cached_teacher, plan_of, store_path
 from kdcache.views import Plan, ViewMaker
 
 __all__ = ["Filled", "fill_answers"]
@@ -67,28 +67,28 @@ def fill_answers(config: StudentConfig, reporter: Reporter | None = None) -> Fil
     plan = plan_of(config, data)
     views = ViewMaker(data.train, plan, config.batch_size, compute.device)
     check_room(config, data, plan)
-    oracle = open_oracle(config, data, views, compute, tell=reporter.filled)
-    assert oracle.store is not None
-    answers = total = len(data.train)  # clean ones are filled as the oracle is opened
+    cached_teacher = open_cached_teacher(config, data, views, compute, tell=reporter.filled)
+    assert cached_teacher.store is not None
+    answers = total = len(data.train)  # clean ones are filled as the cached teacher is opened
     if plan.crop_flip:
-        total = oracle.kept(config.epochs)
-        for answers in oracle.fill(config.epochs):
+        total = cached_teacher.lam(config.epochs)
+        for answers in cached_teacher.fill(config.epochs):
             reporter.filled(answers, total)
     views_in_all = len(data.train) * (len(plan.kinds) * config.epochs if plan.crop_flip else 1)
-    asked = oracle.count().asked
-    return Filled(oracle.store.place.where, answers, views_in_all, asked, time.perf_counter() - started)
+    asked = cached_teacher.count().asked
+    return Filled(cached_teacher.store.place.where, answers, views_in_all, asked, time.perf_counter() - started)
 
 
 def check_room(config: StudentConfig, data: Dataset, plan: Plan) -> None:
     """Refuse to fill what ``--cache`` or ``--cache-limit`` leave no room for, before a store is made."""
     if config.cache == "off" or (config.cache == "clean" and plan.crop_flip):
-        raise UsageError(fault(f"--cache with --aug {config.aug}", allowed="something to keep", given=config.cache))
+        raise UsageError(problem(f"--cache with --aug {config.aug}", expected="something to keep", got=config.cache))
     format = format_of(config.store_dtype, config.topk)
     assert config.teacher is not None
     where = config.store or store_path(config.teacher, format)
-    room = policy.Room.at(where, plan.samples, data.num_classes, format, config.cache_limit)
-    if policy.choose(config.cache, plan, config.epochs, room).keep and room.most_tables:
+    room = budget.Room.at(where, plan.samples, data.num_classes, format, config.cache_limit)
+    if budget.choose(config.cache, plan, config.epochs, room).keep and room.max_tables:
         return
     least, whole = file_size(room.table_bytes), file_size(room.table_bytes * len(plan.kinds) * config.epochs)
-    remedy = f"{whole}, or --cache replay to fill a part" if room.most_tables else f"at least {least}"
-    raise UsageError(fault("--cache-limit is too small for the answers", allowed=remedy, given=file_size(room.limit)))
+    remedy = f"{whole}, or --cache replay to fill a part" if room.max_tables else f"at least {least}"
+    raise UsageError(problem("--cache-limit is too small for the answers", expected=remedy, got=file_size(room.limit)))

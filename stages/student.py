@@ -1,4 +1,4 @@
-"""Stage two: train a student. Views, oracle, pick, loss, step, record."""
+"""Stage two: train a student. Views, teacher, pick, loss, step, record."""
 
 import time
 from typing import Any
@@ -6,24 +6,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdcache import interrupts, loop, ranks
-from kdcache.checkpoints import Progress
+from kdcache import distributed, signals, training
+from kdcache.answers.cached_teacher import CachedTeacher, TeacherCounts
+from kdcache.choices import CRITERIA
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.datasets import Dataset
-from kdcache.folders import compute_of, settle
 from kdcache.losses import Mixed, Objective, Plain, Setting, kld, make_parts
 from kdcache.models import Network
-from kdcache.oracle import Oracle, Questions
-from kdcache.pick import SCORES, Candidates, Picks
-from kdcache.record import FinishedRun, measured
 from kdcache.report.curves import draw_curves
 from kdcache.report.progress import Reporter
-from kdcache.resolve import find_teacher, fresh_network, load_data, open_oracle, plan_of
-from kdcache.run import Run
-from kdcache.store.statistics import EpochStatistics, Shape, StatisticsStore
+from kdcache.run.checkpoint import Progress
+from kdcache.run.folder import FinishedRun
+from kdcache.run.output import compute_of, settle
+from kdcache.run.statistics import EpochStatistics, Shape, StatisticsStore
+from kdcache.run.writer import Run
+from kdcache.selection import SCORES, Candidates, Picks
+from kdcache.setup import find_teacher, fresh_network, load_data, open_cached_teacher, plan_of
+from kdcache.training import epoch_metrics
 from kdcache.views import Batch, ViewMaker, take
-from kdcache.words import CRITERIA
 
 __all__ = ["Step", "make_objective", "train_student"]
 
@@ -50,7 +51,7 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
         Where the loss stops being finite; the network of the last whole epoch is kept.
     """
     reporter = reporter or Reporter()
-    ranks.join(config.device)
+    distributed.init(config.device)
     config, finished = settle(config)
     if finished is not None:
         return finished
@@ -58,36 +59,36 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     data = load_data(config)
     if config.needs_teacher:
         # The record names the one that was used.
-        config = config.model_copy(update={"teacher": ranks.from_first(find_teacher(config))})
+        config = config.model_copy(update={"teacher": distributed.broadcast(find_teacher(config))})
     plan = plan_of(config, data)
     views = ViewMaker(data.train, plan, config.batch_size, compute.device)
-    oracle = open_oracle(config, data, views, compute) if config.needs_teacher else None
+    cached_teacher = open_cached_teacher(config, data, views, compute) if config.needs_teacher else None
     student = fresh_network(config, data).to(compute.device)
     if config.sync_batchnorm:
-        student = ranks.normalised_together(student, compute.device)
-    objective = make_objective(config, student, oracle, data).to(compute.device)
-    step = Step(config, student, objective, oracle, compute)
-    optimiser = loop.sgd(nn.ModuleList([student, objective]), config.lr, config.momentum, config.weight_decay)
+        student = distributed.convert_sync_batchnorm(student, compute.device)
+    objective = make_objective(config, student, cached_teacher, data).to(compute.device)
+    step = Step(config, student, objective, cached_teacher, compute)
+    optimiser = training.sgd(nn.ModuleList([student, objective]), config.lr, config.momentum, config.weight_decay)
 
-    run = Run(config, compute, data, oracle.teacher if oracle else None)
+    run = Run(config, compute, data, cached_teacher.teacher if cached_teacher else None)
     progress = run.restore({"student": student, "objective": objective}, optimiser)
     shape = Shape(plan.samples, plan.slots, len(views.steps), step.losses)
-    store = StatisticsStore(run.path / "statistics.zarr", config.epochs, shape) if ranks.first() else None
+    store = StatisticsStore(run.path / "statistics.zarr", config.epochs, shape) if distributed.is_main() else None
     reporter.begin(f"student {config.model} on {config.dataset} -> {run.path}", config.epochs, plan.samples, run.path)
-    with interrupts.deferred():
+    with signals.deferred():
         for epoch in range(progress.epoch, config.epochs):
             started = time.perf_counter()
-            loop.set_rate(optimiser, config.rate(epoch))
+            training.set_learning_rate(optimiser, config.rate(epoch))
             step.begin(EpochStatistics.empty(shape, compute.device), progress)
             batches = views.epoch(epoch, progress.step)
-            for event in loop.train_epoch(optimiser, batches, step, compute, progress.losses):
+            for event in training.train_epoch(optimiser, batches, step, compute, progress.losses):
                 reporter.step(event)
                 if event.step < len(views.steps) and run.due(step.questions().everywhere().asked):
                     run.keep(Progress(epoch, event.step, event.losses, **step.state()))
             statistics, questions = step.statistics.merged(), step.questions().everywhere()
             if store is not None:
                 store.write(epoch, statistics)
-            metrics = measured(
+            metrics = epoch_metrics(
                 event,
                 student,
                 data,
@@ -95,7 +96,7 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
                 config,
                 epoch=epoch,
                 started=started,
-                teacher_share=step.waited / event.seconds if oracle else None,
+                teacher_share=step.waited / event.seconds if cached_teacher else None,
                 kl_ratio=statistics.mean_kl_ratio(),
                 label_disagreement=statistics.label_disagreement(),
                 loss_parts=dict(zip(step.losses, statistics.losses.mean(0).tolist(), strict=True)),
@@ -105,7 +106,7 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
             reporter.end_epoch(metrics)
             progress = Progress(epoch + 1)
             run.keep(progress)
-    if ranks.first():
+    if distributed.is_main():
         draw_curves(run.metrics, run.path / "curves.png")
     return run.finish()
 
@@ -119,7 +120,7 @@ class Step:
     student : Network
         In training mode.
     objective : Objective
-    oracle : Oracle or None
+    cached_teacher : CachedTeacher or None
         ``None`` where nothing reads the teacher.
     compute : Compute
 
@@ -139,10 +140,10 @@ class Step:
         config: StudentConfig,
         student: Network,
         objective: Objective,
-        oracle: Oracle | None,
+        cached_teacher: CachedTeacher | None,
         compute: Compute,
     ) -> None:
-        self.student, self.objective, self.oracle, self.compute = student, objective, oracle, compute
+        self.student, self.objective, self.cached_teacher, self.compute = student, objective, cached_teacher, compute
         self.temperature, self.augmentation = config.temperature, config.augmentation
         self.picks_globally = config.pick_scope == "global"
         self.losses = tuple(objective.weights)
@@ -150,23 +151,23 @@ class Step:
         self.reads_features = config.needs_features
         network = Trained(student)
         self._scored = compute.compiled(network) if config.compile else network
-        self._trained = ranks.trained_together(self._scored, share_buffers=True)
-        self._statistics_unchanged = loop.UnchangedStatistics(student)
-        self._losses_of = ranks.trained_together(objective, share_buffers=False)
-        self._questions = Questions()
+        self._trained = distributed.wrap_ddp(self._scored, broadcast_buffers=True)
+        self._statistics_unchanged = training.FrozenRunningStats(student)
+        self._losses_of = distributed.wrap_ddp(objective, broadcast_buffers=False)
+        self._questions = TeacherCounts()
 
     def begin(self, statistics: EpochStatistics, progress: Progress | None = None) -> None:
         """Begin an epoch, of which nothing is known yet, or go on with one."""
-        self.statistics, self._questions, self.waited = statistics, Questions(), 0.0
+        self.statistics, self._questions, self.waited = statistics, TeacherCounts(), 0.0
         if progress and progress.statistics:
             columns = {name: column.to(statistics.d_x.device) for name, column in progress.statistics.items()}
             self.statistics = EpochStatistics(**columns).split()
-            self._questions = Questions(*(progress.questions if ranks.first() else ()))
+            self._questions = TeacherCounts(*(progress.questions if distributed.is_main() else ()))
 
-    def questions(self) -> Questions:
+    def questions(self) -> TeacherCounts:
         """Count the questions that this process has put in the epoch."""
-        if self.oracle is not None:
-            self._questions = self._questions.plus(self.oracle.count())
+        if self.cached_teacher is not None:
+            self._questions = self._questions.plus(self.cached_teacher.count())
         return self._questions
 
     def state(self) -> dict[str, Any]:
@@ -196,7 +197,7 @@ class Step:
                 batch.epoch,
                 tuple(feature[:size].float() for feature in features),
                 tuple(teacher_features),
-                share=ranks.number() * size / len(batch.whole),
+                share=distributed.world_size() * size / len(batch.global_positions),
             )
         if batch.slots:
             mixed = Mixed(
@@ -204,8 +205,8 @@ class Step:
                 d_mixed,
                 batch.labels.repeat(batch.slots)[picks.rows],
                 batch.partner_labels[picks.rows],
-                batch.kept[picks.rows],
-                share=ranks.number() * picks.own / picks.everywhere,
+                batch.lam[picks.rows],
+                share=distributed.world_size() * picks.own / picks.everywhere,
             )
         self._record(batch, answers, plain, mixed, picks, candidate_d)
         found = self._losses_of(plain, mixed)
@@ -214,11 +215,15 @@ class Step:
         return losses.sum()
 
     def _ask(self, batch: Batch) -> tuple[Tensor | None, list[Tensor]]:
-        """Put the views to the oracle: the answers, and the teacher's features of x where a loss reads them."""
-        if self.oracle is None:
+        """Put the views to the cached_teacher: the answers, and the teacher's features of x where a loss reads them."""
+        if self.cached_teacher is None:
             return None, []
         began = time.perf_counter()
-        found = self.oracle.ask_with_features(batch) if self.reads_features else (self.oracle.ask(batch), [])
+        found = (
+            self.cached_teacher.logits_and_features(batch)
+            if self.reads_features
+            else (self.cached_teacher.ask(batch), [])
+        )
         self.waited += time.perf_counter() - began
         return found
 
@@ -232,7 +237,7 @@ class Step:
         """Choose among the candidates: the picks, and d of every candidate where the student scored them."""
         size, criterion = len(batch), self.augmentation.pick
         if criterion is None:
-            return Picks.all(batch.slots, size, len(batch.whole), batch.views.device), None
+            return Picks.all(batch.slots, size, len(batch.global_positions), batch.views.device), None
         reads = CRITERIA[criterion]
         teacher = answers[size:] if answers is not None else None
         student = None
@@ -240,7 +245,7 @@ class Step:
             with self._statistics_unchanged, self.compute.autocast():
                 student = self._scored(batch.views[size:])[0].float()
         d = kld(teacher, student, self.temperature) if teacher is not None and student is not None else None
-        scores = SCORES[criterion](Candidates(teacher, student, d, batch.lot))
+        scores = SCORES[criterion](Candidates(teacher, student, d, batch.random_score))
         return Picks.best(scores.reshape(-1, size), self.augmentation.keep, self.picks_globally), d
 
     @torch.no_grad()
@@ -255,17 +260,17 @@ class Step:
     ) -> None:
         """Note d of every view whose logits are there anyway, the picks, r, and the labels in dispute."""
         statistics, rows, slots = self.statistics, picks.rows[: picks.own], (batch.slots, len(batch))
-        picked = torch.zeros_like(batch.lot, dtype=torch.bool).index_fill_(0, rows, True)
+        picked = torch.zeros_like(batch.random_score, dtype=torch.bool).index_fill_(0, rows, True)
         statistics.picked.index_copy_(1, batch.samples, picked.view(slots))
         if plain is not None and plain.d is not None:
             statistics.d_x.index_copy_(0, batch.samples, plain.d.detach())
         if answers is None or mixed is None or mixed.d is None:
             return
         if candidate_d is None:
-            d = torch.full_like(batch.lot, torch.nan).index_copy_(0, rows, mixed.d.detach()[: picks.own])
+            d = torch.full_like(batch.random_score, torch.nan).index_copy_(0, rows, mixed.d.detach()[: picks.own])
         else:
             d = candidate_d
-            statistics.kl_ratio[batch.step] = ranks.mean(d[rows]) / ranks.mean(d)
+            statistics.kl_ratio[batch.step] = distributed.global_mean(d[rows]) / distributed.global_mean(d)
         statistics.d_mixed.index_copy_(1, batch.samples, d.view(slots))
         statistics.disputed[batch.step] = (answers[len(batch) :].argmax(1) != batch.mixed_labels()).sum()
 
@@ -282,9 +287,11 @@ class Trained(nn.Module):
         return self.student.with_features(views) if features else (self.student(views), [])
 
 
-def make_objective(config: StudentConfig, student: Network, oracle: Oracle | None, data: Dataset) -> Objective:
+def make_objective(
+    config: StudentConfig, student: Network, cached_teacher: CachedTeacher | None, data: Dataset
+) -> Objective:
     """Make the sum of losses that a config names, with what these train and remember."""
-    networks = (student, oracle.teacher.network) if oracle and config.needs_features else ()
+    networks = (student, cached_teacher.teacher.network) if cached_teacher and config.needs_features else ()
     shapes = [network.feature_shapes() for network in networks] or [(), ()]
     setting = Setting(
         student=shapes[0],

@@ -5,21 +5,22 @@ from pathlib import Path
 
 from torch import Tensor
 
-from kdcache import interrupts, loop, ranks
-from kdcache.checkpoints import Progress
+from kdcache import distributed, signals, training
+from kdcache.answers.cached_teacher import CachedTeacher
+from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute
 from kdcache.config import TeacherConfig
 from kdcache.datasets import Dataset
-from kdcache.folders import check_folder, compute_of, settle
 from kdcache.losses import cross_entropy
 from kdcache.models import Network
-from kdcache.oracle import Oracle
-from kdcache.record import EpochMetrics, FinishedRun, measured
 from kdcache.report.curves import draw_curves
 from kdcache.report.progress import Reporter
-from kdcache.resolve import find_network, fresh_network, load_data, open_store, store_path
-from kdcache.run import Run
-from kdcache.teacher import Teacher
+from kdcache.run.checkpoint import Progress
+from kdcache.run.folder import EpochMetrics, FinishedRun
+from kdcache.run.output import check_folder, compute_of, settle
+from kdcache.run.writer import Run
+from kdcache.setup import find_network, fresh_network, load_data, open_store, store_path
+from kdcache.training import epoch_metrics
 from kdcache.views import Batch, Plan, ViewMaker
 
 WARNED_GAP = 0.5
@@ -50,7 +51,7 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
         Where the loss stops being finite; the network of the last whole epoch is kept.
     """
     reporter = reporter or Reporter()
-    ranks.join(config.device)
+    distributed.init(config.device)
     config, finished = settle(config)
     if finished is not None:
         return finished
@@ -58,37 +59,37 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
     data = load_data(config)
     teacher = fresh_network(config, data).to(compute.device)
     if config.sync_batchnorm:
-        teacher = ranks.normalised_together(teacher, compute.device)
+        teacher = distributed.convert_sync_batchnorm(teacher, compute.device)
     plan = Plan(len(data.train), data.image_size, data.card.padding, crop_flip=True, seed=config.seed)
     views = ViewMaker(data.train, plan, config.batch_size, compute.device)
-    optimiser = loop.sgd(teacher, config.lr, config.momentum, config.weight_decay)
-    trained = ranks.trained_together(compute.compiled(teacher) if config.compile else teacher, share_buffers=True)
+    optimiser = training.sgd(teacher, config.lr, config.momentum, config.weight_decay)
+    trained = distributed.wrap_ddp(compute.compiled(teacher) if config.compile else teacher, broadcast_buffers=True)
 
     def loss_of(batch: Batch) -> Tensor:
         with compute.autocast():
             logits = trained(batch.views)
-        return ranks.number() * len(batch) / len(batch.whole) * cross_entropy(logits, batch.labels)
+        return distributed.world_size() * len(batch) / len(batch.global_positions) * cross_entropy(logits, batch.labels)
 
     run = Run(config, compute, data)
     progress = run.restore({"teacher": teacher}, optimiser)
     title = f"teacher {config.model} on {config.dataset} -> {run.path}"
     reporter.begin(title, config.epochs, len(data.train), run.path)
-    with interrupts.deferred():
+    with signals.deferred():
         for epoch in range(progress.epoch, config.epochs):
             started = time.perf_counter()
-            loop.set_rate(optimiser, config.rate(epoch))
+            training.set_learning_rate(optimiser, config.rate(epoch))
             batches = views.epoch(epoch, progress.step)
-            for event in loop.train_epoch(optimiser, batches, loss_of, compute, progress.losses):
+            for event in training.train_epoch(optimiser, batches, loss_of, compute, progress.losses):
                 reporter.step(event)
                 if event.step < len(views.steps) and run.due():
                     run.keep(Progress(epoch, event.step, event.losses))
-            metrics = measured(event, teacher, data, compute, config, epoch=epoch, started=started)
+            metrics = epoch_metrics(event, teacher, data, compute, config, epoch=epoch, started=started)
             run.end_epoch(metrics, teacher)
             reporter.end_epoch(metrics)
             progress = Progress(epoch + 1)
             run.keep(progress)
 
-    if ranks.first():
+    if distributed.is_main():
         draw_curves(run.metrics, run.path / "curves.png")
     return _fill_and_finish(run, teacher, data, compute)
 
@@ -135,7 +136,7 @@ def adopt_teacher(
     network = network.to(compute.device)
     started = time.perf_counter()
     run = Run(config.model_copy(update={"model": network.name}), compute, data)
-    accuracy = loop.evaluate(network, data.test, compute)
+    accuracy = training.evaluate(network, data.test, compute)
     metrics = EpochMetrics(
         epoch=0,
         test_loss=accuracy.loss,
@@ -158,8 +159,8 @@ def _fill_and_finish(run: Run, network: Network, data: Dataset, compute: Compute
     teacher = Teacher(network, compute)
     store = open_store(store_path(run.path), teacher, data)
     plan = Plan(len(data.train), data.image_size, data.card.padding, crop_flip=False, seed=0)
-    oracle = Oracle(teacher, ViewMaker(data.train, plan, plan.samples, compute.device), store=store)
-    for _ in oracle.fill_clean():
-        if interrupts.asked():
-            raise interrupts.Stopped
-    return run.finish(**oracle.count().everywhere().as_metrics())
+    cached_teacher = CachedTeacher(teacher, ViewMaker(data.train, plan, plan.samples, compute.device), store=store)
+    for _ in cached_teacher.precompute_clean():
+        if signals.stop_requested():
+            raise signals.Stopped
+    return run.finish(**cached_teacher.count().everywhere().as_metrics())

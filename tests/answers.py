@@ -5,15 +5,15 @@ from pathlib import Path
 import torch
 
 from kdcache import models
+from kdcache.answers.cached_teacher import CachedTeacher
+from kdcache.answers.codec import DENSE, Format
+from kdcache.answers.store import AnswerStore
+from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.datasets import Card, Dataset, Split
-from kdcache.oracle import Oracle
-from kdcache.resolve import open_store
-from kdcache.store.answers import AnswerStore
-from kdcache.store.formats import DENSE, Format
-from kdcache.store.statistics import EpochStatistics, Shape
-from kdcache.teacher import Teacher
+from kdcache.run.statistics import EpochStatistics, Shape
+from kdcache.setup import open_store
 from kdcache.views import Plan, ViewMaker
 
 CPU = torch.device("cpu")
@@ -39,20 +39,20 @@ def views(split: Split, aug: str = "cutmix-pick", seed: int = 0, batch_size: int
     return ViewMaker(split, plan, batch_size, CPU)
 
 
-def oracle(
+def cached_teacher(
     where: Path | str, split: Split, maker: ViewMaker, cache: str = "replay", epochs: int = 1, limit: int | None = None
-) -> Oracle:
-    """An oracle in front of the same teacher each time."""
+) -> CachedTeacher:
+    """A cached teacher in front of the same teacher each time."""
     of = teacher()
-    return Oracle.with_store(of, maker, store(where, of, split), cache, epochs, limit)
+    return CachedTeacher.with_store(of, maker, store(where, of, split), cache, epochs, limit)
 
 
 def statistics(maker: ViewMaker, losses: tuple[str, ...]) -> EpochStatistics:
     return EpochStatistics.empty(Shape(maker.plan.samples, maker.plan.slots, len(maker.steps), losses), maker.device)
 
 
-def ask(of: Oracle, epochs: int) -> dict[tuple[int, str, int], bytes]:
-    """Put every view of some epochs to an oracle: its answers by epoch, kind and position."""
+def ask(of: CachedTeacher, epochs: int) -> dict[tuple[int, str, int], bytes]:
+    """Put every view of some epochs to a cached teacher: its answers by epoch, kind and position."""
     found = {}
     for epoch in range(epochs):
         for batch in of.views.epoch(epoch):

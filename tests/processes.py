@@ -23,7 +23,7 @@ from kdcache.stages import fill_answers, train_student, train_teacher
 
 from kdcache import cli
 from kdcache.config import StudentConfig, TeacherConfig
-from kdcache.record import FinishedRun
+from kdcache.run.folder import FinishedRun
 
 _MAKERS = multiprocessing.get_context("forkserver")
 # What is imported once is there in each process at once; no threads are begun before it forks.
@@ -138,7 +138,7 @@ def outcome(path: Path) -> dict[str, Any]:
     run = FinishedRun(path)
     lines = [vars(line) for line in run.metrics()]
     times = ("seconds", "images_per_second", "data_share", "teacher_share")
-    varying = (*times, "questions_asked", "questions_answered")
+    varying = (*times, "teacher_forwards", "cache_hits")
     metrics = [{name: value for name, value in line.items() if name not in varying} for line in lines]
     found: dict[str, Any] = {"network": _digest((path / "model.safetensors").read_bytes()), "metrics": metrics}
     for place in ("statistics.zarr", "answers.zarr/clean"):

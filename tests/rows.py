@@ -2,20 +2,20 @@
 
 import torch
 
-from kdcache.store.answers import CLEAN
-from kdcache.store.formats import DENSE, Columns
-from kdcache.store.place import Place
-from kdcache.store.table import Table, fill
+from kdcache.answers.codec import DENSE, Columns
+from kdcache.answers.location import StoreLocation
+from kdcache.answers.store import CLEAN
+from kdcache.answers.table import Table, fill
 
 CLASSES = 100
 ROWS = 25_000  # three chunks of float16
 
 
-def table(place: Place, name: str = CLEAN, rows: int = ROWS) -> Table:
+def table(place: StoreLocation, name: str = CLEAN, rows: int = ROWS) -> Table:
     return Table(place, name, rows, DENSE.layout(CLASSES))
 
 
-def whole(place: Place, name: str = CLEAN) -> Table:
+def whole(place: StoreLocation, name: str = CLEAN) -> Table:
     """A table that is full."""
     one = table(place, name)
     list(fill([(one, rows_of)]))

@@ -79,7 +79,7 @@ def table(folder: Path) -> dict[str, Any]:
     """Read what a study came to, but for questions, of which more are asked again after a kill."""
     document: dict[str, Any] = json.loads((folder / "studies" / "four-own.json").read_text())
     for cell in document["cells"]:
-        del cell["questions_asked"], cell["questions_answered"]
+        del cell["teacher_forwards"], cell["cache_hits"]
     return document
 
 

@@ -13,21 +13,21 @@ from hypothesis.extra.numpy import arrays
 from kdcache.analysis.augmentations import WITHOUT_STUDENT, Tally, merits, rank, spread_of_means
 from kdcache.analysis.curves import error_curves
 from kdcache.analysis.hardness import hardness
-from kdcache.analysis.ratio import ratio_curve
-from kdcache.analysis.runs import Figure, LookedAt, group
+from kdcache.analysis.kl_ratio import ratio_curve
+from kdcache.analysis.runs import Figure, RunRecord, group
 from kdcache.analysis.subject import open_subject
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import KdcacheError, UsageError
-from kdcache.record import EpochMetrics
-from kdcache.store.statistics import EpochStatistics, Shape, StatisticsReader, StatisticsStore, StoredEpoch
+from kdcache.run.folder import EpochMetrics
+from kdcache.run.statistics import EpochStatistics, Shape, StatisticsReader, StatisticsStore, StoredEpoch
 
 
-def run(number: int = 0, epochs: int = 4, top1: float | None = None, **settings: object) -> LookedAt:
+def run(number: int = 0, epochs: int = 4, top1: float | None = None, **settings: object) -> RunRecord:
     """A student's run as it would be read from a folder; unfinished without an accuracy."""
     config = StudentConfig(teacher=Path("t"), epochs=epochs, seed=number, **settings)  # type: ignore[arg-type]
     summary = None if top1 is None else {"last_top1": top1, "best_top1": top1 + 1, "epochs": epochs}
     metrics = tuple(EpochMetrics(epoch, 1.0, 1.0, 50.0 + number + epoch, 90.0) for epoch in (1, 2))
-    return LookedAt(Path(f"run-{number}"), config, metrics, summary, {}, ())
+    return RunRecord(Path(f"run-{number}"), config, metrics, summary, {}, ())
 
 
 def test_r_over_normalised_iterations() -> None:
@@ -119,7 +119,7 @@ def test_error_against_the_total_number_of_epochs() -> None:
 
 def test_a_teacher_that_was_not_trained_has_no_place_on_the_curves() -> None:
     summary = {"last_top1": 90.0, "best_top1": 90.0, "epochs": 0}
-    assert error_curves([LookedAt(Path("t"), TeacherConfig(epochs=24), (), summary, {}, ())]) == []
+    assert error_curves([RunRecord(Path("t"), TeacherConfig(epochs=24), (), summary, {}, ())]) == []
 
 
 def test_the_spread_of_means_by_hand() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import zarr
 
-from kdcache.store.answers import CLEAN, AnswerStore
+from kdcache.answers.store import CLEAN, AnswerStore
 from tests.processes import Command, kdcache
 
 SAMPLES = 90
@@ -102,7 +102,7 @@ def test_info_verify_and_prune(pictures: Path, teacher: Path, tmp_path: Path) ->
 
 def test_an_answer_that_the_teacher_does_not_give_is_found(pictures: Path, teacher: Path, tmp_path: Path) -> None:
     """A store whose every checksum is right, about answers that are wrong."""
-    from kdcache.store.table import fill
+    from kdcache.answers.table import fill
 
     store = tmp_path / "store.zarr"
     shutil.copytree(teacher / "answers.zarr", store)
@@ -143,9 +143,9 @@ def test_wrong_use_is_one_line_and_writes_nothing(command: str, parts: list[str]
 def test_nothing_to_fill_is_said(pictures: Path, teacher: Path, tmp_path: Path) -> None:
     given = words(pictures, teacher, tmp_path / "store.zarr", "--aug", "cutmix", "--epochs", "30")
     for more, part in (
-        ("--cache off", "something to keep, given off"),
-        ("--cache clean", "something to keep, given clean"),
-        ("--cache-limit 1kB", "allowed at least"),
+        ("--cache off", "something to keep, got off"),
+        ("--cache clean", "something to keep, got clean"),
+        ("--cache-limit 1kB", "expected at least"),
         ("--cache-limit 30kB", "or --cache replay to fill a part"),
     ):
         done = kdcache("cache", "fill", *given, *more.split(), cwd=tmp_path)

@@ -59,7 +59,7 @@ def test_a_set_with_bad_pictures_is_packed_without_them_or_not_at_all(run: Run, 
     assert done == "x.h5: 10 training and 6 test images, 4 left out\n"
     with pytest.raises(KdcacheError) as caught:
         run("check imagenet --data-root .")
-    assert len(str(caught.value).splitlines()) == 4 + 2 + 1  # bad pictures, counts, and how many faults
+    assert len(str(caught.value).splitlines()) == 4 + 2 + 1  # bad pictures, counts, and how many problems
     with pytest.raises(KdcacheError) as caught:
         run("check hdf5:x.h5")  # a part of ImageNet, as it says
     assert str(caught.value).count("as in the whole") == 2

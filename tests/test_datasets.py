@@ -42,7 +42,7 @@ def test_unknown_name_lists_what_is_allowed(name: str) -> None:
 
 def test_image_size_is_for_folders() -> None:
     assert card_of("cifar10", 32) is CARDS["cifar10"]
-    assert "allowed 32, given 64" in refusal(lambda: card_of("cifar10", 64))
+    assert "expected 32, got 64" in refusal(lambda: card_of("cifar10", 64))
     assert (card_of("folder:x").image_size, card_of("folder:x").padding) == (64, 8)
     assert (card_of("folder:x", 40).image_size, card_of("folder:x", 40).padding) == (40, 5)
     assert "given 0" in refusal(lambda: card_of("folder:x", 0))

@@ -13,9 +13,9 @@ from torchvision.models import resnet18
 
 from kdcache.analysis.disagreement import MixedSamples, Share, Study, count, study
 from kdcache.analysis.subject import Subject, open_subject
+from kdcache.answers.store import AnswerStore
 from kdcache.config import TeacherConfig
 from kdcache.errors import UsageError
-from kdcache.store.answers import AnswerStore
 from kdcache.views import Batch
 
 
@@ -34,18 +34,18 @@ def by_hand() -> MixedSamples:
     ====  =====  =======  ====  ==========  =======  ========  =================  ==========
     """
     labels, partners = torch.tensor([0, 0, 2, 2, 2, 1]), torch.tensor([1, 1, 1, 4, 2, 1])
-    kept = torch.tensor([0.9, 0.25, 0.5, 0.5, 0.1, 1.0])
+    lam = torch.tensor([0.9, 0.25, 0.5, 0.5, 0.1, 1.0])
     batch = Batch(
         epoch=0,
         step=0,
         positions=range(6),
-        whole=range(6),
+        global_positions=range(6),
         samples=torch.arange(6),
         labels=labels,
         views=torch.zeros(12, 3, 4, 4, dtype=torch.uint8),
         partner_labels=partners,
-        kept=kept,
-        lot=torch.zeros(6),
+        lam=lam,
+        random_score=torch.zeros(6),
         keys=np.arange(6),
     )
     logits = 0.1 * torch.arange(7.0).expand(6, 7).clone()
@@ -117,7 +117,7 @@ def counted_one_by_one(subject: Subject, samples: int, aug: str) -> tuple[int, i
                 return disputed, although_right
             pair = torch.from_numpy(table.order[[place, slot.partner[place]]])
             mixed = np.zeros(subject.data.num_classes)
-            np.add.at(mixed, labels[pair].numpy(), [slot.kept[place], 1 - slot.kept[place]])
+            np.add.at(mixed, labels[pair].numpy(), [slot.lam[place], 1 - slot.lam[place]])
             differs = int(answers[place].half().argmax()) != int(mixed.argmax())
             disputed += differs
             although_right += differs and bool((clean[pair] == labels[pair]).all())
@@ -166,10 +166,10 @@ def test_a_named_store_keeps_the_answers(teacher: Path, tmp_path: Path) -> None:
     assert len(kept) == 1
     subject = open_subject(str(teacher), store=place, device="cpu")
     views = subject.views("cutmix", seed=0)
-    oracle = subject.oracle(views, epochs=1)
+    cached_teacher = subject.cached_teacher(views, epochs=1)
     for batch in views.epoch(0):
-        oracle.ask(batch, first=1)
-    asked = oracle.count()
+        cached_teacher.ask(batch, first=1)
+    asked = cached_teacher.count()
     assert (asked.asked, asked.put) == (0, 90)
     assert figures(study(subject, samples=90)) == figures(first)
 

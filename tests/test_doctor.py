@@ -11,7 +11,7 @@ from kdcache import doctor
 from kdcache.config import StudentConfig
 from kdcache.doctor import FAULT, HINT, WELL, Recipes, examine
 from kdcache.machine import cores
-from kdcache.record import FinishedRun
+from kdcache.run.folder import FinishedRun
 from tests.processes import kdcache
 
 RECIPES = Recipes(train_teacher, train_student)

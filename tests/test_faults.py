@@ -20,7 +20,7 @@ from kdcache.stages import train_student
 from kdcache.config import StudentConfig
 from kdcache.datasets import Split
 from kdcache.errors import KdcacheError
-from kdcache.record import FinishedRun
+from kdcache.run.folder import FinishedRun
 from kdcache.views import Plan, ViewMaker
 from tests.processes import begun, outcome
 
@@ -57,7 +57,7 @@ def test_too_little_memory_says_what_to_try(small: Settings, tmp_path: Path) -> 
     assert done.returncode == 1, done.stderr
     (line,) = done.stderr.splitlines()
     assert line == (
-        "kdcache: out of memory: allowed --precision bfloat16, or a smaller --batch-size, given a step of 90 images"
+        "kdcache: out of memory: expected --precision bfloat16, or a smaller --batch-size, got a step of 90 images"
     )
 
 
@@ -88,13 +88,13 @@ class GreedyWhereAsked(Greedy):
         (
             GreedyWhereEvaluated,
             "float32",
-            "allowed --precision bfloat16, or a smaller network or --image-size, given an evaluation, "
+            "expected --precision bfloat16, or a smaller network or --image-size, got an evaluation, "
             "30 images at a time",
         ),
         (
             GreedyWhereAsked,
             "bfloat16",  # which need not be advised then
-            "allowed a smaller teacher, or answers that kdcache cache fill stored on a larger machine, given a forward "
+            "expected a smaller teacher, or answers that kdcache cache fill stored on a larger machine, got a forward "
             "of 64 views through the teacher python:tests.test_faults:GreedyWhereAsked",
         ),
     ],
@@ -121,9 +121,7 @@ def test_too_little_memory_for_anything_else_is_no_defect(small: Settings, tmp_p
     done = begun("teacher-train", settings, little_room_left).ended()
     assert done.returncode == 1, done.stderr
     (line,) = done.stderr.splitlines()
-    assert line.startswith(
-        "kdcache: out of memory: allowed a machine with more, or with fewer programs at work, given "
-    )
+    assert line.startswith("kdcache: out of memory: expected a machine with more, or with fewer programs at work, got ")
     assert not (tmp_path / "run").exists()
 
 
@@ -139,7 +137,7 @@ def test_a_store_that_vanishes_costs_a_line_and_the_run_goes_on_with_it_or_anew(
         time.sleep(0.002)
     disk.rename(away)
     done = training.ended()
-    stays = "allowed a folder that stays where it is while somebody works with it, given one that is gone"
+    stays = "expected a folder that stays where it is while somebody works with it, got one that is gone"
     assert (done.returncode, done.stderr) == (1, f"kdcache: store {disk / 'store.zarr'}: {stays}\n")
     assert not disk.exists()  # nor is anything begun in its place
     shutil.copytree(tmp_path / "run", tmp_path / "anew")
@@ -165,10 +163,10 @@ def unprivileged() -> None:
 @pytest.mark.parametrize(
     ("place", "mode", "code", "line"),
     [
-        (".", 0o555, 2, "--out {root}/run: allowed a folder that can be made, given Permission denied"),
+        (".", 0o555, 2, "--out {root}/run: expected a folder that can be made, got Permission denied"),
         ("store.zarr", 0o555, 1, "cannot write {root}/store.zarr/"),
-        ("teacher/model.safetensors", 0o000, 2, "checkpoint {root}/teacher/model.safetensors: allowed a whole "
-         "safetensors file, given [Errno 13] Permission denied"),
+        ("teacher/model.safetensors", 0o000, 2, "checkpoint {root}/teacher/model.safetensors: expected a whole "
+         "safetensors file, got [Errno 13] Permission denied"),
     ],
 )  # fmt: skip
 def test_what_is_not_permitted_is_named_and_the_run_goes_on_once_it_is(
@@ -228,5 +226,5 @@ def test_too_little_memory_for_the_views_of_a_step_says_so() -> None:
             next(batches)
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, before)
-    remedy = "allowed a smaller --batch-size or --image-size, given the views of 3000 images"
+    remedy = "expected a smaller --batch-size or --image-size, got the views of 3000 images"
     assert str(caught.value) == f"out of memory: {remedy}"

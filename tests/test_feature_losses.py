@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kdcache.losses import features
-from kdcache.losses.contrast import ContrastMemory
+from kdcache.losses.crd import ContrastMemory
 from kdcache.losses.logits import decoupled, kd, kld
 from tests.figures import BASE, golden, tensor
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from kdcache.choices import DATASETS
 from kdcache.datasets import fetch, load
 from kdcache.datasets.fetch import ARCHIVES, BY_HAND, Archive
 from kdcache.errors import KdcacheError, UsageError
-from kdcache.words import DATASETS
 from tests.samples import names_below, noise, refusal, write_tiny
 
 

@@ -163,10 +163,10 @@ def test_folder_with_links(tmp_path: Path) -> None:
     assert len(load(name).train) == before + 2
     (tmp_path / "more/there").symlink_to(tmp_path / "data/train/a/one")
     message = refusal(lambda: load(name))
-    assert "one/there: allowed links that lead elsewhere, given a link to a folder that it lies in" in message
+    assert "one/there: expected links that lead elsewhere, got a link to a folder that it lies in" in message
     (tmp_path / "more/there").unlink()
     (tmp_path / "more/there").symlink_to(tmp_path)
-    assert "allowed links that lead elsewhere" in refusal(lambda: load(name))
+    assert "expected links that lead elsewhere" in refusal(lambda: load(name))
 
 
 def test_folder_prefers_val(tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ def test_tiny_imagenet_that_does_not_fit(tmp_path: Path) -> None:
     shutil.rmtree(folder / "train" / TINY_CLASSES[3])
     assert TINY_CLASSES[3] in refusal(lambda: load("tiny-imagenet", root=tmp_path))
     (folder / "wnids.txt").write_text(TINY_CLASSES[0])
-    assert "allowed 200 classes, given 1" in refusal(lambda: load("tiny-imagenet", root=tmp_path))
+    assert "expected 200 classes, got 1" in refusal(lambda: load("tiny-imagenet", root=tmp_path))
 
 
 def write_batches(root: Path) -> dict[str, np.ndarray]:
@@ -413,4 +413,4 @@ def test_imagenet_that_is_not_there_or_not_whole(tmp_path: Path) -> None:
     shutil.rmtree(root / "val" / "n00000009")
     assert "only in one: n00000009" in refusal(lambda: load("imagenet", root=tmp_path))
     shutil.rmtree(root / "val")
-    assert "allowed train and val or test, given train" in refusal(lambda: load("imagenet", root=tmp_path))
+    assert "expected train and val or test, got train" in refusal(lambda: load("imagenet", root=tmp_path))

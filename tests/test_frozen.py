@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute
 from kdcache.models import FeatureNet, Network, build
-from kdcache.models.frozen import rewrite
-from kdcache.teacher import Teacher
+from kdcache.models.inference import rewrite
 
 BFLOAT16 = Compute(torch.device("cpu"), "bfloat16")
 REWRITTEN = ("resnet20", "resnet8x4", "wrn_16_1", "ResNet50", "MobileNetV2", "ShuffleV2")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kdcache import datasets, models
+from kdcache.choices import CRITERIA, DATASETS, LOSSES, MIXES, MODELS
 from kdcache.losses import (
     PARTS,
     Mixed,
@@ -21,9 +22,8 @@ from kdcache.losses import (
     kld,
     mixed_cross_entropy,
 )
-from kdcache.pick import SCORES, Candidates, best
-from kdcache.views import mix
-from kdcache.words import CRITERIA, DATASETS, LOSSES, MIXES, MODELS
+from kdcache.selection import SCORES, Candidates, best
+from kdcache.views import mixes
 from tests.figures import tensor
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "losses.json").read_text())["results"]
@@ -95,7 +95,7 @@ def test_the_best_of_the_whole_pool_are_picked_and_the_earlier_of_equals() -> No
 def test_the_words_of_a_config_are_those_of_the_registries() -> None:
     assert set(LOSSES) == {"ce", "kd", *PARTS}
     assert set(CRITERIA) == set(SCORES)
-    assert set(MIXES) == set(mix.MIXES)
+    assert set(MIXES) == set(mixes.MIXES)
     assert models.names() == MODELS
     assert set(DATASETS) == set(datasets.CARDS)
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kdcache import tensors
+from kdcache import tensor_files
 from kdcache.errors import UsageError
 from kdcache.files import write_json, write_text, write_whole
 from kdcache.models import Network, build, checkpoint, names
@@ -113,8 +113,8 @@ def test_seed() -> None:
 def test_faults_are_reported_together() -> None:
     with pytest.raises(UsageError) as caught:
         build("resnet9", num_classes=0, image_size=31, std=(0.5, 0.0, 0.5))
-    assert len(caught.value.faults) == 4
-    assert all(name in caught.value.faults[0] for name in names())
+    assert len(caught.value.problems) == 4
+    assert all(name in caught.value.problems[0] for name in names())
 
 
 def test_equal_networks_are_equal_files(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_metadata_may_not_take_the_networks_names(tmp_path: Path) -> None:
 def rewrite(path: Path, state: dict[str, Tensor], **changes: object) -> None:
     """Write what nobody meant, with a checksum that is right."""
     stored = {key: value for key, value in checkpoint.metadata(path).items() if key != "sha256"}
-    tensors.save(path, state, {**stored, **changes})
+    tensor_files.save(path, state, {**stored, **changes})
 
 
 def flipped(path: Path) -> None:
@@ -195,7 +195,7 @@ def replaced_by_folder(path: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing": (Path.unlink, "allowed a file, given nothing"),
+    "missing": (Path.unlink, "expected a file, got nothing"),
     "folder": (replaced_by_folder, "given a folder"),
     "empty": (lambda path: path.write_bytes(b""), "a whole safetensors file"),
     "text": (lambda path: path.write_text("no tensors in here"), "a whole safetensors file"),
@@ -205,7 +205,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "bare": (lambda path: save_file(load_file(path), path), "format in the metadata.*given none"),
     "other name": (
         lambda path: rewrite(path, load_file(path), name="resnet9"),
-        "network name: allowed .* given resnet9",
+        "network name: expected .* given resnet9",
     ),
     "no JSON": (lambda path: save_file(load_file(path), path, {"kdcache": "("}), "no JSON"),
     "wrong JSON": (lambda path: rewrite(path, load_file(path), mean=0.5), "describe no network"),
@@ -250,7 +250,7 @@ def test_bad_checkpoints_are_one_clear_error(damage: str, tmp_path: Path) -> Non
     spoil(path)
     with pytest.raises(UsageError, match=message) as caught:
         checkpoint.load(path)
-    assert len(caught.value.faults) == 1
+    assert len(caught.value.problems) == 1
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 

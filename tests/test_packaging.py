@@ -16,9 +16,20 @@ FOLDERS = {"kdcache": ROOT / "kdcache", "kdcache.stages": ROOT / "stages", "kdca
 
 # A module imports only from those before it.
 ORDER = [
-    *("errors", "files", "tensors", "words", "shipped", "interrupts", "machine", "config", "compute", "ranks"),
-    *("datasets", "models", "export", "teacher", "views", "store", "oracle", "losses", "pick", "loop", "checkpoints"),
-    *("record", "folders", "run", "resolve", "analysis", "doctor", "report", "stages", "study", "cli"),
+    *(
+        "errors",
+        "files",
+        "tensor_files",
+        "choices",
+        "presets",
+        "signals",
+        "machine",
+        "config",
+        "compute",
+        "distributed",
+    ),
+    *("datasets", "models", "views", "answers", "losses", "selection", "run", "setup", "training"),
+    *("analysis", "doctor", "report", "stages", "study", "cli"),
 ]
 
 
@@ -61,7 +72,7 @@ def test_every_package_on_disk_is_listed() -> None:
 LOOK = (
     "import kdcache, kdcache.stages, kdcache.configs, kdcache.data\n"
     "from kdcache import datasets\nfrom kdcache.config import StudentConfig\n"
-    "from kdcache.resolve import shipped_teacher\n"
+    "from kdcache.setup import shipped_teacher\n"
     "assert len(datasets.load('fashion-mini').train) == 6000\n"
     "assert shipped_teacher().is_file()\n"
     "assert StudentConfig.load('cifar100').epochs == 240\n"

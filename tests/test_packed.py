@@ -61,10 +61,10 @@ def test_packed_round_trip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format": "other"}, "allowed kdcache-packed 1, given other 1"),
+        ({"format": "other"}, "expected kdcache-packed 1, got other 1"),
         ({"format": None}, "given None 1"),
         ({"version": 2}, "given kdcache-packed 2"),
-        ({"class_names": ["a"]}, "allowed 10 names, given 1"),
+        ({"class_names": ["a"]}, "expected 10 names, got 1"),
         ({"class_names": None}, "given 0"),
         ({"test_labels": None}, "no array test/labels"),
         ({"train_images": noise(4, 28, 28)}, "given uint8 (4, 28, 28)"),
@@ -75,7 +75,7 @@ def test_packed_round_trip(tmp_path: Path) -> None:
         ({"train_images": noise(4, 27, 28, 1)}, "given 27x28"),
         ({"train_labels": np.arange(3)}, "given int64 (3,)"),
         ({"train_labels": np.zeros(4)}, "given float64 (4,)"),
-        ({"train_labels": np.array([0, 1, 2, 10])}, "allowed 0 to 9, given 0 to 10"),
+        ({"train_labels": np.array([0, 1, 2, 10])}, "expected 0 to 9, got 0 to 10"),
         ({"train_labels": np.array([0, 1, 2, -1])}, "given -1 to 2"),
     ],
 )
@@ -161,7 +161,7 @@ def test_pictures_of_a_packed_set_can_be_brought_to_another_size_and_images_cann
     assert smaller.train.fingerprint == read("imagenet", root=tmp_path, image_size=64).train.fingerprint
     assert smaller.train.fingerprint != data.train.fingerprint
     write(read("fashion-mini"), path)
-    assert "allowed 32, given 64" in refusal(lambda: load(f"hdf5:{path}", image_size=64))
+    assert "expected 32, got 64" in refusal(lambda: load(f"hdf5:{path}", image_size=64))
 
 
 def test_a_file_without_a_card_is_taken_for_a_folder(tmp_path: Path) -> None:
@@ -287,9 +287,9 @@ def test_a_picture_that_changes_while_it_is_packed_is_noticed(tmp_path: Path) ->
 
 def test_a_sound_set_has_no_faults(tmp_path: Path) -> None:
     data = source("folder", tmp_path)
-    assert check(data.card.name).faults == []
+    assert check(data.card.name).problems == []
     write(data, tmp_path / "x.h5")
-    assert check(f"hdf5:{tmp_path}/x.h5").faults == []
+    assert check(f"hdf5:{tmp_path}/x.h5").problems == []
 
 
 def test_damage_of_a_packed_file_is_found(tmp_path: Path) -> None:
@@ -300,10 +300,10 @@ def test_damage_of_a_packed_file_is_found(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[start + offsets[7] : start + offsets[7] + 30] = bytes(30)
     path.write_bytes(content)
-    faults = check(f"hdf5:{path}").faults
-    assert len(faults) == 2
-    assert f"picture 7 of {path}/train" in faults[0]
-    assert "fingerprint of train" in faults[1]
+    problems = check(f"hdf5:{path}").problems
+    assert len(problems) == 2
+    assert f"picture 7 of {path}/train" in problems[0]
+    assert "fingerprint of train" in problems[1]
 
 
 def test_a_file_that_changed_without_a_trace_is_found(tmp_path: Path) -> None:
@@ -315,16 +315,16 @@ def test_a_file_that_changed_without_a_trace_is_found(tmp_path: Path) -> None:
     picture.write_bytes(changed)
     os.utime(picture, ns=(state.st_atime_ns, state.st_mtime_ns))
     assert read(data.card.name).train.fingerprint == before  # the manifest believes size and time
-    (fault,) = check(data.card.name).faults
-    assert str(picture) in fault
+    (line,) = check(data.card.name).problems
+    assert str(picture) in line
     assert read(data.card.name).train.fingerprint != before
 
 
 def test_counts_are_those_of_the_card(tmp_path: Path) -> None:
     write_imagenet(tmp_path / "imagenet")
-    faults = check("imagenet", root=tmp_path).faults
-    assert [fault for fault in faults if "1281167" in fault or "50000" in fault] == faults
-    assert len(faults) == 2
+    problems = check("imagenet", root=tmp_path).problems
+    assert [line for line in problems if "1281167" in line or "50000" in line] == problems
+    assert len(problems) == 2
 
 
 def test_each_picture_is_hashed_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kdcache.stages import train_student
 
+from kdcache.answers.cached_teacher import CachedTeacher
+from kdcache.choices import LOSSES
 from kdcache.config import StudentConfig
 from kdcache.datasets import Split
 from kdcache.losses import PARTS, Setting, make_parts
 from kdcache.losses.parts import Contrast
-from kdcache.oracle import Oracle
-from kdcache.words import LOSSES
 from tests import answers
 from tests.test_step import Bench
 
@@ -55,22 +55,22 @@ def test_a_loss_reaches_the_student_and_what_it_trains_and_nothing_else(name: st
     assert all(p.grad is None for p in bench.teacher.parameters())
     # x is asked once with its features, the candidates once each, by whatever forwards.
     expected = SIZE * (3 if aug == "cutmix-pick" else 1)
-    assert bench.step.oracle is not None
-    assert bench.step.oracle.count() == (expected, expected)
+    assert bench.step.cached_teacher is not None
+    assert bench.step.cached_teacher.count() == (expected, expected)
 
 
 def test_features_of_x_are_those_of_the_teacher_and_answers_the_stores_bits(noise: Split, tmp_path: Path) -> None:
     views = answers.views(noise)
-    oracle = answers.oracle(tmp_path / "store.zarr", noise, views, epochs=1)
-    list(oracle.fill(1))
-    oracle.count()
+    cached_teacher = answers.cached_teacher(tmp_path / "store.zarr", noise, views, epochs=1)
+    list(cached_teacher.fill(1))
+    cached_teacher.count()
     batch = next(views.epoch(0))
-    logits, features = oracle.ask_with_features(batch)
-    assert oracle.count().as_metrics() == {
-        "questions_asked": 64,
-        "questions_answered": 128,
+    logits, features = cached_teacher.logits_and_features(batch)
+    assert cached_teacher.count().as_metrics() == {
+        "teacher_forwards": 64,
+        "cache_hits": 128,
     }  # the store holds no features
-    assert logits.equal(Oracle(answers.teacher(), views).ask(batch))
+    assert logits.equal(CachedTeacher(answers.teacher(), views).ask(batch))
     expected = answers.teacher().network.features(batch.views[:64])
     assert all(one.equal(two) for one, two in zip(features, expected, strict=True))
     assert not any(feature.requires_grad for feature in features)
@@ -125,7 +125,7 @@ def test_negatives_are_uniform_over_the_samples_of_other_classes() -> None:
 def student(small: Settings, teacher: Path, out: Path, **more: Any) -> dict[str, list[float]]:
     run = train_student(StudentConfig.load(**{**small, "teacher": teacher, "out": out, "lr": 0.01, **more}))
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
-    assert all(line["questions_asked"] > 0 for line in lines)
+    assert all(line["teacher_forwards"] > 0 for line in lines)
     return {name: [line["loss_parts"][name] for line in lines] for name in lines[0]["loss_parts"]}
 
 

@@ -19,13 +19,13 @@ from safetensors.torch import load_file
 from torchvision.transforms import v2
 
 from kdcache import datasets
+from kdcache.answers import budget
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.datasets import Dataset, load, pictures, read
 from kdcache.datasets.check import check, known
 from kdcache.datasets.pack import pack
 from kdcache.datasets.pictures import clean_view
 from kdcache.errors import UsageError
-from kdcache.store import policy
 from kdcache.views import Plan, ViewMaker
 from kdcache.views.geometry import AREA, RATIO, random_part
 from tests.samples import BAD, refusal, spoil, write_imagenet
@@ -199,11 +199,11 @@ def test_an_epoch_that_is_broken_off_leaves_no_worker(imagenet: Path) -> None:
 
 def test_parts_of_pictures_are_too_many_for_an_index() -> None:
     drawn = plan(100)
-    assert not policy.fits_an_index(drawn)
-    assert policy.distinct_views(drawn, 10, known=5) == pytest.approx(10)
-    room = policy.Room(frozenset(), 1000, 10**9)
-    assert not policy.choose("auto", drawn, 100, room).indexed
-    assert "--cache standard" in refusal(lambda: policy.choose("standard", drawn, 100, room))
+    assert not budget.fits_an_index(drawn)
+    assert budget.distinct_views(drawn, 10, known=5) == pytest.approx(10)
+    room = budget.Room(frozenset(), 1000, 10**9)
+    assert not budget.choose("auto", drawn, 100, room).indexed
+    assert "--cache standard" in refusal(lambda: budget.choose("standard", drawn, 100, room))
 
 
 def test_plans_of_pictures_nest_like_others() -> None:
@@ -232,7 +232,7 @@ def test_slices_of_a_table_are_drawn_as_one(monkeypatch: pytest.MonkeyPatch) -> 
     sliced = plan(1000, ("cutmix", "mixup")).epoch(2)
     for one, other in zip(whole.slots, sliced.slots, strict=True):
         assert np.array_equal(one.parameters, other.parameters)
-        assert np.array_equal(one.kept, other.kept)
+        assert np.array_equal(one.lam, other.lam)
 
 
 # Bad pictures
@@ -276,8 +276,8 @@ def test_bad_pictures_are_left_out_and_counted(spoilt: Path, caplog: pytest.LogC
 
 
 def test_a_set_is_checked_and_packed_as_its_bad_pictures_say(spoilt: Path) -> None:
-    faults = check(f"folder:{spoilt}/imagenet").faults
-    assert sorted(Path(fault.split(":")[0]).name for fault in faults) == sorted(BAD)
+    problems = check(f"folder:{spoilt}/imagenet").problems
+    assert sorted(Path(line.split(":")[0]).name for line in problems) == sorted(BAD)
     data = read("imagenet", root=spoilt, image_size=SIZE)
     assert len(known(data, decodes=True)) == len(BAD)
     pack(datasets.without_bad(data), spoilt / "x.h5")
@@ -315,7 +315,7 @@ def test_folder_and_packed_file_train_to_the_same_weights_from_one_store(spoilt:
         given |= {"teacher": teachers[0], "aug": "cutmix-pick", "epochs": 2, "out": spoilt / f"student{number}"}
         run = train_student(StudentConfig.load("imagenet", **given))
         weights.append(load_file(run.path / "model.safetensors"))
-        asked.append((run.summary["questions_asked"], run.summary["questions_answered"]))
+        asked.append((run.summary["teacher_forwards"], run.summary["cache_hits"]))
         assert run.summary["skipped_images"] == (len(BAD) if number == 0 else 0)
     for one, other in ((0, 2), (1, 3)):
         assert all(torch.equal(tensor, weights[other][key]) for key, tensor in weights[one].items())

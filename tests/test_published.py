@@ -17,15 +17,15 @@ from kdcache.stages.teacher import adopt_teacher
 from PIL import Image
 from safetensors.torch import save_file
 
-from kdcache import loop
-from kdcache.analysis.sizes import PAIRS, sizes
+from kdcache import training
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import KdcacheError, UsageError
-from kdcache.export import FORMATS, Deployed, export
 from kdcache.models import REGISTRY, build, checkpoint, external
+from kdcache.models.export import FORMATS, Deployed, export
 from kdcache.models.published import closest, fit, read
-from kdcache.resolve import load_data
+from kdcache.models.sizes import PAIRS, sizes
+from kdcache.setup import load_data
 from tests.processes import kdcache
 
 State = dict[str, torch.Tensor]
@@ -96,8 +96,8 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda path: path.write_bytes(b""), "a whole checkpoint"),
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-4000]), "a whole checkpoint"),
     "text": (lambda path: path.write_text("404: not found"), "a whole checkpoint"),
-    "list": (lambda path: torch.save([1], path), "a dictionary, given list"),
-    "no tensors": (lambda path: torch.save({"epoch": 3}, path), "tensors by name, given epoch"),
+    "list": (lambda path: torch.save([1], path), "a dictionary, got list"),
+    "no tensors": (lambda path: torch.save({"epoch": 3}, path), "tensors by name, got epoch"),
 }
 
 
@@ -117,17 +117,17 @@ def test_what_does_not_fit_is_listed_ten_each_and_the_fitting_network_named() ->
     network = build("resnet8x4", num_classes=3)
     with pytest.raises(UsageError) as caught:
         fit(network, state("resnet32x4"), "published.pth")
-    (line,) = caught.value.faults  # whatever resnet8x4 has, resnet32x4 has in the same shape
-    assert "left over: allowed resnet8x4's (these shapes are resnet32x4's), given" in line
+    (line,) = caught.value.problems  # whatever resnet8x4 has, resnet32x4 has in the same shape
+    assert "left over: expected resnet8x4's (these shapes are resnet32x4's), given" in line
     assert line.endswith("and 134 more")
     assert line.count(",") >= 10
-    with pytest.raises(UsageError, match=r"of another shape or kind: allowed resnet8's, given fc\.bias, fc\.weight$"):
+    with pytest.raises(UsageError, match=r"of another shape or kind: expected resnet8's, got fc\.bias, fc\.weight$"):
         fit(build("resnet8", num_classes=4), state(classes=3), "published.pth")
     changed = state()
     changed["fc.scale"] = changed.pop("fc.weight")
     with pytest.raises(UsageError) as caught:
         fit(build("resnet8", num_classes=3), changed, "published.pth")
-    assert [line[-9:] for line in caught.value.faults] == ["fc.weight", " fc.scale"]
+    assert [line[-9:] for line in caught.value.problems] == ["fc.weight", " fc.scale"]
 
 
 @pytest.mark.parametrize("name", REGISTRY)
@@ -166,7 +166,7 @@ def test_a_published_teacher_becomes_a_run_that_teaches(
     assert f"teacher resnet8 on folder:{pictures} -> teacher: top-1 {top1}, published as {top1}" in done.stdout
     assert "warning" not in done.stdout
     settings = {**small, "teacher": tmp_path / "teacher", "aug": "none", "out": tmp_path / "student"}
-    assert train_student(StudentConfig.load(**settings)).summary["questions_asked"] == 0
+    assert train_student(StudentConfig.load(**settings)).summary["teacher_forwards"] == 0
 
 
 def test_a_gap_to_the_published_accuracy_is_a_warning(
@@ -203,8 +203,8 @@ def test_wrong_weights_are_refused_and_nothing_is_written(
 def test_a_network_of_torchvision_exposes_named_features_in_the_same_forward() -> None:
     network = build("torchvision:resnet18", num_classes=5, image_size=64, feature_names=("layer1", "layer3"), seed=1)
     images = torch.randint(0, 256, (3, 3, 64, 64), generator=torch.Generator().manual_seed(0)).byte()
-    for training in (False, True):
-        network.train(training)
+    for mode in (False, True):
+        network.train(mode)
         logits, features = network.with_features(images)
         assert [tuple(feature.shape) for feature in features] == [(3, 64, 16, 16), (3, 256, 4, 4), (3, 512)]
         torch.testing.assert_close(network.body.fc(features[-1]), logits)
@@ -255,8 +255,8 @@ def test_a_users_own_network_teaches_one_of_timm(pictures: Path, tmp_path: Path)
     assert learnt.returncode == 0, learnt.stderr
     assert "student timm:resnet10t" in learnt.stdout
     for model, part in (
-        ("python:mynets:words", "a torch.nn.Module, given str"),
-        ("python:mynets:other", "for 2 images: allowed (2, 3), given (2, 3072)"),
+        ("python:mynets:words", "a torch.nn.Module, got str"),
+        ("python:mynets:other", "for 2 images: expected (2, 3), got (2, 3072)"),
         ("python:mynets:nothing", "AttributeError"),
         ("python:nowhere:net", "ModuleNotFoundError"),
         ("torchvision:resnet19", "resnet18"),
@@ -286,13 +286,13 @@ def test_a_resnet34_of_torchvision_teaches_a_resnet18(size: int, tmp_path: Path)
     student = StudentConfig.load(
         **settings, model="torchvision:resnet18", aug="cutmix-pick", teacher=teacher.path, out=tmp_path / "student"
     )
-    assert train_student(student).summary["questions_asked"] == 18
+    assert train_student(student).summary["teacher_forwards"] == 18
 
 
 @pytest.fixture(scope="module")
 def mini_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped teacher as a run: a network that knows its images."""
-    from kdcache.resolve import shipped_teacher
+    from kdcache.setup import shipped_teacher
 
     config = TeacherConfig.load(out=tmp_path_factory.mktemp("mini") / "run", device="cpu", precision="float32")
     return adopt_teacher(shipped_teacher(), config).path
@@ -319,7 +319,7 @@ def test_what_is_exported_gives_the_same_classes(format: str, mini_run: Path, tm
     with torch.inference_mode():
         assert probabilities.argmax(1).equal(network(images).argmax(1))
     split = type(data.test)(images, labels)
-    accuracy = loop.evaluate(network, split, Compute(torch.device("cpu"), "float32"))
+    accuracy = training.evaluate(network, split, Compute(torch.device("cpu"), "float32"))
     assert 100 * (probabilities.argmax(1) == labels).double().mean().item() == pytest.approx(accuracy.top1)
 
 

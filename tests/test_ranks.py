@@ -18,15 +18,15 @@ from kdcache.stages import train_student, train_teacher
 from kdcache.stages.student import make_objective
 from safetensors.torch import load_file
 
-from kdcache import loop
+from kdcache import training
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.datasets import Split
 from kdcache.errors import UsageError
 from kdcache.losses import Mixed, Plain, kld
 from kdcache.models import build
-from kdcache.record import FinishedRun
-from kdcache.resolve import fresh_network, load_data, open_oracle, plan_of
+from kdcache.run.folder import FinishedRun
+from kdcache.setup import fresh_network, load_data, open_cached_teacher, plan_of
 from kdcache.views import ViewMaker, share
 from tests.processes import in_ranks
 
@@ -81,7 +81,7 @@ def assert_alike(one: FinishedRun, many: FinishedRun) -> None:
             expected = getattr(line, name)
             assert getattr(other, name) == (None if expected is None else pytest.approx(expected, rel=1e-4)), name
         assert other.loss_parts == pytest.approx(line.loss_parts, rel=1e-4)
-        assert (other.questions_asked, other.questions_answered) == (line.questions_asked, line.questions_answered)
+        assert (other.teacher_forwards, other.cache_hits) == (line.teacher_forwards, line.cache_hits)
     mine, theirs = (load_file(run.path / "model.safetensors") for run in (one, many))
     for name, tensor in mine.items():
         torch.testing.assert_close(theirs[name], tensor, rtol=1e-3, atol=1e-5)
@@ -115,7 +115,7 @@ def test_several_processes_train_a_teacher(small: Settings, tmp_path: Path) -> N
     one = train_teacher(TeacherConfig.load(**settings, out=tmp_path / "one"))
     many = finished(process, tmp_path / "many")
     assert_alike(one, many)
-    assert many.summary["questions_asked"] == 90
+    assert many.summary["teacher_forwards"] == 90
 
 
 def test_batch_norm_normalises_the_part_of_each_process(small: Settings, teacher: Path, tmp_path: Path) -> None:
@@ -124,20 +124,20 @@ def test_batch_norm_normalises_the_part_of_each_process(small: Settings, teacher
     config = StudentConfig.load(**settings)
     data, cpu = load_data(config), Compute(torch.device("cpu"), "float32")
     student, views = fresh_network(config, data), ViewMaker(data.train, plan_of(config, data), 32, cpu.device)
-    oracle = open_oracle(config, data, views, cpu)
-    objective, optimiser = make_objective(config, student, oracle, data), loop.sgd(student, 0.02, 0.9, 5e-4)
+    cached_teacher = open_cached_teacher(config, data, views, cpu)
+    objective, optimiser = make_objective(config, student, cached_teacher, data), training.sgd(student, 0.02, 0.9, 5e-4)
     for batch in views.epoch(0):
-        answers, size, parts = oracle.ask(batch), len(batch), []
+        answers, size, parts = cached_teacher.ask(batch), len(batch), []
         for rank in range(2):
             part = share(range(size), rank, 2)
             rows = torch.cat([torch.arange(size)[part], size + torch.arange(size)[part]])
             # The running statistics are those of the first process.
-            with loop.UnchangedStatistics(student) if rank else nullcontext():
+            with training.FrozenRunningStats(student) if rank else nullcontext():
                 x, mixed = student(batch.views[rows]).chunk(2)
             of_x, of_mixed = answers[rows].chunk(2)
             plain_rows = Plain(x, of_x, kld(of_x, x, 4.0), batch.labels[part], batch.samples[part])
             mixed_rows = Mixed(mixed, kld(of_mixed, mixed, 4.0), *(column[part] for column in
-                               (batch.labels, batch.partner_labels, batch.kept)))  # fmt: skip
+                               (batch.labels, batch.partner_labels, batch.lam)))  # fmt: skip
             parts.append(sum(objective(plain_rows, mixed_rows).values()) * len(part) / size)
         optimiser.zero_grad()
         sum(parts).backward()
@@ -206,12 +206,12 @@ def test_processes_beside_others_end_before_threads_of_torch_can_want_python(sma
     assert [ends[processes].count("Python was taken down") for processes in ends] == [1, 0]
 
 
-def accuracy(images: int) -> loop.Accuracy:
+def accuracy(images: int) -> training.Accuracy:
     """Evaluate a network that is the same in each process."""
     torch.manual_seed(4)
     split = Split(torch.randint(0, 256, (images, 3, 32, 32), dtype=torch.uint8), torch.arange(images) % 3)
     network = build("resnet8", num_classes=3, image_size=32, mean=(0.5,) * 3, std=(0.25,) * 3, seed=0)
-    return loop.evaluate(network, split, Compute(torch.device("cpu"), "float32"), batch_size=2)
+    return training.evaluate(network, split, Compute(torch.device("cpu"), "float32"), batch_size=2)
 
 
 @pytest.mark.parametrize("images", [1, 2, 8])
@@ -223,6 +223,6 @@ def test_each_image_is_evaluated_once_also_where_some_process_has_none(images: i
 
 
 def test_sync_batchnorm_is_for_cuda(small: Settings, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--sync-batchnorm: allowed --device cuda, given cpu"):
+    with pytest.raises(UsageError, match="--sync-batchnorm: expected --device cuda, got cpu"):
         train_teacher(TeacherConfig.load(**small, sync_batchnorm=True, out=tmp_path / "run"))
     assert not (tmp_path / "run").exists()

@@ -191,7 +191,7 @@ def test_tensorboard_hears_every_epoch(small: dict[str, object], teacher: Path, 
     found = events.EventAccumulator(str(run.path / "tensorboard"))
     found.Reload()
     metrics = run.metrics()
-    for name in ("test_top1", "kl_ratio", "label_disagreement", "questions_asked"):
+    for name in ("test_top1", "kl_ratio", "label_disagreement", "teacher_forwards"):
         heard = [(event.step, event.value) for event in found.Scalars(name)]
         assert heard == [(line.epoch, pytest.approx(getattr(line, name))) for line in metrics], name
     assert [event.value for event in found.Scalars("loss_parts/kd")] == [

@@ -13,7 +13,7 @@ from kdcache.stages import train_student, train_teacher
 
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import UsageError
-from kdcache.record import FinishedRun
+from kdcache.run.folder import FinishedRun
 from tests.processes import Command, outcome, start
 
 Settings = dict[str, Any]
@@ -100,12 +100,12 @@ def copied(left: tuple[Settings, Path], tmp_path: Path) -> tuple[Settings, Path]
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seed": 7}, "--seed: allowed 6, as in the run, given 7"),
-        ({"loss": "kd"}, r"--loss: allowed crd\+kd, as in the run, given kd"),
-        ({"precision": "bfloat16"}, "--precision: allowed float32"),
-        ({"batch_size": 4}, "--batch-size: allowed 3"),
-        ({"epochs": 2}, "--epochs: allowed those of the run.*given a rate of 0.005 in epoch 2, which had 0.05"),
-        ({"epochs": 1}, "--epochs: allowed at least the 2 that are done, given 1"),
+        ({"seed": 7}, "--seed: expected 6, as in the run, got 7"),
+        ({"loss": "kd"}, r"--loss: expected crd\+kd, as in the run, got kd"),
+        ({"precision": "bfloat16"}, "--precision: expected float32"),
+        ({"batch_size": 4}, "--batch-size: expected 3"),
+        ({"epochs": 2}, "--epochs: expected those of the run.*given a rate of 0.005 in epoch 2, which had 0.05"),
+        ({"epochs": 1}, "--epochs: expected at least the 2 that are done, got 1"),
     ],
 )
 def test_a_run_is_not_gone_on_with_under_other_settings(
@@ -163,7 +163,7 @@ def test_a_run_of_the_same_settings_is_found_by_itself_and_a_finished_one_is_lef
     again = train_teacher(TeacherConfig.load(**settings, resume=True, out=path))
     assert again.path == path
     assert (path / "summary.json").read_bytes() == before
-    with pytest.raises(UsageError, match=f"--epochs: {path} is finished: allowed 2, given 3"):
+    with pytest.raises(UsageError, match=f"--epochs: {path} is finished: expected 2, got 3"):
         train_teacher(TeacherConfig.load(**{**settings, "epochs": 3}, resume=True, out=path))
 
 
@@ -209,7 +209,7 @@ def test_a_run_is_not_gone_on_with_by_another_teacher(
     train_teacher(TeacherConfig.load(**{**small, "seed": 10, "out": teacher}))
     text = (out / "config.toml").read_text().replace(str(settings["teacher"]), str(teacher))
     (out / "config.toml").write_text(text)
-    with pytest.raises(UsageError, match=f"run {out}: teacher: allowed [0-9a-f]*, given"):
+    with pytest.raises(UsageError, match=f"run {out}: teacher: expected [0-9a-f]*, given"):
         train_student(StudentConfig.load(out=out, resume=True))
 
 
@@ -219,7 +219,7 @@ def test_two_trainings_do_not_write_one_folder(small: Settings, teacher: Path, t
     while process.is_alive() and not (tmp_path / "run" / "metrics.jsonl").exists():
         time.sleep(0.002)
     for way in ({"resume": True}, {"overwrite": True}):
-        with pytest.raises(UsageError, match="nobody writes to, given one in use"):
+        with pytest.raises(UsageError, match="nobody writes to, got one in use"):
             train_student(StudentConfig.load(**settings, **way))
     process.kill()
     process.join()

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from kdcache import datasets, loop
+from kdcache import datasets, training
 from kdcache.compute import Compute
 from kdcache.models import checkpoint
-from kdcache.resolve import shipped_teacher
+from kdcache.setup import shipped_teacher
 
 CARD = (Path(__file__).parents[1] / "data" / "fashion-mini-teacher.md").read_text("utf-8")
 
@@ -17,7 +17,7 @@ def test_the_shipped_teacher_is_as_good_as_its_card_says() -> None:
     found = re.search(r"top-1 (\d\d\.\d\d) %", CARD)
     assert found is not None
     network = checkpoint.load(shipped_teacher())
-    accuracy = loop.evaluate(network, datasets.load("fashion-mini").test, Compute(torch.device("cpu"), "float32"))
+    accuracy = training.evaluate(network, datasets.load("fashion-mini").test, Compute(torch.device("cpu"), "float32"))
     assert accuracy.top1 >= 91
     # The card's figure was measured in bfloat16.
     assert abs(accuracy.top1 - float(found[1])) < 0.2

@@ -10,17 +10,17 @@ import torch
 from kdcache.stages.student import Step, make_objective
 from torch import Tensor
 
-from kdcache import loop, models
+from kdcache import models, training
+from kdcache.answers.cached_teacher import CachedTeacher
+from kdcache.answers.teacher import FORWARD_ROWS, Teacher
+from kdcache.choices import AUGMENTATIONS, CRITERIA, MIXES
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.datasets import Split
-from kdcache.loop import UnchangedStatistics
 from kdcache.losses import PARTS, cross_entropy, kd, kld
-from kdcache.losses.contrast import ContrastMemory
-from kdcache.oracle import Oracle
-from kdcache.teacher import FORWARD_ROWS, Teacher
+from kdcache.losses.crd import ContrastMemory
+from kdcache.training import FrozenRunningStats
 from kdcache.views import Batch, Plan, ViewMaker
-from kdcache.words import AUGMENTATIONS, CRITERIA, MIXES
 from tests import answers
 
 CPU = Compute(torch.device("cpu"), "float32")
@@ -40,9 +40,9 @@ class Bench:
         self.teacher = models.build("resnet8", num_classes=4, seed=1)
         self.rows: list[Tensor] = []
         self.teacher.body.register_forward_pre_hook(lambda _, given: self.rows.append(given[0].clone()))
-        oracle = Oracle(Teacher(self.teacher, compute), self.maker) if config.needs_teacher else None
-        objective = make_objective(config, self.student, oracle, answers.dataset(data)).to(compute.device)
-        self.step = Step(config, self.student, objective, oracle, compute)
+        cached_teacher = CachedTeacher(Teacher(self.teacher, compute), self.maker) if config.needs_teacher else None
+        objective = make_objective(config, self.student, cached_teacher, answers.dataset(data)).to(compute.device)
+        self.step = Step(config, self.student, objective, cached_teacher, compute)
         self.step.begin(answers.statistics(self.maker, self.step.losses))
 
     def logits(self, network: models.Network, rows: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def norm_state(network: models.Network) -> dict[str, Tensor]:
 def test_scoring_leaves_the_running_statistics_alone(noise: Split) -> None:
     bench = Bench(noise, aug="cutmix-pick")
     before = norm_state(bench.student)
-    answers = bench.step.oracle.ask(bench.batch) if bench.step.oracle else None
+    answers = bench.step.cached_teacher.ask(bench.batch) if bench.step.cached_teacher else None
     bench.step._pick(bench.batch, answers)
     assert all(value.equal(before[key]) for key, value in norm_state(bench.student).items())
     bench.step(bench.batch)
@@ -72,7 +72,7 @@ def test_scoring_normalises_by_the_batch(noise: Split) -> None:
     bench = Bench(noise, aug="cutmix-pick")
     rows = torch.arange(SIZE, 3 * SIZE)
     expected = bench.logits(bench.student, rows)
-    with UnchangedStatistics(bench.student), torch.no_grad():
+    with FrozenRunningStats(bench.student), torch.no_grad():
         assert bench.student(bench.batch.views[rows]).equal(expected)
     assert not bench.logits(copy.deepcopy(bench.student).eval(), rows).equal(expected)
 
@@ -95,7 +95,7 @@ def steps_before_a_look(bench: Bench, compute: Compute) -> int:
 
     optimiser = torch.optim.SGD(bench.student.parameters(), lr=0.1)
     with pytest.raises(RuntimeError, match="meta"):
-        next(loop.train_epoch(optimiser, bench.maker.epoch(0), step, compute))
+        next(training.train_epoch(optimiser, bench.maker.epoch(0), step, compute))
     return len(taken)
 
 
@@ -110,16 +110,16 @@ def test_steps_wait_for_their_device_no_more_than_once_in_a_while(
     for module in bench.step.objective.modules():
         if isinstance(module, ContrastMemory):
             module._normalised = True  # which is looked at once in a training
-    assert steps_before_a_look(bench, without_content) == len(bench.maker.steps) < loop.LOOK_EVERY
+    assert steps_before_a_look(bench, without_content) == len(bench.maker.steps) < training.LOSS_CHECK_STEPS
 
 
 def test_nor_do_steps_on_stored_answers(noise: Split, without_content: Compute, tmp_path: Path) -> None:
     bench = Bench(noise, without_content, aug="cutmix-pick")
     maker = ViewMaker(noise, bench.maker.plan, SIZE, CPU.device)
-    list(answers.oracle(tmp_path / "store", noise, maker).fill(1))
-    bench.step.oracle = answers.oracle(tmp_path / "store", noise, bench.maker)
+    list(answers.cached_teacher(tmp_path / "store", noise, maker).fill(1))
+    bench.step.cached_teacher = answers.cached_teacher(tmp_path / "store", noise, bench.maker)
     assert steps_before_a_look(bench, without_content) == len(maker.steps)
-    assert bench.step.oracle.count() == (0, 3 * len(noise))
+    assert bench.step.cached_teacher.count() == (0, 3 * len(noise))
 
 
 @pytest.mark.parametrize(("aug", "views"), [("standard", 1), ("mixup", 2), ("cutmix", 2), ("cutmix-pick", 3)])
@@ -165,8 +165,8 @@ def test_d_and_disputed_labels_without_picking(noise: Split) -> None:
     torch.testing.assert_close(statistics.d_x[batch.samples], d[:SIZE])
     torch.testing.assert_close(statistics.d_mixed[0, batch.samples], d[SIZE:])
     assert statistics.kl_ratio.isnan().all()
-    labels = torch.where(batch.kept > 0.5, batch.labels, batch.partner_labels)  # this batch has no ties
-    assert not (batch.kept == 0.5).any()
+    labels = torch.where(batch.lam > 0.5, batch.labels, batch.partner_labels)  # this batch has no ties
+    assert not (batch.lam == 0.5).any()
     assert statistics.disputed[0] == (teacher[SIZE:].argmax(1) != labels).sum()
 
 
@@ -201,8 +201,8 @@ def test_cross_entropy_with_mixing_trains_on_the_mixed_views_alone(noise: Split)
     logits = bench.logits(bench.student, torch.arange(SIZE, 2 * SIZE))
     batch = bench.batch
     soft = torch.zeros(SIZE, 4)
-    soft[torch.arange(SIZE), batch.labels] += batch.kept
-    soft[torch.arange(SIZE), batch.partner_labels] += 1 - batch.kept
+    soft[torch.arange(SIZE), batch.labels] += batch.lam
+    soft[torch.arange(SIZE), batch.partner_labels] += 1 - batch.lam
     expected = torch.nn.functional.cross_entropy(logits, soft)
     torch.testing.assert_close(bench.step(batch), expected)
     assert bench.step.statistics.d_x.isnan().all()
@@ -268,9 +268,11 @@ def test_a_share_of_the_candidates_of_the_whole_step_is_picked(
 
 def test_clean_views_are_answered_from_the_store_without_a_forward(noise: Split, tmp_path: Path) -> None:
     live, stored = Bench(noise, aug="none"), Bench(noise, aug="none")
-    assert stored.step.oracle is not None
-    store = answers.store(tmp_path / "answers.zarr", stored.step.oracle.teacher, noise)
-    stored.step.oracle = Oracle.with_store(stored.step.oracle.teacher, stored.maker, store, "clean", epochs=1)
+    assert stored.step.cached_teacher is not None
+    store = answers.store(tmp_path / "answers.zarr", stored.step.cached_teacher.teacher, noise)
+    stored.step.cached_teacher = CachedTeacher.with_store(
+        stored.step.cached_teacher.teacher, stored.maker, store, "clean", epochs=1
+    )
     stored.rows.clear()
     assert stored.step(stored.batch).equal(live.step(live.batch))
     assert stored.rows == []
@@ -291,7 +293,7 @@ def test_running_statistics_follow_one_forward_of_x_and_the_picks(noise: Split) 
 def test_statistics_run_on_after_scoring_that_fails(noise: Split) -> None:
     student = models.build("resnet8", num_classes=4, seed=0)
     before = norm_state(student)
-    with pytest.raises(RuntimeError, match="scoring"), UnchangedStatistics(student):
+    with pytest.raises(RuntimeError, match="scoring"), FrozenRunningStats(student):
         raise RuntimeError("scoring")
     student(noise.images[:8])
     assert not any(value.equal(before[key]) for key, value in norm_state(student).items())
@@ -304,7 +306,7 @@ def test_the_other_criteria_keep_the_largest_of_their_own_score(pick: str, noise
     network = bench.teacher.eval() if pick == "teacher-entropy" else bench.student
     logits = bench.logits(network, candidates)
     logits = logits.half().float() if pick == "teacher-entropy" else logits
-    score = bench.batch.lot if pick == "random" else torch.distributions.Categorical(logits=logits).entropy()
+    score = bench.batch.random_score if pick == "random" else torch.distributions.Categorical(logits=logits).entropy()
     bench.step(bench.batch)
     picked = bench.step.statistics.picked[:, bench.batch.samples].flatten()
     assert score[picked].min() >= score[~picked].max() - 1e-6

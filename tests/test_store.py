@@ -11,22 +11,22 @@ from pathlib import Path
 import pytest
 import torch
 
+from kdcache.answers.codec import Columns
+from kdcache.answers.location import StoreLocation
+from kdcache.answers.store import CLEAN, AnswerStore, Replayed
+from kdcache.answers.table import fill
 from kdcache.datasets import Split
 from kdcache.errors import KdcacheError, UsageError
-from kdcache.store.answers import CLEAN, AnswerStore, Replayed
-from kdcache.store.formats import Columns
-from kdcache.store.place import Place
-from kdcache.store.table import fill
 from tests import answers
 from tests.rows import equal, rows_of, table
 
 
 def filled(tmp_path: Path, noise: Split) -> AnswerStore:
-    oracle = answers.oracle(tmp_path / "store.zarr", noise, answers.views(noise), epochs=2)
-    list(oracle.fill(2))
-    list(oracle.fill_clean())
-    assert oracle.store is not None
-    return oracle.store
+    cached_teacher = answers.cached_teacher(tmp_path / "store.zarr", noise, answers.views(noise), epochs=2)
+    list(cached_teacher.fill(2))
+    list(cached_teacher.precompute_clean())
+    assert cached_teacher.store is not None
+    return cached_teacher.store
 
 
 def test_dropping_leaves_the_others_and_nothing_else(noise: Split, tmp_path: Path) -> None:
@@ -67,8 +67,8 @@ def test_a_store_that_is_not_there_is_not_made_by_looking(tmp_path: Path) -> Non
 
 HOLDER = """
     import sys, time
-    from kdcache.store.place import Place
-    with Place(sys.argv[1]).lock("clean/0") as mine:
+    from kdcache.answers.location import StoreLocation
+    with StoreLocation(sys.argv[1]).lock("clean/0") as mine:
         print("held" if mine else "not held", flush=True)
         sys.stdin.read()
 """
@@ -94,7 +94,7 @@ def test_a_chunk_that_another_process_is_at_is_left_to_it(
     holder: subprocess.Popen[str], noise: Split, tmp_path: Path
 ) -> None:
     store = answers.store(tmp_path / "store.zarr", answers.teacher(), noise)
-    one = table(Place(tmp_path / "store.zarr"))
+    one = table(StoreLocation(tmp_path / "store.zarr"))
     assert one.obtain(0, rows_of, wait=False) is None
     assert one.obtain(1, rows_of, wait=False) is not None
     assert one.read(0) is None
@@ -110,8 +110,8 @@ WRITER = """
     import sys
     from pathlib import Path
     from tests.test_store import rows_of, table
-    from kdcache.store.place import Place
-    one = table(Place(sys.argv[1]))
+    from kdcache.answers.location import StoreLocation
+    one = table(StoreLocation(sys.argv[1]))
     def ask(span):
         print("asking", flush=True)
         sys.stdin.readline()
@@ -132,7 +132,7 @@ def test_what_another_process_wrote_while_we_waited_is_not_asked_again(tmp_path:
     assert process.stdin is not None
     assert process.stdout.readline() == "asking\n"
     threading.Timer(0.3, lambda: process.communicate("go\n")).start()
-    one = table(Place(tmp_path / "store.zarr"))
+    one = table(StoreLocation(tmp_path / "store.zarr"))
     assert equal(one.obtain(0, lambda span: pytest.fail("asked twice")), rows_of(one.chunks[0]))
     assert process.wait(timeout=20) == 0
 
@@ -144,16 +144,16 @@ def test_every_name_of_a_folder_leads_to_the_same_lock(
     (tmp_path / "link").symlink_to(tmp_path / "store.zarr")
     monkeypatch.chdir(tmp_path / "store.zarr")
     for name in ("../link", ".", "../store.zarr"):
-        with Place(name).lock("clean/0", wait=False) as mine:
+        with StoreLocation(name).lock("clean/0", wait=False) as mine:
             assert not mine, name
 
 
 @pytest.mark.parametrize("name", ["clean", "standard", "replay", "c"])
 def test_a_store_may_have_any_name(name: str, noise: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    oracle = answers.oracle(name, noise, answers.views(noise), epochs=1)
-    list(oracle.fill(1))
-    list(oracle.fill_clean())
+    cached_teacher = answers.cached_teacher(name, noise, answers.views(noise), epochs=1)
+    list(cached_teacher.fill(1))
+    list(cached_teacher.precompute_clean())
     kinds = ("cutmix-1", "cutmix-2", "standard")
     assert AnswerStore(name).tables() == [CLEAN, *(Replayed(0, 0, kind).table for kind in kinds)]
 
@@ -212,7 +212,7 @@ def test_tables_whose_root_is_gone_are_not_taken_for_another_teachers(noise: Spl
 
 
 def test_filling_takes_what_others_leave_and_waits_for_the_rest(holder: subprocess.Popen[str], tmp_path: Path) -> None:
-    one = table(Place(tmp_path / "store.zarr"))
+    one = table(StoreLocation(tmp_path / "store.zarr"))
     order: list[range] = []
 
     def ask(span: range) -> Columns:

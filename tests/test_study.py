@@ -12,11 +12,11 @@ from kdcache.errors import UsageError
 from kdcache.study.claims import Claim, Contrast, decide, judge, verdict
 from kdcache.study.compare import interval_of_mean
 from kdcache.study.costs import study_cost
+from kdcache.study.expand import expand_study, filter_cells, runs_of
 from kdcache.study.launch import launcher
 from kdcache.study.paper import paper_figure
 from kdcache.study.plan import read_study
 from kdcache.study.reproduce import lay_out, train
-from kdcache.study.spread import narrowed, runs_of, spread_out
 from tests.studies import STUDY, write_study
 
 STUDIES = sorted(file.stem for file in (Path(__file__).parents[1] / "configs" / "studies").iterdir())
@@ -27,11 +27,11 @@ def test_every_study_that_ships_can_be_spread_out(name: str, tmp_path: Path) -> 
     study = read_study(name)
     assert {"paper", "mini"} <= study.profiles.keys()
     for profile in study.profiles:
-        assert all(cell.runs for cell in spread_out(study, profile, tmp_path))
+        assert all(cell.runs for cell in expand_study(study, profile, tmp_path))
 
 
 def test_table_3_is_seven_pairs_eight_rows_three_seeds(tmp_path: Path) -> None:
-    cells = spread_out(read_study("table3"), "paper", tmp_path)
+    cells = expand_study(read_study("table3"), "paper", tmp_path)
     distilled = [run for cell in cells for run in cell.runs if run.teacher is not None]
     assert len({run.path for run in distilled}) == 7 * 8 * 3
     cost = study_cost(cells)
@@ -47,12 +47,12 @@ def test_table_3_is_seven_pairs_eight_rows_three_seeds(tmp_path: Path) -> None:
 
 
 def test_stores_that_are_too_small_for_a_study_save_less(tmp_path: Path) -> None:
-    limited = spread_out(read_study("table3"), "paper", tmp_path, student={"cache_limit": "10 GB"})
-    cost = study_cost(narrowed(limited, pairs=["VGG13/VGG8"]))
+    limited = expand_study(read_study("table3"), "paper", tmp_path, student={"cache_limit": "10 GB"})
+    cost = study_cost(filter_cells(limited, pairs=["VGG13/VGG8"]))
     # Of one seed a store of 10 GB has room for x of 960 epochs, which KD for so long asks before CutMix is begun.
     assert cost.limited.stored_bytes == pytest.approx(960 * 50_000 * 200, rel=1e-3)
     assert cost.shared.questions < cost.limited.questions < cost.online - cost.alone
-    alone = spread_out(read_study("precision"), "mini", tmp_path)
+    alone = expand_study(read_study("precision"), "mini", tmp_path)
     assert study_cost(alone).alone == 5 * 100 * 1000  # KD in float32, without a store
 
 
@@ -116,15 +116,15 @@ def test_faults_of_a_study_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="title") as refused:
         read_study(str(own))
     assert "colour" in str(refused.value)
-    with pytest.raises(UsageError, match=r"study: allowed a TOML file or a study \(claims, .*table3.*given table9"):
+    with pytest.raises(UsageError, match=r"study: expected a TOML file or a study \(claims, .*table3.*given table9"):
         read_study("table9")
-    with pytest.raises(UsageError, match=r"--profile of table3: allowed paper, mini, given huge"):
-        spread_out(read_study("table3"), "huge", tmp_path)
-    cells = spread_out(read_study("table3"), "paper", tmp_path)
-    with pytest.raises(UsageError, match=r"--pairs: allowed WRN-40-2/WRN-16-2.*, given A/B"):
-        narrowed(cells, pairs=["A/B"])
-    with pytest.raises(UsageError, match=r"--rows: allowed teacher, .*, given KD\+cutout"):
-        narrowed(cells, rows=["KD", "KD+cutout"])
+    with pytest.raises(UsageError, match=r"--profile of table3: expected paper, mini, got huge"):
+        expand_study(read_study("table3"), "huge", tmp_path)
+    cells = expand_study(read_study("table3"), "paper", tmp_path)
+    with pytest.raises(UsageError, match=r"--pairs: expected WRN-40-2/WRN-16-2.*, got A/B"):
+        filter_cells(cells, pairs=["A/B"])
+    with pytest.raises(UsageError, match=r"--rows: expected teacher, .*, got KD\+cutout"):
+        filter_cells(cells, rows=["KD", "KD+cutout"])
 
 
 @pytest.mark.parametrize(
@@ -146,40 +146,40 @@ def test_a_study_that_would_do_nothing_or_something_else_is_refused(change: str,
 def test_pairs_that_no_setting_has_are_refused(pictures: Path, tmp_path: Path) -> None:
     write_study(tmp_path, pictures)
     study = read_study(str(tmp_path / "four.toml")).model_copy(update={"pairs": ("ResNet8/ResNet9",)})
-    with pytest.raises(UsageError, match="pairs of four: allowed ResNet8/ResNet8, given ResNet8/ResNet9"):
-        spread_out(study, "own", tmp_path)
+    with pytest.raises(UsageError, match="pairs of four: expected ResNet8/ResNet8, got ResNet8/ResNet9"):
+        expand_study(study, "own", tmp_path)
 
 
 def test_what_is_chosen_of_a_study_is_trained_and_all_of_it_laid_out(tmp_path: Path) -> None:
-    cells = spread_out(read_study("claims"), "mini", tmp_path, seeds=7)
+    cells = expand_study(read_study("claims"), "mini", tmp_path, seeds=7)
     assert {len(cell.runs) for cell in cells if cell.row.kind == "student"} == {7}
-    part = narrowed(cells, rows=["teacher", "KD"], seeds=2)
+    part = filter_cells(cells, rows=["teacher", "KD"], seeds=2)
     assert [(cell.row.name, len(cell.runs)) for cell in part] == [("teacher", 1), ("KD", 2)]
     # Fewer seeds than the setting has are a part of the study; its table misses the others.
-    assert {len(cell.runs) for cell in spread_out(read_study("claims"), "mini", tmp_path, seeds=2)[1:]} == {5}
+    assert {len(cell.runs) for cell in expand_study(read_study("claims"), "mini", tmp_path, seeds=2)[1:]} == {5}
 
 
 def test_loaded_teachers_are_told_apart_by_what_is_in_their_files(tmp_path: Path) -> None:
     study, folders = read_study("claims"), []
     for content in (b"one", b"two"):
         (tmp_path / "net.pth").write_bytes(content)
-        cells = spread_out(study, "mini", tmp_path, weights={"resnet20": str(tmp_path / "net.pth")})
+        cells = expand_study(study, "mini", tmp_path, weights={"resnet20": str(tmp_path / "net.pth")})
         folders.append(cells[0].runs[0].path.name)
     assert folders[0] != folders[1]
     assert all(name.startswith("teacher-resnet20-") for name in folders)
     with pytest.raises(UsageError, match=r"weights .*gone\.pth"):
-        spread_out(study, "mini", tmp_path, weights={"resnet20": str(tmp_path / "gone.pth")})
+        expand_study(study, "mini", tmp_path, weights={"resnet20": str(tmp_path / "gone.pth")})
 
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_no_two_runs_of_a_study_have_one_name(name: str, tmp_path: Path) -> None:
-    runs = runs_of(spread_out(read_study(name), "paper", tmp_path))
+    runs = runs_of(expand_study(read_study(name), "paper", tmp_path))
     assert len({run.name for run in runs}) == len(runs)
 
 
 def test_missing_images_are_told_before_anything_is_trained(tmp_path: Path) -> None:
     write_study(tmp_path, tmp_path / "nowhere")
-    cells = spread_out(read_study(str(tmp_path / "four.toml")), "own", tmp_path / "studies")
+    cells = expand_study(read_study(str(tmp_path / "four.toml")), "own", tmp_path / "studies")
     with pytest.raises(UsageError, match="nowhere"):
         train(cells, launcher("local", 1, tmp_path, {}), print)
     assert not (tmp_path / "studies").exists()
@@ -188,7 +188,7 @@ def test_missing_images_are_told_before_anything_is_trained(tmp_path: Path) -> N
 def test_a_table_says_how_much_of_it_is_missing(pictures: Path, tmp_path: Path) -> None:
     write_study(tmp_path, pictures)
     study = read_study(str(tmp_path / "four.toml"))
-    sheets = lay_out(study, spread_out(study, "own", tmp_path / "studies"), tmp_path / "table")
+    sheets = lay_out(study, expand_study(study, "own", tmp_path / "studies"), tmp_path / "table")
     assert "partial: 0 of 5 runs" in sheets[0].title
 
 

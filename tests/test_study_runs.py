@@ -27,7 +27,7 @@ def test_students_of_a_study_share_the_answers_of_their_teacher(unbroken: Path) 
     cells = json.loads((unbroken / "studies" / "four-own.json").read_text())["cells"]
     assert [cell["wanted"] for cell in cells] == [1] * 4
     # x and two candidates of 90 images in 8 epochs: what the CutMix-pick student alone would ask.
-    assert sum(cell["questions_asked"] for cell in cells) <= 1.1 * 3 * 90 * 8
+    assert sum(cell["teacher_forwards"] for cell in cells) <= 1.1 * 3 * 90 * 8
     again = begin_study(unbroken).ended()
     assert "4 of 4 runs are finished already" in again.stdout
 
@@ -132,4 +132,4 @@ def test_a_comparison_needs_finished_runs_on_both_sides(unbroken: Path, tmp_path
     (unfinished / "summary.json").unlink()
     refused = kdcache("compare", str(run), "--", str(unfinished), cwd=tmp_path)
     assert refused.returncode == 2
-    assert "right side: allowed at least one finished run, given none" in refused.stderr
+    assert "right side: expected at least one finished run, got none" in refused.stderr

@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from kdcache.answers.codec import DENSE, Columns, Dense, TopK
+from kdcache.answers.location import StoreLocation
+from kdcache.answers.store import CLEAN, AnswerStore, Replayed, table_bytes
+from kdcache.answers.table import CHUNK_BYTES, LARGE_CHUNK_BYTES, MANY_CHUNKS, Table, chunk_rows, fill
+from kdcache.answers.view_index import CropFlipIndex
 from kdcache.datasets import Split
 from kdcache.errors import UsageError
 from kdcache.losses import kld
-from kdcache.store.answers import CLEAN, AnswerStore, Replayed, table_bytes
-from kdcache.store.finite import FiniteViews
-from kdcache.store.formats import DENSE, Columns, Dense, TopK
-from kdcache.store.place import Place
-from kdcache.store.table import CHUNK_BYTES, LARGE_CHUNK_BYTES, MANY_CHUNKS, Table, chunk_rows, fill
 from tests import answers
 from tests.rows import CLASSES, ROWS, equal, rows_of, table, whole
 
@@ -50,16 +50,16 @@ def bucket() -> Iterator[str]:
 
 
 @pytest.fixture(params=["folder", "memory", "url"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> StoreLocation:
     if request.param == "url":
-        return Place(f"{request.getfixturevalue('bucket')}/{tmp_path.name}")
-    return Place(tmp_path / "store.zarr" if request.param == "folder" else None)
+        return StoreLocation(f"{request.getfixturevalue('bucket')}/{tmp_path.name}")
+    return StoreLocation(tmp_path / "store.zarr" if request.param == "folder" else None)
 
 
 class TestContract:
     """What holds wherever the store lies."""
 
-    def test_a_chunk_is_there_once_it_was_written_and_not_before(self, place: Place) -> None:
+    def test_a_chunk_is_there_once_it_was_written_and_not_before(self, place: StoreLocation) -> None:
         first, later = table(place), table(place)
         assert [len(chunk) for chunk in first.chunks] == [8334, 8334, 8332]
         assert first.read(1) is None
@@ -68,7 +68,7 @@ class TestContract:
         assert equal(later.read(1), rows_of(first.chunks[1]))
         assert later.read(0) is later.read(2) is None
 
-    def test_what_is_there_is_never_asked_again(self, place: Place) -> None:
+    def test_what_is_there_is_never_asked_again(self, place: StoreLocation) -> None:
         asked: list[range] = []
 
         def ask(span: range) -> Columns:
@@ -83,7 +83,7 @@ class TestContract:
         assert [chunk for _, chunk, _ in fill([(table(place), ask)])] == [0, 1, 2]
         assert asked == table(place).chunks
 
-    def test_keys_sizes_and_removal(self, place: Place) -> None:
+    def test_keys_sizes_and_removal(self, place: StoreLocation) -> None:
         for name in ("replay/seed-1/epoch-0000/standard", "replay/seed-10/epoch-0000/standard"):
             whole(place, name)
         assert place.size("replay/seed-1") == place.size("replay/seed-10") > ROWS * CLASSES * 2
@@ -97,8 +97,8 @@ class TestContract:
 def test_a_whole_run_at_a_url(bucket: str, noise: Split, tmp_path: Path) -> None:
     where = f"{bucket}/{tmp_path.name}/store.zarr"
     views = answers.views(noise)
-    first = answers.ask(answers.oracle(where, noise, views, "auto", 2), 2)
-    again = answers.oracle(where, noise, views, "auto", 2)
+    first = answers.ask(answers.cached_teacher(where, noise, views, "auto", 2), 2)
+    again = answers.cached_teacher(where, noise, views, "auto", 2)
     assert answers.ask(again, 2) == first
     assert again.count().asked == 0
     AnswerStore(where).drop([name.table for name in AnswerStore(where).replayed()])
@@ -108,7 +108,7 @@ def test_a_whole_run_at_a_url(bucket: str, noise: Split, tmp_path: Path) -> None
 def test_a_url_that_answers_nobody_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("obstore")
     with pytest.raises(UsageError, match="--store nothing://here"):
-        Place("nothing://here")
+        StoreLocation("nothing://here")
 
 
 DAMAGES = {
@@ -124,7 +124,7 @@ FILES = ["logits/c/1/0", "commits/c/1/0", "logits/zarr.json", "commits/zarr.json
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("file", FILES)
 def test_damage_is_noticed_asked_again_and_never_used(file: str, damage: str, tmp_path: Path) -> None:
-    place = whole(Place(tmp_path / "store.zarr")).place
+    place = whole(StoreLocation(tmp_path / "store.zarr")).place
     path = tmp_path / "store.zarr" / CLEAN / file
     content, change = path.read_bytes(), DAMAGES[damage]
     if damage == "a bit" and len(content) < 80:
@@ -147,7 +147,7 @@ def test_damage_is_noticed_asked_again_and_never_used(file: str, damage: str, tm
 
 
 def test_a_chunk_in_the_place_of_another_is_noticed(tmp_path: Path) -> None:
-    one = whole(Place(tmp_path / "store.zarr"))
+    one = whole(StoreLocation(tmp_path / "store.zarr"))
     data = tmp_path / "store.zarr" / CLEAN / "logits" / "c"
     shutil.copy(data / "0" / "0", data / "1" / "0")  # whole, with a checksum that is right
     assert table(one.place).read(1) is None
@@ -155,7 +155,7 @@ def test_a_chunk_in_the_place_of_another_is_noticed(tmp_path: Path) -> None:
 
 
 def test_data_without_a_commit_are_not_there(tmp_path: Path) -> None:
-    one = table(Place(tmp_path / "store.zarr"))
+    one = table(StoreLocation(tmp_path / "store.zarr"))
     one.obtain(0, rows_of)
     one._arrays["logits"][one.chunks[1].start : one.chunks[1].stop] = rows_of(one.chunks[1])["logits"].numpy()
     assert table(one.place).read(1) is None
@@ -170,7 +170,7 @@ def test_a_commit_follows_the_data_to_the_disk(tmp_path: Path, monkeypatch: pyte
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", note)
-    place = Place(tmp_path / "store.zarr")
+    place = StoreLocation(tmp_path / "store.zarr")
     assert place.folder is not None
     one = table(place)
     one.obtain(0, rows_of)
@@ -198,7 +198,7 @@ def test_chunks_are_whole_equal_and_neither_too_large_nor_too_many(rows: int, ro
 @pytest.mark.parametrize("format", [DENSE, Dense("float32"), TopK("float16", 5)])
 @pytest.mark.parametrize(("samples", "classes"), [(6000, 10), (50_000, 100)])
 def test_the_size_of_a_table_is_known_before(format: Dense | TopK, samples: int, classes: int, tmp_path: Path) -> None:
-    one = Table(Place(tmp_path), "replay/seed-0/epoch-0000/standard", samples, format.layout(classes))
+    one = Table(StoreLocation(tmp_path), "replay/seed-0/epoch-0000/standard", samples, format.layout(classes))
     list(fill([(one, lambda span: format.encode(torch.randn(len(span), classes)))]))
     assert one.place.size() == pytest.approx(table_bytes(samples, classes, format), rel=0.02)
 
@@ -229,7 +229,7 @@ def test_of_the_largest_logits_each_is_exact_and_the_rest_weighs_what_it_did(log
 
 
 def test_as_many_as_all_logits_are_refused_before_anything_is_made(noise: Split, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--topk: allowed fewer than the 4 classes, given 4"):
+    with pytest.raises(UsageError, match="--topk: expected fewer than the 4 classes, got 4"):
         answers.store(tmp_path / "store.zarr", answers.teacher(), noise, TopK("float16", 4))
     assert list(tmp_path.iterdir()) == []
 
@@ -238,7 +238,7 @@ def test_as_many_as_all_logits_are_refused_before_anything_is_made(noise: Split,
 @settings(max_examples=100, deadline=None)
 def test_finite_views_are_a_dictionary_that_keeps_the_first_answer(keys: list[list[int]]) -> None:
     known: dict[int, float] = {}
-    finite = FiniteViews(20, 20, {"logits": (2, np.dtype("float32"))})
+    finite = CropFlipIndex(20, 20, {"logits": (2, np.dtype("float32"))})
     for number, some in enumerate(keys):
         finite.add(np.array(some, np.int64), {"logits": torch.full((len(some), 2), float(number))})
         for key in some:

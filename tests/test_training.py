@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import KdcacheError, UsageError
-from kdcache.folders import new_folder
 from kdcache.models import checkpoint
-from kdcache.record import FinishedRun
+from kdcache.run.folder import FinishedRun
+from kdcache.run.output import new_folder
 from tests.processes import kdcache
 
 SAMPLES = 90
@@ -59,8 +59,8 @@ def test_every_augmentation_and_criterion_trains(
     cache = "auto" if settings["aug"] == "none" else "off"  # other tests share the teacher, and leave answers
     run = student(small, teacher, tmp_path / "run", cache=cache, **settings)
     (line,) = [json.loads(text) for text in (run.path / "metrics.jsonl").read_text().splitlines()]
-    assert line["questions_asked"] == asked * SAMPLES
-    assert line["questions_answered"] == (SAMPLES if settings == {"loss": "kd", "aug": "none"} else 0)
+    assert line["teacher_forwards"] == asked * SAMPLES
+    assert line["cache_hits"] == (SAMPLES if settings == {"loss": "kd", "aug": "none"} else 0)
     assert {"epoch", "lr", "train_loss", "test_top1", "test_top5", "images_per_second", "seconds"} <= line.keys()
     criterion = settings.get("pick", "kld" if settings["aug"] == "cutmix-pick" else None)
     assert (line["kl_ratio"] is not None) == (asked > 0 and criterion in ("kld", "student-entropy"))
@@ -78,7 +78,7 @@ def test_a_run_folder_is_whole(small: Settings, teacher: Path, tmp_path: Path) -
     assert run.summary["last_top1"] == lines[-1].test_top1
     assert run.summary["best_top1"] == max(line.test_top1 for line in lines)
     assert lines[run.summary["best_epoch"] - 1].test_top1 == run.summary["best_top1"]
-    assert run.summary["questions_asked"] == 2 * 3 * SAMPLES
+    assert run.summary["teacher_forwards"] == 2 * 3 * SAMPLES
     for line in lines:
         assert line.data_share is not None
         assert line.teacher_share is not None
@@ -105,7 +105,7 @@ def test_a_run_folder_is_whole(small: Settings, teacher: Path, tmp_path: Path) -
 def test_the_teacher_keeps_its_clean_answers(teacher: Path) -> None:
     answers = zarr.open_array(teacher / "answers.zarr", path="clean/logits", mode="r")
     assert answers.shape == (90, 3)
-    assert FinishedRun(teacher).summary["questions_asked"] == 90
+    assert FinishedRun(teacher).summary["teacher_forwards"] == 90
 
 
 def test_the_same_seeds_give_the_same_bits_and_others_do_not(small: Settings, teacher: Path, tmp_path: Path) -> None:
@@ -198,8 +198,8 @@ def test_a_folder_of_other_files_is_never_replaced(small: Settings, tmp_path: Pa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_size": 40}, "image size: allowed 40.*given 32"),
-        ({"dataset": "fashion-mini", "image_size": None}, "number of classes: allowed 10.*given 3"),
+        ({"image_size": 40}, "image size: expected 40.*given 32"),
+        ({"dataset": "fashion-mini", "image_size": None}, "number of classes: expected 10.*given 3"),
     ],
 )
 def test_a_teacher_that_does_not_fit_is_refused(
@@ -244,7 +244,7 @@ def test_without_augmentation_every_epoch_is_answered_from_the_teachers_store(
 ) -> None:
     stored = {path: path.read_bytes() for path in (teacher / "answers.zarr").rglob("*") if path.is_file()}
     run = student(small, teacher, tmp_path / "run", aug="none", epochs=2)
-    assert [(line.questions_asked, line.questions_answered) for line in run.metrics()] == [(0, SAMPLES)] * 2
+    assert [(line.teacher_forwards, line.cache_hits) for line in run.metrics()] == [(0, SAMPLES)] * 2
     assert all(path.read_bytes() == content for path, content in stored.items())
     assert np.isfinite(zarr.open_group(run.path / "statistics.zarr", mode="r")["d_x"][:]).all()  # type: ignore[index, arg-type]
 
@@ -298,7 +298,7 @@ def test_damaged_answers_are_asked_again(
     whole = chunk.read_bytes()
     chunk.write_bytes(whole[:-1])
     run = student(small, copied, tmp_path / "run", aug="none")
-    assert run.summary["questions_asked"] == SAMPLES
+    assert run.summary["teacher_forwards"] == SAMPLES
     assert "damaged" in caplog.text
     assert chunk.read_bytes() == whole
 
@@ -312,7 +312,7 @@ def test_a_second_student_asks_nothing_and_gets_the_same_bits(small: Settings, t
     first, second = (student(small, teacher, tmp_path / name, **settings) for name in ("first", "second"))
     online = student(small, teacher, tmp_path / "online", **{**settings, "cache": "off"})
     asked = 2 * 3 * SAMPLES
-    counts = [(run.summary["questions_asked"], run.summary["questions_answered"]) for run in (first, second, online)]
+    counts = [(run.summary["teacher_forwards"], run.summary["cache_hits"]) for run in (first, second, online)]
     assert counts == [(asked, 0), (0, asked), (asked, 0)]
     assert weights(first) == weights(second) == weights(online)
 
@@ -332,9 +332,9 @@ def test_students_of_one_view_seed_share_the_answers(
 ) -> None:
     settings = {"aug": "cutmix-pick", "view_seed": 78, "store": str(tmp_path / "store.zarr")}
     student(small, teacher, tmp_path / "first", **settings)
-    assert student(small, teacher, tmp_path / "other", **{**settings, **other}).summary["questions_asked"] == 0
+    assert student(small, teacher, tmp_path / "other", **{**settings, **other}).summary["teacher_forwards"] == 0
     again = student(small, teacher, tmp_path / "seed", **{**settings, **other, "view_seed": 79})
-    assert again.summary["questions_asked"] > 0
+    assert again.summary["teacher_forwards"] > 0
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for processors with g++")
@@ -362,5 +362,5 @@ def test_without_a_compiler_nothing_is_begun(small: Settings, teacher: Path, tmp
     done = kdcache("student-train", *words, "--compile", "--out=run", cwd=tmp_path, prepare=_without_compiler)
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
-    assert line.startswith("kdcache: --compile: allowed a machine where torch.compile works on cpu, given ")
+    assert line.startswith("kdcache: --compile: expected a machine where torch.compile works on cpu, got ")
     assert not (tmp_path / "run").exists()

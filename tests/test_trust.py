@@ -18,17 +18,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from kdcache.answers.codec import DENSE, Columns
+from kdcache.answers.fingerprint import digest
+from kdcache.answers.store import CLEAN, AnswerStore, Replayed
+from kdcache.answers.table import Table, fill
 from kdcache.config import UNWRITABLE, StudentConfig, TeacherConfig
 from kdcache.datasets import packed
 from kdcache.datasets.cards import CARDS
 from kdcache.datasets.pictures import read_image
-from kdcache.errors import KdcacheError, UsageError, fault
+from kdcache.errors import KdcacheError, UsageError, problem
 from kdcache.models import build, checkpoint, published
-from kdcache.record import FinishedRun, finished_runs
-from kdcache.store.answers import CLEAN, AnswerStore, Replayed
-from kdcache.store.fingerprint import digest
-from kdcache.store.formats import DENSE, Columns
-from kdcache.store.table import Table, fill
+from kdcache.run.folder import FinishedRun, finished_runs
 
 FACTS = {"teacher": "t", "dataset": "d", "teacher precision": "bfloat16", "samples": 120, "classes": 4}
 ROWS = torch.randn(120, 4, generator=torch.Generator().manual_seed(0)).half()
@@ -200,7 +200,7 @@ def test_tables_are_known_by_the_one_name_that_they_have(name: str) -> None:
 def test_no_file_says_what_is_written_over_or_fetched(tmp_path: Path, key: str) -> None:
     for text in (key, f"[teacher]\n{key}"):
         (tmp_path / "own.toml").write_text(text)
-        with pytest.raises(UsageError, match="allowed as an option alone"):
+        with pytest.raises(UsageError, match="expected as an option alone"):
             TeacherConfig.load(tmp_path / "own.toml")
 
 
@@ -211,7 +211,7 @@ def test_what_no_config_can_mean_is_one_clear_error(tmp_path: Path, text: str) -
     (tmp_path / "own.toml").write_text(text)
     with pytest.raises(UsageError) as caught:
         StudentConfig.load(tmp_path / "own.toml")
-    assert all(line.isprintable() and len(line) < 1000 for line in caught.value.faults)
+    assert all(line.isprintable() and len(line) < 1000 for line in caught.value.problems)
 
 
 @given(text=st.text(st.characters(exclude_categories=()), min_size=1))
@@ -242,8 +242,8 @@ def test_a_run_with_a_summary_that_lacks_a_number_is_passed_over(teacher: Path, 
 
 
 def test_a_message_is_one_printable_line_whatever_was_given() -> None:
-    line = fault("what", allowed="this", given="\x1b[2J\nsecond\ttext" + 10**6 * "x")
-    assert line.startswith(r"what: allowed this, given \x1b[2J\nsecond\ttext")
+    line = problem("what", expected="this", got="\x1b[2J\nsecond\ttext" + 10**6 * "x")
+    assert line.startswith(r"what: expected this, got \x1b[2J\nsecond\ttext")
     assert line.isprintable()
     assert len(line) < 1000
 
@@ -300,7 +300,7 @@ ODD: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 def test_tensors_that_no_network_holds_are_named(way: str, tmp_path: Path) -> None:
     path = tmp_path / "published.pth"
     torch.save({"model": {**state(), "fc.weight": ODD[way](state()["fc.weight"])}, "accuracy": torch.tensor([])}, path)
-    with pytest.raises(UsageError, match=r"dense, of real numbers, given fc\.weight"):
+    with pytest.raises(UsageError, match=r"dense, of real numbers, got fc\.weight"):
         published.read(path)
 
 
@@ -378,8 +378,8 @@ def test_names_of_classes_command_nothing_to_a_terminal(tmp_path: Path) -> None:
     run.mkdir()
     names = ("\x1b[2Ja", "b\nc")
     checkpoint.save(build("resnet8", num_classes=2, seed=1), run / "model.safetensors", class_names=names)
-    numbers = dict.fromkeys(("epochs", "last_top1", "last_top5", "best_top1", "best_epoch", "questions_asked"), 1)
-    more = {"kind": "teacher", "questions_answered": 0, "seconds": 1, "finished_at": 1}
+    numbers = dict.fromkeys(("epochs", "last_top1", "last_top5", "best_top1", "best_epoch", "teacher_forwards"), 1)
+    more = {"kind": "teacher", "cache_hits": 0, "seconds": 1, "finished_at": 1}
     (run / "summary.json").write_text(json.dumps({**numbers, **more}))
     (run / "config.toml").write_text(TeacherConfig.load().to_toml())
     Image.new("RGB", (32, 32)).save(tmp_path / "picture.png")

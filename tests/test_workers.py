@@ -36,7 +36,7 @@ def test_a_worker_that_died_is_told_where_its_work_is_waited_for() -> None:
     while not gone(Path("/proc", str(victim.pid))):  # hearing of it here, in the midst of other work, would help nobody
         time.sleep(0.002)
     with pytest.raises(
-        KdcacheError, match=r"a worker process died: allowed fewer --workers, .*, given DataLoader worker"
+        KdcacheError, match=r"a worker process died: expected fewer --workers, .*, got DataLoader worker"
     ):
         list(squares)
 

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from kdcache.analysis.disagreement import Share
 from kdcache.analysis.subject import Subject
+from kdcache.choices import AUGMENTATIONS, MIXES
 from kdcache.config import StudentConfig
-from kdcache.errors import UsageError, fault
+from kdcache.errors import UsageError, problem
 from kdcache.losses import entropy
 from kdcache.views import Batch, ViewMaker
-from kdcache.words import AUGMENTATIONS, MIXES
 
 __all__ = ["WITHOUT_STUDENT", "Merits", "Tally", "merits", "rank", "spread_of_means"]
 
@@ -285,7 +285,7 @@ def rank(
     augmentations = list(dict.fromkeys(augmentations))
     for aug in augmentations:
         if StudentConfig.load(aug=aug).augmentation.pick is not None:
-            raise UsageError(fault("--aug", allowed="an augmentation whose views no student picks", given=aug))
+            raise UsageError(problem("--aug", expected="an augmentation whose views no student picks", got=aug))
     plain: dict[str, Tally] = {}  # x is the same whatever is made of it
 
     def tally_of_x(aug: str) -> Tally:
@@ -307,7 +307,7 @@ def rank(
 def _tally(subject: Subject, views: ViewMaker, first: int, epochs: int, samples: int) -> Tally:
     group = len(views.steps[0])
     tracked = torch.from_numpy(views.table(0).order[: min(TRACKED, samples)])
-    oracle = subject.oracle(views, epochs)
+    cached_teacher = subject.cached_teacher(views, epochs)
     # Of an epoch, whose last batch may be too small for a group.
     whole = sum(len(step) >= group and step.start < samples for step in views.steps)
     tally = Tally(views.plan.samples, subject.data.num_classes, tracked, whole * epochs)
@@ -315,7 +315,7 @@ def _tally(subject: Subject, views: ViewMaker, first: int, epochs: int, samples:
         labels = batch.mixed_labels() if first else batch.labels
         whose = batch.samples.repeat(batch.slots if first else 1)
         number = batch.epoch * whole + batch.step if batch.step < whole else None
-        tally.add(number, whose, labels, oracle.ask(batch, first))
+        tally.add(number, whose, labels, cached_teacher.ask(batch, first))
     return tally
 
 

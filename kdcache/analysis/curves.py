@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from kdcache.analysis.runs import Figure, LookedAt, group
+from kdcache.analysis.runs import Figure, RunRecord, group
 from kdcache.config import StudentConfig
 
 __all__ = ["ErrorCurve", "ErrorPoint", "error_curves"]
@@ -56,12 +56,12 @@ class ErrorCurve:
         return {"name": self.name, "loss": self.loss, "augmented": self.augmented, "points": points}
 
 
-def error_curves(runs: Iterable[LookedAt]) -> list[ErrorCurve]:
+def error_curves(runs: Iterable[RunRecord]) -> list[ErrorCurve]:
     """Put finished runs of different lengths together.
 
     Parameters
     ----------
-    runs : iterable of LookedAt
+    runs : iterable of RunRecord
         Unfinished ones are passed over: what they reached is no outcome of so many epochs.
 
     Returns
@@ -83,6 +83,6 @@ def error_curves(runs: Iterable[LookedAt]) -> list[ErrorCurve]:
     return curves
 
 
-def _error(run: LookedAt, name: str) -> float | None:
+def _error(run: RunRecord, name: str) -> float | None:
     accuracy = run.outcome(name)
     return None if accuracy is None else 100 - accuracy

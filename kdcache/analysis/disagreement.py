@@ -66,7 +66,7 @@ class MixedSamples:
     labels, partner_labels, mixed_labels : Tensor of int64, shape (S,)
         Class of the sample, of its partner, and the one that the mix gives the larger share, a tie going to the lower
         class.
-    kept : Tensor of float32, shape (S,)
+    lam : Tensor of float32, shape (S,)
         lambda: the share of the label, and exact share of the area, that stays with the sample.
     answers : Tensor of int64, shape (S,)
         The teacher's class.
@@ -79,7 +79,7 @@ class MixedSamples:
     labels: Tensor
     partner_labels: Tensor
     mixed_labels: Tensor
-    kept: Tensor
+    lam: Tensor
     answers: Tensor
     in_top5: Tensor
     right: Tensor
@@ -90,7 +90,7 @@ class MixedSamples:
         mixed_labels = batch.mixed_labels()
         top = logits.topk(min(TOP, logits.shape[1]), dim=1).indices
         in_top5 = (top == mixed_labels[:, None]).any(1)
-        columns = (batch.labels, batch.partner_labels, mixed_labels, batch.kept, logits.argmax(1), in_top5, right)
+        columns = (batch.labels, batch.partner_labels, mixed_labels, batch.lam, logits.argmax(1), in_top5, right)
         return cls(*(column.cpu() for column in columns))
 
     @classmethod
@@ -187,7 +187,7 @@ def count(samples: MixedSamples, classes: int) -> Disagreement:
     """
     disputed, same = samples.disputed, samples.labels == samples.partner_labels
     everything = torch.ones_like(disputed)
-    place = (samples.kept * BINS).long().clamp(max=BINS - 1)
+    place = (samples.lam * BINS).long().clamp(max=BINS - 1)
 
     def share(found: Tensor, rows: Tensor) -> Share:
         return Share(int(found[rows].sum()), int(rows.sum()))
@@ -293,13 +293,13 @@ def study(subject: Subject, samples: int = 10_000, seed: int = 0, aug: str = "cu
     Study
     """
     views, names = subject.views(aug, seed), subject.data.class_names
-    oracle = subject.oracle(views, epochs=-(-samples // len(subject.images)))
+    cached_teacher = subject.cached_teacher(views, epochs=-(-samples // len(subject.images)))
     seen = torch.zeros(len(subject.images), dtype=torch.bool)
     found, done = MixedSamples.empty(samples), 0
     examples: list[Example] = []
     for batch in _batches(views):
         own, partners = batch.samples.cpu(), _partners(views, batch)
-        logits = oracle.ask(batch, first=1)
+        logits = cached_teacher.ask(batch, first=1)
         right = subject.clean.right(own) & subject.clean.right(partners)
         part = MixedSamples.of(batch, logits, right).first(samples - done)
         found.put(done, part)
@@ -337,9 +337,9 @@ def _examples(batch: Batch, logits: Tensor, samples: MixedSamples, names: tuple[
     for row in sure.topk(min(SHOWN, len(sure))).indices.tolist():
         if not samples.disputed[row]:
             return
-        kept, label = float(samples.kept[row]), int(samples.labels[row])
+        lam, label = float(samples.lam[row]), int(samples.labels[row])
         partner = int(samples.partner_labels[row])
-        shares = {label: kept, partner: 1 - kept} if label != partner else {label: 1.0}
+        shares = {label: lam, partner: 1 - lam} if label != partner else {label: 1.0}
         top = probabilities[row].topk(min(TOP, len(names)))
         yield Example(
             batch.mixed_views()[row].round().to(torch.uint8).cpu(),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from kdcache.analysis.disagreement import Share
-from kdcache.store.statistics import StoredEpoch
+from kdcache.run.statistics import StoredEpoch
 
 __all__ = ["HARDEST", "Hardness", "hardness"]
 

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from kdcache.answers.codec import Format, require_finite
 from kdcache.losses import kld
-from kdcache.store.formats import Format, require_finite
 
 __all__ = ["Loss", "loss_of"]
 

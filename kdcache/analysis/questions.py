@@ -8,14 +8,14 @@ from typing import NamedTuple
 import numpy as np
 
 from kdcache.analysis.precision import Loss, loss_of
+from kdcache.answers import budget
+from kdcache.answers.budget import Choice
+from kdcache.answers.codec import DENSE, Format, TopK, format_of, row_bytes
+from kdcache.answers.location import StoreLocation
+from kdcache.answers.store import CLEAN, AnswerStore, Replayed, replayed
 from kdcache.config import StudentConfig, TeacherConfig
-from kdcache.record import newest
-from kdcache.resolve import find_teacher_run, load_data, plan_of, store_path
-from kdcache.store import policy
-from kdcache.store.answers import CLEAN, AnswerStore, Replayed, replayed
-from kdcache.store.formats import DENSE, Format, TopK, format_of, row_bytes
-from kdcache.store.place import Place
-from kdcache.store.policy import Choice
+from kdcache.run.folder import newest
+from kdcache.setup import find_teacher_run, load_data, plan_of, store_path
 from kdcache.views import Plan
 
 __all__ = ["Cost", "Filled", "StudyCosts", "cost", "distinct", "study_costs"]
@@ -29,9 +29,9 @@ class Cost(NamedTuple):
     store : str
         A word of ``--cache``.
     first : int
-        Questions that the first student asks.
+        TeacherCounts that the first student asks.
     further : int
-        Questions that every further one asks.
+        TeacherCounts that every further one asks.
     tables : int
         Tables of the store that are made.
     """
@@ -42,7 +42,7 @@ class Cost(NamedTuple):
     tables: int
 
     def questions(self, students: int) -> int:
-        """Questions that so many students ask."""
+        """TeacherCounts that so many students ask."""
         return self.first + (students - 1) * self.further
 
     def pays_from(self, online: "Cost") -> int | None:
@@ -81,7 +81,7 @@ class Filled:
         return np.repeat(self.tables[table], self.chunk_rows)[:samples]
 
 
-def cost(cache: str, plan: Plan, epochs: int, filled: Filled, choice: Choice, most_tables: int) -> Cost:
+def cost(cache: str, plan: Plan, epochs: int, filled: Filled, choice: Choice, max_tables: int) -> Cost:
     """Count the cost of a study under one choice of what is kept.
 
     Parameters
@@ -93,7 +93,7 @@ def cost(cache: str, plan: Plan, epochs: int, filled: Filled, choice: Choice, mo
     epochs : int
     filled : Filled
     choice : Choice
-    most_tables : int
+    max_tables : int
         Tables for which there is room.
     """
     filled = Filled() if cache == "off" else filled
@@ -110,7 +110,7 @@ def cost(cache: str, plan: Plan, epochs: int, filled: Filled, choice: Choice, mo
             recognised = kind == "standard" and known is not None
             asked = _learn(known, plan, epoch, missing) if recognised else len(missing)
             begun = table in filled.tables
-            if not begun and kind in choice.keep and len(filled.tables) + made < most_tables:
+            if not begun and kind in choice.keep and len(filled.tables) + made < max_tables:
                 begun, made = True, made + 1
             first += asked
             further += 0 if begun else asked
@@ -146,15 +146,15 @@ def study_costs(config: StudentConfig) -> StudyCosts:
     plan, format = plan_of(config, data), format_of(config.store_dtype, config.topk)
     run = find_teacher_run(config.teacher) if config.teacher else newest(TeacherConfig, config.dataset)
     where = config.store or (store_path(run.path, format) if run else None)
-    filled = Filled.of(AnswerStore(where)) if where and Place(where).has("zarr.json") else Filled()
-    room = policy.Room.at(where, plan.samples, data.num_classes, format, config.cache_limit)
+    filled = Filled.of(AnswerStore(where)) if where and StoreLocation(where).has("zarr.json") else Filled()
+    room = budget.Room.at(where, plan.samples, data.num_classes, format, config.cache_limit)
     modes = ("off", "standard", "replay", "auto") if plan.crop_flip else ("off", "clean", "auto")
     found = []
     for mode in modes:
-        if mode == "standard" and not policy.fits_an_index(plan):
+        if mode == "standard" and not budget.fits_an_index(plan):
             continue
-        choice = policy.choose(mode, plan, config.epochs, room)
-        found.append(cost(mode, plan, config.epochs, filled, choice, room.most_tables))
+        choice = budget.choose(mode, plan, config.epochs, room)
+        found.append(cost(mode, plan, config.epochs, filled, choice, room.max_tables))
     loss = _loss_on_clean(run.path, format, config.temperature) if run else None
     row, whole = (row_bytes(one.layout(data.num_classes)) for one in (format, DENSE))
     return StudyCosts(found, room.table_bytes, format, row, whole, loss)
@@ -162,7 +162,7 @@ def study_costs(config: StudentConfig) -> StudyCosts:
 
 def _loss_on_clean(teacher: Path, format: Format, temperature: float) -> Loss | None:
     whole = store_path(teacher)
-    if not isinstance(format, TopK) or not Place(whole).has("zarr.json"):
+    if not isinstance(format, TopK) or not StoreLocation(whole).has("zarr.json"):
         return None
     store = AnswerStore(whole)
     columns = store.table(CLEAN).read(0)  # a chunk is plenty of answers

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from kdcache.config import StudentConfig, TrainingConfig
-from kdcache.errors import KdcacheError, UsageError, fault, first_line
-from kdcache.record import KINDS, EpochMetrics, read_metrics
-from kdcache.store.statistics import StatisticsReader
+from kdcache.errors import KdcacheError, UsageError, first_line, problem
+from kdcache.run.folder import KINDS, EpochMetrics, read_metrics
+from kdcache.run.statistics import StatisticsReader
 
-__all__ = ["Figure", "Group", "LookedAt", "group", "look_at"]
+__all__ = ["Figure", "Group", "RunRecord", "group", "load_runs"]
 
 SEEDS_AND_PLACE = frozenset({"seed", "view_seed", "device"})
 """Settings in which the runs of a group may differ, besides those without effect."""
@@ -48,7 +48,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class LookedAt:
+class RunRecord:
     """A run folder, finished or not, with all that could be read of it.
 
     Attributes
@@ -102,15 +102,15 @@ class Group:
         Says in what this group differs from the others, for people.
     config : TrainingConfig
         Of the first run.
-    runs : tuple of LookedAt
+    runs : tuple of RunRecord
     """
 
     name: str
     config: TrainingConfig
-    runs: tuple[LookedAt, ...]
+    runs: tuple[RunRecord, ...]
 
     @property
-    def finished(self) -> tuple[LookedAt, ...]:
+    def finished(self) -> tuple[RunRecord, ...]:
         """The runs that came to their end: figures of an outcome rest on these alone."""
         return tuple(run for run in self.runs if run.finished)
 
@@ -128,7 +128,7 @@ class Group:
         return [(epoch, figure) for epoch, figure in figures if figure.n]
 
 
-def look_at(paths: Sequence[Path]) -> tuple[list[LookedAt], list[str]]:
+def load_runs(paths: Sequence[Path]) -> tuple[list[RunRecord], list[str]]:
     """Read run folders, and folders that hold runs.
 
     Parameters
@@ -137,32 +137,32 @@ def look_at(paths: Sequence[Path]) -> tuple[list[LookedAt], list[str]]:
 
     Returns
     -------
-    runs : list of LookedAt
+    runs : list of RunRecord
         Each once, in the order given.
-    faults : list of str
+    problems : list of str
         A line for each folder that could not be read as a run, and for each thing that a run lacks.
     """
-    runs: dict[Path, LookedAt] = {}
-    faults = []
+    runs: dict[Path, RunRecord] = {}
+    problems = []
     for path in paths:
         inner = sorted(config.parent for config in path.glob("*/config.toml")) if _holds_runs(path) else [path]
         for folder in inner:
             try:
                 runs.setdefault(folder.resolve(), _read(folder))
             except KdcacheError as error:
-                faults += str(error).splitlines()
-    faults += [f"{run.path}: {line}" for run in runs.values() for line in run.missing]
-    return list(runs.values()), faults
+                problems += str(error).splitlines()
+    problems += [f"{run.path}: {line}" for run in runs.values() for line in run.missing]
+    return list(runs.values()), problems
 
 
 def _holds_runs(path: Path) -> bool:
     return not (path / "config.toml").exists() and any(path.glob("*/config.toml"))
 
 
-def _read(path: Path) -> LookedAt:
+def _read(path: Path) -> RunRecord:
     if not (path / "config.toml").is_file():
         given = "a folder without config.toml" if path.is_dir() else "nothing"
-        raise UsageError(fault(f"run folder {path}", allowed="a folder that a training wrote", given=given))
+        raise UsageError(problem(f"run folder {path}", expected="a folder that a training wrote", got=given))
     config, missing = _config(path), []
     documents: dict[str, dict[str, Any] | None] = {}
     for name, absent in (("summary.json", "unfinished: no summary.json"), ("environment.json", "no environment.json")):
@@ -181,7 +181,7 @@ def _read(path: Path) -> LookedAt:
     if isinstance(config, StudentConfig) and not (path / "statistics.zarr").is_dir():
         missing.append("no statistics.zarr")
     summary, environment = documents.get("summary.json"), documents.get("environment.json")
-    return LookedAt(path, config, metrics, summary, environment or {}, tuple(missing))
+    return RunRecord(path, config, metrics, summary, environment or {}, tuple(missing))
 
 
 def _config(path: Path) -> TrainingConfig:
@@ -189,7 +189,7 @@ def _config(path: Path) -> TrainingConfig:
     kind = next((kind for table, kind in KINDS.items() if f"[{table}]" in lines), None)
     if kind is None:
         tables = " or ".join(f"[{table}]" for table in KINDS)
-        raise UsageError(fault(f"{path / 'config.toml'}: table", allowed=tables, given="none"))
+        raise UsageError(problem(f"{path / 'config.toml'}: table", expected=tables, got="none"))
     return kind.load(path / "config.toml")
 
 
@@ -200,12 +200,12 @@ def _json(path: Path) -> dict[str, Any]:
     return document
 
 
-def group(runs: Iterable[LookedAt], apart_from: Collection[str] = ()) -> list[Group]:
+def group(runs: Iterable[RunRecord], apart_from: Collection[str] = ()) -> list[Group]:
     """Put runs together that differ in nothing but the seed, and name each group by what tells it from the others.
 
     Parameters
     ----------
-    runs : iterable of LookedAt
+    runs : iterable of RunRecord
     apart_from : collection of str
         Further settings in which the runs of a group may differ.
 
@@ -214,7 +214,7 @@ def group(runs: Iterable[LookedAt], apart_from: Collection[str] = ()) -> list[Gr
     list of Group
         Teachers first, then in the order in which they came.
     """
-    found: dict[str, list[LookedAt]] = {}
+    found: dict[str, list[RunRecord]] = {}
     for run in runs:
         found.setdefault(json.dumps(_settings(run.config, apart_from), sort_keys=True), []).append(run)
     members = sorted(found.values(), key=lambda runs: isinstance(runs[0].config, StudentConfig))

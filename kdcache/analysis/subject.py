@@ -8,14 +8,21 @@ import torch
 from torch import Tensor
 
 from kdcache import datasets
+from kdcache.answers.cached_teacher import CachedTeacher
+from kdcache.answers.codec import DENSE
+from kdcache.answers.location import StoreLocation
+from kdcache.answers.replay import Replay
+from kdcache.answers.store import CLEAN, AnswerStore
+from kdcache.answers.teacher import Teacher
+from kdcache.answers.view_index import CropFlipIndex
+from kdcache.choices import MODEL_PREFIXES
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.datasets import Dataset, Split
-from kdcache.errors import UsageError, fault
+from kdcache.errors import UsageError, problem
 from kdcache.models import Network
-from kdcache.oracle import Oracle
-from kdcache.record import FinishedRun
-from kdcache.resolve import (
+from kdcache.run.folder import FinishedRun
+from kdcache.setup import (
     MODEL,
     find_network,
     find_teacher_run,
@@ -25,14 +32,7 @@ from kdcache.resolve import (
     teacher_and_store,
     trained_network,
 )
-from kdcache.store.answers import CLEAN, AnswerStore
-from kdcache.store.finite import FiniteViews
-from kdcache.store.formats import DENSE
-from kdcache.store.place import Place
-from kdcache.store.replay import Replay
-from kdcache.teacher import Teacher
 from kdcache.views import ViewMaker
-from kdcache.words import ELSEWHERE
 
 __all__ = ["SPLITS", "CleanAnswers", "Subject", "open_subject"]
 
@@ -85,24 +85,24 @@ class Subject:
         config = StudentConfig.load(dataset=self.data.card.name, aug=aug, seed=seed)
         return ViewMaker(self.images, plan_of(config, self.data), batch_size, self.teacher.compute.device)
 
-    def oracle(self, views: ViewMaker, epochs: int) -> Oracle:
+    def cached_teacher(self, views: ViewMaker, epochs: int) -> CachedTeacher:
         """Open the door to the teacher's answers to some epochs of views."""
         plan, store = views.plan, self.store
         if not plan.crop_flip:  # the same views in every epoch: each is asked once at most
-            nothing = FiniteViews(plan.samples, plan.samples, DENSE.layout(self.data.num_classes))
-            known = FiniteViews.of_store(store, plan, 1, ANY_SIZE) if store else nothing
-            return Oracle(self.teacher, views, store=store, finite=known)
+            nothing = CropFlipIndex(plan.samples, plan.samples, DENSE.layout(self.data.num_classes))
+            known = CropFlipIndex.of_store(store, plan, 1, ANY_SIZE) if store else nothing
+            return CachedTeacher(self.teacher, views, store=store, finite=known)
         if store is None:
-            return Oracle(self.teacher, views)
+            return CachedTeacher(self.teacher, views)
         if self.keeps:
-            return Oracle.with_store(self.teacher, views, store, "replay", epochs)
-        return Oracle(self.teacher, views, store=store, replay=Replay(store, plan.seed, plan.kinds))
+            return CachedTeacher.with_store(self.teacher, views, store, "replay", epochs)
+        return CachedTeacher(self.teacher, views, store=store, replay=Replay(store, plan.seed, plan.kinds))
 
     @cached_property
     def clean(self) -> "CleanAnswers":
         """What the teacher says of the clean images."""
         views = self.views("none", seed=0)
-        return CleanAnswers(Oracle(self.teacher, views, store=self.store), self.images)
+        return CleanAnswers(CachedTeacher(self.teacher, views, store=self.store), self.images)
 
 
 class CleanAnswers:
@@ -110,26 +110,28 @@ class CleanAnswers:
 
     Parameters
     ----------
-    oracle : Oracle
+    cached_teacher : CachedTeacher
     images : Split
     """
 
-    def __init__(self, oracle: Oracle, images: Split) -> None:
-        self.oracle, self.images = oracle, images
+    def __init__(self, cached_teacher: CachedTeacher, images: Split) -> None:
+        self.cached_teacher, self.images = cached_teacher, images
         self._classes = torch.full((len(images),), -1)
-        if oracle.store is not None:
-            table = oracle.store.table(CLEAN)
+        if cached_teacher.store is not None:
+            table = cached_teacher.store.table(CLEAN)
             for chunk, rows in enumerate(table.chunks):  # a chunk at a time, since all of them may not fit into memory
                 columns = table.read(chunk)
                 if columns is not None:
-                    self._classes[rows.start : rows.stop] = oracle.format.decode(columns, oracle.classes).argmax(1)
+                    self._classes[rows.start : rows.stop] = cached_teacher.format.decode(
+                        columns, cached_teacher.classes
+                    ).argmax(1)
 
     def classes(self, samples: Tensor) -> Tensor:
         """Name the class that the teacher gives some samples: int64 (B,), on the CPU."""
         unknown = samples[self._classes[samples] < 0].unique()
         for part in unknown.split(BATCH) if len(unknown) else ():
-            views = self.images.take(part).to(self.oracle.views.device)
-            self._classes[part] = self.oracle.ask_views(views).argmax(1).cpu()
+            views = self.images.take(part).to(self.cached_teacher.views.device)
+            self._classes[part] = self.cached_teacher.compute_logits(views).argmax(1).cpu()
         return self._classes[samples]
 
     def right(self, samples: Tensor) -> Tensor:
@@ -171,7 +173,7 @@ def open_subject(
     UsageError
         Where there is no such teacher, or it does not fit the images or the store.
     """
-    elsewhere = any((teacher or "").startswith(start) for start, _ in ELSEWHERE)
+    elsewhere = any((teacher or "").startswith(start) for start, _ in MODEL_PREFIXES)
     if weights is None and not elsewhere:
         run = _teacher_run(teacher, dataset)
         own = dataset in (None, run.config.dataset)
@@ -184,10 +186,10 @@ def open_subject(
         network, name, folder = trained_network(run.path / MODEL, data), str(run.path), run.path
         compute = Compute.choose(device, run.config.precision)
         place = store_path(run.path)
-        looked_up = store or (place if own and split == "train" and Place(place).has("zarr.json") else None)
+        looked_up = store or (place if own and split == "train" and StoreLocation(place).has("zarr.json") else None)
     else:
         if dataset is None:
-            raise UsageError(fault("--dataset", allowed="the images to ask this teacher about", given="none"))
+            raise UsageError(problem("--dataset", expected="the images to ask this teacher about", got="none"))
         data = datasets.load(dataset, root=data_root or Path("datasets"), image_size=image_size)
         network, name = _network(teacher, weights, data)
         compute = Compute.choose(device)
@@ -206,14 +208,14 @@ def _teacher_run(teacher: str | None, dataset: str | None) -> FinishedRun:
     if not isinstance(run.config, StudentConfig):
         return run
     if run.config.teacher is None:
-        raise UsageError(fault(f"run {run.path}", allowed="a teacher, or a student that had one"))
+        raise UsageError(problem(f"run {run.path}", expected="a teacher, or a student that had one"))
     return FinishedRun(run.config.teacher)
 
 
 def _network(teacher: str | None, weights: str | None, data: Dataset) -> tuple[Network, str]:
     if weights is None:
         if teacher is None or not teacher.startswith(TORCHVISION):
-            raise UsageError(fault("--weights", allowed=f"the weights of {teacher}", given="none"))
+            raise UsageError(problem("--weights", expected=f"the weights of {teacher}", got="none"))
         weights = ITS_WEIGHTS
     network, _ = find_network(weights, data, teacher)
     return network, f"{network.name} ({weights})"

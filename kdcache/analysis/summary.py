@@ -7,15 +7,15 @@ from typing import Any
 
 from kdcache.analysis.curves import ErrorCurve, error_curves
 from kdcache.analysis.disagreement import Study, study
-from kdcache.analysis.ratio import RatioCurve, ratio_curves
-from kdcache.analysis.runs import Group, LookedAt, group, look_at
+from kdcache.analysis.kl_ratio import RatioCurve, ratio_curves
+from kdcache.analysis.runs import Group, RunRecord, group, load_runs
 from kdcache.analysis.subject import open_subject
 from kdcache.config import StudentConfig
 from kdcache.errors import KdcacheError, UsageError
 
 __all__ = ["OUTCOMES", "Summary", "summarise"]
 
-OUTCOMES = ("last_top1", "last_top5", "best_top1", "questions_asked", "questions_answered", "seconds")
+OUTCOMES = ("last_top1", "last_top5", "best_top1", "teacher_forwards", "cache_hits", "seconds")
 """The numbers of a run's summary that are summarised over the runs of a group."""
 
 
@@ -25,7 +25,7 @@ class Summary:
 
     Attributes
     ----------
-    runs : tuple of LookedAt
+    runs : tuple of RunRecord
     groups : tuple of Group
     errors : tuple of ErrorCurve
     ratios : tuple of RatioCurve
@@ -35,7 +35,7 @@ class Summary:
         A line for everything that is not there, or cannot be read.
     """
 
-    runs: tuple[LookedAt, ...]
+    runs: tuple[RunRecord, ...]
     groups: tuple[Group, ...]
     errors: tuple[ErrorCurve, ...]
     ratios: tuple[RatioCurve, ...]
@@ -86,12 +86,12 @@ def summarise(
     UsageError
         Where there is no run at all.
     """
-    runs, missing = look_at(paths)
+    runs, missing = load_runs(paths)
     if not runs:
         raise UsageError(*missing or ["no run folder is given"])
     groups = group(runs)
-    ratios, faults = ratio_curves(one for one in groups if isinstance(one.config, StudentConfig))
-    missing += [fault for fault in faults if fault not in missing]
+    ratios, problems = ratio_curves(one for one in groups if isinstance(one.config, StudentConfig))
+    missing += [line for line in problems if line not in missing]
     studies = []
     for teacher in _teachers(runs) if samples else ():
         try:
@@ -102,7 +102,7 @@ def summarise(
     return Summary(tuple(runs), tuple(groups), tuple(error_curves(runs)), tuple(ratios), tuple(studies), tuple(missing))
 
 
-def _teachers(runs: Sequence[LookedAt]) -> list[Path]:
+def _teachers(runs: Sequence[RunRecord]) -> list[Path]:
     """Find the teachers that finished runs name, and those that are teachers themselves, each once."""
     found: dict[Path, Path] = {}
     for run in runs:

@@ -7,13 +7,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from kdcache.answers.cached_teacher import CachedTeacher
+from kdcache.answers.store import CLEAN, AnswerStore, Replayed
+from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute
 from kdcache.datasets import Split
-from kdcache.oracle import Oracle
-from kdcache.record import FinishedRun
-from kdcache.resolve import MODEL, load_data, store_path, teacher_and_store, trained_network
-from kdcache.store.answers import CLEAN, AnswerStore, Replayed
-from kdcache.teacher import Teacher
+from kdcache.run.folder import FinishedRun
+from kdcache.setup import MODEL, load_data, store_path, teacher_and_store, trained_network
 from kdcache.views import Plan, ViewMaker
 
 __all__ = ["Check", "verify", "verify_run"]
@@ -101,7 +101,7 @@ def _check(
     store: AnswerStore, name: str, teacher: Teacher, data: Split, padding: int | None, starts: np.ndarray
 ) -> Check:
     table, views = store.table(name), _views(name, teacher, data, padding)
-    oracle = Oracle(teacher, views, store=store)
+    cached_teacher = CachedTeacher(teacher, views, store=store)
     replayed = Replayed.parse(name)
     rows = compared = flips = 0
     largest, total = 0.0, 0.0
@@ -117,7 +117,7 @@ def _check(
                 images = data.take(torch.arange(again.start, again.stop)).to(teacher.compute.device)
             else:
                 images = views.views(replayed.epoch, len(views.plan.kinds) - 1, again)
-            fresh = oracle.ask_views(images).cpu()
+            fresh = cached_teacher.compute_logits(images).cpu()
             then = stored[again.start - span.start : again.stop - span.start]
             difference = (fresh - then).abs()
             largest, total = max(largest, difference.max().item()), total + difference.sum(dtype=torch.float64).item()

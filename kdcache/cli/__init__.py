@@ -9,8 +9,8 @@ from typing import NamedTuple, NoReturn
 
 import click
 
-from kdcache import __version__, interrupts
-from kdcache.errors import KdcacheError, fault, first_line, lacks_memory
+from kdcache import __version__, signals
+from kdcache.errors import KdcacheError, first_line, is_out_of_memory, problem
 from kdcache.machine import keep_freed_memory
 
 __all__ = ["COMMANDS", "Command", "cli", "main"]
@@ -35,18 +35,18 @@ def main() -> NoReturn:
     except click.ClickException as error:
         code = _complain(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        interrupts.got_through()
+        signals.cancel_repeat()
         code = _complain(STOPPED, INTERRUPTED)
-    except interrupts.Stopped:
-        code = _complain(STOPPED, interrupts.TERMINATED)
+    except signals.Stopped:
+        code = _complain(STOPPED, signals.SIGTERM_EXIT_CODE)
     except Exception as error:
         if debug:
             raise
         code = _complain(*_explained(error))
-    if "kdcache.ranks" in sys.modules:  # torch comes with it, and what needs no torch is to answer at once
-        from kdcache import ranks
+    if "kdcache.distributed" in sys.modules:  # torch comes with it, and what needs no torch is to answer at once
+        from kdcache import distributed
 
-        ranks.leave(code)
+        distributed.exit_process(code)
     sys.exit(code)
 
 
@@ -54,7 +54,7 @@ def handle_signals() -> None:
     """Let an interrupt stop the work at once, and SIGTERM where it suits the work."""
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGALRM, _interrupt)
-    signal.signal(signal.SIGTERM, interrupts.heard)
+    signal.signal(signal.SIGTERM, signals.on_sigterm)
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:
@@ -67,9 +67,9 @@ def _explained(error: Exception) -> tuple[str, int]:
     """Say what an error means to the user, and with which code to exit."""
     if isinstance(error, KdcacheError):
         return str(error), error.exit_code
-    if lacks_memory(error):
+    if is_out_of_memory(error):
         machine = "a machine with more, or with fewer programs at work"
-        return fault("out of memory", allowed=machine, given=first_line(error)), KdcacheError.exit_code
+        return problem("out of memory", expected=machine, got=first_line(error)), KdcacheError.exit_code
     # The libraries that write for us report a full or missing disk each in its own way.
     if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in ("obstore", "safetensors"):
         return first_line(error), KdcacheError.exit_code
@@ -85,9 +85,9 @@ def _is_one_of_many() -> bool:
 
 def _complain(message: str, code: int) -> int:
     if _is_one_of_many():
-        from kdcache import ranks
+        from kdcache import distributed
 
-        if not ranks.ends_first():
+        if not distributed.is_first_to_exit():
             return code
     for line in message.splitlines():
         click.echo(f"kdcache: {line}", err=True)

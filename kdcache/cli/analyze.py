@@ -8,10 +8,10 @@ import click
 
 from kdcache.cli import COMMANDS
 from kdcache.cli.options import DEVICE
-from kdcache.errors import KdcacheError, UsageError, fault
+from kdcache.errors import KdcacheError, UsageError, problem
 
 if TYPE_CHECKING:
-    from kdcache.analysis.runs import LookedAt
+    from kdcache.analysis.runs import RunRecord
     from kdcache.analysis.subject import Subject
 
 __all__ = ["analyze"]
@@ -130,7 +130,7 @@ def kl_ratio(runs: tuple[Path, ...], data_root: Path | None, out: Path | None) -
     kl-ratio.png, and for each group of runs hard-images-N.png and hardness-N.png.
     """
     from kdcache.analysis.hardness import hardness
-    from kdcache.analysis.ratio import ratio_curves
+    from kdcache.analysis.kl_ratio import ratio_curves
     from kdcache.analysis.runs import group
     from kdcache.files import write_json
     from kdcache.report.charts import draw_hardness, draw_ratios
@@ -139,8 +139,8 @@ def kl_ratio(runs: tuple[Path, ...], data_root: Path | None, out: Path | None) -
     from kdcache.report.tables import show, table
 
     groups = [one for one in group(_look(runs)) if one.config.table == "student"]
-    curves, faults = ratio_curves(groups)
-    _warn(faults)
+    curves, problems = ratio_curves(groups)
+    _warn(problems)
     folder = _folder(out)
     written, figures = ["kl-ratio.json"], {"kl_ratios": [curve.as_json() for curve in curves], "images": []}
     if curves:
@@ -160,15 +160,15 @@ def kl_ratio(runs: tuple[Path, ...], data_root: Path | None, out: Path | None) -
         write_figure(draw_hardness(found), folder / f"hardness-{number}.png")
         written += [f"hardness-{number}.png", *_draw_images(one.runs[0], found, data_root, folder, number)]
     if len(written) == 1:
-        raise UsageError(fault("runs", allowed="students that had a teacher", given="none with statistics of d"))
+        raise UsageError(problem("runs", expected="students that had a teacher", got="none with statistics of d"))
     write_json(folder / "kl-ratio.json", figures)
     _tell(folder, *written)
 
 
-def _draw_images(run: "LookedAt", found: Any, data_root: Path | None, folder: Path, number: int) -> list[str]:
+def _draw_images(run: "RunRecord", found: Any, data_root: Path | None, folder: Path, number: int) -> list[str]:
     """Draw the easiest and the hardest images, where these are still there."""
     from kdcache.report.gallery import draw_extremes
-    from kdcache.resolve import load_data
+    from kdcache.setup import load_data
 
     place = {"data_root": data_root} if data_root else {}
     try:
@@ -197,7 +197,7 @@ def curves(runs: tuple[Path, ...], out: Path | None) -> None:
 
     found = error_curves(_look(runs))
     if not found:
-        raise UsageError(fault("runs", allowed="finished trainings", given="none"))
+        raise UsageError(problem("runs", expected="finished trainings", got="none"))
     folder = _folder(out)
     write_json(folder / "curves.json", [curve.as_json() for curve in found])
     write_figure(draw_error_curves(found), folder / "curves.png")
@@ -205,14 +205,14 @@ def curves(runs: tuple[Path, ...], out: Path | None) -> None:
     _tell(folder, "curves.json", "curves.png")
 
 
-def _look(paths: Sequence[Path]) -> "list[LookedAt]":
+def _look(paths: Sequence[Path]) -> "list[RunRecord]":
     """Read runs, telling what is missing."""
-    from kdcache.analysis.runs import look_at
+    from kdcache.analysis.runs import load_runs
 
-    runs, faults = look_at(paths)
+    runs, problems = load_runs(paths)
     if not runs:
-        raise UsageError(*faults)
-    _warn(faults)
+        raise UsageError(*problems)
+    _warn(problems)
     return runs
 
 

@@ -7,7 +7,7 @@ import click
 from kdcache.cli import COMMANDS
 from kdcache.cli.options import DEVICE, settings
 from kdcache.config import StudentConfig
-from kdcache.errors import KdcacheError, UsageError, fault, printable
+from kdcache.errors import KdcacheError, UsageError, printable, problem
 
 __all__ = ["cache"]
 
@@ -58,9 +58,9 @@ def plan(config: StudentConfig, students: int) -> None:
 @WHERE
 def info(teacher: Path | None, store: str | None) -> None:
     """Show what a store holds, whose answers these are, how full and how large it is."""
+    from kdcache.answers.store import AnswerStore
     from kdcache.report.tables import show, store_table
-    from kdcache.resolve import find_store
-    from kdcache.store.answers import AnswerStore
+    from kdcache.setup import find_store
 
     found = AnswerStore(find_store(teacher, store))
     for word, value in {**found.made_with, **found.fingerprint}.items():
@@ -95,7 +95,7 @@ def verify(
     """
     from kdcache.analysis.verification import verify_run
     from kdcache.report.tables import checks_table, show
-    from kdcache.resolve import find_teacher_run
+    from kdcache.setup import find_teacher_run
 
     run = find_teacher_run(teacher)
     checks = list(verify_run(run, store, None if everything else samples, seed, device, data_root))
@@ -104,10 +104,10 @@ def verify(
     largest = max((check.largest for check in checks), default=0.0)
     if damaged or largest > tolerance:
         raise KdcacheError(
-            fault(
+            problem(
                 "the store does not hold what the teacher says",
-                allowed=f"no damaged chunk and a difference of {tolerance:g}",
-                given=f"{damaged} damaged and {largest:.3g}",
+                expected=f"no damaged chunk and a difference of {tolerance:g}",
+                got=f"{damaged} damaged and {largest:.3g}",
             )
         )
     compared, flips = (sum(getattr(check, name) for check in checks) for name in ("compared", "flips"))
@@ -130,12 +130,12 @@ def prune(
     everything: bool,
 ) -> None:
     """Drop answers to the views of some plans or epochs; those to the clean views stay."""
+    from kdcache.answers.store import AnswerStore
     from kdcache.report.tables import file_size
-    from kdcache.resolve import find_store
-    from kdcache.store.answers import AnswerStore
+    from kdcache.setup import find_store
 
     if everything == any(choice is not None for choice in (view_seed, kind, after_epoch)):
-        raise UsageError(fault("what to drop", allowed="--all, or some of --view-seed, --kind and --after-epoch"))
+        raise UsageError(problem("what to drop", expected="--all, or some of --view-seed, --kind and --after-epoch"))
     found = AnswerStore(find_store(teacher, store))
     dropped = [
         name.table

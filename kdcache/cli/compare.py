@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from kdcache.cli import COMMANDS
-from kdcache.errors import UsageError, fault
+from kdcache.errors import UsageError, problem
 
 __all__ = ["compare"]
 
@@ -28,19 +28,19 @@ class TwoSides(click.Command):
 @click.pass_context
 def compare(context: click.Context, runs: tuple[Path, ...], level: float, format_: str) -> None:
     """Compare the runs on the left of -- with those on the right of it."""
-    from kdcache.analysis.runs import look_at
+    from kdcache.analysis.runs import load_runs
     from kdcache.report.tables import show, table
     from kdcache.study.compare import compare as compared
     from kdcache.study.sheets import comparison_sheet
 
     right = tuple(map(Path, context.meta["right"]))
     if not runs or not right:
-        raise UsageError(fault("kdcache compare", allowed="run folders on both sides of --, as in A0 A1 -- B0 B1"))
+        raise UsageError(problem("kdcache compare", expected="run folders on both sides of --, as in A0 A1 -- B0 B1"))
     sides = []
     for paths in (runs, right):
-        looked, faults = look_at(paths)
+        looked, problems = load_runs(paths)
         sides.append(looked)
-        for line in faults:
+        for line in problems:
             click.echo(f"kdcache: {line}", err=True)
     found = compared(sides[0], sides[1], level)
     if format_ == "json":

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from kdcache.choices import BAD_IMAGES
 from kdcache.cli import COMMANDS
-from kdcache.errors import KdcacheError, UsageError, fault
-from kdcache.words import BAD_IMAGES
+from kdcache.errors import KdcacheError, UsageError, problem
 
 if TYPE_CHECKING:
     from kdcache.datasets import Card
@@ -93,7 +93,7 @@ def fetch(dataset: str, data_root: Path) -> None:
     from kdcache.report.progress import counting
 
     if dataset not in CARDS:
-        raise UsageError(fault("dataset to fetch", allowed=", ".join(fetching.ARCHIVES), given=dataset))
+        raise UsageError(problem("dataset to fetch", expected=", ".join(fetching.ARCHIVES), got=dataset))
     with counting(f"fetching {dataset}") as tell:
         folder = fetching.fetch(dataset, data_root.expanduser(), lambda file, done, total: tell(done, total))
     click.echo(f"{dataset}: {folder or 'ships with kdcache'} (licence: {CARDS[dataset].licence})")
@@ -150,8 +150,8 @@ def check(dataset: str, data_root: Path, image_size: int | None, workers: int | 
     with counting("checking") as tell:
         report = look(dataset, tell, workers, root=data_root, image_size=image_size)
     found = report.data
-    if report.faults:
-        raise KdcacheError("\n".join([*report.faults, f"{dataset}: {len(report.faults)} faults"]))
+    if report.problems:
+        raise KdcacheError("\n".join([*report.problems, f"{dataset}: {len(report.problems)} problems"]))
     click.echo(f"{dataset}: {len(found.train):,} training and {len(found.test):,} test images, all sound")
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
+from kdcache.choices import PRECISIONS
 from kdcache.cli import COMMANDS
 from kdcache.cli.options import DEVICE
-from kdcache.errors import KdcacheError, fault
-from kdcache.words import PRECISIONS
+from kdcache.errors import KdcacheError, problem
 
 __all__ = ["doctor"]
 
@@ -36,9 +36,9 @@ def doctor(runs: Path, data_root: Path, device: str, precision: str) -> None:
     from kdcache.doctor import FAULT, Recipes, examine
     from kdcache.stages import train_student, train_teacher
 
-    faults = []
+    problems = []
     for finding in examine(Recipes(train_teacher, train_student), runs, data_root, device, precision):
         click.echo(f"{finding.state:<6}{finding.about}: {finding.text}")
-        faults += [finding.about] if finding.state == FAULT else []
-    if faults:
-        raise KdcacheError(fault("this machine is not fit", given=", ".join(faults)))
+        problems += [finding.about] if finding.state == FAULT else []
+    if problems:
+        raise KdcacheError(problem("this machine is not fit", got=", ".join(problems)))

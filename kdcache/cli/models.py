@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
+from kdcache.choices import IMAGE_SIZES
 from kdcache.cli import COMMANDS
-from kdcache.words import IMAGE_SIZES
 
 __all__ = ["export", "models", "predict"]
 
@@ -24,7 +24,7 @@ SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch-export": ".pt
 )
 def models(num_classes: int, image_size: int) -> None:
     """List the networks."""
-    from kdcache.analysis.sizes import PAIRS, sizes
+    from kdcache.models.sizes import PAIRS, sizes
     from kdcache.report.tables import show, table
 
     found = sizes(num_classes, image_size)
@@ -43,10 +43,10 @@ def models(num_classes: int, image_size: int) -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="File to write [beside the run's network].")
 def export(run: Path, format: str, out: Path | None) -> None:
     """Export a network."""
-    from kdcache.export import export as write
     from kdcache.models import checkpoint
-    from kdcache.record import FinishedRun
-    from kdcache.resolve import MODEL
+    from kdcache.models.export import export as write
+    from kdcache.run.folder import FinishedRun
+    from kdcache.setup import MODEL
 
     path = FinishedRun(run).path
     made = write(checkpoint.load(path / MODEL), format, out or path / f"export{SUFFIXES[format]}")
@@ -62,10 +62,10 @@ def predict(run: Path, images: tuple[Path, ...]) -> None:
 
     from kdcache.datasets.pictures import read_image
     from kdcache.errors import printable
-    from kdcache.export import Deployed
     from kdcache.models import checkpoint
-    from kdcache.record import FinishedRun
-    from kdcache.resolve import MODEL
+    from kdcache.models.export import Deployed
+    from kdcache.run.folder import FinishedRun
+    from kdcache.setup import MODEL
 
     path = FinishedRun(run).path / MODEL
     network = checkpoint.load(path)

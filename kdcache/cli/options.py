@@ -55,7 +55,7 @@ def settings(kind: type[Config], fields: Iterable[str] | None = None) -> Callabl
 
 
 def _option(name: str, kind: type[TrainingConfig]) -> Callable[[Run], Run]:
-    """Make an option of a setting; the config checks its value, so that all faults are reported together."""
+    """Make an option of a setting; the config checks its value, so that all problems are reported together."""
     field = kind.model_fields[name]
     flag = f"--{name.replace('_', '-')}"
     text = field.description or ""

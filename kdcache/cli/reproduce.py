@@ -8,10 +8,10 @@ import click
 
 from kdcache.cli import COMMANDS
 from kdcache.cli.options import DEVICE
-from kdcache.errors import KdcacheError, UsageError, fault
+from kdcache.errors import KdcacheError, UsageError, problem
 
 if TYPE_CHECKING:
-    from kdcache.study.spread import Cell
+    from kdcache.study.expand import TableCell
 
 __all__ = ["reproduce"]
 
@@ -58,12 +58,12 @@ def reproduce(
     device: str,
 ) -> None:
     """Reproduce a table or figure."""
+    from kdcache.study.expand import expand_study, filter_cells, runs_of
     from kdcache.study.plan import read_study
-    from kdcache.study.spread import narrowed, runs_of, spread_out
 
     common = {"data_root": data_root, "device": None if device == "auto" else device}
     chosen = read_study(study)
-    planned = spread_out(
+    planned = expand_study(
         chosen,
         profile,
         out,
@@ -72,9 +72,9 @@ def reproduce(
         common={name: value for name, value in common.items() if value is not None},
         student={"cache_limit": cache_limit} if cache_limit else {},
     )
-    wanted = narrowed(planned, _listed(pairs), _listed(rows), seeds)
-    if faults := [line for run in runs_of(planned) for line in run.faults()]:
-        raise UsageError(*faults)
+    wanted = filter_cells(planned, _listed(pairs), _listed(rows), seeds)
+    if problems := [line for run in runs_of(planned) for line in run.problems()]:
+        raise UsageError(*problems)
     if dry_run:
         _tell_costs(wanted)
         return
@@ -96,7 +96,7 @@ def reproduce(
         raise KdcacheError(f"{len(failed)} of the runs failed; the same command tries them again")
 
 
-def _train(cells: "list[Cell]", jobs: int, launcher: str, out: Path, options: dict[str, str]) -> list[str]:
+def _train(cells: "list[TableCell]", jobs: int, launcher: str, out: Path, options: dict[str, str]) -> list[str]:
     from kdcache.study.launch import launcher as make
     from kdcache.study.reproduce import train
 
@@ -111,14 +111,14 @@ def _listed(text: str | None) -> list[str]:
 def _named(option: str, given: tuple[str, ...]) -> dict[str, str]:
     """Split NAME=VALUE."""
     if odd := [text for text in given if "=" not in text]:
-        raise UsageError(fault(option, allowed="NAME=VALUE", given=odd[0]))
+        raise UsageError(problem(option, expected="NAME=VALUE", got=odd[0]))
     return dict(text.split("=", 1) for text in given)
 
 
-def _tell_costs(cells: "list[Cell]") -> None:
+def _tell_costs(cells: "list[TableCell]") -> None:
     from kdcache.report.tables import file_size, show, table
     from kdcache.study.costs import hours, study_cost
-    from kdcache.study.spread import column_titles, runs_of
+    from kdcache.study.expand import column_titles, runs_of
 
     found, runs = study_cost(cells), runs_of(cells)
     titles = column_titles(cell.column for cell in cells)

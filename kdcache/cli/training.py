@@ -7,11 +7,11 @@ import click
 from kdcache.cli import COMMANDS
 from kdcache.cli.options import settings
 from kdcache.config import StudentConfig, TeacherConfig
-from kdcache.errors import fault
+from kdcache.errors import problem
 
 if TYPE_CHECKING:
-    from kdcache.record import FinishedRun
     from kdcache.report.progress import Reporter
+    from kdcache.run.folder import FinishedRun
 
 __all__ = ["student_train", "teacher_load", "teacher_train"]
 
@@ -62,7 +62,7 @@ def _three(context: click.Context, option: click.Parameter, text: str | None) ->
     try:
         red, green, blue = map(float, text.split(","))
     except ValueError:
-        raise click.BadParameter(fault("", allowed="three numbers such as 0.5,0.5,0.5", given=text)[2:]) from None
+        raise click.BadParameter(problem("", expected="three numbers such as 0.5,0.5,0.5", got=text)[2:]) from None
     return red, green, blue
 
 
@@ -97,7 +97,7 @@ def _tell(reporter: "Reporter", run: "FinishedRun") -> None:
     best = "best" if run.summary.get("best_on", "test") == "test" else "best on validation:"
     reporter.say(
         "{kind} {model}: top-1 {last_top1:.2f} % ({best} {best_top1:.2f} % at epoch {best_epoch}), "
-        "teacher asked {questions_asked} questions, {questions_answered} answered from the store, "
+        "teacher asked {teacher_forwards} questions, {cache_hits} answered from the store, "
         "{seconds:.0f} s".format(best=best, **run.summary)
     )
     reporter.say(f"run: {run.path}")

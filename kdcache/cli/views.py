@@ -7,7 +7,7 @@ import click
 from kdcache.cli import COMMANDS
 from kdcache.cli.options import settings
 from kdcache.config import StudentConfig
-from kdcache.errors import UsageError, fault
+from kdcache.errors import UsageError, problem
 
 __all__ = ["views"]
 
@@ -23,13 +23,13 @@ def views(config: StudentConfig, epoch: int, samples: int, out: Path) -> None:
 
     from kdcache.report.tables import show
     from kdcache.report.views import draw_views, views_table
-    from kdcache.resolve import load_data, plan_of
+    from kdcache.setup import load_data, plan_of
     from kdcache.views import ViewMaker
 
     data = load_data(config)
     plan = plan_of(config, data)
     if samples > plan.samples:
-        raise UsageError(fault("--samples", allowed=f"at most the {plan.samples} of the set", given=samples))
+        raise UsageError(problem("--samples", expected=f"at most the {plan.samples} of the set", got=samples))
     show(views_table(plan, data, epoch - 1, samples))
     draw_views(ViewMaker(data.train, plan, 64, torch.device("cpu")), data, epoch - 1, samples, out)
     click.echo(f"picture: {out}")

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kdcache.choices import FOLDER_PREFIX, HDF5_PREFIX
 from kdcache.datasets.cards import CARDS, Card, card_of
-from kdcache.errors import UsageError, fault
-from kdcache.words import FOLDER, PACKED
+from kdcache.errors import UsageError, problem
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -263,7 +263,7 @@ def read(
     from kdcache.datasets.workers import per_core
 
     workers = per_core() if workers is None else workers
-    if name.startswith(PACKED) and name != PACKED:
+    if name.startswith(HDF5_PREFIX) and name != HDF5_PREFIX:
         from kdcache.datasets import packed
 
         return packed.load_file(name, image_size, workers)
@@ -287,7 +287,7 @@ def found(root: Path) -> list[str]:
     ]
     known = {root / folder for card in CARDS.values() for folder in card.folders}
     own = sorted({path.parent for path in root.glob("*/train") if path.is_dir()} - known)
-    return [*named, *(f"{FOLDER}{path}" for path in own)]
+    return [*named, *(f"{FOLDER_PREFIX}{path}" for path in own)]
 
 
 def _held(split: Split) -> Split:
@@ -306,7 +306,9 @@ def without_bad(data: Dataset) -> Dataset:
             chosen = np.arange(len(split)) if pictures.chosen is None else pictures.chosen
             sound = np.flatnonzero(~np.isin(chosen, manifest.bad))
             if not len(sound):
-                raise UsageError(fault(f"pictures of {pictures.source.place}", allowed="at least one that can be read"))
+                raise UsageError(
+                    problem(f"pictures of {pictures.source.place}", expected="at least one that can be read")
+                )
             for picture in chosen[np.isin(chosen, manifest.bad)][:5].tolist():
                 log.warning("left out, since it cannot be read: %s", pictures.source.name(picture))
             skipped += len(split) - len(sound)
@@ -334,6 +336,6 @@ def _share(data: Dataset, fraction: float, option: str) -> np.ndarray:
         count = max(1, round(fraction * len(of_class)))
         if count >= len(of_class):
             what = f"training images of class {data.class_names[label]} for {option} {fraction}"
-            raise UsageError(fault(what, allowed=f"more than {count}", given=len(of_class)))
+            raise UsageError(problem(what, expected=f"more than {count}", got=len(of_class)))
         chosen[of_class[:count]] = True
     return chosen

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from kdcache.datasets import Split
 from kdcache.datasets.cards import Card
-from kdcache.errors import UsageError, fault
+from kdcache.errors import UsageError, problem
 
 __all__ = ["check_labels", "make_split"]
 
@@ -34,12 +34,12 @@ def make_split(where: object, card: Card, images: np.ndarray, labels: np.ndarray
     size = card.image_size
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or not len(images):
         raise UsageError(
-            fault(f"images of {where}", allowed="uint8 (N, H, W, 1 or 3)", given=f"{images.dtype} {images.shape}")
+            problem(f"images of {where}", expected="uint8 (N, H, W, 1 or 3)", got=f"{images.dtype} {images.shape}")
         )
     height, width = images.shape[1:3]
     if max(height, width) > size or (size - height) % 2 or (size - width) % 2:
         raise UsageError(
-            fault(f"images of {where}", allowed=f"{size}x{size} or evenly less", given=f"{height}x{width}")
+            problem(f"images of {where}", expected=f"{size}x{size} or evenly less", got=f"{height}x{width}")
         )
     check_labels(where, card, labels, len(images))
     rows, columns = (size - height) // 2, (size - width) // 2
@@ -53,9 +53,9 @@ def check_labels(where: object, card: Card, labels: np.ndarray, count: int) -> N
     classes = card.classes or 0
     if labels.dtype.kind not in "iu" or labels.shape != (count,):
         raise UsageError(
-            fault(f"labels of {where}", allowed=f"integers ({count},)", given=f"{labels.dtype} {labels.shape}")
+            problem(f"labels of {where}", expected=f"integers ({count},)", got=f"{labels.dtype} {labels.shape}")
         )
     if labels.min() < 0 or labels.max() >= classes:
         raise UsageError(
-            fault(f"labels of {where}", allowed=f"0 to {classes - 1}", given=f"{labels.min()} to {labels.max()}")
+            problem(f"labels of {where}", expected=f"0 to {classes - 1}", got=f"{labels.min()} to {labels.max()}")
         )

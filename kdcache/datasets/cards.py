@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from kdcache.errors import UsageError, fault
-from kdcache.words import FOLDER, PACKED
+from kdcache.choices import FOLDER_PREFIX, HDF5_PREFIX
+from kdcache.errors import UsageError, problem
 
 __all__ = ["CARDS", "Card", "card_of", "sized"]
 
@@ -125,10 +125,10 @@ def card_of(name: str, image_size: int | None = None) -> Card:
     """
     if name in CARDS:
         return sized(CARDS[name], image_size)
-    path = name.removeprefix(FOLDER)
+    path = name.removeprefix(FOLDER_PREFIX)
     if path in ("", name):
-        known = ", ".join((*CARDS, f"{FOLDER}PATH", f"{PACKED}FILE"))
-        raise UsageError(fault("unknown dataset", allowed=known, given=repr(name)))
+        known = ", ".join((*CARDS, f"{FOLDER_PREFIX}PATH", f"{HDF5_PREFIX}FILE"))
+        raise UsageError(problem("unknown dataset", expected=known, got=repr(name)))
     card = Card(name, None, _FOLDER_SIZE, _FOLDER_SIZE // 8, _IMAGENET_MEAN, _IMAGENET_STD, path, "the user's own")
     return sized(card, image_size, pictures=True)
 
@@ -152,9 +152,9 @@ def sized(card: Card, image_size: int | None, pictures: bool = False) -> Card:
     if image_size in (None, card.image_size):
         return card
     if card.padding is not None and not pictures:
-        raise UsageError(fault(f"image size of {card.name}", allowed=card.image_size, given=image_size))
+        raise UsageError(problem(f"image size of {card.name}", expected=card.image_size, got=image_size))
     if image_size < 1:
-        raise UsageError(fault(f"image size of {card.name}", allowed="1 pixel or more", given=image_size))
+        raise UsageError(problem(f"image size of {card.name}", expected="1 pixel or more", got=image_size))
     if card.padding is not None:
         return replace(card, image_size=image_size, padding=image_size // 8)
     return replace(card, image_size=image_size, shorter_side=image_size * _OUTER // _INNER)

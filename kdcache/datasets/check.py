@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from kdcache import datasets
+from kdcache.choices import HDF5_PREFIX
 from kdcache.datasets import Dataset, Split
 from kdcache.datasets.manifest import Manifest
 from kdcache.datasets.packed import stated_fingerprints
 from kdcache.datasets.pictures import decode
 from kdcache.errors import UsageError
-from kdcache.words import PACKED
 
 __all__ = ["Report", "check", "known"]
 
@@ -26,12 +26,12 @@ class Report:
     Attributes
     ----------
     data : Dataset
-    faults : list of str
+    problems : list of str
         A line for each: pictures that do not decode or changed unnoticed, counts and fingerprints that are others.
     """
 
     data: Dataset
-    faults: list[str]
+    problems: list[str]
 
 
 def check(name: str, tell: Tell = lambda done, total: None, workers: int | None = None, **where: object) -> Report:
@@ -48,16 +48,16 @@ def check(name: str, tell: Tell = lambda done, total: None, workers: int | None 
     """
     data = datasets.read(name, workers=workers, **where)  # type: ignore[arg-type]
     splits = {"train": data.train, "test": data.test}
-    faults = [line for part, split in splits.items() for line in _look_at(part, split, tell)]
+    problems = [line for part, split in splits.items() for line in _look_at(part, split, tell)]
     for (part, split), count in zip(splits.items(), data.card.counts or (), strict=False):
         if len(split) != count:
-            faults.append(f"{part}: allowed {count} images as in the whole {data.card.name}, given {len(split)}")
-    if name.startswith(PACKED) and where.get("image_size") is None:
-        stated = stated_fingerprints(Path(name.removeprefix(PACKED)).expanduser())
+            problems.append(f"{part}: allowed {count} images as in the whole {data.card.name}, given {len(split)}")
+    if name.startswith(HDF5_PREFIX) and where.get("image_size") is None:
+        stated = stated_fingerprints(Path(name.removeprefix(HDF5_PREFIX)).expanduser())
         for part, split in splits.items():
             if stated[part] not in (None, split.fingerprint):
-                faults.append(f"fingerprint of {part}: allowed {stated[part]}, given {split.fingerprint}")
-    return Report(data, faults)
+                problems.append(f"fingerprint of {part}: allowed {stated[part]}, given {split.fingerprint}")
+    return Report(data, problems)
 
 
 def known(data: Dataset, tell: Tell = lambda done, total: None, decodes: bool = False) -> list[str]:

@@ -14,7 +14,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from kdcache.datasets.cards import CARDS
-from kdcache.errors import KdcacheError, UsageError, fault, first_line
+from kdcache.errors import KdcacheError, UsageError, first_line, problem
 from kdcache.files import move_whole, write_whole_folder
 
 __all__ = ["ARCHIVES", "BY_HAND", "Archive", "fetch"]
@@ -93,7 +93,7 @@ def fetch(name: str, root: Path, tell: Tell = lambda file, done, total: None) ->
         if there.is_dir():
             return there
     if name in BY_HAND:
-        raise UsageError(fault(f"{name} cannot be fetched", allowed=f"by hand: {BY_HAND[name].format(root=root)}"))
+        raise UsageError(problem(f"{name} cannot be fetched", expected=f"by hand: {BY_HAND[name].format(root=root)}"))
     folder = root / card.folders[0]
     downloads = root / "downloads"
     downloads.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ def fetch(name: str, root: Path, tell: Tell = lambda file, done, total: None) ->
     try:
         write_whole_folder(folder, lambda temporary: _unpack(files, folder.name, temporary))
     except (OSError, tarfile.TarError, zipfile.BadZipFile) as error:
-        raise KdcacheError(fault(f"cannot unpack {name} into {folder}", given=first_line(error))) from error
+        raise KdcacheError(problem(f"cannot unpack {name} into {folder}", got=first_line(error))) from error
     for file in files:
         file.unlink()
     return folder
@@ -117,14 +117,14 @@ def _download(archive: Archive, folder: Path, tell: Tell) -> Path:
     try:
         _append(archive.url, part, lambda done, total: tell(path.name, done, total))
     except (OSError, HTTPException, ValueError) as error:
-        raise KdcacheError(fault(f"cannot fetch {archive.url} into {folder}", given=first_line(error))) from error
+        raise KdcacheError(problem(f"cannot fetch {archive.url} into {folder}", got=first_line(error))) from error
     found = hashlib.md5(usedforsecurity=False)
     with part.open("rb") as file:
         while piece := file.read(PIECE):
             found.update(piece)
     if found.hexdigest() != archive.md5:
         part.unlink()
-        raise KdcacheError(fault(f"MD5 of {archive.url}", allowed=archive.md5, given=found.hexdigest()))
+        raise KdcacheError(problem(f"MD5 of {archive.url}", expected=archive.md5, got=found.hexdigest()))
     move_whole(part, path)
     return path
 

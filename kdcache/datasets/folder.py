@@ -3,11 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
+from kdcache.choices import FOLDER_PREFIX
 from kdcache.datasets import Dataset
 from kdcache.datasets.cards import Card
-from kdcache.datasets.listing import class_folders, listed, pictures_by_class
-from kdcache.errors import UsageError, fault
-from kdcache.words import FOLDER
+from kdcache.datasets.listing import class_folders, comma_list, pictures_by_class
+from kdcache.errors import UsageError, problem
 
 __all__ = ["load", "read_parts"]
 
@@ -28,9 +28,9 @@ def load(card: Card, root: Path, workers: int) -> Dataset:
     UsageError
         If a folder is missing or empty, or the classes differ or are fewer than two.
     """
-    path = Path(card.name.removeprefix(FOLDER)).expanduser()
+    path = Path(card.name.removeprefix(FOLDER_PREFIX)).expanduser()
     if not path.is_dir():
-        raise UsageError(fault(f"dataset folder {path}", allowed="an existing folder", given="none"))
+        raise UsageError(problem(f"dataset folder {path}", expected="an existing folder", got="none"))
     return read_parts(path, card, workers)
 
 
@@ -39,15 +39,15 @@ def read_parts(path: Path, card: Card, workers: int) -> Dataset:
     train = path / "train"
     test = next((path / name for name in TESTS if (path / name).is_dir()), None)
     if not train.is_dir() or test is None:
-        present = listed(entry.name for entry in path.iterdir() if entry.is_dir())
+        present = comma_list(entry.name for entry in path.iterdir() if entry.is_dir())
         raise UsageError(
-            fault(f"folders of {path}", allowed=f"train and {' or '.join(TESTS)}", given=present or "none")
+            problem(f"folders of {path}", expected=f"train and {' or '.join(TESTS)}", got=present or "none")
         )
     classes, test_classes = class_folders(train), class_folders(test)
     if odd := set(classes) ^ set(test_classes):
         allowed = f"the same in train and {test.name}"
-        raise UsageError(fault(f"classes of {path}", allowed=allowed, given=f"only in one: {listed(odd)}"))
+        raise UsageError(problem(f"classes of {path}", expected=allowed, got=f"only in one: {comma_list(odd)}"))
     if len(classes) < 2:
-        raise UsageError(fault(f"classes of {train}", allowed="2 folders or more", given=len(classes)))
+        raise UsageError(problem(f"classes of {train}", expected="2 folders or more", got=len(classes)))
     listings = [pictures_by_class(part, classes, card, workers) for part in (train, test)]
     return Dataset(replace(card, classes=len(classes)), tuple(classes), train=listings[0], test=listings[1])

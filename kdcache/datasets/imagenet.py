@@ -19,7 +19,7 @@ from kdcache.datasets.listing import (
     unpacked,
 )
 from kdcache.datasets.pictures import Files
-from kdcache.errors import UsageError, fault
+from kdcache.errors import UsageError, problem
 
 __all__ = ["load"]
 
@@ -65,17 +65,17 @@ def _with_flat_validation(path: Path, flat: list[tuple[int, str]], card: Card, w
     kit = _kit(path)
     if kit is None:
         needed = f"{TRUTH} and {META} in {path / DEVKIT[2]}, or a folder of val for each class"
-        raise UsageError(fault(f"labels of the flat {path / 'val'}", allowed=needed, given="none"))
+        raise UsageError(problem(f"labels of the flat {path / 'val'}", expected=needed, got="none"))
     truth = [int(line) for line in (kit / TRUTH).read_text("utf-8").split()]
     if flat[-1][0] > len(truth):
         allowed = f"a line for each picture, up to {flat[-1][1]}"
-        raise UsageError(fault(str(kit / TRUTH), allowed=allowed, given=f"{len(truth)} lines"))
+        raise UsageError(problem(str(kit / TRUTH), expected=allowed, got=f"{len(truth)} lines"))
     wnids = {number: wnid for number, (wnid, _) in _synsets(kit).items()}
     numbered = {wnid: label for label, wnid in enumerate(classes)}
     of_classes = [wnids.get(truth[number - 1], "") for number, _ in flat]
     if strange := set(of_classes) - numbered.keys():
         raise UsageError(
-            fault(f"classes of {path / 'val'}", allowed=f"those of {path / 'train'}", given=", ".join(sorted(strange)))
+            problem(f"classes of {path / 'val'}", expected=f"those of {path / 'train'}", got=", ".join(sorted(strange)))
         )
     labels = np.array([numbered[wnid] for wnid in of_classes])
     test: Split = picture_split(Files.of(path / "val", (os.fsencode(name) for _, name in flat)), labels, card, workers)
@@ -96,7 +96,7 @@ def _synsets(kit: Path) -> dict[int, tuple[str, str]]:
         rows = loadmat(kit / META, squeeze_me=True)["synsets"]
         return {int(row["ILSVRC2012_ID"]): (str(row["WNID"]), str(row["words"])) for row in rows}
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise UsageError(fault(f"cannot read {kit / META}", allowed="the kit's own file", given=error)) from error
+        raise UsageError(problem(f"cannot read {kit / META}", expected="the kit's own file", got=error)) from error
 
 
 def _names(path: Path, folders: tuple[str, ...]) -> tuple[str, ...]:

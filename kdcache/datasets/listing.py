@@ -10,9 +10,9 @@ import torch
 from kdcache.datasets import Split
 from kdcache.datasets.cards import Card
 from kdcache.datasets.pictures import Files, Pictures, Source
-from kdcache.errors import UsageError, fault
+from kdcache.errors import UsageError, problem
 
-__all__ = ["class_folders", "class_names", "listed", "picture_split", "pictures_by_class", "unpacked"]
+__all__ = ["class_folders", "class_names", "comma_list", "picture_split", "pictures_by_class", "unpacked"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Of files that are taken for pictures, in capitals or not."""
@@ -44,8 +44,8 @@ def pictures_by_class(part: Path, classes: Sequence[str], card: Card, workers: i
 
     files = Files.of(part, names())
     if 0 in counts:
-        empty = listed(name for name, count in zip(classes, counts, strict=True) if not count)
-        raise UsageError(fault(f"no image for some classes of {part}", allowed=" ".join(SUFFIXES), given=empty))
+        empty = comma_list(name for name, count in zip(classes, counts, strict=True) if not count)
+        raise UsageError(problem(f"no image for some classes of {part}", expected=" ".join(SUFFIXES), got=empty))
     return picture_split(files, np.repeat(np.arange(len(classes)), counts), card, workers)
 
 
@@ -78,7 +78,7 @@ def unpacked(root: Path, card: Card, mark: str, verb: str) -> Path:
         if (place / mark).exists():
             return place
     allowed = f"{mark} in {' or '.join(map(str, places))} ('kdcache data fetch {card.name}' {verb} it)"
-    raise UsageError(fault(f"{card.name} is not in {root}", allowed=allowed))
+    raise UsageError(problem(f"{card.name} is not in {root}", expected=allowed))
 
 
 def class_names(wordlists: Sequence[Path], folders: Sequence[str]) -> tuple[str, ...]:
@@ -104,7 +104,7 @@ def distinct_names(folders: Sequence[str], names: Sequence[str]) -> tuple[str, .
     return tuple(f"{name} ({folder})" if name in twice else name for folder, name in pairs)
 
 
-def listed(names: Iterable[str]) -> str:
+def comma_list(names: Iterable[str]) -> str:
     """Name the first few of some names."""
     names = sorted(names)
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
@@ -115,7 +115,7 @@ def _pictures_below(part: Path, name: str) -> list[str]:
     for folder, _, files in os.walk(part / name, followlinks=True):
         if os.path.islink(folder) and os.path.realpath(folder) in map(os.path.realpath, Path(folder).parents):
             circle = "a link to a folder that it lies in"
-            raise UsageError(fault(f"pictures of {folder}", allowed="links that lead elsewhere", given=circle))
+            raise UsageError(problem(f"pictures of {folder}", expected="links that lead elsewhere", got=circle))
         below = os.path.relpath(folder, part)
         found += [os.path.join(below, file) for file in files if file.lower().endswith(SUFFIXES)]
     return sorted(found)

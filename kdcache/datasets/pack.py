@@ -12,7 +12,7 @@ import numpy as np
 from kdcache.datasets import Dataset, Split
 from kdcache.datasets.manifest import Manifest
 from kdcache.datasets.packed import FORMAT, VERSION, card_facts
-from kdcache.errors import KdcacheError, UsageError, fault
+from kdcache.errors import KdcacheError, UsageError, problem
 from kdcache.files import move_whole, write_whole
 
 __all__ = ["draft_of", "pack"]
@@ -72,7 +72,7 @@ def pack(data: Dataset, path: Path, tell: Tell = lambda done, total: None) -> No
         If a picture changes meanwhile.
     """
     if not path.parent.is_dir():
-        raise UsageError(fault(f"cannot write {path}", allowed="a folder that exists", given=path.parent))
+        raise UsageError(problem(f"cannot write {path}", expected="a folder that exists", got=path.parent))
     draft, splits = draft_of(path), {"train": data.train, "test": data.test}
     payloads = {part: _payload(split) for part, split in splits.items()}
     content = [card_facts(data.card), *data.class_names, *(split.fingerprint for split in splits.values())]
@@ -123,7 +123,7 @@ def _payload(split: Split) -> _Payload:
         picture = pictures.number(image)
         data = source.read(picture)
         if hashlib.sha256(data).digest() != manifest.digests[picture].tobytes():
-            raise KdcacheError(fault(f"{source.name(picture)} changed while it was packed"))
+            raise KdcacheError(problem(f"{source.name(picture)} changed while it was packed"))
         return data
 
     ends = np.cumsum(sizes)

@@ -10,13 +10,13 @@ import h5py
 import numpy as np
 from pydantic import TypeAdapter
 
+from kdcache.choices import FOLDER_PREFIX, HDF5_PREFIX, IMAGE_SIZES, MAX_CLASSES
 from kdcache.datasets import Dataset, Split
 from kdcache.datasets.arrays import check_labels, make_split
 from kdcache.datasets.cards import Card, card_of, sized
 from kdcache.datasets.listing import picture_split
 from kdcache.datasets.pictures import Blob
-from kdcache.errors import UsageError, fault, first_line
-from kdcache.words import FOLDER, IMAGE_SIZES, MOST_CLASSES, PACKED
+from kdcache.errors import UsageError, first_line, problem
 
 __all__ = ["FORMAT", "VERSION", "card_facts", "load", "load_file", "read", "stated_fingerprints"]
 
@@ -43,7 +43,7 @@ def load(card: Card, root: Path, workers: int) -> Dataset:
 
 def load_file(name: str, image_size: int | None, workers: int) -> Dataset:
     """Read ``hdf5:FILE``, whose card is the one that the file states; without one, that of a folder."""
-    return read(Path(name.removeprefix(PACKED)).expanduser(), None, name, image_size, workers)
+    return read(Path(name.removeprefix(HDF5_PREFIX)).expanduser(), None, name, image_size, workers)
 
 
 def read(
@@ -77,17 +77,17 @@ def read(
             found = file.attrs.get("format"), file.attrs.get("version")
             if found != (FORMAT, VERSION):
                 raise UsageError(
-                    fault(f"format of {path}", allowed=f"{FORMAT} {VERSION}", given=" ".join(map(str, found)))
+                    problem(f"format of {path}", expected=f"{FORMAT} {VERSION}", got=" ".join(map(str, found)))
                 )
             names = _class_names(file)
             card = card or _stated_card(file, name, len(names), image_size)
             if len(names) != card.classes:
-                raise UsageError(fault(f"class_names of {path}", allowed=f"{card.classes} names", given=len(names)))
+                raise UsageError(problem(f"class_names of {path}", expected=f"{card.classes} names", got=len(names)))
             train, test = (_split(file, part, card, workers) for part in ("train", "test"))
             return Dataset(card, names, train, test)
     except _DAMAGE as error:
         reason = "no such file" if not path.exists() else first_line(error)
-        raise UsageError(fault(f"cannot read {path}", allowed="a whole HDF5 file", given=reason)) from error
+        raise UsageError(problem(f"cannot read {path}", expected="a whole HDF5 file", got=reason)) from error
 
 
 def card_facts(card: Card) -> str:
@@ -106,7 +106,7 @@ def _class_names(file: h5py.File) -> tuple[str, ...]:
     if not isinstance(array, h5py.Dataset):
         return tuple(map(str, np.atleast_1d(file.attrs.get("class_names", ()))))
     _check_place(array, file)
-    if array.size > MOST_CLASSES:
+    if array.size > MAX_CLASSES:
         raise ValueError(f"{array.name} of shape {array.shape}")
     return tuple(map(str, np.atleast_1d(array.asstr()[()])))
 
@@ -124,12 +124,12 @@ def _stated_card(file: h5py.File, name: str, classes: int, image_size: int | Non
                 raise ValueError(f"deviations {stated.std}")
         except (ValueError, TypeError, AttributeError) as error:
             allowed = f"sound values of {', '.join(FACTS)}"
-            raise UsageError(fault(f"card of {file.filename}", allowed=allowed, given=first_line(error))) from error
+            raise UsageError(problem(f"card of {file.filename}", expected=allowed, got=first_line(error))) from error
         return sized(stated, image_size, pictures=holds_pictures)
     size = image_size
     if not holds_pictures and isinstance(file.get("train/images"), h5py.Dataset) and file["train/images"].ndim == 4:
         size = int(max(file["train/images"].shape[1:3]))
-    return replace(card_of(f"{FOLDER}{file.filename}", size), name=name, classes=classes)
+    return replace(card_of(f"{FOLDER_PREFIX}{file.filename}", size), name=name, classes=classes)
 
 
 def _split(file: h5py.File, part: str, card: Card, workers: int) -> Split:
@@ -140,7 +140,7 @@ def _split(file: h5py.File, part: str, card: Card, workers: int) -> Split:
     start, rising = blob.id.get_offset(), offsets.ndim == 1 and len(offsets) > 1 and not (np.diff(offsets) < 0).any()
     if start is None or blob.ndim != 1 or not rising or (offsets[0], offsets[-1]) != (0, len(blob)):
         allowed = "contiguous bytes, and rising offsets from 0 to their number"
-        raise UsageError(fault(f"{part}/blob of {file.filename}", allowed=allowed, given=f"{blob.shape} bytes"))
+        raise UsageError(problem(f"{part}/blob of {file.filename}", expected=allowed, got=f"{blob.shape} bytes"))
     check_labels(f"{file.filename}/{part}", card, labels, len(offsets) - 1)
     return picture_split(Blob(Path(file.filename), part, start + offsets), labels, card, workers)
 
@@ -148,7 +148,7 @@ def _split(file: h5py.File, part: str, card: Card, workers: int) -> Split:
 def _array(file: h5py.File, key: str) -> h5py.Dataset:
     array = file.get(key)
     if not isinstance(array, h5py.Dataset):
-        raise UsageError(fault(f"{file.filename} has no array {key}"))
+        raise UsageError(problem(f"{file.filename} has no array {key}"))
     _check(array, file)
     return array
 

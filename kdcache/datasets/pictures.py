@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from kdcache.datasets.workers import in_worker, per_core
-from kdcache.errors import UsageError, fault, first_line
+from kdcache.errors import UsageError, first_line, problem
 
 __all__ = ["Blob", "Box", "Files", "Pictures", "Source", "clean_view", "decode", "joined", "read_image"]
 
@@ -100,7 +100,7 @@ class Files:
         try:
             return self.path(picture).read_bytes()
         except OSError as error:
-            raise UsageError(fault(f"cannot read {self.path(picture)}", given=error.strerror)) from error
+            raise UsageError(problem(f"cannot read {self.path(picture)}", got=error.strerror)) from error
 
     def name(self, picture: int) -> str:
         """See `Source`."""
@@ -117,7 +117,7 @@ class Files:
             try:
                 state = self.path(picture).stat()
             except OSError as error:
-                raise UsageError(fault(f"cannot read {self.path(picture)}", given=error.strerror)) from error
+                raise UsageError(problem(f"cannot read {self.path(picture)}", got=error.strerror)) from error
             found[picture] = state.st_size, state.st_mtime_ns
         return found
 
@@ -206,7 +206,7 @@ class Pictures:
         return replace(self, chosen=rows if self.chosen is None else self.chosen[rows])
 
     def number(self, row: int) -> int:
-        """Place of a picture in the source."""
+        """StoreLocation of a picture in the source."""
         if not 0 <= row < len(self):
             raise IndexError(f"picture {row} of {len(self)}")
         return row if self.chosen is None else int(self.chosen[row])
@@ -286,9 +286,9 @@ def decode(data: bytes, name: str) -> Image.Image:
             mode, rgb = image.mode, image.convert("RGB")
     except Exception as error:  # Pillow's decoders raise many kinds at damaged files
         reason = first_line(error).replace(" <_io.BytesIO object>", "") if data else "an empty file"
-        raise UsageError(fault(f"cannot read {name}", allowed="an image file", given=reason)) from error
+        raise UsageError(problem(f"cannot read {name}", expected="an image file", got=reason)) from error
     if mode.startswith(("I", "F")):  # Pillow would clip these to white
-        raise UsageError(fault(f"pixels of {name}", allowed="8 bits a channel", given=f"Pillow mode {mode}"))
+        raise UsageError(problem(f"pixels of {name}", expected="8 bits a channel", got=f"Pillow mode {mode}"))
     return rgb
 
 

@@ -10,9 +10,9 @@ import numpy as np
 from kdcache.datasets import Dataset, Split
 from kdcache.datasets.arrays import make_split
 from kdcache.datasets.cards import Card
-from kdcache.datasets.listing import class_folders, class_names, listed, picture_split, pictures_by_class, unpacked
+from kdcache.datasets.listing import class_folders, class_names, comma_list, picture_split, pictures_by_class, unpacked
 from kdcache.datasets.pictures import Files
-from kdcache.errors import UsageError, fault, first_line
+from kdcache.errors import UsageError, first_line, problem
 
 __all__ = ["load"]
 
@@ -43,13 +43,13 @@ def load(card: Card, root: Path, workers: int) -> Dataset:
     path = unpacked(root, card, "wnids.txt", "fetches")
     classes = sorted((path / "wnids.txt").read_text("utf-8").split())
     if len(classes) != card.classes:
-        raise UsageError(fault(f"{path / 'wnids.txt'}", allowed=f"{card.classes} classes", given=len(classes)))
+        raise UsageError(problem(f"{path / 'wnids.txt'}", expected=f"{card.classes} classes", got=len(classes)))
     for part in ("train", "val/images"):
         if not (path / part).is_dir():
-            raise UsageError(fault(f"{path / part}", allowed="an existing folder", given="none"))
+            raise UsageError(problem(f"{path / part}", expected="an existing folder", got="none"))
     if missing := set(classes) - set(class_folders(path / "train")):
         allowed = "a folder for each class of wnids.txt"
-        raise UsageError(fault(f"{path / 'train'}", allowed=allowed, given=f"none for {listed(missing)}"))
+        raise UsageError(problem(f"{path / 'train'}", expected=allowed, got=f"none for {comma_list(missing)}"))
     train = pictures_by_class(path / "train", classes, card, workers)
     return Dataset(card, class_names([path / "words.txt"], classes), train, _annotated(path, classes, card, workers))
 
@@ -58,21 +58,23 @@ def _annotated(path: Path, classes: list[str], card: Card, workers: int) -> Spli
     """List the validation pictures in the order of their annotations."""
     annotations = path / "val" / "val_annotations.txt"
     if not annotations.is_file():
-        raise UsageError(fault(f"{annotations}", allowed="an existing file", given="none"))
+        raise UsageError(problem(f"{annotations}", expected="an existing file", got="none"))
     numbered = {wnid: label for label, wnid in enumerate(classes)}
     names, labels = [], []
     for line, text in enumerate(annotations.read_text("utf-8").splitlines(), 1):
         words = text.split("\t")
         if len(words) < 2 or words[1] not in numbered:
             allowed = "the name of a picture, a tab, and a class of wnids.txt"
-            raise UsageError(fault(f"line {line} of {annotations}", allowed=allowed, given=repr(text)))
+            raise UsageError(problem(f"line {line} of {annotations}", expected=allowed, got=repr(text)))
         names.append(words[0])
         labels.append(numbered[words[1]])
     if not names:
-        raise UsageError(fault(f"{annotations}", allowed="a line for each picture", given="none"))
+        raise UsageError(problem(f"{annotations}", expected="a line for each picture", got="none"))
     images = path / "val" / "images"
     if absent := set(names) - set(os.listdir(images)):
-        raise UsageError(fault(f"{images}", allowed="all pictures of the annotations", given=f"no {listed(absent)}"))
+        raise UsageError(
+            problem(f"{images}", expected="all pictures of the annotations", got=f"no {comma_list(absent)}")
+        )
     return picture_split(Files.of(images, map(os.fsencode, names)), np.array(labels), card, workers)
 
 
@@ -89,13 +91,13 @@ def _of_batch(path: Path, card: Card) -> Split:
         images = np.stack([np.asarray(image) for image, _ in pairs])
         labels = np.array([int(label) for _, label in pairs])
     except FileNotFoundError:
-        raise UsageError(fault(f"{path}", allowed="an existing file", given="none")) from None
+        raise UsageError(problem(f"{path}", expected="an existing file", got="none")) from None
     except Exception as error:  # a pickle that is none, or of something else, fails in many ways
         allowed = "an array of pairs (image, label), of numpy's types alone"
-        raise UsageError(fault(f"cannot read {path}", allowed=allowed, given=first_line(error))) from error
+        raise UsageError(problem(f"cannot read {path}", expected=allowed, got=first_line(error))) from error
     if images.shape[1:] != (card.image_size, card.image_size, 3):
         allowed = f"(N, {card.image_size}, {card.image_size}, 3)"
-        raise UsageError(fault(f"images of {path}", allowed=allowed, given=str(images.shape)))
+        raise UsageError(problem(f"images of {path}", expected=allowed, got=str(images.shape)))
     return make_split(path, card, images, labels)
 
 

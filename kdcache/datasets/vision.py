@@ -9,7 +9,7 @@ from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 from kdcache.datasets import Dataset
 from kdcache.datasets.arrays import make_split
 from kdcache.datasets.cards import Card
-from kdcache.errors import UsageError, fault
+from kdcache.errors import UsageError, problem
 
 __all__ = ["load"]
 
@@ -41,7 +41,7 @@ def load(card: Card, root: Path, workers: int) -> Dataset:
         there = folder.is_dir()
         what = f"{card.name} in {folder} has missing or damaged files" if there else f"{card.name} is not in {folder}"
         remedy = f"'kdcache data fetch {card.name}' or --download" + (" after deleting them" if there else "")
-        raise UsageError(fault(what, allowed=f"the unpacked files of {card.source} ({remedy})")) from error
+        raise UsageError(problem(what, expected=f"the unpacked files of {card.source} ({remedy})")) from error
     train_split, test_split = (
         make_split(f"{folder} ({part})", card, _with_channels(np.asarray(data.data)), np.asarray(data.targets))
         for part, data in (("train", train), ("test", test))

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from kdcache.errors import KdcacheError, fault, first_line
+from kdcache.errors import KdcacheError, first_line, problem
 from kdcache.machine import cores
 
 __all__ = ["done_ahead", "in_worker", "per_core"]
@@ -87,7 +87,7 @@ def _death_explained() -> Iterator[None]:
         if not str(error).startswith("DataLoader worker"):
             raise
         remedy = "fewer --workers, if there is too little memory for so many"
-        raise KdcacheError(fault("a worker process died", allowed=remedy, given=first_line(error))) from None
+        raise KdcacheError(problem("a worker process died", expected=remedy, got=first_line(error))) from None
 
 
 class _Work(Dataset[Any]):

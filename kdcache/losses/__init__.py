@@ -1,7 +1,7 @@
 """Losses and the figures drawn from logits and features. Arithmetic is in float32 or wider, whatever comes in."""
 
 from kdcache.losses.logits import cross_entropy, decoupled, entropy, kd, kld, mixed_cross_entropy
-from kdcache.losses.objectives import Mixed, Objective, Part, Plain
+from kdcache.losses.objective import Mixed, Objective, Part, Plain
 from kdcache.losses.parts import PARTS, Setting, make_parts
 
 __all__ = [

@@ -116,8 +116,8 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return functional.nll_loss(_log_probabilities(logits), labels)
 
 
-def mixed_cross_entropy(logits: Tensor, labels: Tensor, partner_labels: Tensor, kept: Tensor) -> Tensor:
-    """Mean cross-entropy against mixed labels, ``kept`` of the one and ``1 - kept`` of the other.
+def mixed_cross_entropy(logits: Tensor, labels: Tensor, partner_labels: Tensor, lam: Tensor) -> Tensor:
+    """Mean cross-entropy against mixed labels, ``lam`` of the one and ``1 - lam`` of the other.
 
     The baseline that the paper argues against: the label is taken at its word even where the mix hid its object.
 
@@ -125,7 +125,7 @@ def mixed_cross_entropy(logits: Tensor, labels: Tensor, partner_labels: Tensor, 
     ----------
     logits : Tensor, shape (B, C)
     labels, partner_labels : Tensor of int64, shape (B,)
-    kept : Tensor, shape (B,)
+    lam : Tensor, shape (B,)
 
     Returns
     -------
@@ -133,4 +133,4 @@ def mixed_cross_entropy(logits: Tensor, labels: Tensor, partner_labels: Tensor, 
     """
     log_q = _log_probabilities(logits)
     own, partner = (functional.nll_loss(log_q, target, reduction="none") for target in (labels, partner_labels))
-    return (kept * own + (1 - kept) * partner).mean()
+    return (lam * own + (1 - lam) * partner).mean()

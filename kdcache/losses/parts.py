@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdcache.losses import features
-from kdcache.losses.contrast import ContrastMemory
+from kdcache.losses.crd import ContrastMemory
 from kdcache.losses.logits import decoupled
-from kdcache.losses.objectives import Part, Plain
+from kdcache.losses.objective import Part, Plain
 
 __all__ = ["PARTS", "Setting", "make_parts"]
 

@@ -6,12 +6,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from kdcache.errors import UsageError, fault
+from kdcache.choices import IMAGE_SIZES, MAX_CLASSES
+from kdcache.errors import UsageError, problem
 from kdcache.models import bottleneck, mobilenet, resnet, shufflenet, vgg, wrn
 from kdcache.models.base import FeatureNet
 from kdcache.models.external import SOURCES, FeatureExtractor, make, outline
-from kdcache.models.hasten import hasten
-from kdcache.words import IMAGE_SIZES, MOST_CLASSES
 
 __all__ = ["REGISTRY", "FeatureNet", "Network", "build", "names", "tensors_of"]
 
@@ -70,7 +69,6 @@ class Network(nn.Module):
     ) -> None:
         super().__init__()
         self.body = body.to(memory_format=torch.channels_last)
-        hasten(self.body)
         self.name = name
         self.num_classes = num_classes
         self.image_size = image_size
@@ -169,7 +167,7 @@ def build(
     num_classes : int
         Width of the logits.
     image_size : int
-        Height and width of the images, within `kdcache.words.IMAGE_SIZES`.
+        Height and width of the images, within `kdcache.choices.IMAGE_SIZES`.
     mean, std : tuple of float
         Normalisation of the three channels on a scale of 0 to 1. The defaults depend on no data set: they take the
         pixels to -1..1.
@@ -182,18 +180,18 @@ def build(
     Raises
     ------
     UsageError
-        For an unknown name or a value out of range, all faults together.
+        For an unknown name or a value out of range, all problems together.
     """
     numbers = (*mean, *std)
     demands = [
         *_demands(name, num_classes, image_size),
         (
             len(mean) == len(std) == 3 and all(map(math.isfinite, numbers)) and min(std) > 0,
-            fault("normalisation", allowed="three finite means and three positive stds", given=(mean, std)),
+            problem("normalisation", expected="three finite means and three positive stds", got=(mean, std)),
         ),
     ]
-    if faults := [message for met, message in demands if not met]:
-        raise UsageError(*faults)
+    if problems := [message for met, message in demands if not met]:
+        raise UsageError(*problems)
     from_elsewhere = _source(name) in SOURCES
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
@@ -226,8 +224,8 @@ def tensors_of(name: str, num_classes: int, image_size: int) -> dict[str, Tensor
         that cannot be made there, and for ``python:`` code, which need not know of devices.
     """
     demands = _demands(name, num_classes, image_size)
-    if faults := [message for met, message in demands if not met]:
-        raise UsageError(*faults)
+    if problems := [message for met, message in demands if not met]:
+        raise UsageError(*problems)
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         body = outline(name, num_classes, image_size) if _source(name) in SOURCES else REGISTRY[name](num_classes)
     return body.state_dict() if body else None
@@ -240,10 +238,10 @@ def _source(name: str) -> str:
 def _demands(name: str, num_classes: int, image_size: int) -> list[tuple[bool, str]]:
     known, (least, most) = name in REGISTRY or _source(name) in SOURCES, IMAGE_SIZES
     return [
-        (known, fault("network name", allowed=", ".join(REGISTRY), given=name)),
+        (known, problem("network name", expected=", ".join(REGISTRY), got=name)),
         (
-            1 <= num_classes <= MOST_CLASSES,
-            fault("number of classes", allowed=f"1 to {MOST_CLASSES}", given=num_classes),
+            1 <= num_classes <= MAX_CLASSES,
+            problem("number of classes", expected=f"1 to {MAX_CLASSES}", got=num_classes),
         ),
-        (least <= image_size <= most, fault("image size", allowed=f"{least} to {most}", given=image_size)),
+        (least <= image_size <= most, problem("image size", expected=f"{least} to {most}", got=image_size)),
     ]

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from torch import Tensor
 
-from kdcache import tensors
-from kdcache.errors import UsageError, fault
+from kdcache import tensor_files
+from kdcache.choices import IMAGE_SIZES
+from kdcache.errors import UsageError, problem
 from kdcache.models import Network, build, tensors_of
-from kdcache.words import IMAGE_SIZES
 
 __all__ = ["FORMAT", "fingerprint", "is_ours", "load", "metadata", "save"]
 
@@ -51,7 +51,7 @@ def save(network: Network, path: Path, **metadata: object) -> None:
     own = {"format": FORMAT, **_description(network), "feature_names": network.feature_names}
     if taken := own.keys() & metadata.keys():
         raise ValueError(f"metadata names already in use: {sorted(taken)}")
-    tensors.save(path, network.body.state_dict(), {**own, **metadata})
+    tensor_files.save(path, network.body.state_dict(), {**own, **metadata})
 
 
 def metadata(path: Path) -> dict[str, Any]:
@@ -62,12 +62,12 @@ def metadata(path: Path) -> dict[str, Any]:
     UsageError
         If `path` is missing, damaged, or no checkpoint of this project.
     """
-    return tensors.facts_of(path, FORMAT)
+    return tensor_files.facts_of(path, FORMAT)
 
 
 def is_ours(path: Path) -> bool:
     """Tell whether a safetensors file was written by kdcache; one that cannot be read was not."""
-    return tensors.holds_facts(path)
+    return tensor_files.holds_facts(path)
 
 
 def load(path: Path) -> Network:
@@ -78,16 +78,16 @@ def load(path: Path) -> Network:
     UsageError
         If `path` is missing, damaged, no checkpoint of this project, or its tensors do not fit the network it names.
     """
-    state, facts = tensors.load(path, FORMAT)
+    state, facts = tensor_files.load(path, FORMAT)
     try:
         stated = _Description.model_validate_json(json.dumps(facts))
     except ValidationError as error:
         first = error.errors()[0]
         given = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise UsageError(fault(f"checkpoint {path}: its metadata describe no network", given=given)) from error
+        raise UsageError(problem(f"checkpoint {path}: its metadata describe no network", got=given)) from error
     if len(stated.class_names) not in (0, stated.num_classes):
         what = f"checkpoint {path}: names of classes"
-        raise UsageError(fault(what, allowed=stated.num_classes, given=len(stated.class_names)))
+        raise UsageError(problem(what, expected=stated.num_classes, got=len(stated.class_names)))
     try:
         # The file must hold as much as it says before memory is taken for it.
         outline = tensors_of(stated.name, stated.num_classes, stated.image_size)
@@ -95,7 +95,7 @@ def load(path: Path) -> Network:
             _compare(path, state, outline)
         network = build(**stated.model_dump(exclude={"class_names", "shorter_side"}), seed=0)
     except UsageError as error:
-        raise UsageError(*(_placed(path, line) for line in error.faults)) from error
+        raise UsageError(*(_placed(path, line) for line in error.problems)) from error
     _compare(path, state, network.body.state_dict())
     network.body.load_state_dict(state)
     return network
@@ -110,7 +110,7 @@ def _compare(path: Path, state: dict[str, Tensor], expected: Mapping[str, Tensor
     kinds = [{key: (tensor.dtype, tensor.shape) for key, tensor in side.items()} for side in (state, expected)]
     if wrong := sorted({key for key, _ in kinds[0].items() ^ kinds[1].items()}):
         some = ", ".join(wrong[:_SHOWN]) + (f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else "")
-        raise UsageError(fault(f"checkpoint {path}: tensors missing, unknown or of another shape or type", given=some))
+        raise UsageError(problem(f"checkpoint {path}: tensors missing, unknown or of another shape or type", got=some))
 
 
 def fingerprint(network: Network) -> str:
@@ -118,7 +118,7 @@ def fingerprint(network: Network) -> str:
 
     That is its description and its tensors in the order of ``state_dict()``; memory layout and device do not count.
     """
-    return tensors.digest(network.body.state_dict(), _description(network))
+    return tensor_files.digest(network.body.state_dict(), _description(network))
 
 
 def _description(network: Network) -> dict[str, object]:

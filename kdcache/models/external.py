@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdcache.errors import UsageError, fault, first_line
+from kdcache.errors import UsageError, first_line, problem
 
 __all__ = ["SOURCES", "FeatureExtractor", "make", "outline", "trust"]
 
@@ -66,7 +66,7 @@ def _torchvision(rest: str, num_classes: int, image_size: int) -> nn.Module:
 
     known = models.list_models(module=models)
     if rest not in known:
-        raise UsageError(fault(f"network torchvision:{rest}", allowed=", ".join(known), given=rest))
+        raise UsageError(problem(f"network torchvision:{rest}", expected=", ".join(known), got=rest))
     options: dict[str, Any] = {"image_size": image_size} if rest.startswith("vit_") else {}
     if rest in ("googlenet", "inception_v3"):  # whose further classifiers have no place in a distillation
         options = {"aux_logits": False, "init_weights": True}
@@ -78,10 +78,10 @@ def _timm(rest: str, num_classes: int, image_size: int) -> nn.Module:
     try:
         import timm
     except ImportError:
-        raise UsageError(fault(f"network timm:{rest}", allowed="after pip install 'kdcache[timm]'")) from None
+        raise UsageError(problem(f"network timm:{rest}", expected="after pip install 'kdcache[timm]'")) from None
     if not timm.is_model(rest):
         near = ", ".join(difflib.get_close_matches(rest, timm.list_models(), n=5))
-        raise UsageError(fault(f"network timm:{rest}", allowed=near or "a name of timm.list_models()", given=rest))
+        raise UsageError(problem(f"network timm:{rest}", expected=near or "a name of timm.list_models()", got=rest))
     configuration = timm.get_pretrained_cfg(rest)
     fixed = configuration is not None and configuration.fixed_input_size
     sized: dict[str, Any] = {"img_size": image_size} if fixed else {}
@@ -94,10 +94,10 @@ def _python(rest: str, num_classes: int, image_size: int) -> nn.Module:
     module, _, attribute = rest.partition(":")
     if name not in _trusted:
         raise UsageError(
-            fault(
+            problem(
                 "code of a network that a file names",
-                allowed=f"kdcache --trust {name} ..., if you trust it",
-                given=name,
+                expected=f"kdcache --trust {name} ..., if you trust it",
+                got=name,
             )
         )
     if os.getcwd() not in sys.path:
@@ -108,9 +108,9 @@ def _python(rest: str, num_classes: int, image_size: int) -> nn.Module:
             function = getattr(function, part)
         network = function(num_classes=num_classes)
     except Exception as error:  # the user's code may fail in any way
-        raise UsageError(fault(f"network {name}", given=f"{type(error).__name__}: {first_line(error)}")) from error
+        raise UsageError(problem(f"network {name}", got=f"{type(error).__name__}: {first_line(error)}")) from error
     if not isinstance(network, nn.Module):
-        raise UsageError(fault(f"network {name}", allowed="a torch.nn.Module", given=type(network).__name__))
+        raise UsageError(problem(f"network {name}", expected="a torch.nn.Module", got=type(network).__name__))
     return network
 
 
@@ -129,12 +129,12 @@ def _probe(name: str, body: nn.Module, num_classes: int, image_size: int) -> Non
             found = body.eval()(torch.zeros(2, 3, image_size, image_size))
     except Exception as error:
         why = f"{type(error).__name__}: {first_line(error)}"
-        raise UsageError(fault(f"network {name} on {image_size}x{image_size} images", given=why)) from error
+        raise UsageError(problem(f"network {name} on {image_size}x{image_size} images", got=why)) from error
     finally:
         body.train(was_training)
     if not isinstance(found, Tensor) or found.shape != (2, num_classes):
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise UsageError(fault(f"logits of network {name} for 2 images", allowed=(2, num_classes), given=shape))
+        raise UsageError(problem(f"logits of network {name} for 2 images", expected=(2, num_classes), got=shape))
 
 
 class FeatureExtractor:
@@ -160,13 +160,13 @@ class FeatureExtractor:
         try:
             nodes = get_graph_node_names(body)[1]
         except Exception as error:  # torch.fx's tracing fails in many ways
-            raise UsageError(fault("--features: the network cannot be traced", given=first_line(error))) from error
+            raise UsageError(problem("--features: the network cannot be traced", got=first_line(error))) from error
         known = {*nodes, *(name for name, _ in body.named_modules() if name)}
-        faults = [fault("--features", allowed=", ".join(nodes), given=name) for name in names if name not in known]
+        problems = [problem("--features", expected=", ".join(nodes), got=name) for name in names if name not in known]
         if not linear or linear[-1] not in nodes:
-            faults.append(fault("--features: the network's last layer", allowed="a linear one", given="another"))
-        if faults:
-            raise UsageError(*faults)
+            problems.append(problem("--features: the network's last layer", expected="a linear one", got="another"))
+        if problems:
+            raise UsageError(*problems)
         vector = nodes[nodes.index(linear[-1]) - 1]
         self._names = (*names, vector)
         self._traced = create_feature_extractor(body, return_nodes=[*dict.fromkeys((*self._names, nodes[-1]))])

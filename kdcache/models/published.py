@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kdcache.errors import KdcacheError, UsageError, fault, first_line
+from kdcache.errors import KdcacheError, UsageError, first_line, problem
 from kdcache.models import REGISTRY, Network
 
 __all__ = ["KNOWN_ACCURACY", "Published", "closest", "fit", "of_torchvision", "read"]
@@ -84,7 +84,7 @@ def read(path: Path) -> Published:
         If the file is missing, damaged, holds no tensors, or wants to run code, which is refused.
     """
     if not path.is_file():
-        raise UsageError(fault(f"weights {path}", allowed="a file", given="a folder" if path.is_dir() else "nothing"))
+        raise UsageError(problem(f"weights {path}", expected="a file", got="a folder" if path.is_dir() else "nothing"))
     document: dict[Any, Any] = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
     holder = next((document[name] for name in _HOLDERS if isinstance(document.get(name), dict)), document)
     state = {
@@ -92,12 +92,12 @@ def read(path: Path) -> Published:
     }
     if not state:
         names = ", ".join(name for name in document if isinstance(name, str))
-        raise UsageError(fault(f"weights {path}", allowed="tensors by name", given=names[:80] or "none"))
+        raise UsageError(problem(f"weights {path}", expected="tensors by name", got=names[:80] or "none"))
     if odd := sorted(name for name, value in state.items() if not _is_plain(value)):
-        raise UsageError(fault(f"weights {path}: tensors", allowed="dense, of real numbers", given=_listed(odd)))
+        raise UsageError(problem(f"weights {path}: tensors", expected="dense, of real numbers", got=_listed(odd)))
     held = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in state.values()}
     if (stated := sum(held.values())) > path.stat().st_size:
-        raise UsageError(fault(f"weights {path}: bytes of tensors", allowed=path.stat().st_size, given=stated))
+        raise UsageError(problem(f"weights {path}: bytes of tensors", expected=path.stat().st_size, got=stated))
     return Published(state, accuracy=_number(document.get("accuracy")))
 
 
@@ -131,11 +131,11 @@ def of_torchvision(model: str, weights: str) -> Published:
         chosen = known[weights]
     except (KeyError, ValueError) as error:
         allowed = "a file, or weights of torchvision's network"
-        raise UsageError(fault(f"weights of {model}", allowed=allowed, given=weights)) from error
+        raise UsageError(problem(f"weights of {model}", expected=allowed, got=weights)) from error
     try:
         state = chosen.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except Exception as error:  # the network is down, or the disk is full
-        raise KdcacheError(fault(f"cannot fetch {chosen.url}", given=first_line(error))) from error
+        raise KdcacheError(problem(f"cannot fetch {chosen.url}", got=first_line(error))) from error
     transforms = chosen.transforms()
     metrics: dict[str, dict[str, float]] = chosen.meta.get("_metrics", {})
     accuracy = metrics.get("ImageNet-1K", {}).get("acc@1")
@@ -155,7 +155,7 @@ def _load_safetensors(path: Path) -> dict[Any, Any]:
         return dict(load_file(path))
     except (SafetensorError, OSError) as error:
         raise UsageError(
-            fault(f"weights {path}", allowed="a whole safetensors file", given=first_line(error))
+            problem(f"weights {path}", expected="a whole safetensors file", got=first_line(error))
         ) from error
 
 
@@ -190,14 +190,14 @@ def _load_pickle(path: Path) -> dict[Any, Any]:
         # What torch says ends in advice to let the code run; only its reason is passed on.
         if wanted := re.search(r"GLOBAL (\S+)", str(error)):
             what = f"weights {path} want to run code and are refused"
-            raise UsageError(fault(what, allowed="tensors and plain data", given=wanted[1])) from error
+            raise UsageError(problem(what, expected="tensors and plain data", got=wanted[1])) from error
         reason = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
         allowed = "a whole checkpoint that can be read without running code"
-        raise UsageError(fault(f"weights {path}", allowed=allowed, given=reason[1] if reason else None)) from error
+        raise UsageError(problem(f"weights {path}", expected=allowed, got=reason[1] if reason else None)) from error
     except Exception as error:  # truncated and empty files fail in many ways
-        raise UsageError(fault(f"weights {path}", allowed="a whole checkpoint", given=first_line(error))) from error
+        raise UsageError(problem(f"weights {path}", expected="a whole checkpoint", got=first_line(error))) from error
     if not isinstance(document, dict):
-        raise UsageError(fault(f"weights {path}", allowed="a dictionary", given=type(document).__name__))
+        raise UsageError(problem(f"weights {path}", expected="a dictionary", got=type(document).__name__))
     return document
 
 
@@ -233,7 +233,7 @@ def fit(network: Network, state: dict[str, Tensor], where: object) -> None:
         )
         raise UsageError(
             *(
-                fault(f"weights {where}: tensors {what}", allowed=remedy, given=_listed(names))
+                problem(f"weights {where}: tensors {what}", expected=remedy, got=_listed(names))
                 for what, names in wrong.items()
                 if names
             )

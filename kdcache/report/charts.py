@@ -11,7 +11,7 @@ from kdcache.analysis.augmentations import Merits
 from kdcache.analysis.curves import ErrorCurve
 from kdcache.analysis.disagreement import Disagreement
 from kdcache.analysis.hardness import Hardness
-from kdcache.analysis.ratio import RatioCurve
+from kdcache.analysis.kl_ratio import RatioCurve
 from kdcache.analysis.runs import Group
 from kdcache.report.style import looks
 
@@ -34,7 +34,7 @@ def draw_over_epochs(groups: Sequence[Group], name: str, label: str, scale: floa
     ----------
     groups : sequence of Group
     name : str
-        A field of `kdcache.record.EpochMetrics`.
+        A field of `kdcache.run.folder.EpochMetrics`.
     label : str
         Of the axis, with its unit.
     scale : float

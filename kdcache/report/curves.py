@@ -5,7 +5,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from kdcache.files import write_whole
-from kdcache.record import EpochMetrics
+from kdcache.run.folder import EpochMetrics
 
 __all__ = ["draw_curves"]
 

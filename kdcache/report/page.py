@@ -18,8 +18,8 @@ from torch import Tensor
 import kdcache
 from kdcache.analysis.curves import ErrorCurve
 from kdcache.analysis.disagreement import Example, Study
-from kdcache.analysis.ratio import RatioCurve
-from kdcache.analysis.runs import Group, LookedAt
+from kdcache.analysis.kl_ratio import RatioCurve
+from kdcache.analysis.runs import Group, RunRecord
 from kdcache.analysis.summary import Summary
 from kdcache.files import write_text
 from kdcache.report.charts import draw_by_lambda, draw_error_curves, draw_over_epochs, draw_ratios
@@ -149,7 +149,7 @@ def _png(image: Tensor) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def _details(run: LookedAt) -> dict[str, str]:
+def _details(run: RunRecord) -> dict[str, str]:
     environment = dict(run.environment)
     command = environment.pop("command", None)
     words = [str(word) for word in command] if isinstance(command, list) else []

@@ -11,8 +11,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from kdcache.loop import StepEvent
-from kdcache.record import EpochMetrics
+from kdcache.run.folder import EpochMetrics
+from kdcache.training import StepEvent
 
 __all__ = ["Bar", "Lines", "Reporter", "counting", "terminal"]
 
@@ -146,6 +146,6 @@ def _figures(metrics: EpochMetrics) -> str:
         figures += f"  r {metrics.kl_ratio:.2f}"
     shares = {"data": metrics.data_share, "teacher": metrics.teacher_share}
     figures += "".join(f"  {name} {share:.0%}" for name, share in shares.items() if share is not None)
-    if metrics.questions_asked or metrics.questions_answered:
-        figures += f"  asked {metrics.questions_asked}  answered {metrics.questions_answered}"
+    if metrics.teacher_forwards or metrics.cache_hits:
+        figures += f"  asked {metrics.teacher_forwards}  answered {metrics.cache_hits}"
     return figures

@@ -7,8 +7,8 @@ from kdcache.analysis.augmentations import Merits
 from kdcache.analysis.curves import ErrorCurve
 from kdcache.analysis.disagreement import PAPER_PERCENT, Share, Study
 from kdcache.analysis.hardness import Hardness
-from kdcache.analysis.ratio import RatioCurve
-from kdcache.analysis.runs import Figure, Group, LookedAt
+from kdcache.analysis.kl_ratio import RatioCurve
+from kdcache.analysis.runs import Figure, Group, RunRecord
 
 __all__ = [
     "Sheet",
@@ -121,8 +121,7 @@ def summary_sheet(groups: Iterable[Group]) -> Sheet:
     lines = []
     for group in groups:
         last, best, asked, answered, seconds = (
-            group.figure(name)
-            for name in ("last_top1", "best_top1", "questions_asked", "questions_answered", "seconds")
+            group.figure(name) for name in ("last_top1", "best_top1", "teacher_forwards", "cache_hits", "seconds")
         )
         unfinished = len(group.runs) - len(group.finished)
         runs = f"{len(group.finished)}" + (f" (+{unfinished} unfinished)" if unfinished else "")
@@ -136,7 +135,7 @@ def summary_sheet(groups: Iterable[Group]) -> Sheet:
     return Sheet("Outcome of the finished runs, mean (std) over n; questions and seconds: mean of a run", head, lines)
 
 
-def runs_sheet(runs: Iterable[LookedAt]) -> Sheet:
+def runs_sheet(runs: Iterable[RunRecord]) -> Sheet:
     """Lay out each run by itself."""
     lines = []
     for run in runs:

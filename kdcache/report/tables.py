@@ -10,8 +10,8 @@ from rich.table import Table
 
 from kdcache.analysis.questions import StudyCosts
 from kdcache.analysis.verification import Check
-from kdcache.store.answers import AnswerStore, Replayed
-from kdcache.store.formats import DENSE
+from kdcache.answers.codec import DENSE
+from kdcache.answers.store import AnswerStore, Replayed
 
 __all__ = [
     "checks_table",

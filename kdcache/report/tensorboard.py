@@ -4,14 +4,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from kdcache.errors import UsageError, fault
-from kdcache.loop import StepEvent
-from kdcache.record import EpochMetrics
+from kdcache.errors import UsageError, problem
 from kdcache.report.progress import Reporter
+from kdcache.run.folder import EpochMetrics
+from kdcache.training import StepEvent
 
-__all__ = ["FOLDER", "TensorBoard"]
+__all__ = ["FOLDER_PREFIX", "TensorBoard"]
 
-FOLDER = "tensorboard"
+FOLDER_PREFIX = "tensorboard"
 """Where a run keeps its event files."""
 
 
@@ -33,7 +33,7 @@ class TensorBoard(Reporter):
         try:
             from torch.utils.tensorboard.writer import SummaryWriter
         except ImportError:
-            raise UsageError(fault("--tensorboard", allowed="after pip install 'kdcache[tensorboard]'")) from None
+            raise UsageError(problem("--tensorboard", expected="after pip install 'kdcache[tensorboard]'")) from None
         self.inner, self._make = inner, SummaryWriter
         self._writer: Any = None
 
@@ -51,7 +51,7 @@ class TensorBoard(Reporter):
     def begin(self, title: str, epochs: int, images: int, folder: Path) -> None:
         if self._writer is not None:
             self._writer.close()
-        self._writer = self._make(str(folder / FOLDER))
+        self._writer = self._make(str(folder / FOLDER_PREFIX))
         self.inner.begin(title, epochs, images, folder)
 
     def step(self, event: StepEvent) -> None:

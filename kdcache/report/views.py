@@ -27,7 +27,7 @@ def views_table(plan: Plan, data: Dataset, epoch: int, samples: int) -> Table:
         line.append("yes" if drawn.flip[position] else "no")
         for slot in drawn.slots:
             parameters = ",".join(f"{value:g}" for value in slot.parameters[position].tolist())
-            line.append(f"{drawn.order[slot.partner[position]]} [{parameters}] {slot.kept[position]:.3f}")
+            line.append(f"{drawn.order[slot.partner[position]]} [{parameters}] {slot.lam[position]:.3f}")
         lines.append(line)
     head = ("position", "sample", "class", "crop", "flip", *(f"{kind}: partner [how] kept" for kind in plan.kinds[1:]))
     return table(f"View seed {plan.seed}, epoch {epoch + 1}", head, lines)
@@ -79,4 +79,4 @@ def _captions(kind: str, plan: Plan, data: Dataset, epoch: int, samples: int) ->
             continue
         slot = table.slots[plan.kinds.index(kind) - 1]
         partner = names[data.train.labels[table.order[slot.partner[position]]]]
-        yield f"{slot.kept[position]:.2f}, {partner}"
+        yield f"{slot.lam[position]:.2f}, {partner}"

@@ -11,9 +11,9 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
-from kdcache.errors import UsageError, fault, first_line
-from kdcache.interrupts import TERMINATED
+from kdcache.errors import UsageError, first_line, problem
 from kdcache.machine import cores
+from kdcache.signals import SIGTERM_EXIT_CODE
 from kdcache.study.jobs import Job, execute
 
 __all__ = ["Ray", "Slurm"]
@@ -52,7 +52,7 @@ class _Cluster(ABC):
         """Hand a job to the cluster and wait for its end."""
         with self._lock:
             if self._stopped:
-                return TERMINATED
+                return SIGTERM_EXIT_CODE
             self._under_way.add(handle := self._begin(job))
         try:
             return self._end(handle)
@@ -89,14 +89,14 @@ class Slurm(_Cluster):
         try:
             import submitit
         except ImportError:
-            raise UsageError(fault("--launcher slurm", allowed="after pip install 'kdcache[slurm]'")) from None
+            raise UsageError(problem("--launcher slurm", expected="after pip install 'kdcache[slurm]'")) from None
         super().__init__(jobs)
         settings: dict[str, Any] = {"timeout_min": MINUTES, **{name: _value(text) for name, text in options.items()}}
         try:
             self._executor = submitit.AutoExecutor(folder=logs, cluster=settings.pop("cluster", "slurm"))
             self._executor.update_parameters(**settings)
         except Exception as error:  # it has many ways to say that something is missing or unknown
-            raise UsageError(fault("--launcher slurm", given=first_line(error))) from None
+            raise UsageError(problem("--launcher slurm", got=first_line(error))) from None
 
     def _begin(self, job: Job) -> Any:
         return self._executor.submit(execute, job)
@@ -130,7 +130,7 @@ class Ray(_Cluster):
         try:
             import ray
         except ImportError:
-            raise UsageError(fault("--launcher ray", allowed="after pip install 'kdcache[ray]'")) from None
+            raise UsageError(problem("--launcher ray", expected="after pip install 'kdcache[ray]'")) from None
         super().__init__(jobs)
         self._ray = ray
         own = {name: _value(text) for name, text in options.items()}
@@ -147,7 +147,7 @@ class Ray(_Cluster):
                 settings.setdefault("num_gpus", 1)  # or each task would take the first one
             self._task = ray.remote(max_retries=0, **settings)(execute)
         except Exception as error:  # it has many ways to say that something is missing or unknown
-            raise UsageError(fault("--launcher ray", given=first_line(error))) from None
+            raise UsageError(problem("--launcher ray", got=first_line(error))) from None
         signal.signal(signal.SIGTERM, terminated)  # in the place of which Ray put a handler of its own
 
     def _begin(self, job: Job) -> Any:

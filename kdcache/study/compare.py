@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdcache.analysis.runs import Figure, LookedAt
+from kdcache.analysis.runs import Figure, RunRecord
 from kdcache.config import StudentConfig, TrainingConfig
-from kdcache.errors import UsageError, fault
+from kdcache.errors import UsageError, problem
 
 __all__ = ["Comparison", "Interval", "compare", "interval_of_mean"]
 
@@ -90,12 +90,12 @@ class Comparison:
         }
 
 
-def compare(left: Sequence[LookedAt], right: Sequence[LookedAt], level: float = 0.95) -> Comparison:
+def compare(left: Sequence[RunRecord], right: Sequence[RunRecord], level: float = 0.95) -> Comparison:
     """Compare finished runs.
 
     Parameters
     ----------
-    left, right : sequence of LookedAt
+    left, right : sequence of RunRecord
     level : float
         Of the intervals.
 
@@ -106,7 +106,7 @@ def compare(left: Sequence[LookedAt], right: Sequence[LookedAt], level: float = 
     """
     sides = {name: [run for run in runs if run.finished] for name, runs in (("left", left), ("right", right))}
     if empty := [name for name, runs in sides.items() if not runs]:
-        raise UsageError(*(fault(f"{name} side", allowed="at least one finished run", given="none") for name in empty))
+        raise UsageError(*(problem(f"{name} side", expected="at least one finished run", got="none") for name in empty))
     a, b = ([_accuracy(run) for run in runs] for runs in sides.values())
     seeds = [{run.config.seed: _accuracy(run) for run in runs} for runs in sides.values()]
     alone = all(len(by_seed) == len(runs) for by_seed, runs in zip(seeds, sides.values(), strict=True))
@@ -115,7 +115,7 @@ def compare(left: Sequence[LookedAt], right: Sequence[LookedAt], level: float = 
     return Comparison(Figure.of(a), Figure.of(b), _welch(a, b, level), paired, tuple(_unfair(sides)))
 
 
-def _accuracy(run: LookedAt) -> float:
+def _accuracy(run: RunRecord) -> float:
     value = run.outcome("last_top1")
     assert value is not None
     return value
@@ -135,7 +135,7 @@ def _welch(left: Sequence[float], right: Sequence[float], level: float) -> Inter
     return Interval(n, mean, float(low), float(high), level, float(found.pvalue))
 
 
-def _unfair(sides: dict[str, list[LookedAt]]) -> list[str]:
+def _unfair(sides: dict[str, list[RunRecord]]) -> list[str]:
     """Name what of `FAIR` is not the same in all runs."""
     lines = []
     for name in FAIR:

@@ -10,19 +10,19 @@ from typing import NamedTuple
 import torch
 
 from kdcache import models
+from kdcache.answers.budget import Room, choose, expected_questions, tables_of
+from kdcache.answers.codec import format_of
+from kdcache.answers.store import CLEAN
+from kdcache.answers.teacher import Teacher
+from kdcache.choices import CRITERIA, FOLDER_PREFIX, HDF5_PREFIX
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig, TrainingConfig
 from kdcache.datasets import Card, card_of
 from kdcache.losses import cross_entropy
 from kdcache.models.external import trust
-from kdcache.resolve import load_data, plan_for, store_path
-from kdcache.store.answers import CLEAN
-from kdcache.store.formats import format_of
-from kdcache.store.policy import Room, choose, expected_questions, tables_of
-from kdcache.study.spread import Cell, Planned, in_order, runs_of
-from kdcache.teacher import Teacher
+from kdcache.setup import load_data, plan_for, store_path
+from kdcache.study.expand import Planned, TableCell, in_order, runs_of
 from kdcache.views import Plan
-from kdcache.words import CRITERIA, FOLDER, PACKED
 
 __all__ = ["CellCost", "Shared", "Speed", "StudyCost", "hours", "study_cost"]
 
@@ -39,7 +39,7 @@ ENDLESS = 2**63
 class CellCost(NamedTuple):
     """What the runs of a cell cost: those that are not finished, and questions if nothing were remembered."""
 
-    cell: Cell
+    cell: TableCell
     left: int
     online: int
 
@@ -66,9 +66,9 @@ class StudyCost:
     ----------
     cells : tuple of CellCost
     online : int
-        Questions of all students, each asking for itself.
+        TeacherCounts of all students, each asking for itself.
     alone : int
-        Questions, among `online`, of students for which no store holds answers: their losses read the teacher's
+        TeacherCounts, among `online`, of students for which no store holds answers: their losses read the teacher's
         features, or they are told not to use one.
     shared : Shared
         Where the stores hold everything; `alone` are not in it.
@@ -94,7 +94,7 @@ class _Facts(NamedTuple):
     @classmethod
     def of(cls, run: Planned) -> "_Facts":
         config = run.config
-        if config.dataset.startswith((FOLDER, PACKED)):
+        if config.dataset.startswith((FOLDER_PREFIX, HDF5_PREFIX)):
             return _read(run.data)
         card = card_of(config.dataset, config.image_size)
         assert card.counts is not None
@@ -111,7 +111,7 @@ def _read(config: TrainingConfig) -> _Facts:
     return _Facts(len(data.train), len(data.test), data.num_classes, data.card)
 
 
-def study_cost(cells: Sequence[Cell]) -> StudyCost:
+def study_cost(cells: Sequence[TableCell]) -> StudyCost:
     """Count the questions of a study.
 
     The number of standard views that come up is the expected one, V (1 - (1 - 1/V)^E) of each sample.
@@ -135,7 +135,7 @@ def _asks_alone(run: Planned) -> bool:
 
 
 def _questions(run: Planned) -> int:
-    """Questions of a run that remembers nothing; a teacher's run asks about the clean images."""
+    """TeacherCounts of a run that remembers nothing; a teacher's run asks about the clean images."""
     facts = _Facts.of(run)
     if not isinstance(run.config, StudentConfig):
         return facts.samples
@@ -194,7 +194,7 @@ class Speed(NamedTuple):
     training: float
 
 
-def hours(cells: Sequence[Cell]) -> float:
+def hours(cells: Sequence[TableCell]) -> float:
     """Estimate how long the unfinished runs take on this device, one after the other, with the stores as they are.
 
     Each network is timed for a second on noise, in the batches of its training. The making of views, the losses and the

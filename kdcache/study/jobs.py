@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from kdcache.interrupts import TERMINATED
-from kdcache.store.place import Place
+from kdcache.answers.location import StoreLocation
+from kdcache.signals import SIGTERM_EXIT_CODE
 
 __all__ = ["Job", "Launcher", "execute"]
 
@@ -93,7 +93,7 @@ def execute(
         while not to_stop() and _in_use(job.folder):
             time.sleep(LOOKS)
         if to_stop():
-            return TERMINATED
+            return SIGTERM_EXIT_CODE
         if (job.folder / "summary.json").is_file():  # by whoever was waited for; a teacher would be loaded anew
             return 0
         with job.log.open("ab") as log:
@@ -143,8 +143,8 @@ def _limit(process: "subprocess.Popen[bytes]", memory: int) -> None:
 
 
 def _in_use(folder: Path) -> bool:
-    """Tell whether somebody writes a run folder, see `kdcache.folders.hold`."""
+    """Tell whether somebody writes a run folder, see `kdcache.run.output.hold`."""
     if not folder.is_dir():
         return False
-    with Place(folder / "run").lock(None, wait=False) as free:
+    with StoreLocation(folder / "run").lock(None, wait=False) as free:
         return not free

@@ -6,8 +6,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdcache.errors import UsageError, fault, first_line
-from kdcache.interrupts import got_through
+from kdcache.errors import UsageError, first_line, problem
+from kdcache.signals import cancel_repeat
 from kdcache.study.clusters import Ray, Slurm
 from kdcache.study.jobs import Job, Launcher
 from kdcache.study.local import Local
@@ -60,7 +60,7 @@ def launcher(name: str, jobs: int, logs: Path, options: dict[str, str]) -> Launc
     if name == "local":
         if options:
             allowed = "none with --launcher local"
-            raise UsageError(fault("--launcher-option", allowed=allowed, given=next(iter(options))))
+            raise UsageError(problem("--launcher-option", expected=allowed, got=next(iter(options))))
         return Local(jobs)
     clusters: dict[str, Callable[[int, Path, dict[str, str]], Launcher]] = {"slurm": Slurm, "ray": Ray}
     return clusters[name](jobs, logs, options)
@@ -89,7 +89,7 @@ def launch(jobs: Sequence[Job], on: Launcher, tell: Callable[[Outcome], None]) -
                 if again:
                     pending[pool.submit(_tried, on, job)] = (job, tries + 1)
     except BaseException:
-        got_through()  # or it would cut into what follows
+        cancel_repeat()  # or it would cut into what follows
         pool.shutdown(wait=False, cancel_futures=True)
         on.stop()
         raise

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdcache.analysis.runs import Figure
-from kdcache.record import FinishedRun
+from kdcache.run.folder import FinishedRun
 from kdcache.study.claims import Found, Verdict, decide
+from kdcache.study.expand import TableCell
 from kdcache.study.paper import paper_figure
 from kdcache.study.plan import Study
-from kdcache.study.spread import Cell
 
 __all__ = ["Judged", "Result", "judged", "results"]
 
@@ -20,17 +20,17 @@ class Result:
 
     Attributes
     ----------
-    cell : Cell
+    cell : TableCell
     accuracy : dict of int to float
         Top-1 accuracy after the last epoch, in percent, of each seed whose run is finished.
     last, best, top5 : Figure
         Over these runs.
     asked, answered : int
-        Questions in all.
+        TeacherCounts in all.
     paper : Figure or None
     """
 
-    cell: Cell
+    cell: TableCell
     accuracy: dict[int, float]
     last: Figure
     best: Figure
@@ -67,12 +67,12 @@ class Result:
             "by_seed": self.accuracy,
             "paper": self.paper.as_json() if self.paper else None,
             "difference": self.difference,
-            "questions_asked": self.asked,
-            "questions_answered": self.answered,
+            "teacher_forwards": self.asked,
+            "cache_hits": self.answered,
         }
 
 
-def results(study: Study, cells: Sequence[Cell]) -> list[Result]:
+def results(study: Study, cells: Sequence[TableCell]) -> list[Result]:
     """Read what is finished."""
     found = []
     for cell in cells:
@@ -87,8 +87,8 @@ def results(study: Study, cells: Sequence[Cell]) -> list[Result]:
                 last,
                 best,
                 top5,
-                sum(run.summary["questions_asked"] for run in runs),
-                sum(run.summary["questions_answered"] for run in runs),
+                sum(run.summary["teacher_forwards"] for run in runs),
+                sum(run.summary["cache_hits"] for run in runs),
                 paper_figure(study.paper, cell.row.paper, cell.pair.name, cell.runs[0].config.dataset),
             )
         )

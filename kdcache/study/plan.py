@@ -1,7 +1,7 @@
 """What a study consists of, read from files.
 
 A *study* (``configs/studies``) names rows: a table's, or a figure's curves. A *setting* (``configs/settings``) names
-pairs of networks and what all runs have in common. `kdcache.study.spread` makes runs of them.
+pairs of networks and what all runs have in common. `kdcache.study.expand` makes runs of them.
 """
 
 from pathlib import Path
@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from kdcache.config import allowed_by
-from kdcache.errors import UsageError, fault
-from kdcache.shipped import read_toml
+from kdcache.errors import UsageError, problem
+from kdcache.presets import read_toml
 from kdcache.study.claims import Claim
 from kdcache.study.paper import paper_rows
 
@@ -146,19 +146,19 @@ def _read(kind: type[Part], folder: str, name: str) -> Part:
     what = kind.__name__.lower()
     document = read_toml(name, what, what, folder)
     if "name" in document:
-        raise UsageError(fault(f"{name}: name", allowed="nothing: it is the file's"))
+        raise UsageError(problem(f"{name}: name", expected="nothing: it is the file's"))
     try:
         return kind(name=Path(name).stem, **document)
     except ValidationError as error:
-        raise UsageError(*(_fault_line(name, detail) for detail in error.errors())) from None
+        raise UsageError(*(_problem_line(name, detail) for detail in error.errors())) from None
 
 
-def _fault_line(name: str, detail: Any) -> str:
+def _problem_line(name: str, detail: Any) -> str:
     """Put one of pydantic's findings into the project's form."""
     place = ".".join(str(part) for part in detail["loc"])
     where = f"{name}: {place}" if place else name
     if detail["type"] == "extra_forbidden":
-        return fault(f"{name}: unknown key {place}")
+        return problem(f"{name}: unknown key {place}")
     if detail["type"] == "missing":
-        return fault(where, allowed="a value", given="none")
-    return fault(where, allowed=allowed_by(detail), given=detail["input"] if place else None)
+        return problem(where, expected="a value", got="none")
+    return problem(where, expected=allowed_by(detail), got=detail["input"] if place else None)

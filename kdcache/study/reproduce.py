@@ -6,22 +6,22 @@ from typing import Any
 
 from kdcache.analysis.curves import error_curves
 from kdcache.analysis.disagreement import study as disagreement_of
-from kdcache.analysis.ratio import ratio_curves
-from kdcache.analysis.runs import Group, LookedAt, look_at
+from kdcache.analysis.kl_ratio import ratio_curves
+from kdcache.analysis.runs import Group, RunRecord, load_runs
 from kdcache.analysis.subject import open_subject
 from kdcache.files import write_json, write_text
-from kdcache.record import FinishedRun
 from kdcache.report.charts import draw_error_curves, draw_ratios
 from kdcache.report.gallery import draw_disagreements
 from kdcache.report.sheets import Sheet, disagreement_sheet, errors_sheet, markdown, ratios_sheet
 from kdcache.report.style import write_figure
-from kdcache.resolve import load_data
+from kdcache.run.folder import FinishedRun
+from kdcache.setup import load_data
+from kdcache.study.expand import Planned, TableCell, column_titles, in_order, runs_of
 from kdcache.study.jobs import Job, Launcher
 from kdcache.study.launch import Outcome, launch
 from kdcache.study.outcome import judged, results
 from kdcache.study.plan import Study
 from kdcache.study.sheets import claims_sheet, details_sheet, paper_sheet
-from kdcache.study.spread import Cell, Planned, column_titles, in_order, runs_of
 
 __all__ = ["lay_out", "train"]
 
@@ -29,12 +29,12 @@ LOGS = "logs"
 """Folder, beside the runs of a setting, for what each run says."""
 
 
-def train(cells: Sequence[Cell], launcher: Launcher, tell: Callable[[str], None]) -> list[str]:
+def train(cells: Sequence[TableCell], launcher: Launcher, tell: Callable[[str], None]) -> list[str]:
     """Train what is not finished: teachers first, then the students of one teacher and seed after the other.
 
     Parameters
     ----------
-    cells : sequence of Cell
+    cells : sequence of TableCell
     launcher : Launcher
     tell : callable
         Hears a line of every run that ends.
@@ -87,20 +87,20 @@ def _said(outcome: Outcome, run: Planned) -> str:
             return f"{run.name}: ended"
         summary = FinishedRun(run.path).summary
         return (
-            f"{run.name}: top-1 {summary['last_top1']:.2f} %, asked {summary['questions_asked']}, "
-            f"answered {summary['questions_answered']}, {summary['seconds']:.0f} s"
+            f"{run.name}: top-1 {summary['last_top1']:.2f} %, asked {summary['teacher_forwards']}, "
+            f"answered {summary['cache_hits']}, {summary['seconds']:.0f} s"
         )
     then = f"given up, see {outcome.job.log}" if outcome.last else "tried again"
     return f"{run.name}: failed with {outcome.code} ({outcome.said}), {then}"
 
 
-def lay_out(study: Study, cells: Sequence[Cell], out: Path, device: str = "auto") -> list[Sheet]:
+def lay_out(study: Study, cells: Sequence[TableCell], out: Path, device: str = "auto") -> list[Sheet]:
     """Write what the finished runs come to: ``<out>.md`` and ``<out>.json``, and for figures ``<out>.png``.
 
     Parameters
     ----------
     study : Study
-    cells : sequence of Cell
+    cells : sequence of TableCell
     out : Path
         Without suffix.
     device : str
@@ -133,12 +133,12 @@ def _write(out: Path, sheets: Sequence[Sheet], document: dict[str, Any]) -> None
 Shown = tuple[list[Sheet], dict[str, Any]]
 
 
-def _nothing_more(cells: Sequence[Cell], out: Path, device: str) -> Shown:
+def _nothing_more(cells: Sequence[TableCell], out: Path, device: str) -> Shown:
     return [], {}
 
 
-def _looked_at(cells: Iterable[Cell]) -> list[LookedAt]:
-    return look_at([run.path for cell in cells for run in cell.runs if run.finished])[0]
+def _looked_at(cells: Iterable[TableCell]) -> list[RunRecord]:
+    return load_runs([run.path for cell in cells for run in cell.runs if run.finished])[0]
 
 
 def _picture(out: Path, place: int, number: int) -> Path:
@@ -146,7 +146,7 @@ def _picture(out: Path, place: int, number: int) -> Path:
     return out.with_name(f"{out.name}.png" if number == 1 else f"{out.name}-{place + 1}.png")
 
 
-def _lengths(cells: Sequence[Cell], out: Path, device: str) -> Shown:
+def _lengths(cells: Sequence[TableCell], out: Path, device: str) -> Shown:
     """Draw the error against the number of epochs, a picture for each pair."""
     sheets, figures = [], {}
     titles = column_titles(dict.fromkeys(cell.column for cell in cells))
@@ -159,7 +159,7 @@ def _lengths(cells: Sequence[Cell], out: Path, device: str) -> Shown:
     return sheets, {"lengths": figures}
 
 
-def _ratios(cells: Sequence[Cell], out: Path, device: str) -> Shown:
+def _ratios(cells: Sequence[TableCell], out: Path, device: str) -> Shown:
     """Draw r over the iterations, a curve for each pair and dataset."""
     groups = [
         Group(", ".join(cell.column), runs[0].config, tuple(runs)) for cell in cells if (runs := _looked_at([cell]))
@@ -171,7 +171,7 @@ def _ratios(cells: Sequence[Cell], out: Path, device: str) -> Shown:
     return [ratios_sheet(curves)], {"kl_ratios": [curve.as_json() for curve in curves]}
 
 
-def _disagreement(cells: Sequence[Cell], out: Path, device: str) -> Shown:
+def _disagreement(cells: Sequence[TableCell], out: Path, device: str) -> Shown:
     """Count disputed labels of each teacher, and show some."""
     sheets, figures = [], []
     teachers = runs_of(cells)
@@ -186,7 +186,7 @@ def _disagreement(cells: Sequence[Cell], out: Path, device: str) -> Shown:
     return sheets, {"label_disagreement": figures}
 
 
-_SHOWS: dict[str, Callable[[Sequence[Cell], Path, str], Shown]] = {
+_SHOWS: dict[str, Callable[[Sequence[TableCell], Path, str], Shown]] = {
     "table": _nothing_more,
     "lengths": _lengths,
     "ratios": _ratios,

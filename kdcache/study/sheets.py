@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from kdcache.report.sheets import Sheet, mean_and_std
 from kdcache.study.compare import Comparison, Interval
+from kdcache.study.expand import column_titles, runs_of
 from kdcache.study.outcome import Judged, Result
 from kdcache.study.plan import Study
-from kdcache.study.spread import column_titles, runs_of
 
 __all__ = ["claims_sheet", "comparison_sheet", "details_sheet", "paper_sheet"]
 

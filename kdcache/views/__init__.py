@@ -1,8 +1,8 @@
 """Views of images: the table that plans them, and the tensor functions that make them."""
 
-from kdcache.views.batches import Batch, ViewMaker
+from kdcache.views.batch import Batch, ViewMaker
 from kdcache.views.geometry import crop_flip, take
-from kdcache.views.mix import cutmix, mixup
+from kdcache.views.mixes import cutmix, mixup
 from kdcache.views.plan import PLAN_VERSION, EpochTable, Plan, Slot, share, steps
 
 __all__ = [

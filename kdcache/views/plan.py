@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kdcache.errors import UsageError, fault
-from kdcache.views.mix import MIXES, Words
+from kdcache.errors import UsageError, problem
+from kdcache.views.mixes import MIXES, Words
 
 __all__ = ["BLOCK", "PLAN_VERSION", "EpochTable", "Plan", "Slot", "block_starts", "share", "steps"]
 
@@ -42,22 +42,22 @@ class Slot:
     Attributes
     ----------
     kind : str
-        How x' is made of x, a key of `kdcache.views.mix.MIXES`.
+        How x' is made of x, a key of `kdcache.views.mixes.MIXES`.
     partner : ndarray of int64, shape (N,)
         Position of the other image, never the row's own; the row's own where the kind takes no other.
     parameters : ndarray, shape (N, K)
-        What the kind needs: a box, a lambda or a seed, see `kdcache.views.mix`.
-    kept : ndarray of float32, shape (N,)
+        What the kind needs: a box, a lambda or a seed, see `kdcache.views.mixes`.
+    lam : ndarray of float32, shape (N,)
         Share of the label that the sample keeps.
-    lot : ndarray of float32, shape (N,)
+    random_score : ndarray of float32, shape (N,)
         A uniform number in [0, 1) by which the `random` criterion picks.
     """
 
     kind: str
     partner: np.ndarray
     parameters: np.ndarray
-    kept: np.ndarray
-    lot: np.ndarray
+    lam: np.ndarray
+    random_score: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Plan:
     seed : int
         The view seed.
     mixes : tuple of str
-        Kind of each x' of a sample, keys of `kdcache.views.mix.MIXES`.
+        Kind of each x' of a sample, keys of `kdcache.views.mixes.MIXES`.
 
     Raises
     ------
@@ -118,7 +118,7 @@ class Plan:
     def __post_init__(self) -> None:
         least = max(3, self.slots + 1)
         if self.samples < least:
-            raise UsageError(fault("training samples", allowed=f"at least {least}", given=self.samples))
+            raise UsageError(problem("training samples", expected=f"at least {least}", got=self.samples))
 
     @property
     def slots(self) -> int:
@@ -194,10 +194,10 @@ class Plan:
     def _slots(self, epoch: int) -> tuple[Slot, ...]:
         slots = []
         for slot, (kind, partner) in enumerate(zip(self.mixes, self._partners(epoch), strict=True)):
-            parameters, kept = self._draw(kind, epoch, slot)
-            lot = (self._words(LOT, epoch, slot) >> np.uint64(40)) * np.float64(2.0**-24)
+            parameters, lam = self._draw(kind, epoch, slot)
+            random_score = (self._words(LOT, epoch, slot) >> np.uint64(40)) * np.float64(2.0**-24)
             other = partner if MIXES[kind].takes_partner else np.arange(self.samples)
-            slots.append(Slot(kind, other, parameters, kept, lot.astype(np.float32)))
+            slots.append(Slot(kind, other, parameters, lam, random_score.astype(np.float32)))
         return tuple(slots)
 
     def _draw(self, kind: str, epoch: int, slot: int) -> tuple[np.ndarray, np.ndarray]:
@@ -205,8 +205,8 @@ class Plan:
         stream = self._stream(MIX, epoch, slot)
         counts = [min(SLICE, self.samples - start) for start in range(0, self.samples, SLICE)]
         drawn = [MIXES[kind].draw(stream.random_raw(2 * count).reshape(-1, 2), self.image_size) for count in counts]
-        parameters, kept = (np.concatenate(column) for column in zip(*drawn, strict=True))
-        return parameters, kept
+        parameters, lam = (np.concatenate(column) for column in zip(*drawn, strict=True))
+        return parameters, lam
 
     def _partners(self, epoch: int) -> Iterator[np.ndarray]:
         """For each slot, the position s places further round in the row's block, s differing between the slots."""

@@ -1,0 +1,220 @@
+"""What makes an x' of an x: what a row of the view table says of it, and how it is applied.
+
+Each kind is a pair of pure functions. ``draw`` turns random words into the row's parameters with integer and exactly
+rounded operations only (+ - * / sqrt), so that a row is the same on every machine; ``apply`` makes the views.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = [
+    "MIXES",
+    "Mix",
+    "autoaugment",
+    "cutmix",
+    "cutout",
+    "draw_cutmix",
+    "draw_cutout",
+    "draw_mixup",
+    "draw_seed",
+    "mixup",
+    "trivialaugment",
+]
+
+Words = np.ndarray[Any, np.dtype[np.uint64]]
+Transform = Callable[[Tensor], Tensor]
+
+
+def draw_mixup(words: Words, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw lambda from Beta(1, 1), the uniform distribution, in steps of 2^-24 (mixup, Zhang et al. 2018).
+
+    Parameters
+    ----------
+    words : ndarray of uint64, shape (N, 2)
+    size : int
+        Side of the images in pixels; mixup does not depend on it.
+
+    Returns
+    -------
+    parameters : ndarray of float32, shape (N, 1)
+        lambda, in [0, 1).
+    lam : ndarray of float32, shape (N,)
+        Share of the label that the sample keeps: lambda.
+    """
+    lam = ((words[:, 0] >> np.uint64(40)) * np.float64(2.0**-24)).astype(np.float32)
+    return lam[:, None], lam
+
+
+def mixup(first: Tensor, second: Tensor, parameters: Tensor) -> Tensor:
+    """Blend two batches of views: lambda * first + (1 - lambda) * second.
+
+    Parameters
+    ----------
+    first, second : Tensor, shape (B, C, H, W)
+        Pixel values, 0 to 255.
+    parameters : Tensor of float32, shape (B, 1)
+
+    Returns
+    -------
+    Tensor of float32, shape (B, C, H, W)
+    """
+    return torch.lerp(second.float(), first.float(), parameters[:, :, None, None])
+
+
+def draw_cutmix(words: Words, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a box of area 1 - lambda, lambda from Beta(1, 1), centred uniformly and clipped (CutMix, Yun et al. 2019).
+
+    Parameters
+    ----------
+    words : ndarray of uint64, shape (N, 2)
+    size : int
+        Side of the images in pixels.
+
+    Returns
+    -------
+    parameters : ndarray of int16, shape (N, 4)
+        Box that the partner fills: top, bottom, left, right, the second of each pair exclusive.
+    lam : ndarray of float32, shape (N,)
+        Exact share of the area that the sample keeps after clipping.
+    """
+    lam_before_clipping = (words[:, 0] >> np.uint64(32)) * np.float64(2.0**-32)
+    half = (size * np.sqrt(1.0 - lam_before_clipping)).astype(np.int64) // 2
+    edges = _edges(words[:, 1], half, size)
+    top, bottom, left, right = edges
+    lam = 1.0 - (bottom - top) * (right - left) / (size * size)
+    return np.stack(edges, axis=1).astype(np.int16), lam.astype(np.float32)
+
+
+def _edges(words: Words, half: np.ndarray, size: int) -> list[np.ndarray]:
+    """Centre a square at a uniform place and clip it: top, bottom, left, right, each (N,)."""
+    edges = []
+    for word in (words >> np.uint64(32), words & np.uint64(0xFFFFFFFF)):
+        centre = (word * np.uint64(size) >> np.uint64(32)).astype(np.int64)
+        edges += [np.maximum(centre - half, 0), np.minimum(centre + half, size)]
+    return edges
+
+
+def cutmix(first: Tensor, second: Tensor, parameters: Tensor) -> Tensor:
+    """Fill a box of each view with the pixels of its partner.
+
+    Parameters
+    ----------
+    first, second : Tensor, shape (B, C, H, W)
+    parameters : Tensor of int16, shape (B, 4)
+        Top, bottom, left, right, as drawn by `draw_cutmix`.
+
+    Returns
+    -------
+    Tensor, shape (B, C, H, W)
+        Of the dtype of ``first``.
+    """
+    channels, height, width = first.shape[1:]
+    top, bottom, left, right = parameters[:, :, None].unbind(1)
+    row = torch.arange(height, device=first.device)
+    column = torch.arange(width, device=first.device).repeat_interleave(channels)
+    box = ((row >= top) & (row < bottom)).byte()[:, :, None] * ((column >= left) & (column < right)).byte()[:, None]
+    # On whole rows, and by arithmetic: a choice between bytes is not vectorised.
+    outer, inner = (images.permute(0, 2, 3, 1).flatten(2) for images in (first, second))
+    mixed = outer * (1 - box) + inner * box
+    return mixed.unflatten(2, (width, channels)).permute(0, 3, 1, 2)
+
+
+def draw_cutout(words: Words, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a square of half the image's side, centred uniformly and clipped (Cutout, DeVries and Taylor 2017).
+
+    Takes and returns what `draw_cutmix` does; the label stays whole.
+    """
+    quarter = np.full(len(words), size // 4)
+    return np.stack(_edges(words[:, 1], quarter, size), axis=1).astype(np.int16), np.ones(len(words), np.float32)
+
+
+def cutout(first: Tensor, second: Tensor, parameters: Tensor) -> Tensor:
+    """Fill a box of each view with black, see `cutmix`; there is no second image."""
+    return cutmix(first, torch.zeros_like(first), parameters)
+
+
+def draw_seed(words: Words, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw what a random transform of an image is seeded with, int64 (N, 1); the label stays whole."""
+    return (words[:, :1] >> np.uint64(1)).astype(np.int64), np.ones(len(words), np.float32)
+
+
+def autoaugment(first: Tensor, second: Tensor, parameters: Tensor) -> Tensor:
+    """Apply AutoAugment (Cubuk et al. 2019), with the policy of CIFAR-10 up to 64 pixels, of ImageNet above.
+
+    Parameters
+    ----------
+    first : Tensor of uint8, shape (B, 3, H, W)
+    second : Tensor
+        Not used: there is no second image.
+    parameters : Tensor of int64, shape (B, 1)
+        The seed of each image.
+
+    Returns
+    -------
+    Tensor of uint8, shape (B, 3, H, W)
+    """
+    return _seeded(_autoaugment("CIFAR10" if first.shape[-1] <= 64 else "IMAGENET"), first, parameters)
+
+
+def trivialaugment(first: Tensor, second: Tensor, parameters: Tensor) -> Tensor:
+    """Apply TrivialAugment, wide (Müller and Hutter 2021); takes and returns what `autoaugment` does."""
+    return _seeded(_trivialaugment(), first, parameters)
+
+
+# torchvision takes seconds to import, so that is left to those who need it.
+@cache
+def _autoaugment(policy: str) -> Transform:
+    from torchvision.transforms import v2
+
+    transform: Transform = v2.AutoAugment(v2.AutoAugmentPolicy[policy])
+    return transform
+
+
+@cache
+def _trivialaugment() -> Transform:
+    from torchvision.transforms import v2
+
+    transform: Transform = v2.TrivialAugmentWide()
+    return transform
+
+
+def _seeded(transform: Transform, images: Tensor, seeds: Tensor) -> Tensor:
+    """Transform each image, what is random about it being drawn from a seed of its own."""
+    views = []
+    with torch.random.fork_rng(devices=[]):
+        for image, seed in zip(images, seeds[:, 0].tolist(), strict=True):
+            torch.default_generator.manual_seed(seed)
+            views.append(transform(image))
+    return torch.stack(views)
+
+
+class Mix(NamedTuple):
+    """One way to make x' of x.
+
+    Attributes
+    ----------
+    draw : callable
+        From random words (N, 2) and the image's side: parameters (N, K), and the share (N,) of the label that is kept.
+    apply : callable
+        From the x of a batch, those of its partners, and the parameters: the x'.
+    takes_partner : bool
+        Whether x' is made of two images.
+    """
+
+    draw: Callable[[Words, int], tuple[np.ndarray, np.ndarray]]
+    apply: Callable[[Tensor, Tensor, Tensor], Tensor]
+    takes_partner: bool = True
+
+
+MIXES = {
+    "mixup": Mix(draw_mixup, mixup),
+    "cutmix": Mix(draw_cutmix, cutmix),
+    "cutout": Mix(draw_cutout, cutout, takes_partner=False),
+    "autoaugment": Mix(draw_seed, autoaugment, takes_partner=False),
+    "trivialaugment": Mix(draw_seed, trivialaugment, takes_partner=False),
+}
