@@ -210,7 +210,7 @@ class Packed(Kind):
         import numpy as np
 
         from kdcache.datasets import packed
-        from kdcache.datasets.cards import CARDS
+        from kdcache.cards import CARDS
 
         self.h5py, self.np, self.packed = h5py, np, packed
         self.card = CARDS["fashion-mini"]

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from kdcache.cli.options import PRESET_SETTINGS
 from kdcache.config import StudentConfig, TeacherConfig
 from tests.processes import kdcache
 
@@ -121,7 +120,7 @@ def test_the_three_commands_in_a_row(pictures: Path, tmp_path: Path) -> None:
     student = kdcache("student-train", "--aug", "cutmix-pick", *small(pictures), cwd=tmp_path)
     assert student.returncode == 0, student.stderr
     runs = {path.name.split("-")[0]: path for path in (tmp_path / "runs").iterdir()}
-    assert "asked 270 questions" in student.stdout  # x and two candidates of 90 samples
+    assert "270 teacher forwards" in student.stdout  # x and two candidates of 90 samples
     assert student.stdout.rstrip().endswith(str(runs["student"].relative_to(tmp_path)))
 
     found = kdcache("analyze", "disagreement", "--samples", "100", cwd=tmp_path)

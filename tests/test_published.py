@@ -24,7 +24,8 @@ from kdcache.errors import KdcacheError, UsageError
 from kdcache.models import REGISTRY, build, checkpoint, external
 from kdcache.models.export import FORMATS, Deployed, export
 from kdcache.models.published import closest, load_into, read
-from kdcache.models.sizes import PAIRS, sizes
+from kdcache.choices import MODELS, ModelSize
+from kdcache.models.sizes import model_sizes
 from kdcache.setup import load_data
 from tests.processes import kdcache
 
@@ -82,8 +83,8 @@ def test_a_file_with_code_in_it_is_refused_and_not_run(tmp_path: Path) -> None:
     torch.save({"model": state(), "opt": Malice(tmp_path / "ran")}, tmp_path / "evil.pth")
     (tmp_path / "bare.pth").write_bytes(pickle.dumps(Malice(tmp_path / "ran")))
     for name, message in (
-        ("evil.pth", r"want to run code and are refused: .*got (posix|os|nt)\.system"),
-        ("bare.pth", "without running code"),
+        ("evil.pth", r"contain code, which is not run: .*got (posix|os|nt)\.system"),
+        ("bare.pth", "tensors and plain data"),
     ):
         with pytest.raises(UsageError, match=message) as caught:
             read(tmp_path / name)
@@ -93,9 +94,9 @@ def test_a_file_with_code_in_it_is_refused_and_not_run(tmp_path: Path) -> None:
 
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda path: path.unlink(), "got nothing"),
-    "empty": (lambda path: path.write_bytes(b""), "a whole checkpoint"),
-    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-4000]), "a whole checkpoint"),
-    "text": (lambda path: path.write_text("404: not found"), "a whole checkpoint"),
+    "empty": (lambda path: path.write_bytes(b""), "a complete checkpoint"),
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-4000]), "a complete checkpoint"),
+    "text": (lambda path: path.write_text("404: not found"), "a complete checkpoint"),
     "list": (lambda path: torch.save([1], path), "a dictionary, got list"),
     "no tensors": (lambda path: torch.save({"epoch": 3}, path), "tensors by name, got epoch"),
 }
@@ -118,10 +119,10 @@ def test_what_does_not_fit_is_listed_ten_each_and_the_fitting_network_named() ->
     with pytest.raises(UsageError) as caught:
         load_into(network, state("resnet32x4"), "published.pth")
     (line,) = caught.value.problems  # whatever resnet8x4 has, resnet32x4 has in the same shape
-    assert "left over: expected resnet8x4's (these shapes are resnet32x4's), got" in line
-    assert line.endswith("and 134 more")
+    assert "unknown: expected those of resnet8x4, got" in line
+    assert line.endswith("and 134 more. The tensors fit resnet32x4.")
     assert line.count(",") >= 10
-    with pytest.raises(UsageError, match=r"of another shape or kind: expected resnet8's, got fc\.bias, fc\.weight$"):
+    with pytest.raises(UsageError, match=r"of another shape or type: expected those of resnet8, got fc\.bias, fc\.weight$"):
         load_into(build("resnet8", num_classes=4), state(classes=3), "published.pth")
     changed = state()
     changed["fc.scale"] = changed.pop("fc.weight")
@@ -189,7 +190,7 @@ def test_wrong_weights_are_refused_and_nothing_is_written(
 ) -> None:
     words = f"--dataset folder:{pictures} --image-size 32 --device cpu --out teacher"
     for more, part in (
-        (f"--weights {published[0]} --model resnet20", "these shapes are resnet8's"),
+        (f"--weights {published[0]} --model resnet20", "The tensors fit resnet8."),
         ("--weights nowhere.pth", "nowhere.pth"),
         ("--weights IMAGENET1K_V9 --model torchvision:resnet18", "IMAGENET1K_V9"),
         (f"--weights {published[0]} --mean 1,2", "three numbers"),
@@ -328,7 +329,7 @@ def test_a_file_that_gives_other_answers_is_not_left(
 ) -> None:
     write, run = FORMATS["safetensors"]
     monkeypatch.setitem(FORMATS, "safetensors", (write, lambda path, images: run(path, images) + 0.01))
-    with pytest.raises(KdcacheError, match="does not give the answers of resnet20"):
+    with pytest.raises(KdcacheError, match="exported probabilities differ from those of resnet20"):
         export(checkpoint.load(mini_run / "model.safetensors"), "safetensors", tmp_path / "exported")
     assert list(tmp_path.iterdir()) == []
 
@@ -370,5 +371,5 @@ def test_sizes_are_those_of_the_golden_figures() -> None:
 def test_the_code_of_a_network_needs_trust_in_its_very_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(external, "_trusted", set())
     external.trust("python:collections:OrderedDict")
-    with pytest.raises(UsageError, match="if you trust it"):
+    with pytest.raises(UsageError, match="If you trust it"):
         build("python:os:system", num_classes=3)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdcache.errors import UsageError, first_line, problem
-from kdcache.signals import cancel_repeat
+from kdcache.signals import cancel_interrupt_timer
 from kdcache.study.clusters import Ray, Slurm
 from kdcache.study.jobs import Job, Launcher
 from kdcache.study.local import Local
@@ -89,7 +89,7 @@ def launch(jobs: Sequence[Job], on: Launcher, tell: Callable[[Outcome], None]) -
                 if again:
                     pending[pool.submit(_tried, on, job)] = (job, tries + 1)
     except BaseException:
-        cancel_repeat()  # or it would cut into what follows
+        cancel_interrupt_timer()  # or it would cut into what follows
         pool.shutdown(wait=False, cancel_futures=True)
         on.stop()
         raise
