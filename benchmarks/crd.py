@@ -8,10 +8,10 @@ import time
 
 import torch
 from common import footer, spread
+from kdcache.losses.parts import EMBEDDING, NEGATIVES, Contrast
 
 from kdcache.losses import Plain, Setting
 from kdcache.losses.crd import PRODUCT
-from kdcache.losses.parts import EMBEDDING, NEGATIVES, Contrast
 
 BATCH, REPEATS = 64, 7
 

@@ -19,7 +19,7 @@ from kdcache.errors import KdcacheError, UsageError, first_line
 
 __all__ = ["Checkpoints", "Progress"]
 
-FORMAT = "kdcache-training-1"
+FORMAT = "kdcache-training-2"
 KEPT = 2
 
 log = logging.getLogger("kdcache")
@@ -39,7 +39,7 @@ class Progress:
         Sum of their losses.
     seconds : float
         Time taken so far.
-    questions : list of int
+    teacher_counts : list of int
         Asked about, and put, in these steps, see `kdcache.answers.cached_teacher.TeacherCounts`.
     metrics : list of dict
         The lines of the epochs that are done.
@@ -53,7 +53,7 @@ class Progress:
     step: int = 0
     losses: float = 0.0
     seconds: float = 0.0
-    questions: list[int] = field(default_factory=list)
+    teacher_counts: list[int] = field(default_factory=list)
     metrics: list[dict[str, Any]] = field(default_factory=list)
     resumed: list[dict[str, int]] = field(default_factory=list)
     statistics: dict[str, Tensor] = field(default_factory=dict)

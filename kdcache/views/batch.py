@@ -15,7 +15,7 @@ from kdcache.datasets import Split
 from kdcache.datasets.workers import done_ahead
 from kdcache.errors import UsageError, memory_explained, problem
 from kdcache.views.geometry import crop_flip, flip_some, random_part, take
-from kdcache.views.mixes import MIXES
+from kdcache.views.mixes import find_mix
 from kdcache.views.plan import EpochTable, Plan, Slot, share, steps
 
 __all__ = ["Batch", "ViewMaker"]
@@ -171,7 +171,7 @@ class ViewMaker:
         views = [x]
         for slot in slots:
             second = take(standard, self._tensor(np.searchsorted(rows, slot.partner[own])))
-            views.append(MIXES[slot.kind].apply(x, second, self._tensor(slot.parameters[own])))
+            views.append(find_mix(slot.kind).apply(x, second, self._tensor(slot.parameters[own])))
         return views
 
     def _standard_views(self, table: EpochTable, rows: np.ndarray, images: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdcache.choices import MIXES, load
+
 __all__ = [
-    "MIXES",
     "Mix",
     "autoaugment",
     "cutmix",
@@ -22,6 +23,7 @@ __all__ = [
     "draw_cutout",
     "draw_mixup",
     "draw_seed",
+    "find_mix",
     "mixup",
     "trivialaugment",
 ]
@@ -194,16 +196,17 @@ def _seeded(transform: Transform, images: Tensor, seeds: Tensor) -> Tensor:
 
 
 class Mix(NamedTuple):
-    """One way to make x' of x.
+    """One way to make x' from x.
 
     Attributes
     ----------
     draw : callable
-        From random words (N, 2) and the image's side: parameters (N, K), and the share (N,) of the label that is kept.
+        From random words (N, 2) and the side of the images in pixels: the parameters (N, K) of each row, and lambda
+        (N,), the share of the label that its own image keeps.
     apply : callable
-        From the x of a batch, those of its partners, and the parameters: the x'.
+        From the x of a batch, the x of its partners, and the parameters: the x'.
     takes_partner : bool
-        Whether x' is made of two images.
+        Whether x' is made from two images.
     """
 
     draw: Callable[[Words, int], tuple[np.ndarray, np.ndarray]]
@@ -211,10 +214,14 @@ class Mix(NamedTuple):
     takes_partner: bool = True
 
 
-MIXES = {
-    "mixup": Mix(draw_mixup, mixup),
-    "cutmix": Mix(draw_cutmix, cutmix),
-    "cutout": Mix(draw_cutout, cutout, takes_partner=False),
-    "autoaugment": Mix(draw_seed, autoaugment, takes_partner=False),
-    "trivialaugment": Mix(draw_seed, trivialaugment, takes_partner=False),
-}
+MIXUP = Mix(draw_mixup, mixup)
+CUTMIX = Mix(draw_cutmix, cutmix)
+CUTOUT = Mix(draw_cutout, cutout, takes_partner=False)
+AUTOAUGMENT = Mix(draw_seed, autoaugment, takes_partner=False)
+TRIVIALAUGMENT = Mix(draw_seed, trivialaugment, takes_partner=False)
+
+
+def find_mix(name: str) -> Mix:
+    """Find a `Mix` by its name in `kdcache.choices.MIXES`."""
+    mix: Mix = load(MIXES[name])
+    return mix

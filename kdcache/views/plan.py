@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from kdcache.errors import UsageError, problem
-from kdcache.views.mixes import MIXES, Words
+from kdcache.views.mixes import Words, find_mix
 
 __all__ = ["BLOCK", "PLAN_VERSION", "EpochTable", "Plan", "Slot", "block_starts", "share", "steps"]
 
@@ -42,7 +42,7 @@ class Slot:
     Attributes
     ----------
     kind : str
-        How x' is made of x, a key of `kdcache.views.mixes.MIXES`.
+        How x' is made of x, a key of `kdcache.choices.MIXES`.
     partner : ndarray of int64, shape (N,)
         Position of the other image, never the row's own; the row's own where the kind takes no other.
     parameters : ndarray, shape (N, K)
@@ -100,7 +100,7 @@ class Plan:
     seed : int
         The view seed.
     mixes : tuple of str
-        Kind of each x' of a sample, keys of `kdcache.views.mixes.MIXES`.
+        Kind of each x' of a sample, keys of `kdcache.choices.MIXES`.
 
     Raises
     ------
@@ -196,7 +196,7 @@ class Plan:
         for slot, (kind, partner) in enumerate(zip(self.mixes, self._partners(epoch), strict=True)):
             parameters, lam = self._draw(kind, epoch, slot)
             random_score = (self._words(LOT, epoch, slot) >> np.uint64(40)) * np.float64(2.0**-24)
-            other = partner if MIXES[kind].takes_partner else np.arange(self.samples)
+            other = partner if find_mix(kind).takes_partner else np.arange(self.samples)
             slots.append(Slot(kind, other, parameters, lam, random_score.astype(np.float32)))
         return tuple(slots)
 
@@ -204,7 +204,7 @@ class Plan:
         """Draw the parameters of a slot in slices: what is needed on the way takes several times their room."""
         stream = self._stream(MIX, epoch, slot)
         counts = [min(SLICE, self.samples - start) for start in range(0, self.samples, SLICE)]
-        drawn = [MIXES[kind].draw(stream.random_raw(2 * count).reshape(-1, 2), self.image_size) for count in counts]
+        drawn = [find_mix(kind).draw(stream.random_raw(2 * count).reshape(-1, 2), self.image_size) for count in counts]
         parameters, lam = (np.concatenate(column) for column in zip(*drawn, strict=True))
         return parameters, lam
 
