@@ -21,7 +21,7 @@ from kdcache.run.checkpoint import Progress
 from kdcache.run.folder import EpochMetrics
 from kdcache.run.recorder import Recorder
 from kdcache.run.writer import RunWriter
-from kdcache.views import Batch, ViewMaker, share
+from kdcache.views import Batch, ViewMaker, rank_part
 
 __all__ = [
     "Accuracy",
@@ -301,7 +301,7 @@ def evaluate(network: Network, split: Split, compute: Compute, batch_size: int =
     was_training = network.training
     network.eval()
     totals = torch.zeros(3, dtype=torch.float64)
-    mine = share(range(len(split)), distributed.rank(), distributed.world_size())
+    mine = rank_part(range(len(split)), distributed.rank(), distributed.world_size())
     # A process may have no images at all, for which torch.split would give one empty part.
     steps = torch.arange(mine.start, mine.stop).split(batch_size) if mine else ()
     for samples, images in zip(steps, done_ahead(split.take, steps, split.workers), strict=True):

@@ -46,7 +46,7 @@ def by_hand() -> MixedSamples:
         partner_labels=partners,
         lam=lam,
         random_score=torch.zeros(6),
-        keys=np.arange(6),
+        standard_keys=np.arange(6),
     )
     logits = 0.1 * torch.arange(7.0).expand(6, 7).clone()
     logits[torch.arange(6), torch.tensor([0, 0, 1, 4, 6, 1])] += 5

@@ -26,7 +26,7 @@ from kdcache.losses import ViewOutputs, build_objective, kl_divergence
 from kdcache.models import build
 from kdcache.run.folder import FinishedRun
 from kdcache.setup import fresh_network, load_data, open_cached_teacher, plan_of
-from kdcache.views import ViewMaker, share
+from kdcache.views import ViewMaker, rank_part
 from tests.processes import in_ranks
 
 ROOT = Path(__file__).parents[1]
@@ -129,7 +129,7 @@ def test_batch_norm_normalises_the_part_of_each_process(small: Settings, teacher
     for batch in views.epoch(0):
         teacher_logits, size, parts = cached_teacher.logits(batch), len(batch), []
         for rank in range(2):
-            part = share(range(size), rank, 2)
+            part = rank_part(range(size), rank, 2)
             rows = torch.cat([torch.arange(size)[part], size + torch.arange(size)[part]])
             # The running statistics are those of the main process.
             with training.FrozenRunningStats(student) if rank else nullcontext():
@@ -224,6 +224,6 @@ def test_each_image_is_evaluated_once_also_where_some_process_has_none(images: i
 
 
 def test_sync_batchnorm_is_for_cuda(small: Settings, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--sync-batchnorm: expected --device cuda, got cpu"):
+    with pytest.raises(UsageError, match="--sync-batchnorm: expected --device cuda, got --device cpu"):
         train_teacher(TeacherConfig.load(**small, sync_batchnorm=True, out=tmp_path / "run"))
     assert not (tmp_path / "run").exists()

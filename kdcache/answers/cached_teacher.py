@@ -152,7 +152,7 @@ class CachedTeacher:
             fresh = self._ask(views if not there.any() else views[_index(~there, views.device)])
             self._decode_into(logits, ~there, fresh)
             if first == 0 and self.finite:  # x comes first among the new answers
-                keys = batch.keys[~there[: len(batch)]]
+                keys = batch.standard_keys[~there[: len(batch)]]
                 self.finite.add(keys, _on_cpu({name: column[: len(keys)] for name, column in fresh.items()}))
         self.seconds += time.perf_counter() - began
         return logits
@@ -236,10 +236,10 @@ class CachedTeacher:
             columns = self.replay.rows(batch.epoch, slot, batch.positions, self._ask_chunk(batch.epoch, slot))
             if columns is not None:
                 if slot == 0 and self.finite:
-                    self.finite.add(batch.keys, columns)
+                    self.finite.add(batch.standard_keys, columns)
                 return np.ones(len(batch), bool), columns
         if slot == 0 and self.finite:
-            return self.finite.find(batch.keys)
+            return self.finite.find(batch.standard_keys)
         return np.zeros(len(batch), bool), {}
 
     def _ask_chunk(self, epoch: int, slot: int) -> Ask:
