@@ -75,7 +75,7 @@ class LossContext(NamedTuple):
 
 
 class DistillLoss(nn.Module):
-    """One term of the objective: built from a `LossContext`, and called with `ViewOutputs`, it returns a loss, shape ().
+    """One term of the objective: built from a `LossContext`, it maps `ViewOutputs` to a loss, shape ().
 
     `kdcache.choices.LOSSES` declares each loss: its class, what it reads, which views it acts on and its published
     weight. A loss that acts on pairs of x and x' is called with both records. Trainable layers are its parameters;

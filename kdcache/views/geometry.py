@@ -90,7 +90,7 @@ _POWERS = _repeated_roots(RATIO[1] / RATIO[0], _BITS)
 
 
 def random_resized_box(word: int, width: int, height: int) -> Box:
-    """Compute the box of a random resized crop (Szegedy et al., 2015, arXiv:1409.4842; torchvision's RandomResizedCrop).
+    """Compute the box of a random resized crop (Szegedy et al., 2015, arXiv:1409.4842).
 
     The area is uniform, the aspect ratio log-uniform and the position uniform, each from 15 or 16 bits of a random
     word that does not depend on the picture. A box that does not fit is drawn again from the next word; after

@@ -33,7 +33,9 @@ Transform = Callable[[Tensor], Tensor]
 
 
 def draw_mixup(words: Words, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw lambda from Beta(1, 1), the uniform distribution, in steps of 2^-24 (mixup: Zhang et al., 2018, arXiv:1710.09412).
+    """Draw lambda from Beta(1, 1), the uniform distribution, in steps of 2^-24.
+
+    mixup: Zhang et al., 2018, arXiv:1710.09412.
 
     Parameters
     ----------

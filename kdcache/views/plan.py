@@ -69,8 +69,8 @@ class EpochTable:
     order : ndarray of int64, shape (N,)
         The sample at each position.
     crop : ndarray
-        int16 (N, 2): row and column offset of the crop in the padded image, ``padding`` being the center. Or uint64 (N,):
-        the word from which `kdcache.views.geometry.random_resized_box` computes the box of a picture whose size is
+        int16 (N, 2): row and column offset of the crop in the padded image, ``padding`` being the center. Or uint64
+        (N,): the word from which `kdcache.views.geometry.random_resized_box` computes the box of a picture whose size is
         known only when it is decoded.
     flip : ndarray of bool, shape (N,)
         Whether the view is flipped horizontally.
@@ -209,7 +209,7 @@ class Plan:
         return parameters, lam
 
     def _partners(self, epoch: int) -> Iterator[np.ndarray]:
-        """For each slot, the partners' positions: s further in the row's block, cyclically, s differing between slots."""
+        """For each slot, the partners' positions: s further in the block, cyclically, s differing between slots."""
         starts = block_starts(self.samples)
         lengths = np.diff(starts, append=self.samples)
         taken: list[np.ndarray] = []
