@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from kdcache import distributed, signals
 from kdcache.compute import Compute
 from kdcache.datasets import Split
-from kdcache.datasets.workers import done_ahead
+from kdcache.datasets.workers import prefetch_map
 from kdcache.errors import KdcacheError
 from kdcache.losses import cross_entropy
 from kdcache.models import Network
@@ -123,10 +123,10 @@ def train_epochs(
         After SIGTERM, once a checkpoint has been written.
     """
     config, recorder = run.config, recorder or Recorder()
-    with signals.deferred():
+    with signals.defer_stop():
         for epoch in range(progress.epoch, config.epochs):
             started = time.perf_counter()
-            set_learning_rate(optimizer, config.rate(epoch))
+            set_learning_rate(optimizer, config.learning_rate(epoch))
             recorder.begin_epoch(progress)
             for event in train_epoch(views.epoch(epoch, progress.step), step, compute, progress.losses):
                 callback.step(event)
@@ -136,12 +136,12 @@ def train_epochs(
             distributed.broadcast_buffers(network)  # running statistics are those of the main process
             metrics = EpochMetrics(
                 epoch=epoch + 1,
-                lr=config.rate(epoch),
+                lr=config.learning_rate(epoch),
                 train_loss=event.loss,
                 images_per_second=event.images_per_second,
                 data_share=event.waited / event.seconds,
                 **recorded,
-                **(_evaluation(network, run, compute) if config.evaluates(epoch) else {}),
+                **(_evaluation(network, run, compute) if config.evaluates_after(epoch) else {}),
                 seconds=time.perf_counter() - started,
             )
             run.end_epoch(metrics, network)
@@ -304,7 +304,7 @@ def evaluate(network: Network, split: Split, compute: Compute, batch_size: int =
     mine = rank_part(range(len(split)), distributed.rank(), distributed.world_size())
     # A process may have no images at all, for which torch.split would give one empty part.
     steps = torch.arange(mine.start, mine.stop).split(batch_size) if mine else ()
-    for samples, images in zip(steps, done_ahead(split.take, steps, split.workers), strict=True):
+    for samples, images in zip(steps, prefetch_map(split.take, steps, split.workers), strict=True):
         labels = split.labels[samples].to(compute.device)
         work = f"an evaluation of {len(samples)} images at a time"
         with compute.memory_explained(work, EVALUATION_REMEDY), compute.autocast():

@@ -128,8 +128,8 @@ def test_a_packed_set_is_the_same_set(kind: str, tmp_path: Path) -> None:
         assert one.take(samples).equal(other.take(samples))
         if kind == "imagenet":
             words = np.array([2**63, 12345 << 30, 3, 2**64 - 1], np.uint64)
-            assert one.pieces(samples, words, random_resized_box).equal(
-                other.pieces(samples, words, random_resized_box)
+            assert one.resized_crops(samples, words, random_resized_box).equal(
+                other.resized_crops(samples, words, random_resized_box)
             )
     assert again.class_names == data.class_names
     for fact in packed.FACTS:
