@@ -25,6 +25,7 @@ from kdcache.answers.table import Table
 from kdcache.config import TeacherConfig
 from kdcache.run.checkpoint import Checkpoints
 from kdcache.run.statistics import StatisticsStore
+from kdcache.run.writer import RunWriter
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.processes import outcome, started, work  # which is not on the path

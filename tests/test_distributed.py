@@ -62,7 +62,11 @@ def together(ranks: int, command: str, settings: Settings, out: Path) -> "subpro
     options += ["--resume"] if settings.get("resume") else []
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     words = [*launch, "-m", "kdcache", command, *options, f"--out={out}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
     return subprocess.Popen(words, env=environment, cwd=out.parent, text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE)  # fmt: skip
 

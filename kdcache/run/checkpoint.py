@@ -1,7 +1,7 @@
 """Checkpoints of a training: all that the next step depends on, so that a run that was killed ends as any other.
 
 A checkpoint is a file of `kdcache.tensor_files`: the networks, the losses that train or remember something, the
-optimiser, the random state, and the statistics of the epoch under way are its tensors, the rest its facts. The last two are kept.
+optimizer, the random state and the statistics of the epoch are its tensors. The last two are kept.
 """
 
 import logging

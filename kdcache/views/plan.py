@@ -70,8 +70,8 @@ class EpochTable:
         The sample at each position.
     crop : ndarray
         int16 (N, 2): row and column offset of the crop in the padded image, ``padding`` being the center. Or uint64
-        (N,): the word from which `kdcache.views.geometry.random_resized_box` computes the box of a picture whose size is
-        known only when it is decoded.
+        (N,): the word from which `kdcache.views.geometry.random_resized_box` computes the box of a picture, whose size
+        is known once it is decoded.
     flip : ndarray of bool, shape (N,)
         Whether the view is flipped horizontally.
     slots : tuple of Slot
@@ -133,8 +133,8 @@ class Plan:
 
     def ending_with(self, kind: str) -> "Plan":
         """Return the plan whose last slot has a certain kind; since plans nest, the slots before it do not matter."""
-        mix, _, slot = kind.rpartition("-")
-        return replace(self, crop_flip=kind != "clean", mixes=(mix,) * int(slot or 0))
+        mix, dash, slot = kind.rpartition("-")
+        return replace(self, crop_flip=kind != "clean", mixes=(mix,) * int(slot) if dash else ())
 
     @property
     def random_resized(self) -> bool:
