@@ -209,8 +209,8 @@ class Packed(Kind):
         import h5py
         import numpy as np
 
-        from kdcache.datasets import packed
         from kdcache.cards import CARDS
+        from kdcache.datasets import packed
 
         self.h5py, self.np, self.packed = h5py, np, packed
         self.card = CARDS["fashion-mini"]

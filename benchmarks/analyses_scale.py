@@ -25,7 +25,7 @@ from kdcache.answers.table import fill
 from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute
 from kdcache.datasets import Card, Dataset, Split
-from kdcache.run.statistics import EpochStatistics, Shape, StatisticsReader, StatisticsStore
+from kdcache.run.statistics import EpochStatistics, StatisticsReader, StatisticsShape, StatisticsStore
 from kdcache.setup import open_store
 
 
@@ -54,7 +54,7 @@ def measure(rows: int, classes: int, folder: str) -> None:
         tables = (CLEAN, Replayed(0, 0, "standard").table, Replayed(0, 0, "cutmix-1").table)
         for _ in fill([(store.table(table), ask) for table in tables]):
             pass
-        shape = Shape(rows, slots=2, steps=100, losses=("kd",))
+        shape = StatisticsShape(rows, slots=2, steps=100, losses=("kd",))
         statistics = StatisticsStore(Path(name) / "s.zarr", 5, shape)
         for epoch in range(5):
             figures = EpochStatistics.empty(shape, torch.device("cpu"))

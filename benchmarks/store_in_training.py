@@ -23,7 +23,7 @@ from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.losses import kld
 from kdcache.machine import keep_freed_memory
-from kdcache.run.statistics import EpochStatistics, Shape
+from kdcache.run.statistics import EpochStatistics, StatisticsShape
 from kdcache.setup import MODEL, fresh_network, load_data, open_store, plan_of, trained_network
 from kdcache.views import Batch, ViewMaker
 
@@ -39,7 +39,7 @@ class Timed:
     def ask(self, batch: Batch) -> Tensor:
         """See `CachedTeacher.ask`."""
         started = time.perf_counter()
-        answers = self.cached_teacher.ask(batch)
+        answers = self.cached_teacher.logits(batch)
         self.seconds += time.perf_counter() - started
         return answers
 
@@ -121,7 +121,7 @@ def epoch(
     """Train for an epoch: its seconds, and those of the cached_teacher."""
     student, timed = fresh_network(config, data), Timed(cached_teacher)
     step = Step(config, student, make_objective(config, student, cached_teacher, data), timed, compute)  # type: ignore[arg-type]
-    shape = Shape(len(data.train), views.plan.slots, len(views.steps), step.losses)
+    shape = StatisticsShape(len(data.train), views.plan.slots, len(views.steps), step.losses)
     step.begin(EpochStatistics.empty(shape, compute.device))
     started = time.perf_counter()
     for _ in training.train_epoch(training.sgd(student, 0.05, 0.9, 5e-4), views.epoch(0), step, compute):

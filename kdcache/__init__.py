@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from kdcache.run.folder import FinishedRun as FinishedRun
     from kdcache.stages import train_student as train_student
     from kdcache.stages import train_teacher as train_teacher
-    from kdcache.stages.teacher import adopt_teacher as adopt_teacher
+    from kdcache.stages.teacher import load_teacher as load_teacher
     from kdcache.views import Plan as Plan
     from kdcache.views import ViewMaker as ViewMaker
 
@@ -38,7 +38,7 @@ PUBLIC = {
     "TeacherConfig": ("config", "TeacherConfig"),
     "UsageError": ("errors", "UsageError"),
     "ViewMaker": ("views", "ViewMaker"),
-    "adopt_teacher": ("stages.teacher", "adopt_teacher"),
+    "load_teacher": ("stages.teacher", "load_teacher"),
     "build_network": ("models", "build"),
     "load_dataset": ("datasets", "load"),
     "load_network": ("models.checkpoint", "load"),

@@ -62,7 +62,7 @@ def test_a_set_with_bad_pictures_is_packed_without_them_or_not_at_all(run: Run, 
     assert len(str(caught.value).splitlines()) == 4 + 2 + 1  # bad pictures, counts, and how many problems
     with pytest.raises(KdcacheError) as caught:
         run("check hdf5:x.h5")  # a part of ImageNet, as it says
-    assert str(caught.value).count("as in the whole") == 2
+    assert str(caught.value).count("of the complete dataset") == 2
 
 
 def test_a_sound_set_is_called_so(run: Run, tmp_path: Path) -> None:

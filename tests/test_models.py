@@ -13,7 +13,6 @@ from torch import Tensor
 from kdcache import tensor_files
 from kdcache.errors import UsageError
 from kdcache.files import write_atomically, write_json, write_text
-from kdcache.choices import MODELS
 from kdcache.models import REGISTRY, Network, build, checkpoint
 from tests import figures
 
@@ -208,7 +207,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: rewrite(path, load_file(path), name="resnet9"),
         "network name: expected .* got resnet9",
     ),
-    "metadata: expected JSON": (lambda path: save_file(load_file(path), path, {"kdcache": "("}), "metadata: expected JSON"),
+    "no JSON": (
+        lambda path: save_file(load_file(path), path, {"kdcache": "("}),
+        "metadata: expected JSON",
+    ),
     "wrong JSON": (lambda path: rewrite(path, load_file(path), mean=0.5), "in the metadata: expected"),
     "other key": (renamed, r"got fc\.scale, fc\.weight$"),
     "other shape": (lambda path: rewrite(path, load_file(path), num_classes=11), r"got fc\.bias, fc\.weight$"),

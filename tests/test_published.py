@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 import torch
 from kdcache.stages import train_student, train_teacher
-from kdcache.stages.teacher import adopt_teacher
+from kdcache.stages.teacher import load_teacher
 from PIL import Image
 from safetensors.torch import save_file
 
 from kdcache import training
+from kdcache.choices import MODELS
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import KdcacheError, UsageError
 from kdcache.models import REGISTRY, build, checkpoint, external
 from kdcache.models.export import FORMATS, Deployed, export
 from kdcache.models.published import closest, load_into, read
-from kdcache.choices import MODELS, ModelSize
 from kdcache.models.sizes import model_sizes
 from kdcache.setup import load_data
 from tests.processes import kdcache
@@ -122,7 +122,9 @@ def test_what_does_not_fit_is_listed_ten_each_and_the_fitting_network_named() ->
     assert "unknown: expected those of resnet8x4, got" in line
     assert line.endswith("and 134 more. The tensors fit resnet32x4.")
     assert line.count(",") >= 10
-    with pytest.raises(UsageError, match=r"of another shape or type: expected those of resnet8, got fc\.bias, fc\.weight$"):
+    with pytest.raises(
+        UsageError, match=r"of another shape or type: expected those of resnet8, got fc\.bias, fc\.weight$"
+    ):
         load_into(build("resnet8", num_classes=4), state(classes=3), "published.pth")
     changed = state()
     changed["fc.scale"] = changed.pop("fc.weight")
@@ -296,7 +298,7 @@ def mini_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from kdcache.setup import shipped_teacher
 
     config = TeacherConfig.load(out=tmp_path_factory.mktemp("mini") / "run", device="cpu", precision="float32")
-    return adopt_teacher(shipped_teacher(), config).path
+    return load_teacher(shipped_teacher(), config).path
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -353,19 +355,32 @@ def test_export_and_predict_from_outside(mini_run: Path, tmp_path: Path) -> None
     assert "nowhere.png" in wrong.stderr
 
 
+def test_the_stored_table_of_networks_is_up_to_date() -> None:
+    computed = model_sizes(100, 32)
+    assert computed == MODELS, "run python data/make_model_sizes.py"
+    assert list(computed) == list(MODELS) == list(REGISTRY)
+
+
 def test_sizes_are_those_of_the_golden_figures() -> None:
     golden = json.loads((Path(__file__).with_name("golden") / "models.json").read_text())
-    found = {size.name: size for size in sizes(100, 32)}
-    assert {name: found[name].parameters for name in golden} == {
+    assert {name: MODELS[name].parameters for name in golden} == {
         name: entry["params"] for name, entry in golden.items()
     }
     # The stem of resnet20 is 3 * 16 * 9 * 32 * 32, each of its six first convolutions 16 * 16 * 9 * 32 * 32, and so on.
     stage = 16 * 16 * 9 * 32 * 32
     halved = stage // 2 + 16 * 32 * 16 * 16, 32 * 64 * 8 * 8 + stage // 2
     by_hand = 3 * 16 * 9 * 1024 + 6 * stage + 5 * stage + halved[0] + 5 * stage + halved[1] + 64 * 100
-    assert found["resnet20"].multiply_adds == by_hand
-    zoo = [name for pair in PAIRS for name in pair[:2] if not name.startswith("torchvision:")]
-    assert set(zoo) <= set(found)
+    assert MODELS["resnet20"].multiply_adds == by_hand
+
+
+def test_networks_and_pairs_of_the_paper_are_listed(tmp_path: Path) -> None:
+    listed = kdcache("models", cwd=tmp_path).stdout
+    assert re.search(r"resnet8\W+83,892\W+12\.5", listed)
+    pairs = re.findall(r"(?m)^│ (\S+)[ │]+(\S+)[ │]+(?:cifar100|tiny-imagenet|imagenet) │$", listed)
+    assert len(pairs) == 7 + 7 + 1
+    assert {name for pair in pairs for name in pair if not name.startswith("torchvision:")} <= set(MODELS)
+    larger = kdcache("models", "--num-classes", "10", "--image-size", "64", cwd=tmp_path).stdout
+    assert re.search(r"resnet8\W+78,042\W", larger)
 
 
 def test_the_code_of_a_network_needs_trust_in_its_very_name(monkeypatch: pytest.MonkeyPatch) -> None:

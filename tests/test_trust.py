@@ -22,10 +22,10 @@ from kdcache.answers.codec import DENSE, Columns
 from kdcache.answers.fingerprint import digest
 from kdcache.answers.store import CLEAN, AnswerStore, Replayed
 from kdcache.answers.table import Table, fill
-from kdcache.config.settings import UNWRITABLE
-from kdcache.config import StudentConfig, TeacherConfig
-from kdcache.datasets import packed
 from kdcache.cards import CARDS
+from kdcache.config import StudentConfig, TeacherConfig
+from kdcache.config.settings import UNWRITABLE
+from kdcache.datasets import packed
 from kdcache.datasets.pictures import read_image
 from kdcache.errors import KdcacheError, UsageError, problem
 from kdcache.models import build, checkpoint, published
@@ -276,7 +276,7 @@ def one_bit(path: Path) -> None:
 ARCHIVES: dict[str, tuple[Callable[[Path], object], str]] = {
     "one bit": (one_bit, "CRC"),
     "packed": (lambda path: rewritten(path, zipfile.ZIP_DEFLATED), "compressed entries"),
-    "two of a name": (lambda path: rewritten(path, VERSION=b"9"), "two entries of one name"),
+    "two of a name": (lambda path: rewritten(path, VERSION=b"9"), "two entries with the same name"),
 }
 
 

@@ -35,9 +35,7 @@ def test_a_worker_that_died_is_told_where_its_work_is_waited_for() -> None:
     victim.kill()
     while not gone(Path("/proc", str(victim.pid))):  # hearing of it here, in the midst of other work, would help nobody
         time.sleep(0.002)
-    with pytest.raises(
-        KdcacheError, match=r"a worker process died: got DataLoader worker .*fewer --workers"
-    ):
+    with pytest.raises(KdcacheError, match=r"a worker process died: got DataLoader worker .*fewer --workers"):
         list(squares)
 
 

@@ -95,10 +95,10 @@ def teacher_load(
 ) -> None:
     """Load a teacher."""
     from kdcache.report.progress import terminal
-    from kdcache.stages.teacher import adopt_teacher
+    from kdcache.stages.teacher import load_teacher
 
     with terminal() as reporter:
-        _print_result(reporter, adopt_teacher(weights, config, model, mean, std, reporter))
+        _print_result(reporter, load_teacher(weights, config, model, mean, std, reporter))
 
 
 def _print_result(reporter: "Reporter", run: "FinishedRun") -> None:

@@ -12,7 +12,7 @@ from kdcache.config.training import Model, TrainingConfig
 
 __all__ = ["StudentConfig"]
 
-Aug = Annotated[str, AfterValidator(ChoiceSum(MIXES, "cutmix+mixup", alone=tuple(AUGMENTATIONS)))]
+Aug = Annotated[str, AfterValidator(ChoiceSum(tuple(MIXES), "cutmix+mixup", alone=tuple(AUGMENTATIONS)))]
 Pick = Annotated[str, AfterValidator(Choice(tuple(CRITERIA)))]
 Loss = Annotated[str, AfterValidator(ChoiceSum(tuple(LOSSES), "crd:0.8+kd"))]
 Cache = Annotated[str, AfterValidator(Choice(CACHES))]

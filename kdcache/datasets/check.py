@@ -53,8 +53,8 @@ def check(
     problems = [line for split in splits.values() for line in _check_split(split, progress)]
     for (part, split), count in zip(splits.items(), data.card.counts or (), strict=False):
         if len(split) != count:
-            what = f"images of {part}"
-            problems.append(problem(what, expected=f"{count}, as in all of {data.card.name}", got=len(split)))
+            expected = f"the {count} of the complete dataset"
+            problems.append(problem(f"images of {part}", expected=expected, got=len(split)))
     if name.startswith(HDF5_PREFIX) and place.get("image_size") is None:
         stated = stated_fingerprints(Path(name.removeprefix(HDF5_PREFIX)).expanduser())
         for part, split in splits.items():
