@@ -75,7 +75,7 @@ def group_runs(runs: Iterable[RunRecord], ignoring: Collection[str] = ()) -> lis
 
 
 def _settings(config: TrainingConfig, ignoring: Collection[str]) -> dict[str, Any]:
-    excluded = IGNORED_SETTINGS | config.WITHOUT_EFFECT | config.UNRECORDED | set(ignoring)
+    excluded = IGNORED_SETTINGS | config.MAY_DIFFER_ON_RESUME | config.NOT_RECORDED | set(ignoring)
     return {"kind": config.table, **config.model_dump(mode="json", exclude=set(excluded))}
 
 

@@ -51,7 +51,7 @@ class RunSummary:
                     "name": group.name,
                     "runs": [str(run.path) for run in group.runs],
                     "unfinished": [str(run.path) for run in group.runs if not run.finished],
-                    "settings": group.config.model_dump(mode="json", exclude=set(group.config.UNRECORDED)),
+                    "settings": group.config.model_dump(mode="json", exclude=set(group.config.NOT_RECORDED)),
                     **{name: group.result(name).as_json() for name in RESULTS},
                 }
                 for group in self.groups

@@ -229,7 +229,7 @@ def _check_epochs(config: TrainingConfig, metrics: list[EpochMetrics]) -> None:
         done = f"at least the {len(metrics)} that are completed"
         raise UsageError(problem("--epochs", expected=done, got=config.epochs))
     for line in metrics:
-        rate = config.rate(line.epoch - 1)
+        rate = config.learning_rate(line.epoch - 1)
         if line.lr != rate:
             expected = f"a number that keeps the learning rate {line.lr:g} of the completed epoch {line.epoch}"
             raise UsageError(problem("--epochs", expected=expected, got=f"{config.epochs}, which makes it {rate:g}"))
