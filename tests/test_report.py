@@ -79,7 +79,7 @@ def test_the_page_has_every_part_and_stands_alone(summary: RunSummary) -> None:
     charts = [one["aria-label"] for one in parts.of("div") if one.get("role") == "img"]
     assert len(charts) == len(parts.of("svg")) == 5
     assert all(words and len(words) > 40 for words in charts)
-    shown = summary.studies[0].examples
+    shown = summary.disagreements[0].examples
     assert len(parts.of("img")) == len(shown) > 0
     assert all(image["alt"] and (image["src"] or "").startswith("data:image/png;base64,") for image in parts.of("img"))
     addresses = [tag[key] or "" for _, tag in parts.tags for key in ("src", "href", "xlink:href") if key in tag]
@@ -251,7 +251,7 @@ def test_a_browser_shows_the_report(browser, summary: RunSummary, tmp_path: Path
     assert all(tables.nth(place).locator("tbody tr").count() for place in range(6))
     sizes = "all => all.map(one => [one.getBoundingClientRect().width, one.getBoundingClientRect().height])"
     pictures = view.locator("svg").evaluate_all(sizes) + view.locator("main img").evaluate_all(sizes)
-    assert len(pictures) == 5 + len(summary.studies[0].examples)
+    assert len(pictures) == 5 + len(summary.disagreements[0].examples)
     assert all(wide > 60 and high > 60 for wide, high in pictures)
     assert view.locator("main img").evaluate_all("all => all.every(one => one.naturalWidth > 0)")
     # The ink of page and charts is that of the scheme, and stands out against the ground.
