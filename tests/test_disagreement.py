@@ -48,7 +48,7 @@ def by_hand() -> MixedSamples:
         partner_labels=partners,
         lam=lam,
         random_score=torch.zeros(6),
-        keys=np.arange(6),
+        standard_keys=np.arange(6),
     )
     logits = 0.1 * torch.arange(7.0).expand(6, 7).clone()
     logits[torch.arange(6), torch.tensor([0, 0, 1, 4, 6, 1])] += 5
@@ -172,9 +172,9 @@ def test_a_named_store_keeps_the_logits(teacher: Path, tmp_path: Path) -> None:
     views = analyzed.views("cutmix", seed=0)
     cached_teacher = analyzed.cached_teacher(views, epochs=1)
     for batch in views.epoch(0):
-        cached_teacher.ask(batch, first=1)
-    counts = cached_teacher.count()
-    assert (counts.asked, counts.put) == (0, 90)
+        cached_teacher.logits(batch, first=1)
+    counts = cached_teacher.pop_counts()
+    assert (counts.forwards, counts.requests) == (0, 90)
     assert figures(measure_disagreement(analyzed, samples=90)) == figures(first)
 
 
