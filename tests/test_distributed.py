@@ -79,7 +79,7 @@ def finished(process: "subprocess.Popen[str]", out: Path) -> FinishedRun:
 
 
 def assert_alike(one: FinishedRun, many: FinishedRun) -> None:
-    for line, other in zip(one.metrics(), many.metrics(), strict=True):
+    for line, other in zip(one.read_metrics(), many.read_metrics(), strict=True):
         for name in ("train_loss", "test_loss", "test_top1", "kl_ratio", "label_disagreement"):
             expected = getattr(line, name)
             assert getattr(other, name) == (None if expected is None else pytest.approx(expected, rel=1e-4)), name
@@ -175,7 +175,7 @@ def test_a_dead_process_stops_the_others_and_a_single_one_resumes(
     assert not (out / "summary.json").exists()
     resumed = train_student(StudentConfig.load(**settings, out=out, resume=True))
     one = train_student(StudentConfig.load(**settings, out=tmp_path / "one"))
-    for line, other in zip(one.metrics(), resumed.metrics(), strict=True):
+    for line, other in zip(one.read_metrics(), resumed.read_metrics(), strict=True):
         assert other.train_loss == pytest.approx(line.train_loss, rel=1e-3)
     assert len(resumed.summary["resumed"]) == 1
 
