@@ -17,7 +17,6 @@ from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.doctor import HINT, OK, PROBLEM, Check, Finding, nearest_folder
 from kdcache.machine import cores
 from kdcache.run.folder import FinishedRun
-from kdcache.setup import MODEL
 
 __all__ = ["Recipes", "training_checks"]
 
@@ -101,7 +100,7 @@ def self_test(recipes: Recipes, runs: Path, device: str, precision: str) -> Find
             for name in ("first", "second")
         )
         forwards = [run.summary["teacher_forwards"] for run in (first, second)]
-        equal = (first.path / MODEL).read_bytes() == (second.path / MODEL).read_bytes()
+        equal = first.network_file.read_bytes() == second.network_file.read_bytes()
         checks = list(verify_run(teacher, device=device))
     expected = 3 * IMAGES_PER_CLASS * len(CLASSES)  # x and two x' of each image
     problems = {

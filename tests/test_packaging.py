@@ -22,6 +22,7 @@ ORDER = [
     *(
         "errors",
         "files",
+        "locks",
         "tensor_files",
         "choices",
         "cards",
@@ -30,6 +31,7 @@ ORDER = [
         "machine",
         "config",
         "compute",
+        "environment",
         "distributed",
     ),
     *("datasets", "models", "views", "answers", "losses", "selection", "run", "setup", "training"),

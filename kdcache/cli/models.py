@@ -58,10 +58,9 @@ def export(run: Path, format: str, out: Path | None) -> None:
     from kdcache.models import checkpoint
     from kdcache.models.export import export as write
     from kdcache.run.folder import FinishedRun
-    from kdcache.setup import MODEL
 
-    path = FinishedRun(run).path
-    exported = write(checkpoint.load(path / MODEL), format, out or path / f"export{SUFFIXES[format]}")
+    folder = FinishedRun(run)
+    exported = write(checkpoint.load(folder.network_file), format, out or folder.path / f"export{SUFFIXES[format]}")
     click.echo(f"{exported.path}: probabilities differ by at most {exported.difference:.1g}")
 
 
@@ -77,9 +76,8 @@ def predict(run: Path, images: tuple[Path, ...]) -> None:
     from kdcache.models import checkpoint
     from kdcache.models.export import Deployed
     from kdcache.run.folder import FinishedRun
-    from kdcache.setup import MODEL
 
-    path = FinishedRun(run).path / MODEL
+    path = FinishedRun(run).network_file
     network = checkpoint.load(path)
     metadata = checkpoint.metadata(path)
     names = metadata.get("class_names") or [str(label) for label in range(network.num_classes)]

@@ -6,6 +6,6 @@ paper states a value. A new setting is one field of a config: it makes the optio
 """
 
 from kdcache.config.student import StudentConfig
-from kdcache.config.training import TeacherConfig, TrainingConfig
+from kdcache.config.training import CONFIG_FILE, TeacherConfig, TrainingConfig
 
-__all__ = ["StudentConfig", "TeacherConfig", "TrainingConfig"]
+__all__ = ["CONFIG_FILE", "StudentConfig", "TeacherConfig", "TrainingConfig"]

@@ -22,13 +22,16 @@ from kdcache.config.settings import BY_PRESET, Choice, Invalid, check_text, sett
 from kdcache.errors import UsageError, problem
 from kdcache.presets import read_settings
 
-__all__ = ["Model", "TeacherConfig", "TrainingConfig"]
+__all__ = ["CONFIG_FILE", "Model", "TeacherConfig", "TrainingConfig"]
 
 Dataset = Annotated[str, AfterValidator(Choice(tuple(CARDS), ((FOLDER_PREFIX, "PATH"), (HDF5_PREFIX, "FILE"))))]
 Model = Annotated[str, AfterValidator(Choice(tuple(MODELS), MODEL_PREFIXES))]
 Device = Annotated[str, AfterValidator(Choice(DEVICES))]
 BadImages = Annotated[str, AfterValidator(Choice(BAD_IMAGES))]
 Precision = Annotated[str, AfterValidator(Choice(("auto", *PRECISIONS)))]
+
+CONFIG_FILE = "config.toml"
+"""Name of the settings in a run folder, see `kdcache.run.folder`."""
 
 MAX_COUNT = 10**6
 """Largest number of epochs, and of images in a batch: more is a typing error."""
@@ -184,7 +187,7 @@ class TrainingConfig(BaseModel):
     @classmethod
     def _default_file(cls, options: Mapping[str, Any]) -> str | Path | None:
         if options.get("resume") and options.get("out"):
-            recorded = Path(options["out"]) / "config.toml"
+            recorded = Path(options["out"]) / CONFIG_FILE
             if recorded.is_file():
                 return recorded
         card = CARDS.get(str(options.get("dataset", cls.model_fields["dataset"].default)))
