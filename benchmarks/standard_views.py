@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from common import footer
+from kdcache.analysis.questions import distinct
 from torch import Tensor
 
 from kdcache import models
-from kdcache.analysis.questions import distinct
 from kdcache.answers.cached_teacher import CachedTeacher
 from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 from common import footer, spread
+from kdcache.analysis.precision import loss_of
 from kdcache.stages.student import Step, make_objective
 from torch import Tensor
 
 from kdcache import training
-from kdcache.analysis.precision import loss_of
 from kdcache.answers.cached_teacher import CachedTeacher
 from kdcache.answers.codec import Dense, TopK
 from kdcache.answers.teacher import Teacher

@@ -83,9 +83,9 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
             batches = views.epoch(epoch, progress.step)
             for event in training.train_epoch(optimiser, batches, step, compute, progress.losses):
                 reporter.step(event)
-                if event.step < len(views.steps) and run.due(step.questions().everywhere().asked):
+                if event.step < len(views.steps) and run.due(step.questions().all_reduced().forwards):
                     run.keep(Progress(epoch, event.step, event.losses, **step.state()))
-            statistics, questions = step.statistics.merged(), step.questions().everywhere()
+            statistics, questions = step.statistics.merged(), step.questions().all_reduced()
             if store is not None:
                 store.write(epoch, statistics)
             metrics = epoch_metrics(
@@ -167,12 +167,12 @@ class Step:
     def questions(self) -> TeacherCounts:
         """Count the questions that this process has put in the epoch."""
         if self.cached_teacher is not None:
-            self._questions = self._questions.plus(self.cached_teacher.count())
+            self._questions = self._questions.plus(self.cached_teacher.pop_counts())
         return self._questions
 
     def state(self) -> dict[str, Any]:
         """Say what a checkpoint within the epoch holds of it."""
-        return {"questions": list(self.questions().everywhere()), "statistics": vars(self.statistics.merged())}
+        return {"questions": list(self.questions().all_reduced()), "statistics": vars(self.statistics.merged())}
 
     def __call__(self, batch: Batch) -> Tensor:
         """Ask once about x and all candidates, pick, forward x and the picks together, and compute the loss."""
@@ -222,7 +222,7 @@ class Step:
         found = (
             self.cached_teacher.logits_and_features(batch)
             if self.reads_features
-            else (self.cached_teacher.ask(batch), [])
+            else (self.cached_teacher.logits(batch), [])
         )
         self.waited += time.perf_counter() - began
         return found

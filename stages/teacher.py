@@ -7,19 +7,22 @@ from torch import Tensor
 
 from kdcache import distributed, signals, training
 from kdcache.answers.cached_teacher import CachedTeacher
+from kdcache.answers.open import open_store
+from kdcache.answers.store import store_path
 from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute
 from kdcache.config import TeacherConfig
 from kdcache.datasets import Dataset
 from kdcache.losses import cross_entropy
 from kdcache.models import Network
+from kdcache.models.load import find_network
 from kdcache.report.curves import draw_curves
 from kdcache.report.progress import Reporter
 from kdcache.run.checkpoint import Progress
 from kdcache.run.folder import EpochMetrics, FinishedRun
 from kdcache.run.output import check_folder, compute_of, settle
 from kdcache.run.writer import Run
-from kdcache.setup import find_network, fresh_network, load_data, open_store, store_path
+from kdcache.setup import fresh_network, load_data
 from kdcache.training import epoch_metrics
 from kdcache.views import Batch, Plan, ViewMaker
 
@@ -163,4 +166,4 @@ def _fill_and_finish(run: Run, network: Network, data: Dataset, compute: Compute
     for _ in cached_teacher.precompute_clean():
         if signals.stop_requested():
             raise signals.Stopped
-    return run.finish(**cached_teacher.count().everywhere().as_metrics())
+    return run.finish(**cached_teacher.pop_counts().all_reduced().as_metrics())

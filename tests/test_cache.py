@@ -102,7 +102,7 @@ def test_info_verify_and_prune(pictures: Path, teacher: Path, tmp_path: Path) ->
 
 def test_an_answer_that_the_teacher_does_not_give_is_found(pictures: Path, teacher: Path, tmp_path: Path) -> None:
     """A store whose every checksum is right, about answers that are wrong."""
-    from kdcache.answers.table import fill
+    from kdcache.answers.table import fill_missing
 
     store = tmp_path / "store.zarr"
     shutil.copytree(teacher / "answers.zarr", store)
@@ -111,7 +111,7 @@ def test_an_answer_that_the_teacher_does_not_give_is_found(pictures: Path, teach
     assert columns is not None
     columns["logits"][7, 1] += 3
     shutil.rmtree(store / CLEAN)
-    list(fill([(AnswerStore(store).table(CLEAN), lambda span: columns)]))
+    list(fill_missing([(AnswerStore(store).table(CLEAN), lambda span: columns)]))
     found = kdcache("cache", "verify", str(teacher), "--store", str(store), "--all", cwd=tmp_path)
     assert found.returncode == 1
     assert re.search(r"given 0 damaged and (3|2\.99|3\.0)", found.stderr), found.stderr

@@ -168,8 +168,8 @@ def test_a_named_store_keeps_the_answers(teacher: Path, tmp_path: Path) -> None:
     views = subject.views("cutmix", seed=0)
     cached_teacher = subject.cached_teacher(views, epochs=1)
     for batch in views.epoch(0):
-        cached_teacher.ask(batch, first=1)
-    asked = cached_teacher.count()
+        cached_teacher.logits(batch, first=1)
+    asked = cached_teacher.pop_counts()
     assert (asked.asked, asked.put) == (0, 90)
     assert figures(study(subject, samples=90)) == figures(first)
 

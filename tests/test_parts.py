@@ -56,21 +56,21 @@ def test_a_loss_reaches_the_student_and_what_it_trains_and_nothing_else(name: st
     # x is asked once with its features, the candidates once each, by whatever forwards.
     expected = SIZE * (3 if aug == "cutmix-pick" else 1)
     assert bench.step.cached_teacher is not None
-    assert bench.step.cached_teacher.count() == (expected, expected)
+    assert bench.step.cached_teacher.pop_counts() == (expected, expected)
 
 
 def test_features_of_x_are_those_of_the_teacher_and_answers_the_stores_bits(noise: Split, tmp_path: Path) -> None:
     views = answers.views(noise)
     cached_teacher = answers.cached_teacher(tmp_path / "store.zarr", noise, views, epochs=1)
-    list(cached_teacher.fill(1))
-    cached_teacher.count()
+    list(cached_teacher.precompute(1))
+    cached_teacher.pop_counts()
     batch = next(views.epoch(0))
     logits, features = cached_teacher.logits_and_features(batch)
-    assert cached_teacher.count().as_metrics() == {
+    assert cached_teacher.pop_counts().as_metrics() == {
         "teacher_forwards": 64,
         "cache_hits": 128,
     }  # the store holds no features
-    assert logits.equal(CachedTeacher(answers.teacher(), views).ask(batch))
+    assert logits.equal(CachedTeacher(answers.teacher(), views).logits(batch))
     expected = answers.teacher().network.features(batch.views[:64])
     assert all(one.equal(two) for one, two in zip(features, expected, strict=True))
     assert not any(feature.requires_grad for feature in features)

@@ -127,7 +127,7 @@ def test_batch_norm_normalises_the_part_of_each_process(small: Settings, teacher
     cached_teacher = open_cached_teacher(config, data, views, cpu)
     objective, optimiser = make_objective(config, student, cached_teacher, data), training.sgd(student, 0.02, 0.9, 5e-4)
     for batch in views.epoch(0):
-        answers, size, parts = cached_teacher.ask(batch), len(batch), []
+        answers, size, parts = cached_teacher.logits(batch), len(batch), []
         for rank in range(2):
             part = share(range(size), rank, 2)
             rows = torch.cat([torch.arange(size)[part], size + torch.arange(size)[part]])

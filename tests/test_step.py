@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kdcache import models, training
 from kdcache.answers.cached_teacher import CachedTeacher
+from kdcache.answers.open import make_cached_teacher
 from kdcache.answers.teacher import FORWARD_ROWS, Teacher
 from kdcache.choices import AUGMENTATIONS, CRITERIA, MIXES
 from kdcache.compute import Compute
@@ -59,7 +60,7 @@ def norm_state(network: models.Network) -> dict[str, Tensor]:
 def test_scoring_leaves_the_running_statistics_alone(noise: Split) -> None:
     bench = Bench(noise, aug="cutmix-pick")
     before = norm_state(bench.student)
-    answers = bench.step.cached_teacher.ask(bench.batch) if bench.step.cached_teacher else None
+    answers = bench.step.cached_teacher.logits(bench.batch) if bench.step.cached_teacher else None
     bench.step._pick(bench.batch, answers)
     assert all(value.equal(before[key]) for key, value in norm_state(bench.student).items())
     bench.step(bench.batch)
@@ -116,10 +117,10 @@ def test_steps_wait_for_their_device_no_more_than_once_in_a_while(
 def test_nor_do_steps_on_stored_answers(noise: Split, without_content: Compute, tmp_path: Path) -> None:
     bench = Bench(noise, without_content, aug="cutmix-pick")
     maker = ViewMaker(noise, bench.maker.plan, SIZE, CPU.device)
-    list(answers.cached_teacher(tmp_path / "store", noise, maker).fill(1))
+    list(answers.cached_teacher(tmp_path / "store", noise, maker).precompute(1))
     bench.step.cached_teacher = answers.cached_teacher(tmp_path / "store", noise, bench.maker)
     assert steps_before_a_look(bench, without_content) == len(maker.steps)
-    assert bench.step.cached_teacher.count() == (0, 3 * len(noise))
+    assert bench.step.cached_teacher.pop_counts() == (0, 3 * len(noise))
 
 
 @pytest.mark.parametrize(("aug", "views"), [("standard", 1), ("mixup", 2), ("cutmix", 2), ("cutmix-pick", 3)])
@@ -270,7 +271,7 @@ def test_clean_views_are_answered_from_the_store_without_a_forward(noise: Split,
     live, stored = Bench(noise, aug="none"), Bench(noise, aug="none")
     assert stored.step.cached_teacher is not None
     store = answers.store(tmp_path / "answers.zarr", stored.step.cached_teacher.teacher, noise)
-    stored.step.cached_teacher = CachedTeacher.with_store(
+    stored.step.cached_teacher = make_cached_teacher(
         stored.step.cached_teacher.teacher, stored.maker, store, "clean", epochs=1
     )
     stored.rows.clear()

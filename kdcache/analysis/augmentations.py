@@ -315,7 +315,7 @@ def _tally(subject: Subject, views: ViewMaker, first: int, epochs: int, samples:
         labels = batch.mixed_labels() if first else batch.labels
         whose = batch.samples.repeat(batch.slots if first else 1)
         number = batch.epoch * whole + batch.step if batch.step < whole else None
-        tally.add(number, whose, labels, cached_teacher.ask(batch, first))
+        tally.add(number, whose, labels, cached_teacher.logits(batch, first))
     return tally
 
 

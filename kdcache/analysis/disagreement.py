@@ -299,7 +299,7 @@ def study(subject: Subject, samples: int = 10_000, seed: int = 0, aug: str = "cu
     examples: list[Example] = []
     for batch in _batches(views):
         own, partners = batch.samples.cpu(), _partners(views, batch)
-        logits = cached_teacher.ask(batch, first=1)
+        logits = cached_teacher.logits(batch, first=1)
         right = subject.clean.right(own) & subject.clean.right(partners)
         part = MixedSamples.of(batch, logits, right).first(samples - done)
         found.put(done, part)

@@ -9,29 +9,19 @@ from torch import Tensor
 
 from kdcache import datasets
 from kdcache.answers.cached_teacher import CachedTeacher
-from kdcache.answers.codec import DENSE
 from kdcache.answers.location import StoreLocation
-from kdcache.answers.replay import Replay
-from kdcache.answers.store import CLEAN, AnswerStore
+from kdcache.answers.open import make_cached_teacher, make_reader, open_answers
+from kdcache.answers.store import CLEAN, AnswerStore, store_path
 from kdcache.answers.teacher import Teacher
-from kdcache.answers.view_index import CropFlipIndex
 from kdcache.choices import MODEL_PREFIXES
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.datasets import Dataset, Split
 from kdcache.errors import UsageError, problem
 from kdcache.models import Network
+from kdcache.models.load import find_network, trained_network
 from kdcache.run.folder import FinishedRun
-from kdcache.setup import (
-    MODEL,
-    find_network,
-    find_teacher_run,
-    load_data,
-    plan_of,
-    store_path,
-    teacher_and_store,
-    trained_network,
-)
+from kdcache.setup import MODEL, find_teacher_run, load_data, plan_of
 from kdcache.views import ViewMaker
 
 __all__ = ["SPLITS", "CleanAnswers", "Subject", "open_subject"]
@@ -42,9 +32,6 @@ TORCHVISION, ITS_WEIGHTS = "torchvision:", "IMAGENET1K_V1"
 """What the weights of a network of torchvision's are, unless others are named: those that the paper's teacher has."""
 
 BATCH = 256
-
-ANY_SIZE = 2**62
-"""Bytes: no limit but that of the disk."""
 
 
 @dataclass(frozen=True)
@@ -86,17 +73,10 @@ class Subject:
         return ViewMaker(self.images, plan_of(config, self.data), batch_size, self.teacher.compute.device)
 
     def cached_teacher(self, views: ViewMaker, epochs: int) -> CachedTeacher:
-        """Open the door to the teacher's answers to some epochs of views."""
-        plan, store = views.plan, self.store
-        if not plan.crop_flip:  # the same views in every epoch: each is asked once at most
-            nothing = CropFlipIndex(plan.samples, plan.samples, DENSE.layout(self.data.num_classes))
-            known = CropFlipIndex.of_store(store, plan, 1, ANY_SIZE) if store else nothing
-            return CachedTeacher(self.teacher, views, store=store, finite=known)
-        if store is None:
-            return CachedTeacher(self.teacher, views)
-        if self.keeps:
-            return CachedTeacher.with_store(self.teacher, views, store, "replay", epochs)
-        return CachedTeacher(self.teacher, views, store=store, replay=Replay(store, plan.seed, plan.kinds))
+        """Make the cached teacher for some epochs of views."""
+        if self.keeps and self.store is not None and views.plan.crop_flip:
+            return make_cached_teacher(self.teacher, views, self.store, "replay", epochs)
+        return make_reader(self.teacher, views, self.store)
 
     @cached_property
     def clean(self) -> "CleanAnswers":
@@ -122,7 +102,7 @@ class CleanAnswers:
             for chunk, rows in enumerate(table.chunks):  # a chunk at a time, since all of them may not fit into memory
                 columns = table.read(chunk)
                 if columns is not None:
-                    self._classes[rows.start : rows.stop] = cached_teacher.format.decode(
+                    self._classes[rows.start : rows.stop] = cached_teacher.codec.decode(
                         columns, cached_teacher.classes
                     ).argmax(1)
 
@@ -186,7 +166,7 @@ def open_subject(
         network, name, folder = trained_network(run.path / MODEL, data), str(run.path), run.path
         compute = Compute.choose(device, run.config.precision)
         place = store_path(run.path)
-        looked_up = store or (place if own and split == "train" and StoreLocation(place).has("zarr.json") else None)
+        looked_up = store or (place if own and split == "train" and StoreLocation(place).holds_store() else None)
     else:
         if dataset is None:
             raise UsageError(problem("--dataset", expected="the images to ask this teacher about", got="none"))
@@ -197,7 +177,7 @@ def open_subject(
     asked_about = data if split == "train" else replace(data, train=data.test)
     if looked_up is None:
         return Subject(name, folder, asked_about, split, Teacher(network, compute), None, keeps=False)
-    asked, there = teacher_and_store(network, asked_about, looked_up, compute)
+    asked, there = open_answers(network, asked_about, compute, looked_up)
     return Subject(name, folder, asked_about, split, asked, there, keeps=store is not None)
 
 
