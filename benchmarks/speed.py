@@ -23,9 +23,9 @@ from torch import Tensor
 from watched_step import BATCH, CLASSES, NETWORKS, Ours, Watch, noise
 
 from kdcache import models
-from kdcache.answers.codec import DENSE, Columns
+from kdcache.answers.codec import DEFAULT_CODEC, Columns
 from kdcache.answers.location import StoreLocation
-from kdcache.answers.table import Table, fill
+from kdcache.answers.table import Table, fill_missing
 from kdcache.compute import Compute
 from kdcache.machine import keep_freed_memory
 from kdcache.views import Plan, ViewMaker
@@ -184,12 +184,12 @@ def views(chosen: argparse.Namespace) -> list[str]:
     split, cpu = noise(chosen.steps * 10).train, torch.device("cpu")
     plans = [Plan(len(split), 32, 4, crop_flip=True, seed=0, mixes=mixes) for mixes in ((), ("cutmix", "cutmix"))]
     x, picked = (ViewMaker(split, plan, BATCH, cpu) for plan in plans)
-    normalise = models.build("resnet8", num_classes=CLASSES, seed=0).normalise
+    normalize = models.build("resnet8", num_classes=CLASSES, seed=0).normalize
     makers: dict[str, tuple[ViewMaker, Callable[[Tensor], Tensor]]] = {
         "x": (x, lambda views: views),
         "x and two candidates": (picked, lambda views: views),
-        "x, normalised": (x, normalise),
-        "x and two candidates, normalised": (picked, normalise),
+        "x, normalised": (x, normalize),
+        "x and two candidates, normalised": (picked, normalize),
     }
     loading, threads = loader(split, BATCH), torch.get_num_threads()
     theirs: list[float] = []
@@ -225,13 +225,13 @@ def store(chosen: argparse.Namespace) -> list[str]:
     rows = 50_000 if chosen.steps > 2 else 5000
     answers = torch.randn(rows, CLASSES).half()
 
-    def ask(span: range) -> Columns:
+    def compute_rows(span: range) -> Columns:
         return {"logits": answers[span.start : span.stop]}
 
     found: dict[str, list[float]] = {name: [] for name in ("write", "flat write", "read", "flat read")}
     for _ in range(chosen.repeats + 1):
         with tempfile.TemporaryDirectory() as name:
-            table = Table(StoreLocation(Path(name) / "store.zarr"), "clean", rows, DENSE.layout(CLASSES))
+            table = Table(StoreLocation(Path(name) / "store.zarr"), "clean", rows, DEFAULT_CODEC.layout(CLASSES))
             flat = np.memmap(Path(name) / "flat", np.float16, "w+", shape=(rows, CLASSES))
 
             def write_flat(flat: np.memmap = flat, table: Table = table) -> None:
@@ -247,7 +247,7 @@ def store(chosen: argparse.Namespace) -> list[str]:
                 for chunk in range(len(table.chunks)):
                     assert table.read(chunk) is not None
 
-            found["write"].append(seconds(lambda table=table: list(fill([(table, ask)]))))
+            found["write"].append(seconds(lambda table=table: list(fill_missing([(table, compute_rows)]))))
             found["flat write"].append(seconds(write_flat))
             found["read"].append(seconds(read))
             found["flat read"].append(seconds(read_flat))

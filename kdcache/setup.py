@@ -152,7 +152,7 @@ def plan_of(config: StudentConfig, data: Dataset) -> Plan:
 
 def plan_for(config: StudentConfig, samples: int, card: Card) -> Plan:
     """Make the view plan of a config for a number of samples of a dataset, which need not be loaded."""
-    augmentation, size, seed = config.augmentation, card.image_size, config.views_seed
+    augmentation, size, seed = config.augmentation, card.image_size, config.effective_view_seed
     return Plan(samples, size, card.padding, augmentation.crop_flip, seed, augmentation.mixes)
 
 

@@ -13,7 +13,8 @@ from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.datasets import Card, Dataset, Split
-from kdcache.run.statistics import EpochStatistics, Shape
+from kdcache.run.recorder import StudentRecorder
+from kdcache.run.statistics import StatisticsShape
 from kdcache.views import Plan, ViewMaker
 
 CPU = torch.device("cpu")
@@ -47,8 +48,9 @@ def cached_teacher(
     return make_cached_teacher(of, maker, store(where, of, split), cache, epochs, limit)
 
 
-def statistics(maker: ViewMaker, losses: tuple[str, ...]) -> EpochStatistics:
-    return EpochStatistics.empty(Shape(maker.plan.samples, maker.plan.slots, len(maker.steps), losses), maker.device)
+def recorder(where: Path, maker: ViewMaker, losses: tuple[str, ...], of: CachedTeacher | None) -> StudentRecorder:
+    shape = StatisticsShape(maker.plan.samples, maker.plan.slots, len(maker.steps), losses)
+    return StudentRecorder(where, 1, shape, of, maker.device)
 
 
 def all_logits(of: CachedTeacher, epochs: int) -> dict[tuple[int, str, int], bytes]:

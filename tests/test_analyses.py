@@ -19,7 +19,7 @@ from kdcache.analysis.subject import open_subject
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import KdcacheError, UsageError
 from kdcache.run.folder import EpochMetrics
-from kdcache.run.statistics import EpochStatistics, Shape, StatisticsReader, StatisticsStore, StoredEpoch
+from kdcache.run.statistics import EpochStatistics, StatisticsReader, StatisticsShape, StatisticsStore, StoredEpoch
 
 
 def run(number: int = 0, epochs: int = 4, top1: float | None = None, **settings: object) -> RunRecord:
@@ -204,7 +204,7 @@ def test_sums_are_judged_and_what_a_student_picks_is_not(teacher: Path) -> None:
 @pytest.fixture
 def statistics(tmp_path: Path) -> Path:
     """Two of three epochs of a run with two mixed views of five samples, in four steps."""
-    shape = Shape(samples=5, slots=2, steps=4, losses=("kd",))
+    shape = StatisticsShape(samples=5, slots=2, steps=4, losses=("kd",))
     store = StatisticsStore(tmp_path / "statistics.zarr", 3, shape)
     for number in range(2):
         figures = EpochStatistics.empty(shape, torch.device("cpu"))
@@ -229,7 +229,7 @@ def test_statistics_are_read_as_they_were_written(statistics: Path) -> None:
 
 
 def test_a_run_without_mixed_views_has_none(tmp_path: Path) -> None:
-    shape = Shape(samples=3, slots=0, steps=1, losses=())
+    shape = StatisticsShape(samples=3, slots=0, steps=1, losses=())
     store = StatisticsStore(tmp_path / "s.zarr", 1, shape)
     store.write(0, EpochStatistics.empty(shape, torch.device("cpu")))
     (found,) = StatisticsReader.open(tmp_path / "s.zarr")

@@ -165,9 +165,7 @@ def test_views_prints_rows_and_draws_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("together", [1, 2])
-def test_killed_fills_end_with_the_same_bits(
-    together: int, pictures: Path, teacher: Path, tmp_path: Path
-) -> None:
+def test_killed_fills_end_with_the_same_bits(together: int, pictures: Path, teacher: Path, tmp_path: Path) -> None:
     """Kill fills at random moments, one or two at a time; see benchmarks/kill_fills.py."""
     more = ("--aug", "cutmix-pick", "--epochs", "40")
     kdcache("cache", "fill", *words(pictures, teacher, tmp_path / "unbroken.zarr", *more), cwd=tmp_path)

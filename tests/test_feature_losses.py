@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdcache.losses import features
 from kdcache.losses.crd import ContrastMemory
-from kdcache.losses.logits import decoupled, kd, kld
+from kdcache.losses.logits import dkd_loss, kd_loss
 from tests.figures import BASE, golden, tensor
 
 GOLDEN = golden("losses")["results"]
@@ -18,15 +18,15 @@ VECTOR, EQUAL, WIDE = tensor(2, (8, 64)), tensor(3, (8, 64)), tensor(4, (8, 128)
 MAP, SMALL_MAP = tensor(5, (8, 16, 16, 16)).abs(), tensor(6, (8, 32, 8, 8)).abs()
 
 CASES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Tensor, Tensor]] = {
-    "at_p2": (features.attention, MAP, SMALL_MAP),
-    "sp": (features.similarity, MAP, SMALL_MAP),
-    "nst": (features.selectivity, MAP, SMALL_MAP),
-    "rkd_25_50": (features.relations, VECTOR, WIDE),
-    "pkt": (features.distribution, VECTOR, WIDE),
-    "cc": (features.congruence, VECTOR, EQUAL),
-    "fitnet_mse": (features.hint, VECTOR, EQUAL),
+    "at_p2": (features.at_loss, MAP, SMALL_MAP),
+    "sp": (features.sp_loss, MAP, SMALL_MAP),
+    "nst": (features.nst_loss, MAP, SMALL_MAP),
+    "rkd_25_50": (features.rkd_loss, VECTOR, WIDE),
+    "pkt": (features.pkt_loss, VECTOR, WIDE),
+    "cc": (features.cc_loss, VECTOR, EQUAL),
+    "fitnet_mse": (features.fitnet_loss, VECTOR, EQUAL),
     "dkd_a1_b8_T4": (
-        lambda student, teacher: decoupled(teacher, student, LABELS, 4.0),
+        lambda student, teacher: dkd_loss(student, teacher, LABELS, 4.0),
         tensor(0, (8, 100), 6),
         tensor(1, (8, 100), 8),
     ),
@@ -46,7 +46,7 @@ def test_losses_are_golden_and_their_gradients_reach_the_student_alone(name: str
 
 
 def test_the_larger_of_two_maps_is_pooled_whosever_it_is() -> None:
-    for loss_of in (features.attention, features.selectivity):
+    for loss_of in (features.at_loss, features.nst_loss):
         pooled = torch.nn.functional.adaptive_avg_pool2d(MAP, 8)
         torch.testing.assert_close(loss_of(MAP, SMALL_MAP), loss_of(pooled, SMALL_MAP))
         torch.testing.assert_close(loss_of(SMALL_MAP, MAP), loss_of(SMALL_MAP, pooled))
@@ -55,7 +55,7 @@ def test_the_larger_of_two_maps_is_pooled_whosever_it_is() -> None:
 def test_variational_information_by_hand() -> None:
     """Two channels of one pixel: 0.5 (1^2/2 + log 2) and 0.5 (3^2/4 + log 4), then their mean."""
     predicted, teacher = torch.tensor([1.0, 5.0]).view(1, 2, 1, 1), torch.tensor([2.0, 2.0]).view(1, 2, 1, 1)
-    found = features.variational(predicted, teacher, torch.tensor([2.0, 4.0]))
+    found = features.vid_loss(predicted, teacher, torch.tensor([2.0, 4.0]))
     assert found.item() == pytest.approx((0.5 * (1 / 2 + math.log(2)) + 0.5 * (9 / 4 + math.log(4))) / 2)
 
 
@@ -69,7 +69,7 @@ def test_half_precision_goes_in_and_float32_comes_out() -> None:
 def test_decoupled_loss_stays_finite_at_extremes_and_splits_the_divergence() -> None:
     teacher = torch.tensor([[1e4, -1e4, 0], [-1e4, 1e4, 0]])
     student = teacher.flip(0).clone().requires_grad_()
-    loss = decoupled(teacher, student, torch.tensor([0, 1]), 4.0)
+    loss = dkd_loss(student, teacher, torch.tensor([0, 1]), 4.0)
     loss.backward()
     assert student.grad is not None
     assert loss.isfinite()
@@ -77,7 +77,7 @@ def test_decoupled_loss_stays_finite_at_extremes_and_splits_the_divergence() -> 
     # Equation 7 of the paper: with the weight 1 - p of the label's class on its second part, it is plain distillation.
     one, two, label = torch.randn(1, 5).double(), torch.randn(1, 5).double(), torch.tensor([3])
     beta = 1 - (one / 4).softmax(1)[0, 3].item()
-    torch.testing.assert_close(decoupled(one, two, label, 4.0, beta=beta), kd(kld(one, two, 4.0), 4.0))
+    torch.testing.assert_close(dkd_loss(two, one, label, 4.0, beta=beta), kd_loss(two, one, 4.0))
 
 
 def embedded(vectors: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ def test_contrast_is_golden_over_two_calls() -> None:
         assert student.grad is not None
         assert loss.item() == pytest.approx(GOLDEN[name]["value"], rel=1e-9), name
         assert student.grad.norm().item() == pytest.approx(GOLDEN[name]["grad_norm"], rel=1e-9), name
-    assert contrast.normaliser.tolist() == pytest.approx(GOLDEN["crd_Z"], rel=1e-9)
+    assert contrast.normalizer.tolist() == pytest.approx(GOLDEN["crd_Z"], rel=1e-9)
     memories = contrast.student, contrast.teacher
     found = [*(rows[SAMPLES].norm() for rows in memories), *(rows.sum() for rows in memories)]
     assert torch.stack(found).tolist() == pytest.approx(GOLDEN["crd_memory_norms"], rel=1e-9)

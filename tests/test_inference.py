@@ -46,7 +46,7 @@ def test_logits_and_features_agree(name: str) -> None:
         logits, features = network.with_features(views(5))
         fused = fuse_for_inference(body(network), torch.float32)
         assert fused is not None
-        for found, wanted in zip(fused(network.normalise(views(5))), (logits, *features), strict=True):
+        for found, wanted in zip(fused(network.normalize(views(5))), (logits, *features), strict=True):
             assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
     fuse_for_inference(body(network), torch.bfloat16)
     after = network.state_dict()

@@ -19,7 +19,7 @@ from kdcache.datasets.pack import draft_of
 from kdcache.datasets.pack import pack as write
 from kdcache.datasets.pictures import Files
 from kdcache.errors import KdcacheError
-from kdcache.views.geometry import random_part
+from kdcache.views.geometry import random_resized_box
 from tests.samples import jpeg, names_below, noise, refusal, write_imagenet
 
 SHIPPED = Path(str(files("kdcache.data"))) / "fashion-mini.h5"
@@ -128,7 +128,9 @@ def test_a_packed_set_is_the_same_set(kind: str, tmp_path: Path) -> None:
         assert one.take(samples).equal(other.take(samples))
         if kind == "imagenet":
             words = np.array([2**63, 12345 << 30, 3, 2**64 - 1], np.uint64)
-            assert one.pieces(samples, words, random_part).equal(other.pieces(samples, words, random_part))
+            assert one.resized_crops(samples, words, random_resized_box).equal(
+                other.resized_crops(samples, words, random_resized_box)
+            )
     assert again.class_names == data.class_names
     for fact in packed.FACTS:
         assert getattr(again.card, fact) == getattr(data.card, fact)

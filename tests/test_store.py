@@ -228,10 +228,7 @@ def test_filling_waits_for_other_processes_last(holder: subprocess.Popen[str], t
 GRID_MASK = """
     import os, sys
     from kdcache import choices
-    from kdcache.views import mixes
-    table = {**choices.MIXES, "grid-mask": "x"} if isinstance(choices.MIXES, dict) else (*choices.MIXES, "grid-mask")
-    choices.MIXES = table
-    mixes.MIXES["grid-mask"] = mixes.MIXES["cutout"]
+    choices.MIXES["grid-mask"] = choices.MIXES["cutout"]
     from kdcache.cli import cli
     words = sys.argv[1:]
     fill = ["cache", "fill", *words, "--aug", "grid-mask", "--candidates", "2", "--epochs", "2"]

@@ -19,7 +19,7 @@ from kdcache.answers.table import CHUNK_BYTES, LARGE_CHUNK_BYTES, MAX_SMALL_CHUN
 from kdcache.answers.view_index import CropFlipIndex
 from kdcache.datasets import Split
 from kdcache.errors import UsageError
-from kdcache.losses import kld
+from kdcache.losses import kl_divergence
 from kdcache.views.plan import STANDARD, format_kind, parse_kind
 from tests import answers
 from tests.rows import CLASSES, ROWS, equal, full_table, rows_of, table
@@ -227,7 +227,7 @@ def test_top_k_keeps_the_largest_logits_and_the_probability_of_the_rest(logits: 
     assert found.gather(1, top.indices).equal(top.values)
     shares = [(x / 4).softmax(1).scatter(1, top.indices, 0).sum(1) for x in (given_, found)]
     torch.testing.assert_close(shares[0], shares[1], rtol=1e-3, atol=1e-5)
-    assert (kld(given_, found, 4.0) >= -1e-5).all()
+    assert (kl_divergence(found, given_, 4.0) >= -1e-5).all()
 
 
 def test_a_top_k_of_all_classes_is_refused_before_anything_is_written(noise: Split, tmp_path: Path) -> None:

@@ -306,8 +306,8 @@ def test_tensors_that_no_network_holds_are_named(way: str, tmp_path: Path) -> No
 
 def test_whole_numbers_are_no_weights(tmp_path: Path) -> None:
     rounded = {key: value.int() if key == "fc.weight" else value for key, value in state().items()}
-    with pytest.raises(UsageError, match=r"another shape or kind: .* given fc\.weight"):
-        published.fit(build("resnet8", num_classes=3), rounded, "published.pth")
+    with pytest.raises(UsageError, match=r"another shape or kind: .* got fc\.weight"):
+        published.load_into(build("resnet8", num_classes=3), rounded, "published.pth")
 
 
 # Datasets

@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 from kdcache.choices import MIXES
 from kdcache.datasets import Split
 from kdcache.errors import UsageError
-from kdcache.views import Batch, EpochTable, Plan, ViewMaker, crop_flip, cutmix, mixup, share, steps
+from kdcache.views import Batch, EpochTable, Plan, ViewMaker, crop_flip, cutmix, mixup, rank_part, steps
 from kdcache.views.mixes import draw_cutmix
 from kdcache.views.plan import BLOCK, block_starts
 
@@ -129,7 +129,7 @@ def test_ranks_share_every_step_without_gap_or_overlap(samples: int, batch_size:
     found = steps(samples, batch_size)
     assert [position for step in found for position in step] == list(range(samples))
     for step in found:
-        parts = [share(step, rank, ranks) for rank in range(ranks)]
+        parts = [rank_part(step, rank, ranks) for rank in range(ranks)]
         assert [position for part in parts for position in part] == list(step)
         assert min(map(len, parts)) >= 2
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
@@ -167,7 +167,7 @@ def test_clean_views_are_the_images(noise: Split) -> None:
     drawn = plan(len(noise), None, 0, crop_flip=False)
     for batch in ViewMaker(noise, drawn, 64, CPU).epoch(0):
         assert batch.views.equal(noise.images[batch.samples])
-        assert np.array_equal(batch.keys, batch.samples)
+        assert np.array_equal(batch.standard_keys, batch.samples)
 
 
 def test_crop_and_flip_equal_a_plain_reference() -> None:

@@ -79,8 +79,8 @@ def choose_policy(cache: str, plan: Plan, epochs: int, space: StoreSpace) -> Cac
     if cache == "standard" and not index_fits(plan):
         most = MAX_INDEX_BYTES // (4 * plan.standard_views)
         expected, got = f"at most {most} samples with {plan.standard_views} views each", f"{plan.samples} samples"
-        if plan.of_pictures:
-            expected, got = "images with padded crops", "random parts of pictures, which do not recur"
+        if plan.random_resized:
+            expected, got = "padded crops", "random resized crops, which do not recur"
         raise UsageError(problem("--cache standard", expected=expected, got=got, remedy="Use --cache replay."))
     if cache != "auto":
         keep = {"standard": plan.kinds[:1], "replay": plan.kinds}.get(cache, ())
@@ -132,7 +132,7 @@ def teacher_forwards(plan: Plan, epochs: int, space: StoreSpace, indexed: bool, 
         Whether the crop-and-flip views that recur are counted from the plan. By default their number is expected.
     """
     if not plan.crop_flip:
-        missing = np.count_nonzero(~space.incomplete[CLEAN]) if CLEAN in space.incomplete else 0
+        missing = int(np.sum(~space.incomplete[CLEAN])) if CLEAN in space.incomplete else 0
         return missing if space.has_clean else plan.samples
     forwards = 0.0
     for kind in plan.kinds:

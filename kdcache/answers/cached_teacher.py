@@ -1,5 +1,6 @@
 """The cached teacher: the teacher's logits for views, from the store or from a forward pass."""
 
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -57,6 +58,11 @@ class CachedTeacher:
         Logits of x by crop and flip, in whichever epoch they were computed.
     codec : Codec, optional
         Without a store, the codec that logits pass through.
+
+    Attributes
+    ----------
+    seconds : float
+        Time spent in `logits` and `logits_and_features`; the caller may reset it.
     """
 
     def __init__(
@@ -73,6 +79,7 @@ class CachedTeacher:
         self.replay, self.view_index = replay, view_index
         self.codec = store.codec if store else codec
         self.classes = teacher.network.num_classes
+        self.seconds = 0.0
         self._counts = TeacherCounts()
 
     def logits(self, batch: Batch, first: int = 0) -> Tensor:
@@ -95,6 +102,7 @@ class CachedTeacher:
         KdcacheError
             If logits are not finite in the codec; on a GPU, only those that are stored are checked.
         """
+        started = time.perf_counter()
         views = batch.views[first * len(batch) :]
         found = [self._look_up(batch, slot) for slot in range(first, 1 + batch.slots)]
         hit = np.concatenate([hits for hits, _ in found])
@@ -106,9 +114,10 @@ class CachedTeacher:
             computed = self._compute(views if not hit.any() else views[_indices(~hit, views.device)])
             self._decode_into(logits, ~hit, computed)
             if first == 0 and self.view_index:  # the computed rows begin with those of x
-                keys = batch.keys[~hit[: len(batch)]]
+                keys = batch.standard_keys[~hit[: len(batch)]]
                 x_columns = {name: column[: len(keys)] for name, column in computed.items()}
                 self.view_index.add(keys, _on_cpu(x_columns))
+        self.seconds += time.perf_counter() - started
         return logits
 
     def logits_and_features(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
@@ -122,10 +131,11 @@ class CachedTeacher:
         features : list of Tensor of float32, B rows each
             See `kdcache.models.Network.with_features`.
         """
-        size = len(batch)
+        size, started = len(batch), time.perf_counter()
         self._count(forwards=size, requests=size)
         logits, features = self.teacher.with_features(batch.views[:size])
         logits = self.codec.decode(self._encode(logits), self.classes)
+        self.seconds += time.perf_counter() - started
         mixed = [self.logits(batch, first=1)] if batch.slots else []
         return torch.cat([logits, *mixed]), features
 
@@ -193,10 +203,10 @@ class CachedTeacher:
             columns = self.replay.rows(batch.epoch, slot, batch.positions, self._compute_chunk(batch.epoch, slot))
             if columns is not None:
                 if slot == 0 and self.view_index:
-                    self.view_index.add(batch.keys, columns)
+                    self.view_index.add(batch.standard_keys, columns)
                 return np.ones(len(batch), bool), columns
         if slot == 0 and self.view_index:
-            return self.view_index.lookup(batch.keys)
+            return self.view_index.lookup(batch.standard_keys)
         return np.zeros(len(batch), bool), {}
 
     def _compute_chunk(self, epoch: int, slot: int) -> ComputeRows:

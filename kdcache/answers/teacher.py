@@ -91,7 +91,7 @@ class Teacher:
         work = f"a forward of {len(views)} views through the teacher {self.network.name}"
         with self.compute.memory_explained(work, OUT_OF_MEMORY_REMEDY):
             if self._fused is not None:
-                outputs: tuple[Tensor, ...] = self._fused(self.network.normalise(views).bfloat16())
+                outputs: tuple[Tensor, ...] = self._fused(self.network.normalize(views).bfloat16())
                 return outputs
             with self.compute.autocast():
                 if not with_features:

@@ -67,7 +67,7 @@ def _three(context: click.Context, option: click.Parameter, text: str | None) ->
 
 
 @click.command("teacher-load", help=COMMANDS["teacher-load"].about)
-@settings(TeacherConfig, TeacherConfig.LOADED)
+@settings(TeacherConfig, TeacherConfig.USED_WHEN_LOADING)
 @click.option(
     "--weights",
     required=True,
@@ -87,10 +87,10 @@ def teacher_load(
 ) -> None:
     """Load a teacher."""
     from kdcache.report.progress import terminal
-    from kdcache.stages.teacher import adopt_teacher
+    from kdcache.stages.teacher import load_teacher
 
     with terminal() as reporter:
-        _tell(reporter, adopt_teacher(weights, config, model, mean, std, reporter))
+        _tell(reporter, load_teacher(weights, config, model, mean, std, reporter))
 
 
 def _tell(reporter: "Reporter", run: "FinishedRun") -> None:

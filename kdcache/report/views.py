@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from kdcache.datasets import Dataset
-from kdcache.files import write_whole
+from kdcache.files import write_atomically
 from kdcache.report.tables import table
 from kdcache.views import EpochTable, Plan, ViewMaker
-from kdcache.views.geometry import random_part
+from kdcache.views.geometry import random_resized_box
 
 __all__ = ["draw_views", "views_table"]
 
@@ -35,11 +35,11 @@ def views_table(plan: Plan, data: Dataset, epoch: int, samples: int) -> Table:
 
 def _crop(plan: Plan, data: Dataset, drawn: EpochTable, position: int) -> Sequence[int]:
     """Top and left of the crop; where it is a part of a picture, left, top, right and bottom."""
-    if not plan.of_pictures or data.train.pictures is None:
+    if not plan.random_resized or data.train.pictures is None:
         found: list[int] = drawn.crop[position].tolist()
         return found
     size = data.train.pictures.dimensions(int(drawn.order[position]))
-    return random_part(int(drawn.crop[position]), *size)
+    return random_resized_box(int(drawn.crop[position]), *size)
 
 
 def draw_views(views: ViewMaker, data: Dataset, epoch: int, samples: int, path: Path) -> None:
@@ -68,7 +68,7 @@ def draw_views(views: ViewMaker, data: Dataset, epoch: int, samples: int, path: 
             place.set(xticks=[], yticks=[])
             place.set_title(caption, fontsize=8)
         axes[row, 0].set_ylabel(kind)
-    write_whole(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
 
 
 def _captions(kind: str, plan: Plan, data: Dataset, epoch: int, samples: int) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Checkpoints of a training: all that the next step depends on, so that a run that was killed ends as any other.
 
 A checkpoint is a file of `kdcache.tensor_files`: the networks, the losses that train or remember something, the
-optimiser, the random state, and the statistics of the epoch under way are its tensors, the rest its facts. The last two are kept.
+optimizer, the random state and the statistics of the epoch are its tensors. The last two are kept.
 """
 
 import logging
@@ -19,7 +19,7 @@ from kdcache.errors import KdcacheError, UsageError, first_line
 
 __all__ = ["Checkpoints", "Progress"]
 
-FORMAT = "kdcache-training-1"
+FORMAT = "kdcache-training-2"
 KEPT = 2
 
 log = logging.getLogger("kdcache")
@@ -39,7 +39,7 @@ class Progress:
         Sum of their losses.
     seconds : float
         Time taken so far.
-    questions : list of int
+    teacher_counts : list of int
         Asked about, and put, in these steps, see `kdcache.answers.cached_teacher.TeacherCounts`.
     metrics : list of dict
         The lines of the epochs that are done.
@@ -53,7 +53,7 @@ class Progress:
     step: int = 0
     losses: float = 0.0
     seconds: float = 0.0
-    questions: list[int] = field(default_factory=list)
+    teacher_counts: list[int] = field(default_factory=list)
     metrics: list[dict[str, Any]] = field(default_factory=list)
     resumed: list[dict[str, int]] = field(default_factory=list)
     statistics: dict[str, Tensor] = field(default_factory=dict)

@@ -17,14 +17,14 @@ from kdcache.config import StudentConfig, TrainingConfig
 from kdcache.errors import UsageError, first_line, problem
 from kdcache.run.folder import KINDS, RUNS, FinishedRun, read_environment
 
-__all__ = ["check_folder", "clear_litter", "compute_of", "hold", "new_folder", "settle"]
+__all__ = ["check_folder", "clear_litter", "compute_of", "hold", "new_folder", "resolve_run"]
 
 log = logging.getLogger("kdcache")
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
 
-def settle(config: Config) -> tuple[Config, FinishedRun | None]:
+def resolve_run(config: Config) -> tuple[Config, FinishedRun | None]:
     """Settle which folder a training writes, before anything is read or written; alike in all its processes.
 
     Returns

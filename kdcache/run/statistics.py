@@ -14,14 +14,14 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from kdcache import distributed
 from kdcache.answers.location import StoreLocation
 from kdcache.errors import KdcacheError, first_line, problem
-from kdcache.files import write_whole_folder
+from kdcache.files import write_folder_atomically
 
-__all__ = ["EpochStatistics", "Shape", "StatisticsReader", "StatisticsStore", "StoredEpoch"]
+__all__ = ["EpochStatistics", "StatisticsReader", "StatisticsShape", "StatisticsStore", "StoredEpoch"]
 
-SCHEMA = "kdcache-statistics-2"
+SCHEMA = "kdcache-statistics-3"
 
 
-class Shape(NamedTuple):
+class StatisticsShape(NamedTuple):
     """How much there is to know of an epoch: N samples with M mixed views each, T steps, and the names of L losses."""
 
     samples: int
@@ -48,7 +48,7 @@ class EpochStatistics:
         Which mixed views were trained on.
     kl_ratio : Tensor of float32, shape (T,)
         r of Equation 3 of each step, over all candidates; NaN without picking or without d of all candidates.
-    disputed : Tensor of float32, shape (T,)
+    disagreements : Tensor of float32, shape (T,)
         Mixed views of the step whose label the teacher disputes; NaN without teacher or mix.
     losses : Tensor of float32, shape (T, L)
         Each loss of the sum, with its weight.
@@ -58,11 +58,11 @@ class EpochStatistics:
     d_mixed: Tensor
     picked: Tensor
     kl_ratio: Tensor
-    disputed: Tensor
+    disagreements: Tensor
     losses: Tensor
 
     @classmethod
-    def empty(cls, shape: Shape, device: torch.device) -> "EpochStatistics":
+    def empty(cls, shape: StatisticsShape, device: torch.device) -> "EpochStatistics":
         """Make the statistics of an epoch of which nothing is known yet."""
         samples, slots, steps, losses = shape
 
@@ -74,7 +74,7 @@ class EpochStatistics:
             d_mixed=unknown(slots, samples),
             picked=torch.zeros(slots, samples, dtype=torch.bool, device=device),
             kl_ratio=unknown(steps),
-            disputed=unknown(steps),
+            disagreements=unknown(steps),
             losses=unknown(steps, len(losses)),
         )
 
@@ -85,7 +85,7 @@ class EpochStatistics:
             d_mixed=_known_anywhere(self.d_mixed),
             picked=distributed.all_reduce_max(self.picked.byte()).bool(),
             kl_ratio=self.kl_ratio,  # over all candidates, so the same everywhere
-            disputed=distributed.all_reduce_sum(self.disputed),
+            disagreements=distributed.all_reduce_sum(self.disagreements),
             losses=distributed.all_reduce_sum(self.losses) / distributed.world_size(),
         )
 
@@ -93,8 +93,8 @@ class EpochStatistics:
         """Undo `merged`, so that what was put together can be added to, and be put together again."""
         if distributed.is_main():
             return replace(self, losses=self.losses * distributed.world_size())
-        nothing = (torch.where(column.isnan(), column, 0) for column in (self.disputed, self.losses))
-        return replace(self, **dict(zip(("disputed", "losses"), nothing, strict=True)))
+        nothing = (torch.where(column.isnan(), column, 0) for column in (self.disagreements, self.losses))
+        return replace(self, **dict(zip(("disagreements", "losses"), nothing, strict=True)))
 
     def mean_kl_ratio(self) -> float | None:
         """Mean of r over the steps; ``None`` where no step has one."""
@@ -102,7 +102,7 @@ class EpochStatistics:
 
     def label_disagreement(self) -> float | None:
         """Share of the mixed views whose label the teacher disputes; ``None`` without teacher or mix."""
-        return _number(self.disputed.sum() / self.d_mixed.numel()) if self.d_mixed.numel() else None
+        return _number(self.disagreements.sum() / self.d_mixed.numel()) if self.d_mixed.numel() else None
 
 
 def _known_anywhere(d: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ def _number(value: Tensor) -> float | None:
 class StatisticsStore:
     """A zarr store of the statistics of every epoch of a run.
 
-    ``d_x`` (E, N), ``d_mixed`` (E, M, N) and ``picked`` (E, M, N) by sample index, ``kl_ratio`` and ``disputed``
+    ``d_x`` (E, N), ``d_mixed`` (E, M, N) and ``picked`` (E, M, N) by sample index, ``kl_ratio`` and ``disagreements``
     (E, T), and ``losses`` (E, T, L), by step; the attribute ``losses`` names the L. d is stored in float16, whose
     relative error of at most 2^-11 is far below its spread. The attribute ``epochs_written`` says how many epochs are
     there; it is written after them.
@@ -129,17 +129,17 @@ class StatisticsStore:
         had make it longer.
     epochs : int
         E.
-    shape : Shape
+    shape : StatisticsShape
     """
 
-    def __init__(self, path: Path, epochs: int, shape: Shape) -> None:
+    def __init__(self, path: Path, epochs: int, shape: StatisticsShape) -> None:
         samples, slots, steps, losses = shape
         arrays: dict[str, tuple[tuple[int, ...], str, Any]] = {
             "d_x": ((epochs, samples), "float16", np.nan),
             "d_mixed": ((epochs, slots, samples), "float16", np.nan),
             "picked": ((epochs, slots, samples), "bool", False),
             "kl_ratio": ((epochs, steps), "float32", np.nan),
-            "disputed": ((epochs, steps), "float32", np.nan),
+            "disagreements": ((epochs, steps), "float32", np.nan),
             "losses": ((epochs, steps, len(losses)), "float32", np.nan),
         }
 
@@ -159,7 +159,7 @@ class StatisticsStore:
                     )
 
         if not path.exists():
-            write_whole_folder(path, write)
+            write_folder_atomically(path, write)
         self._group = zarr.open_group(StoreLocation(path).store, mode="r+")
         for name, array in self._group.arrays():
             array.resize(arrays[name][0])
@@ -182,7 +182,7 @@ class StoredEpoch:
     d_x : ndarray of float32, shape (N,)
     d_mixed : ndarray of float32, shape (M, N)
     picked : ndarray of bool, shape (M, N)
-    kl_ratio, disputed : ndarray of float32, shape (T,)
+    kl_ratio, disagreements : ndarray of float32, shape (T,)
     """
 
     epoch: int
@@ -190,7 +190,7 @@ class StoredEpoch:
     d_mixed: np.ndarray
     picked: np.ndarray
     kl_ratio: np.ndarray
-    disputed: np.ndarray
+    disagreements: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ class StatisticsReader:
         """
         try:
             group = zarr.open_group(self.path, mode="r")
-            found = {name: np.asarray(self._array(group, name)[epoch]) for name in ("d_x", "kl_ratio", "disputed")}
+            found = {name: np.asarray(self._array(group, name)[epoch]) for name in ("d_x", "kl_ratio", "disagreements")}
             there = "d_mixed" in group  # a run without mixed views has no such arrays
             shape = (0, self.samples)
             d_mixed = np.asarray(self._array(group, "d_mixed")[epoch]) if there else np.empty(shape, np.float32)

@@ -25,13 +25,13 @@ from kdcache.run.checkpoint import Checkpoints, Progress
 from kdcache.run.folder import EpochMetrics, FinishedRun, environment, read_environment
 from kdcache.run.output import clear_litter, hold, new_folder
 
-__all__ = ["Run"]
+__all__ = ["RunWriter"]
 
 COUNT = "questions.count"
 """File that says how many questions an unfinished run has asked."""
 
 
-class Run:
+class RunWriter:
     """A run folder that is being written.
 
     Parameters
@@ -109,8 +109,9 @@ class Run:
         if self.config.epochs < done:
             raise UsageError(problem("--epochs", expected=f"at least the {done} that are done", got=self.config.epochs))
         for line in self.metrics:
-            if line.lr != self.config.rate(line.epoch - 1):
-                now = f"a rate of {self.config.rate(line.epoch - 1):g} in epoch {line.epoch}, which had {line.lr:g}"
+            lr = self.config.learning_rate(line.epoch - 1)
+            if line.lr != lr:
+                now = f"a rate of {lr:g} in epoch {line.epoch}, which had {line.lr:g}"
                 raise UsageError(problem("--epochs", expected="those of the run: the rate falls by them", got=now))
         at = (progress.epoch, progress.step)
         if distributed.any_rank(at != distributed.broadcast(at)):
@@ -119,13 +120,13 @@ class Run:
         if self.config.resume and distributed.is_main():
             write_text(self.path / "config.toml", self.config.to_toml())  # the epochs may be others
             self.resumed.append({"epoch": progress.epoch + 1, "step": progress.step})
-            self._lost = max(0, _read_count(self.path / COUNT) - self._asked(sum(progress.questions[:1])))
+            self._lost = max(0, _read_count(self.path / COUNT) - self._asked(sum(progress.teacher_counts[:1])))
         return progress
 
     def _asked(self, in_epoch: int) -> int:
         return in_epoch + sum(line.teacher_forwards for line in self.metrics)
 
-    def keep(self, progress: Progress) -> None:
+    def save_checkpoint(self, progress: Progress) -> None:
         """Write a checkpoint; where the work is to stop, stop it.
 
         Parameters
@@ -138,7 +139,7 @@ class Run:
         progress.resumed, progress.seconds = self.resumed, self._seconds()
         self._checkpoints.keep(progress)
 
-    def due(self, teacher_forwards: int = 0) -> bool:
+    def checkpoint_due(self, teacher_forwards: int = 0) -> bool:
         """Tell whether it is time for a checkpoint; note how many questions were asked in the epoch so far."""
         assert self._checkpoints is not None
         if teacher_forwards and distributed.is_main():

@@ -69,10 +69,14 @@ class Planned:
             return []
         there = type(self.config).load(file)
         # Where and by what precision a finished run was computed does not matter; its folder says whose answers it had.
-        names = set(type(self.config).model_fields) - type(self.config).UNRECORDED - type(self.config).WITHOUT_EFFECT
+        names = (
+            set(type(self.config).model_fields)
+            - type(self.config).NOT_RECORDED
+            - type(self.config).MAY_DIFFER_ON_RESUME
+        )
         names -= {"device", "precision", "teacher"}
         if self.command == "teacher-load":
-            names &= {*TeacherConfig.LOADED}
+            names &= {*TeacherConfig.USED_WHEN_LOADING}
         return [
             problem(f"{self.path}: {name}", expected=f"{getattr(self.config, name)}, as planned", got=given)
             for name in sorted(names)
@@ -245,7 +249,11 @@ class _Maker:
         config = TeacherConfig.load(options.get("config"), **_settings(options, path))
         if weights is None:
             return self._once(Planned(path, "teacher-train", {**options, "out": path, "resume": True}, config))
-        kept = {name: value for name, value in options.items() if name in ("config", "model", *TeacherConfig.LOADED)}
+        kept = {
+            name: value
+            for name, value in options.items()
+            if name in ("config", "model", *TeacherConfig.USED_WHEN_LOADING)
+        }
         loads = {**kept, "weights": weights, "out": path, "overwrite": True}
         return self._once(Planned(path, "teacher-load", loads, config))
 

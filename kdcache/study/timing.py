@@ -34,7 +34,7 @@ def hours(cells: Sequence[TableCell]) -> float:
         config, size = run.config, run_size(run)
         step = _time_step(_Network.of(config, size), config.batch_size)
         images = size.samples * config.epochs
-        test_images = size.test_samples * sum(map(config.evaluates, range(config.epochs)))
+        test_images = size.test_samples * sum(map(config.evaluates_after, range(config.epochs)))
         if not isinstance(config, StudentConfig):
             seconds += size.samples * _time_teacher(_Network.of(config, size))
             if run.command != "teacher-load":

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from kdcache.views.plan import PLAN_VERSION, EpochTable, Plan, Slot, share, steps
+from kdcache.views.plan import PLAN_VERSION, EpochTable, Plan, Slot, rank_part, steps
 
 if TYPE_CHECKING:
     from kdcache.views.batch import Batch, ViewMaker
@@ -20,7 +20,7 @@ __all__ = [
     "crop_flip",
     "cutmix",
     "mixup",
-    "share",
+    "rank_part",
     "steps",
     "take",
 ]

@@ -15,7 +15,6 @@ import pytest
 import torch
 import zarr
 from kdcache.stages import train_student, train_teacher
-from kdcache.stages.student import make_objective
 from safetensors.torch import load_file
 
 from kdcache import training
@@ -23,11 +22,11 @@ from kdcache.compute import Compute
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.datasets import Split
 from kdcache.errors import UsageError
-from kdcache.losses import Mixed, Plain, kld
+from kdcache.losses import ViewOutputs, build_objective, kl_divergence
 from kdcache.models import build
 from kdcache.run.folder import FinishedRun
 from kdcache.setup import fresh_network, load_data, open_cached_teacher, plan_of
-from kdcache.views import ViewMaker, share
+from kdcache.views import ViewMaker, rank_part
 from tests.processes import in_ranks
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +39,7 @@ def plain(num_classes: int) -> torch.nn.Module:
     return torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(16, 3))
 
 
-PLAIN = "python:tests.test_ranks:plain"
+PLAIN = "python:tests.test_distributed:plain"
 
 
 class Witness:
@@ -63,7 +62,11 @@ def together(ranks: int, command: str, settings: Settings, out: Path) -> "subpro
     options += ["--resume"] if settings.get("resume") else []
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     words = [*launch, "-m", "kdcache", command, *options, f"--out={out}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
     return subprocess.Popen(words, env=environment, cwd=out.parent, text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE)  # fmt: skip
 
@@ -88,7 +91,7 @@ def assert_alike(one: FinishedRun, many: FinishedRun) -> None:
     if (one.path / "statistics.zarr").exists():
         first, second = (zarr.open_group(run.path / "statistics.zarr", mode="r") for run in (one, many))
         assert np.array_equal(first["picked"], second["picked"])  # type: ignore[arg-type]
-        for name in ("d_x", "d_mixed", "kl_ratio", "disputed", "losses"):
+        for name in ("d_x", "d_mixed", "kl_ratio", "disagreements", "losses"):
             np.testing.assert_allclose(first[name], second[name], rtol=5e-3, atol=1e-4)  # type: ignore[arg-type]
 
 
@@ -125,23 +128,25 @@ def test_batch_norm_normalises_the_part_of_each_process(small: Settings, teacher
     data, cpu = load_data(config), Compute(torch.device("cpu"), "float32")
     student, views = fresh_network(config, data), ViewMaker(data.train, plan_of(config, data), 32, cpu.device)
     cached_teacher = open_cached_teacher(config, data, views, cpu)
-    objective, optimiser = make_objective(config, student, cached_teacher, data), training.sgd(student, 0.02, 0.9, 5e-4)
+    objective = build_objective(config, student, cached_teacher.teacher.network, data.train.labels)
+    optimizer = training.sgd(student, 0.02, 0.9, 5e-4)
     for batch in views.epoch(0):
-        answers, size, parts = cached_teacher.logits(batch), len(batch), []
+        teacher_logits, size, parts = cached_teacher.logits(batch), len(batch), []
         for rank in range(2):
-            part = share(range(size), rank, 2)
+            part = rank_part(range(size), rank, 2)
             rows = torch.cat([torch.arange(size)[part], size + torch.arange(size)[part]])
-            # The running statistics are those of the first process.
+            # The running statistics are those of the main process.
             with training.FrozenRunningStats(student) if rank else nullcontext():
-                x, mixed = student(batch.views[rows]).chunk(2)
-            of_x, of_mixed = answers[rows].chunk(2)
-            plain_rows = Plain(x, of_x, kld(of_x, x, 4.0), batch.labels[part], batch.samples[part])
-            mixed_rows = Mixed(mixed, kld(of_mixed, mixed, 4.0), *(column[part] for column in
-                               (batch.labels, batch.partner_labels, batch.lam)))  # fmt: skip
-            parts.append(sum(objective(plain_rows, mixed_rows).values()) * len(part) / size)
-        optimiser.zero_grad()
+                logits = student(batch.views[rows])
+            kl = kl_divergence(logits, teacher_logits[rows], 4.0)
+            x, mixed = (
+                ViewOutputs(*columns, batch.labels[part], batch.samples[part])
+                for columns in zip(logits.chunk(2), teacher_logits[rows].chunk(2), kl.chunk(2), strict=True)
+            )
+            parts.append(sum(objective(x, mixed).values()) * len(part) / size)
+        optimizer.zero_grad()
         sum(parts).backward()
-        optimiser.step()
+        optimizer.step()
     single = train_student(StudentConfig.load(**settings, out=tmp_path / "one"))
     many = load_file(finished(process, tmp_path / "many").path / "model.safetensors")
 
@@ -195,7 +200,7 @@ def test_several_processes_go_on_where_they_were(small: Settings, teacher: Path,
 
 
 def test_processes_beside_others_end_before_threads_of_torch_can_want_python(small: Settings, tmp_path: Path) -> None:
-    settings = {**small, "model": "python:tests.test_ranks:witnessed"}
+    settings = {**small, "model": "python:tests.test_distributed:witnessed"}
     ends = {}
     for processes in (1, 2):
         process = together(processes, "teacher-train", settings, tmp_path / str(processes))
@@ -223,6 +228,6 @@ def test_each_image_is_evaluated_once_also_where_some_process_has_none(images: i
 
 
 def test_sync_batchnorm_is_for_cuda(small: Settings, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--sync-batchnorm: expected --device cuda, got cpu"):
+    with pytest.raises(UsageError, match="--sync-batchnorm: expected --device cuda, got --device cpu"):
         train_teacher(TeacherConfig.load(**small, sync_batchnorm=True, out=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
