@@ -25,8 +25,9 @@ from kdcache.config import StudentConfig
 from kdcache.losses import kl_divergence
 from kdcache.machine import keep_freed_memory
 from kdcache.models.load import trained_network
+from kdcache.run.folder import RunFolder
 from kdcache.run.statistics import EpochStatistics, StatisticsShape
-from kdcache.setup import MODEL, fresh_network, load_data, plan_of
+from kdcache.setup import fresh_network, load_data, plan_of
 from kdcache.views import Batch, ViewMaker
 
 REPEATS = 5
@@ -55,7 +56,7 @@ def main() -> None:
     config = StudentConfig.load(teacher=chosen.teacher, aug="cutmix-pick", epochs=1)
     compute, data = Compute.choose(), load_data(config)
     views = ViewMaker(data.train, plan_of(config, data), config.batch_size, compute.device)
-    teacher = Teacher(trained_network(chosen.teacher / MODEL, data), compute)
+    teacher = Teacher(trained_network(RunFolder(chosen.teacher).network_file, data), compute)
     with tempfile.TemporaryDirectory() as name:
         store = open_store(Path(name) / "store.zarr", teacher, data)
         filled = make_cached_teacher(teacher, views, store, "replay", 1)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations  # so that plans can be made without torch
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from kdcache import datasets
-from kdcache.answers.codec import make_codec
-from kdcache.answers.store import AnswerStore, store_path
+from kdcache.answers.codec import DEFAULT_CODEC, Codec, make_codec
+from kdcache.answers.store import AnswerStore
 from kdcache.config import StudentConfig, TeacherConfig, TrainingConfig
 from kdcache.datasets import Card, Dataset
 from kdcache.errors import UsageError, problem
-from kdcache.run.folder import RUNS, FinishedRun, newest
+from kdcache.run.folder import RUNS, FinishedRun, RunFolder, newest_finished_run
 from kdcache.views.plan import Plan
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from kdcache.views import ViewMaker
 
 __all__ = [
-    "MODEL",
     "DataSize",
+    "choose_compute",
     "data_size",
     "find_store",
     "find_teacher",
@@ -35,14 +36,33 @@ __all__ = [
     "open_cached_teacher",
     "plan_for",
     "plan_of",
+    "store_path",
     "verify_run",
 ]
 
-MODEL = "model.safetensors"
-"""File of a run's network."""
-
 IMAGENET_CLASSES = 1000
 """Of the whole dataset. Its card leaves the number open, since a folder may hold some of the classes."""
+
+
+log = logging.getLogger("kdcache")
+
+
+def choose_compute(config: TrainingConfig) -> Compute:
+    """Choose the device and precision of a training; a resumed run keeps its precision and its number of threads.
+
+    Sets torch's number of threads, since the order of sums depends on it.
+    """
+    import torch
+
+    from kdcache.compute import Compute
+
+    recorded = RunFolder(config.out).read_environment() if config.resume and config.out else {}
+    compute = Compute.choose(config.device, recorded.get("precision", config.precision))
+    threads, current = recorded.get("threads"), torch.get_num_threads()
+    if compute.device.type == "cpu" and isinstance(threads, int) and 0 < threads != current:
+        log.info("computing with %d threads, not %d, as the run did before: rounding depends on it", threads, current)
+        torch.set_num_threads(threads)
+    return compute
 
 
 def load_data(config: TrainingConfig) -> Dataset:
@@ -119,7 +139,7 @@ def find_teacher_run(
     UsageError
         If there is none.
     """
-    run = FinishedRun(path) if path else newest(TeacherConfig, dataset)
+    run = FinishedRun(path) if path else newest_finished_run(TeacherConfig, dataset)
     if run is None:
         what = f"no finished teacher for {dataset}" if dataset else "no finished teacher"
         raise UsageError(problem(f"{what} under {RUNS}/", remedy=f"Run 'kdcache teacher-train' first, or {remedy}."))
@@ -137,7 +157,7 @@ def find_teacher(config: StudentConfig) -> Path:
         If there is none, or the student would overwrite it.
     """
     path = config.teacher or find_teacher_run(None, config.dataset, "name one with --teacher").path
-    if not (path / MODEL).is_file():
+    if not RunFolder(path).network_file.is_file():
         remedy = "Make one from weights with 'kdcache teacher-load --weights FILE'."
         raise UsageError(problem("--teacher", expected="a teacher's run folder", got=path, remedy=remedy))
     if config.out is not None and config.out.resolve() == path.resolve():
@@ -156,6 +176,11 @@ def plan_for(config: StudentConfig, samples: int, card: Card) -> Plan:
     return Plan(samples, size, card.padding, augmentation.crop_flip, seed, augmentation.mixes)
 
 
+def store_path(teacher: Path, codec: Codec = DEFAULT_CODEC) -> Path:
+    """Path of the store in a teacher's run folder: each codec has its own."""
+    return RunFolder(teacher).answers_store(None if codec == DEFAULT_CODEC else codec.name)
+
+
 def open_cached_teacher(
     config: StudentConfig, data: Dataset, views: ViewMaker, compute: Compute, progress: ProgressCallback | None = None
 ) -> CachedTeacher:
@@ -167,7 +192,7 @@ def open_cached_teacher(
 
     assert config.teacher is not None
     codec = make_codec(config.store_dtype, config.topk)
-    network = trained_network(config.teacher / MODEL, data)
+    network = trained_network(RunFolder(config.teacher).network_file, data)
     if config.cache == "off":
         codec.layout(data.num_classes)  # raises for a topk that does not fit
         return CachedTeacher(Teacher(network, compute), views, codec=codec)
@@ -197,6 +222,6 @@ def verify_run(
 
     where = AnswerStore(store or store_path(run.path)).location.where  # raises if there is no store
     data = load_data(run.config.model_copy(update={"data_root": data_root or run.config.data_root}))
-    network = trained_network(run.path / MODEL, data)
+    network = trained_network(run.network_file, data)
     teacher, found = open_answers(network, data, Compute.choose(device), where)
     yield from verify(found, teacher, data.train, data.card.padding, samples, seed)

@@ -6,11 +6,10 @@ from typing import NamedTuple
 from kdcache.answers import budget
 from kdcache.answers.codec import make_codec
 from kdcache.answers.space import StoreSpace
-from kdcache.answers.store import store_path
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.report.progress import Reporter
-from kdcache.setup import find_teacher, load_data, open_cached_teacher, plan_of
+from kdcache.setup import find_teacher, load_data, open_cached_teacher, plan_of, store_path
 from kdcache.views import ViewMaker
 
 __all__ = ["PrecomputeResult", "precompute_answers"]

@@ -8,7 +8,6 @@ from torch import Tensor
 from kdcache import distributed, signals
 from kdcache.answers.cached_teacher import CachedTeacher
 from kdcache.answers.open import open_store
-from kdcache.answers.store import store_path
 from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute
 from kdcache.config import TeacherConfig
@@ -19,9 +18,9 @@ from kdcache.models.load import find_network
 from kdcache.report.curves import draw_curves
 from kdcache.report.progress import Reporter
 from kdcache.run.folder import EpochMetrics, FinishedRun
-from kdcache.run.output import check_folder, compute_of, resolve_run
+from kdcache.run.resolve import check_output, resolve_run
 from kdcache.run.writer import RunWriter
-from kdcache.setup import fresh_network, load_data
+from kdcache.setup import choose_compute, fresh_network, load_data, store_path
 from kdcache.training import evaluate, sgd, train_epochs
 from kdcache.views import Batch, Plan, ViewMaker
 
@@ -57,7 +56,7 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
     config, finished = resolve_run(config)
     if finished is not None:
         return finished
-    compute = compute_of(config)
+    compute = choose_compute(config)
 
     # The images, each epoch cropped and flipped anew.
     data = load_data(config)
@@ -89,7 +88,7 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
     reporter.begin(title, config.epochs, len(data.train), run.path)
     train_epochs(run, progress, teacher, optimizer, views, step, compute, reporter)
     if distributed.is_main():
-        draw_curves(run.metrics, run.path / "curves.png")
+        draw_curves(run.metrics, run.folder.curves_file)
     return _store_clean_logits(run, teacher, data, compute)
 
 
@@ -127,7 +126,7 @@ def load_teacher(
         If the file cannot be read, or does not fit the network or the data.
     """
     reporter = reporter or Reporter()
-    check_folder(config)
+    check_output(config)
     compute = Compute.choose(config.device, config.precision)
     data = load_data(config)
     network, published = find_network(weights, data, model, mean, std)

@@ -19,6 +19,7 @@ ORDER = [
     *(
         "errors",
         "files",
+        "locks",
         "tensor_files",
         "choices",
         "presets",

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self
 
 import zarr
 
-from kdcache.answers.codec import DEFAULT_CODEC, Codec, TopK, make_codec, row_bytes
+from kdcache.answers.codec import Codec, TopK, make_codec, row_bytes
 from kdcache.answers.fingerprint import digest, require_same_fingerprint
 from kdcache.answers.location import StoreLocation
 from kdcache.answers.table import DAMAGE, Table
@@ -23,7 +23,7 @@ from kdcache.choices import MAX_CLASSES, PRECISIONS
 from kdcache.errors import KdcacheError, UsageError, first_line, problem
 from kdcache.views.plan import CLEAN, parse_kind
 
-__all__ = ["CLEAN", "AnswerStore", "ReplayTableName", "parse_replay_tables", "store_path", "table_bytes"]
+__all__ = ["CLEAN", "AnswerStore", "ReplayTableName", "parse_replay_tables", "table_bytes"]
 
 SCHEMA = "kdcache-answers-4"
 
@@ -64,11 +64,6 @@ def parse_replay_tables(paths: Iterable[str], kind: str | None = None) -> list[R
     """Find the replay tables among paths of tables: those of one kind, or all."""
     names = [name for path in paths if (name := ReplayTableName.parse(path))]
     return [name for name in names if kind in (None, name.kind)]
-
-
-def store_path(teacher: Path, codec: Codec = DEFAULT_CODEC) -> Path:
-    """Path of the store in a teacher's run folder: each codec has its own."""
-    return teacher / ("answers.zarr" if codec == DEFAULT_CODEC else f"answers-{codec.name}.zarr")
 
 
 class AnswerStore:

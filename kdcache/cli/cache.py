@@ -48,15 +48,14 @@ def plan(config: StudentConfig, students: int) -> None:
     from kdcache.answers.budget import compare_caches
     from kdcache.answers.codec import TopK, make_codec
     from kdcache.answers.space import StoreSpace
-    from kdcache.answers.store import store_path
     from kdcache.config import TeacherConfig
     from kdcache.report.stores import codec_line, costs_table
     from kdcache.report.tables import show
-    from kdcache.run.folder import newest
-    from kdcache.setup import data_size, find_teacher_run, plan_for
+    from kdcache.run.folder import newest_finished_run
+    from kdcache.setup import data_size, find_teacher_run, plan_for, store_path
 
     size, codec = data_size(config), make_codec(config.store_dtype, config.topk)
-    run = find_teacher_run(config.teacher) if config.teacher else newest(TeacherConfig, config.dataset)
+    run = find_teacher_run(config.teacher) if config.teacher else newest_finished_run(TeacherConfig, config.dataset)
     where = config.store or (store_path(run.path, codec) if run else None)
     space = StoreSpace.at(where, size.samples, size.classes, codec, config.cache_limit, read_commits=True)
     costs = compare_caches(plan_for(config, size.samples, size.card), config.epochs, space)

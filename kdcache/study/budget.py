@@ -9,10 +9,9 @@ from typing import NamedTuple
 from kdcache.answers.budget import choose_policy, teacher_forwards, uncached_forwards
 from kdcache.answers.codec import make_codec
 from kdcache.answers.space import StoreSpace
-from kdcache.answers.store import store_path
 from kdcache.choices import FOLDER_PREFIX, HDF5_PREFIX
 from kdcache.config import StudentConfig, TrainingConfig
-from kdcache.setup import DataSize, data_size, plan_for
+from kdcache.setup import DataSize, data_size, plan_for, store_path
 from kdcache.study.expand import Planned, TableCell, in_order, runs_of
 
 __all__ = ["CellBudget", "SharedStores", "StoreUse", "StudyBudget", "run_forwards", "run_size", "study_budget"]
