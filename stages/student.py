@@ -130,6 +130,7 @@ class StudentStep:
         Tensor, shape ()
             The loss, detached.
         """
+        # The views of the step are in the batch: x of every sample, then the candidates x', slot by slot.
         config, size = self.config, len(batch)
 
         # The teacher's logits for x and for every candidate: from the store, or from one forward pass of the teacher.
@@ -185,12 +186,14 @@ class StudentStep:
                 rank_weight=distributed.world_size() * selection.num_picked / selection.global_num_picked,
             )
         losses = self.objective(x, mixed)
-        loss = torch.stack(list(losses.values())).sum()
 
+        # Update the student, and the layers that losses train, by the sum.
+        loss = torch.stack(list(losses.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
 
+        # Record d, the picks, the KL ratio r, and how often the teacher disagrees with the mixed label.
         self.recorder.record(batch, teacher_logits, x, mixed, selection, candidates.kl, losses)
         return loss.detach()
 
