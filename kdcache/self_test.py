@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from kdcache.analysis.verification import verify_run
 from kdcache.compute import Compute, supports_bfloat16
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.doctor import HINT, OK, PROBLEM, Check, Finding, nearest_folder
 from kdcache.machine import cores
 from kdcache.run.folder import FinishedRun
+from kdcache.setup import verify_run
 
 __all__ = ["Recipes", "training_checks"]
 
@@ -106,8 +106,8 @@ def self_test(recipes: Recipes, runs: Path, device: str, precision: str) -> Find
     problems = {
         f"{forwards[0]} teacher forwards instead of {expected}": forwards[0] != expected,
         f"{forwards[1]} teacher forwards in spite of the store": forwards[1] != 0,
-        "damaged chunks in the store": any(check.damaged or check.rows < check.of for check in checks),
-        "stored logits are not the teacher's": any(check.largest > MAX_LOGIT_DIFFERENCE for check in checks),
+        "damaged chunks in the store": any(check.damaged or check.rows < check.total_rows for check in checks),
+        "stored logits are not the teacher's": any(check.max_error > MAX_LOGIT_DIFFERENCE for check in checks),
         "the same run twice gave other bits": not equal and compute.device.type == "cpu",
     }
     steps = f"2 steps of cutmix-pick in {compute.precision} on {compute.device.type}"

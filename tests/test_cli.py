@@ -51,7 +51,7 @@ def test_help_of_a_training_is_in_groups_with_short_types(width: int) -> None:
     assert all(len(name) <= 24 for name in types)
 
 
-@pytest.mark.parametrize("words", [["--help"], ["student-train", "--help"], ["--version"], ["doctor"]])
+@pytest.mark.parametrize("words", [["--help"], ["student-train", "--help"], ["--version"], ["models"], ["doctor"]])
 def test_help_and_quick_commands_import_no_torch(words: list[str], tmp_path: Path) -> None:
     code = (
         "import sys\nfrom kdcache.cli import main\nsys.argv = ['kdcache', *sys.argv[1:]]\n"
