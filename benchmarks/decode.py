@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from kdcache import datasets
 from kdcache.config import TeacherConfig
 from kdcache.datasets.pack import pack
-from kdcache.datasets.workers import per_core
+from kdcache.datasets.workers import default_workers
 from kdcache.views import Plan, ViewMaker
 
 CLASSES = 20
@@ -130,7 +130,7 @@ decoded to x of 224x224 (RandomResizedCrop and flip), batches of 256. Pictures a
         rows: dict[tuple[str, int], Callable[[int], float]] = {
             ("bare decode, Pillow, nothing cut or resized", 0): lambda number: bare(files)
         }
-        for workers in (0, per_core()):
+        for workers in (0, default_workers()):
             for where, source in (("folder", "imagenet"), ("packed", packed)):
                 rows[f"x of an epoch, {where}", workers] = partial(epoch, source, root, workers)
         found: dict[tuple[str, int], list[float]] = {key: [] for key in rows}

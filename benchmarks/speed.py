@@ -184,12 +184,12 @@ def views(chosen: argparse.Namespace) -> list[str]:
     split, cpu = noise(chosen.steps * 10).train, torch.device("cpu")
     plans = [Plan(len(split), 32, 4, crop_flip=True, seed=0, mixes=mixes) for mixes in ((), ("cutmix", "cutmix"))]
     x, picked = (ViewMaker(split, plan, BATCH, cpu) for plan in plans)
-    normalise = models.build("resnet8", num_classes=CLASSES, seed=0).normalise
+    normalize = models.build("resnet8", num_classes=CLASSES, seed=0).normalize
     makers: dict[str, tuple[ViewMaker, Callable[[Tensor], Tensor]]] = {
         "x": (x, lambda views: views),
         "x and two candidates": (picked, lambda views: views),
-        "x, normalised": (x, normalise),
-        "x and two candidates, normalised": (picked, normalise),
+        "x, normalised": (x, normalize),
+        "x and two candidates, normalised": (picked, normalize),
     }
     loading, threads = loader(split, BATCH), torch.get_num_threads()
     theirs: list[float] = []

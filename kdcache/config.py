@@ -46,7 +46,7 @@ from kdcache.choices import (
 from kdcache.errors import UsageError, problem
 from kdcache.presets import read_toml
 
-__all__ = ["StudentConfig", "TeacherConfig", "TrainingConfig", "allowed_by"]
+__all__ = ["StudentConfig", "TeacherConfig", "TrainingConfig", "expected_by"]
 
 Dataset = Annotated[str, AfterValidator(OneOf(tuple(DATASETS), ((FOLDER_PREFIX, "PATH"), (HDF5_PREFIX, "FILE"))))]
 Model = Annotated[str, AfterValidator(OneOf(MODELS, MODEL_PREFIXES))]
@@ -73,11 +73,11 @@ class TrainingConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     table: ClassVar[str]
     """The table of a config file that this kind of run reads, besides the keys at the top."""
-    UNRECORDED: ClassVar[frozenset[str]] = frozenset({"out", "overwrite", "download", "resume", "checkpoint_minutes"})
+    NOT_RECORDED: ClassVar[frozenset[str]] = frozenset({"out", "overwrite", "download", "resume", "checkpoint_minutes"})
     """Settings that say where and when to write or fetch, not what to train."""
-    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset({"data_root", "workers"})
+    MAY_DIFFER_ON_RESUME: ClassVar[frozenset[str]] = frozenset({"data_root", "workers"})
     """Settings that may differ when a run is gone on with: they do not change what comes out."""
-    OPTIONS_ALONE: ClassVar[frozenset[str]] = frozenset({"out", "overwrite", "download"})
+    CLI_ONLY: ClassVar[frozenset[str]] = frozenset({"out", "overwrite", "download"})
     """Settings that no file may have: it would decide what is written over, or that something is fetched."""
 
     dataset: Dataset = Field("fashion-mini", description="Images to train on.")
@@ -130,7 +130,7 @@ class TrainingConfig(BaseModel):
         10.0, gt=0, description="Minutes after which a checkpoint is written, besides the one after each epoch."
     )
     sync_batchnorm: bool = Field(
-        False, description="Under torchrun, normalise by the batches of all processes (CUDA alone)."
+        False, description="Under torchrun, normalize by the batches of all processes (CUDA alone)."
     )
 
     @field_validator("*", mode="before")
@@ -166,17 +166,17 @@ class TrainingConfig(BaseModel):
             )
         return size
 
-    def rate(self, epoch: int) -> float:
+    def learning_rate(self, epoch: int) -> float:
         """Learning rate of an epoch, counted from 0: ``gamma`` times smaller after each milestone (Section 4)."""
         passed = sum(epoch >= round(share * self.epochs) for share in self.milestones)
         return self.lr * self.gamma**passed
 
-    def evaluates(self, epoch: int) -> bool:
+    def evaluates_after(self, epoch: int) -> bool:
         """Tell whether the network is evaluated after an epoch, counted from 0."""
         return (epoch + 1) % self.evaluate_every == 0 or epoch + 1 == self.epochs
 
     @classmethod
-    def allowed_words(cls, name: str) -> tuple[str, ...]:
+    def allowed_values(cls, name: str) -> tuple[str, ...]:
         """Name the words that a setting takes; none for a setting that takes something else."""
         field = cls.model_fields[name]
         # Where the setting may be left out, its annotation is a union, whose first member has the words.
@@ -225,7 +225,7 @@ class TrainingConfig(BaseModel):
 
         The epochs may differ, as long as those that are done had the rates that they would have now.
         """
-        free = self.UNRECORDED | self.WITHOUT_EFFECT | {"epochs"}
+        free = self.NOT_RECORDED | self.MAY_DIFFER_ON_RESUME | {"epochs"}
         found = []
         for name in type(self).model_fields.keys() - free:
             mine, its = getattr(self, name), getattr(run, name)
@@ -252,15 +252,21 @@ class TrainingConfig(BaseModel):
             problems += [
                 problem(f"{file}: unknown key {place}{key}", expected=comma_list(fields)) for key in sorted(strays)
             ]
-            reserved = keys.keys() & cls.OPTIONS_ALONE
+            reserved = keys.keys() & cls.CLI_ONLY
             problems += [problem(f"{file}: {place}{key}", expected="as an option alone") for key in sorted(reserved)]
         known = {key: value for key, value in {**document, **tables[cls.table]}.items() if key in cls.model_fields}
         return known, str(file), problems
 
+<<<<<<< HEAD
     def to_toml(self, exclude: Set[str] | None = None) -> str:
         """Write the settings, by default without `UNRECORDED`, as a file that ``--config`` reads."""
         excluded = set(self.UNRECORDED if exclude is None else exclude)
         settings = self.model_dump(mode="json", exclude=excluded, exclude_none=True)
+=======
+    def to_toml(self) -> str:
+        """Write the settings as a file that ``--config`` reads."""
+        settings = self.model_dump(mode="json", exclude=set(self.NOT_RECORDED), exclude_none=True)
+>>>>>>> main
         # JSON's strings, numbers, booleans and arrays are TOML's too, but for its way to escape what is not ASCII.
         lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in settings.items())
         return "\n".join([f"[{self.table}]", *lines]) + "\n"
@@ -270,7 +276,7 @@ class TeacherConfig(TrainingConfig):
     """Stage one: a teacher, trained with cross-entropy on standard views."""
 
     table = "teacher"
-    LOADED: ClassVar[tuple[str, ...]] = (
+    USED_WHEN_LOADING: ClassVar[tuple[str, ...]] = (
         *("dataset", "data_root", "download", "image_size", "val_fraction", "train_fraction"),
         *("device", "precision", "out", "overwrite"),
     )
@@ -281,7 +287,7 @@ class StudentConfig(TrainingConfig):
     """Stage two: a student, trained with the paper's step."""
 
     table = "student"
-    WITHOUT_EFFECT = TrainingConfig.WITHOUT_EFFECT | {"cache", "cache_limit", "store"}
+    MAY_DIFFER_ON_RESUME = TrainingConfig.MAY_DIFFER_ON_RESUME | {"cache", "cache_limit", "store"}
 
     model: Model = Field("resnet8", description="Network to train.")
     teacher: Path | None = Field(
@@ -393,7 +399,7 @@ class StudentConfig(TrainingConfig):
         return {"ce": 1.0, **weights}
 
     @property
-    def views_seed(self) -> int:
+    def effective_view_seed(self) -> int:
         """Seed of the views: ``view_seed``, or the run's own seed."""
         return self.seed if self.view_seed is None else self.view_seed
 
@@ -412,10 +418,10 @@ def _problem_line(detail: Any, keys: Mapping[str, str]) -> str:
     where = keys.get(name, f"--{name.replace('_', '-')}")
     if detail["type"] == "extra_forbidden":
         return problem(f"{where}: no such setting")
-    return problem(where, expected=allowed_by(detail), got=detail["input"])
+    return problem(where, expected=expected_by(detail), got=detail["input"])
 
 
-def allowed_by(detail: Any) -> str:
+def expected_by(detail: Any) -> str:
     """Say what would have been right, by one of pydantic's findings."""
     message: str = detail["msg"]
     return message.removeprefix("Value error, ").removeprefix("Input should be ")

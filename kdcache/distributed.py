@@ -194,7 +194,7 @@ def broadcast(value: Value) -> Value:
 
 
 def convert_sync_batchnorm(network: Module, device: torch.device) -> Module:
-    """Let batch-norm normalise by the batches of all processes.
+    """Let batch-norm normalize by the batches of all processes.
 
     Raises
     ------

@@ -19,7 +19,7 @@ from kdcache.analysis.verification import verify_run
 from kdcache.compute import Compute, bfloat16
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import first_line, printable
-from kdcache.files import write_whole
+from kdcache.files import write_atomically
 from kdcache.machine import cores, free_memory
 from kdcache.run.folder import RUNS, FinishedRun
 from kdcache.setup import MODEL
@@ -171,11 +171,11 @@ def disk(runs: Path) -> Finding:
     with tempfile.TemporaryDirectory(prefix=".kdcache-doctor-", dir=there) as name:
         path = Path(name) / "content"
         began = time.perf_counter()
-        write_whole(path, lambda temporary: temporary.write_bytes(content))
+        write_atomically(path, lambda temporary: temporary.write_bytes(content))
         written = time.perf_counter() - began
         began = time.perf_counter()
         for number in range(SMALL_FILES):
-            write_whole(Path(name) / f"{number}", lambda temporary: temporary.write_bytes(b"commit"))
+            write_atomically(Path(name) / f"{number}", lambda temporary: temporary.write_bytes(b"commit"))
         each = (time.perf_counter() - began) / SMALL_FILES
         if hasattr(os, "posix_fadvise"):  # so that it is read from the disk, not from memory
             with path.open("rb") as file:

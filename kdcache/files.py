@@ -11,10 +11,10 @@ from safetensors import SafetensorError
 
 from kdcache.errors import KdcacheError, first_line, problem
 
-__all__ = ["move_whole", "write_json", "write_text", "write_whole", "write_whole_folder"]
+__all__ = ["rename_durably", "write_atomically", "write_folder_atomically", "write_json", "write_text"]
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file so that after any interruption `path` holds the old content or the new, never a part.
 
     Parameters
@@ -45,7 +45,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def move_whole(draft: Path, path: Path) -> None:
+def rename_durably(draft: Path, path: Path) -> None:
     """Give a finished draft its name; it may have been written by several processes, one after the other."""
     _sync(draft)
     os.replace(draft, path)
@@ -54,7 +54,7 @@ def move_whole(draft: Path, path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` as UTF-8, whole or not at all."""
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, obj: object) -> None:
@@ -62,7 +62,7 @@ def write_json(path: Path, obj: object) -> None:
     write_text(path, json.dumps(obj, indent=2, allow_nan=False) + "\n")
 
 
-def write_whole_folder(path: Path, write: Callable[[Path], object]) -> None:
+def write_folder_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Write a folder so that `path` never holds a part of it; a folder that was there before is replaced.
 
     Parameters

@@ -113,7 +113,7 @@ class Picks(NamedTuple):
 
 
 def _count(keep: float, pool: Tensor) -> int:
-    return max(2, round(keep * pool.numel()))  # batch-norm cannot normalise one row
+    return max(2, round(keep * pool.numel()))  # batch-norm cannot normalize one row
 
 
 def best(scores: Tensor, count: int) -> Tensor:

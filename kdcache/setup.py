@@ -169,10 +169,10 @@ def find_network(
     """
     if weights == SHIPPED:
         weights = shipped_teacher()
-    if Path(weights).suffix == ".safetensors" and checkpoint.is_ours(Path(weights)):
+    if Path(weights).suffix == ".safetensors" and checkpoint.is_kdcache_file(Path(weights)):
         return trained_network(Path(weights), data), None
     if model and model.startswith("torchvision:") and not Path(weights).exists():
-        stated = published.of_torchvision(model, str(weights))
+        stated = published.download_torchvision(model, str(weights))
     else:
         stated = published.read(Path(weights))
     name = model or published.closest(stated.state)
@@ -187,7 +187,7 @@ def find_network(
         std=std or stated.std or data.card.std,
         seed=0,
     )
-    published.fit(network, stated.state, weights)
+    published.load_into(network, stated.state, weights)
     return network, published.KNOWN_ACCURACY.get((data.card.name, name)) or stated.accuracy
 
 
@@ -210,7 +210,7 @@ def plan_for(config: StudentConfig, samples: int, card: Card) -> Plan:
         padding=card.padding,
         crop_flip=augmentation.crop_flip,
         mixes=augmentation.mixes,
-        seed=config.views_seed,
+        seed=config.effective_view_seed,
     )
 
 

@@ -4,7 +4,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["SIGTERM_EXIT_CODE", "Stopped", "cancel_repeat", "deferred", "on_sigterm", "stop_requested"]
+__all__ = ["SIGTERM_EXIT_CODE", "Stopped", "cancel_repeat", "defer_stop", "on_sigterm", "stop_requested"]
 
 SIGTERM_EXIT_CODE = 143
 """Exit code of what SIGTERM stopped."""
@@ -37,7 +37,7 @@ def stop_requested() -> bool:
 
 
 @contextmanager
-def deferred() -> Iterator[None]:
+def defer_stop() -> Iterator[None]:
     """Keep a signal from cutting in: those inside look at `stop_requested` where they can stop.
 
     Raises

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kdcache.errors import UsageError, first_line, problem
-from kdcache.files import write_whole
+from kdcache.files import write_atomically
 
 __all__ = ["digest", "facts_of", "holds_facts", "load", "plain", "save"]
 
@@ -40,7 +40,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, object])
     """
     state = {key: plain(tensor) for key, tensor in sorted(tensors.items())}
     entry = {_ENTRY: json.dumps({**facts, _CHECKSUM: digest(state, facts)})}
-    write_whole(path, lambda temporary: save_file(state, temporary, entry))
+    write_atomically(path, lambda temporary: save_file(state, temporary, entry))
 
 
 def facts_of(path: Path, format: str) -> dict[str, Any]:

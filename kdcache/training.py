@@ -14,7 +14,7 @@ from kdcache import distributed, signals
 from kdcache.compute import Compute
 from kdcache.config import TrainingConfig
 from kdcache.datasets import Dataset, Split
-from kdcache.datasets.workers import done_ahead
+from kdcache.datasets.workers import prefetch_map
 from kdcache.errors import KdcacheError
 from kdcache.losses import cross_entropy
 from kdcache.models import Network
@@ -215,7 +215,7 @@ def evaluate(network: Network, split: Split, compute: Compute, batch_size: int =
     mine = share(range(len(split)), distributed.rank(), distributed.world_size())
     # Where there are fewer images than processes, some have none, of which split would make a part.
     steps = torch.arange(mine.start, mine.stop).split(batch_size) if mine else ()
-    for samples, images in zip(steps, done_ahead(split.take, steps, split.workers), strict=True):
+    for samples, images in zip(steps, prefetch_map(split.take, steps, split.workers), strict=True):
         labels = split.labels[samples].to(compute.device)
         work = f"an evaluation, {len(samples)} images at a time"
         with compute.memory_explained(work, SMALLER_FORWARD), compute.autocast():
@@ -260,12 +260,12 @@ def epoch_metrics(
         What else there is to say, by its name in `EpochMetrics`.
     """
     distributed.broadcast_buffers(network)
-    turn = config.evaluates(epoch)
+    turn = config.evaluates_after(epoch)
     test = evaluate(network, data.test, compute) if turn else None
     validation = evaluate(network, data.val, compute) if turn and data.val else None
     return EpochMetrics(
         epoch=epoch + 1,
-        lr=config.rate(epoch),
+        lr=config.learning_rate(epoch),
         train_loss=event.loss,
         test_loss=test.loss if test else None,
         test_top1=test.top1 if test else None,

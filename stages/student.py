@@ -75,10 +75,10 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     shape = Shape(plan.samples, plan.slots, len(views.steps), step.losses)
     store = StatisticsStore(run.path / "statistics.zarr", config.epochs, shape) if distributed.is_main() else None
     reporter.begin(f"student {config.model} on {config.dataset} -> {run.path}", config.epochs, plan.samples, run.path)
-    with signals.deferred():
+    with signals.defer_stop():
         for epoch in range(progress.epoch, config.epochs):
             started = time.perf_counter()
-            training.set_learning_rate(optimiser, config.rate(epoch))
+            training.set_learning_rate(optimiser, config.learning_rate(epoch))
             step.begin(EpochStatistics.empty(shape, compute.device), progress)
             batches = views.epoch(epoch, progress.step)
             for event in training.train_epoch(optimiser, batches, step, compute, progress.losses):

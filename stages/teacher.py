@@ -74,10 +74,10 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
     progress = run.restore({"teacher": teacher}, optimiser)
     title = f"teacher {config.model} on {config.dataset} -> {run.path}"
     reporter.begin(title, config.epochs, len(data.train), run.path)
-    with signals.deferred():
+    with signals.defer_stop():
         for epoch in range(progress.epoch, config.epochs):
             started = time.perf_counter()
-            training.set_learning_rate(optimiser, config.rate(epoch))
+            training.set_learning_rate(optimiser, config.learning_rate(epoch))
             batches = views.epoch(epoch, progress.step)
             for event in training.train_epoch(optimiser, batches, loss_of, compute, progress.losses):
                 reporter.step(event)

@@ -115,6 +115,8 @@ def test_each_dataset_of_the_paper_has_a_preset_with_the_papers_settings(
     dataset: str, batch_size: int, epochs: int, rate: float, decay: float, falls: list[int]
 ) -> None:
     config = TeacherConfig.load(dataset=dataset)
-    found = (config.dataset, config.batch_size, config.epochs, config.rate(0), config.weight_decay)
+    found = (config.dataset, config.batch_size, config.epochs, config.learning_rate(0), config.weight_decay)
     assert found == (dataset, batch_size, epochs, rate, decay)
-    assert [epoch for epoch in range(1, epochs) if config.rate(epoch) < config.rate(epoch - 1)] == falls
+    assert [
+        epoch for epoch in range(1, epochs) if config.learning_rate(epoch) < config.learning_rate(epoch - 1)
+    ] == falls

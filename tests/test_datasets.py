@@ -45,7 +45,7 @@ def test_image_size_is_for_folders() -> None:
     assert "expected 32, got 64" in refusal(lambda: card_of("cifar10", 64))
     assert (card_of("folder:x").image_size, card_of("folder:x").padding) == (64, 8)
     assert (card_of("folder:x", 40).image_size, card_of("folder:x", 40).padding) == (40, 5)
-    assert "given 0" in refusal(lambda: card_of("folder:x", 0))
+    assert "got 0" in refusal(lambda: card_of("folder:x", 0))
 
 
 # The shipped file
@@ -137,7 +137,7 @@ def test_validation_takes_its_share_of_each_class_and_the_same_images_each_time(
 def test_a_class_is_never_kept_whole(mini: Dataset) -> None:
     message = refusal(lambda: load("fashion-mini", val_fraction=0.9999))
     assert "T-shirt/top" in message
-    assert "given 600" in message
+    assert "got 600" in message
 
 
 @settings(max_examples=10, deadline=None)

@@ -34,8 +34,8 @@ def test_a_fit_machine_gets_a_line_for_each_finding_and_nothing_is_left(tmp_path
 def test_a_machine_that_is_not_fit_is_told_and_exits_with_1(tmp_path: Path) -> None:
     done = kdcache("doctor", "--device", "cpu", "--runs", "/proc/runs", cwd=tmp_path)
     assert done.returncode == 1
-    assert "fault disk: " in done.stdout
-    assert done.stderr.splitlines() == ["kdcache: this machine is not fit: given disk"]
+    assert "problem disk: " in done.stdout
+    assert done.stderr.splitlines() == ["kdcache: this machine is not fit: got disk"]
 
 
 def findings(recipes: Recipes, tmp_path: Path, **options: Any) -> dict[str, doctor.Finding]:

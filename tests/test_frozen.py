@@ -46,7 +46,7 @@ def test_the_same_logits_and_features(name: str) -> None:
         logits, features = network.with_features(views(5))
         quick = rewrite(body(network), torch.float32)
         assert quick is not None
-        for found, wanted in zip(quick(network.normalise(views(5))), (logits, *features), strict=True):
+        for found, wanted in zip(quick(network.normalize(views(5))), (logits, *features), strict=True):
             assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
     rewrite(body(network), torch.bfloat16)
     after = network.state_dict()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdcache import tensor_files
 from kdcache.errors import UsageError
-from kdcache.files import write_json, write_text, write_whole
+from kdcache.files import write_atomically, write_json, write_text
 from kdcache.models import Network, build, checkpoint, names
 from tests import figures
 
@@ -84,8 +84,8 @@ def test_normalisation() -> None:
         logits = net(pixels())
         assert torch.equal(logits, net(pixels().float()))
         torch.testing.assert_close(logits, net.body(by_hand.float()), rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(net.normalise(pixels()), by_hand.float(), rtol=1e-5, atol=1e-5)
-    assert net.normalise(pixels()).is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(net.normalize(pixels()), by_hand.float(), rtol=1e-5, atol=1e-5)
+    assert net.normalize(pixels()).is_contiguous(memory_format=torch.channels_last)
     assert net.state_dict()["body.layer1.0.conv1.weight"].is_contiguous(memory_format=torch.channels_last)
     assert all(key.startswith("body.") for key in net.state_dict())
 
@@ -93,7 +93,7 @@ def test_normalisation() -> None:
 def test_autocast() -> None:
     net = network()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert net.normalise(pixels()).dtype == torch.float32
+        assert net.normalize(pixels()).dtype == torch.float32
         assert net(pixels()).dtype == torch.bfloat16
 
 
@@ -196,21 +196,21 @@ def replaced_by_folder(path: Path) -> None:
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (Path.unlink, "expected a file, got nothing"),
-    "folder": (replaced_by_folder, "given a folder"),
+    "folder": (replaced_by_folder, "got a folder"),
     "empty": (lambda path: path.write_bytes(b""), "a whole safetensors file"),
     "text": (lambda path: path.write_text("no tensors in here"), "a whole safetensors file"),
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "a whole safetensors file"),
-    "foreign": (lambda path: save_file(load_file(path), path, {"format": "pt"}), "format in the metadata.*given none"),
-    "older": (lambda path: rewrite(path, load_file(path), format="kdcache-network-1"), "given kdcache-network-1"),
-    "bare": (lambda path: save_file(load_file(path), path), "format in the metadata.*given none"),
+    "foreign": (lambda path: save_file(load_file(path), path, {"format": "pt"}), "format in the metadata.*got none"),
+    "older": (lambda path: rewrite(path, load_file(path), format="kdcache-network-1"), "got kdcache-network-1"),
+    "bare": (lambda path: save_file(load_file(path), path), "format in the metadata.*got none"),
     "other name": (
         lambda path: rewrite(path, load_file(path), name="resnet9"),
-        "network name: expected .* given resnet9",
+        "network name: expected .* got resnet9",
     ),
     "no JSON": (lambda path: save_file(load_file(path), path, {"kdcache": "("}), "no JSON"),
     "wrong JSON": (lambda path: rewrite(path, load_file(path), mean=0.5), "describe no network"),
-    "other key": (renamed, r"given fc\.scale, fc\.weight$"),
-    "other shape": (lambda path: rewrite(path, load_file(path), num_classes=11), r"given fc\.bias, fc\.weight$"),
+    "other key": (renamed, r"got fc\.scale, fc\.weight$"),
+    "other shape": (lambda path: rewrite(path, load_file(path), num_classes=11), r"got fc\.bias, fc\.weight$"),
     "other depth": (lambda path: rewrite(path, load_file(path), name="resnet20"), r"layer1\.1\.\S+ and \d+ more$"),
     "other type": (
         lambda path: rewrite(path, {key: value.double() for key, value in load_file(path).items()}),
@@ -229,7 +229,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: rewrite(path, load_file(path), name="torchvision:vit_h_14", image_size=224),
         "tensors missing, unknown",
     ),
-    "many classes": (lambda path: rewrite(path, load_file(path), num_classes=10**6), r"given fc\.bias, fc\.weight$"),
+    "many classes": (lambda path: rewrite(path, load_file(path), num_classes=10**6), r"got fc\.bias, fc\.weight$"),
     "absurdly many": (lambda path: rewrite(path, load_file(path), num_classes=10**12), "number of classes"),
     "huge images": (lambda path: rewrite(path, load_file(path), image_size=10**6), "image size"),
     "true for a number": (lambda path: rewrite(path, load_file(path), num_classes=True), "describe no network"),
@@ -237,7 +237,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "too few names": (lambda path: rewrite(path, load_file(path), class_names=["one"]), "names of classes"),
     "terminal codes": (
         lambda path: rewrite(path, load_file(path), name="\x1b[2Jresnet\n8"),
-        r"given \\x1b\[2Jresnet\\n8$",
+        r"got \\x1b\[2Jresnet\\n8$",
     ),
 }
 
@@ -289,7 +289,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_whole(path, half)
+        write_atomically(path, half)
     assert path.read_bytes() == old
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 

@@ -338,4 +338,4 @@ def test_best_is_the_best_on_validation_where_there_is_one(imagenet: Path, tmp_p
 def test_without_pictures_there_are_no_parts() -> None:
     data = load("fashion-mini")
     with pytest.raises(UsageError):
-        data.train.pieces(torch.tensor([0]), np.zeros(1, np.uint64), random_part)
+        data.train.resized_crops(torch.tensor([0]), np.zeros(1, np.uint64), random_part)

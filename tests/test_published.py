@@ -23,7 +23,7 @@ from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import KdcacheError, UsageError
 from kdcache.models import REGISTRY, build, checkpoint, external
 from kdcache.models.export import FORMATS, Deployed, export
-from kdcache.models.published import closest, fit, read
+from kdcache.models.published import closest, load_into, read
 from kdcache.models.sizes import PAIRS, sizes
 from kdcache.setup import load_data
 from tests.processes import kdcache
@@ -82,7 +82,7 @@ def test_a_file_with_code_in_it_is_refused_and_not_run(tmp_path: Path) -> None:
     torch.save({"model": state(), "opt": Malice(tmp_path / "ran")}, tmp_path / "evil.pth")
     (tmp_path / "bare.pth").write_bytes(pickle.dumps(Malice(tmp_path / "ran")))
     for name, message in (
-        ("evil.pth", r"want to run code and are refused: .*given (posix|os|nt)\.system"),
+        ("evil.pth", r"want to run code and are refused: .*got (posix|os|nt)\.system"),
         ("bare.pth", "without running code"),
     ):
         with pytest.raises(UsageError, match=message) as caught:
@@ -92,7 +92,7 @@ def test_a_file_with_code_in_it_is_refused_and_not_run(tmp_path: Path) -> None:
 
 
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing": (lambda path: path.unlink(), "given nothing"),
+    "missing": (lambda path: path.unlink(), "got nothing"),
     "empty": (lambda path: path.write_bytes(b""), "a whole checkpoint"),
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-4000]), "a whole checkpoint"),
     "text": (lambda path: path.write_text("404: not found"), "a whole checkpoint"),
@@ -116,17 +116,17 @@ def test_files_that_are_not_whole_give_one_clear_line(bad: str, tmp_path: Path) 
 def test_what_does_not_fit_is_listed_ten_each_and_the_fitting_network_named() -> None:
     network = build("resnet8x4", num_classes=3)
     with pytest.raises(UsageError) as caught:
-        fit(network, state("resnet32x4"), "published.pth")
+        load_into(network, state("resnet32x4"), "published.pth")
     (line,) = caught.value.problems  # whatever resnet8x4 has, resnet32x4 has in the same shape
-    assert "left over: expected resnet8x4's (these shapes are resnet32x4's), given" in line
+    assert "left over: expected resnet8x4's (these shapes are resnet32x4's), got" in line
     assert line.endswith("and 134 more")
     assert line.count(",") >= 10
     with pytest.raises(UsageError, match=r"of another shape or kind: expected resnet8's, got fc\.bias, fc\.weight$"):
-        fit(build("resnet8", num_classes=4), state(classes=3), "published.pth")
+        load_into(build("resnet8", num_classes=4), state(classes=3), "published.pth")
     changed = state()
     changed["fc.scale"] = changed.pop("fc.weight")
     with pytest.raises(UsageError) as caught:
-        fit(build("resnet8", num_classes=3), changed, "published.pth")
+        load_into(build("resnet8", num_classes=3), changed, "published.pth")
     assert [line[-9:] for line in caught.value.problems] == ["fc.weight", " fc.scale"]
 
 
@@ -268,7 +268,7 @@ def test_a_users_own_network_teaches_one_of_timm(pictures: Path, tmp_path: Path)
         assert not (tmp_path / "bad").exists()
     done = kdcache("teacher-train", *words, "--model", mine, "--features", "0,9", "--out", "bad", cwd=tmp_path)
     assert done.returncode == 2
-    assert "given 9" in done.stderr
+    assert "got 9" in done.stderr
 
 
 @pytest.mark.parametrize("size", [64, 224])

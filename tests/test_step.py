@@ -128,7 +128,7 @@ def test_each_view_goes_to_the_teacher_once(aug: str, views: int, noise: Split) 
     bench.step(bench.batch)
     asked = torch.cat(bench.rows)[: views * SIZE]  # the last forward is padded
     assert sum(len(rows) for rows in bench.rows) == 64 * -(-views * SIZE // 64)
-    assert asked.equal(bench.teacher.normalise(bench.batch.views))
+    assert asked.equal(bench.teacher.normalize(bench.batch.views))
 
 
 def test_without_need_the_teacher_is_not_asked(noise: Split) -> None:

@@ -98,7 +98,7 @@ def test_a_link_in_a_store_leads_nowhere(store: Path, link: str) -> None:
     (store / link).symlink_to(elsewhere)
     before = sorted(path.relative_to(elsewhere) for path in elsewhere.rglob("*"))
     tables = [opened(store).table(name) for name in TABLES]
-    with pytest.raises(KdcacheError, match="given a symbolic link"):
+    with pytest.raises(KdcacheError, match="got a symbolic link"):
         list(fill([(table, ask) for table in tables]))
     with suppress(KdcacheError):
         opened(store).drop(TABLES)
@@ -306,8 +306,8 @@ def test_tensors_that_no_network_holds_are_named(way: str, tmp_path: Path) -> No
 
 def test_whole_numbers_are_no_weights(tmp_path: Path) -> None:
     rounded = {key: value.int() if key == "fc.weight" else value for key, value in state().items()}
-    with pytest.raises(UsageError, match=r"another shape or kind: .* given fc\.weight"):
-        published.fit(build("resnet8", num_classes=3), rounded, "published.pth")
+    with pytest.raises(UsageError, match=r"another shape or kind: .* got fc\.weight"):
+        published.load_into(build("resnet8", num_classes=3), rounded, "published.pth")
 
 
 # Datasets

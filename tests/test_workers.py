@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kdcache.datasets.workers import done_ahead
+from kdcache.datasets.workers import prefetch_map
 from kdcache.errors import KdcacheError
 from tests.processes import begun, outcome, started
 from tests.samples import write_imagenet
@@ -29,7 +29,7 @@ def gone(process: Path) -> bool:
 
 def test_a_worker_that_died_is_told_where_its_work_is_waited_for() -> None:
     before = set(multiprocessing.active_children())
-    squares = done_ahead(partial(pow, 2), range(1000), workers=2)
+    squares = prefetch_map(partial(pow, 2), range(1000), workers=2)
     assert next(squares) == 1
     victim = max(set(multiprocessing.active_children()) - before, key=lambda child: child.name)
     victim.kill()
@@ -46,7 +46,7 @@ KEPT: list[Iterator[int]] = []
 
 def leave_at_work() -> None:
     """Begin work in workers, and come to an end without a word to them, as after an error that somebody holds on to."""
-    KEPT.append(done_ahead(partial(pow, 2), range(1000), workers=2))
+    KEPT.append(prefetch_map(partial(pow, 2), range(1000), workers=2))
     next(KEPT[0])
 
 

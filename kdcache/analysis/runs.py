@@ -224,7 +224,7 @@ def group(runs: Iterable[RunRecord], apart_from: Collection[str] = ()) -> list[G
 
 
 def _settings(config: TrainingConfig, apart_from: Collection[str]) -> dict[str, Any]:
-    left_out = SEEDS_AND_PLACE | config.WITHOUT_EFFECT | config.UNRECORDED | set(apart_from)
+    left_out = SEEDS_AND_PLACE | config.MAY_DIFFER_ON_RESUME | config.NOT_RECORDED | set(apart_from)
     return {"kind": config.table, **config.model_dump(mode="json", exclude=set(left_out))}
 
 

@@ -50,7 +50,7 @@ class Summary:
                     "name": one.name,
                     "runs": [str(run.path) for run in one.runs],
                     "unfinished": [str(run.path) for run in one.runs if not run.finished],
-                    "settings": one.config.model_dump(mode="json", exclude=set(one.config.UNRECORDED)),
+                    "settings": one.config.model_dump(mode="json", exclude=set(one.config.NOT_RECORDED)),
                     **{name: one.figure(name).as_json() for name in OUTCOMES},
                 }
                 for one in self.groups

@@ -97,7 +97,7 @@ class Teacher:
         work = f"a forward of {len(views)} views through the teacher {self.network.name}"
         with self.compute.memory_explained(work, REMEDY):
             if self._quick is not None:
-                found: tuple[Tensor, ...] = self._quick(self.network.normalise(views).bfloat16())
+                found: tuple[Tensor, ...] = self._quick(self.network.normalize(views).bfloat16())
                 return found
             with self.compute.autocast():
                 if not with_features:

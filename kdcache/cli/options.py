@@ -65,5 +65,5 @@ def _option(name: str, kind: type[TrainingConfig]) -> Callable[[Run], Run]:
         text = f"{text.rstrip('.')} [the preset's]."
     elif field.default not in (None, ()):
         text = f"{text.rstrip('.')} [{field.default}]."
-    words = kind.allowed_words(name)
+    words = kind.allowed_values(name)
     return click.option(flag, metavar="|".join(words) if words else name.upper(), help=text)

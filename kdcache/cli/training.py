@@ -67,7 +67,7 @@ def _three(context: click.Context, option: click.Parameter, text: str | None) ->
 
 
 @click.command("teacher-load", help=COMMANDS["teacher-load"].about)
-@settings(TeacherConfig, TeacherConfig.LOADED)
+@settings(TeacherConfig, TeacherConfig.USED_WHEN_LOADING)
 @click.option(
     "--weights",
     required=True,

@@ -103,7 +103,7 @@ class Split:
         assert self.pictures is not None
         return self.pictures.clean(samples)
 
-    def pieces(self, samples: Tensor, draws: np.ndarray, box: Callable[[int, int, int], Box]) -> Tensor:
+    def resized_crops(self, samples: Tensor, draws: np.ndarray, box: Callable[[int, int, int], Box]) -> Tensor:
         """Return a part of each picture, resized, see `kdcache.datasets.pictures.Pictures.pieces`.
 
         Raises
@@ -113,7 +113,7 @@ class Split:
         """
         if self.pictures is None:
             raise UsageError("parts of pictures are to be resized, but there are images of one size alone")
-        return self.pictures.pieces(samples, draws, box)
+        return self.pictures.resized_crops(samples, draws, box)
 
     def part(self, rows: np.ndarray) -> Split:
         """Take some of the samples, in this order."""
@@ -260,9 +260,9 @@ def read(
     workers: int | None = None,
 ) -> Dataset:
     """Read a dataset as it lies there: no picture is decoded, and nothing left out. See `load`."""
-    from kdcache.datasets.workers import per_core
+    from kdcache.datasets.workers import default_workers
 
-    workers = per_core() if workers is None else workers
+    workers = default_workers() if workers is None else workers
     if name.startswith(HDF5_PREFIX) and name != HDF5_PREFIX:
         from kdcache.datasets import packed
 

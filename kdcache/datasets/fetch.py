@@ -15,7 +15,7 @@ from pathlib import Path
 
 from kdcache.datasets.cards import CARDS
 from kdcache.errors import KdcacheError, UsageError, first_line, problem
-from kdcache.files import move_whole, write_whole_folder
+from kdcache.files import rename_durably, write_folder_atomically
 
 __all__ = ["ARCHIVES", "BY_HAND", "Archive", "fetch"]
 
@@ -100,7 +100,7 @@ def fetch(name: str, root: Path, tell: Tell = lambda file, done, total: None) ->
     files = [_download(archive, downloads, tell) for archive in ARCHIVES[name]]
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        write_whole_folder(folder, lambda temporary: _unpack(files, folder.name, temporary))
+        write_folder_atomically(folder, lambda temporary: _unpack(files, folder.name, temporary))
     except (OSError, tarfile.TarError, zipfile.BadZipFile) as error:
         raise KdcacheError(problem(f"cannot unpack {name} into {folder}", got=first_line(error))) from error
     for file in files:
@@ -125,7 +125,7 @@ def _download(archive: Archive, folder: Path, tell: Tell) -> Path:
     if found.hexdigest() != archive.md5:
         part.unlink()
         raise KdcacheError(problem(f"MD5 of {archive.url}", expected=archive.md5, got=found.hexdigest()))
-    move_whole(part, path)
+    rename_durably(part, path)
     return path
 
 

@@ -16,9 +16,9 @@ from zipfile import BadZipFile
 import numpy as np
 
 from kdcache.datasets.pictures import Source, decode
-from kdcache.datasets.workers import done_ahead
+from kdcache.datasets.workers import prefetch_map
 from kdcache.errors import UsageError
-from kdcache.files import write_whole
+from kdcache.files import write_atomically
 
 __all__ = ["Manifest"]
 
@@ -95,7 +95,7 @@ class Manifest:
         few = len(blocks) <= 1  # starting workers would take longer
         look = partial(_look, self.source, decodes)
         done = 0
-        for block, (digests, state) in zip(blocks, done_ahead(look, blocks, 0 if few else workers), strict=True):
+        for block, (digests, state) in zip(blocks, prefetch_map(look, blocks, 0 if few else workers), strict=True):
             self.digests[block], self.hashed[block] = digests, True
             if decodes:
                 self.state[block] = state
@@ -126,7 +126,7 @@ class Manifest:
 
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, write)
+            write_atomically(path, write)
         except OSError:
             pass  # it is looked at again the next time
 

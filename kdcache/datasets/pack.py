@@ -13,7 +13,7 @@ from kdcache.datasets import Dataset, Split
 from kdcache.datasets.manifest import Manifest
 from kdcache.datasets.packed import FORMAT, VERSION, card_facts
 from kdcache.errors import KdcacheError, UsageError, problem
-from kdcache.files import move_whole, write_whole
+from kdcache.files import rename_durably, write_atomically
 
 __all__ = ["draft_of", "pack"]
 
@@ -78,7 +78,7 @@ def pack(data: Dataset, path: Path, tell: Tell = lambda done, total: None) -> No
     content = [card_facts(data.card), *data.class_names, *(split.fingerprint for split in splits.values())]
     mark = hashlib.sha256("\n".join(content).encode()).hexdigest()
     if _mark_of(draft) != mark:
-        write_whole(draft, lambda temporary: _lay_out(temporary, data, payloads, mark))
+        write_atomically(draft, lambda temporary: _lay_out(temporary, data, payloads, mark))
     with h5py.File(draft) as file:
         places = {part: file[part][payload.array].id.get_offset() for part, payload in payloads.items()}
         counters = file["written"].id.get_offset()
@@ -90,7 +90,7 @@ def pack(data: Dataset, path: Path, tell: Tell = lambda done, total: None) -> No
                 os.pwrite(target.fileno(), done.to_bytes(8, "little"), counters + 8 * number)
                 tell(before + int(payload.ends[done - 1]), total)
             before += int(payload.ends[-1])
-    move_whole(draft, path)
+    rename_durably(draft, path)
 
 
 def _copy(descriptor: int, place: int, payload: _Payload, done: int) -> Iterator[int]:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kdcache.datasets.workers import in_worker, per_core
+from kdcache.datasets.workers import default_workers, in_worker
 from kdcache.errors import UsageError, first_line, problem
 
 __all__ = ["Blob", "Box", "Files", "Pictures", "Source", "clean_view", "decode", "joined", "read_image"]
@@ -216,7 +216,7 @@ class Pictures:
         views = self._decoded(samples, lambda place, rgb: clean_view(rgb, self.size, self.shorter_side))
         return views.contiguous()  # as images that are held in memory are
 
-    def pieces(self, samples: Tensor, draws: np.ndarray, box: Callable[[int, int, int], Box]) -> Tensor:
+    def resized_crops(self, samples: Tensor, draws: np.ndarray, box: Callable[[int, int, int], Box]) -> Tensor:
         """Decode pictures, cut a part out of each, and resize it.
 
         Parameters
@@ -256,7 +256,7 @@ class Pictures:
             for place in range(len(pictures)):
                 one(place)
         else:
-            with ThreadPoolExecutor(min(THREADS, per_core())) as pool:
+            with ThreadPoolExecutor(min(THREADS, default_workers())) as pool:
                 for start in range(0, len(pictures), BLOCK):
                     list(pool.map(one, range(start, min(start + BLOCK, len(pictures)))))
         return torch.from_numpy(images).permute(0, 3, 1, 2)

@@ -16,13 +16,13 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from kdcache.errors import KdcacheError, first_line, problem
 from kdcache.machine import cores
 
-__all__ = ["done_ahead", "in_worker", "per_core"]
+__all__ = ["default_workers", "in_worker", "prefetch_map"]
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")
 
 
-def per_core() -> int:
+def default_workers() -> int:
     """How many processors this process may use, of which the processes that torchrun started have an equal part."""
     return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
@@ -32,7 +32,7 @@ def in_worker() -> bool:
     return get_worker_info() is not None
 
 
-def done_ahead(
+def prefetch_map(
     work: Callable[[Request], Result], requests: Iterable[Request], workers: int, pin: bool = False
 ) -> Iterator[Result]:
     """Do some work for each request, up to two requests ahead in each of some processes.

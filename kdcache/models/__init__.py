@@ -82,7 +82,7 @@ class Network(nn.Module):
         self.register_buffer("scale", torch.tensor(scale * IMAGE_SIZES[1], dtype=torch.float32), persistent=False)
         self.register_buffer("shift", torch.tensor(shift * IMAGE_SIZES[1], dtype=torch.float32), persistent=False)
 
-    def normalise(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         """What the body reads, in float32 and channels-last, from pixels 0..255 of shape (B, 3, H, W)."""
         pixels = images.to(self.scale.dtype, memory_format=torch.channels_last).permute(0, 2, 3, 1)
         rows = pixels.flatten(2)
@@ -107,7 +107,7 @@ class Network(nn.Module):
         features : list of Tensor
             Maps (B, C_i, H_i, W_i), those that the network exposes or that were named, and last the vectors (B, D).
         """
-        normalised = self.normalise(images)
+        normalised = self.normalize(images)
         if isinstance(self.body, FeatureNet):
             features = self.body.features(normalised)
             return self.body.head(features[-1]), features
@@ -143,7 +143,7 @@ class Network(nn.Module):
         Tensor
             Logits (B, num_classes): float32, or autocast's type under autocast.
         """
-        logits: Tensor = self.body(self.normalise(images))
+        logits: Tensor = self.body(self.normalize(images))
         return logits
 
 

@@ -13,7 +13,7 @@ from kdcache.choices import IMAGE_SIZES
 from kdcache.errors import UsageError, problem
 from kdcache.models import Network, build, tensors_of
 
-__all__ = ["FORMAT", "fingerprint", "is_ours", "load", "metadata", "save"]
+__all__ = ["FORMAT", "fingerprint", "is_kdcache_file", "load", "metadata", "save"]
 
 FORMAT = "kdcache-network-3"
 """Name and version of the format, under ``format`` in the file's metadata."""
@@ -65,7 +65,7 @@ def metadata(path: Path) -> dict[str, Any]:
     return tensor_files.facts_of(path, FORMAT)
 
 
-def is_ours(path: Path) -> bool:
+def is_kdcache_file(path: Path) -> bool:
     """Tell whether a safetensors file was written by kdcache; one that cannot be read was not."""
     return tensor_files.holds_facts(path)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcache.errors import KdcacheError, UsageError, first_line, problem
-from kdcache.files import write_whole
+from kdcache.files import write_atomically
 from kdcache.models import Network, checkpoint
 
 __all__ = ["FORMATS", "Deployed", "Exported", "export"]
@@ -95,7 +95,7 @@ def export(network: Network, format: str, path: Path) -> Exported:
             what = f"{path} does not give the answers of {network.name}"
             raise KdcacheError(problem(what, expected=f"a difference of {TOLERANCE}", got=difference.item()))
 
-    write_whole(path, write_and_try)
+    write_atomically(path, write_and_try)
     return Exported(path, difference.item())
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from kdcache.errors import KdcacheError, UsageError, first_line, problem
 from kdcache.models import REGISTRY, Network
 
-__all__ = ["KNOWN_ACCURACY", "Published", "closest", "fit", "of_torchvision", "read"]
+__all__ = ["KNOWN_ACCURACY", "Published", "closest", "download_torchvision", "load_into", "read"]
 
 KNOWN_ACCURACY = {
     ("cifar100", "wrn_40_2"): 75.61,
@@ -107,7 +107,7 @@ def _is_plain(tensor: Tensor) -> bool:
     return dense and tensor.device.type == "cpu" and not tensor.is_complex()
 
 
-def of_torchvision(model: str, weights: str) -> Published:
+def download_torchvision(model: str, weights: str) -> Published:
     """Fetch weights of torchvision's.
 
     Parameters
@@ -207,7 +207,7 @@ def _bare(name: str) -> str:
     return name
 
 
-def fit(network: Network, state: dict[str, Tensor], where: object) -> None:
+def load_into(network: Network, state: dict[str, Tensor], where: object) -> None:
     """Put tensors into a network.
 
     Raises

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from kdcache.files import write_whole
+from kdcache.files import write_atomically
 from kdcache.run.folder import EpochMetrics
 
 __all__ = ["draw_curves"]
@@ -32,4 +32,4 @@ def draw_curves(metrics: list[EpochMetrics], path: Path) -> None:
     for axes in (loss, accuracy):
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    write_whole(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))

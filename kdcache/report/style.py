@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import matplotlib
 from matplotlib.figure import Figure
 
-from kdcache.files import write_whole
+from kdcache.files import write_atomically
 
 __all__ = ["Look", "inline_svg", "looks", "write_figure"]
 
@@ -48,7 +48,7 @@ def looks() -> Iterator[Look]:
 def write_figure(figure: Figure, path: Path) -> None:
     """Write a figure as the file that its name says, PNG or SVG, whole or not at all."""
     format = path.suffix.removeprefix(".") or "png"
-    write_whole(path, lambda temporary: figure.savefig(temporary, format=format, dpi=120))
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format=format, dpi=120))
 
 
 def inline_svg(draw: Callable[[], Figure], name: str) -> str:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from kdcache.datasets import Dataset
-from kdcache.files import write_whole
+from kdcache.files import write_atomically
 from kdcache.report.tables import table
 from kdcache.views import EpochTable, Plan, ViewMaker
 from kdcache.views.geometry import random_part
@@ -68,7 +68,7 @@ def draw_views(views: ViewMaker, data: Dataset, epoch: int, samples: int, path: 
             place.set(xticks=[], yticks=[])
             place.set_title(caption, fontsize=8)
         axes[row, 0].set_ylabel(kind)
-    write_whole(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
 
 
 def _captions(kind: str, plan: Plan, data: Dataset, epoch: int, samples: int) -> Iterator[str]:

@@ -14,7 +14,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from kdcache import distributed
 from kdcache.answers.location import StoreLocation
 from kdcache.errors import KdcacheError, first_line, problem
-from kdcache.files import write_whole_folder
+from kdcache.files import write_folder_atomically
 
 __all__ = ["EpochStatistics", "Shape", "StatisticsReader", "StatisticsStore", "StoredEpoch"]
 
@@ -159,7 +159,7 @@ class StatisticsStore:
                     )
 
         if not path.exists():
-            write_whole_folder(path, write)
+            write_folder_atomically(path, write)
         self._group = zarr.open_group(StoreLocation(path).store, mode="r+")
         for name, array in self._group.arrays():
             array.resize(arrays[name][0])

@@ -109,8 +109,9 @@ class Run:
         if self.config.epochs < done:
             raise UsageError(problem("--epochs", expected=f"at least the {done} that are done", got=self.config.epochs))
         for line in self.metrics:
-            if line.lr != self.config.rate(line.epoch - 1):
-                now = f"a rate of {self.config.rate(line.epoch - 1):g} in epoch {line.epoch}, which had {line.lr:g}"
+            lr = self.config.learning_rate(line.epoch - 1)
+            if line.lr != lr:
+                now = f"a rate of {lr:g} in epoch {line.epoch}, which had {line.lr:g}"
                 raise UsageError(problem("--epochs", expected="those of the run: the rate falls by them", got=now))
         at = (progress.epoch, progress.step)
         if distributed.any_rank(at != distributed.broadcast(at)):

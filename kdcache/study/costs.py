@@ -205,7 +205,7 @@ def hours(cells: Sequence[TableCell]) -> float:
         config, facts = run.config, _Facts.of(run)
         speed = _speed(config, facts)
         images = facts.samples * config.epochs
-        tests = facts.tests * sum(map(config.evaluates, range(config.epochs)))
+        tests = facts.tests * sum(map(config.evaluates_after, range(config.epochs)))
         if not isinstance(config, StudentConfig):
             seconds += facts.samples * _answering(config, facts)
             if run.command != "teacher-load":

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from kdcache.config import allowed_by
+from kdcache.config import expected_by
 from kdcache.errors import UsageError, problem
 from kdcache.presets import read_toml
 from kdcache.study.claims import Claim
@@ -168,4 +168,4 @@ def _problem_line(file: str, detail: Any) -> str:
         return problem(f"{file}: unknown key {key}")
     if detail["type"] == "missing":
         return problem(where, expected="a value", got="none")
-    return problem(where, expected=allowed_by(detail), got=detail["input"] if key else None)
+    return problem(where, expected=expected_by(detail), got=detail["input"] if key else None)

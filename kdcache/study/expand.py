@@ -65,7 +65,7 @@ class PlannedRun:
     def write_config(self) -> None:
         """Write the settings to `config_file`."""
         self.config_file.parent.mkdir(parents=True, exist_ok=True)
-        self.config_file.write_text(self.config.to_toml(exclude={*self.config.OPTIONS_ALONE, "resume"}), "utf-8")
+        self.config_file.write_text(self.config.to_toml(exclude={*self.config.CLI_ONLY, "resume"}), "utf-8")
 
     def problems(self) -> list[str]:
         """Name the settings in which a run that already exists in `path` differs from the planned one."""
@@ -75,9 +75,9 @@ class PlannedRun:
         kind = type(self.config)
         existing = kind.load(file)
         # Device and precision do not matter once a run is finished; the teacher is determined by the folder's name.
-        names = set(kind.model_fields) - kind.UNRECORDED - kind.WITHOUT_EFFECT - {"device", "precision", "teacher"}
+        names = set(kind.model_fields) - kind.NOT_RECORDED - kind.MAY_DIFFER_ON_RESUME - {"device", "precision", "teacher"}
         if self.command == "teacher-load":
-            names &= {*TeacherConfig.LOADED}
+            names &= {*TeacherConfig.USED_WHEN_LOADING}
         return [
             problem(f"{self.path}: {name}", expected=f"{getattr(self.config, name)}, as planned", got=found)
             for name in sorted(names)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdcache import distributed
 from kdcache.datasets import Split
-from kdcache.datasets.workers import done_ahead
+from kdcache.datasets.workers import prefetch_map
 from kdcache.errors import UsageError, memory_explained, problem
 from kdcache.views.geometry import crop_flip, flip_some, random_part, take
 from kdcache.views.mixes import MIXES
@@ -93,7 +93,7 @@ class _Request(NamedTuple):
 def _read(split: Split, request: _Request) -> Tensor:
     if request.words is None:
         return split.take(request.samples)
-    return split.pieces(request.samples, request.words, random_part)
+    return split.resized_crops(request.samples, request.words, random_part)
 
 
 class ViewMaker:
@@ -129,7 +129,7 @@ class ViewMaker:
         parts = [share(whole, rank, number) for whole in self.steps[first_step:]]
         requests = (self._request(table, _rows(positions, table.slots)) for positions in parts)
         pin = self.device.type == "cuda"
-        ahead = done_ahead(partial(_read, self.split), requests, self.split.workers, pin)
+        ahead = prefetch_map(partial(_read, self.split), requests, self.split.workers, pin)
         for step, (positions, images) in enumerate(zip(parts, ahead, strict=True), start=first_step):
             yield self._batch(epoch, step, positions, images)
 
