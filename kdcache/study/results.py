@@ -1,127 +1,135 @@
-"""What the runs of a study came to, beside the paper's figures; unfinished runs are counted as missing."""
+"""Results of a study: the accuracy of each table cell next to the paper's, and the decisions about its claims."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdcache.analysis.runs import Figure
+from kdcache.analysis.estimates import MeanStd
 from kdcache.run.folder import FinishedRun
-from kdcache.study.claims import Found, Verdict, decide
+from kdcache.study.claims import Decision, TestResult, evaluate_claim
+from kdcache.study.definition import Study
 from kdcache.study.expand import TableCell
-from kdcache.study.paper import paper_figure
-from kdcache.study.plan import Study
+from kdcache.study.paper import paper_accuracy
 
-__all__ = ["Judged", "Result", "judged", "results"]
+__all__ = ["CellResult", "ClaimResult", "collect_results", "evaluate_claims"]
 
 
 @dataclass(frozen=True)
-class Result:
-    """A cell of a table.
+class CellResult:
+    """Result of a table cell over its finished runs.
 
     Attributes
     ----------
     cell : TableCell
-    accuracy : dict of int to float
-        Top-1 accuracy after the last epoch, in percent, of each seed whose run is finished.
-    last, best, top5 : Figure
-        Over these runs.
-    asked, answered : int
-        TeacherCounts in all.
-    paper : Figure or None
+    by_seed : dict of int to float
+        Top-1 accuracy after the last epoch in percent, by seed.
+    last_top1, best_top1, last_top5 : MeanStd
+    teacher_forwards, cache_hits : int
+        Total over the runs.
+    paper : MeanStd or None
+        Top-1 accuracy that the paper reports.
     """
 
     cell: TableCell
-    accuracy: dict[int, float]
-    last: Figure
-    best: Figure
-    top5: Figure
-    asked: int
-    answered: int
-    paper: Figure | None
+    by_seed: dict[int, float]
+    last_top1: MeanStd
+    best_top1: MeanStd
+    last_top5: MeanStd
+    teacher_forwards: int
+    cache_hits: int
+    paper: MeanStd | None
 
     @property
-    def wanted(self) -> int:
-        """How many runs there should be."""
+    def finished_runs(self) -> int:
+        """Number of finished runs."""
+        return len(self.by_seed)
+
+    @property
+    def planned_runs(self) -> int:
+        """Number of runs of the cell."""
         return len(self.cell.runs)
 
     @property
     def difference(self) -> float | None:
         """Our mean minus the paper's, in points."""
-        if self.paper is None or self.paper.mean is None or self.last.mean is None:
+        if self.paper is None or self.paper.mean is None or self.last_top1.mean is None:
             return None
-        return self.last.mean - self.paper.mean
+        return self.last_top1.mean - self.paper.mean
 
     def as_json(self) -> dict[str, Any]:
-        """The cell as plain data."""
+        """Return the result as plain data."""
         config = self.cell.runs[0].config
         return {
             "row": self.cell.row.name,
             "pair": self.cell.pair.name,
-            "setting": self.cell.setting.name,
+            "protocol": self.cell.protocol.name,
             "epochs": config.epochs,
             "aug": getattr(config, "aug", None),
-            "wanted": self.wanted,
-            "last_top1": self.last.as_json(),
-            "best_top1": self.best.as_json(),
-            "last_top5": self.top5.as_json(),
-            "by_seed": self.accuracy,
+            "planned_runs": self.planned_runs,
+            "last_top1": self.last_top1.as_json(),
+            "best_top1": self.best_top1.as_json(),
+            "last_top5": self.last_top5.as_json(),
+            "by_seed": self.by_seed,
             "paper": self.paper.as_json() if self.paper else None,
             "difference": self.difference,
-            "teacher_forwards": self.asked,
-            "cache_hits": self.answered,
+            "teacher_forwards": self.teacher_forwards,
+            "cache_hits": self.cache_hits,
         }
 
 
-def results(study: Study, cells: Sequence[TableCell]) -> list[Result]:
-    """Read what is finished."""
-    found = []
+def collect_results(study: Study, cells: Sequence[TableCell]) -> list[CellResult]:
+    """Read the summaries of the finished runs, cell by cell."""
+    results = []
     for cell in cells:
-        runs = [FinishedRun(run.path) for run in cell.runs if run.finished]
-        last, best, top5 = (
-            Figure.of(run.summary[name] for run in runs) for name in ("last_top1", "best_top1", "last_top5")
-        )
-        found.append(
-            Result(
-                cell,
-                {run.config.seed: run.summary["last_top1"] for run in runs},
-                last,
-                best,
-                top5,
-                sum(run.summary["teacher_forwards"] for run in runs),
-                sum(run.summary["cache_hits"] for run in runs),
-                paper_figure(study.paper, cell.row.paper, cell.pair.name, cell.runs[0].config.dataset),
-            )
-        )
-    return found
+        summaries = {run.config.seed: FinishedRun(run.path).summary for run in cell.runs if run.finished}
+        means = {
+            name: MeanStd.of(summary[name] for summary in summaries.values())
+            for name in ("last_top1", "best_top1", "last_top5")
+        }
+        totals = {
+            name: sum(summary[name] for summary in summaries.values()) for name in ("teacher_forwards", "cache_hits")
+        }
+        by_seed = {seed: summary["last_top1"] for seed, summary in summaries.items()}
+        dataset = cell.runs[0].config.dataset
+        paper = paper_accuracy(study.paper_table, cell.row.paper_row, cell.pair.name, dataset)
+        results.append(CellResult(cell, by_seed, **means, **totals, paper=paper))
+    return results
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A claim, its tests, and what they come to; for one pair of networks."""
+class ClaimResult:
+    """A claim tested on one column: its statement, the results of its tests and the decision."""
 
-    says: str
+    statement: str
     column: tuple[str, str]
-    found: tuple[Found, ...]
-    verdict: Verdict
+    tests: tuple[TestResult, ...]
+    decision: Decision
 
     def as_json(self) -> dict[str, Any]:
-        """The claim as plain data."""
+        """Return the result as plain data."""
         tests = [
             {
-                "test": one.test.words,
-                "interval": one.interval.as_json() if one.interval else None,
-                "verdict": one.verdict,
+                "hypothesis": str(test.hypothesis),
+                "interval": test.interval.as_json() if test.interval else None,
+                "decision": test.decision,
             }
-            for one in self.found
+            for test in self.tests
         ]
-        setting, pair = self.column
-        return {"claim": self.says, "setting": setting, "pair": pair, "verdict": self.verdict, "tests": tests}
+        protocol, pair = self.column
+        return {
+            "statement": self.statement,
+            "protocol": protocol,
+            "pair": pair,
+            "decision": self.decision,
+            "tests": tests,
+        }
 
 
-def judged(study: Study, found: Sequence[Result]) -> list[Judged]:
-    """Judge the claims of a study, for each pair by itself."""
-    verdicts: list[Judged] = []
-    for column in dict.fromkeys(result.cell.column for result in found):
-        accuracy = {result.cell.row.name: result.accuracy for result in found if result.cell.column == column}
-        verdicts += [Judged(claim.says, column, *decide(claim, accuracy)) for claim in study.claims]
-    return verdicts
+def evaluate_claims(study: Study, results: Sequence[CellResult]) -> list[ClaimResult]:
+    """Test the claims of a study, for each column separately."""
+    evaluated: list[ClaimResult] = []
+    for column in dict.fromkeys(result.cell.column for result in results):
+        accuracies = {result.cell.row.name: result.by_seed for result in results if result.cell.column == column}
+        for claim in study.claims:
+            evaluated.append(ClaimResult(claim.statement, column, *evaluate_claim(claim, accuracies)))
+    return evaluated
