@@ -15,17 +15,17 @@ import torch
 from common import footer
 
 from kdcache import models
-from kdcache.analysis.augmentations import rank
-from kdcache.analysis.disagreement import study
-from kdcache.analysis.hardness import hardness
-from kdcache.analysis.subject import Subject
+from kdcache.analysis.analyzed_teacher import AnalyzedTeacher
+from kdcache.analysis.augmentations import rank_augmentations
+from kdcache.analysis.disagreement import measure_disagreement
+from kdcache.analysis.hardness import measure_hardness
 from kdcache.answers.codec import Columns
 from kdcache.answers.store import CLEAN, Replayed
 from kdcache.answers.table import fill
 from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute
 from kdcache.datasets import Card, Dataset, Split
-from kdcache.run.statistics import EpochStatistics, Shape, StatisticsReader, StatisticsStore
+from kdcache.run.statistics import EpochStatistics, StatisticsReader, StatisticsShape, StatisticsStore
 from kdcache.setup import open_store
 
 
@@ -54,17 +54,20 @@ def measure(rows: int, classes: int, folder: str) -> None:
         tables = (CLEAN, Replayed(0, 0, "standard").table, Replayed(0, 0, "cutmix-1").table)
         for _ in fill([(store.table(table), ask) for table in tables]):
             pass
-        shape = Shape(rows, slots=2, steps=100, losses=("kd",))
+        shape = StatisticsShape(rows, slots=2, steps=100, losses=("kd",))
         statistics = StatisticsStore(Path(name) / "s.zarr", 5, shape)
         for epoch in range(5):
             figures = EpochStatistics.empty(shape, torch.device("cpu"))
             figures.d_x.uniform_(generator=generator)
             statistics.write(epoch, figures)
-        subject = Subject("made", None, data, "train", teacher, store, keeps=False)
+        analyzed = AnalyzedTeacher("made", None, data, "train", teacher, store, writes_store=False)
         for what, analyse in (
-            ("images that stay hard, 5 epochs", lambda: hardness(StatisticsReader.open(Path(name) / "s.zarr"))),
-            ("label disagreement", lambda: study(subject, samples=rows)),
-            ("standard and cutmix for a teacher", lambda: rank(subject, ("standard", "cutmix"), 1, samples=rows)),
+            ("images that stay hard, 5 epochs", lambda: measure_hardness(StatisticsReader.open(Path(name) / "s.zarr"))),
+            ("label disagreement", lambda: measure_disagreement(analyzed, samples=rows)),
+            (
+                "standard and cutmix for a teacher",
+                lambda: rank_augmentations(analyzed, ("standard", "cutmix"), 1, samples=rows),
+            ),
         ):
             before, started = peak(), time.perf_counter()
             analyse()

@@ -25,7 +25,7 @@ from kdcache.answers.table import Table
 from kdcache.config import TeacherConfig
 from kdcache.run.checkpoint import Checkpoints
 from kdcache.run.statistics import StatisticsStore
-from kdcache.run.writer import Run
+from kdcache.run.writer import RunWriter
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.processes import outcome, started, work  # which is not on the path
@@ -37,7 +37,7 @@ STEPS = -(-SAMPLES // BATCH_SIZE)
 
 WRITES: tuple[tuple[type, str], ...] = (
     (Checkpoints, "_write"),
-    (Run, "end_epoch"),
+    (RunWriter, "end_epoch"),
     (StatisticsStore, "write"),
     (Table, "_write"),
 )

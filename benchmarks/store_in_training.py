@@ -23,8 +23,9 @@ from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.losses import kld
 from kdcache.machine import keep_freed_memory
-from kdcache.run.statistics import EpochStatistics, Shape
-from kdcache.setup import MODEL, fresh_network, load_data, open_store, plan_of, trained_network
+from kdcache.run.folder import RunFolder
+from kdcache.run.statistics import EpochStatistics, StatisticsShape
+from kdcache.setup import fresh_network, load_data, open_store, plan_of, trained_network
 from kdcache.views import Batch, ViewMaker
 
 REPEATS = 5
@@ -53,7 +54,7 @@ def main() -> None:
     config = StudentConfig.load(teacher=chosen.teacher, aug="cutmix-pick", epochs=1)
     compute, data = Compute.choose(), load_data(config)
     views = ViewMaker(data.train, plan_of(config, data), config.batch_size, compute.device)
-    teacher = Teacher(trained_network(chosen.teacher / MODEL, data), compute)
+    teacher = Teacher(trained_network(RunFolder(chosen.teacher).network_file, data), compute)
     with tempfile.TemporaryDirectory() as name:
         store = open_store(Path(name) / "store.zarr", teacher, data)
         filled = CachedTeacher.with_store(teacher, views, store, "replay", 1)
@@ -121,7 +122,7 @@ def epoch(
     """Train for an epoch: its seconds, and those of the cached_teacher."""
     student, timed = fresh_network(config, data), Timed(cached_teacher)
     step = Step(config, student, make_objective(config, student, cached_teacher, data), timed, compute)  # type: ignore[arg-type]
-    shape = Shape(len(data.train), views.plan.slots, len(views.steps), step.losses)
+    shape = StatisticsShape(len(data.train), views.plan.slots, len(views.steps), step.losses)
     step.begin(EpochStatistics.empty(shape, compute.device))
     started = time.perf_counter()
     for _ in training.train_epoch(training.sgd(student, 0.05, 0.9, 5e-4), views.epoch(0), step, compute):

@@ -16,7 +16,7 @@ from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.datasets import Card, Dataset, Split
-from kdcache.run.statistics import EpochStatistics, Shape
+from kdcache.run.statistics import EpochStatistics, StatisticsShape
 from kdcache.setup import open_store, plan_of
 from kdcache.views import Batch, ViewMaker
 
@@ -129,7 +129,7 @@ class Ours:
             batches = watch.each("views", batches)
         self.epoch = 1 - self.epoch  # the other one, or nothing would be read again
         count = len(self.views.steps)
-        shape = Shape(len(self.data.train), self.views.plan.slots, count, step.losses)
+        shape = StatisticsShape(len(self.data.train), self.views.plan.slots, count, step.losses)
         step.begin(EpochStatistics.empty(shape, self.compute.device))
         with self._watched(watch, step) if watch else nullcontext():
             started = time.perf_counter()

@@ -18,11 +18,11 @@ from kdcache.report.curves import draw_curves
 from kdcache.report.progress import Reporter
 from kdcache.run.checkpoint import Progress
 from kdcache.run.folder import FinishedRun
-from kdcache.run.output import compute_of, settle
-from kdcache.run.statistics import EpochStatistics, Shape, StatisticsStore
-from kdcache.run.writer import Run
+from kdcache.run.resolve import resolve_run
+from kdcache.run.statistics import EpochStatistics, StatisticsShape, StatisticsStore
+from kdcache.run.writer import RunWriter
 from kdcache.selection import SCORES, Candidates, Picks
-from kdcache.setup import find_teacher, fresh_network, load_data, open_cached_teacher, plan_of
+from kdcache.setup import choose_compute, find_teacher, fresh_network, load_data, open_cached_teacher, plan_of
 from kdcache.training import epoch_metrics
 from kdcache.views import Batch, ViewMaker, take
 
@@ -52,10 +52,10 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     """
     reporter = reporter or Reporter()
     distributed.init(config.device)
-    config, finished = settle(config)
+    config, finished = resolve_run(config)
     if finished is not None:
         return finished
-    compute = compute_of(config)
+    compute = choose_compute(config)
     data = load_data(config)
     if config.needs_teacher:
         # The record names the one that was used.
@@ -70,10 +70,10 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     step = Step(config, student, objective, cached_teacher, compute)
     optimiser = training.sgd(nn.ModuleList([student, objective]), config.lr, config.momentum, config.weight_decay)
 
-    run = Run(config, compute, data, cached_teacher.teacher if cached_teacher else None)
+    run = RunWriter(config, compute, data, cached_teacher.teacher if cached_teacher else None)
     progress = run.restore({"student": student, "objective": objective}, optimiser)
-    shape = Shape(plan.samples, plan.slots, len(views.steps), step.losses)
-    store = StatisticsStore(run.path / "statistics.zarr", config.epochs, shape) if distributed.is_main() else None
+    shape = StatisticsShape(plan.samples, plan.slots, len(views.steps), step.losses)
+    store = StatisticsStore(run.folder.statistics_store, config.epochs, shape) if distributed.is_main() else None
     reporter.begin(f"student {config.model} on {config.dataset} -> {run.path}", config.epochs, plan.samples, run.path)
     with signals.defer_stop():
         for epoch in range(progress.epoch, config.epochs):
@@ -83,8 +83,8 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
             batches = views.epoch(epoch, progress.step)
             for event in training.train_epoch(optimiser, batches, step, compute, progress.losses):
                 reporter.step(event)
-                if event.step < len(views.steps) and run.due(step.questions().everywhere().asked):
-                    run.keep(Progress(epoch, event.step, event.losses, **step.state()))
+                if event.step < len(views.steps) and run.checkpoint_due(step.questions().everywhere().asked):
+                    run.save_checkpoint(Progress(epoch, event.step, event.losses, **step.state()))
             statistics, questions = step.statistics.merged(), step.questions().everywhere()
             if store is not None:
                 store.write(epoch, statistics)
@@ -105,9 +105,9 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
             run.end_epoch(metrics, student)
             reporter.end_epoch(metrics)
             progress = Progress(epoch + 1)
-            run.keep(progress)
+            run.save_checkpoint(progress)
     if distributed.is_main():
-        draw_curves(run.metrics, run.path / "curves.png")
+        draw_curves(run.metrics, run.folder.curves_file)
     return run.finish()
 
 
@@ -162,7 +162,7 @@ class Step:
         if progress and progress.statistics:
             columns = {name: column.to(statistics.d_x.device) for name, column in progress.statistics.items()}
             self.statistics = EpochStatistics(**columns).split()
-            self._questions = TeacherCounts(*(progress.questions if distributed.is_main() else ()))
+            self._questions = TeacherCounts(*(progress.teacher_counts if distributed.is_main() else ()))
 
     def questions(self) -> TeacherCounts:
         """Count the questions that this process has put in the epoch."""
@@ -172,7 +172,7 @@ class Step:
 
     def state(self) -> dict[str, Any]:
         """Say what a checkpoint within the epoch holds of it."""
-        return {"questions": list(self.questions().everywhere()), "statistics": vars(self.statistics.merged())}
+        return {"teacher_counts": list(self.questions().everywhere()), "statistics": vars(self.statistics.merged())}
 
     def __call__(self, batch: Batch) -> Tensor:
         """Ask once about x and all candidates, pick, forward x and the picks together, and compute the loss."""
@@ -272,7 +272,7 @@ class Step:
             d = candidate_d
             statistics.kl_ratio[batch.step] = distributed.global_mean(d[rows]) / distributed.global_mean(d)
         statistics.d_mixed.index_copy_(1, batch.samples, d.view(slots))
-        statistics.disputed[batch.step] = (answers[len(batch) :].argmax(1) != batch.mixed_labels()).sum()
+        statistics.disagreements[batch.step] = (answers[len(batch) :].argmax(1) != batch.mixed_labels()).sum()
 
 
 class Trained(nn.Module):

@@ -17,9 +17,9 @@ from kdcache.report.curves import draw_curves
 from kdcache.report.progress import Reporter
 from kdcache.run.checkpoint import Progress
 from kdcache.run.folder import EpochMetrics, FinishedRun
-from kdcache.run.output import check_folder, compute_of, settle
-from kdcache.run.writer import Run
-from kdcache.setup import find_network, fresh_network, load_data, open_store, store_path
+from kdcache.run.resolve import check_output, resolve_run
+from kdcache.run.writer import RunWriter
+from kdcache.setup import choose_compute, find_network, fresh_network, load_data, open_store, store_path
 from kdcache.training import epoch_metrics
 from kdcache.views import Batch, Plan, ViewMaker
 
@@ -52,10 +52,10 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
     """
     reporter = reporter or Reporter()
     distributed.init(config.device)
-    config, finished = settle(config)
+    config, finished = resolve_run(config)
     if finished is not None:
         return finished
-    compute = compute_of(config)
+    compute = choose_compute(config)
     data = load_data(config)
     teacher = fresh_network(config, data).to(compute.device)
     if config.sync_batchnorm:
@@ -70,7 +70,7 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
             logits = trained(batch.views)
         return distributed.world_size() * len(batch) / len(batch.global_positions) * cross_entropy(logits, batch.labels)
 
-    run = Run(config, compute, data)
+    run = RunWriter(config, compute, data)
     progress = run.restore({"teacher": teacher}, optimiser)
     title = f"teacher {config.model} on {config.dataset} -> {run.path}"
     reporter.begin(title, config.epochs, len(data.train), run.path)
@@ -81,16 +81,16 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
             batches = views.epoch(epoch, progress.step)
             for event in training.train_epoch(optimiser, batches, loss_of, compute, progress.losses):
                 reporter.step(event)
-                if event.step < len(views.steps) and run.due():
-                    run.keep(Progress(epoch, event.step, event.losses))
+                if event.step < len(views.steps) and run.checkpoint_due():
+                    run.save_checkpoint(Progress(epoch, event.step, event.losses))
             metrics = epoch_metrics(event, teacher, data, compute, config, epoch=epoch, started=started)
             run.end_epoch(metrics, teacher)
             reporter.end_epoch(metrics)
             progress = Progress(epoch + 1)
-            run.keep(progress)
+            run.save_checkpoint(progress)
 
     if distributed.is_main():
-        draw_curves(run.metrics, run.path / "curves.png")
+        draw_curves(run.metrics, run.folder.curves_file)
     return _fill_and_finish(run, teacher, data, compute)
 
 
@@ -129,13 +129,13 @@ def adopt_teacher(
         Where the file cannot be read, or does not fit the network or the data.
     """
     reporter = reporter or Reporter()
-    check_folder(config)
+    check_output(config)
     compute = Compute.choose(config.device, config.precision)
     data = load_data(config)
     network, published = find_network(weights, data, model, mean, std)
     network = network.to(compute.device)
     started = time.perf_counter()
-    run = Run(config.model_copy(update={"model": network.name}), compute, data)
+    run = RunWriter(config.model_copy(update={"model": network.name}), compute, data)
     accuracy = training.evaluate(network, data.test, compute)
     metrics = EpochMetrics(
         epoch=0,
@@ -155,7 +155,7 @@ def adopt_teacher(
     return _fill_and_finish(run, network, data, compute)
 
 
-def _fill_and_finish(run: Run, network: Network, data: Dataset, compute: Compute) -> FinishedRun:
+def _fill_and_finish(run: RunWriter, network: Network, data: Dataset, compute: Compute) -> FinishedRun:
     teacher = Teacher(network, compute)
     store = open_store(store_path(run.path), teacher, data)
     plan = Plan(len(data.train), data.image_size, data.card.padding, crop_flip=False, seed=0)

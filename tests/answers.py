@@ -12,7 +12,7 @@ from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.datasets import Card, Dataset, Split
-from kdcache.run.statistics import EpochStatistics, Shape
+from kdcache.run.statistics import EpochStatistics, StatisticsShape
 from kdcache.setup import open_store
 from kdcache.views import Plan, ViewMaker
 
@@ -48,7 +48,9 @@ def cached_teacher(
 
 
 def statistics(maker: ViewMaker, losses: tuple[str, ...]) -> EpochStatistics:
-    return EpochStatistics.empty(Shape(maker.plan.samples, maker.plan.slots, len(maker.steps), losses), maker.device)
+    return EpochStatistics.empty(
+        StatisticsShape(maker.plan.samples, maker.plan.slots, len(maker.steps), losses), maker.device
+    )
 
 
 def ask(of: CachedTeacher, epochs: int) -> dict[tuple[int, str, int], bytes]:

@@ -76,7 +76,7 @@ def finished(process: "subprocess.Popen[str]", out: Path) -> FinishedRun:
 
 
 def assert_alike(one: FinishedRun, many: FinishedRun) -> None:
-    for line, other in zip(one.metrics(), many.metrics(), strict=True):
+    for line, other in zip(one.read_metrics(), many.read_metrics(), strict=True):
         for name in ("train_loss", "test_loss", "test_top1", "kl_ratio", "label_disagreement"):
             expected = getattr(line, name)
             assert getattr(other, name) == (None if expected is None else pytest.approx(expected, rel=1e-4)), name
@@ -88,7 +88,7 @@ def assert_alike(one: FinishedRun, many: FinishedRun) -> None:
     if (one.path / "statistics.zarr").exists():
         first, second = (zarr.open_group(run.path / "statistics.zarr", mode="r") for run in (one, many))
         assert np.array_equal(first["picked"], second["picked"])  # type: ignore[arg-type]
-        for name in ("d_x", "d_mixed", "kl_ratio", "disputed", "losses"):
+        for name in ("d_x", "d_mixed", "kl_ratio", "disagreements", "losses"):
             np.testing.assert_allclose(first[name], second[name], rtol=5e-3, atol=1e-4)  # type: ignore[arg-type]
 
 
@@ -170,7 +170,7 @@ def test_a_process_that_dies_ends_the_others_and_one_alone_goes_on(
     assert not (out / "summary.json").exists()
     resumed = train_student(StudentConfig.load(**settings, out=out, resume=True))
     one = train_student(StudentConfig.load(**settings, out=tmp_path / "one"))
-    for line, other in zip(one.metrics(), resumed.metrics(), strict=True):
+    for line, other in zip(one.read_metrics(), resumed.read_metrics(), strict=True):
         assert other.train_loss == pytest.approx(line.train_loss, rel=1e-3)
     assert len(resumed.summary["resumed"]) == 1
 

@@ -167,7 +167,7 @@ def test_d_and_disputed_labels_without_picking(noise: Split) -> None:
     assert statistics.kl_ratio.isnan().all()
     labels = torch.where(batch.lam > 0.5, batch.labels, batch.partner_labels)  # this batch has no ties
     assert not (batch.lam == 0.5).any()
-    assert statistics.disputed[0] == (teacher[SIZE:].argmax(1) != labels).sum()
+    assert statistics.disagreements[0] == (teacher[SIZE:].argmax(1) != labels).sum()
 
 
 @pytest.mark.parametrize("pick", ["teacher-entropy", "random"])
@@ -249,7 +249,7 @@ def test_what_a_step_asks_picks_and_knows(settings: dict[str, str], noise: Split
     scored = taught and aug.pick is not None and CRITERIA[aug.pick].student
     assert d.isfinite().equal(torch.ones_like(picked) if scored else picked if taught else torch.zeros_like(picked))
     assert statistics.kl_ratio[0].isfinite() == scored
-    assert statistics.disputed[0].isfinite() == (taught and aug.mixes != ())
+    assert statistics.disagreements[0].isfinite() == (taught and aug.mixes != ())
 
 
 @pytest.mark.parametrize(("candidates", "keep", "picks"), [(3, 0.5, 48), (4, 0.25, 32), (2, 1.0, 64), (1, 0.01, 2)])

@@ -17,7 +17,7 @@ from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import KdcacheError, UsageError
 from kdcache.models import checkpoint
 from kdcache.run.folder import FinishedRun
-from kdcache.run.output import new_folder
+from kdcache.run.resolve import create_run_folder
 from tests.processes import kdcache
 
 SAMPLES = 90
@@ -74,7 +74,7 @@ def test_a_run_folder_is_whole(small: Settings, teacher: Path, tmp_path: Path) -
     files = {"config.toml", "environment.json", "metrics.jsonl", "model.safetensors", "curves.png", "summary.json"}
     assert {entry.name for entry in run.path.iterdir()} == files | {"statistics.zarr", "run.lock"}
     assert not list(run.path.glob(".*"))
-    lines = run.metrics()
+    lines = run.read_metrics()
     assert run.summary["last_top1"] == lines[-1].test_top1
     assert run.summary["best_top1"] == max(line.test_top1 for line in lines)
     assert lines[run.summary["best_epoch"] - 1].test_top1 == run.summary["best_top1"]
@@ -89,7 +89,7 @@ def test_a_run_folder_is_whole(small: Settings, teacher: Path, tmp_path: Path) -
     shapes = {name: array.shape for name, array in statistics.arrays()}
     # 90 samples in batches of 32 are three steps.
     assert shapes == {
-        "d_x": (2, 90), "d_mixed": (2, 2, 90), "picked": (2, 2, 90), "kl_ratio": (2, 3), "disputed": (2, 3),
+        "d_x": (2, 90), "d_mixed": (2, 2, 90), "picked": (2, 2, 90), "kl_ratio": (2, 3), "disagreements": (2, 3),
         "losses": (2, 3, 2),
     }  # fmt: skip
     assert statistics.attrs["losses"] == ["ce", "kd"]
@@ -176,8 +176,8 @@ def test_tests_between_epochs_change_nothing_but_what_is_known_of_them(
 ) -> None:
     often, rarely = (student(small, teacher, tmp_path / str(every), epochs=5, evaluate_every=every) for every in (1, 3))
     assert weights(often) == weights(rarely)
-    known = [line.test_top1 for line in often.metrics()]
-    assert [line.test_top1 for line in rarely.metrics()] == [None, None, known[2], None, known[4]]
+    known = [line.test_top1 for line in often.read_metrics()]
+    assert [line.test_top1 for line in rarely.read_metrics()] == [None, None, known[2], None, known[4]]
     assert rarely.summary["best_top1"] == max(known[2], known[4])
 
 
@@ -198,8 +198,8 @@ def test_a_folder_of_other_files_is_never_replaced(small: Settings, tmp_path: Pa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_size": 40}, "image size: expected 40.*given 32"),
-        ({"dataset": "fashion-mini", "image_size": None}, "number of classes: expected 10.*given 3"),
+        ({"image_size": 40}, "image size: expected 40.*got 32"),
+        ({"dataset": "fashion-mini", "image_size": None}, "number of classes: expected 10.*got 3"),
     ],
 )
 def test_a_teacher_that_does_not_fit_is_refused(
@@ -234,9 +234,9 @@ def test_a_run_without_a_name_has_one_that_is_no_path(
     model: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    path, held = new_folder(TeacherConfig.load(dataset="folder:data/pets", model=model, seed=3))
-    held.close()
-    assert [path.name] == [name] == [entry.name for entry in (tmp_path / "runs").iterdir()]
+    folder, lock = create_run_folder(TeacherConfig.load(dataset="folder:data/pets", model=model, seed=3))
+    lock.release()
+    assert [folder.path.name] == [name] == [entry.name for entry in (tmp_path / "runs").iterdir()]
 
 
 def test_without_augmentation_every_epoch_is_answered_from_the_teachers_store(
@@ -244,7 +244,7 @@ def test_without_augmentation_every_epoch_is_answered_from_the_teachers_store(
 ) -> None:
     stored = {path: path.read_bytes() for path in (teacher / "answers.zarr").rglob("*") if path.is_file()}
     run = student(small, teacher, tmp_path / "run", aug="none", epochs=2)
-    assert [(line.teacher_forwards, line.cache_hits) for line in run.metrics()] == [(0, SAMPLES)] * 2
+    assert [(line.teacher_forwards, line.cache_hits) for line in run.read_metrics()] == [(0, SAMPLES)] * 2
     assert all(path.read_bytes() == content for path, content in stored.items())
     assert np.isfinite(zarr.open_group(run.path / "statistics.zarr", mode="r")["d_x"][:]).all()  # type: ignore[index, arg-type]
 
@@ -347,7 +347,7 @@ def test_compiled_a_student_is_trained_to_the_same_but_for_rounding(
     assert not (tmp_path / "compiled").exists()
     run = student(small, teacher, tmp_path / "run", compile=True, **settings)
     assert any((tmp_path / "compiled").rglob("*.so"))
-    assert run.metrics()[0].train_loss == pytest.approx(plain.metrics()[0].train_loss, rel=1e-4)
+    assert run.read_metrics()[0].train_loss == pytest.approx(plain.read_metrics()[0].train_loss, rel=1e-4)
     weights, expected = (load_file(path / "model.safetensors") for path in (run.path, plain.path))
     for name, tensor in expected.items():
         torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=1e-3)

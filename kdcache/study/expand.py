@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from kdcache.config import StudentConfig, TeacherConfig, TrainingConfig
 from kdcache.errors import UsageError, problem
+from kdcache.run.folder import RunFolder
 from kdcache.study.definition import Pair, Row, Settings, Study, TrainingProtocol, read_protocol
 
 __all__ = ["PlannedRun", "TableCell", "column_titles", "expand_study", "filter_cells", "list_runs", "sort_by_seed"]
@@ -69,11 +70,12 @@ class PlannedRun:
 
     def problems(self) -> list[str]:
         """Name the settings in which a run that already exists in `path` differs from the planned one."""
-        file = self.path / "config.toml"
-        if not file.is_file():
+        folder, kind = RunFolder(self.path), type(self.config)
+        if not folder.holds_run:
             return []
-        kind = type(self.config)
-        existing = kind.load(file)
+        existing = folder.read_config()
+        if not isinstance(existing, kind):
+            return [problem(f"run folder {self.path}", expected=f"a {kind.table}", got=f"a {existing.table}")]
         # Device and precision do not matter once a run is finished; the teacher is determined by the folder's name.
         names = set(kind.model_fields) - kind.NOT_RECORDED - kind.MAY_DIFFER_ON_RESUME - {"device", "precision", "teacher"}
         if self.command == "teacher-load":
@@ -87,7 +89,7 @@ class PlannedRun:
     @property
     def finished(self) -> bool:
         """Whether the run has finished."""
-        return (self.path / "summary.json").is_file()
+        return RunFolder(self.path).is_finished
 
     @property
     def name(self) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from kdcache.answers.location import StoreLocation
+from kdcache.run.folder import RunFolder
 from kdcache.signals import SIGTERM_EXIT_CODE
 
 __all__ = ["Job", "Launcher", "run_job"]
@@ -92,11 +92,12 @@ def run_job(
         def stopping() -> bool:
             return bool(received) or (should_stop is not None and should_stop())
 
-        while not stopping() and _is_being_written(job.folder):
+        folder = RunFolder(job.folder)
+        while not stopping() and folder.in_use():
             time.sleep(POLL_SECONDS)
         if stopping():
             return SIGTERM_EXIT_CODE
-        if (job.folder / "summary.json").is_file():  # finished by the other process; teacher-load would load it again
+        if folder.is_finished:  # finished by the other process; teacher-load would load it again
             return 0
         with job.log.open("ab") as log:
             # A process group of its own keeps Ctrl-C at the terminal from it; it gets SIGTERM instead.
@@ -142,11 +143,3 @@ def _limit_memory(process: "subprocess.Popen[bytes]", limit: int) -> None:
     if hasattr(resource, "prlimit"):
         with suppress(ProcessLookupError, PermissionError):
             resource.prlimit(process.pid, resource.RLIMIT_DATA, (limit, limit))
-
-
-def _is_being_written(folder: Path) -> bool:
-    """Whether another process holds the lock of a run folder, see `kdcache.run.output.hold`."""
-    if not folder.is_dir():
-        return False
-    with StoreLocation(folder / "run").lock(None, wait=False) as acquired:
-        return not acquired

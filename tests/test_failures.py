@@ -95,14 +95,14 @@ class GreedyWhereAsked(Greedy):
             GreedyWhereAsked,
             "bfloat16",  # which need not be advised then
             "expected a smaller teacher, or answers that kdcache cache fill stored on a larger machine, got a forward "
-            "of 64 views through the teacher python:tests.test_faults:GreedyWhereAsked",
+            "of 64 views through the teacher python:tests.test_failures:GreedyWhereAsked",
         ),
     ],
 )
 def test_too_little_memory_outside_of_the_steps_is_explained_too(
     network: type[Greedy], precision: str, line: str, small: Settings, tmp_path: Path
 ) -> None:
-    settings = {**small, "model": f"python:tests.test_faults:{network.__name__}", "precision": precision}
+    settings = {**small, "model": f"python:tests.test_failures:{network.__name__}", "precision": precision}
     settings["out"] = tmp_path / "run"
     done = begun("teacher-train", settings).ended()
     assert (done.returncode, done.stderr) == (1, f"kdcache: out of memory: {line}\n")
@@ -163,7 +163,7 @@ def unprivileged() -> None:
 @pytest.mark.parametrize(
     ("place", "mode", "code", "line"),
     [
-        (".", 0o555, 2, "--out {root}/run: expected a folder that can be made, got Permission denied"),
+        (".", 0o555, 2, "could not create --out {root}/run: Permission denied"),
         ("store.zarr", 0o555, 1, "cannot write {root}/store.zarr/"),
         ("teacher/model.safetensors", 0o000, 2, "checkpoint {root}/teacher/model.safetensors: expected a whole "
          "safetensors file, got [Errno 13] Permission denied"),
@@ -205,8 +205,8 @@ def test_a_clock_that_jumps_is_not_what_anything_is_timed_by(small: Settings, tm
         runs[name] = FinishedRun(tmp_path / name)
     jumps = runs["jumps"]
     assert jumps.summary["finished_at"] < json.loads((jumps.path / "environment.json").read_text())["started_at"]
-    assert jumps.summary["seconds"] > sum(line.seconds for line in jumps.metrics())
-    for line in jumps.metrics():
+    assert jumps.summary["seconds"] > sum(line.seconds for line in jumps.read_metrics())
+    for line in jumps.read_metrics():
         assert 0 < line.seconds < 3600
         assert line.images_per_second
         assert line.images_per_second > 0
