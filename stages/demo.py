@@ -11,7 +11,7 @@ from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import UsageError, problem
 from kdcache.files import write_json
 from kdcache.report.gallery import draw_disagreements
-from kdcache.report.progress import terminal
+from kdcache.report.progress import terminal_reporter
 from kdcache.report.sheets import disagreement_sheet
 from kdcache.report.tables import show, table
 from kdcache.run.folder import RUNS, FinishedRun
@@ -39,14 +39,14 @@ def run_demo(out: Path | None = None) -> None:
         A new folder for the runs; by default ``runs/demo``, numbered from the second on.
     """
     folder = _new_folder(out)
-    with terminal() as reporter:
+    with terminal_reporter() as reporter:
         teacher = adopt_teacher(SHIPPED, TeacherConfig.load(out=folder / "teacher"), reporter=reporter)
         students = {}
         for trained_on, settings in STUDENTS.items():
             out = folder / f"student-{settings['loss']}-{settings['aug']}"
             config = StudentConfig.load(teacher=teacher.path, epochs=EPOCHS, out=out, **settings)
             students[trained_on] = train_student(config, reporter)
-        reporter.say("asking the teacher about 10,000 CutMix samples")
+        reporter.message("asking the teacher about 10,000 CutMix samples")
         found = measure_disagreement(load_analyzed_teacher(str(teacher.path)))
     write_json(folder / "disagreement.json", found.as_json())
     draw_disagreements(found, folder / "disagreement.png")

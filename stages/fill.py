@@ -67,13 +67,13 @@ def fill_answers(config: StudentConfig, reporter: Reporter | None = None) -> Fil
     plan = plan_of(config, data)
     views = ViewMaker(data.train, plan, config.batch_size, compute.device)
     check_room(config, data, plan)
-    cached_teacher = open_cached_teacher(config, data, views, compute, tell=reporter.filled)
+    cached_teacher = open_cached_teacher(config, data, views, compute, tell=reporter.precomputed)
     assert cached_teacher.store is not None
     answers = total = len(data.train)  # clean ones are filled as the cached teacher is opened
     if plan.crop_flip:
         total = cached_teacher.lam(config.epochs)
         for answers in cached_teacher.fill(config.epochs):
-            reporter.filled(answers, total)
+            reporter.precomputed(answers, total)
     views_in_all = len(data.train) * (len(plan.kinds) * config.epochs if plan.crop_flip else 1)
     asked = cached_teacher.count().asked
     return Filled(cached_teacher.store.place.where, answers, views_in_all, asked, time.perf_counter() - started)

@@ -14,7 +14,7 @@ from kdcache.config import StudentConfig
 from kdcache.datasets import Dataset
 from kdcache.losses import Mixed, Objective, Plain, Setting, kld, make_parts
 from kdcache.models import Network
-from kdcache.report.curves import draw_curves
+from kdcache.report.training_curves import draw_training_curves
 from kdcache.report.progress import Reporter
 from kdcache.run.checkpoint import Progress
 from kdcache.run.folder import FinishedRun
@@ -107,7 +107,7 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
             progress = Progress(epoch + 1)
             run.save_checkpoint(progress)
     if distributed.is_main():
-        draw_curves(run.metrics, run.folder.curves_file)
+        draw_training_curves(run.metrics, run.folder.curves_file)
     return run.finish()
 
 

@@ -13,7 +13,7 @@ from kdcache.config import TeacherConfig
 from kdcache.datasets import Dataset
 from kdcache.losses import cross_entropy
 from kdcache.models import Network
-from kdcache.report.curves import draw_curves
+from kdcache.report.training_curves import draw_training_curves
 from kdcache.report.progress import Reporter
 from kdcache.run.checkpoint import Progress
 from kdcache.run.folder import EpochMetrics, FinishedRun
@@ -90,7 +90,7 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
             run.save_checkpoint(progress)
 
     if distributed.is_main():
-        draw_curves(run.metrics, run.folder.curves_file)
+        draw_training_curves(run.metrics, run.folder.curves_file)
     return _fill_and_finish(run, teacher, data, compute)
 
 
@@ -146,9 +146,9 @@ def adopt_teacher(
     )
     run.end_epoch(metrics, network)
     beside = "" if published is None else f", published as {published:.2f} %"
-    reporter.say(f"teacher {network.name} on {config.dataset} -> {run.path}: top-1 {accuracy.top1:.2f} %{beside}")
+    reporter.message(f"teacher {network.name} on {config.dataset} -> {run.path}: top-1 {accuracy.top1:.2f} %{beside}")
     if published is not None and abs(published - accuracy.top1) > WARNED_GAP:
-        reporter.say(
+        reporter.message(
             "warning: that is more than half a point apart; was the network trained with another normalisation "
             "(--mean, --std), for another image size, or on other data?"
         )

@@ -154,7 +154,7 @@ def test_nothing_to_fill_is_said(pictures: Path, teacher: Path, tmp_path: Path) 
         assert list(tmp_path.iterdir()) == []
     part = kdcache("cache", "fill", *given, "--cache", "replay", "--cache-limit", "30kB", cwd=tmp_path)
     assert part.returncode == 0, part.stderr
-    assert re.search(rf"(\d+) of {60 * SAMPLES} answers", part.stdout), part.stdout
+    assert re.search(rf"(\d+) of {60 * SAMPLES} logits stored", part.stdout), part.stdout
 
 
 def test_views_shows_rows_and_draws_them(tmp_path: Path) -> None:

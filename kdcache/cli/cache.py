@@ -30,14 +30,14 @@ def fill(config: StudentConfig) -> None:
 
     Several of these may run at once on one machine, also under torchrun: they share the work.
     """
-    from kdcache.report.progress import terminal
+    from kdcache.report.progress import terminal_reporter
     from kdcache.stages import fill_answers
 
-    with terminal() as reporter:
+    with terminal_reporter() as reporter:
         filled = fill_answers(config, reporter)
         there = f"{filled.answers} of {filled.of} answers are there"
-        reporter.say(f"{there}, {filled.asked} of them asked now, {filled.seconds:.0f} s")
-        reporter.say(f"store: {filled.store}")
+        reporter.message(f"{there}, {filled.asked} of them asked now, {filled.seconds:.0f} s")
+        reporter.message(f"store: {filled.store}")
 
 
 @cache.command()

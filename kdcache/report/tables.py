@@ -1,113 +1,114 @@
-"""Tables on the terminal."""
+"""Tables of text for the terminal, Markdown files and the HTML report, and how their numbers are formatted."""
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
-from rich.console import Console
-from rich.filesize import decimal
-from rich.markup import escape
-from rich.table import Table
-
-from kdcache.analysis.questions import StudyCosts
-from kdcache.analysis.verification import Check
-from kdcache.answers.codec import DENSE
-from kdcache.answers.store import AnswerStore, Replayed
+from kdcache.analysis.estimates import MeanStd, Proportion
 
 __all__ = [
-    "checks_table",
-    "costs_table",
+    "TextTable",
     "file_size",
-    "format_line",
+    "format_interval",
+    "format_mean_std",
+    "format_percent",
+    "format_whole",
+    "make_table",
     "show",
-    "store_table",
-    "table",
+    "to_markdown",
 ]
 
+REDIRECTED_WIDTH = 200
+"""Columns of a table whose output is a file or pipe."""
 
-def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """Make a table whose first column holds words and whose others hold figures."""
-    made = Table(title=title, title_justify="left")
-    for place, name in enumerate(map(escape, head)):
-        made.add_column(name, justify="right" if place else "left")
-    for row in rows:
-        made.add_row(*map(escape, row))
-    return made
+Item = TypeVar("Item")
 
 
-def file_size(size: int) -> str:
-    """Write a number of bytes for people, in steps of a thousand."""
-    return str(decimal(size))
+class TextTable(NamedTuple):
+    """A table of text. The first column names the row, the other columns hold numbers.
+
+    Attributes
+    ----------
+    title : str
+    header : sequence of str
+    rows : sequence of sequence of str
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
 
 
-def show(made: Table) -> None:
-    """Print a table as wide as it needs to be where the output is no terminal."""
+def make_table(title: str, items: Iterable[Item], columns: Mapping[str, Callable[[Item], object]]) -> TextTable:
+    """Make a table with a row for each item.
+
+    Parameters
+    ----------
+    title : str
+    items : iterable
+    columns : mapping of str to callable
+        Each column's header, and the function that returns an item's text; ``None`` is shown as ``-``.
+    """
+    rows = [tuple(_text(column(item)) for column in columns.values()) for item in items]
+    return TextTable(title, tuple(columns), rows)
+
+
+def _text(value: object) -> str:
+    return "-" if value is None else str(value)
+
+
+def show(table: TextTable) -> None:
+    """Print a table."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    drawn = Table(title=escape(table.title), title_justify="left")
+    for position, name in enumerate(map(escape, table.header)):
+        drawn.add_column(name, justify="right" if position else "left")
+    for row in table.rows:
+        drawn.add_row(*map(escape, row))
     console = Console()
-    console.print(made) if console.is_terminal else Console(width=200).print(made)
+    console.print(drawn) if console.is_terminal else Console(width=REDIRECTED_WIDTH).print(drawn)
 
 
-def costs_table(found: StudyCosts, students: int) -> Table:
-    """Lay out what students that share a view seed cost under each kind of store."""
-    online = found.costs[0]
-    lines = []
-    for cost in found.costs:
-        asked, pays = cost.questions(students), cost.pays_from(online)
-        fewer = f"{online.questions(students) / asked:.2f}" if asked else "-"
-        size = cost.tables * found.table_bytes
-        lines.append((cost.store, str(cost.first), str(asked), fewer, str(size), str(pays or "-")))
-    head = ("--cache", "questions of one student", f"of {students}", "times fewer", "new bytes", "pays from students")
-    return table("What is asked and stored", head, lines)
-
-
-def format_line(found: StudyCosts, temperature: float) -> str:
-    """Say what an answer takes, and what its format loses where that is known."""
-    line = f"an answer takes {found.row_bytes} bytes as {found.format.name}"
-    if found.loss is None:
-        return line
-    mean, largest, flips = found.loss
-    return (
-        f"{line}, {found.whole_bytes} as {DENSE.name}; on the clean images its KL from the whole answer at temperature "
-        f"{temperature:g} is {mean:.2g} (at most {largest:.2g}); {100 * flips:.2g} % have another first class"
+def to_markdown(table: TextTable) -> str:
+    """Format a table as Markdown, with its title as a heading."""
+    lines = [table.header, ["---", *["---:"] * (len(table.header) - 1)], *table.rows]
+    return "\n".join(
+        [f"## {_escape(table.title)}", "", *("| " + " | ".join(map(_escape, line)) + " |" for line in lines)]
     )
 
 
-def store_table(store: AnswerStore) -> Table:
-    """Lay out what a store holds: the clean answers, and those of each kind and view seed."""
-    lines = []
-    for views, names in _grouped(store.tables(), lambda name: name).items():
-        rows = sum(int(store.table(name).committed().sum()) for name in names)
-        size = sum(store.place.size(name) for name in names)
-        full = f"{100 * rows / (len(names) * store.samples):.0f} %"
-        lines.append((views, str(len(names)), str(rows), full, file_size(size)))
-    return table(store.place.where, ("answers to", "tables", "answers", "full", "size"), lines)
+def _escape(text: str) -> str:
+    for character in "\\|<>*_`[]":
+        text = text.replace(character, f"\\{character}")
+    return " ".join(text.split())
 
 
-def checks_table(checks: Iterable[Check]) -> Table:
-    """Lay out what came of checking a store."""
-    lines = []
-    for views, group in _grouped(checks, lambda check: check.table).items():
-        compared = sum(check.compared for check in group)
-        mean = sum(check.mean * check.compared for check in group) / max(1, compared)
-        figures = (
-            f"{sum(check.rows for check in group)} of {sum(check.of for check in group)}",
-            f"{sum(check.damaged for check in group)}",
-            f"{compared}",
-            f"{max(check.largest for check in group):.3g}",
-            f"{mean:.3g}",
-            f"{sum(check.flips for check in group)}",
-        )
-        lines.append((views, *figures))
-    head = ("answers to", "sound", "damaged chunks", "asked again", "largest error", "mean error", "other class")
-    return table("Stored answers against the teacher's", head, lines)
+def file_size(size: int) -> str:
+    """Format a number of bytes in decimal units, such as ``1.5 GB``."""
+    from rich.filesize import decimal
+
+    return str(decimal(size))
 
 
-Thing = TypeVar("Thing")
+def format_mean_std(value: MeanStd, digits: int = 2) -> str:
+    """Format a mean with its standard deviation, such as ``75.59 (0.22)``."""
+    if value.mean is None:
+        return "-"
+    return f"{value.mean:.{digits}f}" + ("" if value.std is None else f" ({value.std:.{digits}f})")
 
 
-def _grouped(things: Iterable[Thing], name_of: Callable[[Thing], str]) -> dict[str, list[Thing]]:
-    """Put together what belongs to tables of the same kind and view seed."""
-    groups: dict[str, list[Thing]] = {}
-    for thing in things:
-        replayed = Replayed.parse(name_of(thing))
-        group = f"{replayed.kind}, view seed {replayed.seed}" if replayed else name_of(thing)
-        groups.setdefault(group, []).append(thing)
-    return groups
+def format_whole(value: MeanStd) -> str:
+    """Format a mean as a whole number."""
+    return "-" if value.mean is None else f"{value.mean:.0f}"
+
+
+def format_percent(value: Proportion) -> str:
+    """Format a proportion in percent."""
+    return "-" if value.percent is None else f"{value.percent:.1f} %"
+
+
+def format_interval(value: Proportion) -> str:
+    """Format the confidence interval of a proportion in percent."""
+    return "-" if value.interval is None else "{:.1f} to {:.1f}".format(*value.interval)

@@ -1,103 +1,115 @@
-"""Studies, claims and comparisons, laid out in rows; see `kdcache.report.sheets`."""
+"""Tables of studies, claims and comparisons."""
 
 from collections.abc import Sequence
 
-from kdcache.report.sheets import Sheet, mean_and_std
-from kdcache.study.compare import Comparison, Interval
-from kdcache.study.expand import column_titles, runs_of
-from kdcache.study.outcome import Judged, Result
-from kdcache.study.plan import Study
+from kdcache.report.tables import TextTable, format_mean_std, make_table
+from kdcache.study.comparison import Comparison
+from kdcache.study.definition import Study
+from kdcache.study.expand import column_titles, list_runs
+from kdcache.study.intervals import Interval
+from kdcache.study.results import CellResult, ClaimResult
 
-__all__ = ["claims_sheet", "comparison_sheet", "details_sheet", "paper_sheet"]
+__all__ = ["claims_table", "comparison_table", "details_table", "paper_table"]
 
 
-def paper_sheet(study: Study, found: Sequence[Result]) -> Sheet:
-    """Lay out a table as the paper has it: rows by pairs, ours above the paper's above the difference."""
-    columns = list(dict.fromkeys(result.cell.column for result in _begun(found)))
-    cells = {(result.cell.row.name, result.cell.column): result for result in found}
+def paper_table(study: Study, results: Sequence[CellResult]) -> TextTable:
+    """Rows by pairs, as in the paper: our accuracy, the paper's accuracy and the difference below one another."""
+    columns = list(dict.fromkeys(result.cell.column for result in _started_columns(results)))
+    by_cell = {(result.cell.row.name, result.cell.column): result for result in results}
     lines = []
     for row in study.rows:
-        here = [cells[row.name, column] for column in columns]
-        lines.append((row.name, *(_ours(result) for result in here)))
-        if any(result.paper for result in here):
-            lines.append(("  the paper", *(mean_and_std(result.paper) if result.paper else "-" for result in here)))
-            lines.append(("  difference", *(_signed(result.difference) for result in here)))
-    head = column_titles(columns).values()
-    runs = runs_of(result.cell for result in found)
-    done = sum(run.finished for run in runs)
-    partial = "" if done == len(runs) else f" (partial: {done} of {len(runs)} runs)"
+        of_row = [by_cell[row.name, column] for column in columns]
+        lines.append((row.name, *map(_ours, of_row)))
+        if any(result.paper for result in of_row):
+            lines.append(("  paper", *(format_mean_std(result.paper) if result.paper else "-" for result in of_row)))
+            lines.append(("  difference", *(_signed(result.difference) for result in of_row)))
+    runs = list_runs(result.cell for result in results)
+    finished = sum(run.finished for run in runs)
+    partial = "" if finished == len(runs) else f" (partial: {finished} of {len(runs)} runs)"
     title = f"{study.title}, top-1 accuracy (%) after the last epoch, mean (std) over seeds{partial}"
-    return Sheet(title, ("", *head), lines)
+    return TextTable(title, ("", *column_titles(columns).values()), lines)
 
 
-def details_sheet(found: Sequence[Result]) -> Sheet:
-    """Lay out what a fair comparison needs to know of each cell."""
-    lines, titles = [], column_titles(result.cell.column for result in found)
-    for result in _begun(found):
-        config = result.cell.runs[0].config
-        trained = result.cell.runs[0].command != "teacher-load"
-        views = getattr(config, "aug", "standard") if trained else "-"
-        pick = getattr(config, "pick", None)
-        lines.append(
-            (
-                result.cell.row.name,
-                titles[result.cell.column],
-                str(config.epochs) if trained else "loaded",
-                f"{views} by {pick}" if pick else views,
-                f"{len(result.accuracy)} of {result.wanted}",
-                mean_and_std(result.last),
-                mean_and_std(result.best),
-                mean_and_std(result.top5),
-                str(result.asked),
-                str(result.answered),
-            )
-        )
-    head = ("row", "pair", "epochs", "views", "runs", "last", "best", "top-5 (last)", "asked", "answered")
-    return Sheet("Each row: accuracy (%) and teacher questions", head, lines)
+def details_table(results: Sequence[CellResult]) -> TextTable:
+    """What a fair comparison of the rows depends on: epochs, views, number of runs and cost."""
+    titles = column_titles(result.cell.column for result in results)
+    return make_table(
+        "Each row: accuracy (%), teacher forwards and cache hits",
+        _started_columns(results),
+        {
+            "row": lambda result: result.cell.row.name,
+            "pair": lambda result: titles[result.cell.column],
+            "epochs": lambda result: result.cell.runs[0].config.epochs if _is_trained(result) else "loaded",
+            "views": _views,
+            "runs": lambda result: f"{result.finished_runs} of {result.planned_runs}",
+            "last epoch": lambda result: format_mean_std(result.last_top1),
+            "best epoch": lambda result: format_mean_std(result.best_top1),
+            "top-5 (last epoch)": lambda result: format_mean_std(result.last_top5),
+            "teacher forwards": lambda result: result.teacher_forwards,
+            "cache hits": lambda result: result.cache_hits,
+        },
+    )
 
 
-def claims_sheet(verdicts: Sequence[Judged]) -> Sheet:
-    """Lay out each claim with its tests."""
-    lines, titles = [], column_titles(one.column for one in verdicts)
-    for one in verdicts:
-        lines.append((one.says if len(titles) == 1 else f"{titles[one.column]}: {one.says}", "", "", "", one.verdict))
-        for test in one.found:
-            at = test.interval
-            figures = (f"{at.mean:+.2f}", _interval(at), str(at.n)) if at else ("-", "-", "-")
-            lines.append((f"  {test.test.words}", *figures, test.verdict))
-    return Sheet("Claims (points of top-1)", ("claim", "mean", "interval", "seeds", "verdict"), lines)
+def claims_table(results: Sequence[ClaimResult]) -> TextTable:
+    """Each claim with its tests."""
+    titles = column_titles(result.column for result in results)
+    lines = []
+    for result in results:
+        name = result.statement if len(titles) == 1 else f"{titles[result.column]}: {result.statement}"
+        lines.append((name, "", "", "", result.decision))
+        for test in result.tests:
+            interval = test.interval
+            numbers = (f"{interval.mean:+.2f}", _bounds(interval), str(interval.n)) if interval else ("-", "-", "-")
+            lines.append((f"  {test.hypothesis}", *numbers, test.decision))
+    return TextTable("Claims (points of top-1 accuracy)", ("claim", "mean", "interval", "seeds", "decision"), lines)
 
 
-def comparison_sheet(found: Comparison, level: float) -> Sheet:
-    """Lay out a comparison of two sides."""
+def comparison_table(comparison: Comparison, confidence_level: float) -> TextTable:
+    """Accuracy of both sides and their difference."""
     lines = [
-        ("left", mean_and_std(found.left), "", str(found.left.n), ""),
-        ("right", mean_and_std(found.right), "", str(found.right.n), ""),
+        ("left", format_mean_std(comparison.left), "", str(comparison.left.n), ""),
+        ("right", format_mean_std(comparison.right), "", str(comparison.right.n), ""),
     ]
-    for name, at in (("left - right", found.difference), ("left - right, paired by seed", found.paired)):
-        if at is None:
-            lines.append((name, "-", "needs two runs, and one of a seed", "", ""))
-            continue
-        figures = (f"{at.mean:+.2f}", _interval(at), str(at.n), f"{at.p:.2g}")
-        lines.append((name, *figures))
-    head = ("", "top-1 (%)", f"{100 * level:g} % interval", "runs", "p")
-    return Sheet("Top-1 accuracy after the last epoch", head, lines)
+    for name, interval, needed in (
+        ("left - right", comparison.difference, "needs two runs per side"),
+        ("left - right, paired by seed", comparison.paired, "needs two common seeds"),
+    ):
+        if interval is None:
+            lines.append((name, "-", needed, "", ""))
+        else:
+            lines.append((name, f"{interval.mean:+.2f}", _bounds(interval), str(interval.n), f"{interval.p:.2g}"))
+    header = ("", "top-1 (%)", f"{100 * confidence_level:g} % interval", "runs", "p")
+    return TextTable("Top-1 accuracy after the last epoch", header, lines)
 
 
-def _begun(found: Sequence[Result]) -> Sequence[Result]:
-    """Leave out the columns in which nothing is finished, if there are others."""
-    begun = {result.cell.column for result in found if result.accuracy}
-    return [result for result in found if result.cell.column in begun] or found
+def _started_columns(results: Sequence[CellResult]) -> Sequence[CellResult]:
+    """Omit columns without a finished run, unless all are."""
+    started = {result.cell.column for result in results if result.finished_runs}
+    return [result for result in results if result.cell.column in started] or results
 
 
-def _ours(result: Result) -> str:
-    partial = f" [{len(result.accuracy)} of {result.wanted}]" if len(result.accuracy) < result.wanted else ""
-    return f"{mean_and_std(result.last)}{partial}"
+def _is_trained(result: CellResult) -> bool:
+    return result.cell.runs[0].command != "teacher-load"
+
+
+def _views(result: CellResult) -> str | None:
+    config = result.cell.runs[0].config
+    if not _is_trained(result):
+        return None
+    views, pick = getattr(config, "aug", "standard"), getattr(config, "pick", None)
+    return f"{views} by {pick}" if pick else views
+
+
+def _ours(result: CellResult) -> str:
+    partial = result.finished_runs < result.planned_runs
+    count = f" [{result.finished_runs} of {result.planned_runs}]" if partial else ""
+    return f"{format_mean_std(result.last_top1)}{count}"
 
 
 def _signed(value: float | None) -> str:
     return "-" if value is None else f"{value:+.2f}"
 
 
-def _interval(at: Interval) -> str:
-    return f"{at.low:+.2f} to {at.high:+.2f}"
+def _bounds(interval: Interval) -> str:
+    return f"{interval.low:+.2f} to {interval.high:+.2f}"

@@ -1,4 +1,4 @@
-"""Loss and accuracy over the epochs of a run, as a picture."""
+"""Chart of a run's loss and accuracy over the epochs."""
 
 from pathlib import Path
 
@@ -7,11 +7,11 @@ from matplotlib.figure import Figure
 from kdcache.files import write_atomically
 from kdcache.run.folder import EpochMetrics
 
-__all__ = ["draw_curves"]
+__all__ = ["draw_training_curves"]
 
 
-def draw_curves(metrics: list[EpochMetrics], path: Path) -> None:
-    """Draw the training and test loss, and the test accuracy, over the epochs.
+def draw_training_curves(metrics: list[EpochMetrics], path: Path) -> None:
+    """Draw training loss, test loss and test accuracy over the epochs.
 
     Parameters
     ----------
@@ -19,15 +19,16 @@ def draw_curves(metrics: list[EpochMetrics], path: Path) -> None:
     path : Path
         PNG file to write.
     """
-    epochs, evaluated = [line.epoch for line in metrics], [line for line in metrics if line.test_top1 is not None]
-    looks = [line.epoch for line in evaluated]
+    evaluated = [line for line in metrics if line.test_top1 is not None]
+    epochs, evaluated_epochs = [line.epoch for line in metrics], [line.epoch for line in evaluated]
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     loss.plot(epochs, [line.train_loss for line in metrics], marker=".", label="training loss")
-    loss.plot(looks, [line.test_loss for line in evaluated], marker=".", linestyle="--", label="test cross-entropy")
+    test_losses = [line.test_loss for line in evaluated]
+    loss.plot(evaluated_epochs, test_losses, marker=".", linestyle="--", label="test cross-entropy")
     loss.set(xlabel="epoch", ylabel="loss (nats)")
     loss.legend()
-    accuracy.plot(looks, [line.test_top1 for line in evaluated], marker=".", color="tab:green")
+    accuracy.plot(evaluated_epochs, [line.test_top1 for line in evaluated], marker=".", color="tab:green")
     accuracy.set(xlabel="epoch", ylabel="test top-1 accuracy (%)")
     for axes in (loss, accuracy):
         axes.grid(alpha=0.3)
