@@ -10,10 +10,10 @@ from kdcache.analysis.disagreement import measure_disagreement
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import UsageError, problem
 from kdcache.files import write_json
+from kdcache.report.analysis_tables import disagreement_table
 from kdcache.report.gallery import draw_disagreements
 from kdcache.report.progress import terminal_reporter
-from kdcache.report.sheets import disagreement_sheet
-from kdcache.report.tables import show, table
+from kdcache.report.tables import TextTable, show
 from kdcache.run.folder import RUNS, FinishedRun
 from kdcache.setup import SHIPPED
 
@@ -51,11 +51,11 @@ def run_demo(out: Path | None = None) -> None:
     write_json(folder / "disagreement.json", found.as_json())
     draw_disagreements(found, folder / "disagreement.png")
 
-    show(table(*disagreement_sheet(found)))
+    show(disagreement_table(found))
     rows = [_row(teacher, "labels of all 60,000 images")]
     rows += [_row(run, trained_on) for trained_on, run in students.items()]
     show(
-        table(
+        TextTable(
             f"Fashion-MNIST, 6,000 training images, {EPOCHS} epochs, 1 seed",
             ("network", "trained on", "top-1 (last)", "teacher questions", "seconds"),
             rows,

@@ -14,8 +14,8 @@ from kdcache.config import StudentConfig
 from kdcache.datasets import Dataset
 from kdcache.losses import Mixed, Objective, Plain, Setting, kld, make_parts
 from kdcache.models import Network
-from kdcache.report.training_curves import draw_training_curves
 from kdcache.report.progress import Reporter
+from kdcache.report.training_curves import draw_training_curves
 from kdcache.run.checkpoint import Progress
 from kdcache.run.folder import FinishedRun
 from kdcache.run.resolve import resolve_run

@@ -13,8 +13,8 @@ from kdcache.config import TeacherConfig
 from kdcache.datasets import Dataset
 from kdcache.losses import cross_entropy
 from kdcache.models import Network
-from kdcache.report.training_curves import draw_training_curves
 from kdcache.report.progress import Reporter
+from kdcache.report.training_curves import draw_training_curves
 from kdcache.run.checkpoint import Progress
 from kdcache.run.folder import EpochMetrics, FinishedRun
 from kdcache.run.resolve import check_output, resolve_run

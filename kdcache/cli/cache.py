@@ -46,7 +46,8 @@ def fill(config: StudentConfig) -> None:
 def plan(config: StudentConfig, students: int) -> None:
     """Count, before anything runs, what students ask the teacher under each --cache, and the bytes of the store."""
     from kdcache.analysis.questions import study_costs
-    from kdcache.report.tables import costs_table, format_line, show
+    from kdcache.report.stores import costs_table, format_line
+    from kdcache.report.tables import show
 
     found = study_costs(config)
     show(costs_table(found, students))
@@ -59,7 +60,8 @@ def plan(config: StudentConfig, students: int) -> None:
 def info(teacher: Path | None, store: str | None) -> None:
     """Show what a store holds, whose answers these are, how full and how large it is."""
     from kdcache.answers.store import AnswerStore
-    from kdcache.report.tables import show, store_table
+    from kdcache.report.stores import store_table
+    from kdcache.report.tables import show
     from kdcache.setup import find_store
 
     found = AnswerStore(find_store(teacher, store))
@@ -94,7 +96,8 @@ def verify(
     Exits with 1 where a chunk is damaged, or an answer is further off than the tolerance.
     """
     from kdcache.analysis.verification import verify_run
-    from kdcache.report.tables import checks_table, show
+    from kdcache.report.stores import checks_table
+    from kdcache.report.tables import show
     from kdcache.setup import find_teacher_run
 
     run = find_teacher_run(teacher)

@@ -38,14 +38,14 @@ def data() -> None:
 def list_(data_root: Path) -> None:
     """List the datasets that are known by name, how their images are trained on, and whether they are there."""
     from kdcache.datasets.cards import CARDS
-    from kdcache.report.tables import show, table
+    from kdcache.report.tables import TextTable, show
 
     rows = []
     for card in CARDS.values():
         there = not card.folders or any((data_root / folder).is_dir() for folder in card.folders)
         counts = " + ".join(f"{count:,}" for count in card.counts or ())
         rows.append((card.name, str(card.classes or 1000), counts, card.training, "yes" if there else "no"))
-    show(table(f"Datasets (data root: {data_root})", ("dataset", "classes", "images", "x", "there"), rows))
+    show(TextTable(f"Datasets (data root: {data_root})", ("dataset", "classes", "images", "x", "there"), rows))
     click.echo(
         "and folder:PATH (train/ and val/ with a folder for each class), hdf5:FILE (made by 'kdcache data pack')"
     )

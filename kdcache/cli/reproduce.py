@@ -12,7 +12,7 @@ from kdcache.cli.options import DEVICE
 from kdcache.errors import KdcacheError, UsageError, problem
 
 if TYPE_CHECKING:
-    from kdcache.study.expand import PlannedRun, TableCell
+    from kdcache.study.expand import TableCell
 
 __all__ = ["reproduce"]
 
@@ -21,7 +21,7 @@ PATH = click.Path(path_type=Path)
 
 @click.command("reproduce", help=COMMANDS["reproduce"].about)
 @click.argument("study", metavar="STUDY")
-@click.option("--profile", default="paper", show_default=True, help="Protocols to use: paper, or mini for two CPU cores.")
+@click.option("--profile", default="paper", show_default=True, help="Protocols to train in: paper or mini.")
 @click.option("--pairs", help="Teacher-student pairs to train, separated by commas [all].")
 @click.option("--rows", help="Rows to train, separated by commas [all].")
 @click.option("--seeds", type=click.IntRange(1), help="Number of runs of each student [the protocol's].")
@@ -134,40 +134,28 @@ def _parse_pairs(option: str, pairs: tuple[str, ...]) -> dict[str, str]:
 
 def _print_plan(cells: "list[TableCell]", commands: bool, time_steps: bool) -> None:
     """Print what a study costs: totals, a row for each row of the study and, if asked for, commands and hours."""
-    from kdcache.report.tables import file_size, make_table, show
-    from kdcache.study.costs import study_cost
+    from kdcache.report.tables import file_size, show
+    from kdcache.study.budget import study_budget
     from kdcache.study.expand import list_runs
+    from kdcache.study.result_tables import budget_table
 
-    cost, runs = study_cost(cells), list_runs(cells)
-    with_cache = cost.shared.questions + cost.alone
+    budget, runs = study_budget(cells), list_runs(cells)
+    with_cache = budget.shared.forwards + budget.without_store
     click.echo(f"runs: {len(runs)}, {sum(run.finished for run in runs)} of them finished")
-    click.echo(f"teacher forwards without a cache: {cost.online:,}")
+    click.echo(f"teacher forwards without a cache: {budget.uncached:,}")
     click.echo(f"teacher forwards with a cache per teacher: {with_cache:,}")
-    if cost.alone:
-        click.echo(f"  by runs that cannot use a cache (features, cache off): {cost.alone:,}")
-    click.echo(f"bytes of these caches: {file_size(cost.shared.stored_bytes)}")
-    if cost.limited != cost.shared:
-        limited = cost.limited.questions + cost.alone
-        click.echo(f"within --cache-limit: {limited:,} teacher forwards, {file_size(cost.limited.stored_bytes)}")
+    if budget.without_store:
+        click.echo(f"  by runs that cannot use a cache (features, cache off): {budget.without_store:,}")
+    click.echo(f"bytes of these caches: {file_size(budget.shared.stored_bytes)}")
+    if budget.limited != budget.shared:
+        limited = budget.limited.forwards + budget.without_store
+        click.echo(f"within --cache-limit: {limited:,} teacher forwards, {file_size(budget.limited.stored_bytes)}")
     if time_steps:
-        from kdcache.study.costs import hours
+        from kdcache.study.timing import hours
 
         click.echo("timing each network for a second ...", err=True)
         click.echo(f"hours on this machine, one run at a time, with the cache: {hours(cells):.1f}")
-    rows = dict.fromkeys(cell.row.name for cell in cells)
-    by_row = {row: [cell for cell in cells if cell.row.name == row] for row in rows}
-    show(
-        make_table(
-            "By row",
-            rows,
-            {
-                "row": str,
-                "runs": lambda row: len(_runs_of_row(by_row[row])),
-                "unfinished": lambda row: sum(not run.finished for run in _runs_of_row(by_row[row])),
-                "teacher forwards without a cache": lambda row: f"{forwards(row):,}",
-            },
-        )
-    )
+    show(budget_table(cells))
     if commands:
         for run in runs:
             run.write_config()

@@ -53,7 +53,9 @@ def draw_extremes(hardness: Hardness, data: Dataset, path: Path) -> None:
     columns = max(len(hardness.highest), len(hardness.lowest))
     figure = Figure(figsize=(1.7 * columns + 0.4, 4.6), layout="constrained")
     axes = figure.subplots(2, columns, squeeze=False)
-    for row, (samples, title) in enumerate(((hardness.highest, "largest mean d"), (hardness.lowest, "smallest mean d"))):
+    for row, (samples, title) in enumerate(
+        ((hardness.highest, "largest mean d"), (hardness.lowest, "smallest mean d"))
+    ):
         images = data.train.take(torch.tensor([sample for sample, _ in samples]))
         for column, (image, (sample, d)) in enumerate(zip(images, samples, strict=True)):
             _draw_image(axes[row, column], image)

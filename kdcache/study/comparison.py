@@ -50,9 +50,7 @@ class Comparison:
         }
 
 
-def compare_runs(
-    left: Sequence[RunRecord], right: Sequence[RunRecord], confidence_level: float = 0.95
-) -> Comparison:
+def compare_runs(left: Sequence[RunRecord], right: Sequence[RunRecord], confidence_level: float = 0.95) -> Comparison:
     """Compare the finished ones of two sets of runs.
 
     Raises

@@ -77,7 +77,9 @@ class PlannedRun:
         if not isinstance(existing, kind):
             return [problem(f"run folder {self.path}", expected=f"a {kind.table}", got=f"a {existing.table}")]
         # Device and precision do not matter once a run is finished; the teacher is determined by the folder's name.
-        names = set(kind.model_fields) - kind.NOT_RECORDED - kind.MAY_DIFFER_ON_RESUME - {"device", "precision", "teacher"}
+        names = (
+            set(kind.model_fields) - kind.NOT_RECORDED - kind.MAY_DIFFER_ON_RESUME - {"device", "precision", "teacher"}
+        )
         if self.command == "teacher-load":
             names &= {*TeacherConfig.USED_WHEN_LOADING}
         return [

@@ -3,13 +3,32 @@
 from collections.abc import Sequence
 
 from kdcache.report.tables import TextTable, format_mean_std, make_table
+from kdcache.study.budget import run_forwards
 from kdcache.study.comparison import Comparison
 from kdcache.study.definition import Study
-from kdcache.study.expand import column_titles, list_runs
+from kdcache.study.expand import PlannedRun, TableCell, column_titles, list_runs
 from kdcache.study.intervals import Interval
 from kdcache.study.results import CellResult, ClaimResult
 
-__all__ = ["claims_table", "comparison_table", "details_table", "paper_table"]
+__all__ = ["budget_table", "claims_table", "comparison_table", "details_table", "paper_table"]
+
+
+def budget_table(cells: Sequence[TableCell]) -> TextTable:
+    """Number of runs of each row, and their teacher forwards without a cache."""
+    rows: dict[str, list[PlannedRun]] = {}
+    for cell in cells:
+        runs = rows.setdefault(cell.row.name, [])
+        runs += [run for run in cell.runs if run not in runs]
+    return make_table(
+        "Rows of the study",
+        rows.items(),
+        {
+            "row": lambda item: item[0],
+            "runs": lambda item: len(item[1]),
+            "unfinished": lambda item: sum(not run.finished for run in item[1]),
+            "teacher forwards without a cache": lambda item: f"{sum(map(run_forwards, item[1])):,}",
+        },
+    )
 
 
 def paper_table(study: Study, results: Sequence[CellResult]) -> TextTable:
