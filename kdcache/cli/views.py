@@ -16,9 +16,7 @@ __all__ = ["views"]
 @settings(StudentConfig, ("dataset", "data_root", "image_size", "aug", "pick", "candidates", "seed", "view_seed"))
 @click.option("--epoch", default=1, show_default=True, type=click.IntRange(1), help="Epoch, counted from 1.")
 @click.option("--samples", default=8, show_default=True, type=click.IntRange(1, 64), help="Samples to show.")
-@click.option(
-    "--out", default="views.png", show_default=True, type=click.Path(path_type=Path), help="Picture to write."
-)
+@click.option("--out", default="views.png", show_default=True, type=click.Path(path_type=Path), help="File to write.")
 def views(config: StudentConfig, epoch: int, samples: int, out: Path) -> None:
     """Show the views of an epoch."""
     import torch
@@ -31,9 +29,7 @@ def views(config: StudentConfig, epoch: int, samples: int, out: Path) -> None:
     data = load_data(config)
     plan = plan_of(config, data)
     if samples > plan.samples:
-        raise UsageError(
-            problem("--samples", expected=f"at most {plan.samples}, the size of the training set", got=samples)
-        )
+        raise UsageError(problem("--samples", expected=f"at most {plan.samples} training images", got=samples))
     show(views_table(plan, data, epoch - 1, samples))
     draw_views(ViewMaker(data.train, plan, 64, torch.device("cpu")), data, epoch - 1, samples, out)
     click.echo(f"picture: {out}")

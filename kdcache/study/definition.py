@@ -62,9 +62,7 @@ class Row(_Table):
     @model_validator(mode="after")
     def _teacher_rows_have_no_settings(self) -> "Row":
         if self.kind == "teacher" and (self.settings or self.epoch_multiplier != 1):
-            raise ValueError(
-                "neither epoch_multiplier nor settings in a teacher row; the pair has the teacher's settings"
-            )
+            raise ValueError("no epoch_multiplier and no settings in a teacher row; the pair has the settings")
         return self
 
 

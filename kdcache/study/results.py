@@ -127,9 +127,10 @@ class ClaimResult:
 
 def evaluate_claims(study: Study, results: Sequence[CellResult]) -> list[ClaimResult]:
     """Test the claims of a study, for each column separately."""
-    evaluated: list[ClaimResult] = []
+    evaluated = []
     for column in dict.fromkeys(result.cell.column for result in results):
         accuracies = {result.cell.row.name: result.by_seed for result in results if result.cell.column == column}
-        for claim in study.claims:
-            evaluated.append(ClaimResult(claim.statement, column, *evaluate_claim(claim, accuracies)))
+        evaluated += [
+            ClaimResult(claim.statement, column, *evaluate_claim(claim, accuracies)) for claim in study.claims
+        ]
     return evaluated
