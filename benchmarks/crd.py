@@ -9,9 +9,8 @@ import time
 import torch
 from common import footer, spread
 
-from kdcache.losses import Plain, Setting
-from kdcache.losses.crd import PRODUCT
-from kdcache.losses.parts import EMBEDDING, NEGATIVES, Contrast
+from kdcache.losses import LossContext, ViewOutputs
+from kdcache.losses.crd import CRD, DENSE_LIMIT, NEGATIVES, WIDTH
 
 BATCH, REPEATS = 64, 7
 
@@ -23,27 +22,30 @@ def main() -> None:
     chosen = parser.parse_args()
     print(f"""# CRD with {NEGATIVES} negatives
 
-Batches of {BATCH}, embeddings of {EMBEDDING} from vectors of 64 (student) and 128 (teacher), 100 classes, float32.
-Milliseconds, medians (least, most) of {REPEATS}. Up to {PRODUCT} times as many samples as negatives, one product with
-the whole memory takes the place of gathering rows.
+Batches of {BATCH}, embeddings of {WIDTH} from vectors of 64 (student) and 128 (teacher), 100 classes, float32.
+Milliseconds, medians (least, most) of {REPEATS}. Up to {DENSE_LIMIT} times as many samples as negatives, one product
+with the whole memory takes the place of gathering rows.
 
 | samples | memories, MB | drawing the negatives | loss, forward and backward |
 | --- | --- | --- | --- |""")
     for samples in chosen.samples:
         labels = torch.arange(samples) % 100
-        part = Contrast(Setting(((64,),), ((128,),), labels, 4.0, 0))
+        crd = CRD(LossContext(((64,),), ((128,),), labels, 4.0, 0))
         drawing, stepping = [], []
         for step in range(REPEATS + 1):
             rows = torch.arange(BATCH) + step * BATCH
             student, teacher = torch.randn(BATCH, 64, requires_grad=True), torch.randn(BATCH, 128)
             started = time.perf_counter()
-            part.negatives(rows, labels[rows], 0)
+            crd.negatives(rows, labels[rows], 0)
             drawn = time.perf_counter()
             logits = torch.zeros(BATCH, 100)
-            part(Plain(logits, logits, None, labels[rows], rows, 0, (student,), (teacher,))).backward()
+            views = ViewOutputs(
+                logits, logits, None, labels[rows], rows, student_features=(student,), teacher_features=(teacher,)
+            )
+            crd(views).backward()
             drawing.append(1e3 * (drawn - started))
             stepping.append(1e3 * (time.perf_counter() - drawn))
-        size = 2 * samples * EMBEDDING * 4 / 1e6
+        size = 2 * samples * WIDTH * 4 / 1e6
         print(f"| {samples} | {size:.0f} | {spread(drawing[1:])} | {spread(stepping[1:])} |")
     print(footer())
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from common import footer
 from kdcache.stages import train_student
-from kdcache.stages.teacher import adopt_teacher
+from kdcache.stages.teacher import load_teacher
 
 from kdcache.choices import LOSSES
 from kdcache.config import StudentConfig, TeacherConfig
@@ -32,7 +32,7 @@ def main() -> None:
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        teacher = adopt_teacher(SHIPPED, TeacherConfig.load(out=root / "teacher")).path
+        teacher = load_teacher(SHIPPED, TeacherConfig.load(out=root / "teacher")).path
         rows = [
             trial(loss, aug, {"teacher": teacher, "epochs": chosen.epochs}, root)
             for loss in (*LOSSES, "crd+kd")

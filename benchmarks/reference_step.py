@@ -152,7 +152,7 @@ class Reference:
 
 
 class Apart:
-    """The reference in a process of its own, where nothing that we settle for ours is in force.
+    """The reference in a process of its own, where nothing that we resolve_run for ours is in force.
 
     Parameters
     ----------

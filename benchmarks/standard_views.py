@@ -60,8 +60,8 @@ E epochs leave V (1 - (1 - 1/V)^E) questions a sample on the mean.
             )
             for epoch in range(epochs):
                 for batch in views.epoch(epoch):
-                    assert cached_teacher.ask(batch).equal(teacher(batch.views))
-        asked = cached_teacher.count().asked
+                    assert cached_teacher.logits(batch).equal(teacher(batch.views))
+        asked = cached_teacher.pop_counts().forwards
         seen = np.zeros((chosen.images, plan.standard_views), bool)
         for epoch in range(epochs):
             seen.reshape(-1)[plan.standard_keys(views.table(epoch), np.arange(chosen.images))] = True

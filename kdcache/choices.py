@@ -5,7 +5,9 @@ The modules that implement the words are checked against these tables by the tes
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cache
+from importlib import import_module
+from typing import Any, NamedTuple
 
 __all__ = [
     "AUGMENTATIONS",
@@ -30,6 +32,7 @@ __all__ = [
     "OneOf",
     "SumOf",
     "comma_list",
+    "load",
 ]
 
 DATASETS = {
@@ -69,26 +72,49 @@ MODEL_PREFIXES = (("torchvision:", "NAME"), ("timm:", "NAME"), ("python:", "MODU
 
 
 class LossInfo(NamedTuple):
-    """What a loss reads, and its weight in the recipe that was published with it."""
+    """How a loss is declared.
 
-    teacher: bool
-    features: bool
-    weight: float
+    Attributes
+    ----------
+    implementation : str
+        ``module:class`` of its `kdcache.losses.DistillLoss`.
+    reads : str
+        ``labels``, ``logits`` of the teacher, or its ``features``.
+    acts_on : str
+        ``x``; ``each`` of x and x', apart; or ``pairs`` of x and x' of the same image.
+    weight : float
+        Its weight in the recipe that was published with it.
+    """
+
+    implementation: str
+    reads: str
+    acts_on: str = "x"
+    weight: float = 1.0
+
+    @property
+    def teacher(self) -> bool:
+        """Whether it needs a teacher."""
+        return self.reads != "labels"
+
+    @property
+    def features(self) -> bool:
+        """Whether it needs the features of both networks."""
+        return self.reads == "features"
 
 
 LOSSES = {
-    "ce": LossInfo(teacher=False, features=False, weight=1.0),
-    "kd": LossInfo(teacher=True, features=False, weight=1.0),
-    "dkd": LossInfo(teacher=True, features=False, weight=1.0),
-    "crd": LossInfo(teacher=True, features=True, weight=0.8),
-    "sp": LossInfo(teacher=True, features=True, weight=3000.0),
-    "at": LossInfo(teacher=True, features=True, weight=1000.0),
-    "fitnet": LossInfo(teacher=True, features=True, weight=100.0),
-    "rkd": LossInfo(teacher=True, features=True, weight=1.0),
-    "pkt": LossInfo(teacher=True, features=True, weight=30000.0),
-    "cc": LossInfo(teacher=True, features=True, weight=0.02),
-    "vid": LossInfo(teacher=True, features=True, weight=1.0),
-    "nst": LossInfo(teacher=True, features=True, weight=50.0),
+    "ce": LossInfo("kdcache.losses.terms:CrossEntropy", reads="labels"),
+    "kd": LossInfo("kdcache.losses.terms:KnowledgeDistillation", reads="logits", acts_on="each"),
+    "dkd": LossInfo("kdcache.losses.terms:DecoupledKD", reads="logits"),
+    "crd": LossInfo("kdcache.losses.crd:CRD", reads="features", weight=0.8),
+    "sp": LossInfo("kdcache.losses.terms:SimilarityPreserving", reads="features", weight=3000.0),
+    "at": LossInfo("kdcache.losses.terms:AttentionTransfer", reads="features", weight=1000.0),
+    "fitnet": LossInfo("kdcache.losses.terms:FitNet", reads="features", weight=100.0),
+    "rkd": LossInfo("kdcache.losses.terms:RelationalKD", reads="features"),
+    "pkt": LossInfo("kdcache.losses.terms:ProbabilisticTransfer", reads="features", weight=30000.0),
+    "cc": LossInfo("kdcache.losses.terms:CorrelationCongruence", reads="features", weight=0.02),
+    "vid": LossInfo("kdcache.losses.terms:VariationalInformation", reads="features"),
+    "nst": LossInfo("kdcache.losses.terms:NeuronSelectivity", reads="features", weight=50.0),
 }
 
 PRECISIONS = ("float32", "bfloat16")
@@ -101,22 +127,37 @@ CACHES = ("auto", "off", "clean", "standard", "replay")
 
 
 class Criterion(NamedTuple):
-    """What a pick criterion reads."""
+    """How a pick criterion is declared.
 
+    Attributes
+    ----------
+    implementation : str
+        ``module:function`` that scores `kdcache.selection.Candidates`.
+    teacher, student : bool
+        Whether it reads the teacher's logits of the candidates, and the student's.
+    """
+
+    implementation: str
     teacher: bool
     student: bool
 
 
 CRITERIA = {
-    "kld": Criterion(teacher=True, student=True),
-    "teacher-entropy": Criterion(teacher=True, student=False),
-    "student-entropy": Criterion(teacher=False, student=True),
-    "random": Criterion(teacher=False, student=False),
+    "kld": Criterion("kdcache.selection:kl_divergence_score", teacher=True, student=True),
+    "teacher-entropy": Criterion("kdcache.selection:teacher_entropy_score", teacher=True, student=False),
+    "student-entropy": Criterion("kdcache.selection:student_entropy_score", teacher=False, student=True),
+    "random": Criterion("kdcache.selection:random_score", teacher=False, student=False),
 }
 
 
-MIXES = ("mixup", "cutmix", "cutout", "autoaugment", "trivialaugment")
-"""What makes an x' of an x: a mix with another image, or a strong change of the one."""
+MIXES = {
+    "mixup": "kdcache.views.mixes:MIXUP",
+    "cutmix": "kdcache.views.mixes:CUTMIX",
+    "cutout": "kdcache.views.mixes:CUTOUT",
+    "autoaugment": "kdcache.views.mixes:AUTOAUGMENT",
+    "trivialaugment": "kdcache.views.mixes:TRIVIALAUGMENT",
+}
+"""What makes an x' of an x, a mix with another image or a strong augmentation: ``module:name`` of its `Mix`."""
 
 
 class Augmentation(NamedTuple):
@@ -145,6 +186,13 @@ AUGMENTATIONS = {
     "cutmix-pick": Augmentation(mixes=("cutmix",), pick="kld"),
 }
 """The augmentations that are no sum of mixes."""
+
+
+@cache
+def load(implementation: str) -> Any:
+    """Import what a table names as ``module:name``."""
+    module, _, name = implementation.partition(":")
+    return getattr(import_module(module), name)
 
 
 def comma_list(words: Iterable[str]) -> str:

@@ -53,7 +53,7 @@ CONFIG_FILE = "config.toml"
 
 Dataset = Annotated[str, AfterValidator(OneOf(tuple(DATASETS), ((FOLDER_PREFIX, "PATH"), (HDF5_PREFIX, "FILE"))))]
 Model = Annotated[str, AfterValidator(OneOf(MODELS, MODEL_PREFIXES))]
-Aug = Annotated[str, AfterValidator(SumOf(MIXES, "cutmix+mixup", alone=tuple(AUGMENTATIONS)))]
+Aug = Annotated[str, AfterValidator(SumOf(tuple(MIXES), "cutmix+mixup", alone=tuple(AUGMENTATIONS)))]
 Pick = Annotated[str, AfterValidator(OneOf(tuple(CRITERIA)))]
 Loss = Annotated[str, AfterValidator(SumOf(tuple(LOSSES), "crd:0.8+kd"))]
 Device = Annotated[str, AfterValidator(OneOf(("auto", "cpu", "cuda", "mps")))]

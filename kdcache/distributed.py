@@ -1,4 +1,4 @@
-"""The processes that train one network together, as torchrun starts them; alone, every function gives back its own."""
+"""Distributed training under torchrun. In a single process every function is the identity."""
 
 import atexit
 import os
@@ -38,61 +38,68 @@ __all__ = [
 ]
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""How long one waits for another, which may be asking the teacher or evaluating."""
+"""How long a collective waits: another process may be busy with the teacher or an evaluation."""
 
 Value = TypeVar("Value")
 Module = TypeVar("Module", bound=nn.Module)
 
 
 def init(device: str) -> None:
-    """Join the other processes, if torchrun started this one beside others.
+    """Join the process group if torchrun started several processes.
 
     Parameters
     ----------
     device : str
-        As of `Compute.choose`.
+        As in `Compute.choose`.
+
+    Raises
+    ------
+    UsageError
+        If the device cannot be used, or there are more processes than GPUs on this machine.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         return
-    place, meeting = Compute.choose(device).device, _meeting()
+    place, store = Compute.choose(device).device, _store()
     if place.type == "mps":
         raise UsageError(problem("--device under torchrun", expected="cpu or cuda", got="mps"))
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        there = f"--nproc-per-node {torch.cuda.device_count()}, the number of GPUs"
-        raise UsageError(problem("processes of torchrun", expected=there, got=f"number {place.index} on this machine"))
+        gpus = torch.cuda.device_count()
+        remedy = f"Start torchrun with --nproc-per-node {gpus}."
+        got = f"local rank {place.index} on a machine with {gpus}"
+        raise UsageError(problem("torchrun", expected="a GPU for each process", got=got, remedy=remedy))
     if place.type == "cuda":
         torch.cuda.set_device(place)
-    # What is counted for the record lies on the CPU, so gloo is there in any case.
+    # Counts are CPU tensors, so gloo is needed beside NCCL.
     backends = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
-    own, of = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
-    dist.init_process_group(backends, store=meeting, rank=own, world_size=of, timeout=COLLECTIVE_TIMEOUT)
+    own_rank, size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+    dist.init_process_group(backends, store=store, rank=own_rank, world_size=size, timeout=COLLECTIVE_TIMEOUT)
     atexit.register(_destroy)
 
 
 @cache
-def _meeting() -> Any:
-    """Where the processes find each other; under torchrun, a process of its own answers there, whoever of them dies."""
+def _store() -> Any:
+    """Connect to the rendezvous store; under torchrun it is served by the agent, which outlives any worker."""
     return next(rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))[0]
 
 
 def is_first_to_exit() -> bool:
-    """Tell, once, whether this process is the first of all to end before its time: the one that knows why.
+    """Whether this process is the first one to fail, and so the one that knows why; call it once.
 
-    The others end because it does. Where nobody is left who could be asked, each takes itself for the first.
+    The others fail because the first did. If the store is gone, every process takes itself for the first.
     """
     if dist.is_initialized() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         with suppress(RuntimeError):
-            ended: int = _meeting().add(f"ended/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}", 1)
+            ended: int = _store().add(f"ended/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}", 1)
             return ended == 1
     return True
 
 
 def exit_process(code: int) -> NoReturn:
-    """End this process; one beside others without taking Python down.
+    """Exit; in distributed training, without finalizing the interpreter.
 
-    DistributedDataParallel leaves threads of gloo behind that outlive their group (torch 2.14). One that is not done
-    with the last exchange when Python goes ends the process by a signal: on a busy machine 2 trainings of 40, after
-    their last line. So what is to be done at an exit is done, and nothing after it.
+    DistributedDataParallel leaves gloo threads behind that outlive their group (torch 2.14). If one is still busy while
+    Python finalizes, the process dies by a signal: on a busy machine in 2 of 40 trainings, after their last line. So
+    the exit functions are run and the streams flushed, and then the process ends at once.
     """
     if dist.is_initialized():
         atexit._run_exitfuncs()
@@ -108,58 +115,57 @@ def _destroy() -> None:
 
 
 def world_size() -> int:
-    """How many processes there are, R."""
+    """Number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this one is, counted from 0."""
+    """Rank of this process, counted from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def is_main() -> bool:
-    """Whether this one is the one that writes and talks."""
+    """Whether this process is the main one, rank 0, which writes files and prints."""
     return rank() == 0
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """Sum a tensor over the processes."""
-    return _reduced(tensor, dist.ReduceOp.SUM)
+    """Sum of a tensor over the processes."""
+    return _all_reduce(tensor, dist.ReduceOp.SUM)
 
 
 def all_reduce_max(tensor: Tensor) -> Tensor:
-    """Take the largest of each entry over the processes."""
-    return _reduced(tensor, dist.ReduceOp.MAX)
+    """Maximum of a tensor over the processes, elementwise."""
+    return _all_reduce(tensor, dist.ReduceOp.MAX)
 
 
 def global_mean(values: Tensor) -> Tensor:
-    """Take the mean of the values of all processes, of which one may have more than another."""
+    """Mean over the values of all processes, whose numbers of values may differ."""
     if world_size() == 1:
         return values.mean()
-    sums = all_reduce_sum(
-        torch.stack([values.sum(), torch.tensor(len(values), dtype=values.dtype, device=values.device)])
-    )
-    return sums[0] / sums[1]
+    count = torch.tensor(len(values), dtype=values.dtype, device=values.device)
+    total, count = all_reduce_sum(torch.stack([values.sum(), count]))
+    return total / count
 
 
 def broadcast_buffers(module: nn.Module) -> None:
-    """Give every process the buffers of the first one, as running statistics are."""
+    """Copy the main process's buffers, such as running statistics, to every process."""
     for buffer in module.buffers():
         broadcast(buffer)
 
 
 def barrier() -> None:
-    """Wait until every process has come here."""
+    """Wait until every process has reached this call."""
     if world_size() > 1:
         dist.barrier()
 
 
 def any_rank(flag: bool) -> bool:
-    """Tell whether any process says so; each must ask."""
+    """Whether the flag is set in any process; every process must call it."""
     return bool(all_reduce_max(torch.tensor(int(flag))))
 
 
-def _reduced(tensor: Tensor, operation: Any) -> Tensor:
+def _all_reduce(tensor: Tensor, operation: Any) -> Tensor:
     if world_size() == 1:
         return tensor
     reduced = tensor.clone()
@@ -168,7 +174,7 @@ def _reduced(tensor: Tensor, operation: Any) -> Tensor:
 
 
 def all_gather(rows: Tensor) -> list[Tensor]:
-    """Collect the rows of each process, of which one may have more than another: R tensors, each (B, ...)."""
+    """Rows (B, ...) of every process, in the order of ranks; their numbers of rows may differ."""
     if world_size() == 1:
         return [rows]
     counts = torch.zeros(world_size(), dtype=torch.int64, device=rows.device)
@@ -182,7 +188,7 @@ def all_gather(rows: Tensor) -> list[Tensor]:
 
 
 def broadcast(value: Value) -> Value:
-    """Give every process what the first one has; a tensor in place, anything else as a copy."""
+    """Copy the main process's value to every process; a tensor in place, anything else by pickling."""
     if world_size() == 1:
         return value
     if isinstance(value, Tensor):
@@ -194,30 +200,30 @@ def broadcast(value: Value) -> Value:
 
 
 def convert_sync_batchnorm(network: Module, device: torch.device) -> Module:
-    """Let batch-norm normalize by the batches of all processes.
+    """Replace batch norms by `torch.nn.SyncBatchNorm`, which uses the statistics of all processes.
 
     Raises
     ------
     UsageError
-        On anything but CUDA, for which alone torch has it.
+        On any other device than CUDA, which PyTorch does not support.
     """
     if device.type != "cuda":
-        raise UsageError(problem("--sync-batchnorm", expected="--device cuda", got=device.type))
+        raise UsageError(problem("--sync-batchnorm", expected="--device cuda", got=f"--device {device.type}"))
     converted: Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     return converted
 
 
 def wrap_ddp(module: nn.Module, *, broadcast_buffers: bool) -> nn.Module:
-    """Average the gradients of a module over the processes.
+    """Wrap a module in DistributedDataParallel, if there are several processes and it has anything to train.
 
     Parameters
     ----------
     module : Module
     broadcast_buffers : bool
-        Whether each forward begins with the buffers of the first process.
+        Whether every forward starts with the buffers of the main process.
     """
     if world_size() == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
         return module
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # newer releases of torch have another word for the same
+        warnings.simplefilter("ignore", FutureWarning)  # newer releases of torch rename the argument
         return DistributedDataParallel(module, broadcast_buffers=broadcast_buffers)

@@ -1,133 +1,155 @@
-"""Picking: which mixed views of a step the student trains on.
+"""Which mixed views of a step the student is trained on.
 
-A criterion gives each candidate of the batch a score from logits that are there already; the best scores of the whole
-pool are kept. Nothing here holds a network.
+A criterion gives each candidate a score from logits that are known already; the highest scores of the pool are picked
+(Section 3.2). Criteria are declared in `kdcache.choices.CRITERIA`.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from kdcache import distributed
+from kdcache.choices import CRITERIA, load
 from kdcache.losses import entropy
 
-__all__ = ["SCORES", "Candidates", "Picks", "best"]
+__all__ = ["Candidates", "Selection", "score", "select_all", "select_top", "top_scores"]
 
 
 class Candidates(NamedTuple):
-    """What is known of the M B candidates of a step.
+    """What is known about the M B candidates of a step, slot by slot.
 
     Attributes
     ----------
     teacher, student : Tensor or None, shape (M B, C)
-        Logits; ``None`` where the criterion does not read them (`kdcache.choices.CRITERIA`).
-    d : Tensor or None, shape (M B,)
-        KL divergence of the student from the teacher (Equation 2), where both are known.
+        Logits; ``None`` where the criterion does not read them.
+    kl : Tensor or None, shape (M B,)
+        KL divergence of the student from the teacher (d of Equation 2), where both are known.
+    labels, partner_labels : Tensor of int64, shape (M B,)
+        Labels of each view's two images.
+    lam : Tensor of float32, shape (M B,)
+        Share of the label that belongs to ``labels``; ``partner_labels`` have the rest.
     random_score : Tensor of float32, shape (M B,)
         Uniform numbers drawn with the views.
     """
 
     teacher: Tensor | None
     student: Tensor | None
-    d: Tensor | None
+    kl: Tensor | None
+    labels: Tensor
+    partner_labels: Tensor
+    lam: Tensor
     random_score: Tensor
 
 
-def _kld(candidates: Candidates) -> Tensor:
-    assert candidates.d is not None
-    return candidates.d
+def kl_divergence_score(candidates: Candidates) -> Tensor:
+    """Score by the divergence of the student from the teacher: the paper's criterion."""
+    assert candidates.kl is not None
+    return candidates.kl
 
 
-def _teacher_entropy(candidates: Candidates) -> Tensor:
+def teacher_entropy_score(candidates: Candidates) -> Tensor:
+    """Score by the entropy of the teacher's prediction."""
     assert candidates.teacher is not None
     return entropy(candidates.teacher)
 
 
-def _student_entropy(candidates: Candidates) -> Tensor:
+def student_entropy_score(candidates: Candidates) -> Tensor:
+    """Score by the entropy of the student's prediction."""
     assert candidates.student is not None
     return entropy(candidates.student)
 
 
-def _random(candidates: Candidates) -> Tensor:
+def random_score(candidates: Candidates) -> Tensor:
+    """Score at random, alike for all students of a view seed."""
     return candidates.random_score
 
 
-SCORES: dict[str, Callable[[Candidates], Tensor]] = {
-    "kld": _kld,
-    "teacher-entropy": _teacher_entropy,
-    "student-entropy": _student_entropy,
-    "random": _random,
-}
-"""Score of every candidate, shape (M B,), larger being picked first (Section 3.2)."""
+def score(criterion: str, candidates: Candidates) -> Tensor:
+    """Score the candidates by a criterion of `kdcache.choices.CRITERIA`.
+
+    Returns
+    -------
+    Tensor, shape (M B,)
+        The higher scores are picked first.
+    """
+    scores: Tensor = load(CRITERIA[criterion].implementation)(candidates)
+    return scores
 
 
-class Picks(NamedTuple):
-    """Candidates of this process that are trained on.
+class Selection(NamedTuple):
+    """The candidates of this process that the student is trained on.
 
     Attributes
     ----------
     rows : Tensor of int64, shape (P,)
         Indices among the M B candidates, ascending.
-    own : int
-        How many of these are picks: P, but 0 for a process that has none and takes its first candidate along, with no
-        weight, because a network cannot be trained on nothing.
-    everywhere : int
-        Picks of all processes that train the network together.
+    num_picked : int
+        How many of the rows are picks: P, except 0 in a process without any, which runs its first candidate through
+        the student with weight 0, since a forward needs at least one row.
+    global_num_picked : int
+        Picks of all processes together.
     """
 
     rows: Tensor
-    own: int
-    everywhere: int
-
-    @classmethod
-    def all(cls, slots: int, size: int, whole: int, device: torch.device) -> "Picks":
-        """Take every x' of a batch of `size` samples, of `whole` that all processes have."""
-        return cls(torch.arange(slots * size, device=device), slots * size, slots * whole)
-
-    @classmethod
-    def best(cls, scores: Tensor, keep: float, globally: bool) -> "Picks":
-        """Choose the candidates with the largest scores.
-
-        Parameters
-        ----------
-        scores : Tensor, shape (M, B)
-        keep : float
-            Share of the pool that is picked.
-        globally : bool
-            Whether the pool is that of all processes together.
-        """
-        if distributed.world_size() == 1 or not globally:
-            rows = best(scores.flatten(), _count(keep, scores))
-            return cls(rows, len(rows), int(distributed.all_reduce_sum(torch.tensor(len(rows)))))
-        # Rows of the pool in the order that one process would see them, so that equal scores fall alike.
-        parts = [part.T for part in distributed.all_gather(scores.T.contiguous())]
-        pool = torch.cat(parts, dim=1)
-        chosen = best(pool.flatten(), _count(keep, pool))
-        marks = torch.zeros(pool.numel(), dtype=torch.bool, device=pool.device)
-        marks[chosen] = True
-        start = sum(part.shape[1] for part in parts[: distributed.rank()])
-        rows = marks.reshape(pool.shape)[:, start : start + scores.shape[1]].flatten().nonzero()[:, 0]
-        return cls(rows if len(rows) else rows.new_zeros(1), len(rows), len(chosen))
+    num_picked: int
+    global_num_picked: int
 
 
-def _count(keep: float, pool: Tensor) -> int:
-    return max(2, round(keep * pool.numel()))  # batch-norm cannot normalize one row
+def select_all(slots: int, batch_size: int, global_batch_size: int, device: torch.device) -> Selection:
+    """Select every x' of a step.
+
+    Parameters
+    ----------
+    slots : int
+        Mixed views of each sample, M.
+    batch_size, global_batch_size : int
+        Samples of this process, and of all.
+    device : torch.device
+    """
+    return Selection(torch.arange(slots * batch_size, device=device), slots * batch_size, slots * global_batch_size)
 
 
-def best(scores: Tensor, count: int) -> Tensor:
-    """Choose the candidates with the largest scores from the pool.
+def select_top(scores: Tensor, keep: float, across_ranks: bool) -> Selection:
+    """Select the candidates with the highest scores.
+
+    Parameters
+    ----------
+    scores : Tensor, shape (M, B)
+    keep : float
+        Share of the pool that is picked.
+    across_ranks : bool
+        Whether the pool is that of all processes together.
+    """
+    if distributed.world_size() == 1 or not across_ranks:
+        rows = top_scores(scores.flatten(), _num_picked(keep, scores))
+        return Selection(rows, len(rows), int(distributed.all_reduce_sum(torch.tensor(len(rows)))))
+    # The pool in the order in which a single process would see it, so that ties are broken alike.
+    parts = [part.T for part in distributed.all_gather(scores.T.contiguous())]
+    pool = torch.cat(parts, dim=1)
+    top = top_scores(pool.flatten(), _num_picked(keep, pool))
+    picked = torch.zeros(pool.numel(), dtype=torch.bool, device=pool.device)
+    picked[top] = True
+    start = sum(part.shape[1] for part in parts[: distributed.rank()])
+    rows = picked.reshape(pool.shape)[:, start : start + scores.shape[1]].flatten().nonzero()[:, 0]
+    return Selection(rows if len(rows) else rows.new_zeros(1), len(rows), len(top))
+
+
+def _num_picked(keep: float, pool: Tensor) -> int:
+    return max(2, round(keep * pool.numel()))  # batch norm cannot normalize a single row
+
+
+def top_scores(scores: Tensor, count: int) -> Tensor:
+    """Find the highest scores.
 
     Parameters
     ----------
     scores : Tensor, shape (M B,)
     count : int
-        How many to keep.
 
     Returns
     -------
     Tensor of int64, shape (count,)
-        Indices of the picks, ascending; among equal scores the earlier candidate is picked.
+        Their indices, ascending; among equal scores the earlier ones are taken.
     """
     return torch.argsort(scores, descending=True, stable=True)[:count].sort().values

@@ -1,10 +1,10 @@
-"""One epoch of training, and evaluation. Yields what happens; writes nothing."""
+"""What both recipes share: the epoch loop, the optimizer, and evaluation."""
 
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,49 +12,55 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdcache import distributed, signals
 from kdcache.compute import Compute
-from kdcache.config import TrainingConfig
-from kdcache.datasets import Dataset, Split
+from kdcache.datasets import Split
 from kdcache.datasets.workers import prefetch_map
 from kdcache.errors import KdcacheError
 from kdcache.losses import cross_entropy
 from kdcache.models import Network
+from kdcache.run.checkpoint import Progress
 from kdcache.run.folder import EpochMetrics
-from kdcache.views import Batch, share
+from kdcache.run.recorder import Recorder
+from kdcache.run.writer import RunWriter
+from kdcache.views import Batch, ViewMaker, rank_part
 
 __all__ = [
     "Accuracy",
     "FrozenRunningStats",
     "StepEvent",
-    "epoch_metrics",
+    "TrainingCallback",
+    "WithFeatures",
     "evaluate",
     "set_learning_rate",
     "sgd",
     "train_epoch",
+    "train_epochs",
 ]
 
 LOSS_CHECK_STEPS = 20
-"""Steps between two looks at the loss: a look waits for the device."""
+"""Steps after which the losses are read from the device, which makes the host wait for it."""
 
-SMALLER_STEP = "a smaller --batch-size"
-SMALLER_FORWARD = "a smaller network or --image-size"
-"""What to try where the memory does not suffice for a step, or for an evaluation."""
+STEP_REMEDY = "a smaller --batch-size"
+EVALUATION_REMEDY = "a smaller network or --image-size"
+
+TrainStep = Callable[[Batch], Tensor]
+"""Takes a training step on a batch, update included, and returns its loss, detached, shape ()."""
 
 
 class StepEvent(NamedTuple):
-    """Some steps were taken.
+    """Progress within an epoch.
 
     Attributes
     ----------
     step : int
-        Steps of the epoch that are done.
+        Steps done in the epoch.
     images : int
-        Training samples of the epoch that are done.
+        Training samples done in the epoch.
     losses : float
         Sum of the losses of these steps.
     images_per_second : float
-        Since the epoch began, or was gone on with.
+        Since the epoch began or was resumed.
     seconds, waited : float
-        Time since then, and what part of it went into waiting for views.
+        Wall time since then, and how much of it was spent waiting for views.
     """
 
     step: int
@@ -70,60 +76,135 @@ class StepEvent(NamedTuple):
         return self.losses / self.step
 
 
-def train_epoch(
-    optimiser: torch.optim.Optimizer,
-    batches: Iterable[Batch],
-    loss_of: Callable[[Batch], Tensor],
+class TrainingCallback(Protocol):
+    """What `train_epochs` reports its progress to."""
+
+    def step(self, event: StepEvent) -> None:
+        """Report progress within an epoch."""
+
+    def end_epoch(self, metrics: EpochMetrics) -> None:
+        """Report the metrics of a finished epoch."""
+
+
+def train_epochs(
+    run: RunWriter,
+    progress: Progress,
+    network: Network,
+    optimizer: torch.optim.Optimizer,
+    views: ViewMaker,
+    step: TrainStep,
     compute: Compute,
-    losses: float = 0.0,
+    callback: TrainingCallback,
+    recorder: Recorder | None = None,
+) -> None:
+    """Train for the epochs that are left, writing metrics, checkpoints and what the recorder keeps.
+
+    Parameters
+    ----------
+    run : RunWriter
+    progress : Progress
+        Where to start: epoch 0, or what the last checkpoint of a resumed run says.
+    network : Network
+        Evaluated after each epoch, and written to the run folder.
+    optimizer : Optimizer
+        Its learning rate follows the config of the run.
+    views : ViewMaker
+    step : callable
+        Takes a training step on a batch.
+    compute : Compute
+    callback : TrainingCallback
+    recorder : Recorder, optional
+
+    Raises
+    ------
+    KdcacheError
+        If the loss or the weights stop being finite; the network of the last complete epoch is kept.
+    signals.Stopped
+        After SIGTERM, once a checkpoint has been written.
+    """
+    config, recorder = run.config, recorder or Recorder()
+    with signals.defer_stop():
+        for epoch in range(progress.epoch, config.epochs):
+            started = time.perf_counter()
+            set_learning_rate(optimizer, config.learning_rate(epoch))
+            recorder.begin_epoch(progress)
+            for event in train_epoch(views.epoch(epoch, progress.step), step, compute, progress.losses):
+                callback.step(event)
+                if event.step < len(views.steps) and run.checkpoint_due(recorder.teacher_forwards()):
+                    run.save_checkpoint(Progress(epoch, event.step, event.losses, **recorder.state()))
+            recorded = recorder.end_epoch(epoch, event.seconds)
+            distributed.broadcast_buffers(network)  # running statistics are those of the main process
+            metrics = EpochMetrics(
+                epoch=epoch + 1,
+                lr=config.learning_rate(epoch),
+                train_loss=event.loss,
+                images_per_second=event.images_per_second,
+                data_share=event.waited / event.seconds,
+                **recorded,
+                **(_evaluation(network, run, compute) if config.evaluates_after(epoch) else {}),
+                seconds=time.perf_counter() - started,
+            )
+            run.end_epoch(metrics, network)
+            callback.end_epoch(metrics)
+            progress = Progress(epoch + 1)
+            run.save_checkpoint(progress)
+
+
+def _evaluation(network: Network, run: RunWriter, compute: Compute) -> dict[str, Any]:
+    """Evaluate a network on the test set, and on the validation set if there is one."""
+    test = evaluate(network, run.data.test, compute)
+    found = {"test_loss": test.loss, "test_top1": test.top1, "test_top5": test.top5}
+    if run.data.val:
+        validation = evaluate(network, run.data.val, compute)
+        found |= {"val_loss": validation.loss, "val_top1": validation.top1}
+    return found
+
+
+def train_epoch(
+    batches: Iterable[Batch], step: TrainStep, compute: Compute, losses: float = 0.0
 ) -> Iterator[StepEvent]:
     """Take a step on every batch.
 
     Parameters
     ----------
-    optimiser : Optimizer
     batches : iterable of Batch
-        The views of the epoch, or of what is left of it.
-    loss_of : callable
-        The loss of a batch, shape ().
+        The batches of an epoch, or what is left of them.
+    step : callable
     compute : Compute
-        What it computes with.
+        Where the steps are computed.
     losses : float
-        Sum of the losses of the steps before these.
+        Sum of the losses of the epoch's earlier steps.
 
     Yields
     ------
     StepEvent
-        Every few steps, after the last one, and where the work is to stop.
+        Every few steps, after the last one, and when the process is to stop.
 
     Raises
     ------
     KdcacheError
-        Where the loss is not finite, naming epoch and step.
+        If a loss is not finite, naming epoch and step.
     """
     started = time.perf_counter()
-    unseen: list[Tensor] = []
+    unread: list[Tensor] = []
     images, waited = 0, 0.0
-    for batch, is_last, wait in _marked(batches):
+    for batch, is_last, wait in _timed(batches):
         waited += wait
-        with compute.memory_explained(f"a step of {len(batch)} images", SMALLER_STEP):
-            loss = loss_of(batch)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-        unseen.append(loss.detach())
+        with compute.memory_explained(f"a step of {len(batch)} images", STEP_REMEDY):
+            unread.append(step(batch))
         images += len(batch.global_positions)
-        # Several processes look at the same steps, whichever of them is to stop.
-        if len(unseen) == LOSS_CHECK_STEPS or is_last or (signals.stop_requested() and distributed.world_size() == 1):
-            for value in _checked(unseen, batch):
-                losses += value  # one by one: the sum does not depend on where somebody looked
-            unseen = []
+        # Several processes read the losses after the same steps, whichever of them is to stop.
+        stops = signals.stop_requested() and distributed.world_size() == 1
+        if len(unread) == LOSS_CHECK_STEPS or is_last or stops:
+            for value in _finite_losses(unread, batch):
+                losses += value  # one by one, so that the sum does not depend on when the losses were read
+            unread = []
             seconds = time.perf_counter() - started
             yield StepEvent(batch.step + 1, batch.global_positions.stop, losses, images / seconds, seconds, waited)
 
 
-def _marked(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool, float]]:
-    """Say of each batch whether it is the last one, and for how many seconds one had to wait."""
+def _timed(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool, float]]:
+    """Yield each batch with whether it is the last one, and the seconds spent waiting for it."""
     ahead, began = iter(batches), time.perf_counter()
     batch = next(ahead)
     while True:
@@ -134,8 +215,8 @@ def _marked(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool, float]]:
         batch, began = following, time.perf_counter()
 
 
-def _checked(losses: list[Tensor], last: Batch) -> list[float]:
-    """Read the losses of the steps up to `last`, all of which must be finite; means over the processes."""
+def _finite_losses(losses: list[Tensor], last: Batch) -> list[float]:
+    """Read the losses of the steps up to `last`, averaged over the processes; all must be finite."""
     values: list[float] = (distributed.all_reduce_sum(torch.stack(losses)) / distributed.world_size()).tolist()
     for steps_back, value in zip(range(len(values) - 1, -1, -1), values, strict=True):
         if not math.isfinite(value):
@@ -144,31 +225,43 @@ def _checked(losses: list[Tensor], last: Batch) -> list[float]:
 
 
 def sgd(network: nn.Module, lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
-    """Make the optimiser of the paper's settings: SGD with momentum, and weight decay on every parameter."""
-    # Fused, a step takes 0.6 of what it takes with foreach (ResNet20 and WRN-16-2 on a processor).
+    """Build the paper's optimizer: SGD with momentum, and weight decay on every parameter."""
+    # Fused, a step takes 0.6 of the time that foreach takes (ResNet20 and WRN-16-2 on a CPU).
     return torch.optim.SGD(network.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
 
 
-def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of every parameter."""
-    for group in optimiser.param_groups:
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of every parameter group."""
+    for group in optimizer.param_groups:
         group["lr"] = rate
 
 
-class FrozenRunningStats:
-    """Context in which a network normalises by the batch's statistics, but leaves the running ones as they are.
+class WithFeatures(nn.Module):
+    """A network whose forward returns logits and, if asked, features: one module for DDP and torch.compile to wrap."""
 
-    Scoring candidates is no training: it must not move what the student will be evaluated with.
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, views: Tensor, features: bool = False) -> tuple[Tensor, list[Tensor]]:
+        """Return logits (B, C) and the features (`kdcache.models.Network.with_features`), or no features."""
+        return self.network.with_features(views) if features else (self.network(views), [])
+
+
+class FrozenRunningStats:
+    """Context in which batch norms use the statistics of the batch without updating their running statistics.
+
+    Scoring candidates must not change the statistics that the student is evaluated with.
 
     Parameters
     ----------
     network : Module
-        In training mode. Its normalisations are looked for here, once for all steps.
+        In training mode.
     """
 
     def __init__(self, network: nn.Module) -> None:
         norms = (module for module in network.modules() if isinstance(module, _BatchNorm))
-        # Attributes by their dictionaries, as torch takes ten times as long to set one.
+        # Set through the attribute dictionaries: Module.__setattr__ takes ten times as long.
         self._norms = [vars(norm) for norm in norms if norm.track_running_stats]
 
     def __enter__(self) -> None:
@@ -184,7 +277,7 @@ class FrozenRunningStats:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How a network does on a split: percent of images, and mean cross-entropy in nats."""
+    """Accuracy on a split, in percent, and mean cross-entropy, in nats."""
 
     top1: float
     top5: float
@@ -193,9 +286,9 @@ class Accuracy:
 
 @torch.inference_mode()
 def evaluate(network: Network, split: Split, compute: Compute, batch_size: int = 250) -> Accuracy:
-    """Measure the accuracy on the clean views of a split, of which each process takes a part.
+    """Evaluate a network on the clean views of a split, divided among the processes.
 
-    The network is left in the mode it was in.
+    The network stays in the mode it was in.
 
     Parameters
     ----------
@@ -203,77 +296,23 @@ def evaluate(network: Network, split: Split, compute: Compute, batch_size: int =
     split : Split
     compute : Compute
     batch_size : int
-        Images of a forward.
-
-    Returns
-    -------
-    Accuracy
+        Images per forward.
     """
     was_training = network.training
     network.eval()
     totals = torch.zeros(3, dtype=torch.float64)
-    mine = share(range(len(split)), distributed.rank(), distributed.world_size())
-    # Where there are fewer images than processes, some have none, of which split would make a part.
+    mine = rank_part(range(len(split)), distributed.rank(), distributed.world_size())
+    # A process may have no images at all, for which torch.split would give one empty part.
     steps = torch.arange(mine.start, mine.stop).split(batch_size) if mine else ()
     for samples, images in zip(steps, prefetch_map(split.take, steps, split.workers), strict=True):
         labels = split.labels[samples].to(compute.device)
-        work = f"an evaluation, {len(samples)} images at a time"
-        with compute.memory_explained(work, SMALLER_FORWARD), compute.autocast():
+        work = f"an evaluation of {len(samples)} images at a time"
+        with compute.memory_explained(work, EVALUATION_REMEDY), compute.autocast():
             logits = network(images.to(compute.device))
         logits = logits.float()
-        best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-        figures = (best[:, 0].sum(), best.sum(), cross_entropy(logits, labels) * len(samples))
+        correct = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        figures = (correct[:, 0].sum(), correct.sum(), cross_entropy(logits, labels) * len(samples))
         totals += torch.stack([figure.float() for figure in figures]).cpu().double()
     network.train(was_training)
     top1, top5, loss = (distributed.all_reduce_sum(totals) / len(split)).tolist()
     return Accuracy(100 * top1, 100 * top5, loss)
-
-
-def epoch_metrics(
-    event: StepEvent,
-    network: Network,
-    data: Dataset,
-    compute: Compute,
-    config: TrainingConfig,
-    *,
-    epoch: int,
-    started: float,
-    **more: Any,
-) -> EpochMetrics:
-    """Evaluate a network after an epoch, if its turn has come, and say how the epoch went.
-
-    The network has the buffers of the first process then.
-
-    Parameters
-    ----------
-    event : StepEvent
-        The last one of the epoch.
-    network : Network
-    data : Dataset
-    compute : Compute
-    config : TrainingConfig
-    epoch : int
-        Counted from 0.
-    started : float
-        When the epoch began, by ``time.perf_counter``.
-    **more
-        What else there is to say, by its name in `EpochMetrics`.
-    """
-    distributed.broadcast_buffers(network)
-    turn = config.evaluates_after(epoch)
-    test = evaluate(network, data.test, compute) if turn else None
-    validation = evaluate(network, data.val, compute) if turn and data.val else None
-    return EpochMetrics(
-        epoch=epoch + 1,
-        lr=config.learning_rate(epoch),
-        train_loss=event.loss,
-        test_loss=test.loss if test else None,
-        test_top1=test.top1 if test else None,
-        test_top5=test.top5 if test else None,
-        val_loss=validation.loss if validation else None,
-        val_top1=validation.top1 if validation else None,
-        images_per_second=event.images_per_second,
-        data_share=event.waited / event.seconds,
-        seconds=time.perf_counter() - started,
-        **more,
-    )

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from kdcache.stages.student import train_student
-from kdcache.stages.teacher import adopt_teacher
+from kdcache.stages.teacher import load_teacher
 
 from kdcache.analysis.analyzed_teacher import load_analyzed_teacher
 from kdcache.analysis.disagreement import measure_disagreement
@@ -40,7 +40,7 @@ def run_demo(out: Path | None = None) -> None:
     """
     folder = _new_folder(out)
     with terminal_reporter() as reporter:
-        teacher = adopt_teacher(SHIPPED, TeacherConfig.load(out=folder / "teacher"), reporter=reporter)
+        teacher = load_teacher(SHIPPED, TeacherConfig.load(out=folder / "teacher"), reporter=reporter)
         students = {}
         for trained_on, settings in STUDENTS.items():
             out = folder / f"student-{settings['loss']}-{settings['aug']}"

@@ -75,7 +75,7 @@ def fill_answers(config: StudentConfig, reporter: Reporter | None = None) -> Fil
         for answers in cached_teacher.fill(config.epochs):
             reporter.precomputed(answers, total)
     views_in_all = len(data.train) * (len(plan.kinds) * config.epochs if plan.crop_flip else 1)
-    asked = cached_teacher.count().asked
+    asked = cached_teacher.pop_counts().forwards
     return Filled(cached_teacher.store.place.where, answers, views_in_all, asked, time.perf_counter() - started)
 
 

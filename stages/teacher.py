@@ -1,11 +1,11 @@
-"""Stage one: train a teacher, or take a trained one, and fill the store of its answers to the clean views."""
+"""Stage one: train a teacher, or load a trained one, and store its logits for the clean training images."""
 
 import time
 from pathlib import Path
 
 from torch import Tensor
 
-from kdcache import distributed, signals, training
+from kdcache import distributed, signals
 from kdcache.answers.cached_teacher import CachedTeacher
 from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute
@@ -15,28 +15,27 @@ from kdcache.losses import cross_entropy
 from kdcache.models import Network
 from kdcache.report.progress import Reporter
 from kdcache.report.training_curves import draw_training_curves
-from kdcache.run.checkpoint import Progress
 from kdcache.run.folder import EpochMetrics, FinishedRun
 from kdcache.run.resolve import check_output, resolve_run
 from kdcache.run.writer import RunWriter
 from kdcache.setup import choose_compute, find_network, fresh_network, load_data, open_store, store_path
-from kdcache.training import epoch_metrics
+from kdcache.training import evaluate, sgd, train_epochs
 from kdcache.views import Batch, Plan, ViewMaker
 
-WARNED_GAP = 0.5
-"""Points by which the accuracy of a published network may differ from what it was published with."""
+ACCURACY_GAP = 0.5
+"""Percentage points by which a loaded network may differ from its published accuracy without a warning."""
 
-__all__ = ["adopt_teacher", "train_teacher"]
+__all__ = ["load_teacher", "train_teacher"]
 
 
 def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> FinishedRun:
-    """Train a teacher with cross-entropy on standard views, then ask it about every clean training image.
+    """Train a teacher with cross-entropy on cropped and flipped images, then store its logits for the clean ones.
 
     Parameters
     ----------
     config : TeacherConfig
     reporter : Reporter, optional
-        Hears of the progress; silent by default.
+        Reports progress; silent by default.
 
     Returns
     -------
@@ -46,9 +45,9 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
     Raises
     ------
     UsageError
-        Where the data or the run folder are not as they should be; nothing is written then.
+        If the data or the run folder cannot be used; nothing has been written then.
     KdcacheError
-        Where the loss stops being finite; the network of the last whole epoch is kept.
+        If the loss stops being finite; the network of the last complete epoch is kept.
     """
     reporter = reporter or Reporter()
     distributed.init(config.device)
@@ -56,45 +55,42 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
     if finished is not None:
         return finished
     compute = choose_compute(config)
+
+    # The images, each epoch cropped and flipped anew.
     data = load_data(config)
+    plan = Plan(len(data.train), data.image_size, data.card.padding, crop_flip=True, seed=config.seed)
+    views = ViewMaker(data.train, plan, config.batch_size, compute.device)
+
     teacher = fresh_network(config, data).to(compute.device)
     if config.sync_batchnorm:
         teacher = distributed.convert_sync_batchnorm(teacher, compute.device)
-    plan = Plan(len(data.train), data.image_size, data.card.padding, crop_flip=True, seed=config.seed)
-    views = ViewMaker(data.train, plan, config.batch_size, compute.device)
-    optimiser = training.sgd(teacher, config.lr, config.momentum, config.weight_decay)
-    trained = distributed.wrap_ddp(compute.compiled(teacher) if config.compile else teacher, broadcast_buffers=True)
+    optimizer = sgd(teacher, config.lr, config.momentum, config.weight_decay)
+    network = compute.compiled(teacher) if config.compile else teacher
+    ddp_teacher = distributed.wrap_ddp(network, broadcast_buffers=True)
 
-    def loss_of(batch: Batch) -> Tensor:
+    def step(batch: Batch) -> Tensor:
         with compute.autocast():
-            logits = trained(batch.views)
-        return distributed.world_size() * len(batch) / len(batch.global_positions) * cross_entropy(logits, batch.labels)
+            logits = ddp_teacher(batch.views)
+        # DDP averages over processes, whose parts of the batch may differ in size.
+        weight = distributed.world_size() * len(batch) / len(batch.global_positions)
+        loss = weight * cross_entropy(logits, batch.labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
 
+    # The run folder; a resumed run continues from its last checkpoint.
     run = RunWriter(config, compute, data)
-    progress = run.restore({"teacher": teacher}, optimiser)
+    progress = run.restore({"teacher": teacher}, optimizer)
     title = f"teacher {config.model} on {config.dataset} -> {run.path}"
     reporter.begin(title, config.epochs, len(data.train), run.path)
-    with signals.defer_stop():
-        for epoch in range(progress.epoch, config.epochs):
-            started = time.perf_counter()
-            training.set_learning_rate(optimiser, config.learning_rate(epoch))
-            batches = views.epoch(epoch, progress.step)
-            for event in training.train_epoch(optimiser, batches, loss_of, compute, progress.losses):
-                reporter.step(event)
-                if event.step < len(views.steps) and run.checkpoint_due():
-                    run.save_checkpoint(Progress(epoch, event.step, event.losses))
-            metrics = epoch_metrics(event, teacher, data, compute, config, epoch=epoch, started=started)
-            run.end_epoch(metrics, teacher)
-            reporter.end_epoch(metrics)
-            progress = Progress(epoch + 1)
-            run.save_checkpoint(progress)
-
+    train_epochs(run, progress, teacher, optimizer, views, step, compute, reporter)
     if distributed.is_main():
         draw_training_curves(run.metrics, run.folder.curves_file)
-    return _fill_and_finish(run, teacher, data, compute)
+    return _store_clean_logits(run, teacher, data, compute)
 
 
-def adopt_teacher(
+def load_teacher(
     weights: str | Path,
     config: TeacherConfig,
     model: str | None = None,
@@ -102,31 +98,30 @@ def adopt_teacher(
     std: tuple[float, ...] | None = None,
     reporter: Reporter | None = None,
 ) -> FinishedRun:
-    """Make a teacher's run folder from a trained network: evaluate it, and ask it about every clean training image.
+    """Make a run folder for a trained network: evaluate it, and store its logits for the clean training images.
 
     Parameters
     ----------
     weights : str or Path
-        A ``model.safetensors`` that kdcache wrote, `SHIPPED` for the one that comes with it, a published checkpoint
-        (see `kdcache.models.published.read`), or for a network of torchvision the name of its weights, which are
-        fetched.
+        A ``model.safetensors`` written by kdcache, ``shipped`` for the one in the package, a published checkpoint (see
+        `kdcache.models.published.read`), or the name of torchvision's weights, which are downloaded.
     config : TeacherConfig
         Names the dataset and the run folder.
     model : str, optional
-        The network; by default the one that the file names, or whose tensors have these names and shapes.
+        Architecture; by default the one that the file names, or whose tensors have these names and shapes.
     mean, std : tuple of float, optional
-        Normalisation that the network was trained with; by default what the weights state, or the dataset's.
+        Normalization that the network was trained with; by default that of the weights, or the dataset's.
     reporter : Reporter, optional
 
     Returns
     -------
     FinishedRun
-        Its one line of metrics is epoch 0: nothing was trained here.
+        Its only line of metrics is epoch 0: the evaluation of the network as loaded.
 
     Raises
     ------
     UsageError
-        Where the file cannot be read, or does not fit the network or the data.
+        If the file cannot be read, or does not fit the network or the data.
     """
     reporter = reporter or Reporter()
     check_output(config)
@@ -136,7 +131,7 @@ def adopt_teacher(
     network = network.to(compute.device)
     started = time.perf_counter()
     run = RunWriter(config.model_copy(update={"model": network.name}), compute, data)
-    accuracy = training.evaluate(network, data.test, compute)
+    accuracy = evaluate(network, data.test, compute)
     metrics = EpochMetrics(
         epoch=0,
         test_loss=accuracy.loss,
@@ -147,15 +142,15 @@ def adopt_teacher(
     run.end_epoch(metrics, network)
     beside = "" if published is None else f", published as {published:.2f} %"
     reporter.message(f"teacher {network.name} on {config.dataset} -> {run.path}: top-1 {accuracy.top1:.2f} %{beside}")
-    if published is not None and abs(published - accuracy.top1) > WARNED_GAP:
+    if published is not None and abs(published - accuracy.top1) > ACCURACY_GAP:
         reporter.message(
             "warning: that is more than half a point apart; was the network trained with another normalisation "
             "(--mean, --std), for another image size, or on other data?"
         )
-    return _fill_and_finish(run, network, data, compute)
+    return _store_clean_logits(run, network, data, compute)
 
 
-def _fill_and_finish(run: RunWriter, network: Network, data: Dataset, compute: Compute) -> FinishedRun:
+def _store_clean_logits(run: RunWriter, network: Network, data: Dataset, compute: Compute) -> FinishedRun:
     teacher = Teacher(network, compute)
     store = open_store(store_path(run.path), teacher, data)
     plan = Plan(len(data.train), data.image_size, data.card.padding, crop_flip=False, seed=0)
@@ -163,4 +158,4 @@ def _fill_and_finish(run: RunWriter, network: Network, data: Dataset, compute: C
     for _ in cached_teacher.precompute_clean():
         if signals.stop_requested():
             raise signals.Stopped
-    return run.finish(**cached_teacher.count().everywhere().as_metrics())
+    return run.finish(**cached_teacher.pop_counts().all_reduced().as_metrics())

@@ -12,7 +12,8 @@ from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.datasets import Card, Dataset, Split
-from kdcache.run.statistics import EpochStatistics, StatisticsShape
+from kdcache.run.recorder import StudentRecorder
+from kdcache.run.statistics import StatisticsShape
 from kdcache.setup import open_store
 from kdcache.views import Plan, ViewMaker
 
@@ -47,10 +48,9 @@ def cached_teacher(
     return CachedTeacher.with_store(of, maker, store(where, of, split), cache, epochs, limit)
 
 
-def statistics(maker: ViewMaker, losses: tuple[str, ...]) -> EpochStatistics:
-    return EpochStatistics.empty(
-        StatisticsShape(maker.plan.samples, maker.plan.slots, len(maker.steps), losses), maker.device
-    )
+def recorder(where: Path, maker: ViewMaker, losses: tuple[str, ...], of: CachedTeacher | None) -> StudentRecorder:
+    shape = StatisticsShape(maker.plan.samples, maker.plan.slots, len(maker.steps), losses)
+    return StudentRecorder(where, 1, shape, of, maker.device)
 
 
 def ask(of: CachedTeacher, epochs: int) -> dict[tuple[int, str, int], bytes]:
@@ -58,7 +58,7 @@ def ask(of: CachedTeacher, epochs: int) -> dict[tuple[int, str, int], bytes]:
     found = {}
     for epoch in range(epochs):
         for batch in of.views.epoch(epoch):
-            logits = of.ask(batch).numpy()
+            logits = of.logits(batch).numpy()
             for row, answer in enumerate(logits):
                 slot, place = divmod(row, len(batch))
                 found[epoch, of.views.plan.kinds[slot], batch.positions[place]] = answer.tobytes()

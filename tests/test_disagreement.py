@@ -1,4 +1,4 @@
-"""Label disagreement on a case that can be worked out on paper, and its interval."""
+"""Label disagreement: a case worked out by hand, the interval, and a comparison with counting view by view."""
 
 import math
 import random
@@ -22,18 +22,18 @@ from kdcache.views import Batch
 
 
 def by_hand() -> MixedSamples:
-    """Six samples of seven classes. The teacher finds its own class likeliest, and then the others from 6 downwards.
+    """Six samples of seven classes. After its top-1 class, the teacher ranks the others from 6 downwards.
 
-    ====  =====  =======  ====  ==========  =======  ========  =================  ==========
-    row   label  partner  kept  mix says    teacher  disputed  right when clean   in top-5
-    ====  =====  =======  ====  ==========  =======  ========  =================  ==========
-    0     0      1        0.90  0           0        no        yes                yes
-    1     0      1        0.25  1           0        yes       yes                no
-    2     2      1        0.50  1 (a tie)   1        no        no                 yes
-    3     2      4        0.50  2 (a tie)   4        yes       no                 yes
-    4     2      2        0.10  2           6        yes       yes                yes
-    5     1      1        1.00  1           1        no        yes                yes
-    ====  =====  =======  ====  ==========  =======  ========  =================  ==========
+    ===  =====  =======  ======  ===========  ==========  =========  ============  ========
+    row  label  partner  lambda  mixed label  prediction  disagrees  both correct  in top-5
+    ===  =====  =======  ======  ===========  ==========  =========  ============  ========
+    0    0      1        0.90    0            0           no         yes           yes
+    1    0      1        0.25    1            0           yes        yes           no
+    2    2      1        0.50    1 (tie)      1           no         no            yes
+    3    2      4        0.50    2 (tie)      4           yes        no            yes
+    4    2      2        0.10    2            6           yes        yes           yes
+    5    1      1        1.00    1            1           no         yes           yes
+    ===  =====  =======  ======  ===========  ==========  =========  ============  ========
     """
     labels, partners = torch.tensor([0, 0, 2, 2, 2, 1]), torch.tensor([1, 1, 1, 4, 2, 1])
     lam = torch.tensor([0.9, 0.25, 0.5, 0.5, 0.1, 1.0])
@@ -48,7 +48,7 @@ def by_hand() -> MixedSamples:
         partner_labels=partners,
         lam=lam,
         random_score=torch.zeros(6),
-        keys=np.arange(6),
+        standard_keys=np.arange(6),
     )
     logits = 0.1 * torch.arange(7.0).expand(6, 7).clone()
     logits[torch.arange(6), torch.tensor([0, 0, 1, 4, 6, 1])] += 5
@@ -96,7 +96,7 @@ def test_the_interval_covers_the_truth_about_95_times_in_100(share: float) -> No
     assert covered / draws == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / draws) + 0.01)
 
 
-def test_figures_do_not_depend_on_the_order_of_samples() -> None:
+def test_counts_do_not_depend_on_the_order_of_samples() -> None:
     samples = by_hand()
     rows = list(range(6))
     random.Random(1).shuffle(rows)
@@ -108,9 +108,9 @@ def figures(found: DisagreementReport) -> dict[str, object]:
     return found.as_json() | {"teacher": None}
 
 
-def counted_one_by_one(analyzed: AnalyzedTeacher, samples: int, aug: str) -> tuple[int, int]:
-    """Count the disputed labels, and those on both of whose clean images the teacher is right, view by view."""
-    views, disputed, although_right, done = analyzed.views(aug, seed=4), 0, 0, 0
+def count_one_by_one(analyzed: AnalyzedTeacher, samples: int, aug: str) -> tuple[int, int]:
+    """Count disagreement view by view: overall, and where both clean images are classified correctly."""
+    views, disagreements, despite_correct, done = analyzed.views(aug, seed=4), 0, 0, 0
     labels, clean = analyzed.images.labels, analyzed.teacher(analyzed.images.images).argmax(1)
     for epoch in range(9):
         table = views.plan.epoch(epoch)
@@ -118,24 +118,24 @@ def counted_one_by_one(analyzed: AnalyzedTeacher, samples: int, aug: str) -> tup
         answers = analyzed.teacher(views.views(epoch, 1, range(views.plan.samples)))
         for place in range(views.plan.samples):
             if done == samples:
-                return disputed, although_right
+                return disagreements, despite_correct
             pair = torch.from_numpy(table.order[[place, slot.partner[place]]])
             mixed = np.zeros(analyzed.data.num_classes)
             np.add.at(mixed, labels[pair].numpy(), [slot.lam[place], 1 - slot.lam[place]])
             differs = int(answers[place].half().argmax()) != int(mixed.argmax())
-            disputed += differs
-            although_right += differs and bool((clean[pair] == labels[pair]).all())
+            disagreements += differs
+            despite_correct += differs and bool((clean[pair] == labels[pair]).all())
             done += 1
     raise AssertionError
 
 
 @pytest.mark.parametrize("aug", ["cutmix", "mixup"])
-def test_a_study_agrees_with_counting_one_by_one(aug: str, teacher: Path) -> None:
+def test_the_report_agrees_with_counting_one_by_one(aug: str, teacher: Path) -> None:
     analyzed = load_analyzed_teacher(str(teacher), device="cpu")
-    found = measure_disagreement(analyzed, samples=200, seed=4, aug=aug)  # two epochs of 90, and a part of the third
+    found = measure_disagreement(analyzed, samples=200, seed=4, aug=aug)
     overall, right = found.counts.overall, found.counts.despite_correct
-    assert (overall.count, overall.total) == (counted_one_by_one(analyzed, 200, aug)[0], 200)
-    assert (right.count, right.total) == (counted_one_by_one(analyzed, 200, aug)[1], 200)
+    assert (overall.count, overall.total) == (count_one_by_one(analyzed, 200, aug)[0], 200)
+    assert (right.count, right.total) == (count_one_by_one(analyzed, 200, aug)[1], 200)
     assert 0 < overall.count < 200
     assert found.clean_error.total == 90
     surest = [example.teacher[0][1] for example in found.examples]
@@ -144,15 +144,15 @@ def test_a_study_agrees_with_counting_one_by_one(aug: str, teacher: Path) -> Non
     assert all(example.teacher[0][0] != example.label[0][0] for example in found.examples if len(example.label) > 1)
 
 
-def test_a_teacher_of_a_part_is_asked_about_that_part(small: dict[str, object], tmp_path: Path) -> None:
+def test_a_teacher_trained_on_a_part_is_evaluated_on_that_part(small: dict[str, object], tmp_path: Path) -> None:
     part = {"train_fraction": 0.5, "val_fraction": 0.2, "out": tmp_path / "run"}
     run = train_teacher(TeacherConfig.load(**{**small, **part}))
     analyzed = load_analyzed_teacher(str(run.path), device="cpu")
-    assert len(analyzed.data.train) == 3 * 12  # half of what 0.2 of 30 images a class leave
+    assert len(analyzed.data.train) == 3 * 12  # half of the 24 images of each class that validation leaves
     assert measure_disagreement(analyzed, samples=20).counts.overall.total == 20
 
 
-def test_figures_are_the_same_with_a_store_and_without_and_nothing_is_added_to_a_runs_own(
+def test_results_do_not_depend_on_the_store_and_the_store_of_a_run_is_not_changed(
     teacher: Path, tmp_path: Path
 ) -> None:
     run = shutil.copytree(teacher, tmp_path / "run")
@@ -163,7 +163,7 @@ def test_figures_are_the_same_with_a_store_and_without_and_nothing_is_added_to_a
     assert figures(measure_disagreement(load_analyzed_teacher(str(run), device="cpu"), samples=120)) == figures(stored)
 
 
-def test_a_named_store_keeps_the_answers(teacher: Path, tmp_path: Path) -> None:
+def test_a_named_store_keeps_the_logits(teacher: Path, tmp_path: Path) -> None:
     place = str(tmp_path / "kept.zarr")
     first = measure_disagreement(load_analyzed_teacher(str(teacher), store=place, device="cpu"), samples=90)
     kept = [name for name in AnswerStore(place).tables() if "cutmix-1" in name]
@@ -172,18 +172,18 @@ def test_a_named_store_keeps_the_answers(teacher: Path, tmp_path: Path) -> None:
     views = analyzed.views("cutmix", seed=0)
     cached_teacher = analyzed.cached_teacher(views, epochs=1)
     for batch in views.epoch(0):
-        cached_teacher.ask(batch, first=1)
-    asked = cached_teacher.count()
-    assert (asked.asked, asked.put) == (0, 90)
+        cached_teacher.logits(batch, first=1)
+    counts = cached_teacher.pop_counts()
+    assert (counts.forwards, counts.requests) == (0, 90)
     assert figures(measure_disagreement(analyzed, samples=90)) == figures(first)
 
 
-def test_any_network_about_any_images(pictures: Path, tmp_path: Path) -> None:
+def test_an_external_network_on_any_images(pictures: Path, tmp_path: Path) -> None:
     weights = tmp_path / "resnet18.pth"
     torch.manual_seed(2)
     torch.save(resnet18(num_classes=3).state_dict(), weights)
-    asked = {"dataset": f"folder:{pictures}", "image_size": 32, "device": "cpu"}
-    analyzed = load_analyzed_teacher("torchvision:resnet18", str(weights), split="val", **asked)  # type: ignore[arg-type]
+    images = {"dataset": f"folder:{pictures}", "image_size": 32, "device": "cpu"}
+    analyzed = load_analyzed_teacher("torchvision:resnet18", str(weights), split="val", **images)  # type: ignore[arg-type]
     found = measure_disagreement(analyzed, samples=30)
     assert (found.split, found.clean_error.total) == ("val", 30)
     assert found.class_names == ("bright", "dark", "striped")

@@ -1,4 +1,4 @@
-"""Losses on features against the golden figures, hand-worked cases, and what their gradients reach."""
+"""Losses on features: reference values, cases worked out by hand, and gradients."""
 
 import math
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdcache.losses import features
 from kdcache.losses.crd import ContrastMemory
-from kdcache.losses.logits import decoupled, kd, kld
+from kdcache.losses.logits import dkd_loss, kd_loss
 from tests.figures import BASE, golden, tensor
 
 GOLDEN = golden("losses")["results"]
@@ -18,15 +18,15 @@ VECTOR, EQUAL, WIDE = tensor(2, (8, 64)), tensor(3, (8, 64)), tensor(4, (8, 128)
 MAP, SMALL_MAP = tensor(5, (8, 16, 16, 16)).abs(), tensor(6, (8, 32, 8, 8)).abs()
 
 CASES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Tensor, Tensor]] = {
-    "at_p2": (features.attention, MAP, SMALL_MAP),
-    "sp": (features.similarity, MAP, SMALL_MAP),
-    "nst": (features.selectivity, MAP, SMALL_MAP),
-    "rkd_25_50": (features.relations, VECTOR, WIDE),
-    "pkt": (features.distribution, VECTOR, WIDE),
-    "cc": (features.congruence, VECTOR, EQUAL),
-    "fitnet_mse": (features.hint, VECTOR, EQUAL),
+    "at_p2": (features.at_loss, MAP, SMALL_MAP),
+    "sp": (features.sp_loss, MAP, SMALL_MAP),
+    "nst": (features.nst_loss, MAP, SMALL_MAP),
+    "rkd_25_50": (features.rkd_loss, VECTOR, WIDE),
+    "pkt": (features.pkt_loss, VECTOR, WIDE),
+    "cc": (features.cc_loss, VECTOR, EQUAL),
+    "fitnet_mse": (features.fitnet_loss, VECTOR, EQUAL),
     "dkd_a1_b8_T4": (
-        lambda student, teacher: decoupled(teacher, student, LABELS, 4.0),
+        lambda student, teacher: dkd_loss(student, teacher, LABELS, 4.0),
         tensor(0, (8, 100), 6),
         tensor(1, (8, 100), 8),
     ),
@@ -34,7 +34,7 @@ CASES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Tensor, Tensor]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_losses_are_golden_and_their_gradients_reach_the_student_alone(name: str) -> None:
+def test_losses_match_the_reference_and_gradients_reach_the_student_alone(name: str) -> None:
     loss_of, student, teacher = CASES[name]
     student = student.clone().requires_grad_()
     loss = loss_of(student, teacher)
@@ -45,8 +45,8 @@ def test_losses_are_golden_and_their_gradients_reach_the_student_alone(name: str
     assert teacher.grad is None
 
 
-def test_the_larger_of_two_maps_is_pooled_whosever_it_is() -> None:
-    for loss_of in (features.attention, features.selectivity):
+def test_the_larger_map_is_pooled() -> None:
+    for loss_of in (features.at_loss, features.nst_loss):
         pooled = torch.nn.functional.adaptive_avg_pool2d(MAP, 8)
         torch.testing.assert_close(loss_of(MAP, SMALL_MAP), loss_of(pooled, SMALL_MAP))
         torch.testing.assert_close(loss_of(SMALL_MAP, MAP), loss_of(SMALL_MAP, pooled))
@@ -55,11 +55,11 @@ def test_the_larger_of_two_maps_is_pooled_whosever_it_is() -> None:
 def test_variational_information_by_hand() -> None:
     """Two channels of one pixel: 0.5 (1^2/2 + log 2) and 0.5 (3^2/4 + log 4), then their mean."""
     predicted, teacher = torch.tensor([1.0, 5.0]).view(1, 2, 1, 1), torch.tensor([2.0, 2.0]).view(1, 2, 1, 1)
-    found = features.variational(predicted, teacher, torch.tensor([2.0, 4.0]))
+    found = features.vid_loss(predicted, teacher, torch.tensor([2.0, 4.0]))
     assert found.item() == pytest.approx((0.5 * (1 / 2 + math.log(2)) + 0.5 * (9 / 4 + math.log(4))) / 2)
 
 
-def test_half_precision_goes_in_and_float32_comes_out() -> None:
+def test_half_precision_inputs_give_float32() -> None:
     for name, (loss_of, student, teacher) in CASES.items():
         found = loss_of(student.bfloat16(), teacher.bfloat16())
         assert found.dtype == torch.float32, name
@@ -69,15 +69,15 @@ def test_half_precision_goes_in_and_float32_comes_out() -> None:
 def test_decoupled_loss_stays_finite_at_extremes_and_splits_the_divergence() -> None:
     teacher = torch.tensor([[1e4, -1e4, 0], [-1e4, 1e4, 0]])
     student = teacher.flip(0).clone().requires_grad_()
-    loss = decoupled(teacher, student, torch.tensor([0, 1]), 4.0)
+    loss = dkd_loss(student, teacher, torch.tensor([0, 1]), 4.0)
     loss.backward()
     assert student.grad is not None
     assert loss.isfinite()
     assert student.grad.isfinite().all()
-    # Equation 7 of the paper: with the weight 1 - p of the label's class on its second part, it is plain distillation.
+    # Equation 7 of the paper: with weight 1 - p(label) on the second term, it equals plain distillation.
     one, two, label = torch.randn(1, 5).double(), torch.randn(1, 5).double(), torch.tensor([3])
     beta = 1 - (one / 4).softmax(1)[0, 3].item()
-    torch.testing.assert_close(decoupled(one, two, label, 4.0, beta=beta), kd(kld(one, two, 4.0), 4.0))
+    torch.testing.assert_close(dkd_loss(two, one, label, 4.0, beta=beta), kd_loss(two, one, 4.0))
 
 
 def embedded(vectors: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ def negatives(count: int) -> Tensor:
     return torch.tensor([[(BASE + 3 * i + 7 * k + 1) % 200 for k in range(count)] for i in range(8)])
 
 
-def test_contrast_is_golden_over_two_calls() -> None:
+def test_crd_matches_the_reference_over_two_calls() -> None:
     contrast = memory()
     teacher = embedded(WIDE, tensor(12, (16, 128), 0.3), tensor(13, (16,), 0.1))
     for name in ("crd_first", "crd_second"):
@@ -110,14 +110,14 @@ def test_contrast_is_golden_over_two_calls() -> None:
         assert student.grad is not None
         assert loss.item() == pytest.approx(GOLDEN[name]["value"], rel=1e-9), name
         assert student.grad.norm().item() == pytest.approx(GOLDEN[name]["grad_norm"], rel=1e-9), name
-    assert contrast.normaliser.tolist() == pytest.approx(GOLDEN["crd_Z"], rel=1e-9)
+    assert contrast.normalizer.tolist() == pytest.approx(GOLDEN["crd_Z"], rel=1e-9)
     memories = contrast.student, contrast.teacher
     found = [*(rows[SAMPLES].norm() for rows in memories), *(rows.sum() for rows in memories)]
     assert torch.stack(found).tolist() == pytest.approx(GOLDEN["crd_memory_norms"], rel=1e-9)
     assert not any(buffer.requires_grad for buffer in contrast.buffers())
 
 
-def test_the_product_with_the_whole_memory_is_what_gathering_gives() -> None:
-    contrast, rows = memory(), negatives(60)  # 200 samples: few enough for the product
+def test_the_dense_product_equals_gathering() -> None:
+    contrast, rows = memory(), negatives(60)  # 200 samples: few enough for the dense product
     gathered = [contrast._scores(VECTOR[:, :16], contrast.teacher, part) for part in rows.split(10, dim=1)]
     torch.testing.assert_close(contrast._scores(VECTOR[:, :16], contrast.teacher, rows), torch.cat(gathered, 1))

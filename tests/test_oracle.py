@@ -85,9 +85,9 @@ def test_answers_are_the_same_bits_with_and_without_any_store_in_any_batch(
 
 
 def counted(cached_teacher: CachedTeacher, epochs: int) -> tuple[int, int]:
-    cached_teacher.count()
+    cached_teacher.pop_counts()
     answers.ask(cached_teacher, epochs)
-    counts = cached_teacher.count().as_metrics()
+    counts = cached_teacher.pop_counts().as_metrics()
     return counts["teacher_forwards"], counts["cache_hits"]
 
 
@@ -153,7 +153,7 @@ def test_without_room_further_answers_are_asked_and_those_that_are_there_used(no
     for asked in (6 * N, 3 * N):
         cached_teacher = answers.cached_teacher(where, noise, views, "replay", 3, limit=int(3.5 * size))
         assert answers.ask(cached_teacher, 3) == expected
-        assert cached_teacher.count().asked == asked
+        assert cached_teacher.pop_counts().forwards == asked
         assert len(cached_teacher.store.tables()) == 3  # type: ignore[union-attr]
     # auto keeps all or nothing, but looks up what is there.
     cached_teacher = answers.cached_teacher(where, noise, views, "auto", 3, limit=int(3.5 * size))
@@ -175,12 +175,12 @@ def test_without_room_for_a_table_the_index_remembers_what_fits_within_the_run(n
 def test_clean_answers_are_those_of_the_samples_in_their_order(noise: Split, tmp_path: Path) -> None:
     views = answers.views(noise, "none")
     cached_teacher = answers.cached_teacher(tmp_path / "store.zarr", noise, views, "clean")
-    assert cached_teacher.count() == (N, 0)
+    assert cached_teacher.pop_counts() == (N, 0)
     rows, logits = zip(*cached_teacher.clean(), strict=True)
     assert [sample for part in rows for sample in part] == list(range(N))
     assert torch.cat(logits).equal(answers.teacher()(noise.images).half().float())
     assert counted(cached_teacher, 1) == (0, N)
-    assert cached_teacher.count() == (0, 0)
+    assert cached_teacher.pop_counts() == (0, 0)
 
 
 def test_an_analysis_reads_what_is_there_and_writes_nothing(noise: Split, tmp_path: Path) -> None:
@@ -272,8 +272,8 @@ def test_over_240_epochs_a_sample_has_as_many_questions_as_distinct_views(tmp_pa
     cached_teacher = CachedTeacher.with_store(teacher, views, store, "standard", 240)
     for epoch in range(240):
         for batch in views.epoch(epoch):
-            assert cached_teacher.ask(batch).equal(teacher(batch.views))
-    asked = cached_teacher.count().asked
+            assert cached_teacher.logits(batch).equal(teacher(batch.views))
+    asked = cached_teacher.pop_counts().forwards
     assert asked == distinct(views.plan, range(240))
     assert asked / 400 == pytest.approx(162 * (1 - (1 - 1 / 162) ** 240), abs=1)  # 125.3
     table = np.zeros((400, 162), bool)
@@ -338,6 +338,6 @@ def test_what_another_oracle_asks_meanwhile_is_learnt_as_it_is_read(noise: Split
     for epoch in range(epochs):  # they take turns in being the first
         for cached_teacher in both[:: 1 if epoch % 2 else -1]:
             for batch in cached_teacher.views.epoch(epoch):
-                cached_teacher.ask(batch)
-            asked += cached_teacher.count().asked
+                cached_teacher.logits(batch)
+            asked += cached_teacher.pop_counts().forwards
     assert asked == distinct(views[0].plan, range(epochs))

@@ -19,7 +19,7 @@ from kdcache.datasets.pack import draft_of
 from kdcache.datasets.pack import pack as write
 from kdcache.datasets.pictures import Files
 from kdcache.errors import KdcacheError
-from kdcache.views.geometry import random_part
+from kdcache.views.geometry import random_resized_box
 from tests.samples import jpeg, names_below, noise, refusal, write_imagenet
 
 SHIPPED = Path(str(files("kdcache.data"))) / "fashion-mini.h5"
@@ -62,21 +62,21 @@ def test_packed_round_trip(tmp_path: Path) -> None:
     ("changes", "words"),
     [
         ({"format": "other"}, "expected kdcache-packed 1, got other 1"),
-        ({"format": None}, "got None 1"),
-        ({"version": 2}, "got kdcache-packed 2"),
+        ({"format": None}, "given None 1"),
+        ({"version": 2}, "given kdcache-packed 2"),
         ({"class_names": ["a"]}, "expected 10 names, got 1"),
-        ({"class_names": None}, "got 0"),
+        ({"class_names": None}, "given 0"),
         ({"test_labels": None}, "no array test/labels"),
-        ({"train_images": noise(4, 28, 28)}, "got uint8 (4, 28, 28)"),
-        ({"train_images": noise(4, 28, 28, 2)}, "got uint8 (4, 28, 28, 2)"),
-        ({"train_images": noise(0, 28, 28, 1), "train_labels": np.array([], int)}, "got uint8 (0, 28, 28, 1)"),
-        ({"train_images": np.zeros((4, 28, 28, 1))}, "got float64"),
-        ({"train_images": noise(4, 34, 28, 1)}, "got 34x28"),
-        ({"train_images": noise(4, 27, 28, 1)}, "got 27x28"),
-        ({"train_labels": np.arange(3)}, "got int64 (3,)"),
-        ({"train_labels": np.zeros(4)}, "got float64 (4,)"),
+        ({"train_images": noise(4, 28, 28)}, "given uint8 (4, 28, 28)"),
+        ({"train_images": noise(4, 28, 28, 2)}, "given uint8 (4, 28, 28, 2)"),
+        ({"train_images": noise(0, 28, 28, 1), "train_labels": np.array([], int)}, "given uint8 (0, 28, 28, 1)"),
+        ({"train_images": np.zeros((4, 28, 28, 1))}, "given float64"),
+        ({"train_images": noise(4, 34, 28, 1)}, "given 34x28"),
+        ({"train_images": noise(4, 27, 28, 1)}, "given 27x28"),
+        ({"train_labels": np.arange(3)}, "given int64 (3,)"),
+        ({"train_labels": np.zeros(4)}, "given float64 (4,)"),
         ({"train_labels": np.array([0, 1, 2, 10])}, "expected 0 to 9, got 0 to 10"),
-        ({"train_labels": np.array([0, 1, 2, -1])}, "got -1 to 2"),
+        ({"train_labels": np.array([0, 1, 2, -1])}, "given -1 to 2"),
     ],
 )
 def test_packed_file_that_does_not_fit(tmp_path: Path, changes: dict[str, object], words: str) -> None:
@@ -128,8 +128,8 @@ def test_a_packed_set_is_the_same_set(kind: str, tmp_path: Path) -> None:
         assert one.take(samples).equal(other.take(samples))
         if kind == "imagenet":
             words = np.array([2**63, 12345 << 30, 3, 2**64 - 1], np.uint64)
-            assert one.resized_crops(samples, words, random_part).equal(
-                other.resized_crops(samples, words, random_part)
+            assert one.resized_crops(samples, words, random_resized_box).equal(
+                other.resized_crops(samples, words, random_resized_box)
             )
     assert again.class_names == data.class_names
     for fact in packed.FACTS:

@@ -27,7 +27,7 @@ from kdcache.datasets.pack import pack
 from kdcache.datasets.pictures import clean_view
 from kdcache.errors import UsageError
 from kdcache.views import Plan, ViewMaker
-from kdcache.views.geometry import AREA, RATIO, random_part
+from kdcache.views.geometry import AREA, RATIO, random_resized_box
 from tests.samples import BAD, refusal, spoil, write_imagenet
 
 CPU = torch.device("cpu")
@@ -42,16 +42,16 @@ SIDES = st.integers(1, 2000)
 @given(word=WORDS, width=SIDES, height=SIDES)
 @settings(max_examples=300, deadline=None)
 def test_a_part_lies_in_the_picture_and_the_flips_bit_does_not_move_it(word: int, width: int, height: int) -> None:
-    left, top, right, bottom = random_part(word, width, height)
+    left, top, right, bottom = random_resized_box(word, width, height)
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
-    assert random_part(word ^ 1, width, height) == (left, top, right, bottom)
+    assert random_resized_box(word ^ 1, width, height) == (left, top, right, bottom)
 
 
 @given(word=WORDS, width=st.integers(200, 2000), height=st.integers(200, 2000))
 @settings(max_examples=300, deadline=None)
 def test_a_part_has_an_area_and_a_ratio_that_are_allowed(word: int, width: int, height: int) -> None:
-    left, top, right, bottom = random_part(word, width, height)
+    left, top, right, bottom = random_resized_box(word, width, height)
     wide, high = right - left, bottom - top
     rounding = 1.02
     assert RATIO[0] / rounding < wide / high < RATIO[1] * rounding
@@ -61,7 +61,7 @@ def test_a_part_has_an_area_and_a_ratio_that_are_allowed(word: int, width: int, 
 
 def test_parts_are_those_of_every_other_machine() -> None:
     words = np.random.Philox(key=np.array([1, 2], np.uint64)).random_raw(5000)
-    parts = [random_part(int(word), 40 + place % 700, 30 + place % 611) for place, word in enumerate(words)]
+    parts = [random_resized_box(int(word), 40 + place % 700, 30 + place % 611) for place, word in enumerate(words)]
     digest = hashlib.sha256(np.array(parts, np.int64).tobytes()).hexdigest()
     assert digest == "13fcd5bb681fb4c8d2aa78a7d4dccebbb6fb44deb08f4b8a7b8d20b76067da7f"
 
@@ -70,7 +70,7 @@ def test_parts_are_those_of_every_other_machine() -> None:
 def test_parts_are_drawn_as_torchvision_draws_them(width: int, height: int) -> None:
     count = 4000
     words = np.random.Philox(key=np.array([7, 7], np.uint64)).random_raw(count)
-    ours = np.array([random_part(int(word), width, height) for word in words], float)
+    ours = np.array([random_resized_box(int(word), width, height) for word in words], float)
     image = torch.empty(3, height, width)
     torch.manual_seed(0)
     drawn = [v2.RandomResizedCrop.make_params(v2.RandomResizedCrop(10), [image]) for _ in range(count)]
@@ -92,9 +92,9 @@ def distance(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def test_a_picture_that_no_part_fits_shows_its_middle() -> None:
-    assert random_part(12345, 1000, 10) == (493, 0, 506, 10)
-    assert random_part(12345, 10, 1000) == (0, 493, 10, 506)
-    assert random_part(0, 1, 1) == (0, 0, 1, 1)
+    assert random_resized_box(12345, 1000, 10) == (493, 0, 506, 10)
+    assert random_resized_box(12345, 10, 1000) == (0, 493, 10, 506)
+    assert random_resized_box(0, 1, 1) == (0, 0, 1, 1)
 
 
 # Views
@@ -125,7 +125,7 @@ def test_x_is_the_part_that_the_row_means_resized_and_perhaps_mirrored(imagenet:
     files = sorted((imagenet / "imagenet/train").rglob("*.JPEG"))
     for position, view in enumerate(views):
         with Image.open(files[table.order[position]]) as picture:
-            part = picture.crop(random_part(int(table.crop[position]), *picture.size))
+            part = picture.crop(random_resized_box(int(table.crop[position]), *picture.size))
         expected = np.asarray(part.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
         if table.flip[position]:
             expected = expected[:, ::-1]
@@ -338,4 +338,4 @@ def test_best_is_the_best_on_validation_where_there_is_one(imagenet: Path, tmp_p
 def test_without_pictures_there_are_no_parts() -> None:
     data = load("fashion-mini")
     with pytest.raises(UsageError):
-        data.train.resized_crops(torch.tensor([0]), np.zeros(1, np.uint64), random_part)
+        data.train.resized_crops(torch.tensor([0]), np.zeros(1, np.uint64), random_resized_box)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from kdcache.stages import train_student, train_teacher
-from kdcache.stages.teacher import adopt_teacher
+from kdcache.stages.teacher import load_teacher
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -295,7 +295,7 @@ def mini_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from kdcache.setup import shipped_teacher
 
     config = TeacherConfig.load(out=tmp_path_factory.mktemp("mini") / "run", device="cpu", precision="float32")
-    return adopt_teacher(shipped_teacher(), config).path
+    return load_teacher(shipped_teacher(), config).path
 
 
 @pytest.mark.parametrize("format", FORMATS)

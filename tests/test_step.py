@@ -1,24 +1,26 @@
-"""One step of the student: what is asked, scored, picked, recorded and left alone."""
+"""One training step of the student: teacher forwards, scores, picks, losses, records, and what it must not change."""
 
 import copy
+import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from kdcache.stages.student import Step, make_objective
+from kdcache.stages.student import StudentStep
 from torch import Tensor
 
 from kdcache import models, training
 from kdcache.answers.cached_teacher import CachedTeacher
 from kdcache.answers.teacher import FORWARD_ROWS, Teacher
-from kdcache.choices import AUGMENTATIONS, CRITERIA, MIXES
+from kdcache.choices import AUGMENTATIONS, CRITERIA, LOSSES, MIXES
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.datasets import Split
-from kdcache.losses import PARTS, cross_entropy, kd, kld
+from kdcache.losses import build_objective, cross_entropy, kd_loss, kl_divergence
 from kdcache.losses.crd import ContrastMemory
+from kdcache.run.statistics import EpochStatistics
 from kdcache.training import FrozenRunningStats
 from kdcache.views import Batch, Plan, ViewMaker
 from tests import answers
@@ -26,9 +28,14 @@ from tests import answers
 CPU = Compute(torch.device("cpu"), "float32")
 SIZE = 32
 
+TERMS = [name for name in LOSSES if name not in ("ce", "kd")]
+
 
 class Bench:
-    """A student, a teacher and the first batch of a setting, with the rows that reach the teacher counted."""
+    """A student, a teacher and the first batch of a setting, recording the rows that reach the teacher.
+
+    Steps have a learning rate of 0: gradients and statistics tell what they do, and the weights stay.
+    """
 
     def __init__(self, data: Split, compute: Compute = CPU, **settings: Any) -> None:
         config = StudentConfig(epochs=1, batch_size=SIZE, **settings)
@@ -40,10 +47,17 @@ class Bench:
         self.teacher = models.build("resnet8", num_classes=4, seed=1)
         self.rows: list[Tensor] = []
         self.teacher.body.register_forward_pre_hook(lambda _, given: self.rows.append(given[0].clone()))
-        cached_teacher = CachedTeacher(Teacher(self.teacher, compute), self.maker) if config.needs_teacher else None
-        objective = make_objective(config, self.student, cached_teacher, answers.dataset(data)).to(compute.device)
-        self.step = Step(config, self.student, objective, cached_teacher, compute)
-        self.step.begin(answers.statistics(self.maker, self.step.losses))
+        teacher = CachedTeacher(Teacher(self.teacher, compute), self.maker) if config.needs_teacher else None
+        objective = build_objective(config, self.student, self.teacher if teacher else None, data.labels)
+        objective = objective.to(compute.device)
+        optimizer = torch.optim.SGD(torch.nn.ModuleList([self.student, objective]).parameters(), lr=0.0)
+        self.folder = tempfile.TemporaryDirectory()
+        self.recorder = answers.recorder(Path(self.folder.name) / "statistics", self.maker, objective.names, teacher)
+        self.step = StudentStep(config, self.student, teacher, objective, optimizer, compute, self.recorder)
+
+    @property
+    def statistics(self) -> EpochStatistics:
+        return self.recorder.statistics
 
     def logits(self, network: models.Network, rows: Tensor) -> Tensor:
         """Logits of some views of the batch, in training mode for the student, leaving it as it was."""
@@ -56,11 +70,12 @@ def norm_state(network: models.Network) -> dict[str, Tensor]:
     return {key: value.clone() for key, value in network.state_dict().items() if "running" in key or "tracked" in key}
 
 
-def test_scoring_leaves_the_running_statistics_alone(noise: Split) -> None:
+def test_scoring_does_not_update_running_statistics(noise: Split) -> None:
     bench = Bench(noise, aug="cutmix-pick")
     before = norm_state(bench.student)
-    answers = bench.step.cached_teacher.ask(bench.batch) if bench.step.cached_teacher else None
-    bench.step._pick(bench.batch, answers)
+    assert bench.step.teacher is not None
+    logits = bench.step.teacher.logits(bench.batch)
+    bench.step._candidates(bench.batch, logits)
     assert all(value.equal(before[key]) for key, value in norm_state(bench.student).items())
     bench.step(bench.batch)
     after = norm_state(bench.student)
@@ -68,7 +83,7 @@ def test_scoring_leaves_the_running_statistics_alone(noise: Split) -> None:
     assert any(not value.equal(before[key]) for key, value in after.items() if "running" in key)
 
 
-def test_scoring_normalises_by_the_batch(noise: Split) -> None:
+def test_scoring_uses_batch_statistics(noise: Split) -> None:
     bench = Bench(noise, aug="cutmix-pick")
     rows = torch.arange(SIZE, 3 * SIZE)
     expected = bench.logits(bench.student, rows)
@@ -78,14 +93,14 @@ def test_scoring_normalises_by_the_batch(noise: Split) -> None:
 
 
 @pytest.fixture
-def without_content(monkeypatch: pytest.MonkeyPatch) -> Compute:
-    """A device whose tensors have no content: where a GPU would make the host wait for a value, they raise an error."""
+def meta_device(monkeypatch: pytest.MonkeyPatch) -> Compute:
+    """The meta device: reading a value from its tensors, for which a GPU would make the host wait, is an error."""
     monkeypatch.setitem(FORWARD_ROWS, "meta", 64)
     monkeypatch.setattr(Compute, "autocast", lambda compute: nullcontext())
     return Compute(torch.device("meta"), "float32")
 
 
-def steps_before_a_look(bench: Bench, compute: Compute) -> int:
+def steps_before_a_value_is_read(bench: Bench, compute: Compute) -> int:
     taken = []
 
     def step(batch: Batch) -> Tensor:
@@ -93,57 +108,59 @@ def steps_before_a_look(bench: Bench, compute: Compute) -> int:
         taken.append(batch.step)
         return loss
 
-    optimiser = torch.optim.SGD(bench.student.parameters(), lr=0.1)
     with pytest.raises(RuntimeError, match="meta"):
-        next(training.train_epoch(optimiser, bench.maker.epoch(0), step, compute))
+        next(training.train_epoch(bench.maker.epoch(0), step, compute))
     return len(taken)
 
 
 @pytest.mark.parametrize(
     ("loss", "aug"),
-    [("ce", "standard"), ("kd", "none"), ("kd", "mixup"), *((f"{name}+kd", "cutmix-pick") for name in PARTS)],
+    [
+        ("ce", "standard"),
+        ("kd", "none"),
+        ("kd", "mixup"),
+        *((f"{name}+kd", "cutmix-pick") for name in TERMS),
+    ],
 )
-def test_steps_wait_for_their_device_no_more_than_once_in_a_while(
-    loss: str, aug: str, noise: Split, without_content: Compute
-) -> None:
-    bench = Bench(noise, without_content, aug=aug, loss=loss)
+def test_steps_do_not_wait_for_the_device(loss: str, aug: str, noise: Split, meta_device: Compute) -> None:
+    bench = Bench(noise, meta_device, aug=aug, loss=loss)
     for module in bench.step.objective.modules():
         if isinstance(module, ContrastMemory):
-            module._normalised = True  # which is looked at once in a training
-    assert steps_before_a_look(bench, without_content) == len(bench.maker.steps) < training.LOSS_CHECK_STEPS
+            module._normalizer_estimated = True  # it is read once per training
+    assert steps_before_a_value_is_read(bench, meta_device) == len(bench.maker.steps) < training.LOSS_CHECK_STEPS
 
 
-def test_nor_do_steps_on_stored_answers(noise: Split, without_content: Compute, tmp_path: Path) -> None:
-    bench = Bench(noise, without_content, aug="cutmix-pick")
+def test_steps_on_stored_logits_do_not_wait_for_the_device(noise: Split, meta_device: Compute, tmp_path: Path) -> None:
+    bench = Bench(noise, meta_device, aug="cutmix-pick")
     maker = ViewMaker(noise, bench.maker.plan, SIZE, CPU.device)
     list(answers.cached_teacher(tmp_path / "store", noise, maker).fill(1))
-    bench.step.cached_teacher = answers.cached_teacher(tmp_path / "store", noise, bench.maker)
-    assert steps_before_a_look(bench, without_content) == len(maker.steps)
-    assert bench.step.cached_teacher.count() == (0, 3 * len(noise))
+    bench.step.teacher = answers.cached_teacher(tmp_path / "store", noise, bench.maker)
+    assert steps_before_a_value_is_read(bench, meta_device) == len(maker.steps)
+    assert bench.step.teacher.pop_counts() == (0, 3 * len(noise))
 
 
 @pytest.mark.parametrize(("aug", "views"), [("standard", 1), ("mixup", 2), ("cutmix", 2), ("cutmix-pick", 3)])
-def test_each_view_goes_to_the_teacher_once(aug: str, views: int, noise: Split) -> None:
+def test_each_view_goes_through_the_teacher_once(aug: str, views: int, noise: Split) -> None:
     bench = Bench(noise, aug=aug)
     bench.step(bench.batch)
-    asked = torch.cat(bench.rows)[: views * SIZE]  # the last forward is padded
+    forwarded = torch.cat(bench.rows)[: views * SIZE]  # the last forward is padded
     assert sum(len(rows) for rows in bench.rows) == 64 * -(-views * SIZE // 64)
-    assert asked.equal(bench.teacher.normalize(bench.batch.views))
+    assert forwarded.equal(bench.teacher.normalize(bench.batch.views))
 
 
-def test_without_need_the_teacher_is_not_asked(noise: Split) -> None:
+def test_a_run_that_needs_no_teacher_has_no_teacher_forwards(noise: Split) -> None:
     bench = Bench(noise, aug="cutmix", loss="ce")
     bench.step(bench.batch)
     assert bench.rows == []
 
 
-def test_the_picks_are_the_largest_d_of_the_pool_and_r_is_equation_3(noise: Split) -> None:
+def test_picks_have_the_largest_d_and_r_is_equation_3(noise: Split) -> None:
     bench = Bench(noise, aug="cutmix-pick")
     candidates = torch.arange(SIZE, 3 * SIZE)
     teacher = bench.logits(bench.teacher.eval(), candidates).half().float()
-    d = kld(teacher, bench.logits(bench.student, candidates), 4.0)
+    d = kl_divergence(bench.logits(bench.student, candidates), teacher, 4.0)
     bench.step(bench.batch)
-    statistics, samples = bench.step.statistics, bench.batch.samples
+    statistics, samples = bench.statistics, bench.batch.samples
     torch.testing.assert_close(statistics.d_mixed[:, samples].flatten(), d)
     picked = statistics.picked[:, samples].flatten()
     assert picked.sum() == SIZE
@@ -155,13 +172,13 @@ def test_the_picks_are_the_largest_d_of_the_pool_and_r_is_equation_3(noise: Spli
     assert statistics.d_x[others].isnan().all()
 
 
-def test_d_and_disputed_labels_without_picking(noise: Split) -> None:
+def test_d_and_label_disagreement_without_picking(noise: Split) -> None:
     bench = Bench(noise, aug="cutmix")
     logits = bench.logits(bench.student, torch.arange(2 * SIZE))
     teacher = bench.logits(bench.teacher.eval(), torch.arange(2 * SIZE)).half().float()
     bench.step(bench.batch)
-    statistics, batch = bench.step.statistics, bench.batch
-    d = kld(teacher, logits, 4.0)
+    statistics, batch = bench.statistics, bench.batch
+    d = kl_divergence(logits, teacher, 4.0)
     torch.testing.assert_close(statistics.d_x[batch.samples], d[:SIZE])
     torch.testing.assert_close(statistics.d_mixed[0, batch.samples], d[SIZE:])
     assert statistics.kl_ratio.isnan().all()
@@ -171,32 +188,32 @@ def test_d_and_disputed_labels_without_picking(noise: Split) -> None:
 
 
 @pytest.mark.parametrize("pick", ["teacher-entropy", "random"])
-def test_d_is_known_of_the_picks_alone_where_nothing_is_scored(pick: str, noise: Split) -> None:
+def test_d_is_recorded_for_picks_alone_without_scoring(pick: str, noise: Split) -> None:
     bench = Bench(noise, aug="cutmix", pick=pick)
     bench.step(bench.batch)
-    statistics, samples = bench.step.statistics, bench.batch.samples
+    statistics, samples = bench.statistics, bench.batch.samples
     assert statistics.picked[:, samples].sum() == SIZE
     assert statistics.d_mixed[:, samples].isfinite().equal(statistics.picked[:, samples])
     assert statistics.kl_ratio.isnan().all()
 
 
 @pytest.mark.parametrize("aug", ["cutmix", "cutmix-pick"])
-def test_the_loss_is_the_papers(aug: str, noise: Split) -> None:
+def test_the_loss_is_that_of_the_paper(aug: str, noise: Split) -> None:
     bench = Bench(noise, aug=aug, alpha=0.7, temperature=3.0)
     loss = bench.step(bench.batch)
-    picked = bench.step.statistics.picked[:, bench.batch.samples].flatten().nonzero()[:, 0]
+    picked = bench.statistics.picked[:, bench.batch.samples].flatten().nonzero()[:, 0]
     rows = torch.cat([torch.arange(SIZE), SIZE + picked])
     logits, teacher = bench.logits(bench.student, rows), bench.logits(bench.teacher.eval(), rows).half().float()
     x, mixed = slice(0, SIZE), slice(SIZE, None)
     expected = (
         0.3 * cross_entropy(logits[x], bench.batch.labels)
-        + 0.7 * kd(kld(teacher[x], logits[x], 3.0), 3.0)
-        + 0.7 * kd(kld(teacher[mixed], logits[mixed], 3.0), 3.0)
+        + 0.7 * kd_loss(logits[x], teacher[x], 3.0)
+        + 0.7 * kd_loss(logits[mixed], teacher[mixed], 3.0)
     )
     torch.testing.assert_close(loss, expected)
 
 
-def test_cross_entropy_with_mixing_trains_on_the_mixed_views_alone(noise: Split) -> None:
+def test_cross_entropy_with_mixing_trains_on_mixed_views_alone(noise: Split) -> None:
     bench = Bench(noise, aug="mixup", loss="ce")
     logits = bench.logits(bench.student, torch.arange(SIZE, 2 * SIZE))
     batch = bench.batch
@@ -205,20 +222,20 @@ def test_cross_entropy_with_mixing_trains_on_the_mixed_views_alone(noise: Split)
     soft[torch.arange(SIZE), batch.partner_labels] += 1 - batch.lam
     expected = torch.nn.functional.cross_entropy(logits, soft)
     torch.testing.assert_close(bench.step(batch), expected)
-    assert bench.step.statistics.d_x.isnan().all()
-    assert bench.step.statistics.d_mixed.isnan().all()
+    assert bench.statistics.d_x.isnan().all()
+    assert bench.statistics.d_mixed.isnan().all()
 
 
 def test_every_parameter_of_the_student_gets_a_gradient_under_autocast(noise: Split) -> None:
     bench = Bench(noise, aug="cutmix-pick")
     bench.step.compute = Compute(torch.device("cpu"), "bfloat16")
-    bench.step(bench.batch).backward()
+    bench.step(bench.batch)
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in bench.student.parameters())
     assert all(p.grad is None for p in bench.teacher.parameters())
 
 
 def combinations() -> list[dict[str, str]]:
-    """Every augmentation with every criterion and loss, but those that a config refuses."""
+    """Every augmentation with every criterion and loss that a config accepts."""
     found = []
     for loss in ("ce", "kd", "dkd"):
         for aug in (*AUGMENTATIONS, *MIXES, "cutmix+mixup"):
@@ -231,34 +248,33 @@ def combinations() -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("settings", combinations(), ids=lambda settings: "-".join(settings.values()))
-def test_what_a_step_asks_picks_and_knows(settings: dict[str, str], noise: Split) -> None:
+def test_teacher_forwards_picks_and_records_of_a_step(settings: dict[str, str], noise: Split) -> None:
     bench = Bench(noise, **settings)
     aug = StudentConfig(**settings).augmentation
-    loss = bench.step(bench.batch)
-    loss.backward()
+    bench.step(bench.batch)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in bench.student.parameters())
-    taught = settings["loss"] != "ce"
-    asked = sum(len(rows) for rows in bench.rows)
-    assert asked == (64 * -(-(1 + len(aug.mixes)) * SIZE // 64) if taught else 0)
+    has_teacher = settings["loss"] != "ce"
+    forwarded = sum(len(rows) for rows in bench.rows)
+    assert forwarded == (64 * -(-(1 + len(aug.mixes)) * SIZE // 64) if has_teacher else 0)
 
-    statistics, samples = bench.step.statistics, bench.batch.samples
+    statistics, samples = bench.statistics, bench.batch.samples
     d, picked = statistics.d_mixed[:, samples], statistics.picked[:, samples]
     assert picked.sum() == (len(aug.mixes) * SIZE // 2 if aug.pick else len(aug.mixes) * SIZE)
     assert statistics.picked.sum() == picked.sum()
-    assert statistics.d_x[samples].isfinite().all() == taught
-    scored = taught and aug.pick is not None and CRITERIA[aug.pick].student
-    assert d.isfinite().equal(torch.ones_like(picked) if scored else picked if taught else torch.zeros_like(picked))
+    assert statistics.d_x[samples].isfinite().all() == has_teacher
+    scored = has_teacher and aug.pick is not None and CRITERIA[aug.pick].student
+    assert d.isfinite().equal(
+        torch.ones_like(picked) if scored else picked if has_teacher else torch.zeros_like(picked)
+    )
     assert statistics.kl_ratio[0].isfinite() == scored
-    assert statistics.disagreements[0].isfinite() == (taught and aug.mixes != ())
+    assert statistics.disagreements[0].isfinite() == (has_teacher and aug.mixes != ())
 
 
 @pytest.mark.parametrize(("candidates", "keep", "picks"), [(3, 0.5, 48), (4, 0.25, 32), (2, 1.0, 64), (1, 0.01, 2)])
-def test_a_share_of_the_candidates_of_the_whole_step_is_picked(
-    candidates: int, keep: float, picks: int, noise: Split
-) -> None:
+def test_the_fraction_keep_of_all_candidates_is_picked(candidates: int, keep: float, picks: int, noise: Split) -> None:
     bench = Bench(noise, aug="trivialaugment", pick="kld", candidates=candidates, keep=keep)
     bench.step(bench.batch)
-    statistics = bench.step.statistics
+    statistics = bench.statistics
     d, picked = statistics.d_mixed[:, bench.batch.samples], statistics.picked[:, bench.batch.samples]
     assert picked.shape == (candidates, SIZE)
     assert picked.sum() == picks
@@ -266,31 +282,29 @@ def test_a_share_of_the_candidates_of_the_whole_step_is_picked(
         assert d[picked].min() >= d[~picked].max()
 
 
-def test_clean_views_are_answered_from_the_store_without_a_forward(noise: Split, tmp_path: Path) -> None:
+def test_stored_clean_logits_need_no_forward(noise: Split, tmp_path: Path) -> None:
     live, stored = Bench(noise, aug="none"), Bench(noise, aug="none")
-    assert stored.step.cached_teacher is not None
-    store = answers.store(tmp_path / "answers.zarr", stored.step.cached_teacher.teacher, noise)
-    stored.step.cached_teacher = CachedTeacher.with_store(
-        stored.step.cached_teacher.teacher, stored.maker, store, "clean", epochs=1
-    )
+    assert stored.step.teacher is not None
+    store = answers.store(tmp_path / "answers.zarr", stored.step.teacher.teacher, noise)
+    stored.step.teacher = CachedTeacher.with_store(stored.step.teacher.teacher, stored.maker, store, "clean", epochs=1)
     stored.rows.clear()
     assert stored.step(stored.batch).equal(live.step(live.batch))
     assert stored.rows == []
     assert len(live.rows) == 1
 
 
-def test_running_statistics_follow_one_forward_of_x_and_the_picks(noise: Split) -> None:
+def test_running_statistics_are_those_of_one_forward_of_x_and_the_picks(noise: Split) -> None:
     bench = Bench(noise, aug="cutmix-pick")
     alone = copy.deepcopy(bench.student)
     bench.step(bench.batch)
-    picked = bench.step.statistics.picked[:, bench.batch.samples].flatten()
+    picked = bench.statistics.picked[:, bench.batch.samples].flatten()
     rows = torch.cat([torch.arange(SIZE), SIZE + picked.nonzero().flatten()])
     with torch.no_grad():
         alone(bench.batch.views[rows])
     assert all(value.equal(norm_state(alone)[key]) for key, value in norm_state(bench.student).items())
 
 
-def test_statistics_run_on_after_scoring_that_fails(noise: Split) -> None:
+def test_running_statistics_are_tracked_again_after_scoring_fails(noise: Split) -> None:
     student = models.build("resnet8", num_classes=4, seed=0)
     before = norm_state(student)
     with pytest.raises(RuntimeError, match="scoring"), FrozenRunningStats(student):
@@ -300,7 +314,7 @@ def test_statistics_run_on_after_scoring_that_fails(noise: Split) -> None:
 
 
 @pytest.mark.parametrize("pick", ["teacher-entropy", "student-entropy", "random"])
-def test_the_other_criteria_keep_the_largest_of_their_own_score(pick: str, noise: Split) -> None:
+def test_other_criteria_pick_the_highest_of_their_scores(pick: str, noise: Split) -> None:
     bench = Bench(noise, aug="cutmix", pick=pick)
     candidates = torch.arange(SIZE, 3 * SIZE)
     network = bench.teacher.eval() if pick == "teacher-entropy" else bench.student
@@ -308,6 +322,6 @@ def test_the_other_criteria_keep_the_largest_of_their_own_score(pick: str, noise
     logits = logits.half().float() if pick == "teacher-entropy" else logits
     score = bench.batch.random_score if pick == "random" else torch.distributions.Categorical(logits=logits).entropy()
     bench.step(bench.batch)
-    picked = bench.step.statistics.picked[:, bench.batch.samples].flatten()
+    picked = bench.statistics.picked[:, bench.batch.samples].flatten()
     assert score[picked].min() >= score[~picked].max() - 1e-6
     assert score[picked].mean() > score[~picked].mean()

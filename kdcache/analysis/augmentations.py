@@ -254,7 +254,7 @@ def _collect(
         labels = batch.mixed_labels() if first_slot else batch.labels
         owners = batch.samples.repeat(batch.slots if first_slot else 1)
         group = batch.epoch * groups_per_epoch + batch.step if batch.step < groups_per_epoch else None
-        statistics.add(group, owners, labels, cached_teacher.ask(batch, first_slot))
+        statistics.add(group, owners, labels, cached_teacher.logits(batch, first_slot))
     return statistics
 
 

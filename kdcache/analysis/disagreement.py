@@ -110,7 +110,7 @@ def measure_disagreement(
     examples: list[Example] = []
     for batch in _batches(views):
         own, partners = batch.samples.cpu(), _partners(views, batch)
-        logits = cached_teacher.ask(batch, first=1)
+        logits = cached_teacher.logits(batch, first=1)
         both_correct = teacher.clean.correct(own) & teacher.clean.correct(partners)
         part = MixedSamples.of(batch, logits, both_correct).head(samples - done)
         collected.write(done, part)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from kdcache.answers.codec import Format, require_finite
-from kdcache.losses import kld
+from kdcache.losses import kl_divergence
 
 __all__ = ["Loss", "loss_of"]
 
@@ -31,6 +31,6 @@ def loss_of(logits: Tensor, format: Format, temperature: float) -> Loss:
     columns = format.encode(logits)
     require_finite(columns)
     found = format.decode(columns, logits.shape[1])
-    divergence = kld(logits.double(), found.double(), temperature)
+    divergence = kl_divergence(found.double(), logits.double(), temperature)
     flips = (found.argmax(1) != logits.argmax(1)).double().mean()
     return Loss(divergence.mean().item(), divergence.max().item(), flips.item())

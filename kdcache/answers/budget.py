@@ -143,7 +143,7 @@ def choose(cache: str, plan: Plan, epochs: int, room: Room) -> Choice:
         return Choice(frozenset(plan.kinds if keeps else ()), indexed=cache != "off")
     if cache == "standard" and not fits_an_index(plan):
         allowed = f"{INDEX_BYTES // (4 * plan.standard_views)} samples of {plan.standard_views} views each"
-        if plan.of_pictures:
+        if plan.random_resized:
             allowed = "images whose crops are finitely many, not parts of pictures"
         raise UsageError(problem("--cache standard", expected=allowed, got=plan.samples))
     if cache != "auto":

@@ -3,6 +3,7 @@
 A view is either answered by a forward of the teacher or from the store.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Self
 
@@ -29,20 +30,20 @@ ASKED_TOGETHER = 1024
 class TeacherCounts(NamedTuple):
     """Views that went through the teacher, and views that were requested in all."""
 
-    asked: int = 0
-    put: int = 0
+    forwards: int = 0
+    requests: int = 0
 
     def plus(self, others: "TeacherCounts") -> "TeacherCounts":
         """Add up."""
-        return TeacherCounts(self.asked + others.asked, self.put + others.put)
+        return TeacherCounts(self.forwards + others.forwards, self.requests + others.requests)
 
-    def everywhere(self) -> "TeacherCounts":
+    def all_reduced(self) -> "TeacherCounts":
         """Add up those of all processes that train the network."""
         return TeacherCounts(*distributed.all_reduce_sum(torch.tensor(self)).tolist())
 
     def as_metrics(self) -> dict[str, int]:
         """Name them as the record does."""
-        return {"teacher_forwards": self.asked, "cache_hits": max(0, self.put - self.asked)}
+        return {"teacher_forwards": self.forwards, "cache_hits": max(0, self.requests - self.forwards)}
 
 
 class CachedTeacher:
@@ -78,6 +79,7 @@ class CachedTeacher:
         self.format = store.format if store else format or DENSE
         self.classes = teacher.network.num_classes
         self._asked = self._given = 0
+        self.seconds = 0.0
 
     @classmethod
     def with_store(
@@ -118,7 +120,7 @@ class CachedTeacher:
             cached_teacher.finite = CropFlipIndex.of_store(store, plan, epochs, room.limit)
         return cached_teacher
 
-    def ask(self, batch: Batch, first: int = 0) -> Tensor:
+    def logits(self, batch: Batch, first: int = 0) -> Tensor:
         """Answer the views of a step.
 
         Parameters
@@ -138,6 +140,7 @@ class CachedTeacher:
         KdcacheError
             Where an answer is not finite in the format of the store; on a GPU, where it is to be stored.
         """
+        began = time.perf_counter()
         views = batch.views[first * len(batch) :]
         found = [self._recall(batch, slot) for slot in range(first, 1 + batch.slots)]
         there = np.concatenate([known for known, _ in found])
@@ -149,8 +152,9 @@ class CachedTeacher:
             fresh = self._ask(views if not there.any() else views[_index(~there, views.device)])
             self._decode_into(logits, ~there, fresh)
             if first == 0 and self.finite:  # x comes first among the new answers
-                keys = batch.keys[~there[: len(batch)]]
+                keys = batch.standard_keys[~there[: len(batch)]]
                 self.finite.add(keys, _on_cpu({name: column[: len(keys)] for name, column in fresh.items()}))
+        self.seconds += time.perf_counter() - began
         return logits
 
     def logits_and_features(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
@@ -164,11 +168,12 @@ class CachedTeacher:
         features : list of Tensor of float32, B rows each
             See `kdcache.models.Network.with_features`.
         """
-        size = len(batch)
+        size, began = len(batch), time.perf_counter()
         self._asked, self._given = self._asked + size, self._given + size
         logits, features = self.teacher.with_features(batch.views[:size])
         logits = self.format.decode(self._encode(logits), self.classes)
-        mixed = [self.ask(batch, first=1)] if batch.slots else []
+        self.seconds += time.perf_counter() - began
+        mixed = [self.logits(batch, first=1)] if batch.slots else []
         return torch.cat([logits, *mixed]), features
 
     def fill(self, epochs: int) -> Iterator[int]:
@@ -219,7 +224,7 @@ class CachedTeacher:
         self._given += len(views)
         return self.format.decode(self._ask(views), self.classes)
 
-    def count(self) -> TeacherCounts:
+    def pop_counts(self) -> TeacherCounts:
         """Count the questions of this process since the last count."""
         counted = TeacherCounts(self._asked, self._given)
         self._asked = self._given = 0
@@ -231,10 +236,10 @@ class CachedTeacher:
             columns = self.replay.rows(batch.epoch, slot, batch.positions, self._ask_chunk(batch.epoch, slot))
             if columns is not None:
                 if slot == 0 and self.finite:
-                    self.finite.add(batch.keys, columns)
+                    self.finite.add(batch.standard_keys, columns)
                 return np.ones(len(batch), bool), columns
         if slot == 0 and self.finite:
-            return self.finite.find(batch.keys)
+            return self.finite.find(batch.standard_keys)
         return np.zeros(len(batch), bool), {}
 
     def _ask_chunk(self, epoch: int, slot: int) -> Ask:

@@ -87,10 +87,10 @@ def teacher_load(
 ) -> None:
     """Load a teacher."""
     from kdcache.report.progress import terminal_reporter
-    from kdcache.stages.teacher import adopt_teacher
+    from kdcache.stages.teacher import load_teacher
 
     with terminal_reporter() as reporter:
-        _tell(reporter, adopt_teacher(weights, config, model, mean, std, reporter))
+        _tell(reporter, load_teacher(weights, config, model, mean, std, reporter))
 
 
 def _tell(reporter: "Reporter", run: "FinishedRun") -> None:

@@ -1,116 +1,89 @@
-"""What a student is trained on: a weighted sum of losses, each of which says which views it acts on."""
+"""The training objective: a weighted sum of losses, each on the views that it is declared to act on."""
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor, nn
 
-from kdcache.losses.logits import cross_entropy, kd, mixed_cross_entropy
+from kdcache.choices import LOSSES, load
+from kdcache.config import StudentConfig
+from kdcache.losses.base import DistillLoss, LossContext, ViewOutputs
+from kdcache.models import Network
 
-__all__ = ["Mixed", "Objective", "Part", "Plain"]
-
-
-class Plain(NamedTuple):
-    """The x of a step.
-
-    Attributes
-    ----------
-    student : Tensor, shape (B, C)
-        Logits.
-    teacher : Tensor or None, shape (B, C)
-        Logits, if there is a teacher.
-    d : Tensor or None, shape (B,)
-        Divergence of the student from it (Equation 2).
-    labels, samples : Tensor of int64, shape (B,)
-    epoch : int
-    student_features, teacher_features : tuple of Tensor
-        Inner tensors, where a loss reads them; see `kdcache.models.Network.with_features`.
-    share : float
-        What a mean over these rows weighs in the mean over all processes: 1 if each has as many.
-    """
-
-    student: Tensor
-    teacher: Tensor | None
-    d: Tensor | None
-    labels: Tensor
-    samples: Tensor
-    epoch: int = 0
-    student_features: tuple[Tensor, ...] = ()
-    teacher_features: tuple[Tensor, ...] = ()
-    share: float = 1.0
-
-
-class Mixed(NamedTuple):
-    """The mixed views x' that a step trains on.
-
-    Student logits (P, C), their divergence d (P,) from the teacher's if there is a teacher, the labels (P,) of both
-    images, the share (P,) of the first, and what a mean over these rows weighs in the mean over all processes.
-    """
-
-    student: Tensor
-    d: Tensor | None
-    labels: Tensor
-    partner_labels: Tensor
-    lam: Tensor
-    share: float = 1.0
-
-
-class Part(nn.Module):
-    """A loss that acts on x alone; what it trains are its parameters, what it remembers its buffers.
-
-    Losses on features act on x alone because of the teacher: its logits of mixed views come from the store, which holds
-    no features, and asking for them again would undo what the store is for. The paper's CRD rows do so too. Losses that
-    need the label of a view act on x because a mixed view has none of its own. Where several processes train the
-    network together, a loss that relates the rows of a batch to one another relates those of one process.
-    """
-
-    def forward(self, plain: Plain) -> Tensor:
-        """Compute the loss of the x of a step, shape ()."""
-        raise NotImplementedError
+__all__ = ["Objective", "build_losses", "build_objective"]
 
 
 class Objective(nn.Module):
     """A weighted sum of losses, each a mean over its own rows.
 
-    Cross-entropy and distillation are Equation 1 on x, and distillation alone on x' (Section 3.2). Cross-entropy alone
+    With ``ce`` and ``kd`` it is Equation 1 on x, and distillation alone on x' (Section 3.2). Cross-entropy by itself
     trains on x' with mixed labels where there are mixed views, and not on x.
 
     Parameters
     ----------
     weights : mapping of str to float
-        Of ``ce``, ``kd`` and the names of the parts.
-    temperature : float
-        tau.
-    parts : mapping of str to Part
-        The losses besides ``ce`` and ``kd``.
+        Weight of each loss, by its name in `kdcache.choices.LOSSES`.
+    losses : mapping of str to DistillLoss
+        The same names.
     """
 
-    def __init__(
-        self, weights: Mapping[str, float], temperature: float, parts: Mapping[str, Part] | None = None
-    ) -> None:
+    def __init__(self, weights: Mapping[str, float], losses: Mapping[str, DistillLoss]) -> None:
         super().__init__()
-        self.weights, self.temperature = dict(weights), temperature
-        self.parts = nn.ModuleDict(parts or {})
+        self.weights = dict(weights)
+        self.losses = nn.ModuleDict(losses)
 
-    def wants_plain(self, mixing: bool) -> bool:
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the losses, in the order of the sum."""
+        return tuple(self.weights)
+
+    def trains_on_x(self, mixing: bool) -> bool:
         """Whether x goes through the student too when there are mixed views."""
         return not mixing or self.weights.keys() != {"ce"}
 
-    def forward(self, plain: Plain | None, mixed: Mixed | None) -> dict[str, Tensor]:
-        """Compute each loss of a step with its weight, shape (); their sum is what is trained on."""
-        found: dict[str, Tensor] = {}
-        if plain is None:
-            assert mixed is not None
-            ce = mixed_cross_entropy(mixed.student, mixed.labels, mixed.partner_labels, mixed.lam)
-            found["ce"] = mixed.share * ce
-        else:
-            if "ce" in self.weights:
-                found["ce"] = plain.share * cross_entropy(plain.student, plain.labels)
-            if "kd" in self.weights:
-                assert plain.d is not None
-                found["kd"] = plain.share * kd(plain.d, self.temperature)
-                if mixed is not None:
-                    assert mixed.d is not None
-                    found["kd"] = found["kd"] + mixed.share * kd(mixed.d, self.temperature)
-            found |= {name: plain.share * part(plain) for name, part in self.parts.items()}
-        return {name: self.weights[name] * loss for name, loss in found.items()}
+    def forward(self, x: ViewOutputs | None, mixed: ViewOutputs | None) -> dict[str, Tensor]:
+        """Compute each loss of a step times its weight, shape (); the sum of them is what is minimized.
+
+        Parameters
+        ----------
+        x, mixed : ViewOutputs or None
+            ``None`` where the student is not trained on such views.
+        """
+        return {
+            name: weight * _on_views(self.losses[name], LOSSES[name].acts_on, x, mixed)
+            for name, weight in self.weights.items()
+        }
+
+
+def _on_views(loss: nn.Module, acts_on: str, x: ViewOutputs | None, mixed: ViewOutputs | None) -> Tensor:
+    """Apply a loss to the views that it acts on, weighting each mean by this process's share of the rows."""
+    trained_on = [views for views in (x, mixed) if views is not None]
+    # Cross-entropy alone is trained on mixed views without x.
+    calls = {"x": [trained_on[:1]], "each": [[views] for views in trained_on], "pairs": [trained_on]}[acts_on]
+    terms: list[Tensor] = [views[0].rank_weight * loss(*views) for views in calls]
+    return sum(terms[1:], terms[0])
+
+
+def build_losses(names: Iterable[str], context: LossContext) -> dict[str, DistillLoss]:
+    """Build losses by name, their initial weights drawn from the context's seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(context.seed)
+        return {name: load(LOSSES[name].implementation)(context) for name in names}
+
+
+def build_objective(config: StudentConfig, student: Network, teacher: Network | None, labels: Tensor) -> Objective:
+    """Build the objective that a config names.
+
+    Parameters
+    ----------
+    config : StudentConfig
+    student : Network
+    teacher : Network or None
+        ``None`` in a run without a teacher.
+    labels : Tensor of int64, shape (N,)
+        Labels of the training set.
+    """
+    networks = [student, teacher] if teacher is not None and config.needs_features else []
+    shapes = [network.feature_shapes() for network in networks] or [(), ()]
+    context = LossContext(shapes[0], shapes[1], labels, config.temperature, config.seed)
+    return Objective(config.loss_weights, build_losses(config.loss_weights, context))

@@ -10,7 +10,7 @@ from kdcache.datasets import Dataset
 from kdcache.files import write_atomically
 from kdcache.report.tables import TextTable
 from kdcache.views import EpochTable, Plan, ViewMaker
-from kdcache.views.geometry import random_part
+from kdcache.views.geometry import random_resized_box
 
 __all__ = ["draw_views", "views_table"]
 
@@ -35,11 +35,11 @@ def views_table(plan: Plan, data: Dataset, epoch: int, samples: int) -> TextTabl
 
 def _crop(plan: Plan, data: Dataset, epoch_table: EpochTable, position: int) -> Sequence[int]:
     """Top and left of a padded crop; left, top, right and bottom of a random part of a picture."""
-    if not plan.of_pictures or data.train.pictures is None:
+    if not plan.random_resized or data.train.pictures is None:
         offset: list[int] = epoch_table.crop[position].tolist()
         return offset
     size = data.train.pictures.dimensions(int(epoch_table.order[position]))
-    return random_part(int(epoch_table.crop[position]), *size)
+    return random_resized_box(int(epoch_table.crop[position]), *size)
 
 
 def draw_views(views: ViewMaker, data: Dataset, epoch: int, samples: int, path: Path) -> None:

@@ -3,7 +3,7 @@
 from kdcache.views.batch import Batch, ViewMaker
 from kdcache.views.geometry import crop_flip, take
 from kdcache.views.mixes import cutmix, mixup
-from kdcache.views.plan import PLAN_VERSION, EpochTable, Plan, Slot, share, steps
+from kdcache.views.plan import PLAN_VERSION, EpochTable, Plan, Slot, rank_part, steps
 
 __all__ = [
     "PLAN_VERSION",
@@ -15,7 +15,7 @@ __all__ = [
     "crop_flip",
     "cutmix",
     "mixup",
-    "share",
+    "rank_part",
     "steps",
     "take",
 ]

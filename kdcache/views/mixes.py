@@ -1,7 +1,7 @@
-"""What makes an x' of an x: what a row of the view table says of it, and how it is applied.
+"""How x' is made from x: mixes of two images, and strong augmentations of one.
 
-Each kind is a pair of pure functions. ``draw`` turns random words into the row's parameters with integer and exactly
-rounded operations only (+ - * / sqrt), so that a row is the same on every machine; ``apply`` makes the views.
+Each kind is a pair of pure functions. ``draw`` turns random words into the parameters of each row, with integer and
+exactly rounded operations only (+ - * / sqrt), so that rows are the same on every machine. ``apply`` makes the views.
 """
 
 from collections.abc import Callable
@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdcache.choices import MIXES, load
+
 __all__ = [
-    "MIXES",
     "Mix",
     "autoaugment",
     "cutmix",
@@ -22,6 +23,7 @@ __all__ = [
     "draw_cutout",
     "draw_mixup",
     "draw_seed",
+    "find_mix",
     "mixup",
     "trivialaugment",
 ]
@@ -31,13 +33,15 @@ Transform = Callable[[Tensor], Tensor]
 
 
 def draw_mixup(words: Words, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw lambda from Beta(1, 1), the uniform distribution, in steps of 2^-24 (mixup, Zhang et al. 2018).
+    """Draw lambda from Beta(1, 1), the uniform distribution, in steps of 2^-24.
+
+    mixup: Zhang et al., 2018, arXiv:1710.09412.
 
     Parameters
     ----------
     words : ndarray of uint64, shape (N, 2)
     size : int
-        Side of the images in pixels; mixup does not depend on it.
+        Side of the images in pixels; not used.
 
     Returns
     -------
@@ -67,7 +71,9 @@ def mixup(first: Tensor, second: Tensor, parameters: Tensor) -> Tensor:
 
 
 def draw_cutmix(words: Words, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a box of area 1 - lambda, lambda from Beta(1, 1), centred uniformly and clipped (CutMix, Yun et al. 2019).
+    """Draw a box of area 1 - lambda, lambda from Beta(1, 1), at a uniform center, clipped.
+
+    CutMix: Yun et al., 2019, arXiv:1905.04899.
 
     Parameters
     ----------
@@ -78,9 +84,9 @@ def draw_cutmix(words: Words, size: int) -> tuple[np.ndarray, np.ndarray]:
     Returns
     -------
     parameters : ndarray of int16, shape (N, 4)
-        Box that the partner fills: top, bottom, left, right, the second of each pair exclusive.
+        Box filled with the partner: top, bottom, left, right; bottom and right are exclusive.
     lam : ndarray of float32, shape (N,)
-        Exact share of the area that the sample keeps after clipping.
+        Exact fraction of the area outside the clipped box.
     """
     lam_before_clipping = (words[:, 0] >> np.uint64(32)) * np.float64(2.0**-32)
     half = (size * np.sqrt(1.0 - lam_before_clipping)).astype(np.int64) // 2
@@ -91,11 +97,11 @@ def draw_cutmix(words: Words, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _edges(words: Words, half: np.ndarray, size: int) -> list[np.ndarray]:
-    """Centre a square at a uniform place and clip it: top, bottom, left, right, each (N,)."""
+    """Put a square at a uniform center and clip it: top, bottom, left, right, each (N,)."""
     edges = []
     for word in (words >> np.uint64(32), words & np.uint64(0xFFFFFFFF)):
-        centre = (word * np.uint64(size) >> np.uint64(32)).astype(np.int64)
-        edges += [np.maximum(centre - half, 0), np.minimum(centre + half, size)]
+        center = (word * np.uint64(size) >> np.uint64(32)).astype(np.int64)
+        edges += [np.maximum(center - half, 0), np.minimum(center + half, size)]
     return edges
 
 
@@ -118,41 +124,41 @@ def cutmix(first: Tensor, second: Tensor, parameters: Tensor) -> Tensor:
     row = torch.arange(height, device=first.device)
     column = torch.arange(width, device=first.device).repeat_interleave(channels)
     box = ((row >= top) & (row < bottom)).byte()[:, :, None] * ((column >= left) & (column < right)).byte()[:, None]
-    # On whole rows, and by arithmetic: a choice between bytes is not vectorised.
+    # Arithmetic on whole rows: torch.where on bytes is not vectorized.
     outer, inner = (images.permute(0, 2, 3, 1).flatten(2) for images in (first, second))
     mixed = outer * (1 - box) + inner * box
     return mixed.unflatten(2, (width, channels)).permute(0, 3, 1, 2)
 
 
 def draw_cutout(words: Words, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a square of half the image's side, centred uniformly and clipped (Cutout, DeVries and Taylor 2017).
+    """Draw a square of half the image's side at a uniform center, clipped.
 
-    Takes and returns what `draw_cutmix` does; the label stays whole.
+    Cutout: DeVries and Taylor, 2017, arXiv:1708.04552. Parameters and returns as in `draw_cutmix`; lambda is 1.
     """
     quarter = np.full(len(words), size // 4)
     return np.stack(_edges(words[:, 1], quarter, size), axis=1).astype(np.int16), np.ones(len(words), np.float32)
 
 
 def cutout(first: Tensor, second: Tensor, parameters: Tensor) -> Tensor:
-    """Fill a box of each view with black, see `cutmix`; there is no second image."""
+    """Fill a box of each view with black; see `cutmix`. The second image is not used."""
     return cutmix(first, torch.zeros_like(first), parameters)
 
 
 def draw_seed(words: Words, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw what a random transform of an image is seeded with, int64 (N, 1); the label stays whole."""
+    """Draw the seed of each image's random transform, int64 (N, 1); lambda is 1."""
     return (words[:, :1] >> np.uint64(1)).astype(np.int64), np.ones(len(words), np.float32)
 
 
 def autoaugment(first: Tensor, second: Tensor, parameters: Tensor) -> Tensor:
-    """Apply AutoAugment (Cubuk et al. 2019), with the policy of CIFAR-10 up to 64 pixels, of ImageNet above.
+    """Apply AutoAugment (Cubuk et al., 2019, arXiv:1805.09501): the CIFAR-10 policy up to 64 pixels, else ImageNet's.
 
     Parameters
     ----------
     first : Tensor of uint8, shape (B, 3, H, W)
     second : Tensor
-        Not used: there is no second image.
+        Not used.
     parameters : Tensor of int64, shape (B, 1)
-        The seed of each image.
+        Seed of each image.
 
     Returns
     -------
@@ -162,11 +168,11 @@ def autoaugment(first: Tensor, second: Tensor, parameters: Tensor) -> Tensor:
 
 
 def trivialaugment(first: Tensor, second: Tensor, parameters: Tensor) -> Tensor:
-    """Apply TrivialAugment, wide (Müller and Hutter 2021); takes and returns what `autoaugment` does."""
+    """Apply TrivialAugment, wide (Müller and Hutter, 2021, arXiv:2103.10158); see `autoaugment`."""
     return _seeded(_trivialaugment(), first, parameters)
 
 
-# torchvision takes seconds to import, so that is left to those who need it.
+# torchvision takes seconds to import.
 @cache
 def _autoaugment(policy: str) -> Transform:
     from torchvision.transforms import v2
@@ -184,7 +190,7 @@ def _trivialaugment() -> Transform:
 
 
 def _seeded(transform: Transform, images: Tensor, seeds: Tensor) -> Tensor:
-    """Transform each image, what is random about it being drawn from a seed of its own."""
+    """Transform each image with its own seed."""
     views = []
     with torch.random.fork_rng(devices=[]):
         for image, seed in zip(images, seeds[:, 0].tolist(), strict=True):
@@ -194,16 +200,17 @@ def _seeded(transform: Transform, images: Tensor, seeds: Tensor) -> Tensor:
 
 
 class Mix(NamedTuple):
-    """One way to make x' of x.
+    """One way to make x' from x.
 
     Attributes
     ----------
     draw : callable
-        From random words (N, 2) and the image's side: parameters (N, K), and the share (N,) of the label that is kept.
+        From random words (N, 2) and the side of the images in pixels: the parameters (N, K) of each row, and lambda
+        (N,), the share of the label that its own image keeps.
     apply : callable
-        From the x of a batch, those of its partners, and the parameters: the x'.
+        From the x of a batch, the x of its partners, and the parameters: the x'.
     takes_partner : bool
-        Whether x' is made of two images.
+        Whether x' is made from two images.
     """
 
     draw: Callable[[Words, int], tuple[np.ndarray, np.ndarray]]
@@ -211,10 +218,14 @@ class Mix(NamedTuple):
     takes_partner: bool = True
 
 
-MIXES = {
-    "mixup": Mix(draw_mixup, mixup),
-    "cutmix": Mix(draw_cutmix, cutmix),
-    "cutout": Mix(draw_cutout, cutout, takes_partner=False),
-    "autoaugment": Mix(draw_seed, autoaugment, takes_partner=False),
-    "trivialaugment": Mix(draw_seed, trivialaugment, takes_partner=False),
-}
+MIXUP = Mix(draw_mixup, mixup)
+CUTMIX = Mix(draw_cutmix, cutmix)
+CUTOUT = Mix(draw_cutout, cutout, takes_partner=False)
+AUTOAUGMENT = Mix(draw_seed, autoaugment, takes_partner=False)
+TRIVIALAUGMENT = Mix(draw_seed, trivialaugment, takes_partner=False)
+
+
+def find_mix(name: str) -> Mix:
+    """Find a `Mix` by its name in `kdcache.choices.MIXES`."""
+    mix: Mix = load(MIXES[name])
+    return mix

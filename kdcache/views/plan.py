@@ -1,12 +1,12 @@
-"""The view plan: which views an epoch shows, one row of a table per training sample.
+"""The view plan: which views an epoch shows, as a table with one row per training sample.
 
-The table of an epoch is a pure function of (plan, plan version, seed, epoch). It is made from the raw words of NumPy's
-counter-based Philox generator, whose stream never changes, and does not know the batch size, the number of workers or
-ranks, or whether the run was interrupted. So every view has a name, (epoch, position, slot), and can be made again
-at any time. Position is the place in the epoch's order; slot 0 is x, slot m the m-th x'.
+The table of an epoch is a pure function of (plan, plan version, seed, epoch). It is drawn from the raw words of NumPy's
+counter-based Philox generator, whose stream never changes, and does not depend on batch size, workers, world size or
+interruptions. So every view has an address, (epoch, position, slot), and can be made again at any time. Position is
+the index in the epoch's order; slot 0 is x, slot m is the m-th x'.
 
-Plans nest: order, crop and flip do not depend on the augmentation, slot m does not depend on how many slots there are,
-and no row depends on the total number of epochs. Students of different augmentations so share the answers to x.
+Plans nest: order, crop and flip do not depend on the augmentation, slot m does not depend on the number of slots, and
+no row depends on the total number of epochs. So students with different augmentations share the teacher's logits of x.
 """
 
 from collections.abc import Iterator
@@ -15,42 +15,42 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from kdcache.errors import UsageError, problem
-from kdcache.views.mixes import MIXES, Words
+from kdcache.views.mixes import Words, find_mix
 
-__all__ = ["BLOCK", "PLAN_VERSION", "EpochTable", "Plan", "Slot", "block_starts", "share", "steps"]
+__all__ = ["BLOCK", "PLAN_VERSION", "EpochTable", "Plan", "Slot", "block_starts", "rank_part", "steps"]
 
 PLAN_VERSION = 1
-"""Raised whenever the same plan would draw other rows."""
+"""Incremented whenever the same plan would draw different rows."""
 
 BLOCK = 64
-"""Samples of a block. Partners are found within a block, so a batch of whole blocks loads nothing but its own rows."""
+"""Samples in a block. Partners come from the same block, so a batch of whole blocks reads no other images."""
 
-LEAST = 16
-"""Samples of the last step, so that eight processes have two each."""
+MIN_LAST_BATCH = 16
+"""Samples that the last step has at least, so that eight processes get two each."""
 
-SLICE = 2**16
-"""Rows that are drawn at once."""
+ROWS_PER_DRAW = 2**16
+"""Rows drawn at once: intermediate arrays take several times their memory."""
 
-# What a stream of random words is for; the second word of the generator's key.
-ORDER, CROP_FLIP, SHIFT, MIX, LOT = range(5)
+# Purposes of the random streams: the second word of the generator's key.
+ORDER, CROP_FLIP, PARTNER, MIX, RANDOM_SCORE = range(5)
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One x' of every sample; rows are positions.
+    """One x' of every sample, a row per position.
 
     Attributes
     ----------
     kind : str
-        How x' is made of x, a key of `kdcache.views.mixes.MIXES`.
+        How x' is made from x, a key of `kdcache.choices.MIXES`.
     partner : ndarray of int64, shape (N,)
-        Position of the other image, never the row's own; the row's own where the kind takes no other.
+        Position of the other image, never the row's own; the row's own where the kind takes no partner.
     parameters : ndarray, shape (N, K)
-        What the kind needs: a box, a lambda or a seed, see `kdcache.views.mixes`.
+        A box, a lambda or a seed, depending on the kind; see `kdcache.views.mixes`.
     lam : ndarray of float32, shape (N,)
-        Share of the label that the sample keeps.
+        Share of the label that the sample keeps; its partner has the rest.
     random_score : ndarray of float32, shape (N,)
-        A uniform number in [0, 1) by which the `random` criterion picks.
+        Uniform numbers in [0, 1), the scores of the ``random`` criterion.
     """
 
     kind: str
@@ -62,18 +62,18 @@ class Slot:
 
 @dataclass(frozen=True)
 class EpochTable:
-    """All views of one epoch; rows are positions.
+    """All views of one epoch, a row per position.
 
     Attributes
     ----------
     order : ndarray of int64, shape (N,)
         The sample at each position.
     crop : ndarray
-        int16 (N, 2), the offset of the crop in the padded image, rows and columns, of which ``padding`` is the middle;
-        or uint64 (N,), the word from which `kdcache.views.geometry.random_part` finds the part of a picture that x
-        is, as soon as the size of the picture is known.
+        int16 (N, 2): row and column offset of the crop in the padded image, ``padding`` being the center. Or uint64
+        (N,): the word from which `kdcache.views.geometry.random_resized_box` computes the box of a picture, whose size
+        is known once it is decoded.
     flip : ndarray of bool, shape (N,)
-        Whether the view is mirrored left to right.
+        Whether the view is flipped horizontally.
     slots : tuple of Slot
     """
 
@@ -85,27 +85,27 @@ class EpochTable:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the view tables of a run are a function of.
+    """Everything that the view tables of a run depend on.
 
     Parameters
     ----------
     samples : int
-        Training samples N, at least 3.
+        Number of training samples, N, at least 3.
     image_size : int
         Side of the images, in pixels.
     padding : int or None
-        Zeros added at each side before the crop, in pixels; ``None`` where x is a random part of a picture of any size.
+        Zeros added on each side before the crop, in pixels; ``None`` for random resized crops of pictures of any size.
     crop_flip : bool
         Whether x is cropped and flipped at random.
     seed : int
         The view seed.
     mixes : tuple of str
-        Kind of each x' of a sample, keys of `kdcache.views.mixes.MIXES`.
+        Kind of each x' of a sample, keys of `kdcache.choices.MIXES`.
 
     Raises
     ------
     UsageError
-        Where there are too few samples to give every slot a partner of its own.
+        If there are too few samples to give every slot a different partner.
     """
 
     samples: int
@@ -122,45 +122,45 @@ class Plan:
 
     @property
     def slots(self) -> int:
-        """How many x' a sample has, M."""
+        """Number of x' per sample, M."""
         return len(self.mixes)
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Name what each slot shows, x first. Plans that share a kind and the seed share its views."""
+        """Name of the view in each slot, x first. Plans that share a kind and the seed share its views."""
         mixed = (f"{mix}-{slot}" for slot, mix in enumerate(self.mixes, start=1))
         return ("standard" if self.crop_flip else "clean", *mixed)
 
     def ending_with(self, kind: str) -> "Plan":
-        """Make the plan whose last slot shows a kind, whatever slots there are before it: plans nest."""
-        mix, _, slot = kind.partition("-")
-        return replace(self, crop_flip=kind != "clean", mixes=(mix,) * int(slot or 0))
+        """Return the plan whose last slot has a certain kind; since plans nest, the slots before it do not matter."""
+        mix, dash, slot = kind.rpartition("-")
+        return replace(self, crop_flip=kind != "clean", mixes=(mix,) * int(slot) if dash else ())
 
     @property
-    def of_pictures(self) -> bool:
-        """Whether x is a random part of a picture."""
+    def random_resized(self) -> bool:
+        """Whether x is a random resized crop."""
         return self.crop_flip and self.padding is None
 
     @property
     def standard_views(self) -> int:
-        """How many x a sample can have, V: 162 for padding 4, a crop at each offset, mirrored or not.
+        """Number of distinct x per sample, V: 162 for padding 4, a crop at each offset, flipped or not.
 
-        Of parts of pictures there are about as many as words, 2^64.
+        For random resized crops, one per 64-bit word.
         """
         if not self.crop_flip:
             return 1
         return 2**64 if self.padding is None else 2 * (2 * self.padding + 1) ** 2
 
     def standard_keys(self, table: "EpochTable", positions: np.ndarray) -> np.ndarray:
-        """Number the x of some positions among the N V that there can be: int64, ``sample * V + view``.
+        """Index of the x of some positions among all N V possible ones: int64, ``sample * V + view``.
 
-        Those that are parts of pictures have no numbers: -1.
+        Random resized crops have none: -1.
         """
         return self._keys(table.order[positions], table.crop[positions], table.flip[positions])
 
     def clean_keys(self) -> np.ndarray:
-        """Number the clean view of each sample as `standard_keys` does: the middle crop, not mirrored."""
-        return self._keys(np.arange(self.samples), self._middle(), np.zeros(self.samples, bool))
+        """Index of each sample's clean view, as in `standard_keys`: the center crop, not flipped."""
+        return self._keys(np.arange(self.samples), self._center(), np.zeros(self.samples, bool))
 
     def _keys(self, samples: np.ndarray, crop: np.ndarray, flip: np.ndarray) -> np.ndarray:
         if not self.crop_flip:
@@ -170,12 +170,12 @@ class Plan:
         top, left = crop.astype(np.int64).T
         return samples * self.standard_views + (top * (2 * self.padding + 1) + left) * 2 + flip
 
-    def _middle(self) -> np.ndarray:
+    def _center(self) -> np.ndarray:
         return np.full((self.samples, 2), self.padding or 0, np.int16)
 
     def epoch(self, epoch: int) -> EpochTable:
         """Draw the table of an epoch, counted from 0."""
-        crop, flip = self._middle(), np.zeros(self.samples, bool)
+        crop, flip = self._center(), np.zeros(self.samples, bool)
         if self.crop_flip:
             words = self._words(CROP_FLIP, epoch)
             crop, flip = self._crops(words), (words & np.uint64(1)).astype(bool)
@@ -183,43 +183,43 @@ class Plan:
         return EpochTable(order, crop, flip, slots=self._slots(epoch))
 
     def _crops(self, words: Words) -> np.ndarray:
-        """Take the crop of each row from its word: 16 bits for each offset, the lowest one is left to the flip."""
+        """Take each row's crop from its word: 16 bits for each offset; the lowest bit is the flip's."""
         if self.padding is None:
             return words
         crop = np.empty((self.samples, 2), np.int16)
         for axis, shift in enumerate((48, 32)):
-            crop[:, axis] = _share_of(words >> np.uint64(shift), 2 * self.padding + 1)
+            crop[:, axis] = _bounded(words >> np.uint64(shift), 2 * self.padding + 1)
         return crop
 
     def _slots(self, epoch: int) -> tuple[Slot, ...]:
         slots = []
         for slot, (kind, partner) in enumerate(zip(self.mixes, self._partners(epoch), strict=True)):
             parameters, lam = self._draw(kind, epoch, slot)
-            random_score = (self._words(LOT, epoch, slot) >> np.uint64(40)) * np.float64(2.0**-24)
-            other = partner if MIXES[kind].takes_partner else np.arange(self.samples)
+            random_score = (self._words(RANDOM_SCORE, epoch, slot) >> np.uint64(40)) * np.float64(2.0**-24)
+            other = partner if find_mix(kind).takes_partner else np.arange(self.samples)
             slots.append(Slot(kind, other, parameters, lam, random_score.astype(np.float32)))
         return tuple(slots)
 
     def _draw(self, kind: str, epoch: int, slot: int) -> tuple[np.ndarray, np.ndarray]:
-        """Draw the parameters of a slot in slices: what is needed on the way takes several times their room."""
+        """Draw the parameters and lambdas of a slot."""
         stream = self._stream(MIX, epoch, slot)
-        counts = [min(SLICE, self.samples - start) for start in range(0, self.samples, SLICE)]
-        drawn = [MIXES[kind].draw(stream.random_raw(2 * count).reshape(-1, 2), self.image_size) for count in counts]
+        counts = [min(ROWS_PER_DRAW, self.samples - start) for start in range(0, self.samples, ROWS_PER_DRAW)]
+        drawn = [find_mix(kind).draw(stream.random_raw(2 * count).reshape(-1, 2), self.image_size) for count in counts]
         parameters, lam = (np.concatenate(column) for column in zip(*drawn, strict=True))
         return parameters, lam
 
     def _partners(self, epoch: int) -> Iterator[np.ndarray]:
-        """For each slot, the position s places further round in the row's block, s differing between the slots."""
+        """For each slot, the partners' positions: s further in the block, cyclically, s differing between slots."""
         starts = block_starts(self.samples)
         lengths = np.diff(starts, append=self.samples)
         taken: list[np.ndarray] = []
         positions = np.arange(self.samples)
         start, length = np.repeat(starts, lengths), np.repeat(lengths, lengths)
         for slot in range(self.slots):
-            words = self._words(SHIFT, epoch, slot, len(starts)) >> np.uint64(32)
+            words = self._words(PARTNER, epoch, slot, len(starts)) >> np.uint64(32)
             shift = (words * (lengths - 1 - slot).astype(np.uint64) >> np.uint64(32)).astype(np.int64) + 1
             for earlier in np.sort(taken, axis=0) if taken else []:
-                shift += shift >= earlier  # the shift-th of those that are left
+                shift += shift >= earlier  # the shift-th of the unused ones
             taken.append(shift)
             yield start + (positions - start + np.repeat(shift, lengths)) % length
 
@@ -232,29 +232,29 @@ class Plan:
         return np.random.Philox(key=key, counter=counter)
 
 
-def _share_of(words: Words, count: int) -> np.ndarray:
-    """Choose one of `count` by the lowest 16 bits of each word; it is off uniform by 2^-16 at most."""
+def _bounded(words: Words, count: int) -> np.ndarray:
+    """Map the lowest 16 bits of each word to 0 .. count - 1; off uniform by 2^-16 at most."""
     return (words & np.uint64(0xFFFF)) * np.uint64(count) >> np.uint64(16)
 
 
 def block_starts(samples: int) -> np.ndarray:
-    """First position of each block; a last block of fewer than `BLOCK` samples joins the one before."""
+    """First position of each block; a last block with fewer than `BLOCK` samples joins the one before."""
     return np.arange(max(1, samples // BLOCK)) * BLOCK
 
 
 def steps(samples: int, batch_size: int) -> list[range]:
-    """Positions of each step of an epoch; a last batch that is too short joins the one before.
+    """Positions of each step of an epoch; a last batch that is too small joins the one before.
 
-    Too short is less than half a batch and less than `LEAST`: several processes share it, and may be of another number
-    when a run is gone on with. Nothing is dropped, padded or repeated.
+    Too small is less than half a batch and less than `MIN_LAST_BATCH`, whatever the world size, which may change when
+    a run is resumed. No sample is dropped, padded or repeated.
     """
     starts = list(range(0, samples, batch_size))
-    if len(starts) > 1 and samples - starts[-1] < max(2, min(LEAST, batch_size // 2)):
+    if len(starts) > 1 and samples - starts[-1] < max(2, min(MIN_LAST_BATCH, batch_size // 2)):
         starts.pop()
     return [range(start, stop) for start, stop in zip(starts, [*starts[1:], samples], strict=True)]
 
 
-def share(positions: range, rank: int, ranks: int) -> range:
-    """Positions of a step that fall to one of several ranks: the rank-th of nearly equal neighbouring parts."""
-    start, stop = (positions.start + place * len(positions) // ranks for place in (rank, rank + 1))
+def rank_part(positions: range, rank: int, world_size: int) -> range:
+    """Positions of a step that belong to a rank: the rank-th of nearly equal contiguous parts."""
+    start, stop = (positions.start + part * len(positions) // world_size for part in (rank, rank + 1))
     return range(start, stop)

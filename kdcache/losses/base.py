@@ -1,0 +1,87 @@
+"""What every term of the training objective has in common: what it is given, and what it is built from."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+__all__ = ["DistillLoss", "LossContext", "ViewOutputs"]
+
+Shapes = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class ViewOutputs:
+    """Both networks' outputs for the views of one kind in a step: x, or the mixed views x' that are trained on.
+
+    Attributes
+    ----------
+    student : Tensor, shape (R, C)
+        The student's logits.
+    teacher : Tensor or None, shape (R, C)
+        The teacher's logits; ``None`` in a run without a teacher.
+    kl : Tensor or None, shape (R,)
+        KL divergence of the student from the teacher at the run's temperature: d of Equation 2.
+    labels : Tensor of int64, shape (R,)
+    samples : Tensor of int64, shape (R,)
+        Index of each row's image in the training set.
+    epoch : int
+        Counted from 0.
+    partner_labels : Tensor of int64 or None, shape (R,)
+        Labels of the images mixed in; ``None`` for x.
+    lam : Tensor of float32 or None, shape (R,)
+        Share of the label that belongs to ``labels``; ``partner_labels`` have the rest. ``None`` for x.
+    student_features, teacher_features : tuple of Tensor
+        Feature maps, first to last, and the vector that the classifier reads
+        (`kdcache.models.Network.with_features`); empty unless a loss reads them. The teacher's are known for x alone:
+        stored logits come without features.
+    rank_weight : float
+        Weight of a mean over these rows in the mean over all processes: 1 where each process has as many rows.
+    """
+
+    student: Tensor
+    teacher: Tensor | None
+    kl: Tensor | None
+    labels: Tensor
+    samples: Tensor
+    epoch: int = 0
+    partner_labels: Tensor | None = None
+    lam: Tensor | None = None
+    student_features: tuple[Tensor, ...] = ()
+    teacher_features: tuple[Tensor, ...] = ()
+    rank_weight: float = 1.0
+
+
+class LossContext(NamedTuple):
+    """What a loss may depend on when it is built.
+
+    Attributes
+    ----------
+    student_shapes, teacher_shapes : tuple of tuple of int
+        Feature shapes of one image, first to last, without the batch dimension; empty where no loss reads features.
+    labels : Tensor of int64, shape (N,)
+        Labels of the training set.
+    temperature : float
+        tau.
+    seed : int
+        For the random numbers that a loss draws.
+    """
+
+    student_shapes: Shapes
+    teacher_shapes: Shapes
+    labels: Tensor
+    temperature: float
+    seed: int
+
+
+class DistillLoss(nn.Module):
+    """One term of the objective: built from a `LossContext`, it maps `ViewOutputs` to a loss, shape ().
+
+    `kdcache.choices.LOSSES` declares each loss: its class, what it reads, which views it acts on and its published
+    weight. A loss that acts on pairs of x and x' is called with both records. Trainable layers are its parameters;
+    what it remembers between steps are its buffers, which checkpoints hold. Under ``torchrun``, a loss that relates
+    the rows of a batch to each other relates those of one process.
+    """
+
+    def __init__(self, context: LossContext) -> None:
+        super().__init__()
