@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kdcache.study.budget import study_budget
 from scipy import stats
 
 from kdcache.errors import UsageError
+from kdcache.study.budget import study_budget
 from kdcache.study.claims import Claim, Hypothesis, combine, evaluate_claim, evaluate_hypothesis
 from kdcache.study.definition import read_study
 from kdcache.study.expand import expand_study, filter_cells, list_runs

@@ -64,7 +64,7 @@ class Lines(Reporter):
     def precomputed(self, done: int, total: int) -> None:
         if 10 * done // total > self.tenths:
             self.tenths = 10 * done // total
-            self.message(f"{done} of {total} logits stored")
+            self.message(f"{done} of {total} views precomputed")
 
     def message(self, line: str) -> None:
         print(line, flush=True)

@@ -1,80 +1,83 @@
-"""Tables about stores of logits."""
+"""Tables about stores of logits: what they hold, what they cost, and whether they are correct."""
 
-from collections.abc import Callable, Iterable
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
-from kdcache.analysis.questions import StudyCosts
-from kdcache.analysis.verification import Check
-from kdcache.answers.codec import DENSE
-from kdcache.answers.store import AnswerStore, Replayed
+from kdcache.answers.budget import CacheCost
+from kdcache.answers.codec import DEFAULT_CODEC, Codec, row_bytes
+from kdcache.answers.store import AnswerStore, ReplayTableName
 from kdcache.report.tables import TextTable, file_size
 
-__all__ = ["checks_table", "costs_table", "format_line", "store_table"]
+if TYPE_CHECKING:
+    from kdcache.answers.verify import CodecError, TableCheck
+
+__all__ = ["checks_table", "codec_line", "costs_table", "store_table"]
 
 
-def costs_table(found: StudyCosts, students: int) -> TextTable:
-    """Lay out what students that share a view seed cost under each kind of store."""
-    online = found.costs[0]
-    lines = []
-    for cost in found.costs:
-        asked, pays = cost.questions(students), cost.pays_from(online)
-        fewer = f"{online.questions(students) / asked:.2f}" if asked else "-"
-        size = cost.tables * found.table_bytes
-        lines.append((cost.store, str(cost.first), str(asked), fewer, str(size), str(pays or "-")))
-    head = ("--cache", "questions of one student", f"of {students}", "times fewer", "new bytes", "pays from students")
-    return TextTable("What is asked and stored", head, lines)
+def costs_table(costs: Sequence[CacheCost], students: int, table_bytes: int) -> TextTable:
+    """Make the table of what students that share a view seed cost with each ``--cache``."""
+    uncached = costs[0]
+    rows = []
+    for cost in costs:
+        forwards, pays_from = cost.forwards(students), cost.pays_from(uncached)
+        times_fewer = f"{uncached.forwards(students) / forwards:.2f}" if forwards else "-"
+        size = cost.tables * table_bytes
+        rows.append((cost.cache, str(cost.first), str(forwards), times_fewer, str(size), str(pays_from or "-")))
+    head = ("--cache", "forwards of one student", f"of {students}", "times fewer", "new bytes", "pays from students")
+    return TextTable("Teacher forwards and bytes", head, rows)
 
 
-def format_line(found: StudyCosts, temperature: float) -> str:
-    """Say what an answer takes, and what its format loses where that is known."""
-    line = f"an answer takes {found.row_bytes} bytes as {found.format.name}"
-    if found.loss is None:
+def codec_line(codec: Codec, classes: int, error: "CodecError | None", temperature: float) -> str:
+    """Describe the size of a row of logits, and the error of its codec if that is known."""
+    size, default_size = (row_bytes(one.layout(classes)) for one in (codec, DEFAULT_CODEC))
+    line = f"the logits of a view take {size} bytes as {codec.name}"
+    if error is None:
         return line
-    mean, largest, flips = found.loss
     return (
-        f"{line}, {found.whole_bytes} as {DENSE.name}; on the clean images its KL from the whole answer at temperature "
-        f"{temperature:g} is {mean:.2g} (at most {largest:.2g}); {100 * flips:.2g} % have another first class"
+        f"{line}, {default_size} as {DEFAULT_CODEC.name}; on clean images, their KL divergence from all logits at "
+        f"temperature {temperature:g} is {error.mean_kl:.2g} (at most {error.max_kl:.2g}), and "
+        f"{100 * error.argmax_changes:.2g} % have another top class"
     )
 
 
 def store_table(store: AnswerStore) -> TextTable:
-    """Lay out what a store holds: the clean answers, and those of each kind and view seed."""
-    lines = []
-    for views, names in _grouped(store.tables(), lambda name: name).items():
-        rows = sum(int(store.table(name).committed().sum()) for name in names)
-        size = sum(store.place.size(name) for name in names)
-        full = f"{100 * rows / (len(names) * store.samples):.0f} %"
-        lines.append((views, str(len(names)), str(rows), full, file_size(size)))
-    return TextTable(store.place.where, ("answers to", "tables", "answers", "full", "size"), lines)
+    """Make the table of what a store holds: clean views, and views of each kind and view seed."""
+    rows = []
+    for views, paths in _grouped(store.tables(), lambda path: path).items():
+        stored = sum(int(store.table(path).committed().sum()) for path in paths)
+        size = sum(store.location.size(path) for path in paths)
+        full = f"{100 * stored / (len(paths) * store.samples):.0f} %"
+        rows.append((views, str(len(paths)), str(stored), full, file_size(size)))
+    return TextTable(store.location.where, ("views", "tables", "rows", "full", "size"), rows)
 
 
-def checks_table(checks: Iterable[Check]) -> TextTable:
-    """Lay out what came of checking a store."""
-    lines = []
+def checks_table(checks: Iterable["TableCheck"]) -> TextTable:
+    """Make the table of the results of verifying a store."""
+    rows = []
     for views, group in _grouped(checks, lambda check: check.table).items():
         compared = sum(check.compared for check in group)
-        mean = sum(check.mean * check.compared for check in group) / max(1, compared)
+        mean_error = sum(check.mean_error * check.compared for check in group) / max(1, compared)
         figures = (
-            f"{sum(check.rows for check in group)} of {sum(check.of for check in group)}",
+            f"{sum(check.rows for check in group)} of {sum(check.total_rows for check in group)}",
             f"{sum(check.damaged for check in group)}",
             f"{compared}",
-            f"{max(check.largest for check in group):.3g}",
-            f"{mean:.3g}",
-            f"{sum(check.flips for check in group)}",
+            f"{max(check.max_error for check in group):.3g}",
+            f"{mean_error:.3g}",
+            f"{sum(check.argmax_changes for check in group)}",
         )
-        lines.append((views, *figures))
-    head = ("answers to", "sound", "damaged chunks", "asked again", "largest error", "mean error", "other class")
-    return TextTable("Stored answers against the teacher's", head, lines)
+        rows.append((views, *figures))
+    head = ("views", "intact rows", "damaged chunks", "compared", "max error", "mean error", "other top class")
+    return TextTable("Stored logits against the teacher's", head, rows)
 
 
-Thing = TypeVar("Thing")
+Item = TypeVar("Item")
 
 
-def _grouped(things: Iterable[Thing], name_of: Callable[[Thing], str]) -> dict[str, list[Thing]]:
-    """Put together what belongs to tables of the same kind and view seed."""
-    groups: dict[str, list[Thing]] = {}
-    for thing in things:
-        replayed = Replayed.parse(name_of(thing))
-        group = f"{replayed.kind}, view seed {replayed.seed}" if replayed else name_of(thing)
-        groups.setdefault(group, []).append(thing)
+def _grouped(items: Iterable[Item], path_of: Callable[[Item], str]) -> dict[str, list[Item]]:
+    """Group items whose tables hold the same kind of view with the same view seed."""
+    groups: dict[str, list[Item]] = {}
+    for item in items:
+        name = ReplayTableName.parse(path_of(item))
+        group = f"{name.kind}, view seed {name.seed}" if name else path_of(item)
+        groups.setdefault(group, []).append(item)
     return groups
