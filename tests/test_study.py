@@ -1,14 +1,20 @@
 """Studies: expansion into runs, cost, claims, and results next to the paper's."""
 
+import shlex
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from kdcache.cli import cli
 from kdcache.errors import UsageError
+from kdcache.study.archive import extracted
 from kdcache.study.budget import study_budget
 from kdcache.study.claims import Claim, Hypothesis, combine, evaluate_claim, evaluate_hypothesis
 from kdcache.study.definition import read_study
@@ -20,7 +26,9 @@ from kdcache.study.training_runs import train_unfinished
 from kdcache.study.write import write_results
 from tests.studies import STUDY, write_study
 
-STUDIES = sorted(file.stem for file in (Path(__file__).parents[1] / "configs" / "studies").iterdir())
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results"
+STUDIES = sorted(file.stem for file in (ROOT / "configs" / "studies").iterdir())
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -223,3 +231,50 @@ def test_several_epoch_multipliers_make_a_row_each(tmp_path: Path) -> None:
     own.write_text('title = "T"\n[profiles]\nown = ["mini"]\n[[rows]]\nname = "KD"\nepoch_multiplier = [1, 0]\n')
     with pytest.raises(UsageError, match=r"rows\.1\.epoch_multiplier: .*got 0"):
         read_study(str(own))
+
+
+def run_command(*words: object) -> str:
+    done = CliRunner().invoke(cli, [str(word) for word in words], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_the_config_file_of_a_run_has_all_of_its_settings(tmp_path: Path) -> None:
+    limit = {"cache_limit": "50 GB", "checkpoint_minutes": 3.0}
+    for run in list_runs(expand_study(read_study("table3"), "mini", tmp_path, student=limit)):
+        run.write_config()
+        reread = type(run.config).load(run.config_file, out=run.path)
+        assert reread == run.config
+
+
+def test_commands_are_printed_with_their_config_files(tmp_path: Path) -> None:
+    output = run_command("reproduce", "precision", "--profile", "mini", "--commands", "--out", tmp_path)
+    commands = [shlex.split(line) for line in output.splitlines() if line.startswith("kdcache ")]
+    assert len(commands) == 21  # a teacher, and four rows with five seeds
+    assert {words[1] for words in commands} == {"teacher-load", "student-train"}
+    assert all(Path(words[words.index("--config") + 1]).is_file() for words in commands)
+
+
+def test_the_cost_of_a_study_is_printed_without_torch(tmp_path: Path) -> None:
+    command = ["reproduce", "table1", "--dry-run", "--out", str(tmp_path)]
+    run = f"from kdcache.cli import cli; cli({command}, standalone_mode=False)"
+    code = f"import sys; {run}; sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("runs: ")
+
+
+@pytest.mark.parametrize(("name", "options"), [("claims", ("--seeds", 10)), ("precision", ())])
+def test_committed_records_give_the_tables_on_their_page(
+    name: str, options: tuple[object, ...], tmp_path: Path
+) -> None:
+    records = RESULTS / f"{name}.tar.xz"
+    run_command("reproduce", name, "--profile", "mini", *options, "--show", "--records", records, "--out", tmp_path)
+    assert (tmp_path / f"{name}-mini.md").read_text() in (RESULTS / f"{name}.md").read_text()
+
+
+def test_an_unreadable_archive_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "records.tar.xz").write_bytes(b"not an archive")
+    for archive in (tmp_path / "records.tar.xz", tmp_path / "missing.tar.xz"):
+        with pytest.raises(UsageError, match=f"could not read archive {archive}"), extracted(archive):
+            pass

@@ -13,6 +13,8 @@ from kdcache.study.paper import paper_accuracy
 
 __all__ = ["CellResult", "ClaimResult", "collect_results", "evaluate_claims"]
 
+SUMMARY_FIELDS = ("last_top1", "best_top1", "last_top5", "teacher_forwards", "cache_hits")
+
 
 @dataclass(frozen=True)
 class CellResult:
@@ -82,17 +84,20 @@ def collect_results(study: Study, cells: Sequence[TableCell]) -> list[CellResult
     results = []
     for cell in cells:
         summaries = {run.config.seed: FinishedRun(run.path).summary for run in cell.runs if run.finished}
-        means = {
-            name: MeanStd.of(summary[name] for summary in summaries.values())
-            for name in ("last_top1", "best_top1", "last_top5")
-        }
-        totals = {
-            name: sum(summary[name] for summary in summaries.values()) for name in ("teacher_forwards", "cache_hits")
-        }
-        by_seed = {seed: summary["last_top1"] for seed, summary in summaries.items()}
         dataset = cell.runs[0].config.dataset
-        paper = paper_accuracy(study.paper_table, cell.row.paper_row, cell.pair.name, dataset)
-        results.append(CellResult(cell, by_seed, **means, **totals, paper=paper))
+        values = {name: [summary[name] for summary in summaries.values()] for name in SUMMARY_FIELDS}
+        results.append(
+            CellResult(
+                cell,
+                by_seed={seed: summary["last_top1"] for seed, summary in summaries.items()},
+                last_top1=MeanStd.of(values["last_top1"]),
+                best_top1=MeanStd.of(values["best_top1"]),
+                last_top5=MeanStd.of(values["last_top5"]),
+                teacher_forwards=sum(values["teacher_forwards"]),
+                cache_hits=sum(values["cache_hits"]),
+                paper=paper_accuracy(study.paper_table, cell.row.paper_row, cell.pair.name, dataset),
+            )
+        )
     return results
 
 
