@@ -22,8 +22,8 @@ from kdcache.study.expand import expand_study, filter_cells, list_runs
 from kdcache.study.intervals import mean_interval
 from kdcache.study.launch import make_launcher
 from kdcache.study.paper import paper_accuracy
+from kdcache.study.result_files import write_results
 from kdcache.study.training_runs import train_unfinished
-from kdcache.study.write import write_results
 from tests.studies import STUDY, write_study
 
 ROOT = Path(__file__).parents[1]

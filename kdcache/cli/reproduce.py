@@ -99,7 +99,7 @@ def reproduce(
         failed = [] if show else _train(selected, jobs, launcher, out, options)
 
         from kdcache.report.tables import show as print_table
-        from kdcache.study.write import write_results
+        from kdcache.study.result_files import write_results
 
         out.mkdir(parents=True, exist_ok=True)
         path = out / f"{definition.name}-{profile}"
