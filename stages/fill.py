@@ -9,7 +9,8 @@ from kdcache.answers.space import StoreSpace
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.report.progress import Reporter
-from kdcache.setup import find_teacher, load_data, open_cached_teacher, plan_of, store_path
+from kdcache.run.find import find_teacher, store_path
+from kdcache.setup import load_data, open_cached_teacher, plan_of
 from kdcache.views import ViewMaker
 
 __all__ = ["PrecomputeResult", "precompute_answers"]

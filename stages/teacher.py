@@ -17,10 +17,11 @@ from kdcache.models import Network
 from kdcache.models.load import find_network
 from kdcache.report.progress import Reporter
 from kdcache.report.training_curves import draw_training_curves
+from kdcache.run.find import store_path
 from kdcache.run.folder import EpochMetrics, FinishedRun
 from kdcache.run.resolve import check_output, resolve_run
 from kdcache.run.writer import RunWriter
-from kdcache.setup import choose_compute, fresh_network, load_data, store_path
+from kdcache.setup import choose_compute, fresh_network, load_data
 from kdcache.training import evaluate, sgd, train_epochs
 from kdcache.views import Batch, Plan, ViewMaker
 

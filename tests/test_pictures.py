@@ -229,7 +229,7 @@ def test_a_table_of_the_size_of_imagenet_stays_below_100_mb_and_200_at_the_peak(
 
 def test_slices_of_a_table_are_drawn_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = plan(1000, ("cutmix", "mixup")).epoch(2)
-    monkeypatch.setattr("kdcache.views.plan.SLICE", 77)
+    monkeypatch.setattr("kdcache.views.plan.ROWS_PER_DRAW", 77)
     sliced = plan(1000, ("cutmix", "mixup")).epoch(2)
     for one, other in zip(whole.slots, sliced.slots, strict=True):
         assert np.array_equal(one.parameters, other.parameters)

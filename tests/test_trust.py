@@ -165,8 +165,8 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "true": (lambda found: found["fingerprint"].update({"samples": True}), "samples"),
     "classes": (lambda found: found["fingerprint"].update({"classes": 10**9}), "classes"),
     "no arithmetic": (lambda found: found["fingerprint"].update({"teacher precision": "float31"}), "teacher precision"),
-    "type": (lambda found: found["format"].update({"dtype": "S1000000000"}), "format"),
-    "top-k": (lambda found: found["format"].update({"topk": 10**9}), "format"),
+    "type": (lambda found: found["codec"].update({"dtype": "S1000000000"}), "codec"),
+    "top-k": (lambda found: found["codec"].update({"topk": 10**9}), "codec"),
     "list": (lambda found: found.update({"fingerprint": [1]}), "damaged"),
 }
 
@@ -174,7 +174,7 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_attributes_that_were_altered_are_refused(store: Path, change: str) -> None:
     restate(store, CHANGES[change], forge=False)
-    with pytest.raises(KdcacheError, match="do not fit their checksum"):
+    with pytest.raises(KdcacheError, match="do not match their checksum"):
         AnswerStore(store)
 
 

@@ -11,7 +11,8 @@ from kdcache.answers.codec import make_codec
 from kdcache.answers.space import StoreSpace
 from kdcache.choices import FOLDER_PREFIX, HDF5_PREFIX
 from kdcache.config import StudentConfig, TrainingConfig
-from kdcache.setup import DataSize, data_size, plan_for, store_path
+from kdcache.run.find import store_path
+from kdcache.setup import DataSize, data_size, plan_for
 from kdcache.study.expand import PlannedRun, TableCell, list_runs, sort_by_seed
 
 __all__ = ["CellBudget", "SharedStores", "StoreUse", "StudyBudget", "run_forwards", "run_size", "study_budget"]
