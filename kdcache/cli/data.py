@@ -38,14 +38,14 @@ def data() -> None:
 def list_(data_root: Path) -> None:
     """List the datasets that have a name, their view x, and whether they are there."""
     from kdcache.cards import CARDS
-    from kdcache.report.tables import show, table
+    from kdcache.report.tables import TextTable, show
 
     rows = []
     for card in CARDS.values():
         present = not card.folders or any((data_root / folder).is_dir() for folder in card.folders)
         counts = " + ".join(f"{count:,}" for count in card.counts or ())
         rows.append((card.name, str(card.classes or 1000), counts, card.training, "yes" if present else "no"))
-    show(table(f"Datasets (data root: {data_root})", ("dataset", "classes", "images", "x", "present"), rows))
+    show(TextTable(f"Datasets (data root: {data_root})", ("dataset", "classes", "images", "x", "present"), rows))
     click.echo(
         "Also folder:PATH (train/ and val/ with a folder for each class), and hdf5:FILE (from 'kdcache data pack')."
     )
@@ -59,7 +59,7 @@ def info(dataset: str, data_root: Path, image_size: int | None) -> None:
     """Show the facts of a dataset, and if it is present, its images, classes and fingerprints."""
     from kdcache.datasets import CARDS, read
     from kdcache.datasets.check import hash_images
-    from kdcache.report.progress import counting
+    from kdcache.report.progress import progress_bar
 
     try:
         found = read(dataset, root=data_root, image_size=image_size)
@@ -70,7 +70,7 @@ def info(dataset: str, data_root: Path, image_size: int | None) -> None:
         click.echo(f"not present: {error}")
         return
     _print_card(found.card)
-    with counting("hashing") as progress:
+    with progress_bar("hashing") as progress:
         hash_images(found, progress)
     for part, split in (("training", found.train), ("test", found.test)):
         click.echo(f"{part} images: {len(split):,}")
@@ -91,11 +91,11 @@ def fetch(dataset: str, data_root: Path) -> None:
     from kdcache.cards import CARDS
     from kdcache.datasets.fetch import ARCHIVES
     from kdcache.datasets.fetch import fetch as download
-    from kdcache.report.progress import counting
+    from kdcache.report.progress import progress_bar
 
     if dataset not in CARDS:
         raise UsageError(problem("dataset to download", expected=f"one of {', '.join(ARCHIVES)}", got=dataset))
-    with counting(f"downloading {dataset}") as progress:
+    with progress_bar(f"downloading {dataset}") as progress:
         folder = download(dataset, data_root.expanduser(), lambda file, done, total: progress(done, total))
     click.echo(f"{dataset}: {folder or 'ships with kdcache'} (license: {CARDS[dataset].license})")
 
@@ -124,16 +124,16 @@ def pack(
     from kdcache.datasets import read, without_bad_images
     from kdcache.datasets.check import hash_images
     from kdcache.datasets.pack import pack as write
-    from kdcache.report.progress import counting
+    from kdcache.report.progress import progress_bar
 
     found = read(dataset, root=data_root, image_size=image_size, workers=workers)
-    with counting("decoding") as progress:
+    with progress_bar("decoding") as progress:
         bad = hash_images(found, progress, decode_all=True)
     if bad and on_bad_image == "error":
         remedy = "Leave these images out with --on-bad-image skip."
         raise KdcacheError("\n".join([*bad, problem(f"{file} is not written", remedy=remedy)]))
     found = without_bad_images(found)
-    with counting("packing") as progress:
+    with progress_bar("packing") as progress:
         write(found, file, progress)
     left_out = f", {found.skipped} left out" if found.skipped else ""
     click.echo(f"{file}: {len(found.train):,} training and {len(found.test):,} test images{left_out}")
@@ -147,9 +147,9 @@ def pack(
 def check(dataset: str, data_root: Path, image_size: int | None, workers: int | None) -> None:
     """Hash and decode every image again, compare the counts, and list every bad image."""
     from kdcache.datasets.check import check as check_dataset
-    from kdcache.report.progress import counting
+    from kdcache.report.progress import progress_bar
 
-    with counting("checking") as progress:
+    with progress_bar("checking") as progress:
         report = check_dataset(dataset, progress, workers, root=data_root, image_size=image_size)
     found = report.data
     if report.problems:

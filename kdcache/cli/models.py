@@ -11,8 +11,8 @@ from kdcache.presets import read_toml
 __all__ = ["export", "models", "predict"]
 
 RUN = click.argument("run", type=click.Path(path_type=Path))
-PAPER_SETTINGS = ("cifar100", "tiny-imagenet", "imagenet")
-"""Files of ``configs/settings`` with the pairs of the paper."""
+PAPER_PROTOCOLS = ("cifar100", "tiny-imagenet", "imagenet")
+"""Files of ``configs/protocols`` with the pairs of the paper."""
 
 SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch-export": ".pt2"}
 
@@ -28,7 +28,7 @@ SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch-export": ".pt
 )
 def models(num_classes: int, image_size: int) -> None:
     """List the networks."""
-    from kdcache.report.tables import show, table
+    from kdcache.report.tables import TextTable, show
 
     sizes = MODELS
     if (num_classes, image_size) != (100, 32):
@@ -37,13 +37,13 @@ def models(num_classes: int, image_size: int) -> None:
         sizes = model_sizes(num_classes, image_size)
     rows = [(name, f"{size.parameters:,}", f"{size.multiply_adds / 1e6:.1f}") for name, size in sizes.items()]
     head = ("network", "parameters", "million multiply-adds per image")
-    show(table(f"{num_classes} classes, {image_size}x{image_size} pixels", head, rows))
+    show(TextTable(f"{num_classes} classes, {image_size}x{image_size} pixels", head, rows))
     pairs = [
         (pair["teacher"]["model"], pair["student"]["model"], dataset)
-        for dataset in PAPER_SETTINGS
-        for pair in read_toml(dataset, "setting", "setting", "settings")["pairs"]
+        for dataset in PAPER_PROTOCOLS
+        for pair in read_toml(dataset, "protocol", "protocol", "protocols")["pairs"]
     ]
-    show(table("Pairs of the paper", ("teacher", "student", "dataset"), pairs))
+    show(TextTable("Pairs of the paper", ("teacher", "student", "dataset"), pairs))
     click.echo(f"Also {', '.join(prefix + rest for prefix, rest in MODEL_PREFIXES)}.")
 
 

@@ -24,9 +24,9 @@ TENSORBOARD = click.option(
 
 def _reporter(tensorboard: bool) -> "Reporter":
     """Create the reporter of a training. Under torchrun, only the main process reports."""
-    from kdcache.report.progress import Bar, Lines, terminal
+    from kdcache.report.progress import Bar, Lines, terminal_reporter
 
-    reporter = terminal()
+    reporter = terminal_reporter()
     if not tensorboard or not isinstance(reporter, Bar | Lines):
         return reporter
     from kdcache.report.tensorboard import TensorBoard
@@ -94,18 +94,18 @@ def teacher_load(
     std: tuple[float, ...] | None,
 ) -> None:
     """Load a teacher."""
-    from kdcache.report.progress import terminal
+    from kdcache.report.progress import terminal_reporter
     from kdcache.stages.teacher import load_teacher
 
-    with terminal() as reporter:
+    with terminal_reporter() as reporter:
         _print_result(reporter, load_teacher(weights, config, model, mean, std, reporter))
 
 
 def _print_result(reporter: "Reporter", run: "FinishedRun") -> None:
     best = "best" if run.summary.get("best_on", "test") == "test" else "best on validation:"
-    reporter.say(
+    reporter.message(
         "{kind} {model}: top-1 {last_top1:.2f} % ({best} {best_top1:.2f} % at epoch {best_epoch}), "
         "{teacher_forwards} teacher forwards, {cache_hits} cache hits, "
         "{seconds:.0f} s".format(best=best, **run.summary)
     )
-    reporter.say(f"run: {run.path}")
+    reporter.message(f"run: {run.path}")

@@ -1,7 +1,7 @@
 """The settings of a teacher's training, and those that a student's has too."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
@@ -211,9 +211,10 @@ class TrainingConfig(BaseModel):
                 found.append(problem(f"--{name.replace('_', '-')}", expected=f"{recorded}, as in the run", got=now))
         return sorted(found)
 
-    def to_toml(self) -> str:
-        """Write the settings in the format that ``--config`` reads."""
-        settings = self.model_dump(mode="json", exclude=set(self.NOT_RECORDED), exclude_none=True)
+    def to_toml(self, exclude: Set[str] | None = None) -> str:
+        """Write the settings, by default without `NOT_RECORDED`, in the format that ``--config`` reads."""
+        excluded = set(self.NOT_RECORDED if exclude is None else exclude)
+        settings = self.model_dump(mode="json", exclude=excluded, exclude_none=True)
         # JSON's strings, numbers, booleans and arrays are valid TOML, except how JSON escapes non-ASCII characters.
         lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in settings.items())
         return "\n".join([f"[{self.table}]", *lines]) + "\n"
