@@ -131,10 +131,10 @@ class Stores(Kind):
         import torch
 
         from kdcache.answers import store, table
-        from kdcache.answers.codec import DEFAULT_CODEC
+        from kdcache.answers.encoding import DEFAULT_ENCODING
 
         table.CHUNK_BYTES = 1000  # so that small tables have several chunks
-        self.answers, self.fill_missing, self.codec = store, table.fill_missing, DEFAULT_CODEC
+        self.answers, self.fill_missing, self.encoding = store, table.fill_missing, DEFAULT_ENCODING
         self.tables = ("clean", "replay/seed-3/epoch-0000/standard", "replay/seed-3/epoch-0000/cutmix-1")
         self.rows = {
             name: torch.randn(self.SAMPLES, self.CLASSES, generator=torch.Generator().manual_seed(place)).half()
@@ -151,7 +151,7 @@ class Stores(Kind):
 
     def open(self, where: Path) -> Any:
         return self.answers.AnswerStore.create_or_open(
-            where, self.fingerprint, self.codec, {"torch": "2", "threads": 1}
+            where, self.fingerprint, self.encoding, {"torch": "2", "threads": 1}
         )
 
     def mend(self, where: Path) -> None:

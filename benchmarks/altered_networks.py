@@ -81,7 +81,7 @@ class Published(Kind):
     def read(self, path: Path, recognise: bool) -> str:
         found = self.published.read(path)
         if recognise:  # which takes long: the file is compared with every network
-            self.published.closest(found.state)
+            self.published.most_similar_network(found.state)
         network = self.build("resnet8", num_classes=3, seed=2)
         self.published.load_into(network, found.state, path)
         return str(self.checkpoint.fingerprint(network))

@@ -19,7 +19,7 @@ from kdcache.analysis.analyzed_teacher import AnalyzedTeacher
 from kdcache.analysis.augmentations import rank_augmentations
 from kdcache.analysis.disagreement import measure_disagreement
 from kdcache.analysis.hardness import measure_hardness
-from kdcache.answers.codec import Columns
+from kdcache.answers.encoding import EncodedLogits
 from kdcache.answers.open import open_store
 from kdcache.answers.store import CLEAN, ReplayTableName
 from kdcache.answers.table import fill_missing
@@ -46,7 +46,7 @@ def measure(rows: int, classes: int, folder: str) -> None:
     teacher = Teacher(models.build("resnet8", num_classes=classes, seed=0), Compute.choose("cpu"))
     noise = torch.randn(20_000, classes, generator=generator).half()
 
-    def compute_rows(span: range) -> Columns:
+    def compute_rows(span: range) -> EncodedLogits:
         return {"logits": noise[torch.arange(span.start, span.stop) % len(noise)]}
 
     with tempfile.TemporaryDirectory(dir=folder) as name:

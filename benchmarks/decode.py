@@ -27,7 +27,7 @@ from kdcache import datasets
 from kdcache.config import TeacherConfig
 from kdcache.datasets.pack import pack
 from kdcache.datasets.workers import default_workers
-from kdcache.views import Plan, ViewMaker
+from kdcache.views import ViewMaker, ViewPlan
 
 CLASSES = 20
 
@@ -69,7 +69,7 @@ def bare(files: list[Path]) -> float:
 def epoch(name: str, root: Path, workers: int, number: int) -> float:
     """Walk through the x of an epoch, in batches of 256, without a network: pictures a second."""
     split = datasets.load(name, root=root, workers=workers).train
-    views = ViewMaker(split, Plan(len(split), 224, None, crop_flip=True, seed=0), 256, torch.device("cpu"))
+    views = ViewMaker(split, ViewPlan(len(split), 224, None, crop_flip=True, seed=0), 256, torch.device("cpu"))
     started = time.perf_counter()
     for _ in views.epoch(number):
         pass
@@ -90,8 +90,8 @@ def resident(name: str, root: Path) -> float:
 def table(samples: int) -> tuple[float, float, float]:
     """Draw a table with CutMix-pick's two candidates in a process of its own: seconds, its MB, and MB at the peak."""
     code = (
-        "import time, tracemalloc; from kdcache.views import Plan\n"
-        f"plan = Plan({samples}, 224, None, crop_flip=True, seed=0, mixes=('cutmix', 'cutmix'))\n"
+        "import time, tracemalloc; from kdcache.views import ViewPlan\n"
+        f"plan = ViewPlan({samples}, 224, None, crop_flip=True, seed=0, mixes=('cutmix', 'cutmix'))\n"
         "start = time.perf_counter(); plan.epoch(0); seconds = time.perf_counter() - start\n"
         "tracemalloc.start(); table = plan.epoch(1); print(seconds, *tracemalloc.get_traced_memory())"
     )

@@ -23,12 +23,12 @@ from torch import Tensor
 from watched_step import BATCH, CLASSES, NETWORKS, Ours, Watch, noise
 
 from kdcache import models
-from kdcache.answers.codec import DEFAULT_CODEC, Columns
+from kdcache.answers.encoding import DEFAULT_ENCODING, EncodedLogits
 from kdcache.answers.location import StoreLocation
 from kdcache.answers.table import Table, fill_missing
 from kdcache.compute import Compute
 from kdcache.machine import keep_freed_memory
-from kdcache.views import Plan, ViewMaker
+from kdcache.views import ViewMaker, ViewPlan
 
 PAIRS = ("resnet56:resnet20", "wrn_40_2:wrn_16_2")
 
@@ -182,7 +182,7 @@ def outside(seconds: dict[str, float], networks: tuple[str, ...]) -> float:
 def views(chosen: argparse.Namespace) -> list[str]:
     """Measure the making of views: ours in one thread, and torchvision's in a worker for each core."""
     split, cpu = noise(chosen.steps * 10).train, torch.device("cpu")
-    plans = [Plan(len(split), 32, 4, crop_flip=True, seed=0, mixes=mixes) for mixes in ((), ("cutmix", "cutmix"))]
+    plans = [ViewPlan(len(split), 32, 4, crop_flip=True, seed=0, mixes=mixes) for mixes in ((), ("cutmix", "cutmix"))]
     x, picked = (ViewMaker(split, plan, BATCH, cpu) for plan in plans)
     normalize = models.build("resnet8", num_classes=CLASSES, seed=0).normalize
     makers: dict[str, tuple[ViewMaker, Callable[[Tensor], Tensor]]] = {
@@ -225,13 +225,13 @@ def store(chosen: argparse.Namespace) -> list[str]:
     rows = 50_000 if chosen.steps > 2 else 5000
     answers = torch.randn(rows, CLASSES).half()
 
-    def compute_rows(span: range) -> Columns:
+    def compute_rows(span: range) -> EncodedLogits:
         return {"logits": answers[span.start : span.stop]}
 
     found: dict[str, list[float]] = {name: [] for name in ("write", "flat write", "read", "flat read")}
     for _ in range(chosen.repeats + 1):
         with tempfile.TemporaryDirectory() as name:
-            table = Table(StoreLocation(Path(name) / "store.zarr"), "clean", rows, DEFAULT_CODEC.layout(CLASSES))
+            table = Table(StoreLocation(Path(name) / "store.zarr"), "clean", rows, DEFAULT_ENCODING.layout(CLASSES))
             flat = np.memmap(Path(name) / "flat", np.float16, "w+", shape=(rows, CLASSES))
 
             def write_flat(flat: np.memmap = flat, table: Table = table) -> None:

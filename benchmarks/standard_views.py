@@ -21,7 +21,7 @@ from kdcache.answers.open import make_cached_teacher, open_store
 from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute
 from kdcache.datasets import CARDS, Dataset, Split
-from kdcache.views import Plan, ViewMaker
+from kdcache.views import ViewMaker, ViewPlan
 
 
 class StandIn(Teacher):
@@ -42,7 +42,7 @@ def main() -> None:
     split = Split(images, torch.zeros(chosen.images, dtype=torch.int64))
     data = Dataset(CARDS["fashion-mini"], tuple("abcdefghij"), split, split)
     teacher = StandIn(models.build("resnet8", num_classes=10, seed=0), Compute(torch.device("cpu"), "float32"))
-    plan = Plan(chosen.images, 32, 4, crop_flip=True, seed=0)
+    plan = ViewPlan(chosen.images, 32, 4, crop_flip=True, seed=0)
     views = ViewMaker(split, plan, chosen.images, torch.device("cpu"))
     print(f"""# TeacherCounts about the standard views
 

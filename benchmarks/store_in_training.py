@@ -16,10 +16,10 @@ from torch import Tensor
 
 from kdcache import training
 from kdcache.answers.cached_teacher import CachedTeacher
-from kdcache.answers.codec import Dense, TopK
+from kdcache.answers.encoding import Dense, TopK
 from kdcache.answers.open import make_cached_teacher, open_store
 from kdcache.answers.teacher import Teacher
-from kdcache.answers.verify import codec_error
+from kdcache.answers.verify import measure_encoding_loss
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.losses import kl_divergence
@@ -27,7 +27,7 @@ from kdcache.machine import keep_freed_memory
 from kdcache.models.load import trained_network
 from kdcache.run.folder import RunFolder
 from kdcache.run.statistics import EpochStatistics, StatisticsShape
-from kdcache.setup import fresh_network, load_data, plan_of
+from kdcache.setup import fresh_network, load_data, make_plan
 from kdcache.views import Batch, ViewMaker
 
 REPEATS = 5
@@ -55,7 +55,7 @@ def main() -> None:
     keep_freed_memory()  # as the command line does
     config = StudentConfig.load(teacher=chosen.teacher, aug="cutmix-pick", epochs=1)
     compute, data = Compute.choose(), load_data(config)
-    views = ViewMaker(data.train, plan_of(config, data), config.batch_size, compute.device)
+    views = ViewMaker(data.train, make_plan(config, data), config.batch_size, compute.device)
     teacher = Teacher(trained_network(RunFolder(chosen.teacher).network_file, data), compute)
     with tempfile.TemporaryDirectory() as name:
         store = open_store(Path(name) / "store.zarr", teacher, data)
@@ -88,14 +88,14 @@ one at temperature 4, and how far the KL of an untrained student from it moves.
 """)
     print("| format | bytes | KL, mean | KL, largest | student's KL moves, mean | largest | other first class |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
-    for codec in (Dense("float32"), Dense("float16"), TopK("float16", 5), TopK("float16", 3), TopK("float16", 2)):
-        error = codec_error(whole, codec, 4.0)
-        stored = codec.decode(codec.encode(whole), whole.shape[1])
+    for encoding in (Dense("float32"), Dense("float16"), TopK("float16", 5), TopK("float16", 3), TopK("float16", 2)):
+        error = measure_encoding_loss(whole, encoding, 4.0)
+        stored = encoding.decode(encoding.encode(whole), whole.shape[1])
         kl_stored, kl_whole = (kl_divergence(other.double(), one.double(), 4.0) for one in (stored, whole))
         moved = (kl_stored - kl_whole).abs()
-        size = sum(width * dtype.itemsize for width, dtype in codec.layout(whole.shape[1]).values())
+        size = sum(width * dtype.itemsize for width, dtype in encoding.layout(whole.shape[1]).values())
         print(
-            f"| {codec.name} | {size} | {error.mean_kl:.2g} | {error.max_kl:.2g} | {moved.mean():.2g} "
+            f"| {encoding.name} | {size} | {error.mean_kl:.2g} | {error.max_kl:.2g} | {moved.mean():.2g} "
             f"| {moved.max():.2g} | {100 * error.argmax_changes:.2g} % |"
         )
     print(f"""

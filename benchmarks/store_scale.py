@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from common import footer
 
-from kdcache.answers.codec import DEFAULT_CODEC, Columns
+from kdcache.answers.encoding import DEFAULT_ENCODING, EncodedLogits
 from kdcache.answers.location import StoreLocation
 from kdcache.answers.table import Table, fill_missing
 
@@ -33,12 +33,12 @@ def main() -> None:
     chosen = parser.parse_args()
     noise = torch.randn(20_000, chosen.classes).half()
 
-    def compute_rows(span: range) -> Columns:
+    def compute_rows(span: range) -> EncodedLogits:
         return {"logits": noise[torch.arange(span.start, span.stop) % len(noise)]}
 
     with tempfile.TemporaryDirectory(dir=chosen.folder) as name:
         table = Table(
-            StoreLocation(Path(name) / "store.zarr"), "clean", chosen.rows, DEFAULT_CODEC.layout(chosen.classes)
+            StoreLocation(Path(name) / "store.zarr"), "clean", chosen.rows, DEFAULT_ENCODING.layout(chosen.classes)
         )
         filled = measure(fill_missing([(table, compute_rows)]), len(table.chunks))
         reads = measure((table.read(chunk) for chunk in range(len(table.chunks))), len(table.chunks))

@@ -18,7 +18,7 @@ from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.datasets import Card, Dataset, Split
 from kdcache.run.statistics import EpochStatistics, StatisticsShape
-from kdcache.setup import plan_of
+from kdcache.setup import make_plan
 from kdcache.views import Batch, ViewMaker
 
 __all__ = ["BATCH", "CLASSES", "NETWORKS", "Ours", "Watch", "bare_step", "noise"]
@@ -107,7 +107,7 @@ class Ours:
         teacher, student = pair.split(":")
         self.data, self.compute = noise(count), Compute.choose("cpu")
         self.config = StudentConfig(aug="cutmix-pick", epochs=2, batch_size=BATCH)
-        self.views = ViewMaker(self.data.train, plan_of(self.config, self.data), BATCH, self.compute.device)
+        self.views = ViewMaker(self.data.train, make_plan(self.config, self.data), BATCH, self.compute.device)
         self.student = models.build(student, num_classes=CLASSES, seed=0)
         self.optimiser = training.sgd(self.student, 0.05, 0.9, 5e-4)
         self.teacher = Teacher(models.build(teacher, num_classes=CLASSES, seed=0), self.compute)

@@ -13,15 +13,17 @@ from torchvision.transforms import v2
 from kdcache.choices import MIXES
 from kdcache.datasets import Split
 from kdcache.errors import UsageError
-from kdcache.views import Batch, EpochTable, Plan, ViewMaker, crop_flip, cutmix, mixup, rank_part, steps
+from kdcache.views import Batch, EpochTable, ViewMaker, ViewPlan, crop_flip, cutmix, mixup, rank_part, steps
 from kdcache.views.mixes import draw_cutmix
 from kdcache.views.plan import BLOCK, block_starts
 
 CPU = torch.device("cpu")
 
 
-def plan(samples: int = 150, mix: str | None = "cutmix", slots: int = 2, seed: int = 0, crop_flip: bool = True) -> Plan:
-    return Plan(samples, 32, 4, crop_flip=crop_flip, seed=seed, mixes=(mix,) * slots if mix else ())
+def plan(
+    samples: int = 150, mix: str | None = "cutmix", slots: int = 2, seed: int = 0, crop_flip: bool = True
+) -> ViewPlan:
+    return ViewPlan(samples, 32, 4, crop_flip=crop_flip, seed=seed, mixes=(mix,) * slots if mix else ())
 
 
 def columns(table: EpochTable) -> dict[str, np.ndarray]:
@@ -205,7 +207,7 @@ def test_mixed_labels_are_the_argmax_and_ties_go_to_the_lower_class(noise: Split
     assert made.mixed_labels().tolist() == [2, 1, 1, 1, 3]
 
 
-def reference_view(data: Split, drawn: Plan, table: EpochTable, position: int) -> np.ndarray:
+def reference_view(data: Split, drawn: ViewPlan, table: EpochTable, position: int) -> np.ndarray:
     """The x of a single position, (3, 32, 32) uint8."""
     image = data.images[table.order[position]].numpy()
     (top, left), pad = table.crop[position], drawn.padding
@@ -276,7 +278,7 @@ def test_cutout_blackens_a_square_of_half_the_side_and_lambda_is_1(noise: Split)
 
 @pytest.mark.parametrize("kind", ["clean", "standard", "mixup-1", "cutmix-3"])
 def test_the_plan_for_a_kind_has_that_view_in_its_last_slot(kind: str) -> None:
-    ending = replace(plan(), mixes=("cutmix",)).ending_with(kind)
+    ending = replace(plan(), mixes=("cutmix",)).with_last_kind(kind)
     assert ending.kinds[-1] == kind
     whole = replace(plan(), mixes=("trivialaugment", "mixup", "cutmix")).epoch(2)
     if kind == "cutmix-3":
