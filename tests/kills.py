@@ -1,0 +1,262 @@
+"""Kill trainings, precomputations and studies at random moments, resume them, and compare with undisturbed ones.
+
+`benchmarks/kill.py` does this many times, the tests a few.
+"""
+
+import os
+import shutil
+import signal
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import zarr
+
+from kdcache import training
+from kdcache.run.folder import FinishedRun
+from tests.alterations import DAMAGES, damage
+from tests.processes import outcome, started, work
+
+Settings = dict[str, Any]
+
+
+class Job(ABC):
+    """Work that can be killed and resumed until it is finished, and then begins anew.
+
+    Attributes
+    ----------
+    seconds : float
+        How long the job takes undisturbed.
+    counts : Counter of str
+        What happened so far: "kills"; "finished" jobs, and how many of them have an "equal" outcome; and more.
+    """
+
+    seconds: float
+    counts: Counter[str]
+
+    @abstractmethod
+    def start(self) -> list[BaseProcess]:
+        """Start the job, or resume it."""
+
+    @abstractmethod
+    def progress(self) -> object:
+        """Return something that changes when the job saves work."""
+
+    @abstractmethod
+    def compare(self) -> None:
+        """Count the finished job, compare it with the undisturbed one, and let the next start begin anew."""
+
+    def kill(self, processes: list[BaseProcess], rng: Random) -> int:
+        """Kill the processes that are still running, and return how many there were."""
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.join()
+        assert {process.exitcode for process in processes} <= {0, -signal.SIGKILL}
+        return sum(process.exitcode != 0 for process in processes)
+
+
+def kill_and_resume(job: Job, kills: int, rng: Random) -> Counter[str]:
+    """Kill a job so many times, and let it finish then.
+
+    One kill comes at any moment of the job's time, counted from the start, and the next one soon after the job has
+    saved work, so that it makes progress.
+    """
+    while job.counts["kills"] < kills:
+        saved = job.progress()
+        processes = job.start()
+        if job.counts["kills"] % 2:
+            _wait(processes, rng.uniform(0, job.seconds))
+        else:
+            while job.progress() == saved and any(process.is_alive() for process in processes):
+                time.sleep(0.005)
+            _wait(processes, rng.uniform(0, job.seconds / 4))
+        killed = job.kill(processes, rng)
+        job.counts["kills"] += killed
+        if not killed:
+            job.compare()
+    for process in job.start():
+        process.join()
+        assert process.exitcode == 0
+    job.compare()
+    return job.counts
+
+
+def _wait(processes: list[BaseProcess], seconds: float) -> None:
+    """Wait for the end of all processes, but no longer than some seconds."""
+    end = time.monotonic() + seconds
+    for process in processes:
+        process.join(max(0.0, end - time.monotonic()))
+
+
+TRAININGS: dict[str, Settings] = {
+    "teacher": {},
+    "student, cutmix-pick, no store": {"aug": "cutmix-pick", "cache": "off"},
+    "student, cutmix-pick, replay": {"aug": "cutmix-pick", "cache": "replay"},
+    "student, crd+kd, no store": {"aug": "cutmix-pick", "loss": "crd+kd", "cache": "off"},
+    "student, crd+kd, half precomputed": {"aug": "cutmix-pick", "loss": "crd+kd", "cache": "replay"},
+}
+
+
+class Training(Job):
+    """A training that writes a checkpoint after each step.
+
+    Parameters
+    ----------
+    name : str
+        One of the `TRAININGS`.
+    settings : dict
+        Of the dataset, the network and the device.
+    teacher : Path
+        Run folder.
+    folder : Path
+        Existing folder for the runs and their stores.
+    """
+
+    def __init__(self, name: str, settings: Settings, teacher: Path, folder: Path) -> None:
+        self.kind, _, _ = name.partition(",")
+        self.settings = {**settings, **TRAININGS[name], "epochs": 2, "batch_size": 4, "checkpoint_minutes": 1e-6}
+        if self.kind == "student":
+            self.settings["teacher"] = teacher
+        self.half_precomputed = name.endswith("half precomputed")
+        self.folder, self.counts = folder, Counter()
+        self.run = folder / "undisturbed"
+        began = time.perf_counter()
+        (process,) = self.start()
+        process.join()
+        assert process.exitcode == 0
+        self.seconds, self.expected = time.perf_counter() - began, outcome(self.run)
+        self.run = folder / "run-0"
+
+    def start(self) -> list[BaseProcess]:
+        settings = {**self.settings, "out": self.run, "resume": True}
+        if self.settings.get("cache") == "replay":
+            store = self.run.with_suffix(".zarr")
+            settings["store"] = str(store)
+            if self.half_precomputed and self.run.name != "undisturbed" and not store.exists():
+                precomputing = started(work, "fill", {**settings, "loss": "kd", "resume": False})
+                _wait([precomputing], self.seconds / 4)
+                super().kill([precomputing], Random())
+        self._partial = set(partial_writes(self.folder))
+        return [started(_train_with_a_checkpoint_per_step, self.kind, settings)]
+
+    def progress(self) -> str:
+        return max((path.name for path in self.run.glob("checkpoints/epoch-*")), default="")
+
+    def kill(self, processes: list[BaseProcess], rng: Random) -> int:
+        killed = super().kill(processes, rng)
+        self.counts["partial writes"] += killed and bool(set(partial_writes(self.folder)) - self._partial)
+        self.counts["before the first checkpoint"] += killed and not self.progress()
+        return killed
+
+    def compare(self) -> None:
+        places = FinishedRun(self.run).summary["resumed"]
+        left = [path for path in self.run.iterdir() if path.name == "checkpoints" or path.suffix == ".tmp"]
+        self.counts["resumed"] += any(place["epoch"] > 1 or place["step"] > 0 for place in places)
+        self.counts["equal"] += outcome(self.run) == self.expected and not left
+        self.counts["finished"] += 1
+        self.run = self.folder / f"run-{self.counts['finished']}"
+
+
+def _train_with_a_checkpoint_per_step(kind: str, settings: Settings) -> None:
+    training.LOSS_CHECK_STEPS = 1  # without influence on the result
+    work(kind, settings)
+
+
+class Precomputation(Job):
+    """Processes that precompute a teacher's logits into one store: one, two at a time, or one and damaged files.
+
+    Parameters
+    ----------
+    name : str
+        One of the `PRECOMPUTATIONS`.
+    settings : dict
+        Of the dataset and the device.
+    teacher : Path
+        Run folder.
+    folder : Path
+        Existing folder for the stores.
+    epochs : int
+        Each has three tables of one chunk.
+    """
+
+    def __init__(self, name: str, settings: Settings, teacher: Path, folder: Path, epochs: int) -> None:
+        self.settings = {**settings, "teacher": teacher, "aug": "cutmix-pick", "cache": "replay", "epochs": epochs}
+        self.processes, self.damages = PRECOMPUTATIONS[name]
+        self.folder, self.counts = folder, Counter()
+        self.store = folder / "undisturbed.zarr"
+        began = time.perf_counter()
+        for process in self.start():
+            process.join()
+            assert process.exitcode == 0
+        self.seconds, self.expected = time.perf_counter() - began, _chunks(self.store)
+        assert len(self.expected) == 2 * 3 * epochs  # logits and commit records
+        self.store = folder / "store.zarr"
+        self._damaged: set[str] = set()
+
+    def start(self) -> list[BaseProcess]:
+        self._committed, self._partial = _committed(self.store), set(partial_writes(self.store))
+        settings = {**self.settings, "store": str(self.store)}
+        return [started(work, "fill", settings) for _ in range(self.processes)]
+
+    def progress(self) -> int:
+        return sum(1 for _ in self.store.glob("replay/*/*/*/commits/c/*/0"))
+
+    def kill(self, processes: list[BaseProcess], rng: Random) -> int:
+        killed = super().kill(processes, rng)
+        self.counts["partial writes"] += killed and bool(set(partial_writes(self.store)) - self._partial)
+        found = _committed(self.store)
+        for name, content in self._committed.items():
+            if name not in self._damaged:
+                self.counts["lost"] += found.get(name) != content
+        self._damaged = set()
+        if self.damages and killed and found:
+            victim = rng.choice(sorted(found))
+            damage(self.store / victim, rng.choice(sorted(DAMAGES)))
+            self._damaged = {victim.replace("/commits/", "/logits/"), victim.replace("/logits/", "/commits/")}
+            self.counts["damaged"] += 1
+        return killed
+
+    def compare(self) -> None:
+        self.counts["equal"] += _chunks(self.store) == self.expected
+        self.counts["finished"] += 1
+        shutil.rmtree(self.store)
+
+
+PRECOMPUTATIONS = {"one process": (1, False), "two processes": (2, False), "one process, files damaged": (1, True)}
+"""Number of processes, and whether a file is damaged after each kill."""
+
+
+def _chunks(store: Path) -> dict[str, bytes]:
+    """Read every chunk of logits and every commit record of a store."""
+    paths = [path for path in store.rglob("*") if "/c/" in str(path) and path.suffix != ".partial" and path.is_file()]
+    return {str(path.relative_to(store)): path.read_bytes() for path in paths}
+
+
+def _committed(store: Path) -> dict[str, bytes]:
+    """Read the chunks that have a commit record, and these records."""
+    chunks = _chunks(store)
+    records = {name for name in chunks if "/commits/" in name}
+    return {name: chunks[name] for name in chunks if name.replace("/logits/", "/commits/") in records}
+
+
+def partial_writes(folder: Path) -> Iterator[Path]:
+    """Find what a writer has begun and not completed, in run folders and stores.
+
+    These are temporary files, chunks of logits without a commit record, tables without a chunk, and statistics of an
+    epoch that is not marked as written.
+    """
+    yield from (path for path in folder.rglob("*") if path.suffix in (".tmp", ".partial"))
+    for table in (path for name in ("epoch-*/*", "clean") for path in folder.rglob(name) if path.is_dir()):
+        chunks = [path.relative_to(table / "logits") for path in table.glob("logits/c/*/0")]
+        yield from (table / "logits" / chunk for chunk in chunks if not (table / "commits" / chunk).exists())
+        if not chunks:
+            yield table
+    for store in folder.rglob("statistics.zarr"):
+        written = zarr.open_group(store, mode="r").attrs.get("epochs_written", 0)
+        yield from (chunk for chunk in store.glob("*/c/*") if int(chunk.name) >= int(str(written)))
