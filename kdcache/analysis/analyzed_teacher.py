@@ -1,0 +1,203 @@
+"""The teacher of an analysis, with the images it is evaluated on: those of its run, or any others."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kdcache import datasets
+from kdcache.answers.cached_teacher import CachedTeacher
+from kdcache.answers.location import StoreLocation
+from kdcache.answers.open import make_cached_teacher, make_reader, open_answers
+from kdcache.answers.store import CLEAN, AnswerStore
+from kdcache.answers.teacher import Teacher
+from kdcache.choices import MODEL_PREFIXES
+from kdcache.compute import Compute
+from kdcache.config import StudentConfig
+from kdcache.datasets import Dataset, Split
+from kdcache.errors import UsageError, problem
+from kdcache.models import Network
+from kdcache.models.load import find_network, trained_network
+from kdcache.run.folder import FinishedRun
+from kdcache.setup import find_teacher_run, load_data, plan_of, store_path
+from kdcache.views import ViewMaker
+
+__all__ = ["SPLITS", "AnalyzedTeacher", "CleanPredictions", "load_analyzed_teacher"]
+
+SPLITS = ("train", "val")
+
+TORCHVISION = "torchvision:"
+
+TORCHVISION_WEIGHTS = "IMAGENET1K_V1"
+"""Default weights of torchvision's networks: those of the paper's teacher."""
+
+BATCH_SIZE = 256
+
+
+@dataclass(frozen=True)
+class AnalyzedTeacher:
+    """A teacher, images to evaluate it on, and a store of its logits for them.
+
+    Attributes
+    ----------
+    name : str
+        Run folder, or name of the network.
+    folder : Path or None
+        The run folder, if there is one.
+    data : Dataset
+        Its ``train`` is the split to evaluate.
+    split : str
+        One of `SPLITS`.
+    teacher : Teacher
+    store : AnswerStore or None
+    writes_store : bool
+        Whether new logits are added to the store.
+    """
+
+    name: str
+    folder: Path | None
+    data: Dataset
+    split: str
+    teacher: Teacher
+    store: AnswerStore | None
+    writes_store: bool
+
+    @property
+    def images(self) -> Split:
+        """The images to evaluate the teacher on."""
+        return self.data.train
+
+    def views(self, aug: str, seed: int, batch_size: int = BATCH_SIZE) -> ViewMaker:
+        """Make the views that a student with this augmentation and view seed would see."""
+        config = StudentConfig.load(dataset=self.data.card.name, aug=aug, seed=seed)
+        return ViewMaker(self.images, plan_of(config, self.data), batch_size, self.teacher.compute.device)
+
+    def cached_teacher(self, views: ViewMaker, epochs: int) -> CachedTeacher:
+        """Open the cached teacher for some epochs of views."""
+        if self.writes_store and self.store is not None and views.plan.crop_flip:
+            return make_cached_teacher(self.teacher, views, self.store, "replay", epochs)
+        return make_reader(self.teacher, views, self.store)
+
+    @cached_property
+    def clean(self) -> "CleanPredictions":
+        """The teacher's predictions for the clean images."""
+        views = self.views("none", seed=0)
+        return CleanPredictions(CachedTeacher(self.teacher, views, store=self.store), self.images)
+
+
+class CleanPredictions:
+    """The teacher's class for each clean image: read from the store, or computed on first use.
+
+    Parameters
+    ----------
+    cached_teacher : CachedTeacher
+    images : Split
+    """
+
+    def __init__(self, cached_teacher: CachedTeacher, images: Split) -> None:
+        self.cached_teacher, self.images = cached_teacher, images
+        self._classes = torch.full((len(images),), -1)
+        if cached_teacher.store is not None:
+            table = cached_teacher.store.table(CLEAN)
+            for chunk, rows in enumerate(table.chunks):  # one at a time: all of them may not fit into memory
+                columns = table.read(chunk)
+                if columns is not None:
+                    logits = cached_teacher.codec.decode(columns, cached_teacher.classes)
+                    self._classes[rows.start : rows.stop] = logits.argmax(1)
+
+    def classes(self, samples: Tensor) -> Tensor:
+        """Predict the class of some samples: int64 (B,), on the CPU."""
+        unknown = samples[self._classes[samples] < 0].unique()
+        for part in unknown.split(BATCH_SIZE) if len(unknown) else ():
+            views = self.images.take(part).to(self.cached_teacher.views.device)
+            self._classes[part] = self.cached_teacher.compute_logits(views).argmax(1).cpu()
+        return self._classes[samples]
+
+    def correct(self, samples: Tensor) -> Tensor:
+        """Tell which of some samples the teacher classifies correctly: bool (B,), on the CPU."""
+        return self.classes(samples) == self.images.labels[samples]
+
+
+def load_analyzed_teacher(
+    teacher: str | None = None,
+    weights: str | None = None,
+    dataset: str | None = None,
+    data_root: Path | None = None,
+    image_size: int | None = None,
+    split: str = "train",
+    store: str | None = None,
+    device: str = "auto",
+) -> AnalyzedTeacher:
+    """Load a teacher and the images to evaluate it on.
+
+    Parameters
+    ----------
+    teacher : str, optional
+        Run folder of a teacher, run folder of a student to take its teacher, or a network such as
+        ``torchvision:resnet34``. By default the newest teacher's run, or with `weights` the network that they fit.
+    weights : str, optional
+        Weights of a network: a file, or torchvision's name for them.
+    dataset : str, optional
+        By default that of the run.
+    data_root : Path, optional
+    image_size : int, optional
+    split : str
+        One of `SPLITS`.
+    store : str, optional
+        Store to read and write. By default the store of a teacher's run is read, and nothing is written.
+    device : str
+
+    Raises
+    ------
+    UsageError
+        If there is no such teacher, or it does not fit the images or the store.
+    """
+    external = any((teacher or "").startswith(prefix) for prefix, _ in MODEL_PREFIXES)
+    if weights is None and not external:
+        run = _teacher_run(teacher, dataset)
+        own_images = dataset in (None, run.config.dataset)
+        root = data_root or run.config.data_root
+        if own_images:  # with the run's train_fraction and val_fraction
+            size = image_size or run.config.image_size
+            data = load_data(run.config.model_copy(update={"data_root": root, "image_size": size, "download": False}))
+        else:
+            data = datasets.load(str(dataset), root=root, image_size=image_size)
+        network, name, folder = trained_network(run.network_file, data), str(run.path), run.path
+        compute = Compute.choose(device, run.config.precision)
+        own_store = store_path(run.path)
+        use_own = own_images and split == "train" and StoreLocation(own_store).holds_store()
+        location = store or (own_store if use_own else None)
+    else:
+        if dataset is None:
+            raise UsageError(problem("--dataset", expected="a dataset, which this teacher does not name", got="none"))
+        data = datasets.load(dataset, root=data_root or Path("datasets"), image_size=image_size)
+        network, name = _external_network(teacher, weights, data)
+        compute = Compute.choose(device)
+        folder, location = None, store
+    evaluated = data if split == "train" else replace(data, train=data.test)
+    if location is None:
+        return AnalyzedTeacher(name, folder, evaluated, split, Teacher(network, compute), None, writes_store=False)
+    loaded, answers = open_answers(network, evaluated, compute, location)
+    return AnalyzedTeacher(name, folder, evaluated, split, loaded, answers, writes_store=store is not None)
+
+
+def _teacher_run(teacher: str | None, dataset: str | None) -> FinishedRun:
+    if teacher is None:
+        return find_teacher_run(None, dataset, "name one with --teacher")
+    run = FinishedRun(Path(teacher))
+    if not isinstance(run.config, StudentConfig):
+        return run
+    if run.config.teacher is None:
+        raise UsageError(problem(f"run {run.path}", expected="a teacher, or a student with a teacher", got="neither"))
+    return FinishedRun(run.config.teacher)
+
+
+def _external_network(teacher: str | None, weights: str | None, data: Dataset) -> tuple[Network, str]:
+    if weights is None:
+        if teacher is None or not teacher.startswith(TORCHVISION):
+            raise UsageError(problem("--weights", expected=f"the weights of {teacher}", got="none"))
+        weights = TORCHVISION_WEIGHTS
+    network, _ = find_network(weights, data, teacher)
+    return network, f"{network.name} ({weights})"
