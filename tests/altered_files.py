@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 
 from kdcache.answers import table
-from kdcache.answers.codec import DENSE, Columns
+from kdcache.answers.codec import DEFAULT_CODEC, Columns
 from kdcache.answers.store import CLEAN, AnswerStore
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.datasets import packed
 from kdcache.datasets.cards import CARDS
 from kdcache.datasets.pictures import read_image
-from kdcache.run.folder import FinishedRun, finished_runs
+from kdcache.run.folder import FinishedRun, find_finished_runs
 from tests.alterations import alter_bytes, alter_document, alter_json, alter_store
 
 
@@ -107,9 +107,9 @@ class RunFolders(FileKind):
     def read(self, files: dict[str, bytes]) -> tuple[object, ...]:
         for name, content in files.items():
             (self.path / name).write_bytes(content)
-        finished_runs(self.path.parent)
+        find_finished_runs(self.path.parent)
         run = FinishedRun(self.path)
-        return run.summary, run.metrics(), run.config
+        return run.summary, run.read_metrics(), run.config
 
     def try_altered(self, rng: Random) -> Verdict:
         name = rng.choice(sorted(self.files))
@@ -141,14 +141,14 @@ class Stores(FileKind):
         (self.outside / "zarr.json").write_text("not of the store")
 
     def open(self, path: Path) -> AnswerStore:
-        return AnswerStore.open(path, self.fingerprint, DENSE, self.MADE_WITH)
+        return AnswerStore.create_or_open(path, self.fingerprint, DEFAULT_CODEC, self.MADE_WITH)
 
     def rows_of(self, name: str) -> Callable[[range], Columns]:
         return lambda span: {"logits": self.rows[name][span.start : span.stop]}
 
     def fill(self, path: Path) -> None:
         store = self.open(path)
-        list(table.fill([(store.table(name), self.rows_of(name)) for name in self.TABLES]))
+        list(table.fill_missing([(store.table(name), self.rows_of(name)) for name in self.TABLES]))
 
     def check(self, path: Path) -> tuple[int, list[str]]:
         """Read every chunk: how many are missing, and which ones are wrong."""
@@ -171,7 +171,7 @@ class Stores(FileKind):
             alter_store(path, rng.choice(self.files), self.outside, rng)
         try:
             store = AnswerStore(path)
-            store.replayed()
+            store.replay_tables()
             if (store.made_with, store.precision) != (self.MADE_WITH, "bfloat16"):
                 return Verdict("wrong", "the store has other attributes")
             missing, wrong = self.check(path)

@@ -9,18 +9,18 @@ import signal
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from random import Random
 from typing import Any
 
-import zarr
-
 from kdcache import training
 from kdcache.run.folder import FinishedRun
 from tests.alterations import DAMAGES, damage
 from tests.processes import outcome, started, work
+from tests.store_files import partial_writes, read_chunks, read_committed
+from tests.studies import RUNS, begin_study, table, trainings, until, write_study
 
 Settings = dict[str, Any]
 
@@ -194,13 +194,13 @@ class Precomputation(Job):
         for process in self.start():
             process.join()
             assert process.exitcode == 0
-        self.seconds, self.expected = time.perf_counter() - began, _chunks(self.store)
+        self.seconds, self.expected = time.perf_counter() - began, read_chunks(self.store)
         assert len(self.expected) == 2 * 3 * epochs  # logits and commit records
         self.store = folder / "store.zarr"
         self._damaged: set[str] = set()
 
     def start(self) -> list[BaseProcess]:
-        self._committed, self._partial = _committed(self.store), set(partial_writes(self.store))
+        self._committed, self._partial = read_committed(self.store), set(partial_writes(self.store))
         settings = {**self.settings, "store": str(self.store)}
         return [started(work, "fill", settings) for _ in range(self.processes)]
 
@@ -210,7 +210,7 @@ class Precomputation(Job):
     def kill(self, processes: list[BaseProcess], rng: Random) -> int:
         killed = super().kill(processes, rng)
         self.counts["partial writes"] += killed and bool(set(partial_writes(self.store)) - self._partial)
-        found = _committed(self.store)
+        found = read_committed(self.store)
         for name, content in self._committed.items():
             if name not in self._damaged:
                 self.counts["lost"] += found.get(name) != content
@@ -223,7 +223,7 @@ class Precomputation(Job):
         return killed
 
     def compare(self) -> None:
-        self.counts["equal"] += _chunks(self.store) == self.expected
+        self.counts["equal"] += read_chunks(self.store) == self.expected
         self.counts["finished"] += 1
         shutil.rmtree(self.store)
 
@@ -232,31 +232,70 @@ PRECOMPUTATIONS = {"one process": (1, False), "two processes": (2, False), "one 
 """Number of processes, and whether a file is damaged after each kill."""
 
 
-def _chunks(store: Path) -> dict[str, bytes]:
-    """Read every chunk of logits and every commit record of a store."""
-    paths = [path for path in store.rglob("*") if "/c/" in str(path) and path.suffix != ".partial" and path.is_file()]
-    return {str(path.relative_to(store)): path.read_bytes() for path in paths}
+class Study(Job):
+    """A study of four students, two at a time, that is killed or interrupted in three ways in turn.
 
+    Killed alone, it leaves trainings that keep running, for which the next start waits. Killed with all trainings, as
+    when a machine goes down. Interrupted, it ends its own trainings.
 
-def _committed(store: Path) -> dict[str, bytes]:
-    """Read the chunks that have a commit record, and these records."""
-    chunks = _chunks(store)
-    records = {name for name in chunks if "/commits/" in name}
-    return {name: chunks[name] for name in chunks if name.replace("/logits/", "/commits/") in records}
-
-
-def partial_writes(folder: Path) -> Iterator[Path]:
-    """Find what a writer has begun and not completed, in run folders and stores.
-
-    These are temporary files, chunks of logits without a commit record, tables without a chunk, and statistics of an
-    epoch that is not marked as written.
+    Parameters
+    ----------
+    pictures : Path
+        Folder dataset.
+    undisturbed : Path
+        Folder of the same study, finished.
+    folder : Path
+        Existing folder for the studies.
     """
-    yield from (path for path in folder.rglob("*") if path.suffix in (".tmp", ".partial"))
-    for table in (path for name in ("epoch-*/*", "clean") for path in folder.rglob(name) if path.is_dir()):
-        chunks = [path.relative_to(table / "logits") for path in table.glob("logits/c/*/0")]
-        yield from (table / "logits" / chunk for chunk in chunks if not (table / "commits" / chunk).exists())
-        if not chunks:
-            yield table
-    for store in folder.rglob("statistics.zarr"):
-        written = zarr.open_group(store, mode="r").attrs.get("epochs_written", 0)
-        yield from (chunk for chunk in store.glob("*/c/*") if int(chunk.name) >= int(str(written)))
+
+    def __init__(self, pictures: Path, undisturbed: Path, folder: Path) -> None:
+        self.pictures, self.undisturbed, self.folder = pictures, undisturbed, folder
+        self.runs = [Path("studies", "small", run) for run in RUNS.values()]
+        self.seconds = sum(FinishedRun(undisturbed / run).summary["seconds"] for run in self.runs) / 2
+        self.counts = Counter()
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self.study = self.folder / f"study-{self.counts['finished']}"
+        self.study.mkdir()
+        write_study(self.study, self.pictures)
+
+    def start(self) -> list[BaseProcess]:
+        self._trained_before = set(trainings(self.study))
+        self._command = begin_study(self.study)
+        return [self._command.process]
+
+    def progress(self) -> frozenset[Path]:
+        return frozenset(self.study.glob("studies/small/*/checkpoints/*.safetensors"))
+
+    def kill(self, processes: list[BaseProcess], rng: Random) -> int:
+        (process,) = processes
+        way = ("alone", "with its trainings", "interrupted")[self.counts["kills"] % 3]
+        if way != "with its trainings":
+            until(lambda: self._own_trainings() or not process.is_alive())
+        if way == "interrupted" and process.is_alive():
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGINT)
+            process.join()
+            assert process.exitcode in (0, 130)
+            assert not self._own_trainings()
+        else:
+            super().kill(processes, rng)
+        if way == "alone":
+            self.counts["trainings left running"] += len(trainings(self.study))
+        if way == "with its trainings":
+            for training_process in trainings(self.study):
+                with suppress(ProcessLookupError):
+                    os.kill(training_process, signal.SIGKILL)
+        killed = int(process.exitcode != 0)
+        self.counts[way] += killed
+        return killed
+
+    def _own_trainings(self) -> set[int]:
+        return set(trainings(self.study)) - self._trained_before
+
+    def compare(self) -> None:
+        equal = all(outcome(self.study / run) == outcome(self.undisturbed / run) for run in self.runs)
+        self.counts["equal"] += equal and table(self.study) == table(self.undisturbed)
+        self.counts["finished"] += 1
+        self._begin_anew()

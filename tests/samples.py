@@ -37,7 +37,7 @@ CLASSES = ("bright", "dark", "striped")
 
 
 def write_pictures(root: Path) -> Path:
-    """Write a folder dataset of three classes, 30 training and 10 test images each, 32x32, noisy but easy to tell apart."""
+    """Write a folder dataset of three easy classes, each with 30 training and 10 test images of 32x32 pixels."""
     generator = np.random.Generator(np.random.Philox(5))
     for split, count in (("train", 30), ("val", 10)):
         for shade, name in enumerate(CLASSES):
