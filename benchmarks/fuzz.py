@@ -41,12 +41,12 @@ def main() -> int:
         f"{len(rows) * len(numbers)} files in {time.perf_counter() - started:.0f} s. Valid files of each kind were "
         "altered at random: their bytes, the JSON or TOML in them, their contents, or the files around them. Each "
         "one was read in a process that may crash.",
-        f"""- *rejected*: an error of kdcache with a printable message; for a store also that a chunk was found missing or damaged,
-  was not used, and was computed again
-- *different*: read as the other valid file that it now is, where the format has no checksum or the checksum was
-  forged: a config with another value; images or weights with another fingerprint, which a store refuses
-- *memory*: more than {MEMORY_BYTES // 2**20} MB for one file; *hang*: more than {TIMEOUT_SECONDS:.0f} s
-- *wrong*: damage not detected, code in a file run, or something outside the file's folder written""",
+        "- *rejected*: an error of kdcache with a printable message; for a store also that a chunk was found missing "
+        "or damaged, was not used, and was computed again\n"
+        "- *different*: read as the other valid file that it now is, where the format has no checksum or the checksum "
+        "was forged: a config with another value; images or weights with another fingerprint, which a store refuses\n"
+        f"- *memory*: more than {MEMORY_BYTES // 2**20} MB for one file; *hang*: more than {TIMEOUT_SECONDS:.0f} s\n"
+        "- *wrong*: damage not detected, code in a file run, or something outside the file's folder written",
         table(("kind", "files", *PASSED, *FAILED), rows),
     )
     return 1 if failures else 0

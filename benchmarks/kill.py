@@ -12,7 +12,7 @@ from common import make_parser, table, write_page
 from kdcache.stages import train_teacher
 
 from kdcache.config import TeacherConfig
-from tests.kills import PRECOMPUTATIONS, TRAININGS, Job, Precomputation, Study, Training, kill_and_resume
+from tests.kills import PRECOMPUTATIONS, TRAININGS, Job, Precomputation, Study, kill_and_resume, make_training
 from tests.samples import small_settings, write_pictures
 from tests.studies import begin_study, write_study
 
@@ -26,7 +26,7 @@ TEXTS = {
     "trainings": """Each training of a ResNet8 on 90 small images saves a checkpoint after each step. It is killed with
 SIGKILL and resumed with `--resume` until the number of kills is reached; a run that finishes before is compared, and a
 new one begins. Equal: network, metrics, statistics and clean logits have the bits of a run that was not killed.""",
-    "precomputations": """Processes write the teacher's logits for 120 epochs of 90 small images, three tables of one
+    "precomputations": """Processes write the teacher's logits for 40 epochs of 90 small images, three tables of one
 chunk each, into one store, and are killed with SIGKILL. Lost: chunks committed before a kill that are missing or
 changed after it. Damaged: files that were then truncated, zeroed, emptied, altered by a bit or deleted. Equal: every
 chunk and commit record has the bytes of a store whose writers were not killed.""",
@@ -75,9 +75,9 @@ def make_jobs(kind: str, root: Path) -> dict[str, Job]:
         folder = root / str(number)
         folder.mkdir()
         if kind == "trainings":
-            jobs[name] = Training(name, small, teacher, folder)
+            jobs[name] = make_training(name, small, teacher, folder)
         else:
-            jobs[name] = Precomputation(name, data, teacher, folder, epochs=120)
+            jobs[name] = Precomputation(name, data, teacher, folder, epochs=40)
     return jobs
 
 

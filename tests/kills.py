@@ -94,38 +94,30 @@ def _wait(processes: list[BaseProcess], seconds: float) -> None:
         process.join(max(0.0, end - time.monotonic()))
 
 
-TRAININGS: dict[str, Settings] = {
-    "teacher": {},
-    "student, cutmix-pick, no store": {"aug": "cutmix-pick", "cache": "off"},
-    "student, cutmix-pick, replay": {"aug": "cutmix-pick", "cache": "replay"},
-    "student, crd+kd, no store": {"aug": "cutmix-pick", "loss": "crd+kd", "cache": "off"},
-    "student, crd+kd, half precomputed": {"aug": "cutmix-pick", "loss": "crd+kd", "cache": "replay"},
-}
-
-
 class Training(Job):
     """A training that writes a checkpoint after each step.
 
     Parameters
     ----------
-    name : str
-        One of the `TRAININGS`.
+    kind : str
+        "teacher" or "student".
     settings : dict
-        Of the dataset, the network and the device.
-    teacher : Path
-        Run folder.
+        All settings but those of the run folder and the store.
     folder : Path
         Existing folder for the runs and their stores.
+    half_precomputed : bool
+        Whether another process begins to fill each run's store.
+
+    Attributes
+    ----------
+    undisturbed : Path
+        Run folder of the undisturbed training.
     """
 
-    def __init__(self, name: str, settings: Settings, teacher: Path, folder: Path) -> None:
-        self.kind, _, _ = name.partition(",")
-        self.settings = {**settings, **TRAININGS[name], "epochs": 2, "batch_size": 4, "checkpoint_minutes": 1e-6}
-        if self.kind == "student":
-            self.settings["teacher"] = teacher
-        self.half_precomputed = name.endswith("half precomputed")
-        self.folder, self.counts = folder, Counter()
-        self.run = folder / "undisturbed"
+    def __init__(self, kind: str, settings: Settings, folder: Path, half_precomputed: bool = False) -> None:
+        self.kind, self.settings = kind, {**settings, "checkpoint_minutes": 1e-6}
+        self.folder, self.half_precomputed, self.counts = folder, half_precomputed, Counter(kills=0)
+        self.run = self.undisturbed = folder / "undisturbed"
         began = time.perf_counter()
         (process,) = self.start()
         process.join()
@@ -135,10 +127,10 @@ class Training(Job):
 
     def start(self) -> list[BaseProcess]:
         settings = {**self.settings, "out": self.run, "resume": True}
-        if self.settings.get("cache") == "replay":
+        if self.kind == "student" and self.settings.get("cache") != "off":
             store = self.run.with_suffix(".zarr")
             settings["store"] = str(store)
-            if self.half_precomputed and self.run.name != "undisturbed" and not store.exists():
+            if self.half_precomputed and self.run != self.undisturbed and not store.exists():
                 precomputing = started(work, "fill", {**settings, "loss": "kd", "resume": False})
                 _wait([precomputing], self.seconds / 4)
                 super().kill([precomputing], Random())
@@ -161,6 +153,24 @@ class Training(Job):
         self.counts["equal"] += outcome(self.run) == self.expected and not left
         self.counts["finished"] += 1
         self.run = self.folder / f"run-{self.counts['finished']}"
+
+
+TRAININGS: dict[str, Settings] = {
+    "teacher": {},
+    "student, cutmix-pick, no store": {"aug": "cutmix-pick", "cache": "off"},
+    "student, cutmix-pick, replay": {"aug": "cutmix-pick", "cache": "replay"},
+    "student, crd+kd, no store": {"aug": "cutmix-pick", "loss": "crd+kd", "cache": "off"},
+    "student, crd+kd, half precomputed": {"aug": "cutmix-pick", "loss": "crd+kd", "cache": "replay"},
+}
+
+
+def make_training(name: str, settings: Settings, teacher: Path, folder: Path) -> Training:
+    """Make one of the `TRAININGS`, with settings of the dataset, the network and the device."""
+    kind, _, _ = name.partition(",")
+    settings = {**settings, **TRAININGS[name], "epochs": 2, "batch_size": 4}
+    if kind == "student":
+        settings["teacher"] = teacher
+    return Training(kind, settings, folder, name.endswith("half precomputed"))
 
 
 def _train_with_a_checkpoint_per_step(kind: str, settings: Settings) -> None:
@@ -188,7 +198,7 @@ class Precomputation(Job):
     def __init__(self, name: str, settings: Settings, teacher: Path, folder: Path, epochs: int) -> None:
         self.settings = {**settings, "teacher": teacher, "aug": "cutmix-pick", "cache": "replay", "epochs": epochs}
         self.processes, self.damages = PRECOMPUTATIONS[name]
-        self.folder, self.counts = folder, Counter()
+        self.folder, self.counts = folder, Counter(kills=0)
         self.store = folder / "undisturbed.zarr"
         began = time.perf_counter()
         for process in self.start():
@@ -252,7 +262,7 @@ class Study(Job):
         self.pictures, self.undisturbed, self.folder = pictures, undisturbed, folder
         self.runs = [Path("studies", "small", run) for run in RUNS.values()]
         self.seconds = sum(FinishedRun(undisturbed / run).summary["seconds"] for run in self.runs) / 2
-        self.counts = Counter()
+        self.counts = Counter(kills=0)
         self._begin_anew()
 
     def _begin_anew(self) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.kills import PRECOMPUTATIONS, Precomputation, Training, kill_and_resume
+from tests.kills import PRECOMPUTATIONS, Precomputation, kill_and_resume, make_training
 
 KILLS = 4
 
@@ -15,7 +15,7 @@ KILLS = 4
 def test_a_killed_and_resumed_training_ends_with_the_same_bits(
     name: str, small: dict[str, Any], teacher: Path, tmp_path: Path
 ) -> None:
-    counts = kill_and_resume(Training(name, small, teacher, tmp_path), KILLS, Random(name))
+    counts = kill_and_resume(make_training(name, small, teacher, tmp_path), KILLS, Random(name))
     assert counts["kills"] >= KILLS
     assert counts["resumed"] >= 1
     assert counts["equal"] == counts["finished"]
