@@ -14,7 +14,7 @@ from kdcache.stages import train_teacher
 from kdcache.config import TeacherConfig
 from tests.kills import PRECOMPUTATIONS, TRAININGS, Job, Precomputation, Study, kill_and_resume, make_training
 from tests.samples import small_settings, write_pictures
-from tests.studies import begin_study, write_study
+from tests.studies import start_study, write_study
 
 TITLES = {
     "trainings": "Killed trainings",
@@ -65,7 +65,7 @@ def make_jobs(kind: str, root: Path) -> dict[str, Job]:
         for folder in folders:
             folder.mkdir()
         write_study(undisturbed, pictures)
-        assert begin_study(undisturbed).ended().returncode == 0
+        assert start_study(undisturbed).ended().returncode == 0
         return {"study": Study(pictures, undisturbed, disturbed)}
     small = small_settings(pictures)
     data = {key: small[key] for key in ("dataset", "image_size", "device", "precision")}

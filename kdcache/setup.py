@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from kdcache import datasets
-from kdcache.answers.codec import DEFAULT_CODEC, Codec, make_codec
+from kdcache.answers.codec import make_codec
 from kdcache.answers.store import AnswerStore
-from kdcache.config import StudentConfig, TeacherConfig, TrainingConfig
+from kdcache.config import StudentConfig, TrainingConfig
 from kdcache.datasets import Card, Dataset
-from kdcache.errors import UsageError, problem
-from kdcache.run.folder import RUNS, FinishedRun, RunFolder, newest_finished_run
+from kdcache.run.find import store_path
+from kdcache.run.folder import FinishedRun, RunFolder
 from kdcache.views.plan import Plan
 
 if TYPE_CHECKING:
@@ -28,15 +28,11 @@ __all__ = [
     "DataSize",
     "choose_compute",
     "data_size",
-    "find_store",
-    "find_teacher",
-    "find_teacher_run",
     "fresh_network",
     "load_data",
     "open_cached_teacher",
     "plan_for",
     "plan_of",
-    "store_path",
     "verify_run",
 ]
 
@@ -127,44 +123,6 @@ def fresh_network(config: TrainingConfig, data: Dataset) -> Network:
     return network
 
 
-def find_teacher_run(
-    path: Path | None, dataset: str | None = None, remedy: str = "name a teacher's run folder"
-) -> FinishedRun:
-    """Find the finished run of a teacher: in a folder, or the newest one, for one dataset or for any.
-
-    `remedy` is what the error message suggests, besides training a teacher.
-
-    Raises
-    ------
-    UsageError
-        If there is none.
-    """
-    run = FinishedRun(path) if path else newest_finished_run(TeacherConfig, dataset)
-    if run is None:
-        what = f"no finished teacher for {dataset}" if dataset else "no finished teacher"
-        raise UsageError(problem(f"{what} under {RUNS}/", remedy=f"Run 'kdcache teacher-train' first, or {remedy}."))
-    if not isinstance(run.config, TeacherConfig):
-        raise UsageError(problem(f"run {run.path}", expected="a teacher", got=f"a {run.config.table}"))
-    return run
-
-
-def find_teacher(config: StudentConfig) -> Path:
-    """Find the teacher's run folder: the one that the config names, or the newest one for the same dataset.
-
-    Raises
-    ------
-    UsageError
-        If there is none, or the student would overwrite it.
-    """
-    path = config.teacher or find_teacher_run(None, config.dataset, "name one with --teacher").path
-    if not RunFolder(path).network_file.is_file():
-        remedy = "Make one from weights with 'kdcache teacher-load --weights FILE'."
-        raise UsageError(problem("--teacher", expected="a teacher's run folder", got=path, remedy=remedy))
-    if config.out is not None and config.out.resolve() == path.resolve():
-        raise UsageError(problem("--out", expected="another folder than that of the teacher", got=config.out))
-    return path
-
-
 def plan_of(config: StudentConfig, data: Dataset) -> Plan:
     """Make the view plan of a config for some data."""
     return plan_for(config, len(data.train), data.card)
@@ -174,11 +132,6 @@ def plan_for(config: StudentConfig, samples: int, card: Card) -> Plan:
     """Make the view plan of a config for a number of samples of a dataset, which need not be loaded."""
     augmentation, size, seed = config.augmentation, card.image_size, config.effective_view_seed
     return Plan(samples, size, card.padding, augmentation.crop_flip, seed, augmentation.mixes)
-
-
-def store_path(teacher: Path, codec: Codec = DEFAULT_CODEC) -> Path:
-    """Path of the store in a teacher's run folder: each codec has its own."""
-    return RunFolder(teacher).answers_store(None if codec == DEFAULT_CODEC else codec.name)
 
 
 def open_cached_teacher(
@@ -199,11 +152,6 @@ def open_cached_teacher(
     where = config.store or store_path(config.teacher, codec)
     teacher, store = open_answers(network, data, compute, where, codec, config.precision)
     return make_cached_teacher(teacher, views, store, config.cache, config.epochs, config.cache_limit, progress)
-
-
-def find_store(teacher: Path | None, store: str | None) -> str | Path:
-    """Find a store: the one named, or that of a teacher's run."""
-    return store or store_path(find_teacher_run(teacher).path)
 
 
 def verify_run(

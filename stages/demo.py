@@ -1,4 +1,4 @@
-"""The whole story on the shipped images: a teacher, three students, and the labels that the teacher disputes."""
+"""The demo: a shipped teacher, three students, and label disagreement, on the shipped images."""
 
 from pathlib import Path
 
@@ -11,10 +11,10 @@ from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import UsageError, problem
 from kdcache.files import write_json
 from kdcache.models.load import SHIPPED
+from kdcache.report.analysis_tables import disagreement_table
 from kdcache.report.gallery import draw_disagreements
-from kdcache.report.progress import terminal
-from kdcache.report.sheets import disagreement_sheet
-from kdcache.report.tables import show, table
+from kdcache.report.progress import terminal_reporter
+from kdcache.report.tables import TextTable, show
 from kdcache.run.folder import RUNS, FinishedRun
 
 __all__ = ["STUDENTS", "run_demo"]
@@ -22,49 +22,54 @@ __all__ = ["STUDENTS", "run_demo"]
 EPOCHS = 7
 
 STUDENTS = {
-    "labels alone (CE)": {"loss": "ce", "aug": "standard"},
+    "labels only (CE)": {"loss": "ce", "aug": "standard"},
     "teacher (KD)": {"loss": "kd", "aug": "standard"},
     "teacher, CutMix-pick": {"loss": "kd", "aug": "cutmix-pick"},
 }
 
 
 def run_demo(out: Path | None = None) -> None:
-    """Train three small students beside the shipped teacher, and count label disagreement.
+    """Evaluate the shipped teacher, train three small students, and measure label disagreement.
 
-    Every figure that is printed is measured in this run; the shipped teacher is evaluated in it.
+    All printed results are measured in this run.
 
     Parameters
     ----------
     out : Path, optional
-        A new folder for the runs; by default ``runs/demo``, numbered from the second on.
+        Folder of the runs, new or empty. Defaults to ``runs/demo``, ``runs/demo-2`` and so on.
+
+    Raises
+    ------
+    UsageError
+        If the folder is not empty.
     """
     folder = _new_folder(out)
-    with terminal() as reporter:
+    with terminal_reporter() as reporter:
         teacher = load_teacher(SHIPPED, TeacherConfig.load(out=folder / "teacher"), reporter=reporter)
         students = {}
         for trained_on, settings in STUDENTS.items():
             out = folder / f"student-{settings['loss']}-{settings['aug']}"
             config = StudentConfig.load(teacher=teacher.path, epochs=EPOCHS, out=out, **settings)
             students[trained_on] = train_student(config, reporter)
-        reporter.say("asking the teacher about 10,000 CutMix samples")
+        reporter.message("measuring label disagreement on 10,000 CutMix samples")
         found = measure_disagreement(load_analyzed_teacher(str(teacher.path)))
     write_json(folder / "disagreement.json", found.as_json())
     draw_disagreements(found, folder / "disagreement.png")
 
-    show(table(*disagreement_sheet(found)))
+    show(disagreement_table(found))
     rows = [_row(teacher, "labels of all 60,000 images")]
     rows += [_row(run, trained_on) for trained_on, run in students.items()]
     show(
-        table(
+        TextTable(
             f"Fashion-MNIST, 6,000 training images, {EPOCHS} epochs, 1 seed",
-            ("network", "trained on", "top-1 (last)", "teacher questions", "seconds"),
+            ("network", "trained on", "top-1 (last)", "teacher forwards", "seconds"),
             rows,
         )
     )
     print(f"runs:     {folder}")
     print(f"picture:  {folder / 'disagreement.png'}")
     print("next:     kdcache teacher-train, then kdcache student-train --aug cutmix-pick")
-    print("          kdcache student-train --help shows every setting")
+    print("settings: kdcache student-train --help")
 
 
 def _row(run: FinishedRun, trained_on: str) -> tuple[str, ...]:
@@ -81,7 +86,7 @@ def _row(run: FinishedRun, trained_on: str) -> tuple[str, ...]:
 def _new_folder(out: Path | None) -> Path:
     if out is not None:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UsageError(problem(f"--out {out}", expected="a new or empty folder", got="something is there"))
+            raise UsageError(problem(f"--out {out} exists and is not an empty folder"))
         return out
     number = 1
     while (path := RUNS / ("demo" if number == 1 else f"demo-{number}")).exists():

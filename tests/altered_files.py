@@ -17,9 +17,9 @@ from PIL import Image
 from kdcache.answers import table
 from kdcache.answers.codec import DEFAULT_CODEC, Columns
 from kdcache.answers.store import CLEAN, AnswerStore
+from kdcache.cards import CARDS
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.datasets import packed
-from kdcache.datasets.cards import CARDS
 from kdcache.datasets.pictures import read_image
 from kdcache.run.folder import FinishedRun, find_finished_runs
 from tests.alterations import alter_bytes, alter_document, alter_json, alter_store

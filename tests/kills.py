@@ -20,7 +20,7 @@ from kdcache.run.folder import FinishedRun
 from tests.alterations import DAMAGES, damage
 from tests.processes import outcome, started, work
 from tests.store_files import partial_writes, read_chunks, read_committed
-from tests.studies import RUNS, begin_study, table, trainings, until, write_study
+from tests.studies import RUNS, read_results, start_study, training_processes, wait_until, write_study
 
 Settings = dict[str, Any]
 
@@ -271,8 +271,8 @@ class Study(Job):
         write_study(self.study, self.pictures)
 
     def start(self) -> list[BaseProcess]:
-        self._trained_before = set(trainings(self.study))
-        self._command = begin_study(self.study)
+        self._trained_before = set(training_processes(self.study))
+        self._command = start_study(self.study)
         return [self._command.process]
 
     def progress(self) -> frozenset[Path]:
@@ -282,7 +282,7 @@ class Study(Job):
         (process,) = processes
         way = ("alone", "with its trainings", "interrupted")[self.counts["kills"] % 3]
         if way != "with its trainings":
-            until(lambda: self._own_trainings() or not process.is_alive())
+            wait_until(lambda: self._own_trainings() or not process.is_alive())
         if way == "interrupted" and process.is_alive():
             assert process.pid is not None
             os.kill(process.pid, signal.SIGINT)
@@ -292,9 +292,9 @@ class Study(Job):
         else:
             super().kill(processes, rng)
         if way == "alone":
-            self.counts["trainings left running"] += len(trainings(self.study))
+            self.counts["trainings left running"] += len(training_processes(self.study))
         if way == "with its trainings":
-            for training_process in trainings(self.study):
+            for training_process in training_processes(self.study):
                 with suppress(ProcessLookupError):
                     os.kill(training_process, signal.SIGKILL)
         killed = int(process.exitcode != 0)
@@ -302,10 +302,10 @@ class Study(Job):
         return killed
 
     def _own_trainings(self) -> set[int]:
-        return set(trainings(self.study)) - self._trained_before
+        return set(training_processes(self.study)) - self._trained_before
 
     def compare(self) -> None:
         equal = all(outcome(self.study / run) == outcome(self.undisturbed / run) for run in self.runs)
-        self.counts["equal"] += equal and table(self.study) == table(self.undisturbed)
+        self.counts["equal"] += equal and read_results(self.study) == read_results(self.undisturbed)
         self.counts["finished"] += 1
         self._begin_anew()

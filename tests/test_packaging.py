@@ -1,6 +1,7 @@
 """The package as it is installed, and the order of its imports."""
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+import kdcache
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
@@ -22,6 +25,7 @@ ORDER = [
         "locks",
         "tensor_files",
         "choices",
+        "cards",
         "presets",
         "signals",
         "machine",
@@ -32,8 +36,10 @@ ORDER = [
         "distributed",
     ),
     *("datasets", "models", "views", "answers", "losses", "selection", "run", "setup", "training"),
-    *("analysis", "doctor", "report", "stages", "study", "cli"),
+    *("analysis", "doctor", "self_test", "report", "stages", "study", "cli"),
 ]
+
+OUTSIDE = ("__init__", "__main__")
 
 
 def room(module: str) -> str:
@@ -57,10 +63,23 @@ def imports() -> list[tuple[str, str]]:
 
 
 def test_imports_run_one_way() -> None:
-    arrows = [(start, end) for start, end in imports() if room(end) in ORDER and room(start) != "__main__"]
+    arrows = [(start, end) for start, end in imports() if room(end) in ORDER and room(start) not in OUTSIDE]
     assert len(arrows) > 50
     assert {room(start) for start, _ in arrows} <= set(ORDER)
     assert [arrow for arrow in arrows if ORDER.index(room(arrow[0])) < ORDER.index(room(arrow[1]))] == []
+
+
+def test_every_public_name_is_there_without_importing_torch_first() -> None:
+    script = (
+        "import sys, kdcache\nassert 'torch' not in sys.modules\n"
+        "assert set(kdcache.PUBLIC) <= set(dir(kdcache))\n"
+        "for name in kdcache.PUBLIC:\n    assert callable(getattr(kdcache, name)), name\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    source = (ROOT / "kdcache" / "__init__.py").read_text("utf-8")
+    typed = source.partition("if TYPE_CHECKING:")[2].partition("__version__")[0]
+    assert [name for name in kdcache.PUBLIC if not re.search(rf"\b{name}\b", typed)] == []
 
 
 def test_every_package_on_disk_is_listed() -> None:

@@ -87,8 +87,8 @@ def test_after_a_damaged_checkpoint_the_one_before_is_used(
     run = train_student(StudentConfig.load(**{**settings, "out": out, "resume": True}))
     assert f"could not read checkpoint {newest}" in caplog.text
     assert torch.get_num_threads() == 1  # as in the run before
-    whole = train_student(StudentConfig.load(**{**settings, "out": tmp_path / "whole"}))
-    assert outcome(run.path) == outcome(whole.path)
+    uninterrupted = train_student(StudentConfig.load(**{**settings, "out": tmp_path / "uninterrupted"}))
+    assert outcome(run.path) == outcome(uninterrupted.path)
     (resumed,) = run.summary["resumed"]
     assert 0 < resumed["epoch"] <= 3
 
@@ -132,12 +132,12 @@ def test_a_terminated_training_saves_a_checkpoint_within_the_epoch(
     training.process.terminate()
     stopped = training.ended(60)
     assert stopped.returncode == 143
-    assert stopped.stderr == "kdcache: stopped; what was whole is kept, and a training goes on with --resume\n"
+    assert stopped.stderr == "kdcache: stopped. Completed work is saved. Resume a training with --resume.\n"
     newest = max(path.name for path in tmp_path.glob("run/checkpoints/epoch-*"))
     assert not newest.endswith("step-0000000.safetensors")
     resumed = train_student(StudentConfig.load(**{**settings, "out": tmp_path / "run", "resume": True}))
-    whole = train_student(StudentConfig.load(**{**settings, "out": tmp_path / "whole"}))
-    assert outcome(resumed.path) == outcome(whole.path)
+    uninterrupted = train_student(StudentConfig.load(**{**settings, "out": tmp_path / "uninterrupted"}))
+    assert outcome(resumed.path) == outcome(uninterrupted.path)
 
 
 @pytest.mark.parametrize("files", [[], ["config.toml"]])

@@ -20,8 +20,9 @@ from kdcache.datasets import Dataset, Split
 from kdcache.errors import UsageError, problem
 from kdcache.models import Network
 from kdcache.models.load import find_network, trained_network
+from kdcache.run.find import find_teacher_run, store_path
 from kdcache.run.folder import FinishedRun
-from kdcache.setup import find_teacher_run, load_data, plan_of, store_path
+from kdcache.setup import load_data, plan_of
 from kdcache.views import ViewMaker
 
 __all__ = ["SPLITS", "AnalyzedTeacher", "CleanPredictions", "load_analyzed_teacher"]

@@ -26,33 +26,35 @@ def cache() -> None:
 @cache.command()
 @settings(StudentConfig, (*VIEWS, "device", "precision", *STORE))
 def fill(config: StudentConfig) -> None:
-    """Precompute the teacher's logits for all views that student-train with the same options will see.
+    """Precompute the teacher's logits for all views of a student.
 
-    Several of these commands may run at once on one machine, also under torchrun: they share the work.
+    These are the views that student-train with the same options will see. Several of these commands may run at once on
+    one machine, also under torchrun: they share the work.
     """
-    from kdcache.report.progress import terminal
+    from kdcache.report.progress import terminal_reporter
     from kdcache.stages import precompute_answers
 
-    with terminal() as reporter:
+    with terminal_reporter() as reporter:
         result = precompute_answers(config, reporter)
         stored = f"logits of {result.stored} of {result.total} views are stored"
-        reporter.say(f"{stored}, {result.teacher_forwards} of them computed now, {result.seconds:.0f} s")
-        reporter.say(f"store: {result.store}")
+        reporter.message(f"{stored}, {result.teacher_forwards} of them computed now, {result.seconds:.0f} s")
+        reporter.message(f"store: {result.store}")
 
 
 @cache.command()
 @settings(StudentConfig, (*VIEWS, *STORE, "temperature"))
 @click.option("--students", default=1, show_default=True, type=click.IntRange(1), help="Students of one view seed.")
 def plan(config: StudentConfig, students: int) -> None:
-    """Count the teacher forwards of students with each --cache, and the size of the store, before anything runs."""
+    """Count teacher forwards and bytes with each --cache."""
     from kdcache.answers.budget import compare_caches
     from kdcache.answers.codec import TopK, make_codec
     from kdcache.answers.space import StoreSpace
     from kdcache.config import TeacherConfig
     from kdcache.report.stores import codec_line, costs_table
     from kdcache.report.tables import show
+    from kdcache.run.find import find_teacher_run, store_path
     from kdcache.run.folder import newest_finished_run
-    from kdcache.setup import data_size, find_teacher_run, plan_for, store_path
+    from kdcache.setup import data_size, plan_for
 
     size, codec = data_size(config), make_codec(config.store_dtype, config.topk)
     run = find_teacher_run(config.teacher) if config.teacher else newest_finished_run(TeacherConfig, config.dataset)
@@ -72,11 +74,11 @@ def plan(config: StudentConfig, students: int) -> None:
 @TEACHER
 @WHERE
 def info(teacher: Path | None, store: str | None) -> None:
-    """Show what a store holds, what its logits depend on, and how full and how large it is."""
+    """Show what a store holds, and what its logits depend on."""
     from kdcache.answers.store import AnswerStore
     from kdcache.report.stores import store_table
     from kdcache.report.tables import show
-    from kdcache.setup import find_store
+    from kdcache.run.find import find_store
 
     found = AnswerStore(find_store(teacher, store))
     for name, value in {**found.made_with, **found.fingerprint}.items():
@@ -105,13 +107,14 @@ def verify(
     data_root: Path | None,
     device: str,
 ) -> None:
-    """Check every chunk of a store, and compare a random sample of its logits with forwards of the teacher.
+    """Check every chunk of a store, and compare logits with the teacher's.
 
     Exits with 1 if a chunk is damaged, or a logit differs by more than the tolerance.
     """
     from kdcache.report.stores import checks_table
     from kdcache.report.tables import show
-    from kdcache.setup import find_teacher_run, verify_run
+    from kdcache.run.find import find_teacher_run
+    from kdcache.setup import verify_run
 
     run = find_teacher_run(teacher)
     checks = list(verify_run(run, store, None if everything else samples, seed, device, data_root))
@@ -146,10 +149,13 @@ def prune(
     after_epoch: int | None,
     everything: bool,
 ) -> None:
-    """Delete the logits of some view seeds, kinds of views or epochs; those of clean views are kept."""
+    """Delete logits by view seed, kind of view or epoch.
+
+    Those of clean views are kept.
+    """
     from kdcache.answers.store import AnswerStore
     from kdcache.report.tables import file_size
-    from kdcache.setup import find_store
+    from kdcache.run.find import find_store
 
     if everything == any(choice is not None for choice in (view_seed, kind, after_epoch)):
         expected = "--all, or some of --view-seed, --kind and --after-epoch"
