@@ -107,11 +107,6 @@ class Training(Job):
         Existing folder for the runs and their stores.
     half_precomputed : bool
         Whether another process begins to fill each run's store.
-
-    Attributes
-    ----------
-    undisturbed : Path
-        Run folder of the undisturbed training.
     """
 
     def __init__(self, kind: str, settings: Settings, folder: Path, half_precomputed: bool = False) -> None:
@@ -187,10 +182,8 @@ class Precomputation(Job):
         One of the `PRECOMPUTATIONS`.
     settings : dict
         Of the dataset and the device.
-    teacher : Path
-        Run folder.
-    folder : Path
-        Existing folder for the stores.
+    teacher, folder : Path
+        Run folder of the teacher, and existing folder for the stores.
     epochs : int
         Each has three tables of one chunk.
     """
@@ -250,12 +243,8 @@ class Study(Job):
 
     Parameters
     ----------
-    pictures : Path
-        Folder dataset.
-    undisturbed : Path
-        Folder of the same study, finished.
-    folder : Path
-        Existing folder for the studies.
+    pictures, undisturbed, folder : Path
+        Folder dataset, folder of the same study, finished, and existing folder for the studies.
     """
 
     def __init__(self, pictures: Path, undisturbed: Path, folder: Path) -> None:
