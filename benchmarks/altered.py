@@ -91,9 +91,9 @@ class Runs(Kind):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         from kdcache.config import TeacherConfig
-        from kdcache.run.folder import FinishedRun, finished_runs
+        from kdcache.run.folder import FinishedRun, find_finished_runs
 
-        self.run, self.listed = FinishedRun, finished_runs
+        self.run, self.listed = FinishedRun, find_finished_runs
         numbers = {"epochs": 1, "last_top1": 50.0, "last_top5": 90.0, "best_top1": 50.0, "best_epoch": 1}
         more = {"teacher_forwards": 3, "cache_hits": 4, "seconds": 1.5, "finished_at": 1e9}
         summary = {"kind": "teacher", "dataset": "cifar10", "model": "resnet8", **numbers, **more}
@@ -112,7 +112,7 @@ class Runs(Kind):
             (self.path / name).write_bytes(content)
         self.listed(self.path.parent)
         run = self.run(self.path)
-        return run.summary, run.metrics(), run.config
+        return run.summary, run.read_metrics(), run.config
 
     def try_one(self, dice: Random) -> Outcome:
         name = dice.choice(sorted(self.files))

@@ -15,10 +15,10 @@ import torch
 from common import footer
 
 from kdcache import models
-from kdcache.analysis.augmentations import rank
-from kdcache.analysis.disagreement import study
-from kdcache.analysis.hardness import hardness
-from kdcache.analysis.subject import Subject
+from kdcache.analysis.analyzed_teacher import AnalyzedTeacher
+from kdcache.analysis.augmentations import rank_augmentations
+from kdcache.analysis.disagreement import measure_disagreement
+from kdcache.analysis.hardness import measure_hardness
 from kdcache.answers.codec import Columns
 from kdcache.answers.store import CLEAN, Replayed
 from kdcache.answers.table import fill
@@ -60,11 +60,14 @@ def measure(rows: int, classes: int, folder: str) -> None:
             figures = EpochStatistics.empty(shape, torch.device("cpu"))
             figures.d_x.uniform_(generator=generator)
             statistics.write(epoch, figures)
-        subject = Subject("made", None, data, "train", teacher, store, keeps=False)
+        analyzed = AnalyzedTeacher("made", None, data, "train", teacher, store, writes_store=False)
         for what, analyse in (
-            ("images that stay hard, 5 epochs", lambda: hardness(StatisticsReader.open(Path(name) / "s.zarr"))),
-            ("label disagreement", lambda: study(subject, samples=rows)),
-            ("standard and cutmix for a teacher", lambda: rank(subject, ("standard", "cutmix"), 1, samples=rows)),
+            ("images that stay hard, 5 epochs", lambda: measure_hardness(StatisticsReader.open(Path(name) / "s.zarr"))),
+            ("label disagreement", lambda: measure_disagreement(analyzed, samples=rows)),
+            (
+                "standard and cutmix for a teacher",
+                lambda: rank_augmentations(analyzed, ("standard", "cutmix"), 1, samples=rows),
+            ),
         ):
             before, started = peak(), time.perf_counter()
             analyse()

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 from kdcache.compute import Compute
+from kdcache.environment import describe_environment
 from kdcache.files import write_text
-from kdcache.run.folder import environment
 
 __all__ = ["footer", "put", "ratios", "spread"]
 
@@ -17,7 +17,7 @@ FACTS = ("device", "threads", "precision", "torch", "zarr", "platform", "kdcache
 def footer() -> str:
     """Say which command was run, when, and on which machine."""
     command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
-    facts = environment(Compute.choose())
+    facts = describe_environment(Compute.choose())
     machine = ", ".join(f"{fact} {facts[fact]}" for fact in FACTS)
     return f"\nCommand: `{command}`, {time.strftime('%Y-%m-%d')}.\nMachine: {machine}."
 

@@ -73,7 +73,7 @@ def trial(loss: str, aug: str, settings: dict[str, Any], root: Path) -> tuple[st
     resumed.join()
     goes_on = "yes" if broken and outcome(root / "killed") == outcome(root / "whole") else "NO"
     name = loss.partition("+")[0]
-    first, last = (whole.metrics()[place].loss_parts[name] for place in (0, -1))
+    first, last = (whole.read_metrics()[place].loss_parts[name] for place in (0, -1))
     shutil.rmtree(root / "killed")
     falls = "yes" if last < first else "NO"
     return loss, aug, f"{first:.4g}", f"{last:.4g}", falls, f"{whole.summary['last_top1']:.2f} %", goes_on

@@ -23,8 +23,9 @@ from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.losses import kld
 from kdcache.machine import keep_freed_memory
+from kdcache.run.folder import RunFolder
 from kdcache.run.statistics import EpochStatistics, StatisticsShape
-from kdcache.setup import MODEL, fresh_network, load_data, open_store, plan_of, trained_network
+from kdcache.setup import fresh_network, load_data, open_store, plan_of, trained_network
 from kdcache.views import Batch, ViewMaker
 
 REPEATS = 5
@@ -53,7 +54,7 @@ def main() -> None:
     config = StudentConfig.load(teacher=chosen.teacher, aug="cutmix-pick", epochs=1)
     compute, data = Compute.choose(), load_data(config)
     views = ViewMaker(data.train, plan_of(config, data), config.batch_size, compute.device)
-    teacher = Teacher(trained_network(chosen.teacher / MODEL, data), compute)
+    teacher = Teacher(trained_network(RunFolder(chosen.teacher).network_file, data), compute)
     with tempfile.TemporaryDirectory() as name:
         store = open_store(Path(name) / "store.zarr", teacher, data)
         filled = CachedTeacher.with_store(teacher, views, store, "replay", 1)

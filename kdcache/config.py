@@ -46,7 +46,10 @@ from kdcache.choices import (
 from kdcache.errors import UsageError, problem
 from kdcache.presets import read_toml
 
-__all__ = ["StudentConfig", "TeacherConfig", "TrainingConfig", "expected_by"]
+__all__ = ["CONFIG_FILE", "StudentConfig", "TeacherConfig", "TrainingConfig", "expected_by"]
+
+CONFIG_FILE = "config.toml"
+"""Name of the settings in a run folder, see `kdcache.run.folder`."""
 
 Dataset = Annotated[str, AfterValidator(OneOf(tuple(DATASETS), ((FOLDER_PREFIX, "PATH"), (HDF5_PREFIX, "FILE"))))]
 Model = Annotated[str, AfterValidator(OneOf(MODELS, MODEL_PREFIXES))]
@@ -207,7 +210,7 @@ class TrainingConfig(BaseModel):
         """
         options = {name: value for name, value in options.items() if value is not None}
         if options.get("resume") and options.get("out") and file is None:
-            settings = Path(options["out"]) / "config.toml"
+            settings = Path(options["out"]) / CONFIG_FILE
             file = settings if settings.is_file() else None
         dataset = str(options.get("dataset", cls.model_fields["dataset"].default))
         layer, source, problems = cls._from_file(file or DATASETS.get(dataset))

@@ -22,7 +22,6 @@ from kdcache.errors import first_line, printable
 from kdcache.files import write_atomically
 from kdcache.machine import cores, free_memory
 from kdcache.run.folder import RUNS, FinishedRun
-from kdcache.setup import MODEL
 
 __all__ = ["FAULT", "HINT", "WELL", "Finding", "Recipes", "examine"]
 
@@ -224,7 +223,7 @@ def self_test(recipes: Recipes, runs: Path, device: str, precision: str) -> Find
             recipes.train_student(StudentConfig.load(**common, **views, out=root / name)) for name in ("first", "again")
         )
         asked = [run.summary["teacher_forwards"] for run in (first, again)]
-        equal = (first.path / MODEL).read_bytes() == (again.path / MODEL).read_bytes()
+        equal = first.network_file.read_bytes() == again.network_file.read_bytes()
         checks = list(verify_run(teacher, device=device))
     questions = 3 * IMAGES * len(CLASSES)  # x and two candidates of each
     problems = {

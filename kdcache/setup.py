@@ -1,8 +1,11 @@
 """From what a config names to the thing itself: data, networks, plans, and the door to a teacher's answers."""
 
 import importlib.resources
+import logging
 from collections.abc import Callable
 from pathlib import Path
+
+import torch
 
 from kdcache import datasets, models
 from kdcache.answers.cached_teacher import CachedTeacher
@@ -13,16 +16,16 @@ from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig, TeacherConfig, TrainingConfig
 from kdcache.datasets import Card, Dataset
+from kdcache.environment import describe_environment
 from kdcache.errors import UsageError, problem
 from kdcache.models import Network, checkpoint, published
 from kdcache.models.external import trust
-from kdcache.run.folder import RUNS, FinishedRun, environment, newest
+from kdcache.run.folder import RUNS, FinishedRun, RunFolder, newest_finished_run
 from kdcache.views import PLAN_VERSION, Plan, ViewMaker
 
 __all__ = [
-    "ANSWERS",
-    "MODEL",
     "SHIPPED",
+    "choose_compute",
     "find_network",
     "find_store",
     "find_teacher",
@@ -43,8 +46,21 @@ __all__ = [
 SHIPPED = "shipped"
 """Stands for the file of the teacher of ``fashion-mini`` that comes with kdcache; its card says how it was trained."""
 
-MODEL, ANSWERS = "model.safetensors", "answers.zarr"
-"""Where a run keeps its network and, if it is a teacher, its answers."""
+log = logging.getLogger("kdcache")
+
+
+def choose_compute(config: TrainingConfig) -> Compute:
+    """Choose the device and precision of a training; a resumed run keeps its precision and its number of threads.
+
+    Sets torch's number of threads, since the order of sums depends on it.
+    """
+    recorded = RunFolder(config.out).read_environment() if config.resume and config.out else {}
+    compute = Compute.choose(config.device, recorded.get("precision", config.precision))
+    threads, current = recorded.get("threads"), torch.get_num_threads()
+    if compute.device.type == "cpu" and isinstance(threads, int) and 0 < threads != current:
+        log.info("computing with %d threads, not %d, as the run did before: rounding depends on it", threads, current)
+        torch.set_num_threads(threads)
+    return compute
 
 
 def load_data(config: TrainingConfig) -> Dataset:
@@ -90,7 +106,7 @@ def find_teacher_run(
     UsageError
         Where there is none.
     """
-    run = FinishedRun(path) if path else newest(TeacherConfig, dataset)
+    run = FinishedRun(path) if path else newest_finished_run(TeacherConfig, dataset)
     if run is None:
         of = f" of {dataset}" if dataset else ""
         raise UsageError(f"no finished teacher{of} under {RUNS}/: run 'kdcache teacher-train' first, or {remedy}")
@@ -108,7 +124,7 @@ def find_teacher(config: StudentConfig) -> Path:
         Where there is none, or the student would be written over it.
     """
     path = config.teacher or find_teacher_run(None, config.dataset, "name one with --teacher").path
-    if not (path / MODEL).is_file():
+    if not RunFolder(path).network_file.is_file():
         allowed = "a teacher's run folder; 'kdcache teacher-load --weights FILE' makes one of weights"
         raise UsageError(problem("--teacher", expected=allowed, got=path))
     if config.out is not None and config.out.resolve() == path.resolve():
@@ -216,7 +232,7 @@ def plan_for(config: StudentConfig, samples: int, card: Card) -> Plan:
 
 def store_path(teacher: Path, format: Format = DENSE) -> Path:
     """Where a teacher's answers lie unless ``--store`` says otherwise: a store for each format."""
-    return teacher / (ANSWERS if format == DENSE else f"answers-{format.name}.zarr")
+    return RunFolder(teacher).answers_store(None if format == DENSE else format.name)
 
 
 def teacher_compute(precision: str, store: str | Path, student: Compute) -> Compute:
@@ -249,7 +265,7 @@ def open_store(where: str | Path, teacher: Teacher, data: Dataset, format: Forma
         },
         format,
         made_with={
-            **environment(teacher.compute),
+            **describe_environment(teacher.compute),
             "network of the teacher": teacher.network.name,
             "name of the dataset": data.card.name,
             "forward rows": teacher.rows,
@@ -301,7 +317,7 @@ def open_cached_teacher(
     assert config.teacher is not None
     format = format_of(config.store_dtype, config.topk)
     where = config.store or store_path(config.teacher, format)
-    network = trained_network(config.teacher / MODEL, data)
+    network = trained_network(RunFolder(config.teacher).network_file, data)
     if config.cache == "off":
         format.layout(data.num_classes)
         return CachedTeacher(Teacher(network, compute), views, format=format)

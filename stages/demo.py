@@ -5,8 +5,8 @@ from pathlib import Path
 from kdcache.stages.student import train_student
 from kdcache.stages.teacher import load_teacher
 
-from kdcache.analysis.disagreement import study
-from kdcache.analysis.subject import open_subject
+from kdcache.analysis.analyzed_teacher import load_analyzed_teacher
+from kdcache.analysis.disagreement import measure_disagreement
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import UsageError, problem
 from kdcache.files import write_json
@@ -47,7 +47,7 @@ def run_demo(out: Path | None = None) -> None:
             config = StudentConfig.load(teacher=teacher.path, epochs=EPOCHS, out=out, **settings)
             students[trained_on] = train_student(config, reporter)
         reporter.say("asking the teacher about 10,000 CutMix samples")
-        found = study(open_subject(str(teacher.path)))
+        found = measure_disagreement(load_analyzed_teacher(str(teacher.path)))
     write_json(folder / "disagreement.json", found.as_json())
     draw_disagreements(found, folder / "disagreement.png")
 

@@ -13,12 +13,12 @@ from kdcache.models import Network
 from kdcache.report.curves import draw_curves
 from kdcache.report.progress import Reporter
 from kdcache.run.folder import FinishedRun
-from kdcache.run.output import compute_of, resolve_run
 from kdcache.run.recorder import StudentRecorder
+from kdcache.run.resolve import resolve_run
 from kdcache.run.statistics import StatisticsShape
 from kdcache.run.writer import RunWriter
 from kdcache.selection import Candidates, score, select_all, select_top
-from kdcache.setup import find_teacher, fresh_network, load_data, open_cached_teacher, plan_of
+from kdcache.setup import choose_compute, find_teacher, fresh_network, load_data, open_cached_teacher, plan_of
 from kdcache.training import FrozenRunningStats, WithFeatures, sgd, train_epochs
 from kdcache.views import Batch, ViewMaker, take
 
@@ -51,7 +51,7 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     config, finished = resolve_run(config)
     if finished is not None:
         return finished
-    compute = compute_of(config)
+    compute = choose_compute(config)
 
     # The images, and the plan of every view that the epochs show.
     data = load_data(config)
@@ -76,13 +76,13 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     run = RunWriter(config, compute, data, teacher.teacher if teacher else None)
     progress = run.restore({"student": student, "objective": objective}, optimizer)
     shape = StatisticsShape(plan.samples, plan.slots, len(views.steps), objective.names)
-    recorder = StudentRecorder(run.path / "statistics.zarr", config.epochs, shape, teacher, compute.device)
+    recorder = StudentRecorder(run.folder.statistics_store, config.epochs, shape, teacher, compute.device)
     reporter.begin(f"student {config.model} on {config.dataset} -> {run.path}", config.epochs, plan.samples, run.path)
 
     step = StudentStep(config, student, teacher, objective, optimizer, compute, recorder)
     train_epochs(run, progress, student, optimizer, views, step, compute, reporter, recorder)
     if distributed.is_main():
-        draw_curves(run.metrics, run.path / "curves.png")
+        draw_curves(run.metrics, run.folder.curves_file)
     return run.finish()
 
 
@@ -130,6 +130,7 @@ class StudentStep:
         Tensor, shape ()
             The loss, detached.
         """
+        # The views of the step are in the batch: x of every sample, then the candidates x', slot by slot.
         config, size = self.config, len(batch)
 
         # The teacher's logits for x and for every candidate: from the store, or from one forward pass of the teacher.
@@ -185,12 +186,14 @@ class StudentStep:
                 rank_weight=distributed.world_size() * selection.num_picked / selection.global_num_picked,
             )
         losses = self.objective(x, mixed)
-        loss = torch.stack(list(losses.values())).sum()
 
+        # Update the student, and the layers that losses train, by the sum.
+        loss = torch.stack(list(losses.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
 
+        # Record d, the picks, the KL ratio r, and how often the teacher disagrees with the mixed label.
         self.recorder.record(batch, teacher_logits, x, mixed, selection, candidates.kl, losses)
         return loss.detach()
 

@@ -16,9 +16,9 @@ from kdcache.models import Network
 from kdcache.report.curves import draw_curves
 from kdcache.report.progress import Reporter
 from kdcache.run.folder import EpochMetrics, FinishedRun
-from kdcache.run.output import check_folder, compute_of, resolve_run
+from kdcache.run.resolve import check_output, resolve_run
 from kdcache.run.writer import RunWriter
-from kdcache.setup import find_network, fresh_network, load_data, open_store, store_path
+from kdcache.setup import choose_compute, find_network, fresh_network, load_data, open_store, store_path
 from kdcache.training import evaluate, sgd, train_epochs
 from kdcache.views import Batch, Plan, ViewMaker
 
@@ -54,7 +54,7 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
     config, finished = resolve_run(config)
     if finished is not None:
         return finished
-    compute = compute_of(config)
+    compute = choose_compute(config)
 
     # The images, each epoch cropped and flipped anew.
     data = load_data(config)
@@ -86,7 +86,7 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
     reporter.begin(title, config.epochs, len(data.train), run.path)
     train_epochs(run, progress, teacher, optimizer, views, step, compute, reporter)
     if distributed.is_main():
-        draw_curves(run.metrics, run.path / "curves.png")
+        draw_curves(run.metrics, run.folder.curves_file)
     return _store_clean_logits(run, teacher, data, compute)
 
 
@@ -124,7 +124,7 @@ def load_teacher(
         If the file cannot be read, or does not fit the network or the data.
     """
     reporter = reporter or Reporter()
-    check_folder(config)
+    check_output(config)
     compute = Compute.choose(config.device, config.precision)
     data = load_data(config)
     network, published = find_network(weights, data, model, mean, std)

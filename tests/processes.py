@@ -136,7 +136,7 @@ def _in_rank(files: list[Path], rank: int, work: Callable[..., Any], arguments: 
 def outcome(path: Path) -> dict[str, Any]:
     """Read all of a run that a second one with the same settings must repeat bit for bit."""
     run = FinishedRun(path)
-    lines = [vars(line) for line in run.metrics()]
+    lines = [vars(line) for line in run.read_metrics()]
     times = ("seconds", "images_per_second", "data_share", "teacher_share")
     varying = (*times, "teacher_forwards", "cache_hits")
     metrics = [{name: value for name, value in line.items() if name not in varying} for line in lines]

@@ -1,4 +1,4 @@
-"""KL ratio, hard images, longer training and augmentations, on cases that can be worked out by hand."""
+"""KL ratio, hard images, longer training and augmentations, on cases worked out by hand."""
 
 import math
 from pathlib import Path
@@ -10,27 +10,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from kdcache.analysis.augmentations import WITHOUT_STUDENT, Tally, merits, rank, spread_of_means
+from kdcache.analysis.analyzed_teacher import load_analyzed_teacher
+from kdcache.analysis.augmentations import STUDENT_FREE, RunningStatistics, rank_augmentations, score_augmentation
 from kdcache.analysis.curves import error_curves
-from kdcache.analysis.hardness import hardness
+from kdcache.analysis.estimates import MeanStd
+from kdcache.analysis.groups import group_runs
+from kdcache.analysis.hardness import measure_hardness
 from kdcache.analysis.kl_ratio import ratio_curve
-from kdcache.analysis.runs import Figure, RunRecord, group
-from kdcache.analysis.subject import open_subject
+from kdcache.analysis.teacher_std import compute_teacher_std
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import KdcacheError, UsageError
 from kdcache.run.folder import EpochMetrics
+from kdcache.run.records import RunRecord
 from kdcache.run.statistics import EpochStatistics, StatisticsReader, StatisticsShape, StatisticsStore, StoredEpoch
 
 
 def run(number: int = 0, epochs: int = 4, top1: float | None = None, **settings: object) -> RunRecord:
-    """A student's run as it would be read from a folder; unfinished without an accuracy."""
+    """Record of a student; unfinished without an accuracy."""
     config = StudentConfig(teacher=Path("t"), epochs=epochs, seed=number, **settings)  # type: ignore[arg-type]
     summary = None if top1 is None else {"last_top1": top1, "best_top1": top1 + 1, "epochs": epochs}
     metrics = tuple(EpochMetrics(epoch, 1.0, 1.0, 50.0 + number + epoch, 90.0) for epoch in (1, 2))
     return RunRecord(Path(f"run-{number}"), config, metrics, summary, {}, ())
 
 
-def test_r_over_normalised_iterations() -> None:
+def test_kl_ratio_over_normalized_iterations() -> None:
     # Two bins. A run of 4 steps: 1, 3 | 2, unknown. One of 2 steps: 5 | 6. So 1, 3, 5 and 2, 6.
     curve = ratio_curve("g", [np.array([1, 3, 2, np.nan]), np.array([5.0, 6.0])], bins=2)
     assert curve is not None
@@ -42,7 +45,7 @@ def test_r_over_normalised_iterations() -> None:
     assert ratio_curve("g", [np.array([np.nan]), np.array([])]) is None
 
 
-def test_a_bin_without_steps_is_left_out() -> None:
+def test_bins_without_steps_are_left_out() -> None:
     curve = ratio_curve("g", [np.array([1.5, 2.5])], bins=4)
     assert curve is not None
     assert (curve.at, curve.mean) == ((0.375, 0.875), (1.5, 2.5))
@@ -53,17 +56,17 @@ def epoch(number: int, d_x: list[float]) -> StoredEpoch:
     return StoredEpoch(number, np.array(d_x, np.float32), nothing, nothing.astype(bool), np.empty(0), np.empty(0))
 
 
-def test_which_images_stay_hard_and_which_are_forgotten() -> None:
+def test_images_that_stay_hard_and_images_that_become_hard() -> None:
     # Ten images, so one is hard: 9, 9, then 0, then 9 again. Image 5 was not seen in the second epoch.
     rising = [float(number) for number in range(10)]
     second = [*rising[:5], math.nan, *rising[6:]]
     third = [20.0, *rising[1:]]
-    found = hardness([epoch(0, rising), epoch(1, second), epoch(2, third), epoch(4, rising)])
+    found = measure_hardness([epoch(0, rising), epoch(1, second), epoch(2, third), epoch(4, rising)])
     assert found is not None
     assert found.epochs == (0, 1, 2, 4)
-    assert [(share.count, share.of) for share in found.stayed] == [(1, 1), (0, 1), (0, 1)]
-    assert [(share.count, share.of) for share in found.forgotten] == [(0, 9), (1, 9), (1, 9)]
-    assert (found.always.count, found.always.of) == (0, 10)
+    assert [(share.count, share.total) for share in found.stayed] == [(1, 1), (0, 1), (0, 1)]
+    assert [(share.count, share.total) for share in found.became] == [(0, 9), (1, 9), (1, 9)]
+    assert (found.always.count, found.always.total) == (0, 10)
     assert found.highest[:3] == ((9, 9.0), (8, 8.0), (7, 7.0))
     assert found.lowest[:2] == ((1, 1.0), (2, 2.0))
     assert dict(found.highest)[5] == 5.0  # a mean over the epochs in which it was seen
@@ -71,30 +74,30 @@ def test_which_images_stay_hard_and_which_are_forgotten() -> None:
     assert found.median[0] == 4.5
 
 
-def test_an_epoch_without_d_tells_nothing() -> None:
-    assert hardness([epoch(0, [math.nan] * 4)]) is None
-    assert hardness([]) is None
+def test_epochs_without_d_are_skipped() -> None:
+    assert measure_hardness([epoch(0, [math.nan] * 4)]) is None
+    assert measure_hardness([]) is None
 
 
 def test_runs_are_grouped_by_everything_but_the_seed_and_named_by_what_differs() -> None:
     runs = [run(0), run(1, device="cpu"), run(0, aug="cutmix-pick"), run(0, temperature=2.0), run(2, view_seed=7)]
-    groups = group(runs)
+    groups = group_runs(runs)
     assert [len(one.runs) for one in groups] == [3, 1, 1]
     assert [one.name for one in groups] == [
         "resnet8 kd standard, temperature 4.0",
         "resnet8 kd cutmix-pick",
         "resnet8 kd standard, temperature 2.0",
     ]
-    assert groups[0].by_epoch("test_top1") == [(1, Figure(3, 52.0, 1.0)), (2, Figure(3, 53.0, 1.0))]
+    assert groups[0].by_epoch("test_top1") == [(1, MeanStd(3, 52.0, 1.0)), (2, MeanStd(3, 53.0, 1.0))]
 
 
-def test_the_outcome_of_a_group_rests_on_its_finished_runs() -> None:
-    (found,) = group([run(0, top1=70.0), run(1, top1=74.0), run(2)])
+def test_results_of_a_group_are_over_its_finished_runs() -> None:
+    (found,) = group_runs([run(0, top1=70.0), run(1, top1=74.0), run(2)])
     assert (len(found.runs), len(found.finished)) == (3, 2)
-    last = found.figure("last_top1")
+    last = found.result("last_top1")
     assert (last.n, last.mean) == (2, 72.0)
     assert last.std == pytest.approx(math.sqrt(8))
-    assert Figure.of([3.0, None, math.nan]) == Figure(1, 3.0, None)
+    assert MeanStd.of([3.0, None, math.nan]) == MeanStd(1, 3.0, None)
 
 
 def test_error_against_the_total_number_of_epochs() -> None:
@@ -105,7 +108,7 @@ def test_error_against_the_total_number_of_epochs() -> None:
         for epochs in (8, 4)
         for seed in (0, 1)
     ]
-    curves = error_curves([*runs, run(9, 16)])  # that one is not finished
+    curves = error_curves([*runs, run(9, 16)])  # the last one is unfinished
     assert [(curve.name, curve.loss, curve.augmented) for curve in curves] == [
         ("resnet8 kd standard", "kd", True),
         ("resnet8 ce standard", "ce", True),
@@ -117,93 +120,93 @@ def test_error_against_the_total_number_of_epochs() -> None:
         assert curve.points[0].last.std == pytest.approx(math.sqrt(0.5))
 
 
-def test_a_teacher_that_was_not_trained_has_no_place_on_the_curves() -> None:
+def test_a_loaded_teacher_is_not_on_the_error_curves() -> None:
     summary = {"last_top1": 90.0, "best_top1": 90.0, "epochs": 0}
     assert error_curves([RunRecord(Path("t"), TeacherConfig(epochs=24), (), summary, {}, ())]) == []
 
 
-def test_the_spread_of_means_by_hand() -> None:
+def test_teacher_std_by_hand() -> None:
     # Class 0: 0, 3, 6 has a standard deviation of 3; class 1: 1, 1, 4 one of sqrt(3).
-    found = spread_of_means(np.array([[0.0, 1.0], [3.0, 1.0], [6.0, 4.0]]))
+    found = compute_teacher_std(np.array([[0.0, 1.0], [3.0, 1.0], [6.0, 4.0]]))
     assert found is not None
     assert found.value == pytest.approx((3 + math.sqrt(3)) / 2)
-    assert spread_of_means(np.zeros((2, 5))) is None
+    assert compute_teacher_std(np.zeros((2, 5))) is None
 
 
 @settings(max_examples=30, deadline=None)
 @given(arrays(np.float64, st.tuples(st.integers(3, 9), st.integers(1, 4)), elements=st.floats(0, 1, width=32)))
-def test_the_jackknife_leaves_out_each_group_in_turn(means: np.ndarray) -> None:
-    found = spread_of_means(means)
+def test_the_jackknife_leaves_out_one_group_at_a_time(means: np.ndarray) -> None:
+    found = compute_teacher_std(means)
     assert found is not None
     one_by_one = [np.delete(means, place, 0).std(0, ddof=1).mean() for place in range(len(means))]
-    np.testing.assert_allclose(found.left_out, one_by_one, atol=1e-7)
+    np.testing.assert_allclose(found.jackknife, one_by_one, atol=1e-7)
 
 
-def test_the_standard_error_is_about_the_spread_of_repeated_draws() -> None:
+def test_the_standard_error_matches_the_spread_of_repeated_draws() -> None:
     generator = np.random.Generator(np.random.PCG64(5))
-    found = [spread_of_means(generator.normal(size=(60, 3))) for _ in range(300)]
+    found = [compute_teacher_std(generator.normal(size=(60, 3))) for _ in range(300)]
     values, errors = zip(*((one.value, one.error) for one in found if one), strict=True)
     assert np.mean(errors) == pytest.approx(np.std(values), rel=0.15)
 
 
 def test_diversity_by_hand() -> None:
     sure, other = torch.tensor([50.0, 0.0]), torch.tensor([0.0, 50.0])
-    tally = Tally(samples=4, classes=2, tracked=torch.tensor([3, 1, 0]), groups=2)
+    statistics = RunningStatistics(samples=4, classes=2, tracked=torch.tensor([3, 1, 0]), groups=2)
     for number, answers in enumerate(([sure, sure, sure], [other, sure, other])):
-        tally.add(number, torch.tensor([3, 1, 2]), torch.tensor([0, 0, 0]), torch.stack(answers))
-    # Image 3 was answered in two ways, ln 2; image 1 in one, 0; image 2 is not tracked, and image 0 did not come up.
-    diversity, images = tally.diversity()
+        statistics.add(number, torch.tensor([3, 1, 2]), torch.tensor([0, 0, 0]), torch.stack(answers))
+    # Image 3 has two different predictions: ln 2; image 1 two equal ones: 0; image 2 is not tracked, image 0 not seen.
+    diversity, images = statistics.diversity()
     assert images == 2
     assert diversity == pytest.approx(math.log(2) / 2, abs=1e-6)
-    assert (tally.disputed, tally.views) == (2, 6)
+    assert (statistics.disagreements, statistics.views) == (2, 6)
 
 
-def test_an_augmentation_is_judged_on_x_and_mixed_views_together() -> None:
-    parts = [Tally(8, 2, torch.tensor([0]), groups=3) for _ in range(2)]
+def test_the_score_is_over_x_and_mixed_views_together() -> None:
+    parts = [RunningStatistics(8, 2, torch.tensor([0]), groups=3) for _ in range(2)]
     rows = torch.arange(2)
-    for step, lean in enumerate((0.0, 1.0, 2.0)):
-        for part, way in zip(parts, (1.0, -1.0), strict=True):  # what one part leans, the other leans back
-            logits = torch.tensor([[way * lean, 0.0], [0.0, 0.0]])
+    for step, size in enumerate((0.0, 1.0, 2.0)):
+        for part, sign in zip(parts, (1.0, -1.0), strict=True):  # the logits of the two parts are opposite
+            logits = torch.tensor([[sign * size, 0.0], [0.0, 0.0]])
             part.add(step, rows, torch.zeros(2, dtype=torch.int64), logits)
-    together, alone = merits("both", parts), merits("one", parts[:1])
-    assert together.spread is not None
-    assert alone.spread is not None
-    assert together.spread.value == pytest.approx(0, abs=1e-7)
-    assert alone.spread.value > 0.05
-    assert (together.groups, together.disagreement.of) == (3, 6)
+    together, alone = score_augmentation("both", parts), score_augmentation("one", parts[:1])
+    assert together.std is not None
+    assert alone.std is not None
+    assert together.std.value == pytest.approx(0, abs=1e-7)
+    assert alone.std.value > 0.05
+    assert (together.groups, together.disagreement.total) == (3, 6)
 
 
 def test_augmentations_are_ranked_for_a_teacher(teacher: Path) -> None:
-    subject = open_subject(str(teacher), device="cpu")
-    found = rank(subject, WITHOUT_STUDENT, epochs=2, seed=1, group=20)
+    analyzed = load_analyzed_teacher(str(teacher), device="cpu")
+    found = rank_augmentations(analyzed, STUDENT_FREE, epochs=2, seed=1, group_size=20)
     by_name = {one.aug: one for one in found}
-    assert by_name.keys() == set(WITHOUT_STUDENT)
-    spreads = [one.spread.value for one in found if one.spread]
-    assert len(spreads) == len(found)
-    assert spreads == sorted(spreads)
-    # 90 images make four groups of 20 an epoch, and a rest that is no whole group but counts otherwise.
-    assert {(one.groups, one.disagreement.of, one.images) for one in found} == {(8, 180, 90)}
+    assert by_name.keys() == set(STUDENT_FREE)
+    values = [one.std.value for one in found if one.std]
+    assert len(values) == len(found)
+    assert values == sorted(values)
+    # 90 images make four groups of 20 per epoch; the rest counts in all but the metric.
+    assert {(one.groups, one.disagreement.total, one.images) for one in found} == {(8, 180, 90)}
     assert by_name["none"].diversity == pytest.approx(0, abs=1e-6)
     assert (by_name["cutmix"].diversity or 0) > (by_name["standard"].diversity or 0) > 0
-    x = torch.cat([batch.views for batch in subject.views("standard", 1).epoch(0)])
-    y = torch.cat([batch.labels for batch in subject.views("standard", 1).epoch(0)])
-    wrong = int((subject.teacher(x).half().argmax(1) != y).sum())
-    one_epoch = rank(subject, ["standard"], epochs=1, seed=1, group=20)[0]
+    x = torch.cat([batch.views for batch in analyzed.views("standard", 1).epoch(0)])
+    y = torch.cat([batch.labels for batch in analyzed.views("standard", 1).epoch(0)])
+    wrong = int((analyzed.teacher(x).half().argmax(1) != y).sum())
+    one_epoch = rank_augmentations(analyzed, ["standard"], epochs=1, seed=1, group_size=20)[0]
     assert one_epoch.disagreement.count == wrong
 
 
-def test_sums_are_judged_and_what_a_student_picks_is_not(teacher: Path) -> None:
-    subject = open_subject(str(teacher), device="cpu")
-    (found,) = rank(subject, ["cutmix+cutout"], epochs=1, samples=40, group=20)
-    assert (found.groups, found.disagreement.of) == (2, 80)
+def test_sums_are_scored_and_augmentations_with_picking_are_refused(teacher: Path) -> None:
+    analyzed = load_analyzed_teacher(str(teacher), device="cpu")
+    (found,) = rank_augmentations(analyzed, ["cutmix+cutout"], epochs=1, samples=40, group_size=20)
+    assert (found.groups, found.disagreement.total) == (2, 80)
     for aug in ("cutmix-pick", "cutnix"):
         with pytest.raises(UsageError, match=aug):
-            rank(subject, [aug])
+            rank_augmentations(analyzed, [aug])
 
 
 @pytest.fixture
 def statistics(tmp_path: Path) -> Path:
-    """Two of three epochs of a run with two mixed views of five samples, in four steps."""
+    """Two of three epochs of a run with five samples, two mixed views each, and four steps."""
     shape = StatisticsShape(samples=5, slots=2, steps=4, losses=("kd",))
     store = StatisticsStore(tmp_path / "statistics.zarr", 3, shape)
     for number in range(2):
@@ -216,7 +219,7 @@ def statistics(tmp_path: Path) -> Path:
     return tmp_path / "statistics.zarr"
 
 
-def test_statistics_are_read_as_they_were_written(statistics: Path) -> None:
+def test_statistics_are_read_as_written(statistics: Path) -> None:
     reader = StatisticsReader.open(statistics)
     assert (reader.epochs, reader.samples) == (2, 5)
     first, second = reader
@@ -225,10 +228,10 @@ def test_statistics_are_read_as_they_were_written(statistics: Path) -> None:
     assert first.d_mixed[1].tolist() == [0.5] * 5
     assert first.picked.tolist() == [[False] * 5, [False, False, True, False, False]]
     assert first.kl_ratio[:2].tolist() == [1.5, 1.5]
-    assert np.isnan(first.disputed).all()
+    assert np.isnan(first.disagreements).all()
 
 
-def test_a_run_without_mixed_views_has_none(tmp_path: Path) -> None:
+def test_statistics_without_mixed_views(tmp_path: Path) -> None:
     shape = StatisticsShape(samples=3, slots=0, steps=1, losses=())
     store = StatisticsStore(tmp_path / "s.zarr", 1, shape)
     store.write(0, EpochStatistics.empty(shape, torch.device("cpu")))
@@ -236,14 +239,14 @@ def test_a_run_without_mixed_views_has_none(tmp_path: Path) -> None:
     assert (found.d_mixed.shape, found.picked.shape) == ((0, 3), (0, 3))
 
 
-def test_damaged_statistics_are_an_error_that_names_them(statistics: Path) -> None:
+def test_damaged_statistics_are_named_in_the_error(statistics: Path) -> None:
     chunk = next(path for path in (statistics / "d_x" / "c" / "1").rglob("*") if path.is_file())
     content = bytearray(chunk.read_bytes())
     content[-1] ^= 1
     chunk.write_bytes(content)
     reader = StatisticsReader.open(statistics)
     assert reader.epoch(0).d_x.tolist() == [0, 1, 2, 3, 4]
-    with pytest.raises(KdcacheError, match="epoch 2 cannot be read"):
+    with pytest.raises(KdcacheError, match="could not read epoch 2"):
         reader.epoch(1)
     with pytest.raises(KdcacheError, match=r"gone\.zarr"):
         StatisticsReader.open(statistics.with_name("gone.zarr"))

@@ -1,4 +1,4 @@
-"""Label disagreement on a case that can be worked out on paper, and its interval."""
+"""Label disagreement: a case worked out by hand, the interval, and a comparison with counting view by view."""
 
 import math
 import random
@@ -11,8 +11,10 @@ import torch
 from kdcache.stages import train_teacher
 from torchvision.models import resnet18
 
-from kdcache.analysis.disagreement import MixedSamples, Share, Study, count, study
-from kdcache.analysis.subject import Subject, open_subject
+from kdcache.analysis.analyzed_teacher import AnalyzedTeacher, load_analyzed_teacher
+from kdcache.analysis.disagreement import DisagreementReport, measure_disagreement
+from kdcache.analysis.disagreement_counts import MixedSamples, count_disagreement
+from kdcache.analysis.estimates import Proportion
 from kdcache.answers.store import AnswerStore
 from kdcache.config import TeacherConfig
 from kdcache.errors import UsageError
@@ -20,18 +22,18 @@ from kdcache.views import Batch
 
 
 def by_hand() -> MixedSamples:
-    """Six samples of seven classes. The teacher finds its own class likeliest, and then the others from 6 downwards.
+    """Six samples of seven classes. After its top-1 class, the teacher ranks the others from 6 downwards.
 
-    ====  =====  =======  ====  ==========  =======  ========  =================  ==========
-    row   label  partner  kept  mix says    teacher  disputed  right when clean   in top-5
-    ====  =====  =======  ====  ==========  =======  ========  =================  ==========
-    0     0      1        0.90  0           0        no        yes                yes
-    1     0      1        0.25  1           0        yes       yes                no
-    2     2      1        0.50  1 (a tie)   1        no        no                 yes
-    3     2      4        0.50  2 (a tie)   4        yes       no                 yes
-    4     2      2        0.10  2           6        yes       yes                yes
-    5     1      1        1.00  1           1        no        yes                yes
-    ====  =====  =======  ====  ==========  =======  ========  =================  ==========
+    ===  =====  =======  ======  ===========  ==========  =========  ============  ========
+    row  label  partner  lambda  mixed label  prediction  disagrees  both correct  in top-5
+    ===  =====  =======  ======  ===========  ==========  =========  ============  ========
+    0    0      1        0.90    0            0           no         yes           yes
+    1    0      1        0.25    1            0           yes        yes           no
+    2    2      1        0.50    1 (tie)      1           no         no            yes
+    3    2      4        0.50    2 (tie)      4           yes        no            yes
+    4    2      2        0.10    2            6           yes        yes           yes
+    5    1      1        1.00    1            1           no         yes           yes
+    ===  =====  =======  ======  ===========  ==========  =========  ============  ========
     """
     labels, partners = torch.tensor([0, 0, 2, 2, 2, 1]), torch.tensor([1, 1, 1, 4, 2, 1])
     lam = torch.tensor([0.9, 0.25, 0.5, 0.5, 0.1, 1.0])
@@ -55,133 +57,135 @@ def by_hand() -> MixedSamples:
 
 def test_the_case_worked_out_by_hand() -> None:
     # Top-5 of row 1: 0, 6, 5, 4, 3, without class 1. Of row 3: 4, 6, 5, 3, 2, with class 2. Of row 4: 6, 5, 4, 3, 2.
-    found = count(by_hand(), classes=7)
-    shares = {name: (share.count, share.of) for name, share in vars(found).items() if isinstance(share, Share)}
+    found = count_disagreement(by_hand(), classes=7)
+    shares = {name: (share.count, share.total) for name, share in vars(found).items() if isinstance(share, Proportion)}
     assert shares == {
         "overall": (3, 6),
-        "two_classes": (2, 4),
+        "different_classes": (2, 4),
         "same_class": (1, 2),
-        "although_right": (2, 6),
-        "where_right": (2, 4),
+        "despite_correct": (2, 6),
+        "given_correct": (2, 4),
         "one_of_two": (5, 6),
-        "disputed_one_of_two": (2, 3),
+        "one_of_two_given_disagreement": (2, 3),
         "in_top5": (5, 6),
-        "disputed_in_top5": (2, 3),
+        "in_top5_given_disagreement": (2, 3),
     }
-    bins = {round(10 * low): (share.count, share.of) for low, _, share in found.by_lambda}
+    bins = {round(10 * low): (share.count, share.total) for low, _, share in found.by_lambda}
     filled = {place: share for place, share in bins.items() if share != (0, 0)}
     assert filled == {1: (1, 1), 2: (1, 1), 5: (1, 2), 9: (0, 2)}
-    by_class = [(share.count, share.of) for share in found.by_class]
+    by_class = [(share.count, share.total) for share in found.by_class]
     assert by_class == [(0, 1), (1, 3), (2, 2), *[(0, 0)] * 4]
     assert found.overall.percent == 50.0
 
 
 def test_the_interval_is_wilsons() -> None:
     # Agresti and Coull's textbook case: 10 of 10 gives 72.2 to 100.
-    low, high = Share(10, 10).interval or (0, 0)
+    low, high = Proportion(10, 10).interval or (0, 0)
     assert low == pytest.approx(72.2467, abs=1e-3)
     assert high == pytest.approx(100.0)
-    assert Share(0, 0).interval is None
+    assert Proportion(0, 0).interval is None
 
 
 @pytest.mark.parametrize("share", [0.05, 0.521])
 def test_the_interval_covers_the_truth_about_95_times_in_100(share: float) -> None:
     draws, n = 2000, 300
     counts = np.random.Generator(np.random.PCG64(3)).binomial(n, share, draws)
-    covered = sum(low <= 100 * share <= high for low, high in (Share(int(k), n).interval or (0, 0) for k in counts))
+    covered = sum(
+        low <= 100 * share <= high for low, high in (Proportion(int(k), n).interval or (0, 0) for k in counts)
+    )
     assert covered / draws == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / draws) + 0.01)
 
 
-def test_figures_do_not_depend_on_the_order_of_samples() -> None:
+def test_counts_do_not_depend_on_the_order_of_samples() -> None:
     samples = by_hand()
     rows = list(range(6))
     random.Random(1).shuffle(rows)
     shuffled = MixedSamples(*(tensor[rows] for tensor in vars(samples).values()))
-    assert count(shuffled, 7) == count(samples, 7)
+    assert count_disagreement(shuffled, 7) == count_disagreement(samples, 7)
 
 
-def figures(found: Study) -> dict[str, object]:
+def figures(found: DisagreementReport) -> dict[str, object]:
     return found.as_json() | {"teacher": None}
 
 
-def counted_one_by_one(subject: Subject, samples: int, aug: str) -> tuple[int, int]:
-    """Count the disputed labels, and those on both of whose clean images the teacher is right, view by view."""
-    views, disputed, although_right, done = subject.views(aug, seed=4), 0, 0, 0
-    labels, clean = subject.images.labels, subject.teacher(subject.images.images).argmax(1)
+def count_one_by_one(analyzed: AnalyzedTeacher, samples: int, aug: str) -> tuple[int, int]:
+    """Count disagreement view by view: overall, and where both clean images are classified correctly."""
+    views, disagreements, despite_correct, done = analyzed.views(aug, seed=4), 0, 0, 0
+    labels, clean = analyzed.images.labels, analyzed.teacher(analyzed.images.images).argmax(1)
     for epoch in range(9):
         table = views.plan.epoch(epoch)
         slot = table.slots[0]
-        answers = subject.teacher(views.views(epoch, 1, range(views.plan.samples)))
+        answers = analyzed.teacher(views.views(epoch, 1, range(views.plan.samples)))
         for place in range(views.plan.samples):
             if done == samples:
-                return disputed, although_right
+                return disagreements, despite_correct
             pair = torch.from_numpy(table.order[[place, slot.partner[place]]])
-            mixed = np.zeros(subject.data.num_classes)
+            mixed = np.zeros(analyzed.data.num_classes)
             np.add.at(mixed, labels[pair].numpy(), [slot.lam[place], 1 - slot.lam[place]])
             differs = int(answers[place].half().argmax()) != int(mixed.argmax())
-            disputed += differs
-            although_right += differs and bool((clean[pair] == labels[pair]).all())
+            disagreements += differs
+            despite_correct += differs and bool((clean[pair] == labels[pair]).all())
             done += 1
     raise AssertionError
 
 
 @pytest.mark.parametrize("aug", ["cutmix", "mixup"])
-def test_a_study_agrees_with_counting_one_by_one(aug: str, teacher: Path) -> None:
-    subject = open_subject(str(teacher), device="cpu")
-    found = study(subject, samples=200, seed=4, aug=aug)  # two epochs of 90, and a part of the third
-    overall, right = found.disagreement.overall, found.disagreement.although_right
-    assert (overall.count, overall.of) == (counted_one_by_one(subject, 200, aug)[0], 200)
-    assert (right.count, right.of) == (counted_one_by_one(subject, 200, aug)[1], 200)
+def test_the_report_agrees_with_counting_one_by_one(aug: str, teacher: Path) -> None:
+    analyzed = load_analyzed_teacher(str(teacher), device="cpu")
+    found = measure_disagreement(analyzed, samples=200, seed=4, aug=aug)
+    overall, right = found.counts.overall, found.counts.despite_correct
+    assert (overall.count, overall.total) == (count_one_by_one(analyzed, 200, aug)[0], 200)
+    assert (right.count, right.total) == (count_one_by_one(analyzed, 200, aug)[1], 200)
     assert 0 < overall.count < 200
-    assert found.clean_error.of == 90
+    assert found.clean_error.total == 90
     surest = [example.teacher[0][1] for example in found.examples]
     assert surest == sorted(surest, reverse=True)
     assert len(surest) == min(12, overall.count)
     assert all(example.teacher[0][0] != example.label[0][0] for example in found.examples if len(example.label) > 1)
 
 
-def test_a_teacher_of_a_part_is_asked_about_that_part(small: dict[str, object], tmp_path: Path) -> None:
+def test_a_teacher_trained_on_a_part_is_evaluated_on_that_part(small: dict[str, object], tmp_path: Path) -> None:
     part = {"train_fraction": 0.5, "val_fraction": 0.2, "out": tmp_path / "run"}
     run = train_teacher(TeacherConfig.load(**{**small, **part}))
-    subject = open_subject(str(run.path), device="cpu")
-    assert len(subject.data.train) == 3 * 12  # half of what 0.2 of 30 images a class leave
-    assert study(subject, samples=20).disagreement.overall.of == 20
+    analyzed = load_analyzed_teacher(str(run.path), device="cpu")
+    assert len(analyzed.data.train) == 3 * 12  # half of the 24 images of each class that validation leaves
+    assert measure_disagreement(analyzed, samples=20).counts.overall.total == 20
 
 
-def test_figures_are_the_same_with_a_store_and_without_and_nothing_is_added_to_a_runs_own(
+def test_results_do_not_depend_on_the_store_and_the_store_of_a_run_is_not_changed(
     teacher: Path, tmp_path: Path
 ) -> None:
     run = shutil.copytree(teacher, tmp_path / "run")
     before = sorted(run.rglob("*"))
-    stored = study(open_subject(str(run), device="cpu"), samples=120)
+    stored = measure_disagreement(load_analyzed_teacher(str(run), device="cpu"), samples=120)
     assert sorted(run.rglob("*")) == before
     shutil.rmtree(run / "answers.zarr")
-    assert figures(study(open_subject(str(run), device="cpu"), samples=120)) == figures(stored)
+    assert figures(measure_disagreement(load_analyzed_teacher(str(run), device="cpu"), samples=120)) == figures(stored)
 
 
-def test_a_named_store_keeps_the_answers(teacher: Path, tmp_path: Path) -> None:
+def test_a_named_store_keeps_the_logits(teacher: Path, tmp_path: Path) -> None:
     place = str(tmp_path / "kept.zarr")
-    first = study(open_subject(str(teacher), store=place, device="cpu"), samples=90)
+    first = measure_disagreement(load_analyzed_teacher(str(teacher), store=place, device="cpu"), samples=90)
     kept = [name for name in AnswerStore(place).tables() if "cutmix-1" in name]
     assert len(kept) == 1
-    subject = open_subject(str(teacher), store=place, device="cpu")
-    views = subject.views("cutmix", seed=0)
-    cached_teacher = subject.cached_teacher(views, epochs=1)
+    analyzed = load_analyzed_teacher(str(teacher), store=place, device="cpu")
+    views = analyzed.views("cutmix", seed=0)
+    cached_teacher = analyzed.cached_teacher(views, epochs=1)
     for batch in views.epoch(0):
         cached_teacher.logits(batch, first=1)
-    asked = cached_teacher.pop_counts()
-    assert (asked.asked, asked.put) == (0, 90)
-    assert figures(study(subject, samples=90)) == figures(first)
+    counts = cached_teacher.pop_counts()
+    assert (counts.forwards, counts.requests) == (0, 90)
+    assert figures(measure_disagreement(analyzed, samples=90)) == figures(first)
 
 
-def test_any_network_about_any_images(pictures: Path, tmp_path: Path) -> None:
+def test_an_external_network_on_any_images(pictures: Path, tmp_path: Path) -> None:
     weights = tmp_path / "resnet18.pth"
     torch.manual_seed(2)
     torch.save(resnet18(num_classes=3).state_dict(), weights)
-    asked = {"dataset": f"folder:{pictures}", "image_size": 32, "device": "cpu"}
-    subject = open_subject("torchvision:resnet18", str(weights), split="val", **asked)  # type: ignore[arg-type]
-    found = study(subject, samples=30)
-    assert (found.split, found.clean_error.of) == ("val", 30)
+    images = {"dataset": f"folder:{pictures}", "image_size": 32, "device": "cpu"}
+    analyzed = load_analyzed_teacher("torchvision:resnet18", str(weights), split="val", **images)  # type: ignore[arg-type]
+    found = measure_disagreement(analyzed, samples=30)
+    assert (found.split, found.clean_error.total) == ("val", 30)
     assert found.class_names == ("bright", "dark", "striped")
     with pytest.raises(UsageError, match="--dataset"):
-        open_subject("torchvision:resnet18", str(weights))
+        load_analyzed_teacher("torchvision:resnet18", str(weights))

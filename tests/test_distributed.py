@@ -1,4 +1,4 @@
-"""Several processes that train one network: what they end with, beside one process, and what happens when one dies."""
+"""Distributed training: its outcome compared with one process, resuming, and the death of a process."""
 
 import atexit
 import os
@@ -34,7 +34,7 @@ Settings = dict[str, Any]
 
 
 def plain(num_classes: int) -> torch.nn.Module:
-    """A network without batch-norm, whose rows do not know each other."""
+    """A network without batch norm, whose rows are independent."""
     layers = (torch.nn.Conv2d(3, 8, 3, 2, 1), torch.nn.ReLU(), torch.nn.Conv2d(8, 16, 3, 2, 1), torch.nn.ReLU())
     return torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(16, 3))
 
@@ -42,22 +42,22 @@ def plain(num_classes: int) -> torch.nn.Module:
 PLAIN = "python:tests.test_distributed:plain"
 
 
-class Witness:
-    """Says when Python is taken down, which takes what a module holds with it."""
+class Finalizer:
+    """Reports when the interpreter is finalized."""
 
     def __del__(self) -> None:
-        os.write(2, b"Python was taken down\n")
+        os.write(2, b"interpreter finalized\n")
 
 
-def witnessed(num_classes: int) -> torch.nn.Module:
-    """A network whose process tells how it ends."""
+def reporting_network(num_classes: int) -> torch.nn.Module:
+    """A network whose process reports how it exits."""
     atexit.register(os.write, 2, b"left\n")
-    globals()["_witness"] = Witness()
+    globals()["_finalizer"] = Finalizer()
     return plain(num_classes)
 
 
-def together(ranks: int, command: str, settings: Settings, out: Path) -> "subprocess.Popen[str]":
-    """Begin a training by several processes."""
+def start(ranks: int, command: str, settings: Settings, out: Path) -> "subprocess.Popen[str]":
+    """Start a training with several processes."""
     options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items() if name != "resume"]
     options += ["--resume"] if settings.get("resume") else []
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
@@ -74,12 +74,12 @@ def together(ranks: int, command: str, settings: Settings, out: Path) -> "subpro
 def finished(process: "subprocess.Popen[str]", out: Path) -> FinishedRun:
     output, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
-    assert output.count("run: ") == 1  # one process talks
+    assert output.count("run: ") == 1  # only the main process prints
     return FinishedRun(out)
 
 
 def assert_alike(one: FinishedRun, many: FinishedRun) -> None:
-    for line, other in zip(one.metrics(), many.metrics(), strict=True):
+    for line, other in zip(one.read_metrics(), many.read_metrics(), strict=True):
         for name in ("train_loss", "test_loss", "test_top1", "kl_ratio", "label_disagreement"):
             expected = getattr(line, name)
             assert getattr(other, name) == (None if expected is None else pytest.approx(expected, rel=1e-4)), name
@@ -99,31 +99,31 @@ def assert_alike(one: FinishedRun, many: FinishedRun) -> None:
     ("ranks", "settings"),
     [
         (2, {"aug": "cutmix-pick", "loss": "crd+kd", "cache": "replay", "candidates": 3, "keep": 0.2}),
-        (4, {"aug": "cutmix", "pick": "random", "keep": 0.06, "loss": "ce"}),  # some process has no pick
+        (4, {"aug": "cutmix", "pick": "random", "keep": 0.06, "loss": "ce"}),  # some process has no picks
     ],
 )
-def test_several_processes_end_where_one_does(
+def test_several_processes_match_a_single_one(
     ranks: int, settings: Settings, small: Settings, teacher: Path, tmp_path: Path
 ) -> None:
     settings = {**small, "model": PLAIN, "teacher": teacher, "epochs": 2, "lr": 0.1, **settings}
     stores = [{"store": str(tmp_path / name)} if "cache" in settings else {} for name in ("one.zarr", "many.zarr")]
-    process = together(ranks, "student-train", settings | stores[1], tmp_path / "many")
+    process = start(ranks, "student-train", settings | stores[1], tmp_path / "many")
     one = train_student(StudentConfig.load(**settings, **stores[0], out=tmp_path / "one"))
     assert_alike(one, finished(process, tmp_path / "many"))
 
 
 def test_several_processes_train_a_teacher(small: Settings, tmp_path: Path) -> None:
     settings = {**small, "model": PLAIN, "epochs": 2, "batch_size": 7}
-    process = together(2, "teacher-train", settings, tmp_path / "many")
+    process = start(2, "teacher-train", settings, tmp_path / "many")
     one = train_teacher(TeacherConfig.load(**settings, out=tmp_path / "one"))
     many = finished(process, tmp_path / "many")
     assert_alike(one, many)
     assert many.summary["teacher_forwards"] == 90
 
 
-def test_batch_norm_normalises_the_part_of_each_process(small: Settings, teacher: Path, tmp_path: Path) -> None:
+def test_batch_norm_uses_the_statistics_of_each_process(small: Settings, teacher: Path, tmp_path: Path) -> None:
     settings = {**small, "teacher": teacher, "aug": "cutmix", "cache": "off", "lr": 0.02}
-    process = together(2, "student-train", settings, tmp_path / "many")
+    process = start(2, "student-train", settings, tmp_path / "many")
     config = StudentConfig.load(**settings)
     data, cpu = load_data(config), Compute(torch.device("cpu"), "float32")
     student, views = fresh_network(config, data), ViewMaker(data.train, plan_of(config, data), 32, cpu.device)
@@ -156,18 +156,18 @@ def test_batch_norm_normalises_the_part_of_each_process(small: Settings, teacher
     assert distance(student.body.state_dict()) < 0.03 * distance(load_file(single.path / "model.safetensors"))
 
 
-def test_a_process_that_dies_ends_the_others_and_one_alone_goes_on(
+def test_a_dead_process_stops_the_others_and_a_single_one_resumes(
     small: Settings, teacher: Path, tmp_path: Path
 ) -> None:
     settings = {**small, "model": PLAIN, "teacher": teacher, "aug": "cutmix", "cache": "off", "epochs": 6}
     settings["batch_size"] = 9
     out = tmp_path / "many"
-    process = together(3, "student-train", settings | {"checkpoint_minutes": 1e-6}, out)
+    process = start(3, "student-train", settings | {"checkpoint_minutes": 1e-6}, out)
     while process.poll() is None and not list(out.glob("checkpoints/epoch-0000001*")):
         time.sleep(0.01)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     (first,) = (child for child in children if b"\0RANK=0\0" in Path(f"/proc/{child}/environ").read_bytes())
-    os.kill(int(first), signal.SIGKILL)  # the one that would talk
+    os.kill(int(first), signal.SIGKILL)  # the main process, which prints
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
     assert errors.count("kdcache: another process of this training ended") == errors.count("kdcache: ") == 1
@@ -175,44 +175,44 @@ def test_a_process_that_dies_ends_the_others_and_one_alone_goes_on(
     assert not (out / "summary.json").exists()
     resumed = train_student(StudentConfig.load(**settings, out=out, resume=True))
     one = train_student(StudentConfig.load(**settings, out=tmp_path / "one"))
-    for line, other in zip(one.metrics(), resumed.metrics(), strict=True):
+    for line, other in zip(one.read_metrics(), resumed.read_metrics(), strict=True):
         assert other.train_loss == pytest.approx(line.train_loss, rel=1e-3)
     assert len(resumed.summary["resumed"]) == 1
 
 
-def test_several_processes_go_on_where_they_were(small: Settings, teacher: Path, tmp_path: Path) -> None:
+def test_several_processes_resume(small: Settings, teacher: Path, tmp_path: Path) -> None:
     settings = {**small, "model": PLAIN, "teacher": teacher, "aug": "cutmix-pick", "cache": "off", "epochs": 3}
     settings |= {"batch_size": 9, "loss": "crd+kd", "pick_scope": "rank", "checkpoint_minutes": 1e-6}
     whole, out = tmp_path / "whole", tmp_path / "broken"
-    expected = finished(together(2, "student-train", settings, whole), whole)
-    process = together(2, "student-train", settings, out)
+    expected = finished(start(2, "student-train", settings, whole), whole)
+    process = start(2, "student-train", settings, out)
     while process.poll() is None and not list(out.glob("checkpoints/epoch-0000001-*")):
         time.sleep(0.01)
-    process.terminate()  # torchrun passes it on
+    process.terminate()  # torchrun forwards SIGTERM
     _, errors = process.communicate(timeout=60)
     assert errors.count("kdcache: stopped; what was whole is kept") == errors.count("kdcache: ") == 1
     assert not (out / "summary.json").exists()
-    again = finished(together(2, "student-train", settings | {"resume": True}, out), out)
+    again = finished(start(2, "student-train", settings | {"resume": True}, out), out)
     assert again.summary["resumed"][0]["epoch"] > 1
     assert_alike(expected, again)
     picked = zarr.open_group(again.path / "statistics.zarr", mode="r")["picked"]
     assert np.asarray(picked[:]).sum(axis=(1, 2)).tolist() == [90] * 3  # type: ignore[index]
 
 
-def test_processes_beside_others_end_before_threads_of_torch_can_want_python(small: Settings, tmp_path: Path) -> None:
-    settings = {**small, "model": "python:tests.test_distributed:witnessed"}
+def test_distributed_processes_exit_without_finalizing_the_interpreter(small: Settings, tmp_path: Path) -> None:
+    settings = {**small, "model": "python:tests.test_distributed:reporting_network"}
     ends = {}
     for processes in (1, 2):
-        process = together(processes, "teacher-train", settings, tmp_path / str(processes))
+        process = start(processes, "teacher-train", settings, tmp_path / str(processes))
         output, ends[processes] = process.communicate(timeout=200)
         assert process.returncode == 0
         assert f"run: {tmp_path / str(processes)}" in output
     assert [ends[processes].count("left") for processes in ends] == [1, 2]
-    assert [ends[processes].count("Python was taken down") for processes in ends] == [1, 0]
+    assert [ends[processes].count("interpreter finalized") for processes in ends] == [1, 0]
 
 
 def accuracy(images: int) -> training.Accuracy:
-    """Evaluate a network that is the same in each process."""
+    """Evaluate the same network in each process."""
     torch.manual_seed(4)
     split = Split(torch.randint(0, 256, (images, 3, 32, 32), dtype=torch.uint8), torch.arange(images) % 3)
     network = build("resnet8", num_classes=3, image_size=32, mean=(0.5,) * 3, std=(0.25,) * 3, seed=0)
@@ -220,14 +220,14 @@ def accuracy(images: int) -> training.Accuracy:
 
 
 @pytest.mark.parametrize("images", [1, 2, 8])
-def test_each_image_is_evaluated_once_also_where_some_process_has_none(images: int) -> None:
+def test_each_image_is_evaluated_once_even_if_a_process_has_none(images: int) -> None:
     alone = accuracy(images)
     for other in in_ranks(3, accuracy, images):
         assert (other.top1, other.top5) == (alone.top1, alone.top5)
         assert other.loss == pytest.approx(alone.loss, rel=1e-5)
 
 
-def test_sync_batchnorm_is_for_cuda(small: Settings, tmp_path: Path) -> None:
+def test_sync_batchnorm_needs_cuda(small: Settings, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--sync-batchnorm: expected --device cuda, got --device cpu"):
         train_teacher(TeacherConfig.load(**small, sync_batchnorm=True, out=tmp_path / "run"))
     assert not (tmp_path / "run").exists()

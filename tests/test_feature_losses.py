@@ -1,4 +1,4 @@
-"""Losses on features against the golden figures, hand-worked cases, and what their gradients reach."""
+"""Losses on features: reference values, cases worked out by hand, and gradients."""
 
 import math
 from collections.abc import Callable
@@ -34,7 +34,7 @@ CASES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Tensor, Tensor]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_losses_are_golden_and_their_gradients_reach_the_student_alone(name: str) -> None:
+def test_losses_match_the_reference_and_gradients_reach_the_student_alone(name: str) -> None:
     loss_of, student, teacher = CASES[name]
     student = student.clone().requires_grad_()
     loss = loss_of(student, teacher)
@@ -45,7 +45,7 @@ def test_losses_are_golden_and_their_gradients_reach_the_student_alone(name: str
     assert teacher.grad is None
 
 
-def test_the_larger_of_two_maps_is_pooled_whosever_it_is() -> None:
+def test_the_larger_map_is_pooled() -> None:
     for loss_of in (features.at_loss, features.nst_loss):
         pooled = torch.nn.functional.adaptive_avg_pool2d(MAP, 8)
         torch.testing.assert_close(loss_of(MAP, SMALL_MAP), loss_of(pooled, SMALL_MAP))
@@ -59,7 +59,7 @@ def test_variational_information_by_hand() -> None:
     assert found.item() == pytest.approx((0.5 * (1 / 2 + math.log(2)) + 0.5 * (9 / 4 + math.log(4))) / 2)
 
 
-def test_half_precision_goes_in_and_float32_comes_out() -> None:
+def test_half_precision_inputs_give_float32() -> None:
     for name, (loss_of, student, teacher) in CASES.items():
         found = loss_of(student.bfloat16(), teacher.bfloat16())
         assert found.dtype == torch.float32, name
@@ -74,7 +74,7 @@ def test_decoupled_loss_stays_finite_at_extremes_and_splits_the_divergence() -> 
     assert student.grad is not None
     assert loss.isfinite()
     assert student.grad.isfinite().all()
-    # Equation 7 of the paper: with the weight 1 - p of the label's class on its second part, it is plain distillation.
+    # Equation 7 of the paper: with weight 1 - p(label) on the second term, it equals plain distillation.
     one, two, label = torch.randn(1, 5).double(), torch.randn(1, 5).double(), torch.tensor([3])
     beta = 1 - (one / 4).softmax(1)[0, 3].item()
     torch.testing.assert_close(dkd_loss(two, one, label, 4.0, beta=beta), kd_loss(two, one, 4.0))
@@ -99,7 +99,7 @@ def negatives(count: int) -> Tensor:
     return torch.tensor([[(BASE + 3 * i + 7 * k + 1) % 200 for k in range(count)] for i in range(8)])
 
 
-def test_contrast_is_golden_over_two_calls() -> None:
+def test_crd_matches_the_reference_over_two_calls() -> None:
     contrast = memory()
     teacher = embedded(WIDE, tensor(12, (16, 128), 0.3), tensor(13, (16,), 0.1))
     for name in ("crd_first", "crd_second"):
@@ -117,7 +117,7 @@ def test_contrast_is_golden_over_two_calls() -> None:
     assert not any(buffer.requires_grad for buffer in contrast.buffers())
 
 
-def test_the_product_with_the_whole_memory_is_what_gathering_gives() -> None:
-    contrast, rows = memory(), negatives(60)  # 200 samples: few enough for the product
+def test_the_dense_product_equals_gathering() -> None:
+    contrast, rows = memory(), negatives(60)  # 200 samples: few enough for the dense product
     gathered = [contrast._scores(VECTOR[:, :16], contrast.teacher, part) for part in rows.split(10, dim=1)]
     torch.testing.assert_close(contrast._scores(VECTOR[:, :16], contrast.teacher, rows), torch.cat(gathered, 1))

@@ -1,4 +1,4 @@
-"""The losses of a sum in training: what each reads, trains, remembers, and that its own part falls."""
+"""The terms of an objective in training: what each reads and trains, and that its own value falls."""
 
 import json
 from pathlib import Path
@@ -37,31 +37,31 @@ TERMS = [name for name in LOSSES if name not in ("ce", "kd")]
         ("sp:0", {"ce": 1.0, "sp": 0.0}),
     ],
 )
-def test_sums_mean_what_they_say(loss: str, weights: dict[str, float]) -> None:
+def test_weights_of_a_sum(loss: str, weights: dict[str, float]) -> None:
     assert StudentConfig(loss=loss).loss_weights == pytest.approx(weights)
 
 
 @pytest.mark.parametrize("loss", ["", "kd+", "kd+kd", "crd:-1", "crd:x", "crd:nan", "crd:inf", "mse", "kd,crd"])
-def test_sums_that_say_nothing_are_refused(loss: str) -> None:
+def test_malformed_sums_are_refused(loss: str) -> None:
     with pytest.raises(ValueError, match=r"as in crd:0\.8\+kd"):
         StudentConfig(loss=loss)
 
 
 @pytest.mark.parametrize("aug", ["standard", "cutmix-pick"])
 @pytest.mark.parametrize("name", TERMS)
-def test_a_loss_reaches_the_student_and_what_it_trains_and_nothing_else(name: str, aug: str, noise: Split) -> None:
+def test_gradients_reach_the_student_and_the_term_but_not_the_teacher(name: str, aug: str, noise: Split) -> None:
     bench = Bench(noise, aug=aug, loss=f"ce:0+{name}:1")
     bench.step(bench.batch)
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in bench.student.parameters())
     assert all(p.grad is not None and p.grad.isfinite().all() for p in bench.step.objective.parameters())
     assert all(p.grad is None for p in bench.teacher.parameters())
-    # x is asked once with its features, the candidates once each, by whatever forwards.
+    # x goes through the teacher once, with its features, and each candidate once.
     expected = SIZE * (3 if aug == "cutmix-pick" else 1)
     assert bench.step.teacher is not None
     assert bench.step.teacher.pop_counts() == (expected, expected)
 
 
-def test_features_of_x_are_those_of_the_teacher_and_answers_the_stores_bits(noise: Split, tmp_path: Path) -> None:
+def test_features_of_x_are_computed_and_logits_have_the_bits_of_the_store(noise: Split, tmp_path: Path) -> None:
     views = answers.views(noise)
     cached_teacher = answers.cached_teacher(tmp_path / "store.zarr", noise, views, epochs=1)
     list(cached_teacher.fill(1))
@@ -71,7 +71,7 @@ def test_features_of_x_are_those_of_the_teacher_and_answers_the_stores_bits(nois
     assert cached_teacher.pop_counts().as_metrics() == {
         "teacher_forwards": 64,
         "cache_hits": 128,
-    }  # the store holds no features
+    }  # stored answers have no features
     assert logits.equal(CachedTeacher(answers.teacher(), views).logits(batch))
     expected = answers.teacher().network.features(batch.views[:64])
     assert all(one.equal(two) for one, two in zip(features, expected, strict=True))
@@ -80,7 +80,7 @@ def test_features_of_x_are_those_of_the_teacher_and_answers_the_stores_bits(nois
 
 @pytest.mark.parametrize("teacher", ["resnet8x4", "vgg8", "wrn_16_2", "MobileNetV2"])
 @pytest.mark.parametrize("name", [name for name, word in LOSSES.items() if word.features])
-def test_losses_fit_networks_of_other_shapes(name: str, teacher: str) -> None:
+def test_terms_fit_networks_of_different_shapes(name: str, teacher: str) -> None:
     from kdcache import models
 
     student_net, teacher_net = (models.build(one, num_classes=4, seed=0) for one in ("resnet8", teacher))
@@ -133,16 +133,14 @@ def student(small: Settings, teacher: Path, out: Path, **more: Any) -> dict[str,
 
 @pytest.mark.parametrize("aug", ["standard", "cutmix-pick"])
 @pytest.mark.parametrize("name", TERMS)
-def test_each_loss_trains_and_is_recorded_by_part(
-    name: str, aug: str, small: Settings, teacher: Path, tmp_path: Path
-) -> None:
-    loss = {"vid": "vid:20"}.get(name, name)  # on so few images the cross-entropy would drown it
+def test_each_term_is_recorded_and_falls(name: str, aug: str, small: Settings, teacher: Path, tmp_path: Path) -> None:
+    loss = {"vid": "vid:20"}.get(name, name)  # on so few images the cross-entropy would dominate
     parts = student(small, teacher, tmp_path / "run", loss=loss, aug=aug, epochs=4, batch_size=15)
     assert parts.keys() == {"ce", name}
     assert parts[name][-1] < parts[name][0]
 
 
-def test_a_sum_is_recorded_part_by_part_and_weight_0_changes_the_student(
+def test_terms_are_recorded_separately_and_weight_0_changes_the_student(
     small: Settings, teacher: Path, tmp_path: Path
 ) -> None:
     both = student(small, teacher, tmp_path / "both", loss="sp+kd", aug="cutmix-pick", epochs=2)

@@ -32,7 +32,7 @@ STUDENT, TEACHER = tensor(0, (8, 100), 6), tensor(1, (8, 100), 8)
 
 
 @pytest.mark.parametrize("temperature", [1, 4])
-def test_kd_is_golden(temperature: int) -> None:
+def test_kd_matches_the_reference(temperature: int) -> None:
     student = STUDENT.clone().requires_grad_()
     loss = kd_loss(student, TEACHER, temperature)
     loss.backward()
@@ -42,7 +42,7 @@ def test_kd_is_golden(temperature: int) -> None:
     assert student.grad.norm().item() == pytest.approx(expected["grad_norm"], rel=1e-9)
 
 
-def test_d_and_entropies_are_golden() -> None:
+def test_d_and_entropies_match_the_reference() -> None:
     assert kl_divergence(STUDENT, TEACHER, 4).tolist() == pytest.approx(GOLDEN["d_kld_T4"], rel=1e-9)
     assert entropy(TEACHER).tolist() == pytest.approx(GOLDEN["teacher_entropy_T1"], rel=1e-9)
     assert entropy(STUDENT).tolist() == pytest.approx(GOLDEN["student_entropy_T1"], rel=1e-9)
@@ -60,7 +60,7 @@ def test_extreme_logits_stay_finite(dtype: torch.dtype) -> None:
     assert entropy(teacher).tolist() == [0, 0]
 
 
-def test_arithmetic_is_float32_whatever_comes_in() -> None:
+def test_half_precision_inputs_are_computed_in_float32() -> None:
     halves = STUDENT.bfloat16(), TEACHER.half()
     assert kl_divergence(halves[0], halves[1], 4).dtype == torch.float32
     torch.testing.assert_close(
@@ -89,14 +89,14 @@ def test_distillation_of_x_and_of_mixed_views_are_means_over_their_own_rows() ->
 
 
 class RowCount(DistillLoss):
-    """Tells how many rows of which views it was called with."""
+    """Returns the number of rows that it was called with, times 10 for a pair of views."""
 
     def forward(self, *views: ViewOutputs) -> Tensor:
         return torch.tensor([float(len(rows.student)) for rows in views]).sum() * 10 ** (len(views) - 1)
 
 
 @pytest.mark.parametrize(("acts_on", "expected"), [("x", 5.0), ("each", 5.0 + 0.5 * 3), ("pairs", 80.0)])
-def test_a_loss_is_given_the_views_that_it_is_declared_for(
+def test_a_loss_gets_the_views_that_it_is_declared_for(
     acts_on: str, expected: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(LOSSES, "rows", LOSSES["kd"]._replace(acts_on=acts_on))
@@ -107,7 +107,7 @@ def test_a_loss_is_given_the_views_that_it_is_declared_for(
     assert counted(x, mixed)["rows"] == 2 * expected
 
 
-def test_criteria_score_by_what_they_say() -> None:
+def test_criteria_match_the_reference() -> None:
     labels, kl = torch.arange(8), kl_divergence(STUDENT, TEACHER, 4)
     known = Candidates(TEACHER, STUDENT, kl, labels, labels, torch.ones(8), torch.arange(8.0))
     scores = {name: score(name, known) for name in CRITERIA}
@@ -117,12 +117,12 @@ def test_criteria_score_by_what_they_say() -> None:
     assert scores["random"].equal(torch.arange(8.0))
 
 
-def test_the_top_scores_of_the_pool_are_picked_and_the_earlier_of_equals() -> None:
+def test_top_scores_break_ties_by_position() -> None:
     assert top_scores(torch.tensor([1.0, 5.0, 3.0, 5.0, 3.0, 0.0]), 3).tolist() == [1, 2, 3]
     assert top_scores(torch.tensor([2.0, 2.0, 2.0, 2.0]), 2).tolist() == [0, 1]
 
 
-def test_every_declared_implementation_is_there() -> None:
+def test_every_declared_implementation_exists() -> None:
     assert all(issubclass(load(loss.implementation), DistillLoss) for loss in LOSSES.values())
     assert all(callable(load(criterion.implementation)) for criterion in CRITERIA.values())
     assert all(isinstance(find_mix(name), Mix) for name in MIXES)
@@ -135,12 +135,12 @@ def test_mixed_cross_entropy_is_that_of_the_soft_labels() -> None:
     soft = torch.zeros(8, 100, dtype=torch.float64)
     for row in range(8):
         soft[row, labels[row]] += lam[row]
-        soft[row, partners[row]] += 1 - lam[row]  # row 1 is a pair of one class
+        soft[row, partners[row]] += 1 - lam[row]  # both labels of row 1 are the same
     expected = -(soft * STUDENT.log_softmax(1)).sum(1).mean()
     assert mixed_cross_entropy(STUDENT, labels, partners, lam).item() == pytest.approx(expected.item(), rel=1e-12)
 
 
-def test_cross_entropy_acts_on_the_mixed_views_alone_where_there_are_any() -> None:
+def test_cross_entropy_alone_acts_on_mixed_views_if_there_are_any() -> None:
     labels, lam = torch.arange(8), torch.full((8,), 0.25)
     x, mixed_logits = (STUDENT.clone().requires_grad_() for _ in range(2))
     alone = objective({"ce": 1.0})
@@ -157,13 +157,13 @@ def test_cross_entropy_acts_on_the_mixed_views_alone_where_there_are_any() -> No
 
 @given(st.lists(st.floats(-1e4, 1e4), min_size=6, max_size=6), st.lists(st.floats(-1e4, 1e4), min_size=6, max_size=6))
 @settings(max_examples=60, deadline=None)
-def test_divergence_and_entropy_are_finite_and_within_their_bounds(teacher: list[float], student: list[float]) -> None:
+def test_divergence_and_entropy_are_finite_and_bounded(teacher: list[float], student: list[float]) -> None:
     p, q = (torch.tensor([row], dtype=torch.float64, requires_grad=True) for row in (teacher, student))
     d = kl_divergence(q, p.detach(), 4.0)
     assert d.item() >= -1e-9
     assert kl_divergence(p.detach() + 7, p.detach(), 4.0).item() == pytest.approx(
         0, abs=1e-9
-    )  # a shift changes no softmax
+    )  # softmax is shift-invariant
     assert -1e-12 <= entropy(q).item() <= torch.log(torch.tensor(6.0)).item() + 1e-6
     (d + entropy(q)).sum().backward()
     assert q.grad is not None
@@ -172,7 +172,7 @@ def test_divergence_and_entropy_are_finite_and_within_their_bounds(teacher: list
 
 @given(st.lists(st.integers(-3, 3), min_size=2, max_size=30), st.data())
 @settings(max_examples=60, deadline=None)
-def test_no_candidate_that_is_left_scores_more_than_a_pick(scores: list[int], data: st.DataObject) -> None:
+def test_no_rejected_candidate_scores_higher_than_a_pick(scores: list[int], data: st.DataObject) -> None:
     count = data.draw(st.integers(1, len(scores)))
     picks = top_scores(torch.tensor(scores, dtype=torch.float32), count).tolist()
     expected = sorted(range(len(scores)), key=lambda place: (-scores[place], place))[:count]

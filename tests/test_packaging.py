@@ -19,6 +19,7 @@ ORDER = [
     *(
         "errors",
         "files",
+        "locks",
         "tensor_files",
         "choices",
         "presets",
@@ -26,6 +27,7 @@ ORDER = [
         "machine",
         "config",
         "compute",
+        "environment",
         "distributed",
     ),
     *("datasets", "models", "views", "answers", "losses", "selection", "run", "setup", "training"),

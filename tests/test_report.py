@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from kdcache.stages import train_student
 from PIL import Image
 
-from kdcache.analysis.summary import Summary, summarise
+from kdcache.analysis.summary import RunSummary, summarize_runs
 from kdcache.cli import cli
 from kdcache.config import StudentConfig
 from kdcache.errors import UsageError
@@ -48,8 +48,8 @@ def runs(small: dict[str, object], teacher: Path, tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture(scope="module")
-def summary(runs: Path) -> Summary:
-    return summarise([runs], samples=60, device="cpu")
+def summary(runs: Path) -> RunSummary:
+    return summarize_runs([runs], samples=60, device="cpu")
 
 
 class Parts(HTMLParser):
@@ -71,7 +71,7 @@ class Parts(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def test_the_page_has_every_part_and_stands_alone(summary: Summary) -> None:
+def test_the_page_has_every_part_and_stands_alone(summary: RunSummary) -> None:
     parts = Parts(page(summary))
     assert summary.missing == ()
     assert [group.name for group in summary.groups] == ["teacher resnet8", *GROUPS]
@@ -79,7 +79,7 @@ def test_the_page_has_every_part_and_stands_alone(summary: Summary) -> None:
     charts = [one["aria-label"] for one in parts.of("div") if one.get("role") == "img"]
     assert len(charts) == len(parts.of("svg")) == 5
     assert all(words and len(words) > 40 for words in charts)
-    shown = summary.studies[0].examples
+    shown = summary.disagreements[0].examples
     assert len(parts.of("img")) == len(shown) > 0
     assert all(image["alt"] and (image["src"] or "").startswith("data:image/png;base64,") for image in parts.of("img"))
     addresses = [tag[key] or "" for _, tag in parts.tags for key in ("src", "href", "xlink:href") if key in tag]
@@ -87,7 +87,7 @@ def test_the_page_has_every_part_and_stands_alone(summary: Summary) -> None:
     assert parts.of("script") == []
 
 
-def test_identifiers_of_the_charts_do_not_meet(summary: Summary) -> None:
+def test_identifiers_of_the_charts_do_not_meet(summary: RunSummary) -> None:
     text = page(summary)
     names = re.findall(r'\bid="([^"]+)"', text)
     assert len(set(names)) == len(names)
@@ -95,7 +95,7 @@ def test_identifiers_of_the_charts_do_not_meet(summary: Summary) -> None:
     assert set(wanted) <= set(names)
 
 
-def test_each_format_says_the_same(summary: Summary, runs: Path) -> None:
+def test_each_format_says_the_same(summary: RunSummary, runs: Path) -> None:
     document = json.loads(PLAIN["json"](summary))
     by_name = {group["name"]: group for group in document["groups"]}
     last = [json.loads((runs / name / "summary.json").read_text())["last_top1"] for name in ("pick-0", "pick-1")]
@@ -125,20 +125,20 @@ def test_what_is_missing_is_named_and_the_rest_is_shown(runs: Path, tmp_path: Pa
     shutil.rmtree(folder / "pick-0" / "statistics.zarr")
     for config in folder.glob("*/config.toml"):
         config.write_text(config.read_text().replace(str(runs), str(folder)))
-    found = summarise([folder, tmp_path / "nowhere"], samples=20, device="cpu")
+    found = summarize_runs([folder, tmp_path / "nowhere"], samples=20, device="cpu")
     for place, words in (
         ("pick-1", "unfinished"),
-        ("young", "no epoch ended"),
-        ("labels", "metrics.jsonl cannot be read"),
+        ("young", "no epoch is complete"),
+        ("labels", "could not read"),
         ("labels", "no environment.json"),
         ("broken", "resnet9"),
         ("pick-0", "no statistics.zarr"),
-        ("nowhere", "given nothing"),
+        ("nowhere", "got nothing"),
         ("label disagreement of", "model.safetensors"),
     ):
         assert [line for line in found.missing if place in line and words in line], (place, words, found.missing)
     picked = next(group for group in found.groups if group.name == GROUPS[1])
-    assert (len(picked.runs), picked.figure("last_top1").n) == (3, 1)
+    assert (len(picked.runs), picked.result("last_top1").n) == (3, 1)
     assert [curve.name for curve in found.ratios] == [GROUPS[1]]
     text = html.unescape(page(found))
     assert all(line in text for line in found.missing)
@@ -190,7 +190,7 @@ def test_tensorboard_hears_every_epoch(small: dict[str, object], teacher: Path, 
         run = train_student(StudentConfig.load(**options), reporter)
     found = events.EventAccumulator(str(run.path / "tensorboard"))
     found.Reload()
-    metrics = run.metrics()
+    metrics = run.read_metrics()
     for name in ("test_top1", "kl_ratio", "label_disagreement", "teacher_forwards"):
         heard = [(event.step, event.value) for event in found.Scalars(name)]
         assert heard == [(line.epoch, pytest.approx(getattr(line, name))) for line in metrics], name
@@ -201,7 +201,7 @@ def test_tensorboard_hears_every_epoch(small: dict[str, object], teacher: Path, 
 
 def test_without_any_run_there_is_no_report(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nowhere"):
-        summarise([tmp_path / "nowhere"])
+        summarize_runs([tmp_path / "nowhere"])
 
 
 def test_names_from_files_are_text_and_nothing_else(runs: Path, tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_names_from_files_are_text_and_nothing_else(runs: Path, tmp_path: Path) 
     environment = json.loads((folder / "environment.json").read_text())
     environment["command"] = ["kdcache", "</pre><script>alert(1)</script>"]
     (folder / "environment.json").write_text(json.dumps(environment))
-    parts = Parts(page(summarise([folder], samples=0)))
+    parts = Parts(page(summarize_runs([folder], samples=0)))
     assert parts.of("script") == []
     assert parts.of("img") == []
     assert any("onerror" in text for text in parts.text)
@@ -232,7 +232,7 @@ def browser() -> Iterator[object]:
 
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_browser_shows_the_report(browser, summary: Summary, tmp_path: Path, width: int, scheme: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_browser_shows_the_report(browser, summary: RunSummary, tmp_path: Path, width: int, scheme: str) -> None:  # type: ignore[no-untyped-def]
     path = tmp_path / "report.html"
     path.write_text(page(summary), encoding="utf-8")
     view = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
@@ -251,7 +251,7 @@ def test_a_browser_shows_the_report(browser, summary: Summary, tmp_path: Path, w
     assert all(tables.nth(place).locator("tbody tr").count() for place in range(6))
     sizes = "all => all.map(one => [one.getBoundingClientRect().width, one.getBoundingClientRect().height])"
     pictures = view.locator("svg").evaluate_all(sizes) + view.locator("main img").evaluate_all(sizes)
-    assert len(pictures) == 5 + len(summary.studies[0].examples)
+    assert len(pictures) == 5 + len(summary.disagreements[0].examples)
     assert all(wide > 60 and high > 60 for wide, high in pictures)
     assert view.locator("main img").evaluate_all("all => all.every(one => one.naturalWidth > 0)")
     # The ink of page and charts is that of the scheme, and stands out against the ground.

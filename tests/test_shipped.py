@@ -1,4 +1,4 @@
-"""The shipped teacher does what its card says."""
+"""The shipped teacher matches its card."""
 
 import re
 from pathlib import Path
@@ -13,12 +13,12 @@ from kdcache.setup import shipped_teacher
 CARD = (Path(__file__).parents[1] / "data" / "fashion-mini-teacher.md").read_text("utf-8")
 
 
-def test_the_shipped_teacher_is_as_good_as_its_card_says() -> None:
+def test_the_shipped_teacher_is_as_accurate_as_its_card_states() -> None:
     found = re.search(r"top-1 (\d\d\.\d\d) %", CARD)
     assert found is not None
     network = checkpoint.load(shipped_teacher())
     accuracy = training.evaluate(network, datasets.load("fashion-mini").test, Compute(torch.device("cpu"), "float32"))
     assert accuracy.top1 >= 91
-    # The card's figure was measured in bfloat16.
+    # The card states the accuracy in bfloat16.
     assert abs(accuracy.top1 - float(found[1])) < 0.2
     assert checkpoint.fingerprint(network) in CARD

@@ -1,4 +1,4 @@
-"""One step of the student: what is asked, scored, picked, recorded and left alone."""
+"""One training step of the student: teacher forwards, scores, picks, losses, records, and what it must not change."""
 
 import copy
 import tempfile
@@ -32,7 +32,7 @@ TERMS = [name for name in LOSSES if name not in ("ce", "kd")]
 
 
 class Bench:
-    """A student, a teacher and the first batch of a setting, with the rows that reach the teacher recorded.
+    """A student, a teacher and the first batch of a setting, recording the rows that reach the teacher.
 
     Steps have a learning rate of 0: gradients and statistics tell what they do, and the weights stay.
     """
@@ -70,7 +70,7 @@ def norm_state(network: models.Network) -> dict[str, Tensor]:
     return {key: value.clone() for key, value in network.state_dict().items() if "running" in key or "tracked" in key}
 
 
-def test_scoring_leaves_the_running_statistics_alone(noise: Split) -> None:
+def test_scoring_does_not_update_running_statistics(noise: Split) -> None:
     bench = Bench(noise, aug="cutmix-pick")
     before = norm_state(bench.student)
     assert bench.step.teacher is not None
@@ -83,7 +83,7 @@ def test_scoring_leaves_the_running_statistics_alone(noise: Split) -> None:
     assert any(not value.equal(before[key]) for key, value in after.items() if "running" in key)
 
 
-def test_scoring_normalises_by_the_batch(noise: Split) -> None:
+def test_scoring_uses_batch_statistics(noise: Split) -> None:
     bench = Bench(noise, aug="cutmix-pick")
     rows = torch.arange(SIZE, 3 * SIZE)
     expected = bench.logits(bench.student, rows)
@@ -93,14 +93,14 @@ def test_scoring_normalises_by_the_batch(noise: Split) -> None:
 
 
 @pytest.fixture
-def without_content(monkeypatch: pytest.MonkeyPatch) -> Compute:
-    """A device whose tensors have no content: where a GPU would make the host wait for a value, they raise an error."""
+def meta_device(monkeypatch: pytest.MonkeyPatch) -> Compute:
+    """The meta device: reading a value from its tensors, for which a GPU would make the host wait, is an error."""
     monkeypatch.setitem(FORWARD_ROWS, "meta", 64)
     monkeypatch.setattr(Compute, "autocast", lambda compute: nullcontext())
     return Compute(torch.device("meta"), "float32")
 
 
-def steps_before_a_look(bench: Bench, compute: Compute) -> int:
+def steps_before_a_value_is_read(bench: Bench, compute: Compute) -> int:
     taken = []
 
     def step(batch: Batch) -> Tensor:
@@ -122,41 +122,39 @@ def steps_before_a_look(bench: Bench, compute: Compute) -> int:
         *((f"{name}+kd", "cutmix-pick") for name in TERMS),
     ],
 )
-def test_steps_wait_for_their_device_no_more_than_once_in_a_while(
-    loss: str, aug: str, noise: Split, without_content: Compute
-) -> None:
-    bench = Bench(noise, without_content, aug=aug, loss=loss)
+def test_steps_do_not_wait_for_the_device(loss: str, aug: str, noise: Split, meta_device: Compute) -> None:
+    bench = Bench(noise, meta_device, aug=aug, loss=loss)
     for module in bench.step.objective.modules():
         if isinstance(module, ContrastMemory):
-            module._normalizer_estimated = True  # which is looked at once in a training
-    assert steps_before_a_look(bench, without_content) == len(bench.maker.steps) < training.LOSS_CHECK_STEPS
+            module._normalizer_estimated = True  # it is read once per training
+    assert steps_before_a_value_is_read(bench, meta_device) == len(bench.maker.steps) < training.LOSS_CHECK_STEPS
 
 
-def test_nor_do_steps_on_stored_answers(noise: Split, without_content: Compute, tmp_path: Path) -> None:
-    bench = Bench(noise, without_content, aug="cutmix-pick")
+def test_steps_on_stored_logits_do_not_wait_for_the_device(noise: Split, meta_device: Compute, tmp_path: Path) -> None:
+    bench = Bench(noise, meta_device, aug="cutmix-pick")
     maker = ViewMaker(noise, bench.maker.plan, SIZE, CPU.device)
     list(answers.cached_teacher(tmp_path / "store", noise, maker).fill(1))
     bench.step.teacher = answers.cached_teacher(tmp_path / "store", noise, bench.maker)
-    assert steps_before_a_look(bench, without_content) == len(maker.steps)
+    assert steps_before_a_value_is_read(bench, meta_device) == len(maker.steps)
     assert bench.step.teacher.pop_counts() == (0, 3 * len(noise))
 
 
 @pytest.mark.parametrize(("aug", "views"), [("standard", 1), ("mixup", 2), ("cutmix", 2), ("cutmix-pick", 3)])
-def test_each_view_goes_to_the_teacher_once(aug: str, views: int, noise: Split) -> None:
+def test_each_view_goes_through_the_teacher_once(aug: str, views: int, noise: Split) -> None:
     bench = Bench(noise, aug=aug)
     bench.step(bench.batch)
-    asked = torch.cat(bench.rows)[: views * SIZE]  # the last forward is padded
+    forwarded = torch.cat(bench.rows)[: views * SIZE]  # the last forward is padded
     assert sum(len(rows) for rows in bench.rows) == 64 * -(-views * SIZE // 64)
-    assert asked.equal(bench.teacher.normalize(bench.batch.views))
+    assert forwarded.equal(bench.teacher.normalize(bench.batch.views))
 
 
-def test_without_need_the_teacher_is_not_asked(noise: Split) -> None:
+def test_a_run_that_needs_no_teacher_has_no_teacher_forwards(noise: Split) -> None:
     bench = Bench(noise, aug="cutmix", loss="ce")
     bench.step(bench.batch)
     assert bench.rows == []
 
 
-def test_the_picks_are_the_largest_d_of_the_pool_and_r_is_equation_3(noise: Split) -> None:
+def test_picks_have_the_largest_d_and_r_is_equation_3(noise: Split) -> None:
     bench = Bench(noise, aug="cutmix-pick")
     candidates = torch.arange(SIZE, 3 * SIZE)
     teacher = bench.logits(bench.teacher.eval(), candidates).half().float()
@@ -174,7 +172,7 @@ def test_the_picks_are_the_largest_d_of_the_pool_and_r_is_equation_3(noise: Spli
     assert statistics.d_x[others].isnan().all()
 
 
-def test_d_and_disagreeing_labels_without_picking(noise: Split) -> None:
+def test_d_and_label_disagreement_without_picking(noise: Split) -> None:
     bench = Bench(noise, aug="cutmix")
     logits = bench.logits(bench.student, torch.arange(2 * SIZE))
     teacher = bench.logits(bench.teacher.eval(), torch.arange(2 * SIZE)).half().float()
@@ -190,7 +188,7 @@ def test_d_and_disagreeing_labels_without_picking(noise: Split) -> None:
 
 
 @pytest.mark.parametrize("pick", ["teacher-entropy", "random"])
-def test_d_is_known_of_the_picks_alone_where_nothing_is_scored(pick: str, noise: Split) -> None:
+def test_d_is_recorded_for_picks_alone_without_scoring(pick: str, noise: Split) -> None:
     bench = Bench(noise, aug="cutmix", pick=pick)
     bench.step(bench.batch)
     statistics, samples = bench.statistics, bench.batch.samples
@@ -200,7 +198,7 @@ def test_d_is_known_of_the_picks_alone_where_nothing_is_scored(pick: str, noise:
 
 
 @pytest.mark.parametrize("aug", ["cutmix", "cutmix-pick"])
-def test_the_loss_is_the_papers(aug: str, noise: Split) -> None:
+def test_the_loss_is_that_of_the_paper(aug: str, noise: Split) -> None:
     bench = Bench(noise, aug=aug, alpha=0.7, temperature=3.0)
     loss = bench.step(bench.batch)
     picked = bench.statistics.picked[:, bench.batch.samples].flatten().nonzero()[:, 0]
@@ -215,7 +213,7 @@ def test_the_loss_is_the_papers(aug: str, noise: Split) -> None:
     torch.testing.assert_close(loss, expected)
 
 
-def test_cross_entropy_with_mixing_trains_on_the_mixed_views_alone(noise: Split) -> None:
+def test_cross_entropy_with_mixing_trains_on_mixed_views_alone(noise: Split) -> None:
     bench = Bench(noise, aug="mixup", loss="ce")
     logits = bench.logits(bench.student, torch.arange(SIZE, 2 * SIZE))
     batch = bench.batch
@@ -237,7 +235,7 @@ def test_every_parameter_of_the_student_gets_a_gradient_under_autocast(noise: Sp
 
 
 def combinations() -> list[dict[str, str]]:
-    """Every augmentation with every criterion and loss, but those that a config refuses."""
+    """Every augmentation with every criterion and loss that a config accepts."""
     found = []
     for loss in ("ce", "kd", "dkd"):
         for aug in (*AUGMENTATIONS, *MIXES, "cutmix+mixup"):
@@ -250,30 +248,30 @@ def combinations() -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("settings", combinations(), ids=lambda settings: "-".join(settings.values()))
-def test_what_a_step_asks_picks_and_knows(settings: dict[str, str], noise: Split) -> None:
+def test_teacher_forwards_picks_and_records_of_a_step(settings: dict[str, str], noise: Split) -> None:
     bench = Bench(noise, **settings)
     aug = StudentConfig(**settings).augmentation
     bench.step(bench.batch)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in bench.student.parameters())
-    taught = settings["loss"] != "ce"
-    asked = sum(len(rows) for rows in bench.rows)
-    assert asked == (64 * -(-(1 + len(aug.mixes)) * SIZE // 64) if taught else 0)
+    has_teacher = settings["loss"] != "ce"
+    forwarded = sum(len(rows) for rows in bench.rows)
+    assert forwarded == (64 * -(-(1 + len(aug.mixes)) * SIZE // 64) if has_teacher else 0)
 
     statistics, samples = bench.statistics, bench.batch.samples
     d, picked = statistics.d_mixed[:, samples], statistics.picked[:, samples]
     assert picked.sum() == (len(aug.mixes) * SIZE // 2 if aug.pick else len(aug.mixes) * SIZE)
     assert statistics.picked.sum() == picked.sum()
-    assert statistics.d_x[samples].isfinite().all() == taught
-    scored = taught and aug.pick is not None and CRITERIA[aug.pick].student
-    assert d.isfinite().equal(torch.ones_like(picked) if scored else picked if taught else torch.zeros_like(picked))
+    assert statistics.d_x[samples].isfinite().all() == has_teacher
+    scored = has_teacher and aug.pick is not None and CRITERIA[aug.pick].student
+    assert d.isfinite().equal(
+        torch.ones_like(picked) if scored else picked if has_teacher else torch.zeros_like(picked)
+    )
     assert statistics.kl_ratio[0].isfinite() == scored
-    assert statistics.disagreements[0].isfinite() == (taught and aug.mixes != ())
+    assert statistics.disagreements[0].isfinite() == (has_teacher and aug.mixes != ())
 
 
 @pytest.mark.parametrize(("candidates", "keep", "picks"), [(3, 0.5, 48), (4, 0.25, 32), (2, 1.0, 64), (1, 0.01, 2)])
-def test_a_share_of_the_candidates_of_the_whole_step_is_picked(
-    candidates: int, keep: float, picks: int, noise: Split
-) -> None:
+def test_the_fraction_keep_of_all_candidates_is_picked(candidates: int, keep: float, picks: int, noise: Split) -> None:
     bench = Bench(noise, aug="trivialaugment", pick="kld", candidates=candidates, keep=keep)
     bench.step(bench.batch)
     statistics = bench.statistics
@@ -284,7 +282,7 @@ def test_a_share_of_the_candidates_of_the_whole_step_is_picked(
         assert d[picked].min() >= d[~picked].max()
 
 
-def test_clean_views_are_answered_from_the_store_without_a_forward(noise: Split, tmp_path: Path) -> None:
+def test_stored_clean_logits_need_no_forward(noise: Split, tmp_path: Path) -> None:
     live, stored = Bench(noise, aug="none"), Bench(noise, aug="none")
     assert stored.step.teacher is not None
     store = answers.store(tmp_path / "answers.zarr", stored.step.teacher.teacher, noise)
@@ -295,7 +293,7 @@ def test_clean_views_are_answered_from_the_store_without_a_forward(noise: Split,
     assert len(live.rows) == 1
 
 
-def test_running_statistics_follow_one_forward_of_x_and_the_picks(noise: Split) -> None:
+def test_running_statistics_are_those_of_one_forward_of_x_and_the_picks(noise: Split) -> None:
     bench = Bench(noise, aug="cutmix-pick")
     alone = copy.deepcopy(bench.student)
     bench.step(bench.batch)
@@ -306,7 +304,7 @@ def test_running_statistics_follow_one_forward_of_x_and_the_picks(noise: Split) 
     assert all(value.equal(norm_state(alone)[key]) for key, value in norm_state(bench.student).items())
 
 
-def test_statistics_run_on_after_scoring_that_fails(noise: Split) -> None:
+def test_running_statistics_are_tracked_again_after_scoring_fails(noise: Split) -> None:
     student = models.build("resnet8", num_classes=4, seed=0)
     before = norm_state(student)
     with pytest.raises(RuntimeError, match="scoring"), FrozenRunningStats(student):
@@ -316,7 +314,7 @@ def test_statistics_run_on_after_scoring_that_fails(noise: Split) -> None:
 
 
 @pytest.mark.parametrize("pick", ["teacher-entropy", "student-entropy", "random"])
-def test_the_other_criteria_keep_the_largest_of_their_own_score(pick: str, noise: Split) -> None:
+def test_other_criteria_pick_the_highest_of_their_scores(pick: str, noise: Split) -> None:
     bench = Bench(noise, aug="cutmix", pick=pick)
     candidates = torch.arange(SIZE, 3 * SIZE)
     network = bench.teacher.eval() if pick == "teacher-entropy" else bench.student

@@ -1,4 +1,4 @@
-"""The two recipes on a small folder of pictures: what they train, record, refuse and repeat."""
+"""Teacher and student training on a small folder of pictures: results, records, errors, reproducibility."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import KdcacheError, UsageError
 from kdcache.models import checkpoint
 from kdcache.run.folder import FinishedRun
-from kdcache.run.output import new_folder
+from kdcache.run.resolve import create_run_folder
 from tests.processes import kdcache
 
 SAMPLES = 90
@@ -29,7 +29,7 @@ def student(small: Settings, teacher: Path, out: Path, **settings: Any) -> Finis
 
 
 @pytest.mark.parametrize(
-    ("settings", "asked"),
+    ("settings", "views_per_sample"),
     [
         ({"loss": "ce", "aug": "none"}, 0),
         ({"loss": "ce", "aug": "standard"}, 0),
@@ -54,27 +54,27 @@ def student(small: Settings, teacher: Path, out: Path, **settings: Any) -> Finis
     ],
 )
 def test_every_augmentation_and_criterion_trains(
-    settings: Settings, asked: int, small: Settings, teacher: Path, tmp_path: Path
+    settings: Settings, views_per_sample: int, small: Settings, teacher: Path, tmp_path: Path
 ) -> None:
-    cache = "auto" if settings["aug"] == "none" else "off"  # other tests share the teacher, and leave answers
+    cache = "auto" if settings["aug"] == "none" else "off"  # other tests share the teacher and its store
     run = student(small, teacher, tmp_path / "run", cache=cache, **settings)
     (line,) = [json.loads(text) for text in (run.path / "metrics.jsonl").read_text().splitlines()]
-    assert line["teacher_forwards"] == asked * SAMPLES
+    assert line["teacher_forwards"] == views_per_sample * SAMPLES
     assert line["cache_hits"] == (SAMPLES if settings == {"loss": "kd", "aug": "none"} else 0)
     assert {"epoch", "lr", "train_loss", "test_top1", "test_top5", "images_per_second", "seconds"} <= line.keys()
     criterion = settings.get("pick", "kld" if settings["aug"] == "cutmix-pick" else None)
-    assert (line["kl_ratio"] is not None) == (asked > 0 and criterion in ("kld", "student-entropy"))
-    assert (line["label_disagreement"] is not None) == (asked > 1)
+    assert (line["kl_ratio"] is not None) == (views_per_sample > 0 and criterion in ("kld", "student-entropy"))
+    assert (line["label_disagreement"] is not None) == (views_per_sample > 1)
     before, after = (load_file(path / "model.safetensors") for path in (teacher, run.path))
     assert not before["conv1.weight"].equal(after["conv1.weight"])
 
 
-def test_a_run_folder_is_whole(small: Settings, teacher: Path, tmp_path: Path) -> None:
+def test_a_run_folder_is_complete(small: Settings, teacher: Path, tmp_path: Path) -> None:
     run = student(small, teacher, tmp_path / "run", aug="cutmix-pick", epochs=2, cache="off")
     files = {"config.toml", "environment.json", "metrics.jsonl", "model.safetensors", "curves.png", "summary.json"}
     assert {entry.name for entry in run.path.iterdir()} == files | {"statistics.zarr", "run.lock"}
     assert not list(run.path.glob(".*"))
-    lines = run.metrics()
+    lines = run.read_metrics()
     assert run.summary["last_top1"] == lines[-1].test_top1
     assert run.summary["best_top1"] == max(line.test_top1 for line in lines)
     assert lines[run.summary["best_epoch"] - 1].test_top1 == run.summary["best_top1"]
@@ -87,9 +87,9 @@ def test_a_run_folder_is_whole(small: Settings, teacher: Path, tmp_path: Path) -
 
     statistics = zarr.open_group(run.path / "statistics.zarr", mode="r")
     shapes = {name: array.shape for name, array in statistics.arrays()}
-    # 90 samples in batches of 32 are three steps.
+    # 90 samples in batches of 32 make three steps.
     assert shapes == {
-        "d_x": (2, 90), "d_mixed": (2, 2, 90), "picked": (2, 2, 90), "kl_ratio": (2, 3), "disputed": (2, 3),
+        "d_x": (2, 90), "d_mixed": (2, 2, 90), "picked": (2, 2, 90), "kl_ratio": (2, 3), "disagreements": (2, 3),
         "losses": (2, 3, 2),
     }  # fmt: skip
     assert statistics.attrs["losses"] == ["ce", "kd"]
@@ -102,7 +102,7 @@ def test_a_run_folder_is_whole(small: Settings, teacher: Path, tmp_path: Path) -
     assert (statistics["kl_ratio"][:] >= 1).all()  # type: ignore[index, operator, union-attr]
 
 
-def test_the_teacher_keeps_its_clean_answers(teacher: Path) -> None:
+def test_the_teacher_stores_its_clean_logits(teacher: Path) -> None:
     answers = zarr.open_array(teacher / "answers.zarr", path="clean/logits", mode="r")
     assert answers.shape == (90, 3)
     assert FinishedRun(teacher).summary["teacher_forwards"] == 90
@@ -119,20 +119,20 @@ def test_the_same_seeds_give_the_same_bits_and_others_do_not(small: Settings, te
 
 
 class Rising(TeacherConfig):
-    """A rate that is harmless in the first epoch, and absurd from then on."""
+    """Diverges in the second epoch."""
 
-    def rate(self, epoch: int) -> float:
+    def learning_rate(self, epoch: int) -> float:
         return 1e30 if epoch else 0.01
 
 
 class Bursting(TeacherConfig):
-    """A rate after one step of which, with much weight decay, no weight is finite."""
+    """With large weight decay, no weight is finite after one step of the second epoch."""
 
-    def rate(self, epoch: int) -> float:
+    def learning_rate(self, epoch: int) -> float:
         return 1e38 if epoch else 1e-4
 
 
-def test_a_loss_that_becomes_nan_stops_the_run_and_keeps_the_checkpoint(small: Settings, tmp_path: Path) -> None:
+def test_a_loss_that_becomes_nan_stops_the_run_and_keeps_the_network(small: Settings, tmp_path: Path) -> None:
     with pytest.raises(KdcacheError, match=r"the loss became (nan|inf) at epoch 2, step \d"):
         train_teacher(Rising.load(**{**small, "epochs": 3, "out": tmp_path / "run"}))
     assert checkpoint.metadata(tmp_path / "run" / "model.safetensors")["epoch"] == 1
@@ -141,7 +141,7 @@ def test_a_loss_that_becomes_nan_stops_the_run_and_keeps_the_checkpoint(small: S
         FinishedRun(tmp_path / "run")
 
 
-def test_a_finished_run_is_not_replaced_unasked(small: Settings, teacher: Path) -> None:
+def test_a_finished_run_is_not_overwritten_by_default(small: Settings, teacher: Path) -> None:
     before = (teacher / "model.safetensors").read_bytes()
     with pytest.raises(UsageError, match="--overwrite"):
         train_teacher(TeacherConfig.load(**{**small, "out": teacher}))
@@ -154,7 +154,7 @@ def test_a_student_is_not_written_over_its_teacher(small: Settings, teacher: Pat
     assert FinishedRun(teacher).summary["kind"] == "teacher"
 
 
-def test_a_student_is_not_written_over_the_teacher_that_was_found(
+def test_a_student_is_not_written_over_the_newest_teacher(
     small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -171,24 +171,24 @@ def test_a_network_that_diverges_in_the_last_step_of_an_epoch_stops_the_run(smal
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
-def test_tests_between_epochs_change_nothing_but_what_is_known_of_them(
-    small: Settings, teacher: Path, tmp_path: Path
-) -> None:
+def test_evaluations_do_not_change_the_training(small: Settings, teacher: Path, tmp_path: Path) -> None:
     often, rarely = (student(small, teacher, tmp_path / str(every), epochs=5, evaluate_every=every) for every in (1, 3))
     assert weights(often) == weights(rarely)
-    known = [line.test_top1 for line in often.metrics()]
-    assert [line.test_top1 for line in rarely.metrics()] == [None, None, known[2], None, known[4]]
+    known = [line.test_top1 for line in often.read_metrics()]
+    assert [line.test_top1 for line in rarely.read_metrics()] == [None, None, known[2], None, known[4]]
     assert rarely.summary["best_top1"] == max(known[2], known[4])
 
 
-def test_a_network_that_diverges_stops_the_run_in_an_epoch_without_a_test(small: Settings, tmp_path: Path) -> None:
+def test_a_network_that_diverges_stops_the_run_in_an_epoch_without_an_evaluation(
+    small: Settings, tmp_path: Path
+) -> None:
     few = {"epochs": 3, "evaluate_every": 3, "batch_size": 90, "weight_decay": 1e3}
     with pytest.raises(KdcacheError, match="epoch 2"):
         train_teacher(Bursting.load(**{**small, **few, "out": tmp_path / "run"}))
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
 
 
-def test_a_folder_of_other_files_is_never_replaced(small: Settings, tmp_path: Path) -> None:
+def test_a_folder_of_other_files_is_never_overwritten(small: Settings, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UsageError, match="other files"):
         train_teacher(TeacherConfig.load(**{**small, "out": tmp_path, "overwrite": True}))
@@ -198,8 +198,8 @@ def test_a_folder_of_other_files_is_never_replaced(small: Settings, tmp_path: Pa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_size": 40}, "image size: expected 40.*given 32"),
-        ({"dataset": "fashion-mini", "image_size": None}, "number of classes: expected 10.*given 3"),
+        ({"image_size": 40}, "image size: expected 40.*got 32"),
+        ({"dataset": "fashion-mini", "image_size": None}, "number of classes: expected 10.*got 3"),
     ],
 )
 def test_a_teacher_that_does_not_fit_is_refused(
@@ -210,7 +210,7 @@ def test_a_teacher_that_does_not_fit_is_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_runs_without_a_name_are_numbered_and_the_newest_teacher_is_taken(
+def test_default_run_folders_are_numbered_and_the_newest_teacher_is_used(
     small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -230,21 +230,21 @@ def test_runs_without_a_name_are_numbered_and_the_newest_teacher_is_taken(
         ("timm:hf_hub:some/net", "teacher-folder-data-pets-timm-hf_hub-some-net-seed3"),
     ],
 )
-def test_a_run_without_a_name_has_one_that_is_no_path(
+def test_the_default_name_of_a_run_is_a_valid_folder_name(
     model: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    path, held = new_folder(TeacherConfig.load(dataset="folder:data/pets", model=model, seed=3))
-    held.close()
-    assert [path.name] == [name] == [entry.name for entry in (tmp_path / "runs").iterdir()]
+    folder, lock = create_run_folder(TeacherConfig.load(dataset="folder:data/pets", model=model, seed=3))
+    lock.release()
+    assert [folder.path.name] == [name] == [entry.name for entry in (tmp_path / "runs").iterdir()]
 
 
-def test_without_augmentation_every_epoch_is_answered_from_the_teachers_store(
+def test_without_augmentation_all_logits_come_from_the_teachers_store(
     small: Settings, teacher: Path, tmp_path: Path
 ) -> None:
     stored = {path: path.read_bytes() for path in (teacher / "answers.zarr").rglob("*") if path.is_file()}
     run = student(small, teacher, tmp_path / "run", aug="none", epochs=2)
-    assert [(line.teacher_forwards, line.cache_hits) for line in run.metrics()] == [(0, SAMPLES)] * 2
+    assert [(line.teacher_forwards, line.cache_hits) for line in run.read_metrics()] == [(0, SAMPLES)] * 2
     assert all(path.read_bytes() == content for path, content in stored.items())
     assert np.isfinite(zarr.open_group(run.path / "statistics.zarr", mode="r")["d_x"][:]).all()  # type: ignore[index, arg-type]
 
@@ -259,9 +259,7 @@ def test_a_loss_that_is_never_finite_leaves_neither_network_nor_summary(
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
-def test_a_finished_student_is_kept_whole_unless_it_may_be_replaced(
-    small: Settings, teacher: Path, tmp_path: Path
-) -> None:
+def test_a_finished_student_is_overwritten_only_with_overwrite(small: Settings, teacher: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     student(small, teacher, out, loss="ce")
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
@@ -284,12 +282,12 @@ def test_a_missing_teacher_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_weights_are_no_teacher_yet(small: Settings, teacher: Path) -> None:
+def test_a_file_of_weights_is_not_a_teacher(small: Settings, teacher: Path) -> None:
     with pytest.raises(UsageError, match=r"^--teacher: .*teacher-load --weights FILE"):
         train_student(StudentConfig.load(**{**small, "teacher": teacher / "model.safetensors"}))
 
 
-def test_damaged_answers_are_asked_again(
+def test_damaged_logits_are_computed_again(
     small: Settings, teacher: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     copied = tmp_path / "teacher"
@@ -307,13 +305,15 @@ def weights(run: FinishedRun) -> dict[str, bytes]:
     return {key: tensor.numpy().tobytes() for key, tensor in load_file(run.path / "model.safetensors").items()}
 
 
-def test_a_second_student_asks_nothing_and_gets_the_same_bits(small: Settings, teacher: Path, tmp_path: Path) -> None:
+def test_a_second_student_needs_no_teacher_forwards_and_gets_the_same_bits(
+    small: Settings, teacher: Path, tmp_path: Path
+) -> None:
     settings = {"aug": "cutmix-pick", "epochs": 2, "seed": 4, "view_seed": 77, "store": str(tmp_path / "store.zarr")}
     first, second = (student(small, teacher, tmp_path / name, **settings) for name in ("first", "second"))
     online = student(small, teacher, tmp_path / "online", **{**settings, "cache": "off"})
-    asked = 2 * 3 * SAMPLES
+    views = 2 * 3 * SAMPLES
     counts = [(run.summary["teacher_forwards"], run.summary["cache_hits"]) for run in (first, second, online)]
-    assert counts == [(asked, 0), (0, asked), (asked, 0)]
+    assert counts == [(views, 0), (0, views), (views, 0)]
     assert weights(first) == weights(second) == weights(online)
 
 
@@ -327,7 +327,7 @@ def test_a_second_student_asks_nothing_and_gets_the_same_bits(small: Settings, t
         {"aug": "standard", "seed": 9},
     ],
 )
-def test_students_of_one_view_seed_share_the_answers(
+def test_students_with_one_view_seed_share_the_logits(
     other: Settings, small: Settings, teacher: Path, tmp_path: Path
 ) -> None:
     settings = {"aug": "cutmix-pick", "view_seed": 78, "store": str(tmp_path / "store.zarr")}
@@ -338,16 +338,21 @@ def test_students_of_one_view_seed_share_the_answers(
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for processors with g++")
-def test_compiled_a_student_is_trained_to_the_same_but_for_rounding(
+def test_a_compiled_student_differs_only_by_rounding(
     small: Settings, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
-    settings = {"aug": "cutmix-pick", "cache": "off", "precision": "float32", "batch_size": 30}  # all steps alike
+    settings = {
+        "aug": "cutmix-pick",
+        "cache": "off",
+        "precision": "float32",
+        "batch_size": 30,
+    }  # equal steps compile once
     plain = student(small, teacher, tmp_path / "plain", **settings)
     assert not (tmp_path / "compiled").exists()
     run = student(small, teacher, tmp_path / "run", compile=True, **settings)
     assert any((tmp_path / "compiled").rglob("*.so"))
-    assert run.metrics()[0].train_loss == pytest.approx(plain.metrics()[0].train_loss, rel=1e-4)
+    assert run.read_metrics()[0].train_loss == pytest.approx(plain.read_metrics()[0].train_loss, rel=1e-4)
     weights, expected = (load_file(path / "model.safetensors") for path in (run.path, plain.path))
     for name, tensor in expected.items():
         torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=1e-3)
@@ -357,7 +362,7 @@ def _without_compiler() -> None:
     os.environ |= {"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": os.path.abspath("compiled")}
 
 
-def test_without_a_compiler_nothing_is_begun(small: Settings, teacher: Path, tmp_path: Path) -> None:
+def test_without_a_compiler_nothing_is_written(small: Settings, teacher: Path, tmp_path: Path) -> None:
     words = [f"--{name.replace('_', '-')}={value}" for name, value in {**small, "teacher": teacher}.items()]
     done = kdcache("student-train", *words, "--compile", "--out=run", cwd=tmp_path, prepare=_without_compiler)
     assert done.returncode == 2, done.stderr

@@ -28,7 +28,7 @@ from kdcache.datasets.cards import CARDS
 from kdcache.datasets.pictures import read_image
 from kdcache.errors import KdcacheError, UsageError, problem
 from kdcache.models import build, checkpoint, published
-from kdcache.run.folder import FinishedRun, finished_runs
+from kdcache.run.folder import FinishedRun, find_finished_runs
 
 FACTS = {"teacher": "t", "dataset": "d", "teacher precision": "bfloat16", "samples": 120, "classes": 4}
 ROWS = torch.randn(120, 4, generator=torch.Generator().manual_seed(0)).half()
@@ -235,10 +235,10 @@ def test_a_run_with_a_summary_that_lacks_a_number_is_passed_over(teacher: Path, 
     (tmp_path / "without" / "summary.json").write_text(json.dumps({**summary, "finished_at": None}))
     (tmp_path / "odd" / "summary.json").write_text(json.dumps({**summary, "kind": [], "seconds": "1"}))
     (tmp_path / "deep" / "summary.json").write_text("[" * 100_000)
-    assert [run.path.name for run in finished_runs(tmp_path)] == ["whole"]
+    assert [run.path.name for run in find_finished_runs(tmp_path)] == ["whole"]
     (tmp_path / "whole" / "metrics.jsonl").write_text('{"epoch": 1}')
-    with pytest.raises(UsageError, match=r"metrics\.jsonl: not the metrics of a run"):
-        FinishedRun(tmp_path / "whole").metrics()
+    with pytest.raises(UsageError, match=r"could not read .*metrics\.jsonl"):
+        FinishedRun(tmp_path / "whole").read_metrics()
 
 
 def test_a_message_is_one_printable_line_whatever_was_given() -> None:

@@ -32,7 +32,7 @@ def columns(table: EpochTable) -> dict[str, np.ndarray]:
 
 
 HASHED_AS = {"lam": "kept", "random_score": "lot"}
-"""Fields of a slot that had another name when the golden hashes were made, which cover the names."""
+"""Names that fields had when the golden hashes, which cover them, were made."""
 
 
 def digest(table: EpochTable) -> str:
@@ -66,7 +66,7 @@ def test_epochs_and_seeds_differ_in_every_column() -> None:
 
 
 @pytest.mark.parametrize("samples", [3, 63, 64, 65, 127, 128, 130, 1000])
-def test_partners_are_others_of_the_block_each_once_and_two_slots_differ(samples: int) -> None:
+def test_partners_permute_the_block_and_differ_between_slots(samples: int) -> None:
     table = plan(samples).epoch(2)
     assert np.array_equal(np.sort(table.order), np.arange(samples))
     positions, starts = np.arange(samples), block_starts(samples)
@@ -79,7 +79,7 @@ def test_partners_are_others_of_the_block_each_once_and_two_slots_differ(samples
     assert not (table.slots[0].partner == table.slots[1].partner).any()
 
 
-def test_shifts_reach_every_place_of_the_block() -> None:
+def test_shifts_reach_every_position_of_the_block() -> None:
     table = plan(BLOCK * 3000, slots=2).epoch(0)
     for slot in table.slots:
         shift = (slot.partner - np.arange(len(slot.partner)))[::BLOCK]
@@ -115,7 +115,7 @@ def test_draws_are_uniform() -> None:
 
 @given(samples=st.integers(1, 400), batch_size=st.integers(2, 130))
 @settings(max_examples=60, deadline=None)
-def test_steps_cover_every_position_once_and_leave_no_single_one(samples: int, batch_size: int) -> None:
+def test_steps_cover_every_position_once_without_tiny_batches(samples: int, batch_size: int) -> None:
     found = steps(samples, batch_size)
     assert [position for step in found for position in step] == list(range(samples))
     assert all(len(step) == batch_size for step in found[:-1])
@@ -125,7 +125,7 @@ def test_steps_cover_every_position_once_and_leave_no_single_one(samples: int, b
 
 @given(samples=st.integers(16, 400), batch_size=st.integers(16, 130), ranks=st.integers(1, 4))
 @settings(max_examples=60, deadline=None)
-def test_ranks_share_every_step_without_gap_or_overlap(samples: int, batch_size: int, ranks: int) -> None:
+def test_ranks_partition_every_step(samples: int, batch_size: int, ranks: int) -> None:
     found = steps(samples, batch_size)
     assert [position for step in found for position in step] == list(range(samples))
     for step in found:
@@ -135,7 +135,7 @@ def test_ranks_share_every_step_without_gap_or_overlap(samples: int, batch_size:
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def by_name(batches: list[Batch]) -> dict[tuple[int, int], bytes]:
+def by_address(batches: list[Batch]) -> dict[tuple[int, int], bytes]:
     return {
         (position, slot): batch.views[slot * len(batch) + row].float().numpy().tobytes()
         for batch in batches
@@ -147,12 +147,12 @@ def by_name(batches: list[Batch]) -> dict[tuple[int, int], bytes]:
 @pytest.mark.parametrize("mix", [*MIXES, None])
 def test_views_do_not_depend_on_the_batch_size(mix: str | None, noise: Split) -> None:
     drawn = plan(len(noise), mix, 2 if mix else 0)
-    first, *others = (by_name(list(ViewMaker(noise, drawn, size, CPU).epoch(1))) for size in (64, 50, 7))
+    first, *others = (by_address(list(ViewMaker(noise, drawn, size, CPU).epoch(1))) for size in (64, 50, 7))
     assert len(first) == 150 * (3 if mix else 1)
     assert all(other == first for other in others)
 
 
-def test_labels_samples_and_partners_of_a_batch_are_those_of_the_table(noise: Split) -> None:
+def test_a_batch_has_the_labels_samples_and_partners_of_the_table(noise: Split) -> None:
     drawn = plan(len(noise))
     table = drawn.epoch(0)
     for batch in ViewMaker(noise, drawn, 40, CPU).epoch(0):
@@ -170,7 +170,7 @@ def test_clean_views_are_the_images(noise: Split) -> None:
         assert np.array_equal(batch.standard_keys, batch.samples)
 
 
-def test_crop_and_flip_equal_a_plain_reference() -> None:
+def test_crop_and_flip_match_a_simple_reference() -> None:
     table = plan(60).epoch(0)
     images = torch.randint(0, 256, (60, 3, 32, 32), dtype=torch.uint8)
     views = crop_flip(images, torch.from_numpy(table.crop), torch.from_numpy(table.flip), 4)
@@ -179,7 +179,7 @@ def test_crop_and_flip_equal_a_plain_reference() -> None:
         assert np.array_equal(view, window[:, :, ::-1] if flip else window)
 
 
-def test_cutmix_equals_a_plain_reference_and_counts_what_is_kept_exactly() -> None:
+def test_cutmix_matches_a_simple_reference_and_lambda_is_exact() -> None:
     slot = plan(300).epoch(0).slots[0]
     first, second = torch.zeros(300, 3, 32, 32), torch.ones(300, 3, 32, 32)
     mixed = cutmix(first, second, torch.from_numpy(slot.parameters)).numpy()
@@ -190,14 +190,14 @@ def test_cutmix_equals_a_plain_reference_and_counts_what_is_kept_exactly() -> No
         assert kept == np.float32(1 - expected.mean())
 
 
-def test_mixup_equals_a_plain_reference() -> None:
+def test_mixup_matches_a_simple_reference() -> None:
     first, second = (torch.randint(0, 256, (9, 3, 8, 8), dtype=torch.uint8) for _ in range(2))
     lam = torch.linspace(0, 1, 9)[:, None]
     expected = lam[:, :, None, None] * first.double() + (1 - lam[:, :, None, None].double()) * second.double()
     torch.testing.assert_close(mixup(first, second, lam).double(), expected, rtol=1e-6, atol=1e-4)
 
 
-def test_mixed_labels_follow_the_larger_share_and_the_lower_class_in_a_tie(noise: Split) -> None:
+def test_mixed_labels_are_the_argmax_and_ties_go_to_the_lower_class(noise: Split) -> None:
     batch = next(ViewMaker(noise, plan(len(noise), slots=1), 64, CPU).epoch(0))
     own, partner = torch.tensor([2, 2, 2, 1, 3]), torch.tensor([1, 1, 1, 2, 3])
     made = Batch(**{**vars(batch), "labels": own, "partner_labels": partner, "positions": range(5),
@@ -206,7 +206,7 @@ def test_mixed_labels_follow_the_larger_share_and_the_lower_class_in_a_tie(noise
 
 
 def reference_view(data: Split, drawn: Plan, table: EpochTable, position: int) -> np.ndarray:
-    """The x of a position, by itself: (3, 32, 32) uint8."""
+    """The x of a single position, (3, 32, 32) uint8."""
     image = data.images[table.order[position]].numpy()
     (top, left), pad = table.crop[position], drawn.padding
     window = np.pad(image, ((0, 0), (pad, pad), (pad, pad)))[:, top : top + 32, left : left + 32]
@@ -214,7 +214,7 @@ def reference_view(data: Split, drawn: Plan, table: EpochTable, position: int) -
 
 
 @pytest.mark.parametrize("mix", ["cutmix", "mixup"])
-def test_a_mixed_view_is_made_of_the_x_views_of_both_its_images(mix: str, noise: Split) -> None:
+def test_a_mixed_view_mixes_the_x_of_both_images(mix: str, noise: Split) -> None:
     drawn = plan(len(noise), mix)
     table = drawn.epoch(4)
     x = [reference_view(noise, drawn, table, position) for position in range(len(noise))]
@@ -237,7 +237,7 @@ def test_a_mixed_view_is_made_of_the_x_views_of_both_its_images(mix: str, noise:
             assert batch.random_score[row - len(batch)] == of.random_score[position]
 
 
-def test_a_strong_view_is_the_transform_of_x_with_the_seed_of_the_row(noise: Split) -> None:
+def test_a_strong_view_is_the_seeded_transform_of_x(noise: Split) -> None:
     transforms = {
         "autoaugment": v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10),
         "trivialaugment": v2.TrivialAugmentWide(),
@@ -247,7 +247,7 @@ def test_a_strong_view_is_the_transform_of_x_with_the_seed_of_the_row(noise: Spl
         drawn = plan(len(noise), mix, 1)
         slot = drawn.epoch(4).slots[0]
         views = ViewMaker(noise, drawn, 50, CPU).views(4, 1, range(40))
-        assert torch.get_rng_state().equal(state)  # nobody else's draws are changed
+        assert torch.get_rng_state().equal(state)  # the global generator is untouched
         for position, view in enumerate(views):
             x = torch.from_numpy(reference_view(noise, drawn, drawn.epoch(4), position).copy())
             with torch.random.fork_rng():
@@ -256,7 +256,7 @@ def test_a_strong_view_is_the_transform_of_x_with_the_seed_of_the_row(noise: Spl
         assert len({view.numpy().tobytes() for view in views}) == 40
 
 
-def test_cutout_blackens_a_square_of_half_the_side_and_keeps_the_label(noise: Split) -> None:
+def test_cutout_blackens_a_square_of_half_the_side_and_lambda_is_1(noise: Split) -> None:
     drawn = plan(len(noise), "cutout", 1)
     slot = drawn.epoch(4).slots[0]
     x, views = (ViewMaker(noise, drawn, 50, CPU).views(4, number, range(150)) for number in (0, 1))
@@ -275,7 +275,7 @@ def test_cutout_blackens_a_square_of_half_the_side_and_keeps_the_label(noise: Sp
 
 
 @pytest.mark.parametrize("kind", ["clean", "standard", "mixup-1", "cutmix-3"])
-def test_a_plan_that_ends_with_a_kind_shows_that_view_last(kind: str) -> None:
+def test_the_plan_for_a_kind_has_that_view_in_its_last_slot(kind: str) -> None:
     ending = replace(plan(), mixes=("cutmix",)).ending_with(kind)
     assert ending.kinds[-1] == kind
     whole = replace(plan(), mixes=("trivialaugment", "mixup", "cutmix")).epoch(2)
@@ -286,7 +286,7 @@ def test_a_plan_that_ends_with_a_kind_shows_that_view_last(kind: str) -> None:
 
 @given(words=st.lists(st.integers(0, 2**64 - 1), min_size=2, max_size=2), size=st.integers(32, 225))
 @settings(max_examples=60, deadline=None)
-def test_a_box_has_the_drawn_area_and_centre_and_is_clipped_to_the_image(words: list[int], size: int) -> None:
+def test_a_box_has_the_drawn_area_and_center_and_is_clipped(words: list[int], size: int) -> None:
     ((box,), (kept,)) = draw_cutmix(np.array([words], np.uint64), size)
     top, bottom, left, right = (int(edge) for edge in box)
     assert 0 <= top <= bottom <= size
@@ -298,21 +298,21 @@ def test_a_box_has_the_drawn_area_and_centre_and_is_clipped_to_the_image(words: 
     assert kept == np.float32(1 - (bottom - top) * (right - left) / size**2)
 
 
-def test_boxes_are_spread_over_the_image_and_their_areas_over_all_sizes() -> None:
+def test_boxes_cover_the_image_and_all_sizes() -> None:
     slot = plan(40_000, slots=1).epoch(0).slots[0]
     top, bottom, left, right = slot.parameters.T.astype(int)
     for low, high in ((top, bottom), (left, right)):
-        inside = (low > 0) & (high < 32)  # where nothing is clipped, the middle is the drawn centre
+        inside = (low > 0) & (high < 32)  # unclipped: the middle is the drawn center
         assert inside.sum() > 5000
         assert abs(((low + high) / 2)[inside].mean() - 15.5) < 0.6
-    # Of an unclipped box the sample keeps half on average; clipping leaves it more.
+    # The sample keeps half on average outside unclipped boxes, and more outside clipped ones.
     assert 0.55 < slot.lam.mean() < 0.75
     assert slot.lam.min() == 1 - 30 * 30 / 1024  # the largest box: half a side is a whole number, below 16
     assert slot.lam.max() == 1
     assert abs(np.corrcoef(top + bottom, left + right)[0, 1]) < 0.03
 
 
-def test_what_is_drawn_for_two_slots_is_unrelated() -> None:
+def test_draws_of_two_slots_are_uncorrelated() -> None:
     one, two = plan(40_000).epoch(0).slots
     for name in ("lam", "random_score"):
         assert abs(np.corrcoef(vars(one)[name], vars(two)[name])[0, 1]) < 0.025

@@ -1,7 +1,8 @@
-"""Which augmentation suits a teacher: ranked by the teacher's answers alone, without training any student.
+"""Which augmentation suits a teacher: ranked by the teacher's predictions alone, without training a student.
 
-The ranking follows Wang, Lohit, Jones and Fu, "What Makes a 'Good' Data Augmentation in Knowledge Distillation"
-(2022): an augmentation is the better, the less the teacher's mean probability varies from a group of views to the next.
+The metric is that of Wang, Lohit, Jones and Fu, "What Makes a 'Good' Data Augmentation in Knowledge Distillation - A
+Statistical Perspective" (2022, arXiv:2012.02909): the less the teacher's mean probability varies between groups of
+views, the better the augmentation.
 """
 
 import math
@@ -9,76 +10,72 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from kdcache.analysis.disagreement import Share
-from kdcache.analysis.subject import Subject
+from kdcache.analysis.analyzed_teacher import AnalyzedTeacher
+from kdcache.analysis.estimates import Proportion
+from kdcache.analysis.teacher_std import TeacherStd, compute_teacher_std
 from kdcache.choices import AUGMENTATIONS, MIXES
 from kdcache.config import StudentConfig
 from kdcache.errors import UsageError, problem
 from kdcache.losses import entropy
 from kdcache.views import Batch, ViewMaker
 
-__all__ = ["WITHOUT_STUDENT", "Merits", "Tally", "merits", "rank", "spread_of_means"]
+__all__ = ["STUDENT_FREE", "AugmentationScore", "RunningStatistics", "rank_augmentations", "score_augmentation"]
 
-WITHOUT_STUDENT = (*(name for name, augmentation in AUGMENTATIONS.items() if augmentation.pick is None), *MIXES)
-"""The augmentations whose views no student takes part in choosing; sums of the mixes are others."""
+STUDENT_FREE = (*(name for name, augmentation in AUGMENTATIONS.items() if augmentation.pick is None), *MIXES)
+"""Augmentations whose views do not depend on a student; sums of mixes are not listed."""
 
-GROUP = 320
-"""Samples whose views are averaged into one mean probability: five batches of 64, as in the authors' code."""
+GROUP_SIZE = 320
+"""Samples per group: five batches of 64, as in the authors' code."""
 
-TRACKED = 2000
-"""Images whose answers are compared from epoch to epoch: enough for a mean, few enough for the memory."""
-
-
-CLASSES_AT_ONCE = 100
-"""Classes whose groups are worked on together, so that no copy of all means is made."""
+TRACKED_SAMPLES = 2000
+"""Samples whose predictions are compared between epochs: enough for a mean, few enough for the memory."""
 
 
-class Tally:
-    """What the teacher's answers to one kind of view add up to; no answer is kept.
+class RunningStatistics:
+    """Running statistics of the teacher's predictions for one kind of view.
 
     Parameters
     ----------
     samples, classes : int
         N and C.
     tracked : Tensor of int64, shape (K,)
-        The samples whose answers are compared with each other.
+        Samples whose predictions are compared between epochs.
     groups : int
-        G, how many whole groups there will be.
+        G, the number of complete groups to come.
 
     Attributes
     ----------
     sums : Tensor of float32, shape (G, C)
-        The sum of the probabilities of the views of each group. One block: many small ones that live long would keep
-        the memory around them from being used again.
+        Sum of the probabilities in each group.
     rows : Tensor of int64, shape (G,)
-        How many views that were.
-    disputed, views : int
+        Views in each group.
+    disagreements, views : int
+        Views whose label the teacher disagrees with, and all views.
     entropy : float
-        Sum of the entropies of the answers, in nats.
+        Sum of the entropies of the predictions, in nats.
     """
 
     def __init__(self, samples: int, classes: int, tracked: Tensor, groups: int) -> None:
         self.sums, self.rows = torch.zeros(groups, classes), torch.zeros(groups, dtype=torch.int64)
-        self.disputed = self.views = 0
+        self.disagreements = self.views = 0
         self.entropy = 0.0
-        self._place = torch.full((samples,), -1)
-        self._place[tracked] = torch.arange(len(tracked))
-        self._mean = torch.zeros(len(tracked), classes)
-        self._entropies, self._times = torch.zeros(len(tracked)), torch.zeros(len(tracked))
+        self._slot = torch.full((samples,), -1)
+        self._slot[tracked] = torch.arange(len(tracked))
+        self._tracked_sums = torch.zeros(len(tracked), classes)
+        self._tracked_entropies, self._tracked_views = torch.zeros(len(tracked)), torch.zeros(len(tracked))
 
     def add(self, group: int | None, samples: Tensor, labels: Tensor, logits: Tensor) -> None:
-        """Add the answers to some views.
+        """Add the predictions for some views.
 
         Parameters
         ----------
         group : int or None
-            Number of their group; ``None`` where there are too few samples for a whole one.
+            Their group; ``None`` if they are too few for a complete one.
         samples, labels : Tensor of int64, shape (R,)
-            The sample that each view is of, and the label that it is given.
+            Sample and label of each view.
         logits : Tensor, shape (R, C)
         """
         samples, labels, logits = samples.cpu(), labels.cpu(), logits.cpu()
@@ -87,135 +84,76 @@ class Tally:
             self.sums[group] = probabilities.sum(0)
             self.rows[group] = len(logits)
         self.views += len(logits)
-        self.disputed += int((logits.argmax(1) != labels).sum())
+        self.disagreements += int((logits.argmax(1) != labels).sum())
         self.entropy += float(entropies.sum())
-        place = self._place[samples]
-        there = place >= 0
-        self._mean.index_add_(0, place[there], probabilities[there])
-        self._entropies.index_add_(0, place[there], entropies[there])
-        self._times.index_add_(0, place[there], torch.ones(int(there.sum())))
+        slot = self._slot[samples]
+        tracked = slot >= 0
+        self._tracked_sums.index_add_(0, slot[tracked], probabilities[tracked])
+        self._tracked_entropies.index_add_(0, slot[tracked], entropies[tracked])
+        self._tracked_views.index_add_(0, slot[tracked], torch.ones(int(tracked.sum())))
 
     def diversity(self) -> tuple[float | None, int]:
-        """Mean Jensen-Shannon divergence, in nats, of the answers to each tracked image that came up twice or more.
+        """Mean Jensen-Shannon divergence between the predictions for the views of one tracked image.
 
         Returns
         -------
         divergence : float or None
-            Entropy of an image's mean answer less the mean entropy of its answers: 0 where all are the same, at most
+            Entropy of the mean prediction minus the mean entropy, in nats: 0 if all predictions are the same, at most
             the logarithm of their number.
         images : int
+            Number of images with at least two views.
         """
-        often = self._times >= 2
-        times = self._times[often]
-        if not len(times):
+        repeated = self._tracked_views >= 2
+        views = self._tracked_views[repeated]
+        if not len(views):
             return None, 0
-        mean = self._mean[often] / times[:, None]
-        of_mean = torch.special.entr(mean).sum(1)
-        return float((of_mean - self._entropies[often] / times).clamp(min=0).mean()), len(times)
-
-
-@dataclass(frozen=True, eq=False)
-class Spread:
-    """The standard deviation of the teacher's mean probability.
-
-    Attributes
-    ----------
-    value : float
-    left_out : ndarray, shape (G,)
-        What it is without each of the groups in turn: the jackknife, which its standard error rests on.
-    """
-
-    value: float
-    left_out: np.ndarray
-
-    @property
-    def error(self) -> float:
-        """Standard error of the value."""
-        return _jackknife_error(self.left_out)
-
-    def error_beside(self, other: "Spread") -> float | None:
-        """Standard error of the difference from another one of the same groups of samples, which vary together.
-
-        ``None`` where the groups are not as many.
-        """
-        if len(self.left_out) != len(other.left_out):
-            return None
-        return _jackknife_error(self.left_out - other.left_out)
-
-
-def _jackknife_error(left_out: np.ndarray) -> float:
-    groups = len(left_out)
-    return math.sqrt((groups - 1) / groups * float(((left_out - left_out.mean()) ** 2).sum()))
-
-
-def spread_of_means(means: np.ndarray) -> Spread | None:
-    """Compute the standard deviation over groups of the teacher's mean probability, averaged over the classes.
-
-    Parameters
-    ----------
-    means : ndarray, shape (G, C)
-        Mean probability of each class in each group.
-
-    Returns
-    -------
-    Spread or None
-        ``None`` of fewer than three groups.
-    """
-    groups = len(means)
-    if groups < 3:
-        return None
-    value, left_out = 0.0, np.zeros(groups)
-    for block in np.array_split(means, math.ceil(means.shape[1] / CLASSES_AT_ONCE), axis=1):
-        deviations = (block - block.mean(0, dtype=np.float64)) ** 2
-        squares = deviations.sum(0)
-        value += float(np.sqrt(squares / (groups - 1)).sum())
-        # Without group g, the squares about the mean of the others sum up to G / (G - 1) times its own square less.
-        without = np.maximum(squares - deviations * groups / (groups - 1), 0)
-        left_out += np.sqrt(without / (groups - 2)).sum(1)
-    return Spread(value / means.shape[1], left_out / means.shape[1])
+        mean = self._tracked_sums[repeated] / views[:, None]
+        entropy_of_mean = torch.special.entr(mean).sum(1)
+        divergence = entropy_of_mean - self._tracked_entropies[repeated] / views
+        return float(divergence.clamp(min=0).mean()), len(views)
 
 
 @dataclass(frozen=True)
-class Merits:
-    """What a teacher says of the views of one augmentation.
+class AugmentationScore:
+    """The score of an augmentation for a teacher.
 
     Attributes
     ----------
     aug : str
-    spread : Spread or None
-        The metric, lower being better: over groups of the student's views, x and x'.
+    std : TeacherStd or None
+        The metric, lower is better: over groups of the student's views, x and x'. ``None`` with too few groups.
     groups : int
     entropy : float
-        Mean entropy of the answers to the views that the augmentation adds (x', or x where there is none), in nats.
-    disagreement : Share
-        Of these views, those whose label the teacher disputes.
+        Mean entropy of the predictions for the views that the augmentation adds (x', or x if there is none), in nats.
+    disagreement : Proportion
+        Of these views, those whose label the teacher disagrees with.
     diversity : float or None
-        How much the answers to one image differ from epoch to epoch, see `Tally.diversity`, in nats.
+        How much the predictions for one image differ between epochs, see `RunningStatistics.diversity`, in nats.
     images : int
-        On how many images that rests.
+        Number of images in the diversity.
     """
 
     aug: str
-    spread: Spread | None
+    std: TeacherStd | None
     groups: int
     entropy: float
-    disagreement: Share
+    disagreement: Proportion
     diversity: float | None
     images: int
 
-    def behind(self, best: "Merits") -> tuple[float, float] | None:
-        """By how much the metric is above that of another augmentation, with the standard error of the difference."""
-        if self is best or self.spread is None or best.spread is None:
+    def gap_to(self, best: "AugmentationScore") -> tuple[float, float] | None:
+        """Difference of the metric from that of the best augmentation, and the standard error of the difference."""
+        if self is best or self.std is None or best.std is None:
             return None
-        error = self.spread.error_beside(best.spread)
-        return None if error is None else (self.spread.value - best.spread.value, error)
+        error = self.std.error_of_difference(best.std)
+        return None if error is None else (self.std.value - best.std.value, error)
 
     def as_json(self) -> dict[str, Any]:
-        """All figures, as plain data."""
+        """Convert to plain data."""
         return {
             "aug": self.aug,
-            "teacher_std": self.spread.value if self.spread else None,
-            "teacher_std_error": self.spread.error if self.spread else None,
+            "teacher_std": self.std.value if self.std else None,
+            "teacher_std_error": self.std.error if self.std else None,
             "groups": self.groups,
             "entropy_nats": self.entropy,
             "disagreement": self.disagreement.as_json(),
@@ -224,103 +162,104 @@ class Merits:
         }
 
 
-def merits(aug: str, parts: Sequence[Tally]) -> Merits:
-    """Sum up an augmentation.
+def score_augmentation(aug: str, parts: Sequence[RunningStatistics]) -> AugmentationScore:
+    """Score an augmentation.
 
     Parameters
     ----------
     aug : str
-    parts : sequence of Tally
-        Of x, and then of x' if there is one.
+    parts : sequence of RunningStatistics
+        Of x, followed by those of x' if there is one.
     """
     rows = torch.stack([part.rows for part in parts]).sum(0)
     means = torch.stack([part.sums for part in parts]).sum(0) / rows[:, None]
     added = parts[-1]
     diversity, images = added.diversity()
-    return Merits(
+    return AugmentationScore(
         aug=aug,
-        spread=spread_of_means(means.numpy()),
+        std=compute_teacher_std(means.numpy()),
         groups=len(rows),
         entropy=added.entropy / added.views,
-        disagreement=Share(added.disputed, added.views),
+        disagreement=Proportion(added.disagreements, added.views),
         diversity=diversity,
         images=images,
     )
 
 
-def rank(
-    subject: Subject,
-    augmentations: Iterable[str] = WITHOUT_STUDENT,
+def rank_augmentations(
+    teacher: AnalyzedTeacher,
+    augmentations: Iterable[str] = STUDENT_FREE,
     epochs: int = 3,
     samples: int = 10_000,
     seed: int = 0,
-    group: int = GROUP,
-) -> list[Merits]:
+    group_size: int = GROUP_SIZE,
+) -> list[AugmentationScore]:
     """Rank augmentations for a teacher, the best first.
 
     Parameters
     ----------
-    subject : Subject
-        The teacher and the images.
+    teacher : AnalyzedTeacher
     augmentations : iterable of str
-        Words of ``--aug``.
+        Values of ``--aug``.
     epochs : int
-        Of each plan.
     samples : int
-        At most so many samples of each epoch.
+        Maximum number of samples per epoch.
     seed : int
-        Of the views.
-    group : int
-        Samples of a group.
+        View seed.
+    group_size : int
+        Samples per group.
 
     Returns
     -------
-    list of Merits
+    list of AugmentationScore
 
     Raises
     ------
     UsageError
-        Where there is no such augmentation, or a student takes part in choosing its views.
+        If an augmentation is unknown, or its views depend on a student.
     """
     augmentations = list(dict.fromkeys(augmentations))
     for aug in augmentations:
         if StudentConfig.load(aug=aug).augmentation.pick is not None:
             raise UsageError(problem("--aug", expected="an augmentation whose views no student picks", got=aug))
-    plain: dict[str, Tally] = {}  # x is the same whatever is made of it
+    of_x: dict[str, RunningStatistics] = {}  # all mixes share their x
 
-    def tally_of_x(aug: str) -> Tally:
-        if aug not in plain:
-            plain[aug] = _tally(subject, subject.views(aug, seed, group), 0, epochs, samples)
-        return plain[aug]
+    def statistics_of_x(aug: str) -> RunningStatistics:
+        if aug not in of_x:
+            of_x[aug] = _collect(teacher, teacher.views(aug, seed, group_size), 0, epochs, samples)
+        return of_x[aug]
 
-    found = []
+    scores = []
     for aug in augmentations:
-        views = subject.views(aug, seed, group)
+        views = teacher.views(aug, seed, group_size)
         if views.plan.slots:
-            parts = [tally_of_x("standard"), _tally(subject, views, 1, epochs, samples)]
+            parts = [statistics_of_x("standard"), _collect(teacher, views, 1, epochs, samples)]
         else:
-            parts = [tally_of_x(aug)]
-        found.append(merits(aug, parts))
-    return sorted(found, key=lambda one: one.spread.value if one.spread else math.inf)
+            parts = [statistics_of_x(aug)]
+        scores.append(score_augmentation(aug, parts))
+    return sorted(scores, key=lambda score: score.std.value if score.std else math.inf)
 
 
-def _tally(subject: Subject, views: ViewMaker, first: int, epochs: int, samples: int) -> Tally:
-    group = len(views.steps[0])
-    tracked = torch.from_numpy(views.table(0).order[: min(TRACKED, samples)])
-    cached_teacher = subject.cached_teacher(views, epochs)
-    # Of an epoch, whose last batch may be too small for a group.
-    whole = sum(len(step) >= group and step.start < samples for step in views.steps)
-    tally = Tally(views.plan.samples, subject.data.num_classes, tracked, whole * epochs)
-    for batch in _some(views, epochs, samples):
-        labels = batch.mixed_labels() if first else batch.labels
-        whose = batch.samples.repeat(batch.slots if first else 1)
-        number = batch.epoch * whole + batch.step if batch.step < whole else None
-        tally.add(number, whose, labels, cached_teacher.logits(batch, first))
-    return tally
+def _collect(
+    teacher: AnalyzedTeacher, views: ViewMaker, first_slot: int, epochs: int, samples: int
+) -> RunningStatistics:
+    """Collect the statistics of x (`first_slot` 0 of a plan without mixes) or of the mixed views (1)."""
+    group_size = len(views.steps[0])
+    tracked = torch.from_numpy(views.table(0).order[: min(TRACKED_SAMPLES, samples)])
+    cached_teacher = teacher.cached_teacher(views, epochs)
+    # The last batch of an epoch may be too small for a group.
+    groups_per_epoch = sum(len(step) >= group_size and step.start < samples for step in views.steps)
+    statistics = RunningStatistics(views.plan.samples, teacher.data.num_classes, tracked, groups_per_epoch * epochs)
+    for batch in _batches(views, epochs, samples):
+        labels = batch.mixed_labels() if first_slot else batch.labels
+        owners = batch.samples.repeat(batch.slots if first_slot else 1)
+        group = batch.epoch * groups_per_epoch + batch.step if batch.step < groups_per_epoch else None
+        statistics.add(group, owners, labels, cached_teacher.logits(batch, first_slot))
+    return statistics
 
 
-def _some(views: ViewMaker, epochs: int, samples: int) -> Iterator[Batch]:
-    """Make the first batches of each epoch, up to so many samples."""
+def _batches(views: ViewMaker, epochs: int, samples: int) -> Iterator[Batch]:
+    """Make the first batches of each epoch, up to a number of samples."""
     for epoch in range(epochs):
         for batch in views.epoch(epoch):
             if batch.positions.start >= samples:

@@ -1,45 +1,46 @@
-"""Error against the total number of epochs, as in Figures 1 and 3."""
+"""Test error against the total number of epochs (Figures 1 and 3)."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from kdcache.analysis.runs import Figure, RunRecord, group
+from kdcache.analysis.estimates import MeanStd
+from kdcache.analysis.groups import group_runs
 from kdcache.config import StudentConfig
+from kdcache.run.records import RunRecord
 
 __all__ = ["ErrorCurve", "ErrorPoint", "error_curves"]
 
 
 @dataclass(frozen=True)
 class ErrorPoint:
-    """The outcome of runs of one length.
+    """The test error of runs with the same number of epochs.
 
     Attributes
     ----------
     epochs : int
-        Of each run in all.
-    last, best : Figure
-        Test error in percent, after the last epoch and in the best one.
+    last, best : MeanStd
+        Test error in percent, after the last epoch and after the best one.
     """
 
     epochs: int
-    last: Figure
-    best: Figure
+    last: MeanStd
+    best: MeanStd
 
 
 @dataclass(frozen=True)
 class ErrorCurve:
-    """Test error against the total number of epochs of runs that differ in nothing else but the seed.
+    """Test error against the number of epochs, of runs that differ only in the epochs and the seed.
 
     Attributes
     ----------
     name : str
     loss : str or None
-        ``None`` of teachers.
+        ``None`` for teachers.
     augmented : bool
         Whether the views change from epoch to epoch.
     points : tuple of ErrorPoint
-        By rising number of epochs.
+        By increasing number of epochs.
     """
 
     name: str
@@ -48,7 +49,7 @@ class ErrorCurve:
     points: tuple[ErrorPoint, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """The curve as plain data."""
+        """Convert to plain data."""
         points = [
             {"epochs": point.epochs, "last_error": point.last.as_json(), "best_error": point.best.as_json()}
             for point in self.points
@@ -57,32 +58,31 @@ class ErrorCurve:
 
 
 def error_curves(runs: Iterable[RunRecord]) -> list[ErrorCurve]:
-    """Put finished runs of different lengths together.
+    """Compute an error curve for each group of runs.
 
     Parameters
     ----------
     runs : iterable of RunRecord
-        Unfinished ones are passed over: what they reached is no outcome of so many epochs.
+        Unfinished runs and teachers that were loaded instead of trained are skipped.
 
     Returns
     -------
     list of ErrorCurve
     """
-    finished = [run for run in runs if run.finished and run.config.epochs == run.outcome("epochs")]
+    trained = [run for run in runs if run.finished and run.config.epochs == run.result("epochs")]
     curves = []
-    for series in group(finished, apart_from=("epochs",)):
-        lengths = sorted({run.config.epochs for run in series.runs})
+    for group in group_runs(trained, ignoring=("epochs",)):
         points = []
-        for epochs in lengths:
-            alike = [run for run in series.runs if run.config.epochs == epochs]
-            last, best = (Figure.of(_error(run, name) for run in alike) for name in ("last_top1", "best_top1"))
+        for epochs in sorted({run.config.epochs for run in group.runs}):
+            same = [run for run in group.runs if run.config.epochs == epochs]
+            last, best = (MeanStd.of(_error(run, name) for run in same) for name in ("last_top1", "best_top1"))
             points.append(ErrorPoint(epochs, last, best))
-        student = series.config if isinstance(series.config, StudentConfig) else None
+        student = group.config if isinstance(group.config, StudentConfig) else None
         augmented = student is None or student.aug != "none"
-        curves.append(ErrorCurve(series.name, student.loss if student else None, augmented, tuple(points)))
+        curves.append(ErrorCurve(group.name, student.loss if student else None, augmented, tuple(points)))
     return curves
 
 
 def _error(run: RunRecord, name: str) -> float | None:
-    accuracy = run.outcome(name)
+    accuracy = run.result(name)
     return None if accuracy is None else 100 - accuracy

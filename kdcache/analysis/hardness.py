@@ -1,4 +1,4 @@
-"""Which images stay hard for a student, and which it forgets: d of Equation 2, sample by sample, over the epochs."""
+"""Which images stay hard for a student, and which it forgets: d of x (Equation 2) over the epochs."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,61 +6,62 @@ from typing import Any
 
 import numpy as np
 
-from kdcache.analysis.disagreement import Share
+from kdcache.analysis.estimates import Proportion
 from kdcache.run.statistics import StoredEpoch
 
-__all__ = ["HARDEST", "Hardness", "hardness"]
+__all__ = ["HARD_SHARE", "Hardness", "measure_hardness"]
 
-HARDEST = 0.1
-"""Share of the images that counts as hard in an epoch: those with the largest d."""
+HARD_SHARE = 0.1
+"""Share of the images that count as hard in an epoch: those with the largest d."""
 
-SHOWN = 8
+EXTREME_SAMPLES = 8
+"""Samples listed at each end."""
 
 
 @dataclass(frozen=True)
 class Hardness:
-    """How d of x of the images develops over the epochs.
+    """How d of x develops over the epochs.
 
-    An image is *hard* in an epoch if its d of x is among the largest tenth of the images of which d is known.
+    An image is *hard* in an epoch if its d is among the largest tenth of the known ones.
 
     Attributes
     ----------
     epochs : tuple of int
-        Those in which d is known, counted from 0.
+        Epochs with known d, counted from 0.
     median, low, high : tuple of float
         Of d over the images in each of these epochs, in nats; `low` and `high` are the 10th and 90th percentile.
-    stayed : tuple of Share
-        For each epoch but the first: the images that are hard, of those that were so in the epoch before. By chance
-        it would be a tenth.
-    forgotten : tuple of Share
-        For each epoch but the first: the images that have become hard, of those that were not so before.
-    always : Share
-        Images that are hard in every epoch, of all.
+    stayed : tuple of Proportion
+        For each epoch after the first: images that are hard, among those that were hard in the epoch before. A tenth
+        is chance.
+    became : tuple of Proportion
+        For each epoch after the first: images that are hard, among those that were not hard in the epoch before.
+    always : Proportion
+        Images that are hard in every epoch, among all.
     highest, lowest : tuple of (int, float)
-        The samples with the largest and the smallest mean d over the epochs, with it, the extreme first.
+        Samples with the largest and the smallest mean d over the epochs, and this mean; the extreme first.
     most_forgotten : tuple of (int, int)
-        The samples that became hard again most often, with how often.
+        Samples that became hard most often, and how often.
     """
 
     epochs: tuple[int, ...]
     median: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
-    stayed: tuple[Share, ...]
-    forgotten: tuple[Share, ...]
-    always: Share
+    stayed: tuple[Proportion, ...]
+    became: tuple[Proportion, ...]
+    always: Proportion
     highest: tuple[tuple[int, float], ...]
     lowest: tuple[tuple[int, float], ...]
     most_forgotten: tuple[tuple[int, int], ...]
 
     def as_json(self) -> dict[str, Any]:
-        """All figures, as plain data."""
+        """Convert to plain data."""
         by_epoch: list[dict[str, Any]] = [
             {"epoch": epoch + 1, "d_10": low, "d_median": median, "d_90": high}
             for epoch, low, median, high in zip(self.epochs, self.low, self.median, self.high, strict=True)
         ]
-        for line, stayed, forgotten in zip(by_epoch[1:], self.stayed, self.forgotten, strict=True):
-            line |= {"stayed_hard": stayed.as_json(), "became_hard": forgotten.as_json()}
+        for line, stayed, became in zip(by_epoch[1:], self.stayed, self.became, strict=True):
+            line |= {"stayed_hard": stayed.as_json(), "became_hard": became.as_json()}
         return {
             "by_epoch": by_epoch,
             "hard_in_every_epoch": self.always.as_json(),
@@ -70,82 +71,84 @@ class Hardness:
         }
 
 
-def hardness(epochs: Iterable[StoredEpoch], shown: int = SHOWN) -> Hardness | None:
-    """Follow d of x over the epochs of a run. One epoch is held at a time, and a few numbers of each sample.
+def measure_hardness(epochs: Iterable[StoredEpoch], extremes: int = EXTREME_SAMPLES) -> Hardness | None:
+    """Follow d of x over the epochs of a run. Only one epoch is in memory at a time.
 
     Parameters
     ----------
     epochs : iterable of StoredEpoch
-    shown : int
-        How many samples are named at each end.
+    extremes : int
+        Samples to list at each end.
 
     Returns
     -------
     Hardness or None
-        ``None`` where no d is known, as of a student without a teacher.
+        ``None`` if d is unknown in all epochs, as for a student without a teacher.
     """
     known: list[int] = []
-    spread: list[np.ndarray] = []
-    stayed, forgotten = [], []
-    sums: _PerSample | None = None
+    percentiles: list[np.ndarray] = []
+    stayed, became = [], []
+    sums: _SampleSums | None = None
     for epoch in epochs:
-        there = np.isfinite(epoch.d_x)
-        if not there.any():
+        finite = np.isfinite(epoch.d_x)
+        if not finite.any():
             continue
-        hard = _hard(epoch.d_x, there)
+        hard = _hard(epoch.d_x, finite)
         if sums is None:
-            sums = _PerSample.empty(len(hard))
+            sums = _SampleSums.zeros(len(hard))
         else:
-            stayed.append(Share(int((hard & sums.before).sum()), int(sums.before.sum())))
-            forgotten.append(Share(int((hard & ~sums.before).sum()), int((~sums.before).sum())))
-            sums.lapses += hard & ~sums.before
-        sums.total[there] += epoch.d_x[there]
-        sums.times += there
-        sums.hard += hard
-        sums.before = hard
+            stayed.append(Proportion(int((hard & sums.was_hard).sum()), int(sums.was_hard.sum())))
+            became.append(Proportion(int((hard & ~sums.was_hard).sum()), int((~sums.was_hard).sum())))
+            sums.times_became_hard += hard & ~sums.was_hard
+        sums.d[finite] += epoch.d_x[finite]
+        sums.times_known += finite
+        sums.times_hard += hard
+        sums.was_hard = hard
         known.append(epoch.epoch)
-        spread.append(np.percentile(epoch.d_x[there], (10, 50, 90)))
+        percentiles.append(np.percentile(epoch.d_x[finite], (10, 50, 90)))
     if sums is None:
         return None
-    mean = np.where(sums.times > 0, sums.total / np.maximum(sums.times, 1), np.nan)
-    order = np.argsort(mean, kind="stable")[: int((sums.times > 0).sum())]  # the unknown come last
-    low, median, high = (tuple(column.tolist()) for column in np.array(spread).T)
-    often = np.argsort(-sums.lapses, kind="stable")[:shown]
+    seen = sums.times_known > 0
+    mean = np.where(seen, sums.d / np.maximum(sums.times_known, 1), np.nan)
+    ascending = np.argsort(mean, kind="stable")[: int(seen.sum())]  # NaN sorts last
+    low, median, high = (tuple(column.tolist()) for column in np.array(percentiles).T)
+    most_forgotten = np.argsort(-sums.times_became_hard, kind="stable")[:extremes]
     return Hardness(
         epochs=tuple(known),
         median=median,
         low=low,
         high=high,
         stayed=tuple(stayed),
-        forgotten=tuple(forgotten),
-        always=Share(int((sums.hard == len(known)).sum()), len(mean)),
-        highest=tuple((int(sample), float(mean[sample])) for sample in order[::-1][:shown]),
-        lowest=tuple((int(sample), float(mean[sample])) for sample in order[:shown]),
-        most_forgotten=tuple((int(sample), int(sums.lapses[sample])) for sample in often if sums.lapses[sample]),
+        became=tuple(became),
+        always=Proportion(int((sums.times_hard == len(known)).sum()), len(mean)),
+        highest=tuple((int(sample), float(mean[sample])) for sample in ascending[::-1][:extremes]),
+        lowest=tuple((int(sample), float(mean[sample])) for sample in ascending[:extremes]),
+        most_forgotten=tuple(
+            (int(sample), times) for sample in most_forgotten if (times := int(sums.times_became_hard[sample]))
+        ),
     )
 
 
 @dataclass
-class _PerSample:
-    """What the epochs so far add up to for each sample."""
+class _SampleSums:
+    """Sums over the epochs so far, shape (N,) each, and which samples were hard in the last one."""
 
-    total: np.ndarray
-    times: np.ndarray
-    hard: np.ndarray
-    lapses: np.ndarray
-    before: np.ndarray
-    """Which samples were hard in the epoch before."""
+    d: np.ndarray
+    times_known: np.ndarray
+    times_hard: np.ndarray
+    times_became_hard: np.ndarray
+    was_hard: np.ndarray
 
     @classmethod
-    def empty(cls, samples: int) -> "_PerSample":
-        times, hard, lapses = (np.zeros(samples, np.int32) for _ in range(3))
-        return cls(np.zeros(samples), times, hard, lapses, before=np.zeros(samples, bool))
+    def zeros(cls, samples: int) -> "_SampleSums":
+        known, hard, became_hard = (np.zeros(samples, np.int32) for _ in range(3))
+        return cls(np.zeros(samples), known, hard, became_hard, was_hard=np.zeros(samples, bool))
 
 
-def _hard(d: np.ndarray, there: np.ndarray) -> np.ndarray:
-    """Tell which samples have the largest d, ties going to the lower index: bool (N,)."""
-    count = max(1, round(HARDEST * int(there.sum())))
-    order = np.argsort(np.where(there, -d, np.inf), kind="stable")[:count]
+def _hard(d: np.ndarray, finite: np.ndarray) -> np.ndarray:
+    """Find the samples with the largest d: bool (N,). The lower index wins a tie."""
+    count = max(1, round(HARD_SHARE * int(finite.sum())))
+    hardest = np.argsort(np.where(finite, -d, np.inf), kind="stable")[:count]
     hard = np.zeros(len(d), bool)
-    hard[order] = True
+    hard[hardest] = True
     return hard

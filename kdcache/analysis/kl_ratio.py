@@ -1,4 +1,4 @@
-"""The KL ratio r (Equation 3) over the iterations of runs, as in Figure 4."""
+"""The KL ratio r (Equation 3) over the iterations (Figure 4)."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,42 +6,45 @@ from typing import Any
 
 import numpy as np
 
-from kdcache.analysis.runs import Figure, Group, RunRecord
+from kdcache.analysis.estimates import MeanStd
+from kdcache.analysis.groups import RunGroup
 from kdcache.errors import KdcacheError
+from kdcache.run.records import RunRecord
+from kdcache.run.statistics import StatisticsReader
 
 __all__ = ["BINS", "RatioCurve", "ratio_curve", "ratio_curves"]
 
 BINS = 50
-"""Points of a curve, each the mean over its part of the normalised iterations."""
+"""Points of a curve; each is the mean over the steps in its part of the training."""
 
 
 @dataclass(frozen=True)
 class RatioCurve:
-    """r over the iterations of the runs of one group, these being normalised to 0 to 1.
+    """r over the iterations of a group of runs; iterations are scaled to [0, 1].
 
     Attributes
     ----------
     name : str
         Of the group.
     at : tuple of float
-        Middle of each bin that has steps.
+        Center of each bin that has steps.
     mean, std : tuple of float
-        Over the steps of all runs that fall into the bin; std is the population's, 0 where all are equal.
-    overall : Figure
-        Mean of r over the steps of a run; mean and standard deviation over the runs.
+        Over the steps of all runs in the bin; std with n in the denominator.
+    overall : MeanStd
+        Over the runs, of the mean r of each run.
     steps : int
-        On which the curve rests.
+        Number of steps in all bins.
     """
 
     name: str
     at: tuple[float, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    overall: Figure
+    overall: MeanStd
     steps: int
 
     def as_json(self) -> dict[str, Any]:
-        """The curve as plain data."""
+        """Convert to plain data."""
         return {
             "name": self.name,
             "overall": self.overall.as_json(),
@@ -53,72 +56,70 @@ class RatioCurve:
 
 
 def ratio_curve(name: str, runs: Iterable[np.ndarray], bins: int = BINS) -> RatioCurve | None:
-    """Summarise r over the steps of some runs.
+    """Summarize r over the steps of a group of runs.
 
     Parameters
     ----------
     name : str
     runs : iterable of ndarray, shape (T,)
-        r of each step of a run, NaN where there is none. Their numbers of steps may differ.
+        r of each step of a run, NaN where it is unknown. T may differ between runs.
     bins : int
 
     Returns
     -------
     RatioCurve or None
-        ``None`` where no step has one.
+        ``None`` if r is unknown in all steps.
     """
     means: list[float | None] = []
     count, total, squares = np.zeros(bins), np.zeros(bins), np.zeros(bins)
-    for steps in runs:
-        known = np.isfinite(steps)
-        values = steps[known].astype(np.float64)
-        place = (np.flatnonzero(known) + 0.5) / max(1, len(steps)) * bins
+    for ratios in runs:
+        known = np.isfinite(ratios)
+        values = ratios[known].astype(np.float64)
+        position = (np.flatnonzero(known) + 0.5) / max(1, len(ratios)) * bins
         for sums, weights in ((count, np.ones_like(values)), (total, values), (squares, values**2)):
-            sums += np.bincount(place.astype(int), weights, bins)
+            sums += np.bincount(position.astype(int), weights, bins)
         means.append(float(values.mean()) if len(values) else None)
-    there = count > 0
-    if not there.any():
+    filled = count > 0
+    if not filled.any():
         return None
-    mean = total[there] / count[there]
-    std = np.sqrt(np.maximum(squares[there] / count[there] - mean**2, 0))
+    mean = total[filled] / count[filled]
+    std = np.sqrt(np.maximum(squares[filled] / count[filled] - mean**2, 0))
     return RatioCurve(
         name,
-        at=tuple(((np.flatnonzero(there) + 0.5) / bins).tolist()),
+        at=tuple(((np.flatnonzero(filled) + 0.5) / bins).tolist()),
         mean=tuple(mean.tolist()),
         std=tuple(std.tolist()),
-        overall=Figure.of(means),
+        overall=MeanStd.of(means),
         steps=int(count.sum()),
     )
 
 
-def ratio_curves(groups: Iterable[Group]) -> tuple[list[RatioCurve], list[str]]:
-    """Read r of each group of runs.
+def ratio_curves(groups: Iterable[RunGroup]) -> tuple[list[RatioCurve], list[str]]:
+    """Compute the curve of each group of runs that has one.
 
     Returns
     -------
     curves : list of RatioCurve
-        Of the groups that have one.
     problems : list of str
-        A line for each run whose statistics could not be read.
+        Messages about runs whose statistics could not be read.
     """
     curves, problems = [], []
     for group in groups:
-        series = []
+        ratios = []
         for run in group.runs:
             try:
-                series.append(_steps(run))
+                ratios.append(_ratios(run))
             except KdcacheError as error:
                 problems += str(error).splitlines()
-        curve = ratio_curve(group.name, series)
+        curve = ratio_curve(group.name, ratios)
         if curve is not None:
             curves.append(curve)
     return curves, problems
 
 
-def _steps(run: RunRecord) -> np.ndarray:
-    """Read r of every step of a run; those of epochs that were not written yet are unknown."""
-    reader = run.statistics()
-    epochs = [epoch.kl_ratio for epoch in reader]
+def _ratios(run: RunRecord) -> np.ndarray:
+    """Read r of every step of a run, NaN in the epochs that are still to come."""
+    epochs = [epoch.kl_ratio for epoch in StatisticsReader.open(run.folder.statistics_store)]
     if not epochs:
         return np.empty(0, np.float32)
     missing = max(0, run.config.epochs - len(epochs)) * len(epochs[0])

@@ -14,7 +14,7 @@ from kdcache.answers.codec import DENSE, Format, TopK, format_of, row_bytes
 from kdcache.answers.location import StoreLocation
 from kdcache.answers.store import CLEAN, AnswerStore, Replayed, replayed
 from kdcache.config import StudentConfig, TeacherConfig
-from kdcache.run.folder import newest
+from kdcache.run.folder import newest_finished_run
 from kdcache.setup import find_teacher_run, load_data, plan_of, store_path
 from kdcache.views import Plan
 
@@ -144,7 +144,7 @@ def study_costs(config: StudentConfig) -> StudyCosts:
     """Count the costs of students of one config; a store that is there already counts, but need not be there."""
     data = load_data(config)
     plan, format = plan_of(config, data), format_of(config.store_dtype, config.topk)
-    run = find_teacher_run(config.teacher) if config.teacher else newest(TeacherConfig, config.dataset)
+    run = find_teacher_run(config.teacher) if config.teacher else newest_finished_run(TeacherConfig, config.dataset)
     where = config.store or (store_path(run.path, format) if run else None)
     filled = Filled.of(AnswerStore(where)) if where and StoreLocation(where).has("zarr.json") else Filled()
     room = budget.Room.at(where, plan.samples, data.num_classes, format, config.cache_limit)

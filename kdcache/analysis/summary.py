@@ -1,59 +1,60 @@
-"""All that can be said of some runs, for a report."""
+"""What a report says about runs: results by group, curves, and label disagreement of their teachers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdcache.analysis.analyzed_teacher import load_analyzed_teacher
 from kdcache.analysis.curves import ErrorCurve, error_curves
-from kdcache.analysis.disagreement import Study, study
+from kdcache.analysis.disagreement import DisagreementReport, measure_disagreement
+from kdcache.analysis.groups import RunGroup, group_runs
 from kdcache.analysis.kl_ratio import RatioCurve, ratio_curves
-from kdcache.analysis.runs import Group, RunRecord, group, load_runs
-from kdcache.analysis.subject import open_subject
 from kdcache.config import StudentConfig
 from kdcache.errors import KdcacheError, UsageError
+from kdcache.run.records import RunRecord, load_runs
 
-__all__ = ["OUTCOMES", "Summary", "summarise"]
+__all__ = ["RESULTS", "RunSummary", "summarize_runs"]
 
-OUTCOMES = ("last_top1", "last_top5", "best_top1", "teacher_forwards", "cache_hits", "seconds")
-"""The numbers of a run's summary that are summarised over the runs of a group."""
+RESULTS = ("last_top1", "last_top5", "best_top1", "teacher_forwards", "cache_hits", "seconds")
+"""Numbers of a run's summary that are averaged over the runs of a group."""
 
 
 @dataclass(frozen=True, eq=False)
-class Summary:
-    """What runs have in common and in which they differ.
+class RunSummary:
+    """A summary of runs.
 
     Attributes
     ----------
     runs : tuple of RunRecord
-    groups : tuple of Group
+    groups : tuple of RunGroup
     errors : tuple of ErrorCurve
     ratios : tuple of RatioCurve
-    studies : tuple of Study
-        Label disagreement of each teacher that the runs name.
+    disagreements : tuple of DisagreementReport
+        Of each teacher of the runs.
     missing : tuple of str
-        A line for everything that is not there, or cannot be read.
+        Messages about what is missing or damaged.
     """
 
     runs: tuple[RunRecord, ...]
-    groups: tuple[Group, ...]
+    groups: tuple[RunGroup, ...]
     errors: tuple[ErrorCurve, ...]
     ratios: tuple[RatioCurve, ...]
-    studies: tuple[Study, ...]
+    disagreements: tuple[DisagreementReport, ...]
     missing: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """All figures, as plain data."""
+        """Convert to plain data."""
         return {
             "groups": [
                 {
-                    "name": one.name,
-                    "runs": [str(run.path) for run in one.runs],
-                    "unfinished": [str(run.path) for run in one.runs if not run.finished],
-                    "settings": one.config.model_dump(mode="json", exclude=set(one.config.NOT_RECORDED)),
-                    **{name: one.figure(name).as_json() for name in OUTCOMES},
+                    "name": group.name,
+                    "runs": [str(run.path) for run in group.runs],
+                    "unfinished": [str(run.path) for run in group.runs if not run.finished],
+                    "settings": group.config.model_dump(mode="json", exclude=set(group.config.NOT_RECORDED)),
+                    **{name: group.result(name).as_json() for name in RESULTS},
                 }
-                for one in self.groups
+                for group in self.groups
             ],
             "runs": [
                 {"path": str(run.path), "seed": run.config.seed, "summary": run.summary, "environment": run.environment}
@@ -61,49 +62,50 @@ class Summary:
             ],
             "error_curves": [curve.as_json() for curve in self.errors],
             "kl_ratios": [curve.as_json() for curve in self.ratios],
-            "label_disagreement": [one.as_json() for one in self.studies],
+            "label_disagreement": [report.as_json() for report in self.disagreements],
             "missing": list(self.missing),
         }
 
 
-def summarise(
+def summarize_runs(
     paths: Sequence[Path], samples: int = 2000, data_root: Path | None = None, device: str = "auto"
-) -> Summary:
-    """Read runs, and count label disagreement of their teachers.
+) -> RunSummary:
+    """Summarize runs, and measure label disagreement of their teachers.
 
     Parameters
     ----------
     paths : sequence of Path
-        Run folders, and folders that hold some.
+        Run folders, and folders of run folders.
     samples : int
-        CutMix samples to ask each teacher about; 0 leaves label disagreement out.
+        CutMix samples per teacher; 0 skips label disagreement.
     data_root : Path, optional
-        Where the teachers' datasets lie, if not where they were.
+        Folder of the datasets, by default as recorded in the runs.
     device : str
 
     Raises
     ------
     UsageError
-        Where there is no run at all.
+        If there is no run.
     """
     runs, missing = load_runs(paths)
     if not runs:
-        raise UsageError(*missing or ["no run folder is given"])
-    groups = group(runs)
-    ratios, problems = ratio_curves(one for one in groups if isinstance(one.config, StudentConfig))
+        raise UsageError(*missing or ["no run folder given"])
+    groups = group_runs(runs)
+    ratios, problems = ratio_curves(group for group in groups if isinstance(group.config, StudentConfig))
     missing += [line for line in problems if line not in missing]
-    studies = []
-    for teacher in _teachers(runs) if samples else ():
+    disagreements = []
+    for path in _teachers(runs) if samples else ():
         try:
-            subject = open_subject(str(teacher), data_root=data_root, device=device)
-            studies.append(study(subject, samples))
+            teacher = load_analyzed_teacher(str(path), data_root=data_root, device=device)
+            disagreements.append(measure_disagreement(teacher, samples))
         except (KdcacheError, OSError) as error:
-            missing += [f"label disagreement of {teacher}: {line}" for line in str(error).splitlines()]
-    return Summary(tuple(runs), tuple(groups), tuple(error_curves(runs)), tuple(ratios), tuple(studies), tuple(missing))
+            missing += [f"label disagreement of {path}: {line}" for line in str(error).splitlines()]
+    curves = error_curves(runs)
+    return RunSummary(tuple(runs), tuple(groups), tuple(curves), tuple(ratios), tuple(disagreements), tuple(missing))
 
 
 def _teachers(runs: Sequence[RunRecord]) -> list[Path]:
-    """Find the teachers that finished runs name, and those that are teachers themselves, each once."""
+    """List the teachers of the students, and the finished teachers, each once."""
     found: dict[Path, Path] = {}
     for run in runs:
         path = run.config.teacher if isinstance(run.config, StudentConfig) else run.path if run.finished else None

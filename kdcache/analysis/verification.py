@@ -13,7 +13,7 @@ from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute
 from kdcache.datasets import Split
 from kdcache.run.folder import FinishedRun
-from kdcache.setup import MODEL, load_data, store_path, teacher_and_store, trained_network
+from kdcache.setup import load_data, store_path, teacher_and_store, trained_network
 from kdcache.views import Plan, ViewMaker
 
 __all__ = ["Check", "verify", "verify_run"]
@@ -93,7 +93,7 @@ def verify_run(
     config = run.config.model_copy(update={"data_root": data_root or run.config.data_root})
     data = load_data(config)
     where = AnswerStore(store or store_path(run.path)).place.where  # which must be there
-    teacher, found = teacher_and_store(trained_network(run.path / MODEL, data), data, where, Compute.choose(device))
+    teacher, found = teacher_and_store(trained_network(run.network_file, data), data, where, Compute.choose(device))
     yield from verify(found, teacher, data.train, data.card.padding, samples, seed)
 
 

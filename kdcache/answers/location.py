@@ -1,9 +1,6 @@
 """Where a store lies: a folder, or a URL; how what is written there is made durable, and who may write."""
 
 import asyncio
-import fcntl
-import hashlib
-import logging
 import os
 import stat
 from collections.abc import Iterator
@@ -17,10 +14,9 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
 from kdcache.errors import KdcacheError, UsageError, first_line, problem
+from kdcache.locks import FileLock
 
 __all__ = ["StoreLocation"]
-
-log = logging.getLogger("kdcache")
 
 
 METADATA = "zarr.json"
@@ -204,19 +200,8 @@ class StoreLocation:
         if self.folder is None:
             yield True
             return
-        descriptor, start, length = _lock_file(self.folder), *_range(name)
-        try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
-        except (BlockingIOError, PermissionError):
-            if not wait:
-                yield False
-                return
-            log.info("waiting for another process that is writing %s in %s", name or "something", self.where)
-            fcntl.lockf(descriptor, fcntl.LOCK_EX, length, start)
-        try:
-            yield True
-        finally:
-            fcntl.lockf(descriptor, fcntl.LOCK_UN, length, start)
+        with FileLock(self.folder.with_name(f"{self.folder.name}.lock"), name).held(wait) as held:
+            yield held
 
 
 def _resolved(folder: Path) -> Path:
@@ -228,30 +213,6 @@ def _resolved(folder: Path) -> Path:
 
 def _inside(group: str) -> str:
     return f"{group}/" if group else ""
-
-
-# A process loses its locks of a file when it closes any descriptor of it: each file is opened once and stays open.
-_lock_files: dict[tuple[int, int], int] = {}
-
-
-def _lock_file(folder: Path) -> int:
-    path = folder.with_name(f"{folder.name}.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_symlink():
-        raise KdcacheError(problem(f"lock file {path}", expected="a file", got="a symbolic link"))
-    path.touch()
-    file = path.stat()
-    if (file.st_dev, file.st_ino) not in _lock_files:
-        _lock_files[file.st_dev, file.st_ino] = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    return _lock_files[file.st_dev, file.st_ino]
-
-
-def _range(name: str | None) -> tuple[int, int]:
-    """Give each name a byte of its own in the lock file, which stays empty, and ``None`` all of them."""
-    if name is None:
-        return 0, 0
-    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 2, 1
 
 
 def _remote(url: str) -> Store:

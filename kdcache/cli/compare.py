@@ -28,8 +28,8 @@ class TwoSides(click.Command):
 @click.pass_context
 def compare(context: click.Context, runs: tuple[Path, ...], level: float, format_: str) -> None:
     """Compare the runs on the left of -- with those on the right of it."""
-    from kdcache.analysis.runs import load_runs
     from kdcache.report.tables import show, table
+    from kdcache.run.records import load_runs
     from kdcache.study.compare import compare as compared
     from kdcache.study.sheets import comparison_sheet
 

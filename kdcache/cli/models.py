@@ -46,10 +46,9 @@ def export(run: Path, format: str, out: Path | None) -> None:
     from kdcache.models import checkpoint
     from kdcache.models.export import export as write
     from kdcache.run.folder import FinishedRun
-    from kdcache.setup import MODEL
 
-    path = FinishedRun(run).path
-    made = write(checkpoint.load(path / MODEL), format, out or path / f"export{SUFFIXES[format]}")
+    folder = FinishedRun(run)
+    made = write(checkpoint.load(folder.network_file), format, out or folder.path / f"export{SUFFIXES[format]}")
     click.echo(f"{made.path}: probabilities within {made.difference:.1g} of the network's")
 
 
@@ -65,9 +64,8 @@ def predict(run: Path, images: tuple[Path, ...]) -> None:
     from kdcache.models import checkpoint
     from kdcache.models.export import Deployed
     from kdcache.run.folder import FinishedRun
-    from kdcache.setup import MODEL
 
-    path = FinishedRun(run).path / MODEL
+    path = FinishedRun(run).network_file
     network = checkpoint.load(path)
     facts = checkpoint.metadata(path)
     names = facts.get("class_names") or [str(label) for label in range(network.num_classes)]

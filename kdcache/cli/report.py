@@ -39,12 +39,12 @@ def report(
     Each RUN is a run folder, or a folder that holds some. What is missing, unfinished or damaged is named, and whatever
     else is there is shown.
     """
-    from kdcache.analysis.summary import summarise
+    from kdcache.analysis.summary import summarize_runs
     from kdcache.files import write_text
     from kdcache.report.page import page
     from kdcache.report.plain import PLAIN
 
-    summary = summarise(runs, samples if format_ != "csv" else 0, data_root, device)
+    summary = summarize_runs(runs, samples if format_ != "csv" else 0, data_root, device)
     text = page(summary) if format_ == "html" else PLAIN[format_](summary)
     for line in summary.missing:
         click.echo(f"kdcache: {line}", err=True)

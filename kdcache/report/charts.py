@@ -7,19 +7,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from kdcache.analysis.augmentations import Merits
+from kdcache.analysis.augmentations import AugmentationScore
 from kdcache.analysis.curves import ErrorCurve
-from kdcache.analysis.disagreement import Disagreement
+from kdcache.analysis.disagreement_counts import DisagreementCounts
+from kdcache.analysis.groups import RunGroup
 from kdcache.analysis.hardness import Hardness
 from kdcache.analysis.kl_ratio import RatioCurve
-from kdcache.analysis.runs import Group
 from kdcache.report.style import looks
 
 __all__ = [
+    "draw_augmentation_scores",
     "draw_by_lambda",
     "draw_error_curves",
     "draw_hardness",
-    "draw_merits",
     "draw_over_epochs",
     "draw_ratios",
 ]
@@ -27,12 +27,12 @@ __all__ = [
 SHADE = 0.18
 
 
-def draw_over_epochs(groups: Sequence[Group], name: str, label: str, scale: float = 1.0) -> Figure:
+def draw_over_epochs(groups: Sequence[RunGroup], name: str, label: str, scale: float = 1.0) -> Figure:
     """Draw a figure of the metrics over the epochs, as the mean over the runs of each group and its deviation.
 
     Parameters
     ----------
-    groups : sequence of Group
+    groups : sequence of RunGroup
     name : str
         A field of `kdcache.run.folder.EpochMetrics`.
     label : str
@@ -107,7 +107,7 @@ def draw_hardness(found: Hardness) -> Figure:
     d.set(xlabel="epoch", ylabel="d of x (nats)", ylim=(0, None))
     for shares, label, look in (
         (found.stayed, "hard images that were hard before", first),
-        (found.forgotten, "other images that became hard", second),
+        (found.became, "other images that became hard", second),
     ):
         percent = [share.percent or 0.0 for share in shares]
         stay.plot(epochs[1:], percent, color=look.color, linestyle=look.linestyle, marker=look.marker, label=label)
@@ -118,14 +118,14 @@ def draw_hardness(found: Hardness) -> Figure:
     return figure
 
 
-def draw_merits(merits: Sequence[Merits]) -> Figure:
+def draw_augmentation_scores(scores: Sequence[AugmentationScore]) -> Figure:
     """Draw the metric of each augmentation with its 95 % interval, the best at the top."""
-    known = [(one.aug, one.spread) for one in merits if one.spread is not None]
+    known = [(score.aug, score.std) for score in scores if score.std is not None]
     figure = Figure(figsize=(7.2, 1.4 + 0.45 * len(known)), layout="constrained")
     axes = figure.subplots()
     look = next(looks())
-    for place, (_, spread) in enumerate(known):
-        axes.errorbar(spread.value, place, xerr=1.96 * spread.error, fmt=look.marker, color=look.color, capsize=3)
+    for place, (_, std) in enumerate(known):
+        axes.errorbar(std.value, place, xerr=1.96 * std.error, fmt=look.marker, color=look.color, capsize=3)
     axes.set_yticks(range(len(known)), [aug for aug, _ in known])
     axes.invert_yaxis()
     axes.set(xlabel="standard deviation of the teacher's mean probability (lower is better)")
@@ -133,7 +133,7 @@ def draw_merits(merits: Sequence[Merits]) -> Figure:
     return figure
 
 
-def draw_by_lambda(found: Disagreement) -> Figure:
+def draw_by_lambda(found: DisagreementCounts) -> Figure:
     """Draw the share of disputed labels by lambda, with its 95 % interval."""
     figure, axes = _one()
     look = next(looks())

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from kdcache.analysis.disagreement import Example, Study
+from kdcache.analysis.disagreement import DisagreementReport, Example
 from kdcache.analysis.hardness import Hardness
 from kdcache.datasets import Dataset
 from kdcache.report.style import write_figure
@@ -18,24 +18,24 @@ __all__ = ["draw_disagreements", "draw_extremes", "said"]
 COLUMNS, ROWS = 4, 2
 
 
-def draw_disagreements(study: Study, path: Path) -> None:
+def draw_disagreements(report: DisagreementReport, path: Path) -> None:
     """Draw the disputed samples of which the teacher is surest, with the label of the mix and the teacher's top-5.
 
     Parameters
     ----------
-    study : Study
+    report : DisagreementReport
     path : Path
         PNG or SVG file to write.
     """
     figure = Figure(figsize=(3.2 * COLUMNS, 3.9 * ROWS), layout="constrained")
     figure.suptitle("Mixed images whose label the teacher disputes, the surest first")
     for place, axes in enumerate(figure.subplots(ROWS, COLUMNS).flat):
-        if place >= len(study.examples):
+        if place >= len(report.examples):
             axes.axis("off")
             continue
-        example: Example = study.examples[place]
+        example: Example = report.examples[place]
         _show(axes, example.view)
-        axes.set_title(f"{study.aug}: {said(example.label, ' + ')}", fontsize=9)
+        axes.set_title(f"{report.aug}: {said(example.label, ' + ')}", fontsize=9)
         axes.set_xlabel(f"teacher:\n{said(example.teacher, chr(10))}", fontsize=9)
     write_figure(figure, path)
 

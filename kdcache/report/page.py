@@ -17,10 +17,10 @@ from torch import Tensor
 
 import kdcache
 from kdcache.analysis.curves import ErrorCurve
-from kdcache.analysis.disagreement import Example, Study
+from kdcache.analysis.disagreement import DisagreementReport, Example
+from kdcache.analysis.groups import RunGroup
 from kdcache.analysis.kl_ratio import RatioCurve
-from kdcache.analysis.runs import Group, RunRecord
-from kdcache.analysis.summary import Summary
+from kdcache.analysis.summary import RunSummary
 from kdcache.files import write_text
 from kdcache.report.charts import draw_by_lambda, draw_error_curves, draw_over_epochs, draw_ratios
 from kdcache.report.gallery import said
@@ -33,6 +33,7 @@ from kdcache.report.sheets import (
     summary_sheet,
 )
 from kdcache.report.style import inline_svg
+from kdcache.run.records import RunRecord
 
 __all__ = ["page", "write_page"]
 
@@ -47,12 +48,12 @@ class Chart(NamedTuple):
     svg: Markup
 
 
-def write_page(summary: Summary, path: Path) -> None:
+def write_page(summary: RunSummary, path: Path) -> None:
     """Write the report as an HTML file, whole or not at all."""
     write_text(path, page(summary))
 
 
-def page(summary: Summary) -> str:
+def page(summary: RunSummary) -> str:
     """Make the report's page. Every name that comes from a file is escaped on its way into it."""
     numbers = count(1)
 
@@ -74,7 +75,7 @@ def page(summary: Summary) -> str:
         errors=errors_sheet(summary.errors),
         ratio=_ratio(summary.ratios, chart),
         ratios=ratios_sheet(summary.ratios),
-        studies=[_study(study, chart) for study in summary.studies],
+        studies=[_disagreement(report, chart) for report in summary.disagreements],
         disputed=_disputed(summary.groups, chart),
         runs=runs_sheet(summary.runs),
         details=[_details(run) for run in summary.runs],
@@ -84,7 +85,7 @@ def page(summary: Summary) -> str:
 MakeChart = Callable[[str, str, Callable[[], Figure]], Chart]
 
 
-def _curves(summary: Summary, chart: MakeChart) -> list[Chart]:
+def _curves(summary: RunSummary, chart: MakeChart) -> list[Chart]:
     charts = []
     trained = [group for group in summary.groups if len(group.by_epoch("test_top1")) > 1]
     if trained:
@@ -107,7 +108,7 @@ def _ratio(curves: Sequence[RatioCurve], chart: MakeChart) -> Chart | None:
     )
 
 
-def _disputed(groups: Sequence[Group], chart: MakeChart) -> Chart | None:
+def _disputed(groups: Sequence[RunGroup], chart: MakeChart) -> Chart | None:
     mixing = [group for group in groups if group.by_epoch("label_disagreement")]
     if not mixing:
         return None
@@ -117,17 +118,17 @@ def _disputed(groups: Sequence[Group], chart: MakeChart) -> Chart | None:
     return chart(title, words, draw)
 
 
-def _study(study: Study, chart: MakeChart) -> dict[str, Any]:
-    known = [(low, high, share) for low, high, share in study.disagreement.by_lambda if share.percent is not None]
+def _disagreement(report: DisagreementReport, chart: MakeChart) -> dict[str, Any]:
+    known = [(low, high, share) for low, high, share in report.counts.by_lambda if share.percent is not None]
     words = ", ".join(f"{share.percent:.0f} % for lambda {low:.1f} to {high:.1f}" for low, high, share in known)
     return {
-        "name": study.teacher,
+        "name": report.teacher,
         "chart": chart(
-            "Share of disputed labels by lambda, with 95 % intervals", words, lambda: draw_by_lambda(study.disagreement)
+            "Share of disputed labels by lambda, with 95 % intervals", words, lambda: draw_by_lambda(report.counts)
         ),
-        "figures": disagreement_sheet(study),
-        "classes": classes_sheet(study, CLASSES_SHOWN),
-        "images": [_image(example) for example in study.examples],
+        "figures": disagreement_sheet(report),
+        "classes": classes_sheet(report, CLASSES_SHOWN),
+        "images": [_image(example) for example in report.examples],
     }
 
 
@@ -164,7 +165,7 @@ def _details(run: RunRecord) -> dict[str, str]:
     }
 
 
-def _from_to(group: Group, name: str, scale: float = 1.0) -> str:
+def _from_to(group: RunGroup, name: str, scale: float = 1.0) -> str:
     (_, first), *_, (_, last) = [*group.by_epoch(name)] * 2
     return f"from {scale * (first.mean or 0.0):.1f} to {scale * (last.mean or 0.0):.1f}"
 

@@ -3,22 +3,25 @@
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from kdcache.analysis.augmentations import Merits
+from kdcache.analysis.augmentations import AugmentationScore
 from kdcache.analysis.curves import ErrorCurve
-from kdcache.analysis.disagreement import PAPER_PERCENT, Share, Study
+from kdcache.analysis.disagreement import DisagreementReport
+from kdcache.analysis.disagreement_counts import PAPER_PERCENT
+from kdcache.analysis.estimates import MeanStd, Proportion
+from kdcache.analysis.groups import RunGroup
 from kdcache.analysis.hardness import Hardness
 from kdcache.analysis.kl_ratio import RatioCurve
-from kdcache.analysis.runs import Figure, Group, RunRecord
+from kdcache.run.records import RunRecord
 
 __all__ = [
     "Sheet",
+    "augmentations_sheet",
     "classes_sheet",
     "disagreement_sheet",
     "errors_sheet",
     "hardness_sheet",
     "markdown",
     "mean_and_std",
-    "merits_sheet",
     "ratios_sheet",
     "runs_sheet",
     "summary_sheet",
@@ -33,52 +36,52 @@ class Sheet(NamedTuple):
     rows: Sequence[Sequence[str]]
 
 
-def disagreement_sheet(study: Study) -> Sheet:
+def disagreement_sheet(report: DisagreementReport) -> Sheet:
     """Lay out label disagreement beside the teacher's clean error and the paper's figure."""
-    found = study.disagreement
+    found = report.counts
     rows = [
         ("label disputed, all samples", found.overall),
-        ("  pairs of two classes", found.two_classes),
+        ("  pairs of two classes", found.different_classes),
         ("  pairs of one class", found.same_class),
         *((f"  lambda {low:.1f} to {high:.1f}", share) for low, high, share in found.by_lambda),
-        ("disputed although right on both images", found.although_right),
-        ("  of the samples on both of which it is right", found.where_right),
+        ("disputed although right on both images", found.despite_correct),
+        ("  of the samples on both of which it is right", found.given_correct),
         ("answer is the class of one of the two images", found.one_of_two),
-        ("  of the disputed samples", found.disputed_one_of_two),
+        ("  of the disputed samples", found.one_of_two_given_disagreement),
         ("label of the larger part is in the top-5", found.in_top5),
-        ("  of the disputed samples", found.disputed_in_top5),
-        ("teacher's error on the clean images", study.clean_error),
+        ("  of the disputed samples", found.in_top5_given_disagreement),
+        ("teacher's error on the clean images", report.clean_error),
     ]
-    lines = [(name, _percent(share), _interval(share), str(share.of)) for name, share in rows]
+    lines = [(name, _percent(share), _interval(share), str(share.total)) for name, share in rows]
     lines.append(("the paper's disagreement (ImageNet, ResNet34)", f"{PAPER_PERCENT:.1f} %", "", ""))
-    title = f"Label disagreement of {study.teacher} on {study.aug} samples of {study.dataset} ({study.split})"
+    title = f"Label disagreement of {report.teacher} on {report.aug} samples of {report.dataset} ({report.split})"
     return Sheet(title, ("the teacher's view of the label", "share", "95 % interval", "samples"), lines)
 
 
-def classes_sheet(study: Study, most: int | None = None) -> Sheet:
+def classes_sheet(report: DisagreementReport, most: int | None = None) -> Sheet:
     """Lay out label disagreement by class, the most disputed first, of all classes or of so many."""
-    shares = zip(study.class_names, study.disagreement.by_class, strict=True)
-    known = sorted(((name, share) for name, share in shares if share.of), key=lambda item: -(item[1].percent or 0))
-    lines = [(name, _percent(share), _interval(share), str(share.of)) for name, share in known[:most]]
+    shares = zip(report.class_names, report.counts.by_class, strict=True)
+    known = sorted(((name, share) for name, share in shares if share.total), key=lambda item: -(item[1].percent or 0))
+    lines = [(name, _percent(share), _interval(share), str(share.total)) for name, share in known[:most]]
     left = len(known) - len(lines)
     title = "By class of the larger part" + (f" ({left} classes left out)" if left else "")
     return Sheet(title, ("class", "disputed", "95 % interval", "samples"), lines)
 
 
-def merits_sheet(teacher: str, merits: Sequence[Merits]) -> Sheet:
+def augmentations_sheet(teacher: str, scores: Sequence[AugmentationScore]) -> Sheet:
     """Lay out what a teacher says of augmentations, the best first."""
     lines = [
         (
             one.aug,
-            f"{one.spread.value:.6f}" if one.spread else "-",
-            _behind(one.behind(merits[0])),
+            f"{one.std.value:.6f}" if one.std else "-",
+            _behind(one.gap_to(scores[0])),
             str(one.groups),
             f"{one.entropy:.3f}",
             _percent(one.disagreement),
             "-" if one.diversity is None else f"{one.diversity:.4f}",
             str(one.images),
         )
-        for one in merits
+        for one in scores
     ]
     head = (
         *("augmentation", "std of mean probability", "behind the first (se)", "groups", "mean entropy (nats)"),
@@ -107,7 +110,7 @@ def errors_sheet(curves: Iterable[ErrorCurve]) -> Sheet:
 def hardness_sheet(name: str, found: Hardness) -> Sheet:
     """Lay out how d develops and how many images stay hard."""
     lines = []
-    stayed, forgotten = ((None, *shares) for shares in (found.stayed, found.forgotten))
+    stayed, forgotten = ((None, *shares) for shares in (found.stayed, found.became))
     columns = (found.epochs, found.low, found.median, found.high, stayed, forgotten)
     for epoch, low, median, high, stay, lapse in zip(*columns, strict=True):
         shares = ("-" if share is None else _percent(share) for share in (stay, lapse))
@@ -116,17 +119,17 @@ def hardness_sheet(name: str, found: Hardness) -> Sheet:
     return Sheet(f"d of x over the epochs of {name}", head, lines)
 
 
-def summary_sheet(groups: Iterable[Group]) -> Sheet:
+def summary_sheet(groups: Iterable[RunGroup]) -> Sheet:
     """Lay out the outcome of each group of runs."""
     lines = []
     for group in groups:
         last, best, asked, answered, seconds = (
-            group.figure(name) for name in ("last_top1", "best_top1", "teacher_forwards", "cache_hits", "seconds")
+            group.result(name) for name in ("last_top1", "best_top1", "teacher_forwards", "cache_hits", "seconds")
         )
         unfinished = len(group.runs) - len(group.finished)
         runs = f"{len(group.finished)}" + (f" (+{unfinished} unfinished)" if unfinished else "")
         figures = (mean_and_std(last), mean_and_std(best), _whole(asked), _whole(answered), _whole(seconds))
-        epochs = group.figure("epochs")
+        epochs = group.result("epochs")
         lines.append((group.name, _whole(epochs), runs, *figures, group.config.dataset))
     head = (
         *("runs", "epochs", "n", "top-1, last (%)", "top-1, best (%)"),
@@ -139,7 +142,7 @@ def runs_sheet(runs: Iterable[RunRecord]) -> Sheet:
     """Lay out each run by itself."""
     lines = []
     for run in runs:
-        last, best = (run.outcome(name) for name in ("last_top1", "best_top1"))
+        last, best = (run.result(name) for name in ("last_top1", "best_top1"))
         state = "finished" if run.finished else f"{len(run.metrics)} of {run.config.epochs} epochs"
         figures = ("-" if value is None else f"{value:.2f}" for value in (last, best))
         lines.append((str(run.path), str(run.config.seed), state, *figures))
@@ -160,7 +163,7 @@ def _escaped(text: str) -> str:
     return " ".join(text.split())
 
 
-def mean_and_std(figure: Figure, digits: int = 2) -> str:
+def mean_and_std(figure: MeanStd, digits: int = 2) -> str:
     """Write a figure as tables have it: ``75.59 (0.22)``."""
     if figure.mean is None:
         return "-"
@@ -171,13 +174,13 @@ def _behind(difference: tuple[float, float] | None) -> str:
     return "-" if difference is None else "{:.6f} ({:.6f})".format(*difference)
 
 
-def _whole(figure: Figure) -> str:
+def _whole(figure: MeanStd) -> str:
     return "-" if figure.mean is None else f"{figure.mean:.0f}"
 
 
-def _percent(share: Share) -> str:
+def _percent(share: Proportion) -> str:
     return "-" if share.percent is None else f"{share.percent:.1f} %"
 
 
-def _interval(share: Share) -> str:
+def _interval(share: Proportion) -> str:
     return "-" if share.interval is None else "{:.1f} to {:.1f}".format(*share.interval)

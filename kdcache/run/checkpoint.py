@@ -1,7 +1,8 @@
-"""Checkpoints of a training: all that the next step depends on, so that a run that was killed ends as any other.
+"""Checkpoints: everything the next step depends on, so that a resumed run gives the same bits as an uninterrupted one.
 
-A checkpoint is a file of `kdcache.tensor_files`: the networks, the losses that train or remember something, the
-optimizer, the random state and the statistics of the epoch are its tensors. The last two are kept.
+A checkpoint is a file of `kdcache.tensor_files`. Its tensors are the state of the networks, of losses with parameters
+or buffers, of the optimizer and of the random generators, and the statistics of the current epoch; everything else is
+metadata.
 """
 
 import logging
@@ -20,7 +21,9 @@ from kdcache.errors import KdcacheError, UsageError, first_line
 __all__ = ["Checkpoints", "Progress"]
 
 FORMAT = "kdcache-training-2"
-KEPT = 2
+
+CHECKPOINTS_KEPT = 2
+"""If the newest one is damaged, the run resumes from the one before."""
 
 log = logging.getLogger("kdcache")
 
@@ -32,21 +35,21 @@ class Progress:
     Attributes
     ----------
     epoch : int
-        The epoch under way, counted from 0.
+        Current epoch, counted from 0.
     step : int
         Steps of it that are done.
     losses : float
-        Sum of their losses.
+        Sum of the losses of these steps.
     seconds : float
-        Time taken so far.
+        Training time so far.
     teacher_counts : list of int
-        Asked about, and put, in these steps, see `kdcache.answers.cached_teacher.TeacherCounts`.
+        The fields of `kdcache.answers.cached_teacher.TeacherCounts` for these steps.
     metrics : list of dict
-        The lines of the epochs that are done.
+        Metrics of the completed epochs.
     resumed : list of dict
-        Where the training was gone on with: epoch, counted from 1, and steps of it that were done.
+        Where the training was resumed: epoch, counted from 1, and steps of it that were done.
     statistics : dict of str to Tensor
-        What the epoch has added up; empty where none of its steps is done.
+        Statistics of the epoch so far; empty before its first step.
     """
 
     epoch: int = 0
@@ -65,62 +68,62 @@ class Checkpoints:
     Parameters
     ----------
     folder : Path
-        Made by the first checkpoint.
+        Created with the first checkpoint.
     minutes : float
-        After which one is due.
+        Time between checkpoints.
     modules : mapping of str to Module
-        Whose state is kept, by name.
-    optimiser : Optimizer
+        Modules to save, by name.
+    optimizer : Optimizer
         Of the parameters of these modules.
     """
 
     def __init__(
-        self, folder: Path, minutes: float, modules: Mapping[str, nn.Module], optimiser: torch.optim.Optimizer
+        self, folder: Path, minutes: float, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer
     ) -> None:
         self.folder, self.minutes = folder, minutes
-        self._modules, self._optimiser = dict(modules), optimiser
-        self._parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-        self._written = time.monotonic()
+        self._modules, self._optimizer = dict(modules), optimizer
+        self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._saved_at = time.monotonic()
 
     def due(self) -> bool:
-        """Tell whether it is time for a checkpoint, because of the clock or because the work is to stop."""
-        late = time.monotonic() - self._written >= 60 * self.minutes
+        """Tell whether to save now, because of the time passed or because the process was asked to stop."""
+        late = time.monotonic() - self._saved_at >= 60 * self.minutes
         return distributed.any_rank(late or signals.stop_requested())
 
-    def keep(self, progress: Progress) -> None:
-        """Write a checkpoint, and stop the work if that was asked for.
+    def save(self, progress: Progress) -> None:
+        """Save a checkpoint, and stop if the process was asked to.
 
         Raises
         ------
         signals.Stopped
         """
-        self._written = time.monotonic()
+        self._saved_at = time.monotonic()
         if distributed.is_main():
             self._write(progress)
         if distributed.any_rank(signals.stop_requested()):
             raise signals.Stopped
 
-    def latest(self) -> Progress | None:
-        """Go back to the last checkpoint that is whole; ``None`` where there is none.
+    def restore_latest(self) -> Progress | None:
+        """Restore the newest readable checkpoint; ``None`` if there is none.
 
         Raises
         ------
         KdcacheError
-            Where a checkpoint is whole but does not fit the networks.
+            If it does not fit the modules.
         """
         for path in reversed(self._files()):
             try:
-                state, facts = tensor_files.load(path, FORMAT)
+                state, metadata = tensor_files.load(path, FORMAT)
             except UsageError as error:
-                log.warning("checkpoint %s cannot be read; the one before it is taken: %s", path, first_line(error))
+                log.warning("could not read checkpoint %s, using the one before: %s", path, first_line(error))
                 continue
             self._restore(state, path)
-            del facts["format"]
-            return Progress(**facts, statistics=_part(state, "statistics"))
+            del metadata["format"]
+            return Progress(**metadata, statistics=_with_prefix(state, "statistics"))
         return None
 
     def remove(self) -> None:
-        """Remove the checkpoints of a run that is finished."""
+        """Remove the checkpoints of a finished run."""
         for path in self._files():
             path.unlink()
         if self.folder.exists() and not any(self.folder.iterdir()):
@@ -133,45 +136,45 @@ class Checkpoints:
         state = {f"statistics/{name}": tensor for name, tensor in progress.statistics.items()}
         for name, module in self._modules.items():
             state |= {f"{name}/{key}": tensor for key, tensor in module.state_dict().items()}
-        for place, parameter in enumerate(self._parameters):
-            for key, value in self._optimiser.state[parameter].items():
+        for number, parameter in enumerate(self._parameters):
+            for key, value in self._optimizer.state[parameter].items():
                 if isinstance(value, Tensor):
-                    state[f"optimiser/{place}/{key}"] = value
+                    state[f"optimizer/{number}/{key}"] = value
         state["random/cpu"] = torch.get_rng_state()
-        for kind, generator in _generators().items():
-            state[f"random/{kind}"] = generator.get_rng_state()
-        facts = {name: value for name, value in vars(progress).items() if name != "statistics"}
+        for device, generator in _device_generators().items():
+            state[f"random/{device}"] = generator.get_rng_state()
+        metadata = {name: value for name, value in vars(progress).items() if name != "statistics"}
         self.folder.mkdir(exist_ok=True)
         path = self.folder / f"epoch-{progress.epoch:07d}-step-{progress.step:07d}.safetensors"
-        tensor_files.save(path, state, {"format": FORMAT, **facts})
+        tensor_files.save(path, state, {"format": FORMAT, **metadata})
         older = [file for file in self._files() if file < path]
-        newer = [file for file in self._files() if file > path]  # which could not be read, or this one were another
-        for file in (*older[: 1 - KEPT], *newer):
+        unreadable = [file for file in self._files() if file > path]  # else the run had resumed from there
+        for file in (*older[: 1 - CHECKPOINTS_KEPT], *unreadable):
             file.unlink()
 
     def _restore(self, state: Mapping[str, Tensor], path: Path) -> None:
         try:
             for name, module in self._modules.items():
-                module.load_state_dict(_part(state, name))
+                module.load_state_dict(_with_prefix(state, name))
         except RuntimeError as error:
             raise KdcacheError(f"checkpoint {path} does not fit the run: {first_line(error)}") from None
-        for place, parameter in enumerate(self._parameters):
-            if momentum := _part(state, f"optimiser/{place}"):
-                # A fused step goes through the memory as it lies, which must be in the order of the parameter's.
-                self._optimiser.state[parameter] = {
-                    key: torch.empty_like(parameter).copy_(value) for key, value in momentum.items()
+        for number, parameter in enumerate(self._parameters):
+            if buffers := _with_prefix(state, f"optimizer/{number}"):
+                # A fused step walks through memory: the buffers need the memory layout of the parameter.
+                self._optimizer.state[parameter] = {
+                    key: torch.empty_like(parameter).copy_(value) for key, value in buffers.items()
                 }
         torch.set_rng_state(state["random/cpu"])
-        for kind, generator in _generators().items():
-            if f"random/{kind}" in state:
-                generator.set_rng_state(state[f"random/{kind}"])
+        for device, generator in _device_generators().items():
+            if f"random/{device}" in state:
+                generator.set_rng_state(state[f"random/{device}"])
 
 
-def _generators() -> dict[str, Any]:
-    """Find what else than the processor draws random numbers, as dropout does."""
-    there = {"cuda": torch.cuda.is_initialized(), "mps": torch.backends.mps.is_available()}
-    return {kind: getattr(torch, kind) for kind, is_there in there.items() if is_there}
+def _device_generators() -> dict[str, Any]:
+    """Find the random generators of devices in use, which dropout draws from."""
+    in_use = {"cuda": torch.cuda.is_initialized(), "mps": torch.backends.mps.is_available()}
+    return {device: getattr(torch, device) for device, used in in_use.items() if used}
 
 
-def _part(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+def _with_prefix(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     return {key.removeprefix(f"{name}/"): tensor for key, tensor in state.items() if key.startswith(f"{name}/")}

@@ -1,92 +1,89 @@
-"""The run folder: what a training leaves behind, each file whole or not there.
+"""The run folder: what a training writes. No other module knows the names of these files.
 
-======================  =====================================================================
-``config.toml``         every setting, as a file that ``--config`` reads
-``environment.json``    versions, processor, device, precision, commit, command
-``metrics.jsonl``       a line per epoch
-``model.safetensors``   the network after the last whole epoch
-``statistics.zarr``     per-sample statistics of a student, see `kdcache.run.statistics`
-``answers.zarr``        a teacher's answers, see `kdcache.answers.store`
-``curves.png``          loss and accuracy over the epochs
-``checkpoints``         where an unfinished run can be gone on with, see `kdcache.run.checkpoint`
-``summary.json``        the outcome; a run folder without it holds an unfinished run
-======================  =====================================================================
+===========================  ==============================================================
+``config.toml``              every setting, as a file that ``--config`` reads
+``environment.json``         versions, processor, device, precision, commit, command
+``metrics.jsonl``            one line per epoch
+``model.safetensors``        the network after the last complete epoch
+``statistics.zarr``          per-sample statistics of a student, see `kdcache.run.statistics`
+``answers.zarr``             a teacher's logits, see `kdcache.answers.store`
+``curves.png``               loss and accuracy over the epochs
+``checkpoints``              where an unfinished run resumes, see `kdcache.run.checkpoint`
+``teacher_forwards.count``   the teacher forwards of an unfinished run
+``run.lock``                 held by the process that writes the folder
+``summary.json``             the result; without it the run is unfinished
+===========================  ==============================================================
+
+Each file is written atomically: it is complete or absent.
 """
 
 import json
-import platform
-import subprocess
-import sys
-import time
+import re
+import shutil
 from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import kdcache
-from kdcache.compute import Compute
-from kdcache.config import StudentConfig, TeacherConfig, TrainingConfig
-from kdcache.errors import KdcacheError, UsageError, first_line, problem
+from kdcache.config import CONFIG_FILE, StudentConfig, TeacherConfig, TrainingConfig
+from kdcache.errors import UsageError, first_line, problem
+from kdcache.locks import FileLock
+from kdcache.presets import read_toml
 
 __all__ = [
-    "KINDS",
     "RUNS",
     "EpochMetrics",
     "FinishedRun",
-    "environment",
-    "finished_runs",
-    "newest",
-    "read_environment",
-    "read_metrics",
+    "RunFolder",
+    "find_finished_runs",
+    "newest_finished_run",
+    "run_folders",
 ]
 
 RUNS = Path("runs")
-"""Where runs go without ``--out``, under the current folder."""
+"""Parent of the run folders of trainings without ``--out``, relative to the current folder."""
 
-SUMMARY = (
+SUMMARY_NUMBERS = (
     *("epochs", "last_top1", "last_top5", "best_top1", "best_epoch"),
     *("teacher_forwards", "cache_hits", "seconds", "finished_at"),
 )
 """Numbers that every summary has."""
 
-KINDS: dict[str, type[TrainingConfig]] = {kind.table: kind for kind in (TeacherConfig, StudentConfig)}
-"""The config of each kind of run."""
+CONFIGS: dict[str, type[TrainingConfig]] = {config.table: config for config in (TeacherConfig, StudentConfig)}
+"""The config of each kind of run, by its table in ``config.toml``."""
 
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """A line of ``metrics.jsonl``.
+    """One line of ``metrics.jsonl``.
 
     Attributes
     ----------
     epoch : int
-        Counted from 1; 0 for a network that was evaluated as it came.
+        Counted from 1; 0 for a network that was loaded and evaluated, not trained.
     seconds : float
-        The whole epoch.
+        Duration of the epoch, evaluation included.
     test_loss : float or None
-        Mean cross-entropy on the test set, in nats; ``None`` of an epoch after which nothing was evaluated.
+        Mean cross-entropy on the test set, in nats; ``None`` if the epoch was not evaluated.
     test_top1, test_top5 : float or None
         Accuracy on the test set, in percent.
     val_loss, val_top1 : float or None
-        Likewise on what was kept from training for validation.
+        The same on the part of the training set held out for validation.
     lr : float or None
     train_loss : float or None
         Mean of the training loss over the steps.
     images_per_second : float or None
-        Training samples a second, evaluation aside.
+        Training samples per second, without evaluation.
     data_share, teacher_share : float or None
-        Share of that time in which the step waited for views, and for the teacher's answers; on a GPU the host's time.
+        Share of the training time spent waiting for views, and for the teacher's logits; on a GPU, host time.
     kl_ratio : float or None
-        Mean over the steps of r (Equation 3); ``None`` where nothing is picked, or d of all candidates is not known.
+        Mean over the steps of r (Equation 3); ``None`` without picking, or where d of some candidate is unknown.
     label_disagreement : float or None
-        Share of the mixed views whose label the teacher disputes.
+        Share of the mixed views whose label the teacher disagrees with.
     loss_parts : dict of str to float
-        Mean over the steps of each loss of a sum, with its weight.
+        Mean over the steps of each loss of a sum, times its weight.
     teacher_forwards, cache_hits : int
-        Views the teacher was asked about, and views answered from the store.
+        Views that went through the teacher, and views whose logits came from the cache.
     """
 
     epoch: int
@@ -108,107 +105,199 @@ class EpochMetrics:
     cache_hits: int = 0
 
 
-class FinishedRun:
-    """A run folder that is read.
+class RunFolder:
+    """Paths, state and content of a run folder, which may be unfinished or not exist yet.
 
     Parameters
     ----------
     path : Path
 
-    Raises
-    ------
-    UsageError
-        Where the folder holds no finished run.
+    Attributes
+    ----------
+    path : Path
+    config_file, environment_file, metrics_file, network_file, curves_file, summary_file, count_file, lock_file : Path
+    statistics_store, checkpoints_folder : Path
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.config_file = path / CONFIG_FILE
+        self.environment_file = path / "environment.json"
+        self.metrics_file = path / "metrics.jsonl"
+        self.network_file = path / "model.safetensors"
+        self.statistics_store = path / "statistics.zarr"
+        self.curves_file = path / "curves.png"
+        self.checkpoints_folder = path / "checkpoints"
+        self.count_file = path / "teacher_forwards.count"
+        self.lock_file = path / "run.lock"
+        self.summary_file = path / "summary.json"
+
+    def answers_store(self, format: str | None = None) -> Path:
+        """Locate the store of a teacher's logits in a format; by default in the default format."""
+        return self.path / ("answers.zarr" if format is None else f"answers-{format}.zarr")
+
+    @property
+    def holds_run(self) -> bool:
+        """Whether a training has begun here."""
+        return self.config_file.is_file()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has finished."""
+        return self.summary_file.is_file()
+
+    def read_config(self) -> TrainingConfig:
+        """Read the settings; their type tells the kind of the run.
+
+        Raises
+        ------
+        UsageError
+            If the folder holds no run, or the settings are invalid.
+        """
+        if not self.holds_run:
+            found = f"a folder without {CONFIG_FILE}" if self.path.is_dir() else "nothing"
+            raise UsageError(problem(f"run folder {self.path}", expected="a folder that a training wrote", got=found))
+        document = read_toml(self.config_file, str(self.config_file), "preset")
+        kind = next((kind for table, kind in CONFIGS.items() if table in document), None)
+        if kind is None:
+            tables = " or ".join(f"[{table}]" for table in CONFIGS)
+            raise UsageError(problem(f"{self.config_file}: table", expected=tables, got="neither"))
+        return kind.load(self.config_file)
+
+    def read_environment(self) -> dict[str, Any]:
+        """Read the environment; empty for a run that was killed before it wrote the file.
+
+        Raises
+        ------
+        UsageError
+            If the file is damaged.
+        """
+        return _read_json(self.environment_file) if self.environment_file.exists() else {}
+
+    def read_metrics(self) -> list[EpochMetrics]:
+        """Read the metrics of the completed epochs.
+
+        Raises
+        ------
+        UsageError
+            If the file is missing or damaged.
+        """
         try:
-            self.summary: dict[str, Any] = json.loads((path / "summary.json").read_text("utf-8"))
-            kind = KINDS[self.summary["kind"]]
-            if odd := [name for name in SUMMARY if type(self.summary[name]) not in (int, float)]:
-                raise TypeError(f"{', '.join(odd)} should be numbers")
-        except FileNotFoundError:
-            raise UsageError(problem("run folder", expected="a folder with a finished run", got=path)) from None
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UsageError(problem(f"{path / 'summary.json'}: not a summary of a run", got=repr(error))) from None
-        self.config = kind.load(path / "config.toml")
+            lines = self.metrics_file.read_text("utf-8").splitlines()
+            return [EpochMetrics(**json.loads(line)) for line in lines]
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise UsageError(problem(f"could not read {self.metrics_file}: {first_line(error)}")) from None
 
-    def metrics(self) -> list[EpochMetrics]:
-        """Read the metrics of every epoch; a `UsageError` where they are damaged."""
-        return read_metrics(self.path)
+    def read_summary(self) -> dict[str, Any]:
+        """Read the summary.
+
+        Raises
+        ------
+        UsageError
+            If the run is unfinished, or the file is damaged.
+        """
+        if not self.is_finished:
+            state = "an unfinished run" if self.holds_run else "a folder without a run" if self.path.is_dir() else None
+            remedy = "Finish it with --resume." if self.holds_run else None
+            line = problem(f"run folder {self.path}", expected="a finished run", got=state or "nothing", remedy=remedy)
+            raise UsageError(line)
+        summary = _read_json(self.summary_file)
+        if wrong := [name for name in SUMMARY_NUMBERS if type(summary.get(name)) not in (int, float)]:
+            raise UsageError(problem(f"{self.summary_file}: {', '.join(wrong)}", expected="numbers"))
+        return summary
+
+    def in_use(self) -> bool:
+        """Tell whether another process writes here."""
+        if not self.path.is_dir():
+            return False
+        with FileLock(self.lock_file).held(wait=False) as free:
+            return not free
+
+    def lock(self) -> FileLock:
+        """Keep other processes from writing here until the lock is released or this process ends.
+
+        Raises
+        ------
+        UsageError
+            If another process writes here.
+        """
+        lock = FileLock(self.lock_file)
+        if not lock.acquire(wait=False):
+            got = "one that another process writes to"
+            raise UsageError(problem(f"run folder {self.path}", expected="a folder that is not in use", got=got))
+        return lock
+
+    def entries(self) -> list[Path]:
+        """List the content, except the lock and temporary files of killed processes."""
+        ignored = re.compile(rf"{re.escape(self.lock_file.name)}|\..*\.tmp")
+        return [entry for entry in self.path.iterdir() if not ignored.fullmatch(entry.name)]
+
+    def clear(self) -> None:
+        """Remove everything. Interrupted, the folder still holds a run, but never one that looks finished."""
+        order = {self.summary_file: 0, self.config_file: 2}
+        for entry in sorted(self.entries(), key=lambda entry: order.get(entry, 1)):
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+    def remove_temporary_files(self) -> None:
+        """Remove incomplete files of a process that was killed."""
+        for folder in (self.path, self.checkpoints_folder):
+            for temporary in folder.glob(".*.tmp"):
+                shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
+        for partial in self.statistics_store.rglob("*.partial"):
+            partial.unlink()
 
 
-def read_metrics(run: Path) -> list[EpochMetrics]:
-    """Read the metrics of every epoch that ended, of a run folder that need not be finished.
+class FinishedRun(RunFolder):
+    """A run folder with a finished run.
+
+    Parameters
+    ----------
+    path : Path
+
+    Attributes
+    ----------
+    summary : dict
+    config : TrainingConfig
 
     Raises
     ------
     UsageError
-        Where they are missing or damaged.
+        If the folder holds no finished run, or its summary or settings are damaged.
     """
-    path = run / "metrics.jsonl"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.summary = self.read_summary()
+        self.config = self.read_config()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return [EpochMetrics(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise UsageError(problem(f"{path}: not the metrics of a run", got=first_line(error))) from None
+        document = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(problem(f"could not read {path}: {first_line(error)}")) from None
+    if not isinstance(document, dict):
+        raise UsageError(problem(str(path), expected="a JSON object", got=f"a {type(document).__name__}"))
+    return document
 
 
-def finished_runs(folder: Path = RUNS) -> list[FinishedRun]:
-    """Find the finished runs in a folder, the newest first; what cannot be read as one is passed over."""
+def run_folders(parent: Path) -> list[RunFolder]:
+    """List the run folders in a folder, finished or not, by name."""
+    return [RunFolder(config.parent) for config in sorted(parent.glob(f"*/{CONFIG_FILE}"))]
+
+
+def find_finished_runs(parent: Path = RUNS) -> list[FinishedRun]:
+    """List the finished runs in a folder, the newest first; damaged ones are skipped."""
     runs = []
-    for summary in folder.glob("*/summary.json"):
+    for folder in run_folders(parent):
         with suppress(UsageError):
-            runs.append(FinishedRun(summary.parent))
+            runs.append(FinishedRun(folder.path))
     return sorted(runs, key=lambda run: float(run.summary["finished_at"]), reverse=True)
 
 
-def newest(kind: type[TrainingConfig], dataset: str | None = None, folder: Path = RUNS) -> FinishedRun | None:
-    """Find the newest finished run of a kind, of one dataset or of any."""
-    fitting = (
-        run for run in finished_runs(folder) if isinstance(run.config, kind) and dataset in (None, run.config.dataset)
-    )
-    return next(fitting, None)
-
-
-def environment(compute: Compute) -> dict[str, Any]:
-    """Describe what a run depends on besides its settings."""
-    packages = ("torch", "torchvision", "numpy", "zarr", "h5py", "safetensors")
-    device = (
-        torch.cuda.get_device_name() if compute.device.type == "cuda" else platform.processor() or platform.machine()
-    )
-    return {
-        "kdcache": kdcache.__version__,
-        "commit": _commit(),
-        "command": sys.argv,
-        "python": platform.python_version(),
-        **{package: version(package) for package in packages},
-        "platform": platform.platform(),
-        "device": f"{compute.device.type} ({device})",
-        "precision": compute.precision,
-        "threads": torch.get_num_threads(),
-        "started_at": time.time(),
-    }
-
-
-def _commit() -> str | None:
-    """Commit of the source tree that the code runs from, if it runs from one."""
-    source = Path(kdcache.__file__).parents[1]
-    if not (source / ".git").exists():
-        return None
-    command = ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def read_environment(path: Path) -> dict[str, Any]:
-    """Read what a run depended on besides its settings; nothing of one that was killed before it wrote that."""
-    try:
-        found = json.loads((path / "environment.json").read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise KdcacheError(problem(f"{path / 'environment.json'} cannot be read", got=first_line(error))) from None
-    return found if isinstance(found, dict) else {}
+def newest_finished_run(
+    kind: type[TrainingConfig], dataset: str | None = None, parent: Path = RUNS
+) -> FinishedRun | None:
+    """Find the newest finished run of a kind, for one dataset or for any; ``None`` if there is none."""
+    runs = (run for run in find_finished_runs(parent) if isinstance(run.config, kind))
+    return next((run for run in runs if dataset in (None, run.config.dataset)), None)

@@ -1,4 +1,4 @@
-"""The store of per-sample statistics of a run: an epoch at a time, in arrays of the full shape."""
+"""Per-sample and per-step statistics of a run: collected on the device, stored epoch by epoch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,9 +20,12 @@ __all__ = ["EpochStatistics", "StatisticsReader", "StatisticsShape", "Statistics
 
 SCHEMA = "kdcache-statistics-3"
 
+READ_ERRORS = (KeyError, TypeError, ValueError, RuntimeError, OSError, IndexError)
+"""What zarr and its codecs raise for metadata and chunks that are damaged or missing."""
+
 
 class StatisticsShape(NamedTuple):
-    """How much there is to know of an epoch: N samples with M mixed views each, T steps, and the names of L losses."""
+    """Sizes of an epoch: N samples with M mixed views each, T steps, and the names of L losses."""
 
     samples: int
     slots: int
@@ -30,28 +33,24 @@ class StatisticsShape(NamedTuple):
     losses: tuple[str, ...]
 
 
-# What zarr and its codecs raise at metadata and chunks that are damaged or gone.
-_DAMAGE = (KeyError, TypeError, ValueError, RuntimeError, OSError, IndexError)
-
-
 @dataclass
 class EpochStatistics:
-    """What an epoch adds up, on the device, without waiting for it.
+    """Statistics of an epoch, filled in step by step on the device without synchronizing with it.
 
     Attributes
     ----------
     d_x : Tensor of float32, shape (N,)
-        d of Equation 2 of each sample's x, when the student was trained on it; NaN without a teacher.
+        d (Equation 2) of each sample's x, measured in the training step; NaN without a teacher.
     d_mixed : Tensor of float32, shape (M, N)
-        d of each mixed view; NaN where the criterion did not need it and the view was not picked.
+        d of each mixed view; NaN if the criterion did not need it and the view was not picked.
     picked : Tensor of bool, shape (M, N)
         Which mixed views were trained on.
     kl_ratio : Tensor of float32, shape (T,)
-        r of Equation 3 of each step, over all candidates; NaN without picking or without d of all candidates.
+        r (Equation 3) of each step, over all candidates; NaN without picking, or if d of some candidate is unknown.
     disagreements : Tensor of float32, shape (T,)
-        Mixed views of the step whose label the teacher disputes; NaN without teacher or mix.
+        Mixed views of the step whose label the teacher disagrees with; NaN without a teacher or mixed views.
     losses : Tensor of float32, shape (T, L)
-        Each loss of the sum, with its weight.
+        Each loss of the sum, times its weight.
     """
 
     d_x: Tensor
@@ -63,7 +62,7 @@ class EpochStatistics:
 
     @classmethod
     def empty(cls, shape: StatisticsShape, device: torch.device) -> "EpochStatistics":
-        """Make the statistics of an epoch of which nothing is known yet."""
+        """Create the statistics of an epoch before its first step: NaN, and nothing picked."""
         samples, slots, steps, losses = shape
 
         def unknown(*shape: int) -> Tensor:
@@ -79,29 +78,28 @@ class EpochStatistics:
         )
 
     def merged(self) -> "EpochStatistics":
-        """Put together what each process that trains the network knows."""
+        """Combine the statistics of all processes."""
         return EpochStatistics(
             d_x=_known_anywhere(self.d_x),
             d_mixed=_known_anywhere(self.d_mixed),
             picked=distributed.all_reduce_max(self.picked.byte()).bool(),
-            kl_ratio=self.kl_ratio,  # over all candidates, so the same everywhere
+            kl_ratio=self.kl_ratio,  # each process has it over all candidates
             disagreements=distributed.all_reduce_sum(self.disagreements),
             losses=distributed.all_reduce_sum(self.losses) / distributed.world_size(),
         )
 
     def split(self) -> "EpochStatistics":
-        """Undo `merged`, so that what was put together can be added to, and be put together again."""
+        """Invert `merged`: distribute combined statistics so that the processes can continue and merge them again."""
         if distributed.is_main():
             return replace(self, losses=self.losses * distributed.world_size())
-        nothing = (torch.where(column.isnan(), column, 0) for column in (self.disagreements, self.losses))
-        return replace(self, **dict(zip(("disagreements", "losses"), nothing, strict=True)))
+        return replace(self, disagreements=_zero_if_known(self.disagreements), losses=_zero_if_known(self.losses))
 
     def mean_kl_ratio(self) -> float | None:
-        """Mean of r over the steps; ``None`` where no step has one."""
+        """Mean of r over the steps; ``None`` if no step has one."""
         return _number(self.kl_ratio.nanmean())
 
     def label_disagreement(self) -> float | None:
-        """Share of the mixed views whose label the teacher disputes; ``None`` without teacher or mix."""
+        """Share of the mixed views whose label the teacher disagrees with; ``None`` without teacher or mixed views."""
         return _number(self.disagreements.sum() / self.d_mixed.numel()) if self.d_mixed.numel() else None
 
 
@@ -110,23 +108,26 @@ def _known_anywhere(d: Tensor) -> Tensor:
     return torch.where(found.isinf(), torch.nan, found)
 
 
+def _zero_if_known(sums: Tensor) -> Tensor:
+    return torch.where(sums.isnan(), sums, 0)
+
+
 def _number(value: Tensor) -> float | None:
     return None if value.isnan() else value.item()
 
 
 class StatisticsStore:
-    """A zarr store of the statistics of every epoch of a run.
+    """Writes the statistics of a run to a zarr store.
 
-    ``d_x`` (E, N), ``d_mixed`` (E, M, N) and ``picked`` (E, M, N) by sample index, ``kl_ratio`` and ``disagreements``
-    (E, T), and ``losses`` (E, T, L), by step; the attribute ``losses`` names the L. d is stored in float16, whose
-    relative error of at most 2^-11 is far below its spread. The attribute ``epochs_written`` says how many epochs are
-    there; it is written after them.
+    The arrays are ``d_x`` (E, N), ``d_mixed`` (E, M, N), ``picked`` (E, M, N), ``kl_ratio`` (E, T), ``disagreements``
+    (E, T) and ``losses`` (E, T, L); empty ones are left out. d is stored in float16, whose relative error of at most
+    2^-11 is far below its spread. The attribute ``losses`` names the losses; ``epochs_written`` counts the epochs, and
+    is updated after the arrays.
 
     Parameters
     ----------
     path : Path
-        Store to make, full of unknowns, if it is not there: a run that goes on finds its own, and more epochs than it
-        had make it longer.
+        Created if missing, filled with NaN. A resumed run continues its store; with more epochs, the arrays grow.
     epochs : int
         E.
     shape : StatisticsShape
@@ -143,29 +144,28 @@ class StatisticsStore:
             "losses": ((epochs, steps, len(losses)), "float32", np.nan),
         }
 
-        def write(folder: Path) -> None:
-            group = zarr.create_group(
-                folder, attributes={"schema": SCHEMA, "epochs_written": 0, "losses": list(losses)}
-            )
-            for name, (shape, dtype, unknown) in arrays.items():
+        def create(folder: Path) -> None:
+            attributes = {"schema": SCHEMA, "epochs_written": 0, "losses": list(losses)}
+            group = zarr.create_group(folder, attributes=attributes)
+            for name, (shape, dtype, fill_value) in arrays.items():
                 if 0 not in shape:
                     group.create_array(
                         name,
                         shape=shape,
-                        chunks=(1, *shape[1:]),  # an epoch is one chunk, written once
+                        chunks=(1, *shape[1:]),  # each epoch is a chunk of its own, written once
                         dtype=dtype,
                         compressors=(BloscCodec(cname="zstd"), Crc32cCodec()),
-                        fill_value=unknown,
+                        fill_value=fill_value,
                     )
 
         if not path.exists():
-            write_folder_atomically(path, write)
+            write_folder_atomically(path, create)
         self._group = zarr.open_group(StoreLocation(path).store, mode="r+")
         for name, array in self._group.arrays():
             array.resize(arrays[name][0])
 
     def write(self, epoch: int, statistics: EpochStatistics) -> None:
-        """Write the statistics of an epoch, counted from 0, and wait for the disk."""
+        """Write the statistics of an epoch, counted from 0, and wait until they are on the disk."""
         for name, array in self._group.arrays():
             array[epoch] = getattr(statistics, name).cpu().numpy()
         self._group.attrs["epochs_written"] = epoch + 1
@@ -173,7 +173,7 @@ class StatisticsStore:
 
 @dataclass(frozen=True)
 class StoredEpoch:
-    """The statistics of one epoch as they were written, NaN where a figure is not known.
+    """The statistics of one epoch as stored.
 
     Attributes
     ----------
@@ -183,6 +183,7 @@ class StoredEpoch:
     d_mixed : ndarray of float32, shape (M, N)
     picked : ndarray of bool, shape (M, N)
     kl_ratio, disagreements : ndarray of float32, shape (T,)
+        See `EpochStatistics`.
     """
 
     epoch: int
@@ -195,14 +196,14 @@ class StoredEpoch:
 
 @dataclass(frozen=True)
 class StatisticsReader:
-    """The statistics of a run, finished or not, read an epoch at a time, so that no more is ever in memory.
+    """Reads the statistics of a run, finished or not, one epoch at a time to save memory.
 
     Parameters
     ----------
     path : Path
-        A store that `StatisticsStore` wrote.
+        Of a store that `StatisticsStore` wrote.
     epochs : int
-        How many epochs were written.
+        Epochs written.
     samples : int
         N.
     """
@@ -218,7 +219,7 @@ class StatisticsReader:
         Raises
         ------
         KdcacheError
-            Where there is none, or it cannot be read.
+            If it is missing or damaged.
         """
         try:
             group = zarr.open_group(path, mode="r")
@@ -227,9 +228,9 @@ class StatisticsReader:
                 raise KdcacheError(problem(f"{path}: schema", expected=SCHEMA, got=schema))
             return cls(path, written, cls._array(group, "d_x").shape[1])
         except FileNotFoundError:
-            raise KdcacheError(problem(f"statistics {path}", expected="a store that exists", got="none")) from None
-        except _DAMAGE as error:
-            raise KdcacheError(problem(f"statistics {path} cannot be read", got=first_line(error))) from None
+            raise KdcacheError(problem(f"statistics {path}", expected="an existing store", got="nothing")) from None
+        except READ_ERRORS as error:
+            raise KdcacheError(problem(f"could not read the statistics {path}: {first_line(error)}")) from None
 
     def epoch(self, epoch: int) -> StoredEpoch:
         """Read an epoch, counted from 0.
@@ -237,28 +238,28 @@ class StatisticsReader:
         Raises
         ------
         KdcacheError
-            Where it is damaged.
+            If it is damaged.
         """
         try:
             group = zarr.open_group(self.path, mode="r")
             found = {name: np.asarray(self._array(group, name)[epoch]) for name in ("d_x", "kl_ratio", "disagreements")}
-            there = "d_mixed" in group  # a run without mixed views has no such arrays
+            mixed = "d_mixed" in group  # a run without mixed views has no such arrays
             shape = (0, self.samples)
-            d_mixed = np.asarray(self._array(group, "d_mixed")[epoch]) if there else np.empty(shape, np.float32)
-            picked = np.asarray(self._array(group, "picked")[epoch]) if there else np.empty(shape, bool)
-        except _DAMAGE as error:
-            where = f"statistics {self.path}, epoch {epoch + 1}"
-            raise KdcacheError(problem(f"{where} cannot be read", got=first_line(error))) from None
+            d_mixed = np.asarray(self._array(group, "d_mixed")[epoch]) if mixed else np.empty(shape, np.float32)
+            picked = np.asarray(self._array(group, "picked")[epoch]) if mixed else np.empty(shape, bool)
+        except READ_ERRORS as error:
+            what = f"could not read epoch {epoch + 1} of the statistics {self.path}"
+            raise KdcacheError(problem(f"{what}: {first_line(error)}")) from None
         floats = {name: values.astype(np.float32) for name, values in found.items()}
         return StoredEpoch(epoch, d_mixed=d_mixed.astype(np.float32), picked=picked.astype(bool), **floats)
 
     def __iter__(self) -> Iterator[StoredEpoch]:
-        """Read all epochs that were written, one after the other."""
+        """Read all epochs written, one after the other."""
         return map(self.epoch, range(self.epochs))
 
     @staticmethod
     def _array(group: zarr.Group, name: str) -> zarr.Array:
         array = group[name]
         if not isinstance(array, zarr.Array):
-            raise TypeError(f"{name} is no array")
+            raise TypeError(f"{name} is not an array")
         return array

@@ -1,11 +1,10 @@
-"""A training that writes its run folder: begun, gone on with, and brought to its end; see `kdcache.run.folder`."""
+"""The writer of a run folder, from the first file to the summary; see `kdcache.run.folder`."""
 
 import json
 import math
 import os
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,40 +16,45 @@ from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute
 from kdcache.config import TrainingConfig
 from kdcache.datasets import Dataset
+from kdcache.environment import describe_environment
 from kdcache.errors import KdcacheError, UsageError, problem
 from kdcache.files import write_json, write_text
+from kdcache.locks import FileLock
 from kdcache.models import Network
 from kdcache.models.checkpoint import save
 from kdcache.run.checkpoint import Checkpoints, Progress
-from kdcache.run.folder import EpochMetrics, FinishedRun, environment, read_environment
-from kdcache.run.output import clear_litter, hold, new_folder
+from kdcache.run.folder import EpochMetrics, FinishedRun, RunFolder
+from kdcache.run.resolve import create_run_folder
 
 __all__ = ["RunWriter"]
 
-COUNT = "questions.count"
-"""File that says how many questions an unfinished run has asked."""
-
 
 class RunWriter:
-    """A run folder that is being written.
+    """Writes a new run folder, or resumes an unfinished one. Of several processes, the main one writes.
 
     Parameters
     ----------
     config : TrainingConfig
-        ``config.out`` names the folder; without it a new one under `RUNS` is made.
+        As `kdcache.run.resolve.resolve_run` returns it.
     compute : Compute
         Recorded in the environment.
     data : Dataset
-        Its class names, and how a picture becomes a clean view, are kept with the network, so that it can name what it
-        sees.
+        Its class names and resizing are stored with the network, which can then classify pictures by itself.
     teacher : Teacher, optional
-        Which has to be the same one, and as precise, when the run is gone on with.
+        A resumed run must have the same teacher at the same precision.
+
+    Attributes
+    ----------
+    folder : RunFolder
+    path : Path
+        Of the folder.
+    metrics : list of EpochMetrics
+        Of the completed epochs.
 
     Raises
     ------
     UsageError
-        Where the folder holds something already, unless that is a run and ``config.overwrite`` is set; or where a run
-        that is gone on with had other images or another teacher.
+        If the folder may not be overwritten or is in use; or if the run to resume has other images or another teacher.
     """
 
     def __init__(
@@ -62,12 +66,13 @@ class RunWriter:
     ) -> None:
         self.config, self.data = config, data
         self.metrics: list[EpochMetrics] = []
-        self.resumed: list[dict[str, int]] = []
-        self._before, self._started = 0.0, time.perf_counter()
+        self._resumed: list[dict[str, int]] = []
+        self._seconds_before, self._started = 0.0, time.perf_counter()
         self._checkpoints: Checkpoints | None = None
-        self._lost = 0
-        self._held = ExitStack()
+        self._forwards_lost = 0
+        self._lock: FileLock | None = None
         self.path = distributed.broadcast(self._open(compute, teacher) if distributed.is_main() else Path())
+        self.folder = RunFolder(self.path)
 
     def _open(self, compute: Compute, teacher: Teacher | None) -> Path:
         origin = {"dataset": self.data.train.fingerprint}
@@ -75,155 +80,163 @@ class RunWriter:
             origin |= {"teacher": teacher.fingerprint, "teacher precision": teacher.compute.precision}
         if self.config.resume:
             assert self.config.out is not None
-            path, self._held = self.config.out, hold(self.config.out)
-            _check_unfinished(path, origin)
-            clear_litter(path)
+            folder = RunFolder(self.config.out)
+            self._lock = folder.lock()
+            _check_resumable(folder, origin)
+            folder.remove_temporary_files()
         else:
-            path, self._held = new_folder(self.config)
-            write_text(path / "config.toml", self.config.to_toml())
-        if not (path / "environment.json").exists():
-            write_json(path / "environment.json", {**environment(compute), "origin": origin})
-        return path
+            folder, self._lock = create_run_folder(self.config)
+            write_text(folder.config_file, self.config.to_toml())
+        if not folder.environment_file.exists():
+            write_json(folder.environment_file, {**describe_environment(compute), "origin": origin})
+        return folder.path
 
-    def restore(self, modules: Mapping[str, nn.Module], optimiser: torch.optim.Optimizer) -> Progress:
-        """Begin, or go back to where an unfinished run came to.
+    def restore(self, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> Progress:
+        """Restore the newest checkpoint of a resumed run; a new run starts from the beginning.
 
         Parameters
         ----------
         modules : mapping of str to Module
-            All that the training changes, by name.
-        optimiser : Optimizer
+            Everything that the training changes, by name.
+        optimizer : Optimizer
             Of their parameters.
 
         Raises
         ------
         UsageError
-            Where the run has other epochs, and those that are done had other rates than they would have now.
+            If another number of epochs would have changed the learning rate of a completed epoch.
         KdcacheError
-            Where its checkpoints fit something else.
+            If the checkpoint does not fit the modules.
         """
-        self._checkpoints = Checkpoints(self.path / "checkpoints", self.config.checkpoint_minutes, modules, optimiser)
-        progress = (self._checkpoints.latest() if self.config.resume else None) or Progress()
+        folder, config = self.folder, self.config
+        self._checkpoints = Checkpoints(folder.checkpoints_folder, config.checkpoint_minutes, modules, optimizer)
+        progress = (self._checkpoints.restore_latest() if config.resume else None) or Progress()
         self.metrics = [EpochMetrics(**line) for line in progress.metrics]
-        done = len(self.metrics)
-        if self.config.epochs < done:
-            raise UsageError(problem("--epochs", expected=f"at least the {done} that are done", got=self.config.epochs))
-        for line in self.metrics:
-            lr = self.config.learning_rate(line.epoch - 1)
-            if line.lr != lr:
-                now = f"a rate of {lr:g} in epoch {line.epoch}, which had {line.lr:g}"
-                raise UsageError(problem("--epochs", expected="those of the run: the rate falls by them", got=now))
-        at = (progress.epoch, progress.step)
-        if distributed.any_rank(at != distributed.broadcast(at)):
-            raise KdcacheError(f"the processes read different checkpoints: each must see the run folder {self.path}")
-        self.resumed, self._before = progress.resumed, progress.seconds
-        if self.config.resume and distributed.is_main():
-            write_text(self.path / "config.toml", self.config.to_toml())  # the epochs may be others
-            self.resumed.append({"epoch": progress.epoch + 1, "step": progress.step})
-            self._lost = max(0, _read_count(self.path / COUNT) - self._asked(sum(progress.teacher_counts[:1])))
+        _check_epochs(config, self.metrics)
+        position = (progress.epoch, progress.step)
+        if distributed.any_rank(position != distributed.broadcast(position)):
+            raise KdcacheError(f"the processes read different checkpoints: each must see the run folder {folder.path}")
+        self._resumed, self._seconds_before = progress.resumed, progress.seconds
+        if config.resume and distributed.is_main():
+            write_text(folder.config_file, config.to_toml())  # the number of epochs may have changed
+            self._resumed.append({"epoch": progress.epoch + 1, "step": progress.step})
+            known = self._forwards_until(sum(progress.teacher_counts[:1]))
+            self._forwards_lost = max(0, _read_count(folder.count_file) - known)
         return progress
 
-    def _asked(self, in_epoch: int) -> int:
-        return in_epoch + sum(line.teacher_forwards for line in self.metrics)
+    def checkpoint_due(self, teacher_forwards: int = 0) -> bool:
+        """Tell whether to save a checkpoint now, and record the teacher forwards of the current epoch."""
+        assert self._checkpoints is not None
+        if teacher_forwards and distributed.is_main():
+            _write_count(self.folder.count_file, self._forwards_lost + self._forwards_until(teacher_forwards))
+        return self._checkpoints.due()
 
     def save_checkpoint(self, progress: Progress) -> None:
-        """Write a checkpoint; where the work is to stop, stop it.
+        """Save a checkpoint, and stop if the process was asked to.
 
         Parameters
         ----------
         progress : Progress
-            Of the epoch; what the run knows itself is filled in.
+            Of the current epoch; the metrics, times and resumptions of the run are filled in.
         """
         assert self._checkpoints is not None
         progress.metrics = [asdict(line) for line in self.metrics]
-        progress.resumed, progress.seconds = self.resumed, self._seconds()
-        self._checkpoints.keep(progress)
-
-    def checkpoint_due(self, teacher_forwards: int = 0) -> bool:
-        """Tell whether it is time for a checkpoint; note how many questions were asked in the epoch so far."""
-        assert self._checkpoints is not None
-        if teacher_forwards and distributed.is_main():
-            _write_count(self.path / COUNT, self._lost + self._asked(teacher_forwards))
-        return self._checkpoints.due()
-
-    def _seconds(self) -> float:
-        return self._before + time.perf_counter() - self._started
+        progress.resumed, progress.seconds = self._resumed, self._seconds()
+        self._checkpoints.save(progress)
 
     def end_epoch(self, metrics: EpochMetrics, network: Network) -> None:
-        """Write the network and the metrics of an epoch that ended well.
+        """Write the network and the metrics after an epoch.
 
         Raises
         ------
         KdcacheError
-            Where the network does not give finite answers any more, as after a last step that diverged; what the epoch
-            before left is kept.
+            If the network diverged in the last step; the files of the previous epoch are kept.
         """
         if metrics.test_loss is None:
             if not all(bool(parameter.isfinite().all()) for parameter in network.parameters()):
-                raise KdcacheError(f"weights are not finite any more after the last step of epoch {metrics.epoch}")
+                raise KdcacheError(f"the weights are not finite after the last step of epoch {metrics.epoch}")
         elif not math.isfinite(metrics.test_loss):
             raise KdcacheError(f"the test loss became {metrics.test_loss} after the last step of epoch {metrics.epoch}")
         self.metrics.append(metrics)
         if not distributed.is_main():
             return
         facts = {"class_names": self.data.class_names, "shorter_side": self.data.card.shorter_side}
-        save(network, self.path / "model.safetensors", epoch=metrics.epoch, top1=metrics.test_top1, **facts)
-        write_text(
-            self.path / "metrics.jsonl",
-            "".join(json.dumps(asdict(line), allow_nan=False) + "\n" for line in self.metrics),
-        )
+        save(network, self.folder.network_file, epoch=metrics.epoch, top1=metrics.test_top1, **facts)
+        lines = (json.dumps(asdict(line), allow_nan=False) + "\n" for line in self.metrics)
+        write_text(self.folder.metrics_file, "".join(lines))
 
-    def finish(self, teacher_forwards: int = 0, cache_hits: int = 0) -> "FinishedRun":
-        """Write the summary, which makes the run a finished one.
+    def finish(self, teacher_forwards: int = 0, cache_hits: int = 0) -> FinishedRun:
+        """Write the summary, which marks the run as finished, and release the folder.
 
         Parameters
         ----------
         teacher_forwards, cache_hits : int
-            TeacherCounts outside the epochs, as by filling a store.
+            Outside of the epochs, as in precomputing a teacher's logits.
         """
-        validated = self.metrics[-1].val_top1 is not None
-        judge = "val_top1" if validated else "test_top1"
+        last = self.metrics[-1]
+        criterion = "test_top1" if last.val_top1 is None else "val_top1"
         evaluated = [line for line in self.metrics if line.test_top1 is not None]
-        best = max(evaluated, key=lambda line: float(getattr(line, judge)))  # the first of equals
+        best = max(evaluated, key=lambda line: float(getattr(line, criterion)))  # the first one if tied
         summary = {
             "kind": self.config.table,
             "dataset": self.config.dataset,
             "model": self.config.model,
-            "epochs": self.metrics[-1].epoch,
-            "last_top1": self.metrics[-1].test_top1,
-            "last_top5": self.metrics[-1].test_top5,
+            "epochs": last.epoch,
+            "last_top1": last.test_top1,
+            "last_top5": last.test_top5,
             "best_top1": best.test_top1,
             "best_epoch": best.epoch,
-            "best_on": "validation" if validated else "test",
+            "best_on": "test" if last.val_top1 is None else "validation",
             "skipped_images": self.data.skipped,
-            "teacher_forwards": teacher_forwards + sum(line.teacher_forwards for line in self.metrics),
+            "teacher_forwards": self._forwards_until(teacher_forwards),
             "cache_hits": cache_hits + sum(line.cache_hits for line in self.metrics),
             "seconds": self._seconds(),
-            "teacher_forwards_lost": self._lost,
-            "resumed": self.resumed,
+            "teacher_forwards_lost": self._forwards_lost,
+            "resumed": self._resumed,
             "finished_at": time.time(),
         }
         if distributed.is_main():
-            write_json(self.path / "summary.json", summary)
+            write_json(self.folder.summary_file, summary)
             if self._checkpoints is not None:
                 self._checkpoints.remove()
-            (self.path / COUNT).unlink(missing_ok=True)
-        self._held.close()
+            self.folder.count_file.unlink(missing_ok=True)
+        if self._lock is not None:
+            self._lock.release()
         distributed.barrier()
         return FinishedRun(self.path)
 
+    def _forwards_until(self, teacher_forwards: int) -> int:
+        """Add the teacher forwards of the completed epochs to those since."""
+        return teacher_forwards + sum(line.teacher_forwards for line in self.metrics)
 
-def _check_unfinished(path: Path, origin: Mapping[str, str]) -> None:
-    """Refuse to go on with a run that is finished, or had other images or another teacher."""
-    if (path / "summary.json").exists():
-        raise UsageError(problem(f"run {path}", expected="an unfinished run", got="one that was just finished"))
-    then = read_environment(path).get("origin", origin)  # a run that was killed at once has none
-    if wrong := [name for name in origin if then.get(name) != origin[name]]:
-        raise UsageError(*(problem(f"run {path}: {name}", expected=then.get(name), got=origin[name]) for name in wrong))
+    def _seconds(self) -> float:
+        return self._seconds_before + time.perf_counter() - self._started
+
+
+def _check_resumable(folder: RunFolder, origin: Mapping[str, str]) -> None:
+    """Refuse a run that is finished, or that has other images or another teacher."""
+    if folder.is_finished:
+        raise UsageError(problem(f"run {folder.path}", expected="an unfinished run", got="one that was just finished"))
+    recorded = folder.read_environment().get("origin", origin)  # a run that was killed at once has none
+    if wrong := [name for name in origin if recorded.get(name) != origin[name]]:
+        lines = (problem(f"run {folder.path}: {one}", expected=recorded.get(one), got=origin[one]) for one in wrong)
+        raise UsageError(*lines)
+
+
+def _check_epochs(config: TrainingConfig, metrics: list[EpochMetrics]) -> None:
+    """Refuse a number of epochs that the completed ones contradict."""
+    if config.epochs < len(metrics):
+        done = f"at least the {len(metrics)} that are completed"
+        raise UsageError(problem("--epochs", expected=done, got=config.epochs))
+    for line in metrics:
+        rate = config.learning_rate(line.epoch - 1)
+        if line.lr != rate:
+            expected = f"a number that keeps the learning rate {line.lr:g} of the completed epoch {line.epoch}"
+            raise UsageError(problem("--epochs", expected=expected, got=f"{config.epochs}, which makes it {rate:g}"))
 
 
 def _write_count(path: Path, count: int) -> None:
-    """Write a number over another one, of as many digits, so that a kill leaves the one or the other."""
+    """Overwrite a number by one with as many digits, in one call: a kill leaves either the old or the new number."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
     try:
         os.pwrite(descriptor, f"{count:020}".encode(), 0)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdcache.analysis.runs import Figure, RunRecord
+from kdcache.analysis.estimates import MeanStd
 from kdcache.config import StudentConfig, TrainingConfig
 from kdcache.errors import UsageError, problem
+from kdcache.run.records import RunRecord
 
 __all__ = ["Comparison", "Interval", "compare", "interval_of_mean"]
 
@@ -63,7 +64,7 @@ class Comparison:
 
     Attributes
     ----------
-    left, right : Figure
+    left, right : MeanStd
         Mean and spread of each side.
     difference : Interval or None
         Left minus right, the sides taken as independent (Welch's t-test); ``None`` where a side has one run.
@@ -73,8 +74,8 @@ class Comparison:
         In which of `FAIR` the sides differ, or the runs of one, for people.
     """
 
-    left: Figure
-    right: Figure
+    left: MeanStd
+    right: MeanStd
     difference: Interval | None
     paired: Interval | None
     unfair: tuple[str, ...]
@@ -112,11 +113,11 @@ def compare(left: Sequence[RunRecord], right: Sequence[RunRecord], level: float 
     alone = all(len(by_seed) == len(runs) for by_seed, runs in zip(seeds, sides.values(), strict=True))
     both = sorted(seeds[0].keys() & seeds[1].keys()) if alone else []
     paired = interval_of_mean([seeds[0][seed] - seeds[1][seed] for seed in both], level)
-    return Comparison(Figure.of(a), Figure.of(b), _welch(a, b, level), paired, tuple(_unfair(sides)))
+    return Comparison(MeanStd.of(a), MeanStd.of(b), _welch(a, b, level), paired, tuple(_unfair(sides)))
 
 
 def _accuracy(run: RunRecord) -> float:
-    value = run.outcome("last_top1")
+    value = run.result("last_top1")
     assert value is not None
     return value
 

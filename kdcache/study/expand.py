@@ -14,6 +14,7 @@ from typing import Any
 
 from kdcache.config import StudentConfig, TeacherConfig, TrainingConfig
 from kdcache.errors import UsageError, problem
+from kdcache.run.folder import RunFolder
 from kdcache.study.plan import Pair, Row, Setting, Study, read_setting
 
 __all__ = ["Planned", "TableCell", "column_titles", "expand_study", "filter_cells", "in_order", "runs_of"]
@@ -64,10 +65,12 @@ class Planned:
 
     def problems(self) -> list[str]:
         """Say in what the run that is there, if there is one, is another than the one that is planned."""
-        file = self.path / "config.toml"
-        if not file.is_file():
+        folder = RunFolder(self.path)
+        if not folder.holds_run:
             return []
-        there = type(self.config).load(file)
+        there = folder.read_config()
+        if type(there) is not type(self.config):
+            return [problem(f"{self.path}", expected=f"a {self.config.table}, as planned", got=f"a {there.table}")]
         # Where and by what precision a finished run was computed does not matter; its folder says whose answers it had.
         names = (
             set(type(self.config).model_fields)
@@ -86,7 +89,7 @@ class Planned:
     @property
     def finished(self) -> bool:
         """Whether the run came to its end."""
-        return (self.path / "summary.json").is_file()
+        return RunFolder(self.path).is_finished
 
     @property
     def name(self) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from kdcache.answers.location import StoreLocation
+from kdcache.run.folder import RunFolder
 from kdcache.signals import SIGTERM_EXIT_CODE
 
 __all__ = ["Job", "Launcher", "execute"]
@@ -85,16 +85,17 @@ def execute(
     memory : int, optional
         Bytes that it may take: beyond them it is told so, where the system would kill it, or another one.
     """
+    folder = RunFolder(job.folder)
     with _terminations() as asked:
 
         def to_stop() -> bool:
             return bool(asked) or (stopped is not None and stopped())
 
-        while not to_stop() and _in_use(job.folder):
+        while not to_stop() and folder.in_use():
             time.sleep(LOOKS)
         if to_stop():
             return SIGTERM_EXIT_CODE
-        if (job.folder / "summary.json").is_file():  # by whoever was waited for; a teacher would be loaded anew
+        if folder.is_finished:  # by whoever was waited for; a teacher would be loaded anew
             return 0
         with job.log.open("ab") as log:
             # In a group of its own, which an interrupt at the terminal does not reach: it is asked to stop instead.
@@ -140,11 +141,3 @@ def _limit(process: "subprocess.Popen[bytes]", memory: int) -> None:
     if hasattr(resource, "prlimit"):
         with suppress(ProcessLookupError, PermissionError):
             resource.prlimit(process.pid, resource.RLIMIT_DATA, (memory, memory))
-
-
-def _in_use(folder: Path) -> bool:
-    """Tell whether somebody writes a run folder, see `kdcache.run.output.hold`."""
-    if not folder.is_dir():
-        return False
-    with StoreLocation(folder / "run").lock(None, wait=False) as free:
-        return not free

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdcache.analysis.runs import Figure
+from kdcache.analysis.estimates import MeanStd
 from kdcache.run.folder import FinishedRun
 from kdcache.study.claims import Found, Verdict, decide
 from kdcache.study.expand import TableCell
@@ -23,21 +23,21 @@ class Result:
     cell : TableCell
     accuracy : dict of int to float
         Top-1 accuracy after the last epoch, in percent, of each seed whose run is finished.
-    last, best, top5 : Figure
+    last, best, top5 : MeanStd
         Over these runs.
     asked, answered : int
         TeacherCounts in all.
-    paper : Figure or None
+    paper : MeanStd or None
     """
 
     cell: TableCell
     accuracy: dict[int, float]
-    last: Figure
-    best: Figure
-    top5: Figure
+    last: MeanStd
+    best: MeanStd
+    top5: MeanStd
     asked: int
     answered: int
-    paper: Figure | None
+    paper: MeanStd | None
 
     @property
     def wanted(self) -> int:
@@ -78,7 +78,7 @@ def results(study: Study, cells: Sequence[TableCell]) -> list[Result]:
     for cell in cells:
         runs = [FinishedRun(run.path) for run in cell.runs if run.finished]
         last, best, top5 = (
-            Figure.of(run.summary[name] for run in runs) for name in ("last_top1", "best_top1", "last_top5")
+            MeanStd.of(run.summary[name] for run in runs) for name in ("last_top1", "best_top1", "last_top5")
         )
         found.append(
             Result(

@@ -5,7 +5,7 @@ import json
 from functools import cache
 from typing import Any
 
-from kdcache.analysis.runs import Figure
+from kdcache.analysis.estimates import MeanStd
 
 __all__ = ["RUNS", "paper_figure", "paper_rows"]
 
@@ -18,7 +18,7 @@ def paper_rows(table: str) -> tuple[str, ...]:
     return tuple(_paper().get(table, {}).get("rows", ()))
 
 
-def paper_figure(table: str | None, row: str | None, pair: str, dataset: str) -> Figure | None:
+def paper_figure(table: str | None, row: str | None, pair: str, dataset: str) -> MeanStd | None:
     """Look up a top-1 accuracy.
 
     Parameters
@@ -34,16 +34,16 @@ def paper_figure(table: str | None, row: str | None, pair: str, dataset: str) ->
 
     Returns
     -------
-    Figure or None
+    MeanStd or None
         ``None`` where the paper reports nothing for this dataset and pair, or nothing that is readable.
     """
     if table is None or row is None or dataset != _paper()[table]["dataset"]:
         return None
     found, rows = _paper()[table], _paper()[table]["rows"]
     if "pair" in found:
-        return Figure(1, rows[row]["top1"], None) if pair == found["pair"] else None
+        return MeanStd(1, rows[row]["top1"], None) if pair == found["pair"] else None
     cell = rows[row].get(pair)
-    return Figure(RUNS, cell["mean"], cell.get("std")) if cell else None
+    return MeanStd(RUNS, cell["mean"], cell.get("std")) if cell else None
 
 
 @cache

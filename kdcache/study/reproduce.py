@@ -4,17 +4,18 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from kdcache.analysis.analyzed_teacher import load_analyzed_teacher
 from kdcache.analysis.curves import error_curves
-from kdcache.analysis.disagreement import study as disagreement_of
+from kdcache.analysis.disagreement import measure_disagreement
+from kdcache.analysis.groups import RunGroup
 from kdcache.analysis.kl_ratio import ratio_curves
-from kdcache.analysis.runs import Group, RunRecord, load_runs
-from kdcache.analysis.subject import open_subject
 from kdcache.files import write_json, write_text
 from kdcache.report.charts import draw_error_curves, draw_ratios
 from kdcache.report.gallery import draw_disagreements
 from kdcache.report.sheets import Sheet, disagreement_sheet, errors_sheet, markdown, ratios_sheet
 from kdcache.report.style import write_figure
 from kdcache.run.folder import FinishedRun
+from kdcache.run.records import RunRecord, load_runs
 from kdcache.setup import load_data
 from kdcache.study.expand import Planned, TableCell, column_titles, in_order, runs_of
 from kdcache.study.jobs import Job, Launcher
@@ -162,7 +163,7 @@ def _lengths(cells: Sequence[TableCell], out: Path, device: str) -> Shown:
 def _ratios(cells: Sequence[TableCell], out: Path, device: str) -> Shown:
     """Draw r over the iterations, a curve for each pair and dataset."""
     groups = [
-        Group(", ".join(cell.column), runs[0].config, tuple(runs)) for cell in cells if (runs := _looked_at([cell]))
+        RunGroup(", ".join(cell.column), runs[0].config, tuple(runs)) for cell in cells if (runs := _looked_at([cell]))
     ]
     curves, _ = ratio_curves(groups)
     if not curves:
@@ -178,8 +179,8 @@ def _disagreement(cells: Sequence[TableCell], out: Path, device: str) -> Shown:
     for place, run in enumerate(teachers):
         if not run.finished:
             continue
-        subject = open_subject(str(run.path), data_root=run.config.data_root, device=device)
-        found = disagreement_of(subject)
+        teacher = load_analyzed_teacher(str(run.path), data_root=run.config.data_root, device=device)
+        found = measure_disagreement(teacher)
         draw_disagreements(found, _picture(out, place, len(teachers)))
         sheets.append(disagreement_sheet(found))
         figures.append(found.as_json())

@@ -1,4 +1,4 @@
-"""Disks, memories, folders, permissions and clocks that fail: one clear line, nothing lost, nothing half written."""
+"""Full disks, too little memory, vanished folders, missing permissions, jumping clocks: one message, nothing lost."""
 
 import ctypes
 import itertools
@@ -28,12 +28,12 @@ Settings = dict[str, Any]
 
 
 def limited(limit: int, size: int, command: str, settings: Settings) -> "CompletedProcess[str]":
-    """Run a command that may not go over a limit of the system's."""
+    """Run a command under a resource limit."""
     return begun(command, settings, partial(resource.setrlimit, limit, (size, size))).ended()
 
 
 @pytest.mark.parametrize(("room", "last"), [(60_000, "model.safetensors"), (400_000, "checkpoints/epoch-")])
-def test_a_disk_that_is_full_costs_a_line_and_the_run_goes_on_when_there_is_room(
+def test_a_full_disk_is_reported_and_the_run_can_be_resumed(
     room: int, last: str, small: Settings, teacher: Path, tmp_path: Path
 ) -> None:
     settings = {**small, "teacher": teacher, "aug": "cutmix", "epochs": 2, "cache": "off", "out": tmp_path / "run"}
@@ -45,13 +45,13 @@ def test_a_disk_that_is_full_costs_a_line_and_the_run_goes_on_when_there_is_room
     assert [path for path in tmp_path.rglob("*") if path.name.startswith(".")] == []
     assert not (tmp_path / "run" / "summary.json").exists()
     threads = torch.get_num_threads()
-    resumed = train_student(StudentConfig.load(**settings, resume=True))  # computes as that process did
+    resumed = train_student(StudentConfig.load(**settings, resume=True))  # with as many threads as that process
     whole = train_student(StudentConfig.load(**{**settings, "out": tmp_path / "whole"}))
     torch.set_num_threads(threads)
     assert outcome(resumed.path) == outcome(whole.path)
 
 
-def test_too_little_memory_says_what_to_try(small: Settings, tmp_path: Path) -> None:
+def test_too_little_memory_for_a_step_names_remedies(small: Settings, tmp_path: Path) -> None:
     settings = {**small, "model": "wrn_40_2", "batch_size": 90, "out": tmp_path / "run"}
     done = limited(resource.RLIMIT_DATA, 1_000_000_000, "teacher-train", settings)
     assert done.returncode == 1, done.stderr
@@ -62,7 +62,7 @@ def test_too_little_memory_says_what_to_try(small: Settings, tmp_path: Path) -> 
 
 
 class Greedy(torch.nn.Module):
-    """A network that asks the allocator for more than any machine has, where the batch has a certain size."""
+    """A network that allocates more memory than any machine has, for batches of a certain size."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -74,11 +74,11 @@ class Greedy(torch.nn.Module):
         return self.layers(views)
 
 
-class GreedyWhereEvaluated(Greedy):
+class GreedyInEvaluation(Greedy):
     too_many = 30  # the test images
 
 
-class GreedyWhereAsked(Greedy):
+class GreedyInTeacherForward(Greedy):
     too_many = 64  # the views of a forward of the teacher
 
 
@@ -86,46 +86,46 @@ class GreedyWhereAsked(Greedy):
     ("network", "precision", "line"),
     [
         (
-            GreedyWhereEvaluated,
+            GreedyInEvaluation,
             "float32",
             "expected --precision bfloat16, or a smaller network or --image-size, got an evaluation, "
             "30 images at a time",
         ),
         (
-            GreedyWhereAsked,
-            "bfloat16",  # which need not be advised then
+            GreedyInTeacherForward,
+            "bfloat16",  # so that it is not proposed
             "expected a smaller teacher, or answers that kdcache cache fill stored on a larger machine, got a forward "
-            "of 64 views through the teacher python:tests.test_faults:GreedyWhereAsked",
+            "of 64 views through the teacher python:tests.test_failures:GreedyInTeacherForward",
         ),
     ],
 )
-def test_too_little_memory_outside_of_the_steps_is_explained_too(
+def test_too_little_memory_outside_of_the_steps_names_remedies(
     network: type[Greedy], precision: str, line: str, small: Settings, tmp_path: Path
 ) -> None:
-    settings = {**small, "model": f"python:tests.test_faults:{network.__name__}", "precision": precision}
+    settings = {**small, "model": f"python:tests.test_failures:{network.__name__}", "precision": precision}
     settings["out"] = tmp_path / "run"
     done = begun("teacher-train", settings).ended()
     assert (done.returncode, done.stderr) == (1, f"kdcache: out of memory: {line}\n")
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
-def little_room_left(megabytes: int = 40) -> None:
-    """Leave this process so much more memory than it has."""
+def limit_memory(megabytes: int = 40) -> None:
+    """Limit this process to a little more memory than it uses."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData"))
     most = (int(line.split()[1]) + 1000 * megabytes) * 1024
     resource.setrlimit(resource.RLIMIT_DATA, (most, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
-def test_too_little_memory_for_anything_else_is_no_defect(small: Settings, tmp_path: Path) -> None:
+def test_too_little_memory_elsewhere_is_not_reported_as_a_bug(small: Settings, tmp_path: Path) -> None:
     settings = {**small, "model": "ResNet50", "out": tmp_path / "run"}  # 94 MB of weights
-    done = begun("teacher-train", settings, little_room_left).ended()
+    done = begun("teacher-train", settings, limit_memory).ended()
     assert done.returncode == 1, done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith("kdcache: out of memory: expected a machine with more, or with fewer programs at work, got ")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_store_that_vanishes_costs_a_line_and_the_run_goes_on_with_it_or_anew(
+def test_a_store_that_vanishes_is_reported_and_the_run_can_be_resumed_with_it_or_without(
     small: Settings, teacher: Path, tmp_path: Path
 ) -> None:
     disk, away = tmp_path / "disk", tmp_path / "away"
@@ -139,7 +139,7 @@ def test_a_store_that_vanishes_costs_a_line_and_the_run_goes_on_with_it_or_anew(
     done = training.ended()
     stays = "expected a folder that stays where it is while somebody works with it, got one that is gone"
     assert (done.returncode, done.stderr) == (1, f"kdcache: store {disk / 'store.zarr'}: {stays}\n")
-    assert not disk.exists()  # nor is anything begun in its place
+    assert not disk.exists()  # nothing was created in its place
     shutil.copytree(tmp_path / "run", tmp_path / "anew")
     outcomes = []
     for name, resume in (("anew", True), ("run", True), ("whole", False)):
@@ -154,7 +154,7 @@ def test_a_store_that_vanishes_costs_a_line_and_the_run_goes_on_with_it_or_anew(
 
 
 def unprivileged() -> None:
-    """Give up what lets root read and write against all permissions."""
+    """Drop root's capability to ignore permissions."""
     version, nothing = 0x20080522, bytes(24)
     if os.geteuid() == 0:
         assert ctypes.CDLL(None).capset(struct.pack("Ii", version, 0), nothing) == 0
@@ -163,13 +163,13 @@ def unprivileged() -> None:
 @pytest.mark.parametrize(
     ("place", "mode", "code", "line"),
     [
-        (".", 0o555, 2, "--out {root}/run: expected a folder that can be made, got Permission denied"),
+        (".", 0o555, 2, "could not create --out {root}/run: Permission denied"),
         ("store.zarr", 0o555, 1, "cannot write {root}/store.zarr/"),
         ("teacher/model.safetensors", 0o000, 2, "checkpoint {root}/teacher/model.safetensors: expected a whole "
          "safetensors file, got [Errno 13] Permission denied"),
     ],
 )  # fmt: skip
-def test_what_is_not_permitted_is_named_and_the_run_goes_on_once_it_is(
+def test_a_missing_permission_is_named_and_the_run_can_be_resumed_with_it(
     place: str, mode: int, code: int, line: str, small: Settings, teacher: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(teacher, tmp_path / "teacher")
@@ -182,31 +182,31 @@ def test_what_is_not_permitted_is_named_and_the_run_goes_on_once_it_is(
     denied = begun("student-train", settings, unprivileged).ended()
     (tmp_path / place).chmod(before)
     assert denied.returncode == code, denied.stderr
-    (said,) = denied.stderr.splitlines()
-    assert said.startswith(f"kdcache: {line.format(root=tmp_path)}")
+    (line_printed,) = denied.stderr.splitlines()
+    assert line_printed.startswith(f"kdcache: {line.format(root=tmp_path)}")
     assert [path for path in tmp_path.rglob("*") if path.name.endswith((".tmp", ".partial"))] == []
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
     again = begun("student-train", settings | {"resume": True}, unprivileged).ended()
     assert again.returncode == 0, again.stderr
 
 
-def clock_that_jumps() -> None:
-    """Let the clock on the wall go back by a day whenever somebody looks."""
+def backward_clock() -> None:
+    """Let the wall clock go back by a day at every reading."""
     moments = itertools.count(time.time(), -86400)
     time.time = lambda: next(moments)
 
 
-def test_a_clock_that_jumps_is_not_what_anything_is_timed_by(small: Settings, tmp_path: Path) -> None:
+def test_durations_do_not_depend_on_the_wall_clock(small: Settings, tmp_path: Path) -> None:
     runs = {}
-    for name, prepare in (("jumps", clock_that_jumps), ("runs", None)):
+    for name, prepare in (("jumps", backward_clock), ("runs", None)):
         settings = {**small, "epochs": 2, "batch_size": 4, "checkpoint_minutes": 1, "out": tmp_path / name}
         done = begun("teacher-train", settings, prepare).ended()
         assert done.returncode == 0, done.stderr
         runs[name] = FinishedRun(tmp_path / name)
     jumps = runs["jumps"]
     assert jumps.summary["finished_at"] < json.loads((jumps.path / "environment.json").read_text())["started_at"]
-    assert jumps.summary["seconds"] > sum(line.seconds for line in jumps.metrics())
-    for line in jumps.metrics():
+    assert jumps.summary["seconds"] > sum(line.seconds for line in jumps.read_metrics())
+    for line in jumps.read_metrics():
         assert 0 < line.seconds < 3600
         assert line.images_per_second
         assert line.images_per_second > 0
@@ -215,12 +215,12 @@ def test_a_clock_that_jumps_is_not_what_anything_is_timed_by(small: Settings, tm
     assert outcome(jumps.path) == outcome(runs["runs"].path)
 
 
-def test_too_little_memory_for_the_views_of_a_step_says_so() -> None:
+def test_too_little_memory_for_the_views_of_a_step_names_remedies() -> None:
     images = Split(torch.zeros(3000, 3, 32, 32, dtype=torch.uint8), torch.arange(3000) % 3)
     plan = Plan(len(images), 32, 4, crop_flip=True, seed=0, mixes=("cutmix",) * 200)  # 1.8 GB
     batches = ViewMaker(images, plan, len(images), torch.device("cpu")).epoch(0)
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    little_room_left(200)
+    limit_memory(200)
     try:
         with pytest.raises(KdcacheError) as caught:
             next(batches)

@@ -1,4 +1,4 @@
-"""The teacher that an analysis asks: of a run or from elsewhere, about its own images or others."""
+"""The teacher of an analysis, with the images it is evaluated on: those of its run, or any others."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,7 +23,6 @@ from kdcache.errors import UsageError, problem
 from kdcache.models import Network
 from kdcache.run.folder import FinishedRun
 from kdcache.setup import (
-    MODEL,
     find_network,
     find_teacher_run,
     load_data,
@@ -34,37 +33,38 @@ from kdcache.setup import (
 )
 from kdcache.views import ViewMaker
 
-__all__ = ["SPLITS", "CleanAnswers", "Subject", "open_subject"]
+__all__ = ["SPLITS", "AnalyzedTeacher", "CleanPredictions", "load_analyzed_teacher"]
 
 SPLITS = ("train", "val")
 
-TORCHVISION, ITS_WEIGHTS = "torchvision:", "IMAGENET1K_V1"
-"""What the weights of a network of torchvision's are, unless others are named: those that the paper's teacher has."""
+TORCHVISION = "torchvision:"
 
-BATCH = 256
+TORCHVISION_WEIGHTS = "IMAGENET1K_V1"
+"""Default weights of torchvision's networks: those of the paper's teacher."""
 
-ANY_SIZE = 2**62
-"""Bytes: no limit but that of the disk."""
+BATCH_SIZE = 256
+
+UNLIMITED_BYTES = 2**62
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A teacher, the images that it is asked about, and what is stored of its answers to them.
+class AnalyzedTeacher:
+    """A teacher, images to evaluate it on, and a store of its logits for them.
 
     Attributes
     ----------
     name : str
         Run folder, or name of the network.
     folder : Path or None
-        The run folder, if it has one.
+        The run folder, if there is one.
     data : Dataset
-        Its ``train`` is the split in question.
+        Its ``train`` is the split to evaluate.
     split : str
-        A word of `SPLITS`.
+        One of `SPLITS`.
     teacher : Teacher
     store : AnswerStore or None
-    keeps : bool
-        Whether new answers are added to the store.
+    writes_store : bool
+        Whether new logits are added to the store.
     """
 
     name: str
@@ -73,40 +73,40 @@ class Subject:
     split: str
     teacher: Teacher
     store: AnswerStore | None
-    keeps: bool
+    writes_store: bool
 
     @property
     def images(self) -> Split:
-        """The images that the teacher is asked about."""
+        """The images to evaluate the teacher on."""
         return self.data.train
 
-    def views(self, aug: str, seed: int, batch_size: int = BATCH) -> ViewMaker:
-        """Make the views that a student of this augmentation and view seed would see."""
+    def views(self, aug: str, seed: int, batch_size: int = BATCH_SIZE) -> ViewMaker:
+        """Make the views that a student with this augmentation and view seed would see."""
         config = StudentConfig.load(dataset=self.data.card.name, aug=aug, seed=seed)
         return ViewMaker(self.images, plan_of(config, self.data), batch_size, self.teacher.compute.device)
 
     def cached_teacher(self, views: ViewMaker, epochs: int) -> CachedTeacher:
-        """Open the door to the teacher's answers to some epochs of views."""
+        """Open the cached teacher for some epochs of views."""
         plan, store = views.plan, self.store
-        if not plan.crop_flip:  # the same views in every epoch: each is asked once at most
-            nothing = CropFlipIndex(plan.samples, plan.samples, DENSE.layout(self.data.num_classes))
-            known = CropFlipIndex.of_store(store, plan, 1, ANY_SIZE) if store else nothing
-            return CachedTeacher(self.teacher, views, store=store, finite=known)
+        if not plan.crop_flip:  # every epoch has the same views: each needs one forward at most
+            empty = CropFlipIndex(plan.samples, plan.samples, DENSE.layout(self.data.num_classes))
+            index = CropFlipIndex.of_store(store, plan, 1, UNLIMITED_BYTES) if store else empty
+            return CachedTeacher(self.teacher, views, store=store, finite=index)
         if store is None:
             return CachedTeacher(self.teacher, views)
-        if self.keeps:
+        if self.writes_store:
             return CachedTeacher.with_store(self.teacher, views, store, "replay", epochs)
         return CachedTeacher(self.teacher, views, store=store, replay=Replay(store, plan.seed, plan.kinds))
 
     @cached_property
-    def clean(self) -> "CleanAnswers":
-        """What the teacher says of the clean images."""
+    def clean(self) -> "CleanPredictions":
+        """The teacher's predictions for the clean images."""
         views = self.views("none", seed=0)
-        return CleanAnswers(CachedTeacher(self.teacher, views, store=self.store), self.images)
+        return CleanPredictions(CachedTeacher(self.teacher, views, store=self.store), self.images)
 
 
-class CleanAnswers:
-    """The class that the teacher gives each clean image: looked up where it is stored, asked once it is wanted.
+class CleanPredictions:
+    """The teacher's class for each clean image: read from the store, or computed on first use.
 
     Parameters
     ----------
@@ -119,27 +119,26 @@ class CleanAnswers:
         self._classes = torch.full((len(images),), -1)
         if cached_teacher.store is not None:
             table = cached_teacher.store.table(CLEAN)
-            for chunk, rows in enumerate(table.chunks):  # a chunk at a time, since all of them may not fit into memory
+            for chunk, rows in enumerate(table.chunks):  # one at a time: all of them may not fit into memory
                 columns = table.read(chunk)
                 if columns is not None:
-                    self._classes[rows.start : rows.stop] = cached_teacher.format.decode(
-                        columns, cached_teacher.classes
-                    ).argmax(1)
+                    logits = cached_teacher.format.decode(columns, cached_teacher.classes)
+                    self._classes[rows.start : rows.stop] = logits.argmax(1)
 
     def classes(self, samples: Tensor) -> Tensor:
-        """Name the class that the teacher gives some samples: int64 (B,), on the CPU."""
+        """Predict the class of some samples: int64 (B,), on the CPU."""
         unknown = samples[self._classes[samples] < 0].unique()
-        for part in unknown.split(BATCH) if len(unknown) else ():
+        for part in unknown.split(BATCH_SIZE) if len(unknown) else ():
             views = self.images.take(part).to(self.cached_teacher.views.device)
             self._classes[part] = self.cached_teacher.compute_logits(views).argmax(1).cpu()
         return self._classes[samples]
 
-    def right(self, samples: Tensor) -> Tensor:
-        """Tell on which samples the teacher is right: bool (B,), on the CPU."""
+    def correct(self, samples: Tensor) -> Tensor:
+        """Tell which of some samples the teacher classifies correctly: bool (B,), on the CPU."""
         return self.classes(samples) == self.images.labels[samples]
 
 
-def open_subject(
+def load_analyzed_teacher(
     teacher: str | None = None,
     weights: str | None = None,
     dataset: str | None = None,
@@ -148,57 +147,58 @@ def open_subject(
     split: str = "train",
     store: str | None = None,
     device: str = "auto",
-) -> Subject:
-    """Load a teacher and the images that it is to be asked about.
+) -> AnalyzedTeacher:
+    """Load a teacher and the images to evaluate it on.
 
     Parameters
     ----------
     teacher : str, optional
-        A run folder, of a teacher or of a student whose teacher is then meant, or a network such as
-        ``torchvision:resnet34``; by default the newest teacher's run, or with `weights` the network that they fit.
+        Run folder of a teacher, run folder of a student to take its teacher, or a network such as
+        ``torchvision:resnet34``. By default the newest teacher's run, or with `weights` the network that they fit.
     weights : str, optional
-        Of a network: a file, or what torchvision calls them.
+        Weights of a network: a file, or torchvision's name for them.
     dataset : str, optional
-        By default a run's own.
+        By default that of the run.
     data_root : Path, optional
     image_size : int, optional
     split : str
-        A word of `SPLITS`.
+        One of `SPLITS`.
     store : str, optional
-        Where answers are looked up and kept. By default those of a run are looked up and nothing is kept.
+        Store to read and write. By default the store of a teacher's run is read, and nothing is written.
     device : str
 
     Raises
     ------
     UsageError
-        Where there is no such teacher, or it does not fit the images or the store.
+        If there is no such teacher, or it does not fit the images or the store.
     """
-    elsewhere = any((teacher or "").startswith(start) for start, _ in MODEL_PREFIXES)
-    if weights is None and not elsewhere:
+    external = any((teacher or "").startswith(prefix) for prefix, _ in MODEL_PREFIXES)
+    if weights is None and not external:
         run = _teacher_run(teacher, dataset)
-        own = dataset in (None, run.config.dataset)
+        own_images = dataset in (None, run.config.dataset)
         root = data_root or run.config.data_root
-        if own:  # the part of them that it was trained on, if it was a part
+        if own_images:  # with the run's train_fraction and val_fraction
             size = image_size or run.config.image_size
             data = load_data(run.config.model_copy(update={"data_root": root, "image_size": size, "download": False}))
         else:
             data = datasets.load(str(dataset), root=root, image_size=image_size)
-        network, name, folder = trained_network(run.path / MODEL, data), str(run.path), run.path
+        network, name, folder = trained_network(run.network_file, data), str(run.path), run.path
         compute = Compute.choose(device, run.config.precision)
-        place = store_path(run.path)
-        looked_up = store or (place if own and split == "train" and StoreLocation(place).has("zarr.json") else None)
+        own_store = store_path(run.path)
+        use_own = own_images and split == "train" and StoreLocation(own_store).has("zarr.json")
+        location = store or (own_store if use_own else None)
     else:
         if dataset is None:
-            raise UsageError(problem("--dataset", expected="the images to ask this teacher about", got="none"))
+            raise UsageError(problem("--dataset", expected="a dataset, which this teacher does not name", got="none"))
         data = datasets.load(dataset, root=data_root or Path("datasets"), image_size=image_size)
-        network, name = _network(teacher, weights, data)
+        network, name = _external_network(teacher, weights, data)
         compute = Compute.choose(device)
-        folder, looked_up = None, store
-    asked_about = data if split == "train" else replace(data, train=data.test)
-    if looked_up is None:
-        return Subject(name, folder, asked_about, split, Teacher(network, compute), None, keeps=False)
-    asked, there = teacher_and_store(network, asked_about, looked_up, compute)
-    return Subject(name, folder, asked_about, split, asked, there, keeps=store is not None)
+        folder, location = None, store
+    evaluated = data if split == "train" else replace(data, train=data.test)
+    if location is None:
+        return AnalyzedTeacher(name, folder, evaluated, split, Teacher(network, compute), None, writes_store=False)
+    loaded, answers = teacher_and_store(network, evaluated, location, compute)
+    return AnalyzedTeacher(name, folder, evaluated, split, loaded, answers, writes_store=store is not None)
 
 
 def _teacher_run(teacher: str | None, dataset: str | None) -> FinishedRun:
@@ -208,14 +208,14 @@ def _teacher_run(teacher: str | None, dataset: str | None) -> FinishedRun:
     if not isinstance(run.config, StudentConfig):
         return run
     if run.config.teacher is None:
-        raise UsageError(problem(f"run {run.path}", expected="a teacher, or a student that had one"))
+        raise UsageError(problem(f"run {run.path}", expected="a teacher, or a student with a teacher", got="neither"))
     return FinishedRun(run.config.teacher)
 
 
-def _network(teacher: str | None, weights: str | None, data: Dataset) -> tuple[Network, str]:
+def _external_network(teacher: str | None, weights: str | None, data: Dataset) -> tuple[Network, str]:
     if weights is None:
         if teacher is None or not teacher.startswith(TORCHVISION):
             raise UsageError(problem("--weights", expected=f"the weights of {teacher}", got="none"))
-        weights = ITS_WEIGHTS
+        weights = TORCHVISION_WEIGHTS
     network, _ = find_network(weights, data, teacher)
     return network, f"{network.name} ({weights})"

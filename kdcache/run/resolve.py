@@ -1,0 +1,148 @@
+"""Which run folder a training writes to: a new one, one to overwrite, or one to resume."""
+
+import re
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+from kdcache import distributed
+from kdcache.config import StudentConfig, TrainingConfig
+from kdcache.errors import UsageError, problem
+from kdcache.locks import FileLock
+from kdcache.run.folder import RUNS, FinishedRun, RunFolder, run_folders
+
+__all__ = ["check_output", "create_run_folder", "resolve_run"]
+
+Config = TypeVar("Config", bound=TrainingConfig)
+
+
+def resolve_run(config: Config) -> tuple[Config, FinishedRun | None]:
+    """Decide which run folder a training writes to, the same in all processes, before any data are read.
+
+    Returns
+    -------
+    config : TrainingConfig
+        With ``resume`` only if there is a run to resume, whose folder is ``out`` then.
+    finished : FinishedRun or None
+        The run to resume, if it has finished already.
+
+    Raises
+    ------
+    UsageError
+        If ``out`` is not empty, unless it holds a run and ``overwrite`` is set; or if the run to resume has other
+        settings.
+    """
+    return distributed.broadcast(_resolve(config) if distributed.is_main() else (config, None))
+
+
+def _resolve(config: Config) -> tuple[Config, FinishedRun | None]:
+    folder = _to_resume(config) if config.resume else None
+    if folder is None:
+        check_output(config)
+        return config.model_copy(update={"resume": False}), None
+    recorded = _config_of(folder, type(config))
+    if problems := config.differences(recorded):
+        raise UsageError(*(f"could not resume {folder.path}: {line}" for line in problems))
+    update = {"out": folder.path} | ({"teacher": recorded.teacher} if isinstance(recorded, StudentConfig) else {})
+    if not folder.is_finished:
+        return config.model_copy(update=update), None
+    if config.epochs != recorded.epochs:
+        what = f"--epochs: the run in {folder.path} is finished"
+        raise UsageError(problem(what, expected=recorded.epochs, got=config.epochs))
+    if folder.checkpoints_folder.exists():  # the process was killed right after it wrote the summary
+        lock = folder.lock()
+        shutil.rmtree(folder.checkpoints_folder)
+        lock.release()
+    return config.model_copy(update=update), FinishedRun(folder.path)
+
+
+def _to_resume(config: TrainingConfig) -> RunFolder | None:
+    """Find the run in ``out``, or else the newest unfinished run with the same settings."""
+    if config.out is not None:
+        folder = RunFolder(config.out)
+        return folder if folder.holds_run else None
+    for folder in sorted(run_folders(RUNS), key=lambda folder: folder.config_file.stat().st_mtime, reverse=True):
+        with suppress(UsageError):
+            recorded = _config_of(folder, type(config))
+            if not folder.is_finished and recorded.epochs == config.epochs and not config.differences(recorded):
+                return folder
+    return None
+
+
+def _config_of(folder: RunFolder, kind: type[Config]) -> Config:
+    config = folder.read_config()
+    if not isinstance(config, kind):
+        raise UsageError(problem(f"run {folder.path}", expected=f"a {kind.table}", got=f"a {config.table}"))
+    return config
+
+
+def check_output(config: TrainingConfig) -> None:
+    """Check that the output folder can be written to.
+
+    Raises
+    ------
+    UsageError
+        If it is not empty, unless it holds a run and ``overwrite`` is set; or if the student's store is inside.
+    """
+    if config.out is None:
+        return
+    store = config.store if isinstance(config, StudentConfig) else None
+    if store is not None and Path(store).resolve().is_relative_to(config.out.resolve()):
+        raise UsageError(problem(f"--store {store}", expected="a folder outside of --out", got=f"--out {config.out}"))
+    folder = RunFolder(config.out)
+    if not config.out.is_dir() or not folder.entries():
+        return
+    if not folder.holds_run:
+        raise UsageError(problem(f"--out {config.out}", expected="a new or empty folder, or a run", got="other files"))
+    if not config.overwrite:
+        state = "a finished run" if folder.is_finished else "an unfinished run"
+        remedy = (
+            "Replace it with --overwrite."
+            if folder.is_finished
+            else "Resume it with --resume, or replace it with --overwrite."
+        )
+        raise UsageError(problem(f"--out {config.out}", expected="a new or empty folder", got=state, remedy=remedy))
+
+
+def create_run_folder(config: TrainingConfig) -> tuple[RunFolder, FileLock]:
+    """Create the folder of a new run, empty, and lock it.
+
+    Raises
+    ------
+    UsageError
+        See `check_output`; or if another process writes to it.
+    """
+    check_output(config)
+    if config.out is None:
+        folder = RunFolder(_create_numbered(_default_name(config)))
+        return folder, folder.lock()
+    folder = RunFolder(config.out)
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(problem(f"could not create --out {config.out}: {error.strerror}")) from None
+    lock = folder.lock()
+    folder.remove_temporary_files()
+    folder.clear()
+    return folder, lock
+
+
+def _default_name(config: TrainingConfig) -> str:
+    words = [config.table, config.dataset, config.model]
+    if isinstance(config, StudentConfig):
+        words += [config.loss, config.aug] + ([config.pick] if config.pick else [])
+    return re.sub("[:/]", "-", "-".join([*words, f"seed{config.seed}"]))
+
+
+def _create_numbered(name: str) -> Path:
+    """Create a folder under `RUNS`; from the second of a name on, with a number."""
+    number = 1
+    while True:
+        path = RUNS / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        else:
+            return path
