@@ -131,10 +131,10 @@ class Stores(Kind):
         import torch
 
         from kdcache.answers import store, table
-        from kdcache.answers.codec import DENSE
+        from kdcache.answers.codec import DEFAULT_CODEC
 
         table.CHUNK_BYTES = 1000  # so that small tables have several chunks
-        self.answers, self.fill, self.format = store, table.fill, DENSE
+        self.answers, self.fill_missing, self.codec = store, table.fill_missing, DEFAULT_CODEC
         self.tables = ("clean", "replay/seed-3/epoch-0000/standard", "replay/seed-3/epoch-0000/cutmix-1")
         self.rows = {
             name: torch.randn(self.SAMPLES, self.CLASSES, generator=torch.Generator().manual_seed(place)).half()
@@ -150,15 +150,17 @@ class Stores(Kind):
         (self.elsewhere / "zarr.json").write_text("another's")
 
     def open(self, where: Path) -> Any:
-        return self.answers.AnswerStore.open(where, self.fingerprint, self.format, {"torch": "2", "threads": 1})
+        return self.answers.AnswerStore.create_or_open(
+            where, self.fingerprint, self.codec, {"torch": "2", "threads": 1}
+        )
 
     def mend(self, where: Path) -> None:
         store = self.open(where)
-        asks = [(store.table(name), lambda span, name=name: self.ask(name, span)) for name in self.tables]
-        for _ in self.fill(asks):
+        work = [(store.table(name), lambda span, name=name: self.compute_rows(name, span)) for name in self.tables]
+        for _ in self.fill_missing(work):
             pass
 
-    def ask(self, name: str, span: range) -> dict[str, Any]:
+    def compute_rows(self, name: str, span: range) -> dict[str, Any]:
         return {"logits": self.rows[name][span.start : span.stop]}
 
     def problems(self, where: Path, whole: bool) -> list[str]:
@@ -170,7 +172,7 @@ class Stores(Kind):
                 columns = table.read(chunk)
                 if columns is None and whole:
                     found.append(f"chunk {chunk} of {name} is still missing")
-                if columns is not None and not columns["logits"].equal(self.ask(name, span)["logits"]):
+                if columns is not None and not columns["logits"].equal(self.compute_rows(name, span)["logits"]):
                     found.append(f"chunk {chunk} of {name} is other than what was written")
                 self.missing += columns is None
         return found
@@ -184,7 +186,7 @@ class Stores(Kind):
         self.missing = 0
         try:
             store = self.answers.AnswerStore(path)
-            store.replayed()
+            store.replay_tables()
             if (store.made_with, store.precision) != (self.made_with, "bfloat16"):
                 return Outcome("wrong", "attributes are others")
             found = self.problems(path, whole=False)

@@ -20,13 +20,13 @@ from kdcache.analysis.augmentations import rank_augmentations
 from kdcache.analysis.disagreement import measure_disagreement
 from kdcache.analysis.hardness import measure_hardness
 from kdcache.answers.codec import Columns
-from kdcache.answers.store import CLEAN, Replayed
-from kdcache.answers.table import fill
+from kdcache.answers.open import open_store
+from kdcache.answers.store import CLEAN, ReplayTableName
+from kdcache.answers.table import fill_missing
 from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute
 from kdcache.datasets import Card, Dataset, Split
 from kdcache.run.statistics import EpochStatistics, StatisticsReader, StatisticsShape, StatisticsStore
-from kdcache.setup import open_store
 
 
 def peak() -> float:
@@ -46,13 +46,13 @@ def measure(rows: int, classes: int, folder: str) -> None:
     teacher = Teacher(models.build("resnet8", num_classes=classes, seed=0), Compute.choose("cpu"))
     noise = torch.randn(20_000, classes, generator=generator).half()
 
-    def ask(span: range) -> Columns:
+    def compute_rows(span: range) -> Columns:
         return {"logits": noise[torch.arange(span.start, span.stop) % len(noise)]}
 
     with tempfile.TemporaryDirectory(dir=folder) as name:
         store = open_store(Path(name) / "answers.zarr", teacher, data)
-        tables = (CLEAN, Replayed(0, 0, "standard").table, Replayed(0, 0, "cutmix-1").table)
-        for _ in fill([(store.table(table), ask) for table in tables]):
+        tables = (CLEAN, ReplayTableName(0, 0, "standard").path, ReplayTableName(0, 0, "cutmix-1").path)
+        for _ in fill_missing([(store.table(table), compute_rows) for table in tables]):
             pass
         shape = StatisticsShape(rows, slots=2, steps=100, losses=("kd",))
         statistics = StatisticsStore(Path(name) / "s.zarr", 5, shape)

@@ -18,7 +18,7 @@ from kdcache.stages.teacher import load_teacher
 
 from kdcache.choices import LOSSES
 from kdcache.config import StudentConfig, TeacherConfig
-from kdcache.setup import SHIPPED
+from kdcache.models.load import SHIPPED
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.processes import outcome, start  # which is not on the path

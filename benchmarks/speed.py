@@ -23,9 +23,9 @@ from torch import Tensor
 from watched_step import BATCH, CLASSES, NETWORKS, Ours, Watch, noise
 
 from kdcache import models
-from kdcache.answers.codec import DENSE, Columns
+from kdcache.answers.codec import DEFAULT_CODEC, Columns
 from kdcache.answers.location import StoreLocation
-from kdcache.answers.table import Table, fill
+from kdcache.answers.table import Table, fill_missing
 from kdcache.compute import Compute
 from kdcache.machine import keep_freed_memory
 from kdcache.views import Plan, ViewMaker
@@ -225,13 +225,13 @@ def store(chosen: argparse.Namespace) -> list[str]:
     rows = 50_000 if chosen.steps > 2 else 5000
     answers = torch.randn(rows, CLASSES).half()
 
-    def ask(span: range) -> Columns:
+    def compute_rows(span: range) -> Columns:
         return {"logits": answers[span.start : span.stop]}
 
     found: dict[str, list[float]] = {name: [] for name in ("write", "flat write", "read", "flat read")}
     for _ in range(chosen.repeats + 1):
         with tempfile.TemporaryDirectory() as name:
-            table = Table(StoreLocation(Path(name) / "store.zarr"), "clean", rows, DENSE.layout(CLASSES))
+            table = Table(StoreLocation(Path(name) / "store.zarr"), "clean", rows, DEFAULT_CODEC.layout(CLASSES))
             flat = np.memmap(Path(name) / "flat", np.float16, "w+", shape=(rows, CLASSES))
 
             def write_flat(flat: np.memmap = flat, table: Table = table) -> None:
@@ -247,7 +247,7 @@ def store(chosen: argparse.Namespace) -> list[str]:
                 for chunk in range(len(table.chunks)):
                     assert table.read(chunk) is not None
 
-            found["write"].append(seconds(lambda table=table: list(fill([(table, ask)]))))
+            found["write"].append(seconds(lambda table=table: list(fill_missing([(table, compute_rows)]))))
             found["flat write"].append(seconds(write_flat))
             found["read"].append(seconds(read))
             found["flat read"].append(seconds(read_flat))

@@ -16,12 +16,11 @@ from common import footer
 from torch import Tensor
 
 from kdcache import models
-from kdcache.analysis.questions import distinct
-from kdcache.answers.cached_teacher import CachedTeacher
+from kdcache.answers.budget import count_new_views
+from kdcache.answers.open import make_cached_teacher, open_store
 from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute
 from kdcache.datasets import CARDS, Dataset, Split
-from kdcache.setup import open_store
 from kdcache.views import Plan, ViewMaker
 
 
@@ -55,7 +54,7 @@ E epochs leave V (1 - (1 - 1/V)^E) questions a sample on the mean.
     for epochs in chosen.epochs:
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as name:
-            cached_teacher = CachedTeacher.with_store(
+            cached_teacher = make_cached_teacher(
                 teacher, views, open_store(Path(name) / "store.zarr", teacher, data), "standard", epochs
             )
             for epoch in range(epochs):
@@ -65,7 +64,7 @@ E epochs leave V (1 - (1 - 1/V)^E) questions a sample on the mean.
         seen = np.zeros((chosen.images, plan.standard_views), bool)
         for epoch in range(epochs):
             seen.reshape(-1)[plan.standard_keys(views.table(epoch), np.arange(chosen.images))] = True
-        assert asked == distinct(plan, range(epochs)) == seen.sum()
+        assert asked == count_new_views(plan, dict.fromkeys(range(epochs))) == seen.sum()
         each = seen.sum(1)
         expected = plan.standard_views * (1 - (1 - 1 / plan.standard_views) ** epochs)
         figures = (

@@ -15,17 +15,19 @@ from kdcache.stages.student import Step, make_objective
 from torch import Tensor
 
 from kdcache import training
-from kdcache.analysis.precision import loss_of
 from kdcache.answers.cached_teacher import CachedTeacher
 from kdcache.answers.codec import Dense, TopK
+from kdcache.answers.open import make_cached_teacher, open_store
 from kdcache.answers.teacher import Teacher
+from kdcache.answers.verify import codec_error
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
-from kdcache.losses import kld
+from kdcache.losses import kl_divergence
 from kdcache.machine import keep_freed_memory
+from kdcache.models.load import trained_network
 from kdcache.run.folder import RunFolder
 from kdcache.run.statistics import EpochStatistics, StatisticsShape
-from kdcache.setup import fresh_network, load_data, open_store, plan_of, trained_network
+from kdcache.setup import fresh_network, load_data, plan_of
 from kdcache.views import Batch, ViewMaker
 
 REPEATS = 5
@@ -37,8 +39,8 @@ class Timed:
     def __init__(self, cached_teacher: CachedTeacher) -> None:
         self.cached_teacher, self.seconds = cached_teacher, 0.0
 
-    def ask(self, batch: Batch) -> Tensor:
-        """See `CachedTeacher.ask`."""
+    def logits(self, batch: Batch) -> Tensor:
+        """See `CachedTeacher.logits`."""
         started = time.perf_counter()
         answers = self.cached_teacher.logits(batch)
         self.seconds += time.perf_counter() - started
@@ -57,8 +59,8 @@ def main() -> None:
     teacher = Teacher(trained_network(RunFolder(chosen.teacher).network_file, data), compute)
     with tempfile.TemporaryDirectory() as name:
         store = open_store(Path(name) / "store.zarr", teacher, data)
-        filled = CachedTeacher.with_store(teacher, views, store, "replay", 1)
-        list(filled.fill(1))
+        filled = make_cached_teacher(teacher, views, store, "replay", 1)
+        list(filled.precompute(1))
         rows = {"online": [], "from the store": []}
         for _ in range(REPEATS):
             for word, cached_teacher in (("online", CachedTeacher(teacher, views)), ("from the store", filled)):
@@ -86,14 +88,15 @@ one at temperature 4, and how far the KL of an untrained student from it moves.
 """)
     print("| format | bytes | KL, mean | KL, largest | student's KL moves, mean | largest | other first class |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
-    for format in (Dense("float32"), Dense("float16"), TopK("float16", 5), TopK("float16", 3), TopK("float16", 2)):
-        loss = loss_of(whole, format, 4.0)
-        stored = format.decode(format.encode(whole), whole.shape[1])
-        moved = (kld(stored.double(), other.double(), 4.0) - kld(whole.double(), other.double(), 4.0)).abs()
-        size = sum(width * dtype.itemsize for width, dtype in format.layout(whole.shape[1]).values())
+    for codec in (Dense("float32"), Dense("float16"), TopK("float16", 5), TopK("float16", 3), TopK("float16", 2)):
+        error = codec_error(whole, codec, 4.0)
+        stored = codec.decode(codec.encode(whole), whole.shape[1])
+        kl_stored, kl_whole = (kl_divergence(other.double(), one.double(), 4.0) for one in (stored, whole))
+        moved = (kl_stored - kl_whole).abs()
+        size = sum(width * dtype.itemsize for width, dtype in codec.layout(whole.shape[1]).values())
         print(
-            f"| {format.name} | {size} | {loss.mean:.2g} | {loss.largest:.2g} | {moved.mean():.2g} | {moved.max():.2g} "
-            f"| {100 * loss.flips:.2g} % |"
+            f"| {codec.name} | {size} | {error.mean_kl:.2g} | {error.max_kl:.2g} | {moved.mean():.2g} "
+            f"| {moved.max():.2g} | {100 * error.argmax_changes:.2g} % |"
         )
     print(f"""
 ## How many rows a forward should have

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from common import footer
 
-from kdcache.answers.codec import DENSE, Columns
+from kdcache.answers.codec import DEFAULT_CODEC, Columns
 from kdcache.answers.location import StoreLocation
-from kdcache.answers.table import Table, fill
+from kdcache.answers.table import Table, fill_missing
 
 
 def resident() -> float:
@@ -33,18 +33,20 @@ def main() -> None:
     chosen = parser.parse_args()
     noise = torch.randn(20_000, chosen.classes).half()
 
-    def ask(span: range) -> Columns:
+    def compute_rows(span: range) -> Columns:
         return {"logits": noise[torch.arange(span.start, span.stop) % len(noise)]}
 
     with tempfile.TemporaryDirectory(dir=chosen.folder) as name:
-        table = Table(StoreLocation(Path(name) / "store.zarr"), "clean", chosen.rows, DENSE.layout(chosen.classes))
-        filled = measure(fill([(table, ask)]), len(table.chunks))
+        table = Table(
+            StoreLocation(Path(name) / "store.zarr"), "clean", chosen.rows, DEFAULT_CODEC.layout(chosen.classes)
+        )
+        filled = measure(fill_missing([(table, compute_rows)]), len(table.chunks))
         reads = measure((table.read(chunk) for chunk in range(len(table.chunks))), len(table.chunks))
-        size = table.place.size()
+        size = table.location.size()
         flat = np.memmap(Path(name) / "flat", np.float16, "w+", shape=(chosen.rows, chosen.classes))
         started = time.perf_counter()
         for span in table.chunks:
-            flat[span.start : span.stop] = ask(span)["logits"].numpy()
+            flat[span.start : span.stop] = compute_rows(span)["logits"].numpy()
         flat.flush()
         flat_write = time.perf_counter() - started
         started = time.perf_counter()

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from kdcache import models, training
 from kdcache.answers.cached_teacher import CachedTeacher
+from kdcache.answers.open import make_cached_teacher, open_store
 from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.datasets import Card, Dataset, Split
 from kdcache.run.statistics import EpochStatistics, StatisticsShape
-from kdcache.setup import open_store, plan_of
+from kdcache.setup import plan_of
 from kdcache.views import Batch, ViewMaker
 
 __all__ = ["BATCH", "CLASSES", "NETWORKS", "Ours", "Watch", "bare_step", "noise"]
@@ -112,12 +113,12 @@ class Ours:
         self.teacher = Teacher(models.build(teacher, num_classes=CLASSES, seed=0), self.compute)
         self.online = CachedTeacher(self.teacher, self.views)
         answers = open_store(store, self.teacher, self.data)
-        self.free = CachedTeacher.with_store(self.teacher, self.views, answers, "replay", 2)
+        self.free = make_cached_teacher(self.teacher, self.views, answers, "replay", 2)
         self.epoch = 0
 
     def fill(self) -> None:
-        """Ask about both epochs."""
-        for _ in self.free.fill(2):
+        """Precompute both epochs."""
+        for _ in self.free.precompute(2):
             pass
 
     def run(self, cached_teacher: CachedTeacher, watch: Watch | None = None) -> float:

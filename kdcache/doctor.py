@@ -15,13 +15,13 @@ from PIL import Image
 
 import kdcache
 from kdcache import datasets
-from kdcache.analysis.verification import verify_run
 from kdcache.compute import Compute, bfloat16
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import first_line, printable
 from kdcache.files import write_atomically
 from kdcache.machine import cores, free_memory
 from kdcache.run.folder import RUNS, FinishedRun
+from kdcache.setup import verify_run
 
 __all__ = ["FAULT", "HINT", "WELL", "Finding", "Recipes", "examine"]
 
@@ -229,8 +229,8 @@ def self_test(recipes: Recipes, runs: Path, device: str, precision: str) -> Find
     problems = {
         f"{asked[0]} questions instead of {questions}": asked[0] != questions,
         f"{asked[1]} questions asked twice": asked[1] != 0,
-        "damaged chunks in the store": any(check.damaged or check.rows < check.of for check in checks),
-        "answers in the store that the teacher does not give": any(check.largest > 0.25 for check in checks),
+        "damaged chunks in the store": any(check.damaged or check.rows < check.total_rows for check in checks),
+        "answers in the store that the teacher does not give": any(check.max_error > 0.25 for check in checks),
         "the same run twice has other bits": not equal and compute.device.type == "cpu",
     }
     steps = f"2 steps of cutmix-pick in {compute.precision} on {compute.device.type}"

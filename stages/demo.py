@@ -10,12 +10,12 @@ from kdcache.analysis.disagreement import measure_disagreement
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import UsageError, problem
 from kdcache.files import write_json
+from kdcache.models.load import SHIPPED
 from kdcache.report.gallery import draw_disagreements
 from kdcache.report.progress import terminal
 from kdcache.report.sheets import disagreement_sheet
 from kdcache.report.tables import show, table
 from kdcache.run.folder import RUNS, FinishedRun
-from kdcache.setup import SHIPPED
 
 __all__ = ["STUDENTS", "run_demo"]
 

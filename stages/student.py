@@ -12,13 +12,14 @@ from kdcache.losses import Objective, ViewOutputs, build_objective, kl_divergenc
 from kdcache.models import Network
 from kdcache.report.curves import draw_curves
 from kdcache.report.progress import Reporter
+from kdcache.run.find import find_teacher
 from kdcache.run.folder import FinishedRun
 from kdcache.run.recorder import StudentRecorder
 from kdcache.run.resolve import resolve_run
 from kdcache.run.statistics import StatisticsShape
 from kdcache.run.writer import RunWriter
 from kdcache.selection import Candidates, score, select_all, select_top
-from kdcache.setup import choose_compute, find_teacher, fresh_network, load_data, open_cached_teacher, plan_of
+from kdcache.setup import choose_compute, fresh_network, load_data, open_cached_teacher, plan_of
 from kdcache.training import FrozenRunningStats, WithFeatures, sgd, train_epochs
 from kdcache.views import Batch, ViewMaker, take
 

@@ -7,18 +7,21 @@ from torch import Tensor
 
 from kdcache import distributed, signals
 from kdcache.answers.cached_teacher import CachedTeacher
+from kdcache.answers.open import open_store
 from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute
 from kdcache.config import TeacherConfig
 from kdcache.datasets import Dataset
 from kdcache.losses import cross_entropy
 from kdcache.models import Network
+from kdcache.models.load import find_network
 from kdcache.report.curves import draw_curves
 from kdcache.report.progress import Reporter
+from kdcache.run.find import store_path
 from kdcache.run.folder import EpochMetrics, FinishedRun
 from kdcache.run.resolve import check_output, resolve_run
 from kdcache.run.writer import RunWriter
-from kdcache.setup import choose_compute, find_network, fresh_network, load_data, open_store, store_path
+from kdcache.setup import choose_compute, fresh_network, load_data
 from kdcache.training import evaluate, sgd, train_epochs
 from kdcache.views import Batch, Plan, ViewMaker
 

@@ -1,4 +1,4 @@
-"""Teachers, stores and oracles for the tests, about random images."""
+"""Teachers, stores and cached teachers for the tests, for random images."""
 
 from pathlib import Path
 
@@ -6,7 +6,8 @@ import torch
 
 from kdcache import models
 from kdcache.answers.cached_teacher import CachedTeacher
-from kdcache.answers.codec import DENSE, Format
+from kdcache.answers.codec import DEFAULT_CODEC, Codec
+from kdcache.answers.open import make_cached_teacher, open_store
 from kdcache.answers.store import AnswerStore
 from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute
@@ -14,7 +15,6 @@ from kdcache.config import StudentConfig
 from kdcache.datasets import Card, Dataset, Split
 from kdcache.run.recorder import StudentRecorder
 from kdcache.run.statistics import StatisticsShape
-from kdcache.setup import open_store
 from kdcache.views import Plan, ViewMaker
 
 CPU = torch.device("cpu")
@@ -30,8 +30,8 @@ def dataset(split: Split, padding: int = 4) -> Dataset:
     return Dataset(card, tuple("abcd"), split, split)
 
 
-def store(where: Path | str, of: Teacher, split: Split, format: Format = DENSE, padding: int = 4) -> AnswerStore:
-    return open_store(where, of, dataset(split, padding), format)
+def store(where: Path | str, of: Teacher, split: Split, codec: Codec = DEFAULT_CODEC, padding: int = 4) -> AnswerStore:
+    return open_store(where, of, dataset(split, padding), codec)
 
 
 def views(split: Split, aug: str = "cutmix-pick", seed: int = 0, batch_size: int = 64) -> ViewMaker:
@@ -43,9 +43,9 @@ def views(split: Split, aug: str = "cutmix-pick", seed: int = 0, batch_size: int
 def cached_teacher(
     where: Path | str, split: Split, maker: ViewMaker, cache: str = "replay", epochs: int = 1, limit: int | None = None
 ) -> CachedTeacher:
-    """A cached teacher in front of the same teacher each time."""
+    """A cached teacher of the same teacher each time."""
     of = teacher()
-    return CachedTeacher.with_store(of, maker, store(where, of, split), cache, epochs, limit)
+    return make_cached_teacher(of, maker, store(where, of, split), cache, epochs, limit)
 
 
 def recorder(where: Path, maker: ViewMaker, losses: tuple[str, ...], of: CachedTeacher | None) -> StudentRecorder:
@@ -53,13 +53,13 @@ def recorder(where: Path, maker: ViewMaker, losses: tuple[str, ...], of: CachedT
     return StudentRecorder(where, 1, shape, of, maker.device)
 
 
-def ask(of: CachedTeacher, epochs: int) -> dict[tuple[int, str, int], bytes]:
-    """Put every view of some epochs to a cached teacher: its answers by epoch, kind and position."""
+def all_logits(of: CachedTeacher, epochs: int) -> dict[tuple[int, str, int], bytes]:
+    """Logits of every view of some epochs, by epoch, kind and position."""
     found = {}
     for epoch in range(epochs):
         for batch in of.views.epoch(epoch):
             logits = of.logits(batch).numpy()
-            for row, answer in enumerate(logits):
-                slot, place = divmod(row, len(batch))
-                found[epoch, of.views.plan.kinds[slot], batch.positions[place]] = answer.tobytes()
+            for row, values in enumerate(logits):
+                slot, index = divmod(row, len(batch))
+                found[epoch, of.views.plan.kinds[slot], batch.positions[index]] = values.tobytes()
     return found

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import zarr
-from kdcache.stages import fill_answers, train_student, train_teacher
+from kdcache.stages import precompute_answers, train_student, train_teacher
 
 from kdcache import cli
 from kdcache.config import StudentConfig, TeacherConfig
@@ -107,7 +107,7 @@ def work(kind: str, settings: dict[str, Any]) -> None:
     if kind == "teacher":
         train_teacher(TeacherConfig.load(**settings))
     elif kind == "fill":
-        fill_answers(StudentConfig.load(**settings))
+        precompute_answers(StudentConfig.load(**settings))
     else:
         train_student(StudentConfig.load(**settings))
 

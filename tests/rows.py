@@ -1,29 +1,29 @@
-"""Tables of rows that tell where they belong."""
+"""Tables whose rows identify themselves."""
 
 import torch
 
-from kdcache.answers.codec import DENSE, Columns
+from kdcache.answers.codec import DEFAULT_CODEC, Columns
 from kdcache.answers.location import StoreLocation
 from kdcache.answers.store import CLEAN
-from kdcache.answers.table import Table, fill
+from kdcache.answers.table import Table, fill_missing
 
 CLASSES = 100
 ROWS = 25_000  # three chunks of float16
 
 
-def table(place: StoreLocation, name: str = CLEAN, rows: int = ROWS) -> Table:
-    return Table(place, name, rows, DENSE.layout(CLASSES))
+def table(location: StoreLocation, path: str = CLEAN, rows: int = ROWS) -> Table:
+    return Table(location, path, rows, DEFAULT_CODEC.layout(CLASSES))
 
 
-def whole(place: StoreLocation, name: str = CLEAN) -> Table:
-    """A table that is full."""
-    one = table(place, name)
-    list(fill([(one, rows_of)]))
+def full_table(location: StoreLocation, path: str = CLEAN) -> Table:
+    """A complete table."""
+    one = table(location, path)
+    list(fill_missing([(one, rows_of)]))
     return one
 
 
 def rows_of(span: range) -> Columns:
-    """Rows that tell where they belong."""
+    """Rows that depend on their position."""
     return {"logits": (torch.tensor(span)[:, None] % 2011 + torch.arange(CLASSES) / 128).half()}
 
 

@@ -1,4 +1,4 @@
-"""``kdcache cache`` and ``kdcache views`` from outside, and fills that are killed for real."""
+"""``kdcache cache`` and ``kdcache views`` as commands, and fills that are killed."""
 
 import random
 import re
@@ -11,6 +11,7 @@ import pytest
 import zarr
 
 from kdcache.answers.store import CLEAN, AnswerStore
+from kdcache.answers.table import fill_missing
 from tests.processes import Command, kdcache
 
 SAMPLES = 90
@@ -22,18 +23,18 @@ def words(pictures: Path, teacher: Path, store: Path, *more: str) -> list[str]:
 
 
 def contents(store: Path) -> dict[str, bytes]:
-    """Every answer and commit record of a store, by its file."""
+    """Content of every chunk and commit record of a store, by file."""
     files = [path for path in store.rglob("*") if "/c/" in str(path) and path.suffix != ".partial" and path.is_file()]
     return {str(path.relative_to(store)): path.read_bytes() for path in files}
 
 
-def asked(line: str) -> int:
-    found = re.search(r"(\d+) of them asked now", line)
-    assert found, line
+def forwards(output: str) -> int:
+    found = re.search(r"(\d+) of them computed now", output)
+    assert found, output
     return int(found[1])
 
 
-def test_what_plan_counts_is_what_happens(pictures: Path, teacher: Path, tmp_path: Path) -> None:
+def test_the_plan_counts_what_happens(pictures: Path, teacher: Path, tmp_path: Path) -> None:
     store = tmp_path / "store.zarr"
     given = words(pictures, teacher, store, "--aug", "cutmix-pick", "--epochs", "3")
     plan = kdcache("cache", "plan", *given, "--students", "4", cwd=tmp_path)
@@ -47,7 +48,7 @@ def test_what_plan_counts_is_what_happens(pictures: Path, teacher: Path, tmp_pat
 
     fill = kdcache("cache", "fill", *given, "--cache", "replay", cwd=tmp_path)
     assert fill.returncode == 0, fill.stderr
-    assert asked(fill.stdout) == 9 * SAMPLES
+    assert forwards(fill.stdout) == 9 * SAMPLES
     shutil.rmtree(store / "replay" / "seed-0" / "epoch-0001" / "cutmix-2" / "commits" / "c")
     again = kdcache("cache", "plan", *given, cwd=tmp_path)
     assert re.search(rf"off\s*│\s*{9 * SAMPLES}\s*│", again.stdout), again.stdout
@@ -71,7 +72,7 @@ def test_info_verify_and_prune(pictures: Path, teacher: Path, tmp_path: Path) ->
     assert [part for part in parts if part not in info.stdout] == []
     sound = run("verify", "--all")
     assert sound.returncode == 0, sound.stderr
-    assert f"sound: {6 * SAMPLES} answers asked again, largest difference 0, 0" in sound.stdout
+    assert f"intact: {6 * SAMPLES} views compared, max error 0, 0" in sound.stdout
 
     group = zarr.open_group(store, path="replay/seed-0/epoch-0001/cutmix-1", mode="r+")
     chunk = store / group.path / "logits" / "c" / "0" / "0"
@@ -90,20 +91,17 @@ def test_info_verify_and_prune(pictures: Path, teacher: Path, tmp_path: Path) ->
     assert "3 damaged" in worse.stderr
 
     assert run("prune").returncode == 2
-    assert "dropped 2 tables" in run("prune", "--kind", "cutmix-1").stdout
+    assert "deleted 2 tables" in run("prune", "--kind", "cutmix-1").stdout
     kinds = ("cutmix-2", "standard")
     assert AnswerStore(store).tables() == [
         f"replay/seed-0/epoch-000{epoch}/{kind}" for epoch in (0, 1) for kind in kinds
     ]
-    assert "dropped 2 tables" in run("prune", "--after-epoch", "1").stdout
-    assert "dropped 2 tables" in run("prune", "--all").stdout
+    assert "deleted 2 tables" in run("prune", "--after-epoch", "1").stdout
+    assert "deleted 2 tables" in run("prune", "--all").stdout
     assert run("verify").returncode == 0
 
 
-def test_an_answer_that_the_teacher_does_not_give_is_found(pictures: Path, teacher: Path, tmp_path: Path) -> None:
-    """A store whose every checksum is right, about answers that are wrong."""
-    from kdcache.answers.table import fill
-
+def test_wrong_logits_with_correct_checksums_are_found(pictures: Path, teacher: Path, tmp_path: Path) -> None:
     store = tmp_path / "store.zarr"
     shutil.copytree(teacher / "answers.zarr", store)
     table = AnswerStore(store).table(CLEAN)
@@ -111,10 +109,10 @@ def test_an_answer_that_the_teacher_does_not_give_is_found(pictures: Path, teach
     assert columns is not None
     columns["logits"][7, 1] += 3
     shutil.rmtree(store / CLEAN)
-    list(fill([(AnswerStore(store).table(CLEAN), lambda span: columns)]))
+    list(fill_missing([(AnswerStore(store).table(CLEAN), lambda span: columns)]))
     found = kdcache("cache", "verify", str(teacher), "--store", str(store), "--all", cwd=tmp_path)
     assert found.returncode == 1
-    assert re.search(r"given 0 damaged and (3|2\.99|3\.0)", found.stderr), found.stderr
+    assert re.search(r"got 0 damaged and (3|2\.99|3\.0)", found.stderr), found.stderr
 
 
 @pytest.mark.parametrize(
@@ -132,7 +130,7 @@ def test_an_answer_that_the_teacher_does_not_give_is_found(pictures: Path, teach
         ("views --samples 65", ["--samples", "65"]),
     ],
 )
-def test_wrong_use_is_one_line_and_writes_nothing(command: str, parts: list[str], tmp_path: Path) -> None:
+def test_usage_errors_are_one_line_and_write_nothing(command: str, parts: list[str], tmp_path: Path) -> None:
     done = kdcache(*command.split(), cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
@@ -140,13 +138,13 @@ def test_wrong_use_is_one_line_and_writes_nothing(command: str, parts: list[str]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_to_fill_is_said(pictures: Path, teacher: Path, tmp_path: Path) -> None:
+def test_a_fill_that_would_store_nothing_is_refused(pictures: Path, teacher: Path, tmp_path: Path) -> None:
     given = words(pictures, teacher, tmp_path / "store.zarr", "--aug", "cutmix", "--epochs", "30")
     for more, part in (
-        ("--cache off", "something to keep, got off"),
-        ("--cache clean", "something to keep, got clean"),
+        ("--cache off", "--cache: expected auto, standard or replay, which store logits of these views, got off"),
+        ("--cache clean", "got clean"),
         ("--cache-limit 1kB", "expected at least"),
-        ("--cache-limit 30kB", "or --cache replay to fill a part"),
+        ("--cache-limit 30kB", "Use --cache replay to store a part."),
     ):
         done = kdcache("cache", "fill", *given, *more.split(), cwd=tmp_path)
         assert done.returncode == 2
@@ -154,10 +152,10 @@ def test_nothing_to_fill_is_said(pictures: Path, teacher: Path, tmp_path: Path) 
         assert list(tmp_path.iterdir()) == []
     part = kdcache("cache", "fill", *given, "--cache", "replay", "--cache-limit", "30kB", cwd=tmp_path)
     assert part.returncode == 0, part.stderr
-    assert re.search(rf"(\d+) of {60 * SAMPLES} answers", part.stdout), part.stdout
+    assert re.search(rf"(\d+) of {60 * SAMPLES} views", part.stdout), part.stdout
 
 
-def test_views_shows_rows_and_draws_them(tmp_path: Path) -> None:
+def test_views_prints_rows_and_draws_them(tmp_path: Path) -> None:
     words = ["views", "--aug", "cutmix-pick", "--epoch", "3", "--samples", "4", "--out", "drawn.png"]
     done = kdcache(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -167,10 +165,8 @@ def test_views_shows_rows_and_draws_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("together", [1, 2])
-def test_fills_that_are_killed_end_with_the_same_bits(
-    together: int, pictures: Path, teacher: Path, tmp_path: Path
-) -> None:
-    """Fills are killed at random moments of their work, alone and two at a time; see benchmarks/kill_fills.py."""
+def test_killed_fills_end_with_the_same_bits(together: int, pictures: Path, teacher: Path, tmp_path: Path) -> None:
+    """Kill fills at random moments, one or two at a time; see benchmarks/kill_fills.py."""
     more = ("--aug", "cutmix-pick", "--epochs", "40")
     kdcache("cache", "fill", *words(pictures, teacher, tmp_path / "unbroken.zarr", *more), cwd=tmp_path)
     expected = contents(tmp_path / "unbroken.zarr")
@@ -186,7 +182,7 @@ def test_fills_that_are_killed_end_with_the_same_bits(
         for fill in fills:
             fill.kill()
         after = contents(store)
-        assert all(after[name] == content for name, content in before.items())  # nothing was lost
+        assert all(after[name] == content for name, content in before.items())  # nothing is lost
         before = after
     fills = [Command(("cache", "fill", *words(pictures, teacher, store, *more)), tmp_path) for _ in range(together)]
     for fill in fills:
@@ -205,5 +201,5 @@ def test_two_fills_at_once_share_the_work(pictures: Path, teacher: Path, tmp_pat
     for fill in fills:
         done = fill.ended()
         assert done.returncode == 0, done.stderr
-        counts.append(asked(done.stdout))
+        counts.append(forwards(done.stdout))
     assert sum(counts) == 180 * SAMPLES

@@ -46,9 +46,9 @@ def test_a_full_disk_is_reported_and_the_run_can_be_resumed(
     assert not (tmp_path / "run" / "summary.json").exists()
     threads = torch.get_num_threads()
     resumed = train_student(StudentConfig.load(**settings, resume=True))  # with as many threads as that process
-    whole = train_student(StudentConfig.load(**{**settings, "out": tmp_path / "whole"}))
+    uninterrupted = train_student(StudentConfig.load(**{**settings, "out": tmp_path / "uninterrupted"}))
     torch.set_num_threads(threads)
-    assert outcome(resumed.path) == outcome(whole.path)
+    assert outcome(resumed.path) == outcome(uninterrupted.path)
 
 
 def test_too_little_memory_for_a_step_names_remedies(small: Settings, tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ class GreedyInTeacherForward(Greedy):
         (
             GreedyInEvaluation,
             "float32",
-            "expected --precision bfloat16, or a smaller network or --image-size, got an evaluation, "
+            "expected --precision bfloat16, or a smaller network or --image-size, got an evaluation of "
             "30 images at a time",
         ),
         (
@@ -142,7 +142,7 @@ def test_a_store_that_vanishes_is_reported_and_the_run_can_be_resumed_with_it_or
     assert not disk.exists()  # nothing was created in its place
     shutil.copytree(tmp_path / "run", tmp_path / "anew")
     outcomes = []
-    for name, resume in (("anew", True), ("run", True), ("whole", False)):
+    for name, resume in (("anew", True), ("run", True), ("uninterrupted", False)):
         ended = begun("student-train", settings | {"out": tmp_path / name, "resume": resume}).ended()
         assert ended.returncode == 0, ended.stderr
         outcomes.append(outcome(tmp_path / name))

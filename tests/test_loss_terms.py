@@ -64,7 +64,7 @@ def test_gradients_reach_the_student_and_the_term_but_not_the_teacher(name: str,
 def test_features_of_x_are_computed_and_logits_have_the_bits_of_the_store(noise: Split, tmp_path: Path) -> None:
     views = answers.views(noise)
     cached_teacher = answers.cached_teacher(tmp_path / "store.zarr", noise, views, epochs=1)
-    list(cached_teacher.fill(1))
+    list(cached_teacher.precompute(1))
     cached_teacher.pop_counts()
     batch = next(views.epoch(0))
     logits, features = cached_teacher.logits_and_features(batch)

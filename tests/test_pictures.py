@@ -20,6 +20,7 @@ from torchvision.transforms import v2
 
 from kdcache import datasets
 from kdcache.answers import budget
+from kdcache.answers.space import StoreSpace
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.datasets import Dataset, load, pictures, read
 from kdcache.datasets.check import check, known
@@ -199,11 +200,11 @@ def test_an_epoch_that_is_broken_off_leaves_no_worker(imagenet: Path) -> None:
 
 def test_parts_of_pictures_are_too_many_for_an_index() -> None:
     drawn = plan(100)
-    assert not budget.fits_an_index(drawn)
-    assert budget.distinct_views(drawn, 10, known=5) == pytest.approx(10)
-    room = budget.Room(frozenset(), 1000, 10**9)
-    assert not budget.choose("auto", drawn, 100, room).indexed
-    assert "--cache standard" in refusal(lambda: budget.choose("standard", drawn, 100, room))
+    assert not budget.index_fits(drawn)
+    assert budget.expected_new_views(drawn, 10, known=5) == pytest.approx(10)
+    space = StoreSpace(1000, 10**9)
+    assert not budget.choose_policy("auto", drawn, 100, space).indexed
+    assert "--cache standard" in refusal(lambda: budget.choose_policy("standard", drawn, 100, space))
 
 
 def test_plans_of_pictures_nest_like_others() -> None:
@@ -228,7 +229,7 @@ def test_a_table_of_the_size_of_imagenet_stays_below_100_mb_and_200_at_the_peak(
 
 def test_slices_of_a_table_are_drawn_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = plan(1000, ("cutmix", "mixup")).epoch(2)
-    monkeypatch.setattr("kdcache.views.plan.SLICE", 77)
+    monkeypatch.setattr("kdcache.views.plan.ROWS_PER_DRAW", 77)
     sliced = plan(1000, ("cutmix", "mixup")).epoch(2)
     for one, other in zip(whole.slots, sliced.slots, strict=True):
         assert np.array_equal(one.parameters, other.parameters)

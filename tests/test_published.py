@@ -292,7 +292,7 @@ def test_a_resnet34_of_torchvision_teaches_a_resnet18(size: int, tmp_path: Path)
 @pytest.fixture(scope="module")
 def mini_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped teacher as a run: a network that knows its images."""
-    from kdcache.setup import shipped_teacher
+    from kdcache.models.load import shipped_teacher
 
     config = TeacherConfig.load(out=tmp_path_factory.mktemp("mini") / "run", device="cpu", precision="float32")
     return load_teacher(shipped_teacher(), config).path

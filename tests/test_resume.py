@@ -140,8 +140,8 @@ def test_after_a_damaged_checkpoint_the_one_before_is_used(
     run = train_student(StudentConfig.load(**{**settings, "out": out, "resume": True}))
     assert f"could not read checkpoint {newest}" in caplog.text
     assert torch.get_num_threads() == 1  # as in the run before
-    whole = train_student(StudentConfig.load(**{**settings, "out": tmp_path / "whole"}))
-    assert outcome(run.path) == outcome(whole.path)
+    uninterrupted = train_student(StudentConfig.load(**{**settings, "out": tmp_path / "uninterrupted"}))
+    assert outcome(run.path) == outcome(uninterrupted.path)
     (resumed,) = run.summary["resumed"]
     assert 0 < resumed["epoch"] <= 3
 
@@ -189,8 +189,8 @@ def test_a_terminated_training_saves_a_checkpoint_within_the_epoch(
     newest = max(path.name for path in tmp_path.glob("run/checkpoints/epoch-*"))
     assert not newest.endswith("step-0000000.safetensors")
     resumed = train_student(StudentConfig.load(**{**settings, "out": tmp_path / "run", "resume": True}))
-    whole = train_student(StudentConfig.load(**{**settings, "out": tmp_path / "whole"}))
-    assert outcome(resumed.path) == outcome(whole.path)
+    uninterrupted = train_student(StudentConfig.load(**{**settings, "out": tmp_path / "uninterrupted"}))
+    assert outcome(resumed.path) == outcome(uninterrupted.path)
 
 
 @pytest.mark.parametrize("files", [[], ["config.toml"]])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kdcache import models, training
 from kdcache.answers.cached_teacher import CachedTeacher
+from kdcache.answers.open import make_cached_teacher
 from kdcache.answers.teacher import FORWARD_ROWS, Teacher
 from kdcache.choices import AUGMENTATIONS, CRITERIA, LOSSES, MIXES
 from kdcache.compute import Compute
@@ -133,7 +134,7 @@ def test_steps_do_not_wait_for_the_device(loss: str, aug: str, noise: Split, met
 def test_steps_on_stored_logits_do_not_wait_for_the_device(noise: Split, meta_device: Compute, tmp_path: Path) -> None:
     bench = Bench(noise, meta_device, aug="cutmix-pick")
     maker = ViewMaker(noise, bench.maker.plan, SIZE, CPU.device)
-    list(answers.cached_teacher(tmp_path / "store", noise, maker).fill(1))
+    list(answers.cached_teacher(tmp_path / "store", noise, maker).precompute(1))
     bench.step.teacher = answers.cached_teacher(tmp_path / "store", noise, bench.maker)
     assert steps_before_a_value_is_read(bench, meta_device) == len(maker.steps)
     assert bench.step.teacher.pop_counts() == (0, 3 * len(noise))
@@ -286,7 +287,7 @@ def test_stored_clean_logits_need_no_forward(noise: Split, tmp_path: Path) -> No
     live, stored = Bench(noise, aug="none"), Bench(noise, aug="none")
     assert stored.step.teacher is not None
     store = answers.store(tmp_path / "answers.zarr", stored.step.teacher.teacher, noise)
-    stored.step.teacher = CachedTeacher.with_store(stored.step.teacher.teacher, stored.maker, store, "clean", epochs=1)
+    stored.step.teacher = make_cached_teacher(stored.step.teacher.teacher, stored.maker, store, "clean", epochs=1)
     stored.rows.clear()
     assert stored.step(stored.batch).equal(live.step(live.batch))
     assert stored.rows == []

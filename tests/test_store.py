@@ -1,4 +1,4 @@
-"""Whole stores: what is in them, what is refused, and several processes at once."""
+"""Stores as a whole: tables, refusals, and several processes at once."""
 
 import json
 import subprocess
@@ -13,28 +13,28 @@ import torch
 
 from kdcache.answers.codec import Columns
 from kdcache.answers.location import StoreLocation
-from kdcache.answers.store import CLEAN, AnswerStore, Replayed
-from kdcache.answers.table import fill
+from kdcache.answers.store import CLEAN, AnswerStore, ReplayTableName
+from kdcache.answers.table import fill_missing
 from kdcache.datasets import Split
 from kdcache.errors import KdcacheError, UsageError
 from tests import answers
 from tests.rows import equal, rows_of, table
 
 
-def filled(tmp_path: Path, noise: Split) -> AnswerStore:
+def full_store(tmp_path: Path, noise: Split) -> AnswerStore:
     cached_teacher = answers.cached_teacher(tmp_path / "store.zarr", noise, answers.views(noise), epochs=2)
-    list(cached_teacher.fill(2))
+    list(cached_teacher.precompute(2))
     list(cached_teacher.precompute_clean())
     assert cached_teacher.store is not None
     return cached_teacher.store
 
 
-def test_dropping_leaves_the_others_and_nothing_else(noise: Split, tmp_path: Path) -> None:
-    store = filled(tmp_path, noise)
+def test_drop_keeps_other_tables_and_no_unfinished_files(noise: Split, tmp_path: Path) -> None:
+    store = full_store(tmp_path, noise)
     litter = tmp_path / "store.zarr" / "clean" / "logits" / "c" / "0" / "0.4711.partial"
-    litter.write_text("a writer was killed here")
-    first_epoch = [name.table for name in store.replayed() if name.epoch == 0]
-    store.drop([name.table for name in store.replayed() if name.epoch == 1])
+    litter.write_text("a killed writer left this")
+    first_epoch = [name.path for name in store.replay_tables() if name.epoch == 0]
+    store.drop([name.path for name in store.replay_tables() if name.epoch == 1])
     assert sorted(store.tables()) == sorted([CLEAN, *first_epoch])
     assert not (tmp_path / "store.zarr" / "replay" / "seed-0" / "epoch-0001").exists()
     assert not litter.exists()
@@ -44,22 +44,22 @@ def test_dropping_leaves_the_others_and_nothing_else(noise: Split, tmp_path: Pat
     assert store.table(CLEAN).read(0) is not None
 
 
-@pytest.mark.parametrize("change", ["schema", "format", "fingerprint", "json"])
-def test_a_root_that_is_damaged_is_one_clear_error(change: str, noise: Split, tmp_path: Path) -> None:
-    filled(tmp_path, noise)
+@pytest.mark.parametrize("change", ["schema", "codec", "fingerprint", "json"])
+def test_damaged_attributes_are_an_error(change: str, noise: Split, tmp_path: Path) -> None:
+    full_store(tmp_path, noise)
     path = tmp_path / "store.zarr" / "zarr.json"
     document = json.loads(path.read_text())
     if change == "json":
         path.write_text(path.read_text()[:-20])
     else:
-        changes = {"schema": "another", "format": {"dtype": "float32"}, "fingerprint": {}}
+        changes = {"schema": "another", "codec": {"dtype": "float32"}, "fingerprint": {}}
         document["attributes"][change] = changes[change]
         path.write_text(json.dumps(document))
     with pytest.raises(KdcacheError, match=r"store\.zarr"):
         AnswerStore(tmp_path / "store.zarr")
 
 
-def test_a_store_that_is_not_there_is_not_made_by_looking(tmp_path: Path) -> None:
+def test_opening_a_missing_store_does_not_create_it(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="a store that exists"):
         AnswerStore(tmp_path / "store.zarr")
     assert list(tmp_path.iterdir()) == []
@@ -76,7 +76,7 @@ HOLDER = """
 
 @pytest.fixture
 def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that writes the first chunk of the clean answers."""
+    """Another process that holds the lock on the first chunk of clean views."""
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(HOLDER), str(tmp_path / "store.zarr")],
         stdin=subprocess.PIPE,
@@ -90,19 +90,19 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process.communicate()
 
 
-def test_a_chunk_that_another_process_is_at_is_left_to_it(
+def test_a_chunk_that_another_process_computes_is_left_to_it(
     holder: subprocess.Popen[str], noise: Split, tmp_path: Path
 ) -> None:
     store = answers.store(tmp_path / "store.zarr", answers.teacher(), noise)
     one = table(StoreLocation(tmp_path / "store.zarr"))
-    assert one.obtain(0, rows_of, wait=False) is None
-    assert one.obtain(1, rows_of, wait=False) is not None
+    assert one.read_or_compute(0, rows_of, wait=False) is None
+    assert one.read_or_compute(1, rows_of, wait=False) is not None
     assert one.read(0) is None
     with pytest.raises(UsageError, match="in use"):
         store.drop([CLEAN])
     holder.kill()
-    holder.wait()  # the kernel takes the lock from the dead
-    assert equal(one.obtain(0, rows_of), rows_of(one.chunks[0]))
+    holder.wait()  # the kernel releases its lock
+    assert equal(one.read_or_compute(0, rows_of), rows_of(one.chunks[0]))
     store.drop([CLEAN])
 
 
@@ -112,15 +112,15 @@ WRITER = """
     from tests.test_store import rows_of, table
     from kdcache.answers.location import StoreLocation
     one = table(StoreLocation(sys.argv[1]))
-    def ask(span):
-        print("asking", flush=True)
+    def compute_rows(span):
+        print("computing", flush=True)
         sys.stdin.readline()
         return rows_of(span)
-    one.obtain(0, ask)
+    one.read_or_compute(0, compute_rows)
 """
 
 
-def test_what_another_process_wrote_while_we_waited_is_not_asked_again(tmp_path: Path) -> None:
+def test_a_chunk_that_another_process_wrote_meanwhile_is_not_computed_again(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(WRITER), str(tmp_path / "store.zarr")],
         cwd=Path(__file__).parents[1],
@@ -130,14 +130,14 @@ def test_what_another_process_wrote_while_we_waited_is_not_asked_again(tmp_path:
     )
     assert process.stdout is not None
     assert process.stdin is not None
-    assert process.stdout.readline() == "asking\n"
+    assert process.stdout.readline() == "computing\n"
     threading.Timer(0.3, lambda: process.communicate("go\n")).start()
     one = table(StoreLocation(tmp_path / "store.zarr"))
-    assert equal(one.obtain(0, lambda span: pytest.fail("asked twice")), rows_of(one.chunks[0]))
+    assert equal(one.read_or_compute(0, lambda span: pytest.fail("computed twice")), rows_of(one.chunks[0]))
     assert process.wait(timeout=20) == 0
 
 
-def test_every_name_of_a_folder_leads_to_the_same_lock(
+def test_every_path_to_a_folder_has_the_same_lock(
     holder: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "store.zarr").mkdir(exist_ok=True)
@@ -152,23 +152,23 @@ def test_every_name_of_a_folder_leads_to_the_same_lock(
 def test_a_store_may_have_any_name(name: str, noise: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     cached_teacher = answers.cached_teacher(name, noise, answers.views(noise), epochs=1)
-    list(cached_teacher.fill(1))
+    list(cached_teacher.precompute(1))
     list(cached_teacher.precompute_clean())
     kinds = ("cutmix-1", "cutmix-2", "standard")
-    assert AnswerStore(name).tables() == [CLEAN, *(Replayed(0, 0, kind).table for kind in kinds)]
+    assert AnswerStore(name).tables() == [CLEAN, *(ReplayTableName(0, 0, kind).path for kind in kinds)]
 
 
-def test_a_folder_that_is_no_store_is_left_alone(noise: Split, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_store_is_left_alone(noise: Split, tmp_path: Path) -> None:
     (tmp_path / "album").mkdir()
-    (tmp_path / "album" / "photo.jpg").write_bytes(b"dear")
-    (tmp_path / "file").write_text("dear too")
+    (tmp_path / "album" / "photo.jpg").write_bytes(b"private")
+    (tmp_path / "file").write_text("private too")
     for name in ("album", "file"):
-        with pytest.raises(UsageError, match="store of answers"):
+        with pytest.raises(UsageError, match="--store"):
             answers.store(tmp_path / name, answers.teacher(), noise)
     assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["album", "photo.jpg", "file"]
 
 
-def test_a_root_that_another_process_is_just_writing_is_not_taken_for_other_files(noise: Split, tmp_path: Path) -> None:
+def test_unfinished_files_of_another_process_are_ignored(noise: Split, tmp_path: Path) -> None:
     (tmp_path / "store.zarr").mkdir()
     (tmp_path / "store.zarr" / "zarr.4711.partial").write_text("{")
     assert answers.store(tmp_path / "store.zarr", answers.teacher(), noise).tables() == []
@@ -190,7 +190,7 @@ def blank() -> Split:
     return Split(torch.zeros(9, 3, 32, 32, dtype=torch.uint8), torch.zeros(9, dtype=torch.int64))
 
 
-def test_several_processes_make_one_new_store_at_the_same_moment(tmp_path: Path) -> None:
+def test_several_processes_create_one_store_at_once(tmp_path: Path) -> None:
     command = [sys.executable, "-c", textwrap.dedent(OPENER)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": Path(__file__).parents[1]}
     openers = [subprocess.Popen(command, **pipes) for _ in range(3)]  # type: ignore[call-overload]
@@ -204,22 +204,55 @@ def test_several_processes_make_one_new_store_at_the_same_moment(tmp_path: Path)
         opener.communicate()
 
 
-def test_tables_whose_root_is_gone_are_not_taken_for_another_teachers(noise: Split, tmp_path: Path) -> None:
-    filled(tmp_path, noise)
+def test_tables_without_their_root_are_an_error(noise: Split, tmp_path: Path) -> None:
+    full_store(tmp_path, noise)
     (tmp_path / "store.zarr" / "zarr.json").unlink()
-    with pytest.raises(UsageError, match=r"a store whose zarr\.json is gone"):
+    with pytest.raises(UsageError, match=r"a store that lost its zarr\.json"):
         answers.store(tmp_path / "store.zarr", answers.teacher(seed=5), noise)
 
 
-def test_filling_takes_what_others_leave_and_waits_for_the_rest(holder: subprocess.Popen[str], tmp_path: Path) -> None:
+def test_filling_waits_for_other_processes_last(holder: subprocess.Popen[str], tmp_path: Path) -> None:
     one = table(StoreLocation(tmp_path / "store.zarr"))
     order: list[range] = []
 
-    def ask(span: range) -> Columns:
+    def compute_rows(span: range) -> Columns:
         order.append(span)
-        if len(order) == 2:  # the others are done: the process that held the first chunk dies
+        if len(order) == 2:  # all others are done: the process that holds the lock dies
             holder.kill()
         return rows_of(span)
 
-    assert [chunk for _, chunk, _ in fill([(one, ask)])] == [1, 2, 0]
+    assert [chunk for _, chunk, _ in fill_missing([(one, compute_rows)])] == [1, 2, 0]
     assert order == [one.chunks[1], one.chunks[2], one.chunks[0]]
+
+
+GRID_MASK = """
+    import os, sys
+    from kdcache import choices
+    choices.MIXES["grid-mask"] = choices.MIXES["cutout"]
+    from kdcache.cli import cli
+    words = sys.argv[1:]
+    fill = ["cache", "fill", *words, "--aug", "grid-mask", "--candidates", "2", "--epochs", "2"]
+    teacher, store = words[words.index("--teacher") + 1], words[words.index("--store") + 1]
+    commands = (fill, ["cache", "verify", teacher, "--store", store, "--all"],
+                ["cache", "prune", teacher, "--store", store, "--kind", "grid-mask-2"],
+                ["cache", "prune", teacher, "--store", store, "--all"])
+    for command in commands:
+        cli(command, standalone_mode=False)
+"""
+
+
+def test_an_augmentation_with_a_hyphen_can_be_stored_verified_and_pruned(
+    pictures: Path, teacher: Path, tmp_path: Path
+) -> None:
+    words = f"--dataset folder:{pictures} --image-size 32 --teacher {teacher} --store {tmp_path / 'store.zarr'}"
+    command = [sys.executable, "-c", textwrap.dedent(GRID_MASK), *words.split()]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    parts = (
+        "logits of 540 of 540 views are stored",
+        "grid-mask-1, view seed 0",
+        "max error 0, 0",
+        "deleted 2",
+        "deleted 4",
+    )
+    assert [part for part in parts if part not in done.stdout] == []

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from kdcache.errors import UsageError
+from kdcache.study.budget import study_budget
 from kdcache.study.claims import Claim, Contrast, decide, judge, verdict
 from kdcache.study.compare import interval_of_mean
-from kdcache.study.costs import study_cost
 from kdcache.study.expand import expand_study, filter_cells, runs_of
 from kdcache.study.launch import launcher
 from kdcache.study.paper import paper_figure
@@ -34,26 +34,26 @@ def test_table_3_is_seven_pairs_eight_rows_three_seeds(tmp_path: Path) -> None:
     cells = expand_study(read_study("table3"), "paper", tmp_path)
     distilled = [run for cell in cells for run in cell.runs if run.teacher is not None]
     assert len({run.path for run in distilled}) == 7 * 8 * 3
-    cost = study_cost(cells)
+    cost = study_budget(cells)
     # x at 240 epochs is one question of each image and epoch, CutMix two, CutMix-pick three; long runs take 960 epochs.
     features = 240 * (1 + 3) + 960 * 3
     students = 240 * (1 + 2 + 3) + 960 * (1 + 3) + features
-    assert cost.online == 50_000 * (7 * 3 * students + 5)
-    assert cost.alone == 50_000 * 7 * 3 * features
+    assert cost.uncached == 50_000 * (7 * 3 * students + 5)
+    assert cost.without_store == 50_000 * 7 * 3 * features
     # Of five teachers, two x' in each of 960 epochs of three seeds, and at most every standard view.
     mixed, standard = 5 * 3 * 2 * 960 * 50_000, 5 * 162 * 50_000
-    assert mixed < cost.shared.questions <= mixed + standard
+    assert mixed < cost.shared.forwards <= mixed + standard
     assert cost.shared.stored_bytes == pytest.approx(3 * 960 * 3 * 5 * 50_000 * 200, rel=1e-3)
 
 
 def test_stores_that_are_too_small_for_a_study_save_less(tmp_path: Path) -> None:
     limited = expand_study(read_study("table3"), "paper", tmp_path, student={"cache_limit": "10 GB"})
-    cost = study_cost(filter_cells(limited, pairs=["VGG13/VGG8"]))
+    cost = study_budget(filter_cells(limited, pairs=["VGG13/VGG8"]))
     # Of one seed a store of 10 GB has room for x of 960 epochs, which KD for so long asks before CutMix is begun.
     assert cost.limited.stored_bytes == pytest.approx(960 * 50_000 * 200, rel=1e-3)
-    assert cost.shared.questions < cost.limited.questions < cost.online - cost.alone
+    assert cost.shared.forwards < cost.limited.forwards < cost.uncached - cost.without_store
     alone = expand_study(read_study("precision"), "mini", tmp_path)
-    assert study_cost(alone).alone == 5 * 100 * 1000  # KD in float32, without a store
+    assert study_budget(alone).without_store == 5 * 100 * 1000  # KD in float32, without a store
 
 
 def test_the_figures_of_the_paper_are_found_where_it_has_them() -> None:

@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from kdcache.answers.codec import DENSE, Columns
+from kdcache.answers.codec import DEFAULT_CODEC, Columns
 from kdcache.answers.fingerprint import digest
-from kdcache.answers.store import CLEAN, AnswerStore, Replayed
-from kdcache.answers.table import Table, fill
+from kdcache.answers.store import CLEAN, AnswerStore, ReplayTableName
+from kdcache.answers.table import Table, fill_missing
 from kdcache.config import UNWRITABLE, StudentConfig, TeacherConfig
 from kdcache.datasets import packed
 from kdcache.datasets.cards import CARDS
@@ -43,18 +43,18 @@ class Malice:
         return os.system, (f"touch {self.target}",)
 
 
-def ask(span: range) -> Columns:
+def rows_of(span: range) -> Columns:
     return {"logits": ROWS[span.start : span.stop]}
 
 
 def opened(where: Path, **changes: object) -> AnswerStore:
-    return AnswerStore.open(where, {**FACTS, **changes}, DENSE, {"torch": "2"})
+    return AnswerStore.create_or_open(where, {**FACTS, **changes}, DEFAULT_CODEC, {"torch": "2"})
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     where = tmp_path / "answers.zarr"
-    list(fill([(opened(where).table(name), ask) for name in TABLES]))
+    list(fill_missing([(opened(where).table(name), rows_of) for name in TABLES]))
     return where
 
 
@@ -75,7 +75,7 @@ def test_filters_of_zarrs_version_2_are_never_run(store: Path) -> None:
     (array / "0.0").write_bytes(pickle.dumps(Malice(ran)))
     table = opened(store).table(CLEAN)
     assert table.read(0) is None
-    assert table.obtain(0, ask) is not None
+    assert table.read_or_compute(0, rows_of) is not None
     assert is_right(opened(store).table(CLEAN))
     assert not ran.exists()
 
@@ -99,7 +99,7 @@ def test_a_link_in_a_store_leads_nowhere(store: Path, link: str) -> None:
     before = sorted(path.relative_to(elsewhere) for path in elsewhere.rglob("*"))
     tables = [opened(store).table(name) for name in TABLES]
     with pytest.raises(KdcacheError, match="got a symbolic link"):
-        list(fill([(table, ask) for table in tables]))
+        list(fill_missing([(table, rows_of) for table in tables]))
     with suppress(KdcacheError):
         opened(store).drop(TABLES)
     assert sorted(path.relative_to(elsewhere) for path in elsewhere.rglob("*")) == before
@@ -107,7 +107,7 @@ def test_a_link_in_a_store_leads_nowhere(store: Path, link: str) -> None:
 
 def test_a_store_that_is_a_circle_of_links_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "answers.zarr").symlink_to(tmp_path / "answers.zarr")
-    with pytest.raises(UsageError, match=r"store of answers .*answers\.zarr"):
+    with pytest.raises(UsageError, match=r"--store .*answers\.zarr"):
         opened(tmp_path / "answers.zarr")
 
 
@@ -141,7 +141,7 @@ def test_damaged_groups_are_mended(store: Path) -> None:
         shutil.copy(store / CLEAN / "logits" / "zarr.json", store / group / "zarr.json")
     for name in TABLES:
         (store / name / "commits" / "zarr.json").unlink()
-    list(fill([(opened(store).table(name), ask) for name in TABLES]))
+    list(fill_missing([(opened(store).table(name), rows_of) for name in TABLES]))
     assert all(is_right(opened(store).table(name)) for name in TABLES)
 
 
@@ -165,8 +165,8 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "true": (lambda found: found["fingerprint"].update({"samples": True}), "samples"),
     "classes": (lambda found: found["fingerprint"].update({"classes": 10**9}), "classes"),
     "no arithmetic": (lambda found: found["fingerprint"].update({"teacher precision": "float31"}), "teacher precision"),
-    "type": (lambda found: found["format"].update({"dtype": "S1000000000"}), "format"),
-    "top-k": (lambda found: found["format"].update({"topk": 10**9}), "format"),
+    "type": (lambda found: found["codec"].update({"dtype": "S1000000000"}), "codec"),
+    "top-k": (lambda found: found["codec"].update({"topk": 10**9}), "codec"),
     "list": (lambda found: found.update({"fingerprint": [1]}), "damaged"),
 }
 
@@ -174,7 +174,7 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_attributes_that_were_altered_are_refused(store: Path, change: str) -> None:
     restate(store, CHANGES[change], forge=False)
-    with pytest.raises(KdcacheError, match="do not fit their checksum"):
+    with pytest.raises(KdcacheError, match="do not match their checksum"):
         AnswerStore(store)
 
 
@@ -189,8 +189,8 @@ def test_attributes_that_nobody_meant_are_refused_in_a_line(store: Path, forgery
 
 @pytest.mark.parametrize("name", ["replay/seed-007/epoch-0000/standard", f"replay/seed-{2**63}/epoch-0000/standard"])
 def test_tables_are_known_by_the_one_name_that_they_have(name: str) -> None:
-    assert Replayed.parse("replay/seed-7/epoch-0000/standard") == (7, 0, "standard")
-    assert Replayed.parse(name) is None
+    assert ReplayTableName.parse("replay/seed-7/epoch-0000/standard") == (7, 0, "standard")
+    assert ReplayTableName.parse(name) is None
 
 
 # Configs and run folders

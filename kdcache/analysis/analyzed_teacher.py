@@ -9,28 +9,20 @@ from torch import Tensor
 
 from kdcache import datasets
 from kdcache.answers.cached_teacher import CachedTeacher
-from kdcache.answers.codec import DENSE
 from kdcache.answers.location import StoreLocation
-from kdcache.answers.replay import Replay
+from kdcache.answers.open import make_cached_teacher, make_reader, open_answers
 from kdcache.answers.store import CLEAN, AnswerStore
 from kdcache.answers.teacher import Teacher
-from kdcache.answers.view_index import CropFlipIndex
 from kdcache.choices import MODEL_PREFIXES
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.datasets import Dataset, Split
 from kdcache.errors import UsageError, problem
 from kdcache.models import Network
+from kdcache.models.load import find_network, trained_network
+from kdcache.run.find import find_teacher_run, store_path
 from kdcache.run.folder import FinishedRun
-from kdcache.setup import (
-    find_network,
-    find_teacher_run,
-    load_data,
-    plan_of,
-    store_path,
-    teacher_and_store,
-    trained_network,
-)
+from kdcache.setup import load_data, plan_of
 from kdcache.views import ViewMaker
 
 __all__ = ["SPLITS", "AnalyzedTeacher", "CleanPredictions", "load_analyzed_teacher"]
@@ -43,8 +35,6 @@ TORCHVISION_WEIGHTS = "IMAGENET1K_V1"
 """Default weights of torchvision's networks: those of the paper's teacher."""
 
 BATCH_SIZE = 256
-
-UNLIMITED_BYTES = 2**62
 
 
 @dataclass(frozen=True)
@@ -87,16 +77,9 @@ class AnalyzedTeacher:
 
     def cached_teacher(self, views: ViewMaker, epochs: int) -> CachedTeacher:
         """Open the cached teacher for some epochs of views."""
-        plan, store = views.plan, self.store
-        if not plan.crop_flip:  # every epoch has the same views: each needs one forward at most
-            empty = CropFlipIndex(plan.samples, plan.samples, DENSE.layout(self.data.num_classes))
-            index = CropFlipIndex.of_store(store, plan, 1, UNLIMITED_BYTES) if store else empty
-            return CachedTeacher(self.teacher, views, store=store, finite=index)
-        if store is None:
-            return CachedTeacher(self.teacher, views)
-        if self.writes_store:
-            return CachedTeacher.with_store(self.teacher, views, store, "replay", epochs)
-        return CachedTeacher(self.teacher, views, store=store, replay=Replay(store, plan.seed, plan.kinds))
+        if self.writes_store and self.store is not None and views.plan.crop_flip:
+            return make_cached_teacher(self.teacher, views, self.store, "replay", epochs)
+        return make_reader(self.teacher, views, self.store)
 
     @cached_property
     def clean(self) -> "CleanPredictions":
@@ -122,7 +105,7 @@ class CleanPredictions:
             for chunk, rows in enumerate(table.chunks):  # one at a time: all of them may not fit into memory
                 columns = table.read(chunk)
                 if columns is not None:
-                    logits = cached_teacher.format.decode(columns, cached_teacher.classes)
+                    logits = cached_teacher.codec.decode(columns, cached_teacher.classes)
                     self._classes[rows.start : rows.stop] = logits.argmax(1)
 
     def classes(self, samples: Tensor) -> Tensor:
@@ -185,7 +168,7 @@ def load_analyzed_teacher(
         network, name, folder = trained_network(run.network_file, data), str(run.path), run.path
         compute = Compute.choose(device, run.config.precision)
         own_store = store_path(run.path)
-        use_own = own_images and split == "train" and StoreLocation(own_store).has("zarr.json")
+        use_own = own_images and split == "train" and StoreLocation(own_store).holds_store()
         location = store or (own_store if use_own else None)
     else:
         if dataset is None:
@@ -197,7 +180,7 @@ def load_analyzed_teacher(
     evaluated = data if split == "train" else replace(data, train=data.test)
     if location is None:
         return AnalyzedTeacher(name, folder, evaluated, split, Teacher(network, compute), None, writes_store=False)
-    loaded, answers = teacher_and_store(network, evaluated, location, compute)
+    loaded, answers = open_answers(network, evaluated, compute, location)
     return AnalyzedTeacher(name, folder, evaluated, split, loaded, answers, writes_store=store is not None)
 
 

@@ -1,182 +1,251 @@
-"""What is worth remembering: the measured thresholds, and the choice that ``--cache`` leaves open."""
+"""The account of teacher forwards and bytes: what runs cost with and without a store, and what ``--cache`` keeps.
+
+It is exact for views that a store holds. How many crop-and-flip views recur in the epochs to come is either expected or
+counted from the plan, which is slower. Nothing here imports torch.
+"""
 
 import math
 from collections.abc import Set
-from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple, Self
+from dataclasses import replace
+from typing import NamedTuple
 
-from kdcache.answers.codec import Format
-from kdcache.answers.location import StoreLocation
-from kdcache.answers.store import CLEAN, AnswerStore, Replayed, replayed, table_bytes
+import numpy as np
+
+from kdcache.answers.space import StoreSpace
+from kdcache.answers.store import CLEAN, ReplayTableName
 from kdcache.errors import UsageError, problem
-from kdcache.views import Plan
+from kdcache.views.plan import STANDARD, Plan
 
 __all__ = [
-    "Choice",
-    "Room",
-    "choose",
-    "default_limit",
-    "distinct_views",
-    "expected_questions",
-    "fits_an_index",
-    "tables_of",
+    "CacheCost",
+    "CachePolicy",
+    "choose_policy",
+    "compare_caches",
+    "count_new_views",
+    "expected_new_views",
+    "index_fits",
+    "require_space",
+    "teacher_forwards",
+    "uncached_forwards",
 ]
 
-DEFAULT_LIMIT = 10 * 10**9
-"""Bytes that a store may take where nothing else is asked for, if that is not more than"""
+MAX_INDEX_BYTES = 256 * 2**20
+"""Memory limit of a crop-and-flip index, which takes four bytes for each view of each sample."""
 
-FREE_SHARE = 0.1
-"""of the disk's room that is free or that the store has already."""
-
-INDEX_BYTES = 256 * 2**20
-"""Memory that the index of the standard views may take: four bytes for each view of each sample."""
-
-GAIN = 1.5
-"""How many times fewer questions there must be for `auto` to open the index: reading it takes time too."""
+MIN_INDEX_GAIN = 1.5
+"""`auto` uses the index if it reduces the teacher forwards by this factor: reading it takes time too."""
 
 
-class Choice(NamedTuple):
+class CachePolicy(NamedTuple):
     """What a run adds to a store, and how it looks up x.
 
     Attributes
     ----------
     keep : set of str
-        The kinds of views whose answers are added by position. Those that are there are used in any case.
+        Kinds of views for which replay tables are added. Existing tables are used in any case.
     indexed : bool
-        Whether standard views are recognised in whichever epoch they came up.
+        Whether x is looked up by crop and flip, in whichever epoch it came up.
     """
 
     keep: Set[str]
     indexed: bool
 
 
-@dataclass(frozen=True)
-class Room:
-    """What a store holds, and what it may hold.
-
-    Parameters
-    ----------
-    tables : set of str
-        Those that are there.
-    table_bytes : int
-        Size of each table.
-    limit : int
-        Bytes that all tables may take.
-    """
-
-    tables: Set[str]
-    table_bytes: int
-    limit: int
-
-    @classmethod
-    def of(cls, store: AnswerStore, limit: int | None = None) -> Self:
-        """Look at a store; without a limit the default one is in force."""
-        tables, size = set(store.tables()), store.table_bytes
-        if limit is None:
-            limit = default_limit(store.place.free_bytes(), len(tables) * size)
-        return cls(tables, size, limit)
-
-    @classmethod
-    def at(cls, where: str | Path | None, samples: int, classes: int, format: Format, limit: int | None = None) -> Self:
-        """Look at the store of a place, which need not be there yet."""
-        place = StoreLocation(where)
-        if where is not None and place.has("zarr.json"):
-            return cls.of(AnswerStore(where), limit)
-        limit = default_limit(place.free_bytes(), 0) if limit is None else limit
-        return cls(frozenset(), table_bytes(samples, classes, format), limit)
-
-    @property
-    def max_tables(self) -> int:
-        """How many tables there is room for, those that are there included."""
-        return self.limit // self.table_bytes
-
-    def fits(self, wanted: Set[str]) -> bool:
-        """Tell whether there is room for some tables beside those that are there."""
-        return len(self.tables | wanted) <= self.max_tables
+def index_fits(plan: Plan) -> bool:
+    """Tell whether the crop-and-flip index of a plan is small enough."""
+    return 4 * plan.samples * plan.standard_views <= MAX_INDEX_BYTES
 
 
-def default_limit(free: int | None, stored: int) -> int:
-    """Settle how many bytes a store may take that has so many already, where the disk has so many free."""
-    return DEFAULT_LIMIT if free is None else min(DEFAULT_LIMIT, int(FREE_SHARE * (free + stored)))
-
-
-def distinct_views(plan: Plan, epochs: float, known: float = 0) -> float:
-    """Expect how many of a sample's V standard views are new in some epochs: V (1 - (1 - 1/V)^E) if none is known.
-
-    Parameters
-    ----------
-    plan : Plan
-        Of which V is more than 1.
-    epochs, known : float
-        Epochs to come, and those whose views are known.
-    """
-    unseen = math.log1p(-1 / plan.standard_views)  # of a share that may be as good as 1
-    return plan.standard_views * math.exp(unseen * known) * -math.expm1(unseen * epochs)
-
-
-def fits_an_index(plan: Plan) -> bool:
-    """Whether the index of a plan's standard views is small enough."""
-    return 4 * plan.samples * plan.standard_views <= INDEX_BYTES
-
-
-def choose(cache: str, plan: Plan, epochs: int, room: Room) -> Choice:
-    """Settle what a run keeps and looks up.
+def choose_policy(cache: str, plan: Plan, epochs: int, space: StoreSpace) -> CachePolicy:
+    """Decide what a run keeps and looks up.
 
     Parameters
     ----------
     cache : str
-        A word of `kdcache.choices.CACHES`. ``auto`` keeps all views if all of them fit, otherwise none, and opens the
-        index if it saves enough questions.
+        Value of ``--cache``, see `kdcache.choices.CACHES`. ``auto`` keeps all views or none, depending on whether all
+        of them fit, and uses the index if it saves enough teacher forwards.
     plan : Plan
     epochs : int
-        Of the run.
-    room : Room
+    space : StoreSpace
 
     Raises
     ------
     UsageError
-        Where the standard views are asked for, and are too many for an index.
+        If ``standard`` needs an index that is too large.
     """
     if not plan.crop_flip:
-        keeps = cache != "off" and room.fits({CLEAN})
-        return Choice(frozenset(plan.kinds if keeps else ()), indexed=cache != "off")
-    if cache == "standard" and not fits_an_index(plan):
-        allowed = f"{INDEX_BYTES // (4 * plan.standard_views)} samples of {plan.standard_views} views each"
+        keep = plan.kinds if cache != "off" and space.fits(plan, epochs) else ()
+        return CachePolicy(frozenset(keep), indexed=cache != "off")
+    if cache == "standard" and not index_fits(plan):
+        most = MAX_INDEX_BYTES // (4 * plan.standard_views)
+        expected, got = f"at most {most} samples with {plan.standard_views} views each", f"{plan.samples} samples"
         if plan.random_resized:
-            allowed = "images whose crops are finitely many, not parts of pictures"
-        raise UsageError(problem("--cache standard", expected=allowed, got=plan.samples))
+            expected, got = "padded crops", "random resized crops, which do not recur"
+        raise UsageError(problem("--cache standard", expected=expected, got=got, remedy="Use --cache replay."))
     if cache != "auto":
         keep = {"standard": plan.kinds[:1], "replay": plan.kinds}.get(cache, ())
-        return Choice(frozenset(keep), indexed=cache == "standard")
-    wanted = tables_of(plan, epochs)
-    by_position, by_index = (expected_questions(plan, epochs, room, indexed) for indexed in (False, True))
-    worth = by_index > 0 and by_position / by_index >= GAIN
-    return Choice(frozenset(plan.kinds if room.fits(wanted) else ()), indexed=worth and fits_an_index(plan))
+        return CachePolicy(frozenset(keep), indexed=cache == "standard")
+    by_position, by_index = (teacher_forwards(plan, epochs, space, indexed) for indexed in (False, True))
+    saves_enough = by_index > 0 and by_position / by_index >= MIN_INDEX_GAIN
+    keep = plan.kinds if space.fits(plan, epochs) else ()
+    return CachePolicy(frozenset(keep), indexed=saves_enough and index_fits(plan))
 
 
-def expected_questions(plan: Plan, epochs: int, room: Room, indexed: bool) -> float:
-    """Expect how many questions about each sample a run asks that looks for its answers in a store.
+def require_space(cache: str, plan: Plan, epochs: int, space: StoreSpace) -> None:
+    """Raise a `UsageError` if ``--cache`` or ``--cache-limit`` leave nothing to precompute."""
+    from rich.filesize import decimal
+
+    if cache == "off" or (cache == "clean" and plan.crop_flip):
+        choices = "auto, standard or replay" if plan.crop_flip else "auto or clean"
+        raise UsageError(problem("--cache", expected=f"{choices}, which store logits of these views", got=cache))
+    if choose_policy(cache, plan, epochs, space).keep and space.max_tables:
+        return
+    if space.max_tables:
+        needed, remedy = space.table_bytes * len(plan.kinds) * epochs, "Use --cache replay to store a part."
+    else:
+        needed, remedy = space.table_bytes, None
+    expected = f"at least {decimal(needed)}"
+    raise UsageError(problem("--cache-limit", expected=expected, got=decimal(space.limit), remedy=remedy))
+
+
+MissingRows = dict[int, np.ndarray | None]
+"""By epoch, the positions of the views that are not stored; ``None`` for all positions."""
+
+
+def uncached_forwards(plan: Plan, epochs: int) -> int:
+    """Teacher forwards of a run without a store."""
+    return plan.samples * epochs * len(plan.kinds)
+
+
+def teacher_forwards(plan: Plan, epochs: int, space: StoreSpace, indexed: bool, exact: bool = False) -> float:
+    """Teacher forwards of a run that uses a store.
 
     Parameters
     ----------
     plan : Plan
     epochs : int
-        Of the run.
-    room : Room
-        With the tables that are there.
+    space : StoreSpace
+        Before the run.
     indexed : bool
-        Whether standard views are recognised in whichever epoch they came up.
+        See `CachePolicy`.
+    exact : bool
+        Whether the crop-and-flip views that recur are counted from the plan. By default their number is expected.
     """
-    missing = tables_of(plan, epochs) - room.tables
-    if not (indexed and plan.crop_flip):
-        return len(missing)
-    new_x = len(replayed(missing, "standard"))
-    return len(missing) - new_x + distinct_views(plan, new_x, known=len(replayed(room.tables, "standard")))
-
-
-def tables_of(plan: Plan, epochs: int) -> set[str]:
-    """Name the tables that hold every answer of a run."""
     if not plan.crop_flip:
-        return {CLEAN}
-    return {Replayed(plan.seed, epoch, kind).table for epoch in range(epochs) for kind in plan.kinds}
+        missing = int(np.sum(~space.incomplete[CLEAN])) if CLEAN in space.incomplete else 0
+        return missing if space.has_clean else plan.samples
+    forwards = 0.0
+    for kind in plan.kinds:
+        rows = _missing_rows(plan, epochs, space, kind)
+        if not (indexed and kind == STANDARD):
+            forwards += _num_rows(plan, rows)
+        elif exact:
+            forwards += count_new_views(plan, rows, space)
+        else:
+            known = sum(len(stored) for (_, kind), stored in space.replay.items() if kind == STANDARD)
+            forwards += plan.samples * expected_new_views(plan, _num_rows(plan, rows) / plan.samples, known)
+    return forwards
+
+
+def _missing_rows(plan: Plan, epochs: int, space: StoreSpace, kind: str) -> MissingRows:
+    rows: MissingRows = dict.fromkeys(space.missing_epochs(plan, epochs, kind))
+    for path, committed in space.incomplete.items():
+        name = ReplayTableName.parse(path)
+        if name and (name.seed, name.kind) == (plan.seed, kind) and name.epoch < epochs:
+            rows[name.epoch] = np.flatnonzero(~committed)
+    return rows
+
+
+def _num_rows(plan: Plan, rows: MissingRows) -> int:
+    return sum(plan.samples if positions is None else len(positions) for positions in rows.values())
+
+
+def expected_new_views(plan: Plan, epochs: float, known: float = 0) -> float:
+    """Expected number of a sample's V crop-and-flip views that are new in some epochs: V (1 - (1 - 1/V)^E).
+
+    Parameters
+    ----------
+    plan : Plan
+        With V > 1.
+    epochs : float
+        E.
+    known : float
+        Number of earlier epochs whose views are known.
+    """
+    log_unseen = math.log1p(-1 / plan.standard_views)  # of one epoch; 1/V may be tiny
+    return plan.standard_views * math.exp(log_unseen * known) * -math.expm1(log_unseen * epochs)
+
+
+def count_new_views(plan: Plan, rows: MissingRows, space: StoreSpace | None = None) -> int:
+    """Count the crop-and-flip views at some positions of some epochs that do not recur, and are not in a store."""
+    known = np.zeros(plan.samples * plan.standard_views, bool)
+    if space is not None and rows:
+        _mark_stored_views(known, plan, space)
+    count = 0
+    for epoch, positions in sorted(rows.items()):
+        keys = _view_keys(plan, epoch, positions)
+        new = keys[~known[keys]]
+        known[new] = True
+        count += len(new)
+    return count
+
+
+def _mark_stored_views(known: np.ndarray, plan: Plan, space: StoreSpace) -> None:
+    """Mark the crop-and-flip views that a store holds from any epoch of any view seed, or as clean views."""
+    if space.has_clean:
+        known[plan.clean_keys()[space.incomplete.get(CLEAN, slice(None))]] = True
+    for (seed, kind), epochs in space.replay.items():
+        for epoch in epochs if kind == STANDARD else ():
+            committed = space.incomplete.get(ReplayTableName(seed, epoch, kind).path)
+            positions = None if committed is None else np.flatnonzero(committed)
+            known[_view_keys(replace(plan, seed=seed), epoch, positions)] = True
+
+
+def _view_keys(plan: Plan, epoch: int, positions: np.ndarray | None) -> np.ndarray:
+    table = replace(plan, mixes=()).epoch(epoch)
+    return plan.standard_keys(table, np.arange(plan.samples) if positions is None else positions)
+
+
+class CacheCost(NamedTuple):
+    """What runs of one plan cost with one value of ``--cache``.
+
+    Attributes
+    ----------
+    cache : str
+    first, further : int
+        Teacher forwards of the first run, and of each further one.
+    tables : int
+        Tables that are added to the store.
+    """
+
+    cache: str
+    first: int
+    further: int
+    tables: int
+
+    def forwards(self, runs: int) -> int:
+        """Teacher forwards of so many runs."""
+        return self.first + (runs - 1) * self.further
+
+    def pays_from(self, uncached: "CacheCost") -> int | None:
+        """Number of runs from which on there are fewer forwards than without a cache; ``None`` if never."""
+        if self.first < uncached.first:
+            return 1
+        saved = uncached.further - self.further
+        return 2 + (self.first - uncached.first) // saved if saved > 0 else None
+
+
+def compare_caches(plan: Plan, epochs: int, space: StoreSpace) -> list[CacheCost]:
+    """Count exactly what runs cost with each value of ``--cache``; the first one is ``off``."""
+    uncached = uncached_forwards(plan, epochs)
+    costs = [CacheCost("off", uncached, uncached, 0)]
+    for cache in ("standard", "replay", "auto") if plan.crop_flip else ("clean", "auto"):
+        if cache == "standard" and not index_fits(plan):
+            continue
+        policy = choose_policy(cache, plan, epochs, space)
+        after = space.after_run(plan, epochs, policy.keep)
+        first, further = (
+            round(teacher_forwards(plan, epochs, one, policy.indexed, exact=True)) for one in (space, after)
+        )
+        costs.append(CacheCost(cache, first, further, after.num_tables - space.num_tables))
+    return costs

@@ -1,29 +1,36 @@
-"""How an answer is stored: all its logits, or the largest ones and what the rest weighs together.
+"""How logits are stored: all of them, or the largest ones and the total weight of the others.
 
-An answer passes through its format before anyone uses it, also when it was just asked: so answers that are read back
-and answers that are new are the same bits.
+Logits pass through the codec before anyone uses them, even if they were computed just now. So logits that were read
+from a store and logits that were computed are the same bits.
 """
+
+from __future__ import annotations  # so that sizes can be computed without torch
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from kdcache.choices import STORE_DTYPES
 from kdcache.errors import KdcacheError, UsageError, problem
 
-__all__ = ["DENSE", "Columns", "Dense", "Format", "Layout", "TopK", "format_of", "require_finite", "row_bytes"]
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
-Columns = dict[str, Tensor]
-"""Encoded answers: tensors by name, each with the same number of rows."""
+__all__ = ["DEFAULT_CODEC", "Codec", "Columns", "Dense", "Layout", "TopK", "make_codec", "require_finite", "row_bytes"]
+
+Columns = dict[str, "Tensor"]
+"""Encoded logits: tensors by name, all with the same number of rows."""
 
 Layout = dict[str, tuple[int, np.dtype]]
-"""Width and type of each column."""
+"""Width and dtype of each column."""
 
 REST_TEMPERATURE = 4.0
-"""Temperature at which the rest of a `TopK` answer weighs what it truly weighs: the paper's tau."""
+"""Temperature at which `TopK` preserves the probability of the classes that it drops: the paper's tau."""
+
+REST_DTYPE = "float32"
 
 
 @dataclass(frozen=True)
@@ -40,28 +47,28 @@ class Dense:
 
     @property
     def name(self) -> str:
-        """Name of the format, part of a store's fingerprint."""
+        """Name of the codec, part of a store's fingerprint."""
         return self.dtype
 
     def layout(self, classes: int) -> Layout:
-        """Name the columns that hold answers about so many classes."""
+        """Describe the columns that hold the logits of a number of classes."""
         return {"logits": (classes, np.dtype(self.dtype))}
 
     def encode(self, logits: Tensor) -> Columns:
-        """Encode logits (B, C), which `require_finite` looks at."""
-        return {"logits": logits.to(getattr(torch, self.dtype))}
+        """Encode logits (B, C); see `require_finite`."""
+        return {"logits": logits.to(_torch_dtype(self.dtype))}
 
     def decode(self, columns: Columns, classes: int) -> Tensor:
-        """Give back logits, float32 (B, C)."""
+        """Decode to logits, float32 (B, C)."""
         return columns["logits"].float()
 
 
 @dataclass(frozen=True)
 class TopK:
-    """The K largest logits with their classes, and one logit that stands for each of the others.
+    """The K largest logits with their classes, and one value for the C - K others.
 
-    The other C - K logits are given back equal, so that together they have the probability at `REST_TEMPERATURE`
-    that they truly have; at other temperatures this is close but not exact.
+    The others are decoded to equal logits that have together the probability that they had at `REST_TEMPERATURE`. At
+    other temperatures this is an approximation.
 
     Parameters
     ----------
@@ -76,69 +83,81 @@ class TopK:
 
     @property
     def name(self) -> str:
-        """Name of the format, part of a store's fingerprint."""
+        """Name of the codec, part of a store's fingerprint."""
         return f"{self.dtype}-top{self.topk}"
 
     def layout(self, classes: int) -> Layout:
-        """Name the columns, as in `Dense`.
+        """Describe the columns, see `Dense.layout`.
 
         Raises
         ------
         UsageError
-            Where there are not more than K classes.
+            If there are not more than K classes.
         """
         if self.topk >= classes:
             raise UsageError(problem("--topk", expected=f"fewer than the {classes} classes", got=self.topk))
-        layout = {"top": (self.topk, self.dtype), "classes": (self.topk, _index_type(classes)), "rest": (1, _REST)}
+        layout = {
+            "top": (self.topk, self.dtype),
+            "classes": (self.topk, _index_dtype(classes)),
+            "rest": (1, REST_DTYPE),
+        }
         return {name: (width, np.dtype(dtype)) for name, (width, dtype) in layout.items()}
 
     def encode(self, logits: Tensor) -> Columns:
-        """Encode logits, as in `Dense`; ``rest`` is the log-sum-exp of the others at `REST_TEMPERATURE`."""
+        """Encode logits (B, C); ``rest`` is the log-sum-exp of the dropped logits at `REST_TEMPERATURE`."""
         top, classes = logits.float().topk(self.topk, dim=1)
-        others = (logits.float() / REST_TEMPERATURE).scatter(1, classes, -torch.inf)
+        others = (logits.float() / REST_TEMPERATURE).scatter(1, classes, -math.inf)
         return {
-            "top": top.to(getattr(torch, self.dtype)),
-            "classes": classes.to(getattr(torch, _index_type(logits.shape[1]))),
+            "top": top.to(_torch_dtype(self.dtype)),
+            "classes": classes.to(_torch_dtype(_index_dtype(logits.shape[1]))),
             "rest": others.logsumexp(1, keepdim=True),
         }
 
     def decode(self, columns: Columns, classes: int) -> Tensor:
-        """Give back logits, as in `Dense`."""
+        """Decode to logits, float32 (B, C)."""
         each = REST_TEMPERATURE * (columns["rest"] - math.log(classes - self.topk))
         return each.expand(-1, classes).scatter(1, columns["classes"].long(), columns["top"].float())
 
 
-Format = Dense | TopK
+Codec = Dense | TopK
+
+DEFAULT_CODEC = Dense()
+"""All logits in half precision."""
 
 
-def row_bytes(layout: Layout) -> int:
-    """Add up the bytes of a row."""
-    return sum(width * dtype.itemsize for width, dtype in layout.values())
-
-
-DENSE = Dense()
-"""What answers are unless something else is asked for: all logits, in half precision."""
-
-_REST = "float32"
-
-
-def _index_type(classes: int) -> str:
-    return "int16" if classes <= 2**15 else "int32"
-
-
-def format_of(dtype: str, topk: int | None = None) -> Format:
-    """Find the format for a precision, of all logits or of the `topk` largest; a ``ValueError`` for any other."""
+def make_codec(dtype: str, topk: int | None = None) -> Codec:
+    """Make the codec for a dtype, of all logits or of the `topk` largest; a ``ValueError`` for anything else."""
     if dtype not in STORE_DTYPES or not (topk is None or type(topk) is int):
-        raise ValueError("format")
+        raise ValueError("codec")
     return Dense(dtype) if topk is None else TopK(dtype, topk)
 
 
-def require_finite(columns: Columns) -> None:
-    """Make sure that encoded answers are finite in their format; a `KdcacheError` says in which they are not.
+def row_bytes(layout: Layout) -> int:
+    """Size of one row, in bytes."""
+    return sum(width * dtype.itemsize for width, dtype in layout.values())
 
-    On a GPU this makes the host wait for it.
-    """
+
+def require_finite(columns: Columns) -> None:
+    """Raise a `KdcacheError` if encoded logits are not finite. On a GPU, the host waits for the device."""
     for column in columns.values():
         if not column.isfinite().all():
-            precision = str(column.dtype).removeprefix("torch.")
-            raise KdcacheError(f"the teacher gave an answer that is not finite in {precision}")
+            dtype = str(column.dtype).removeprefix("torch.")
+            raise KdcacheError(
+                problem(
+                    "logits of the teacher",
+                    expected=f"values that are finite in {dtype}",
+                    got="infinity or NaN",
+                    remedy="Try --store-dtype float32." if dtype == "float16" else None,
+                )
+            )
+
+
+def _index_dtype(classes: int) -> str:
+    return "int16" if classes <= 2**15 else "int32"
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    import torch
+
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype

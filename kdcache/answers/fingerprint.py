@@ -1,4 +1,4 @@
-"""What made the answers in a store, and the refusal to use them for anything else."""
+"""What the logits in a store depend on, and the refusal to use them for anything else."""
 
 import hashlib
 import json
@@ -6,37 +6,38 @@ from collections.abc import Mapping
 
 from kdcache.errors import UsageError, problem
 
-__all__ = ["compare", "digest"]
+__all__ = ["digest", "require_same_fingerprint"]
 
 
 def digest(facts: Mapping[str, object]) -> str:
-    """SHA-256 of facts as JSON holds them, in hexadecimal."""
+    """SHA-256 of the facts as JSON with sorted keys, in hexadecimal."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def compare(where: object, stored: Mapping[str, object], expected: Mapping[str, object]) -> None:
-    """Refuse a store that was made from something else.
+def require_same_fingerprint(where: object, stored: Mapping[str, object], expected: Mapping[str, object]) -> None:
+    """Refuse a store whose logits depend on something else.
 
     Parameters
     ----------
     where : object
         The store, for the message.
     stored, expected : mapping
-        Fingerprints: what made the answers, and what would make them now.
+        Fingerprint of the store, and of the logits that are needed.
 
     Raises
     ------
     UsageError
-        With a line for each field that differs, naming both values.
+        With one line for each field that differs, naming both values.
     """
     differing = [name for name in expected.keys() | stored.keys() if stored.get(name) != expected.get(name)]
     if differing:
         raise UsageError(
             *(
                 problem(
-                    f"{where} holds answers of another {name} (another --store may hold these)",
+                    f"store {where}: {name}",
                     expected=expected.get(name),
                     got=stored.get(name),
+                    remedy="Name another store with --store.",
                 )
                 for name in sorted(differing)
             )

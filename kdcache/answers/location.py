@@ -1,4 +1,4 @@
-"""Where a store lies: a folder, or a URL; how what is written there is made durable, and who may write."""
+"""Where a store is: a folder or a URL, with durable writes and locks between processes."""
 
 import asyncio
 import os
@@ -18,101 +18,100 @@ from kdcache.locks import FileLock
 
 __all__ = ["StoreLocation"]
 
+ROOT_KEY = "zarr.json"
+"""Key of the root metadata, which every store has."""
 
-METADATA = "zarr.json"
-"""The key that each store has from its first moment on."""
-
-MOST_BYTES = 64 * 2**20
-"""A key with more bytes is none of ours, and is not read into memory: chunks are far smaller."""
+MAX_VALUE_BYTES = 64 * 2**20
+"""Larger values are not read into memory: no chunk is nearly as large."""
 
 
 class DurableStore(LocalStore):
-    """A folder in which a key that was set is on the disk; zarr's own renames, but does not wait for the disk.
+    """A folder whose keys are on the disk once they are set; zarr renames files too, but does not sync them.
 
-    Nothing in it leads elsewhere: a symbolic link among its files or folders is refused. Once its metadata were seen,
-    they stay: a folder that vanishes, as with a disk that is taken away, must not be begun anew in the midst of work.
+    Symbolic links inside of the folder are refused. A store that disappears while it is in use, for example because a
+    disk was removed, is an error: it must not be created anew.
     """
 
-    _seen = False
+    _root_seen = False
 
     async def exists(self, key: str) -> bool:
-        """Tell whether a key is there."""
-        there = await super().exists(key)
-        self._seen |= there and key == METADATA
-        return there
+        """Tell whether a key exists."""
+        found = await super().exists(key)
+        self._root_seen |= found and key == ROOT_KEY
+        return found
 
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """Read a key; what is no file, or too large for one of ours, is a ``ValueError``."""
-        path = self._inside(key)
+        """Read a key; anything but a regular file of at most `MAX_VALUE_BYTES` is a ``ValueError``."""
+        path = self._path(key)
         with suppress(FileNotFoundError, NotADirectoryError):
             status = path.stat()
             if stat.S_ISDIR(status.st_mode):
                 return None
-            if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_BYTES:
-                raise ValueError(f"{key} is no file of at most {MOST_BYTES} bytes")
+            if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_VALUE_BYTES:
+                raise ValueError(f"{key} is not a regular file of at most {MAX_VALUE_BYTES} bytes")
         return await super().get(key, prototype, byte_range)
 
     async def delete(self, key: str) -> None:
-        """Remove a key, or all behind it."""
-        self._inside(key)
+        """Remove a key."""
+        self._path(key)
         await super().delete(key)
 
     async def delete_dir(self, prefix: str) -> None:
         """Remove all keys in a group."""
-        self._inside(prefix)
+        self._path(prefix)
         await super().delete_dir(prefix)
 
-    def _inside(self, key: str) -> Path:
-        if self._seen and not (self.root / METADATA).exists():
-            stays = "a folder that stays where it is while somebody works with it"
-            raise KdcacheError(problem(f"store {self.root}", expected=stays, got="one that is gone"))
+    async def set(self, key: str, value: Buffer) -> None:
+        """Write a key and sync it, with the folders that were created for it, to the disk."""
+        path = self._path(key)
+        if path.is_dir():
+            raise KdcacheError(problem(f"{path} in a store", expected="a file", got="a folder"))
+        existing = next(folder for folder in path.parents if folder.exists())
+        try:
+            await super().set(key, value)
+            await asyncio.to_thread(self._sync, path, existing)
+        except OSError as error:
+            raise KdcacheError(problem(f"could not write {path}", got=first_line(error))) from error
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        """Write and sync a key, unless it exists."""
+        if not await self.exists(key):
+            await self.set(key, value)
+
+    def _path(self, key: str) -> Path:
+        if self._root_seen and not (self.root / ROOT_KEY).exists():
+            raise KdcacheError(problem(f"store {self.root}", got=f"no {ROOT_KEY} any more: the store was removed"))
         path = self.root / key
         for entry in (path, *path.parents):
             if entry == self.root:
                 break
             if entry.is_symlink():
-                raise KdcacheError(problem(f"{entry} in a store", expected="files and folders", got="a symbolic link"))
+                raise KdcacheError(problem(f"{entry} in a store", expected="a file or folder", got="a symbolic link"))
         return path
 
-    async def set(self, key: str, value: Buffer) -> None:
-        """Write a key, and wait until the file and whatever new folders lead to it are on the disk."""
-        path = self._inside(key)
-        if path.is_dir():
-            raise KdcacheError(problem(f"{path} in a store", expected="a file", got="a folder"))
-        old = next(folder for folder in path.parents if folder.exists())
-        try:
-            await super().set(key, value)
-            await asyncio.to_thread(self._sync, path, old)
-        except OSError as error:
-            raise KdcacheError(problem(f"cannot write {path}", got=first_line(error))) from error
-
-    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        """Write a key that is not there, likewise."""
-        if not await self.exists(key):
-            await self.set(key, value)
-
-    def _sync(self, path: Path, old: Path) -> None:
-        if old == self.root:  # which zarr may have made just now
-            old = self.root.parent
+    def _sync(self, path: Path, existing: Path) -> None:
+        """Sync a file and every folder up to one that existed before."""
+        if existing == self.root:  # zarr may have created it just now
+            existing = self.root.parent
         for entry in (path, *path.parents):
             descriptor = os.open(entry, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            if entry == old:  # the last one whose entries are new
+            if entry == existing:
                 return
 
 
 class StoreLocation:
-    """A zarr store with its keys, sizes and locks.
+    """Keys, sizes and locks of the store in one place.
 
     Parameters
     ----------
     where : str or Path, optional
-        A folder, or a URL that obstore knows (``s3://``, ``gs://``, ``az://``), whose credentials come from the
+        A folder, or a URL that obstore supports (``s3://``, ``gs://``, ``az://``), with credentials from the
         environment; by default memory.
 
     Attributes
@@ -125,7 +124,7 @@ class StoreLocation:
     Raises
     ------
     UsageError
-        Where the URL cannot be used.
+        If the folder is a file, or the URL is not supported.
     """
 
     def __init__(self, where: str | Path | None = None) -> None:
@@ -135,36 +134,56 @@ class StoreLocation:
         self.store: Store
         if self.folder is not None:
             if self.folder.exists() and not self.folder.is_dir():
-                raise UsageError(problem("store of answers", expected="a folder or a URL", got=where))
+                raise UsageError(problem("--store", expected="a folder or a URL", got=where))
             self.store = DurableStore(self.folder)
         else:
             self.store = MemoryStore() if where is None else _remote(self.where)
 
     def list_keys(self, group: str = "") -> list[str]:
-        """List every key, or those in a group."""
+        """List all keys, or those in a group."""
 
         async def collect() -> list[str]:
-            return [key async for key in self.store.list_prefix(_inside(group))]
+            return [key async for key in self.store.list_prefix(_prefix(group))]
 
         return sorted(sync(collect()))
 
     def has(self, key: str) -> bool:
-        """Tell whether a key is there; a service that cannot be reached is a `KdcacheError`."""
+        """Tell whether a key exists; a `KdcacheError` if a service does not respond."""
         try:
             return sync(self.store.exists(key))
         except Exception as error:  # each service has errors of its own
-            raise KdcacheError(problem(f"cannot reach the store {self.where}", got=first_line(error))) from error
+            raise KdcacheError(problem(f"could not reach the store {self.where}", got=first_line(error))) from error
+
+    def holds_store(self) -> bool:
+        """Tell whether a store exists here.
+
+        Raises
+        ------
+        UsageError
+            If there is anything else, which must not be mixed with a store.
+        """
+        if self.has(ROOT_KEY):
+            return True
+        # Unfinished files of other writers, or of killed ones, do not count.
+        keys = [key for key in self.list_keys() if not key.endswith(".partial")]
+        if ROOT_KEY in keys:  # another process created the store after the first look
+            return True
+        if keys:
+            lost_root = any(key.startswith(("clean/", "replay/")) for key in keys)
+            found = f"a store that lost its {ROOT_KEY}" if lost_root else "other files"
+            raise UsageError(problem(f"--store {self.where}", expected="a store, or an empty folder", got=found))
+        return False
 
     def size(self, group: str = "") -> int:
-        """Add up the bytes that are stored, or those in a group."""
+        """Bytes of all keys, or of those in a group."""
 
         async def add() -> int:
-            return sum([await self.store.getsize(key) async for key in self.store.list_prefix(_inside(group))])
+            return sum([await self.store.getsize(key) async for key in self.store.list_prefix(_prefix(group))])
 
         return sync(add())
 
     def delete(self, key: str) -> None:
-        """Remove a key, which need not be there."""
+        """Remove a key, if it exists."""
         sync(self.store.delete(key))
 
     def delete_group(self, group: str) -> None:
@@ -172,18 +191,18 @@ class StoreLocation:
         sync(self.store.delete_dir(group))
 
     def free_bytes(self) -> int | None:
-        """Room on the disk; ``None`` where nobody can tell, as at a URL."""
+        """Free space on the disk; ``None`` if it is unknown, as for a URL."""
         if self.folder is None:
             return None
-        there = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
-        status = os.statvfs(there)
+        existing = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
+        status = os.statvfs(existing)
         return status.f_bavail * status.f_frsize
 
     @contextmanager
     def lock(self, name: str | None, wait: bool = True) -> Iterator[bool]:
-        """Hold a kernel lock, so that one process at a time writes what `name` says.
+        """Hold a lock between processes within a ``with`` block.
 
-        A process that dies gives up its locks. At a URL there are none: there, one process at a time may write.
+        The kernel releases the locks of a process that dies. A URL has no locks: only one process may write there.
 
         Parameters
         ----------
@@ -195,7 +214,7 @@ class StoreLocation:
         Yields
         ------
         bool
-            Whether it is held; always true after waiting.
+            Whether the lock is held; always true after waiting.
         """
         if self.folder is None:
             yield True
@@ -207,11 +226,11 @@ class StoreLocation:
 def _resolved(folder: Path) -> Path:
     try:
         return folder.expanduser().resolve()
-    except (OSError, RuntimeError) as error:  # links that lead round in a circle, a home that nobody has
-        raise UsageError(problem(f"store of answers {folder}", got=first_line(error))) from None
+    except (OSError, RuntimeError) as error:  # a cycle of symbolic links, or an unknown user in ~user
+        raise UsageError(problem(f"--store {folder}", got=first_line(error))) from None
 
 
-def _inside(group: str) -> str:
+def _prefix(group: str) -> str:
     return f"{group}/" if group else ""
 
 
@@ -219,14 +238,14 @@ def _remote(url: str) -> Store:
     try:
         from obstore.store import from_url
     except ImportError:
-        remedy = "a folder, or a URL after pip install 'kdcache[url]'"
-        raise UsageError(problem(f"--store {url}", expected=remedy)) from None
+        remedy = "Install obstore with pip install 'kdcache[url]'."
+        raise UsageError(problem(f"--store {url}", expected="a folder", got="a URL", remedy=remedy)) from None
     options: dict[str, Any] = {}
     if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
         options["client_options"] = {"allow_http": True}
     try:
         return ObjectStore(from_url(url, **options))
-    except Exception as error:  # obstore's own kinds of errors differ from service to service
+    except Exception as error:  # each service has errors of its own
         raise UsageError(
-            problem(f"--store {url}", expected="a URL that obstore knows", got=first_line(error))
+            problem(f"--store {url}", expected="a URL that obstore supports", got=first_line(error))
         ) from error

@@ -1,227 +1,237 @@
-"""The store of a teacher's answers to a dataset: its fingerprint, its tables, and what they take of the disk.
+"""The store of a teacher's logits for one dataset: its fingerprint, its tables and their sizes.
 
-``clean`` holds a row for each training sample; ``replay/seed-S/epoch-E/KIND`` one for each position of an epoch of the
-plan with view seed S, for each kind of slot (`kdcache.views.Plan.kinds`). ``docs/store.md`` is the schema.
+The table ``clean`` has a row for each training sample; ``replay/seed-S/epoch-E/KIND`` has a row for each position of
+epoch E of the plan with view seed S, for each kind of view (`kdcache.views.Plan.kinds`). See ``docs/store.md``.
 """
+
+from __future__ import annotations  # so that sizes can be computed without torch
 
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
-from functools import cached_property
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Self
 
 import zarr
 
-from kdcache.answers.codec import Format, TopK, format_of, row_bytes
-from kdcache.answers.fingerprint import compare, digest
+from kdcache.answers.codec import Codec, TopK, make_codec, row_bytes
+from kdcache.answers.fingerprint import digest, require_same_fingerprint
 from kdcache.answers.location import StoreLocation
 from kdcache.answers.table import DAMAGE, Table
 from kdcache.choices import MAX_CLASSES, PRECISIONS
 from kdcache.errors import KdcacheError, UsageError, first_line, problem
+from kdcache.views.plan import CLEAN, parse_kind
 
-__all__ = ["CLEAN", "AnswerStore", "Replayed", "replayed", "table_bytes"]
+__all__ = ["CLEAN", "AnswerStore", "ReplayTableName", "parse_replay_tables", "table_bytes"]
 
-SCHEMA = "kdcache-answers-3"
+SCHEMA = "kdcache-answers-4"
 
-_CHECKED = ("schema", "fingerprint", "made_with", "format")
-"""The attributes of a store, beside the SHA-256 of these."""
+CHECKED_ATTRIBUTES = ("schema", "fingerprint", "made_with", "codec")
+"""Attributes of a store that its attribute ``sha256`` covers."""
 
-MOST_BYTES = 2**44
-"""A table with more bytes no store is believed to have."""
-
-CLEAN = "clean"
+MAX_TABLE_BYTES = 2**44
+"""Attributes that state a larger table are taken for damaged."""
 
 
-class Replayed(NamedTuple):
-    """What a replay table answers: the views of one slot in one epoch, counted from 0, of one view seed."""
+class ReplayTableName(NamedTuple):
+    """Name of a replay table: one kind of view, in one epoch (counted from 0) of one view seed."""
 
     seed: int
     epoch: int
     kind: str
 
     @property
-    def table(self) -> str:
-        """Name the table."""
+    def path(self) -> str:
+        """Path of the table in the store."""
         return f"replay/seed-{self.seed}/epoch-{self.epoch:04d}/{self.kind}"
 
     @classmethod
-    def parse(cls, table: str) -> Self | None:
-        """Read the name of a table; ``None`` for one of another sort."""
-        found = re.fullmatch(r"replay/seed-(\d{1,19})/epoch-(\d{4,9})/([a-z]+(?:-\d+)?)", table, re.ASCII)
-        name = cls(int(found[1]), int(found[2]), found[3]) if found else None
-        return name if name and name.table == table and name.seed < 2**63 else None
+    def parse(cls, path: str) -> Self | None:
+        """Parse the path of a table; ``None`` if it is not a replay table."""
+        found = re.fullmatch(r"replay/seed-(\d{1,19})/epoch-(\d{4,9})/([^/]+)", path, re.ASCII)
+        if found is None:
+            return None
+        name = cls(int(found[1]), int(found[2]), found[3])
+        try:
+            parse_kind(name.kind)
+        except ValueError:
+            return None
+        return name if name.path == path and name.seed < 2**63 and name.kind != CLEAN else None
 
 
-def replayed(tables: Iterable[str], kind: str | None = None) -> list[Replayed]:
-    """Find the replay tables among the names of tables, those of one kind or all."""
-    found = [name for table in tables if (name := Replayed.parse(table))]
-    return [name for name in found if kind in (None, name.kind)]
+def parse_replay_tables(paths: Iterable[str], kind: str | None = None) -> list[ReplayTableName]:
+    """Find the replay tables among paths of tables: those of one kind, or all."""
+    names = [name for path in paths if (name := ReplayTableName.parse(path))]
+    return [name for name in names if kind in (None, name.kind)]
 
 
 class AnswerStore:
-    """The answers of one teacher about one dataset, in one format.
+    """The logits of one teacher for one dataset, in one codec.
 
     Parameters
     ----------
-    where : str or Path
-        Folder or URL.
+    location : StoreLocation, str or Path
+        A folder or URL.
+
+    Attributes
+    ----------
+    location : StoreLocation
+    fingerprint, made_with : dict
+        See `create_or_open`.
+    samples, classes : int
+    precision : str
+        Of the teacher's forwards.
+    codec : Codec
+    origin : str
+        Digest of the fingerprint.
 
     Raises
     ------
     UsageError
-        Where there is no store.
+        If there is no store.
     KdcacheError
-        Where it cannot be read, or is not a store of answers.
+        If the store is damaged or cannot be read.
     """
 
-    def __init__(self, where: str | Path) -> None:
-        self.place = StoreLocation(where)
-        if not _is_there(self.place):
-            raise UsageError(problem("store of answers", expected="a store that exists", got=where))
+    def __init__(self, location: StoreLocation | str | Path) -> None:
+        self.location = location if isinstance(location, StoreLocation) else StoreLocation(location)
+        where = self.location.where
+        if not self.location.holds_store():
+            raise UsageError(problem("--store", expected="a store that exists", got=where))
         try:
-            group = zarr.open_group(self.place.store, mode="r", zarr_format=3)
+            group = zarr.open_group(self.location.store, mode="r", zarr_format=3)
         except DAMAGE as error:
-            raise KdcacheError(problem(f"{where} is damaged or cannot be read", got=first_line(error))) from None
+            raise KdcacheError(problem(f"could not read the store {where}", got=first_line(error))) from None
         found: dict[str, Any] = dict(group.attrs)
         if found.get("schema") != SCHEMA:
-            raise KdcacheError(problem(f"{where}: schema", expected=SCHEMA, got=found.get("schema")))
-        attributes = {name: found.get(name) for name in _CHECKED}
+            raise KdcacheError(problem(f"store {where}: schema", expected=SCHEMA, got=found.get("schema")))
+        attributes = {name: found.get(name) for name in CHECKED_ATTRIBUTES}
         if found.get("sha256") != digest(attributes):
-            raise KdcacheError(problem(f"{where} is damaged", got="attributes that do not fit their checksum"))
+            raise KdcacheError(problem(f"store {where} is damaged", got="attributes that do not match their checksum"))
         try:
             self.fingerprint: dict[str, Any] = dict(found["fingerprint"])
             self.made_with: dict[str, Any] = dict(found["made_with"])
             self.samples, self.classes = (self.fingerprint[name] for name in ("samples", "classes"))
             self.precision = self.fingerprint["teacher precision"]
-            self.format = format_of(**found["format"])
-            _check_sizes(self.samples, self.classes, self.precision, self.format)
+            self.codec = make_codec(**found["codec"])
+            _check_attributes(self.samples, self.classes, self.precision, self.codec)
         except DAMAGE as error:
-            raise KdcacheError(problem(f"{where} is damaged", got=f"attributes with another {error}")) from None
-        if self.format.name != self.fingerprint.get("dtype"):
-            raise KdcacheError(problem(f"{where} is damaged", got="a format that its fingerprint does not name"))
+            raise KdcacheError(problem(f"store {where} is damaged", got=f"an invalid attribute: {error}")) from None
+        if self.codec.name != self.fingerprint.get("dtype"):
+            raise KdcacheError(problem(f"store {where} is damaged", got="a codec that its fingerprint does not name"))
         self.origin = digest(self.fingerprint)
 
     @classmethod
-    def open(
+    def create_or_open(
         cls,
-        where: str | Path,
+        location: StoreLocation | str | Path,
         fingerprint: Mapping[str, Any],
-        format: Format,
+        codec: Codec,
         made_with: Mapping[str, Any],
     ) -> Self:
-        """Open a store for certain answers, or make it.
+        """Open the store in a place, or create it, for logits with a certain fingerprint.
 
         Parameters
         ----------
-        where : str or Path
+        location : StoreLocation, str or Path
         fingerprint : mapping
-            What the answers are a function of; ``samples`` and ``classes`` of the training set among it.
-        format : Format
+            What the logits depend on, with the ``samples`` and ``classes`` of the training set.
+        codec : Codec
         made_with : mapping
-            Recorded in a store that is made, not compared: versions, threads, rows of a forward.
+            Recorded in a new store, but not compared: versions, threads, rows of a forward.
 
         Raises
         ------
         UsageError
-            Where the store holds other answers; the message names each field that differs, with both values.
+            If the store has another fingerprint; with one line for each field that differs.
         KdcacheError
-            Where it cannot be read.
+            If the store is damaged or cannot be read.
         """
-        fingerprint = {**fingerprint, "dtype": format.name}
-        format.layout(fingerprint["classes"])  # a topk that does not fit is refused before anything is made
-        place = StoreLocation(where)
-        if not _is_there(place):
+        location = location if isinstance(location, StoreLocation) else StoreLocation(location)
+        codec.layout(fingerprint["classes"])  # raises for a topk that does not fit, before anything is created
+        if not location.holds_store():
             attributes: dict[str, Any] = {
                 "schema": SCHEMA,
-                "fingerprint": fingerprint,
+                "fingerprint": {**fingerprint, "dtype": codec.name},
                 "made_with": dict(made_with),
-                "format": asdict(format),
+                "codec": asdict(codec),
             }
-            with place.lock("attributes"):
-                if not _is_there(place):  # another process may have made it before we held the lock
+            with location.lock("attributes"):
+                if not location.holds_store():  # another process may have created it before we got the lock
                     attributes["sha256"] = digest(attributes)
-                    zarr.create_group(place.store, attributes=attributes)
-        store = cls(where)
-        compare(where, store.fingerprint, fingerprint)
+                    zarr.create_group(location.store, attributes=attributes)
+        store = cls(location)
+        store.require_fingerprint(fingerprint, codec)
         return store
 
-    def table(self, name: str) -> Table:
-        """Find a table by its name, whether it exists or not."""
-        return Table(self.place, name, self.samples, self.format.layout(self.classes), self.origin)
+    def require_fingerprint(self, fingerprint: Mapping[str, Any], codec: Codec) -> None:
+        """Raise a `UsageError` if the logits in the store depend on anything else, see `create_or_open`."""
+        require_same_fingerprint(self.location.where, self.fingerprint, {**fingerprint, "dtype": codec.name})
+
+    def table(self, path: str) -> Table:
+        """Make the object for a table, which need not exist."""
+        return Table(self.location, path, self.samples, self.codec.layout(self.classes), self.origin)
 
     def tables(self) -> list[str]:
-        """List the tables that exist, whole or in part, in the order of their names."""
-        arrays = "|".join((*self.format.layout(self.classes), "commits"))
-        found = (re.match(rf"(.+)/(?:{arrays})/", key) for key in self.place.list_keys())
+        """List the paths of the tables that exist, complete or not, in alphabetical order."""
+        arrays = "|".join((*self.codec.layout(self.classes), "commits"))
+        found = (re.match(rf"(.+)/(?:{arrays})/", key) for key in self.location.list_keys())
         return sorted({match[1] for match in found if match})
 
-    def replayed(self, kind: str | None = None) -> list[Replayed]:
-        """List the replay tables that exist, of one kind or of all."""
-        return replayed(self.tables(), kind)
+    def replay_tables(self, kind: str | None = None) -> list[ReplayTableName]:
+        """List the replay tables that exist, of one kind or all."""
+        return parse_replay_tables(self.tables(), kind)
 
-    def drop(self, tables: Collection[str]) -> None:
-        """Remove tables, the groups that they leave empty, and what writers that were killed left behind.
+    def drop(self, paths: Collection[str]) -> None:
+        """Delete tables, the groups that become empty, and unfinished files of killed writers.
 
         Raises
         ------
         UsageError
-            Where another process is writing to the store.
+            If another process writes to the store.
         """
-        with self.place.lock(None, wait=False) as mine:
-            if not mine:
-                raise UsageError(problem(self.place.where, expected="a store that nobody writes to", got="one in use"))
-            for table in tables:
-                self.place.delete_group(table)
-            left = self.tables()
-            groups = {str(group) for table in tables for group in PurePosixPath(table).parents} - {"."}
+        with self.location.lock(None, wait=False) as locked:
+            if not locked:
+                what, got = f"store {self.location.where}", "one that another process writes to"
+                raise UsageError(problem(what, expected="a store that is not in use", got=got))
+            for path in paths:
+                self.location.delete_group(path)
+            remaining = self.tables()
+            groups = {str(group) for path in paths for group in PurePosixPath(path).parents} - {"."}
             for group in groups:
-                if not any(table.startswith(f"{group}/") for table in left):
-                    self.place.delete_group(group)
-            for key in self.place.list_keys():
+                if not any(path.startswith(f"{group}/") for path in remaining):
+                    self.location.delete_group(group)
+            for key in self.location.list_keys():
                 if key.endswith(".partial"):
-                    self.place.delete(key)
+                    self.location.delete(key)
 
-    @cached_property
+    @property
     def table_bytes(self) -> int:
-        """Bytes of a table that is full, metadata and all."""
-        return table_bytes(self.samples, self.classes, self.format)
+        """Size of a complete table in bytes, with its metadata."""
+        return table_bytes(self.samples, self.classes, self.codec)
 
 
-def _is_there(place: StoreLocation) -> bool:
-    """Tell whether a place holds a store. One that holds anything else is refused, so that nothing gets mixed up."""
-    if place.has("zarr.json"):
-        return True
-    # What a writer that was killed left unfinished, or another one is just writing, is nobody's file.
-    keys = [key for key in place.list_keys() if not key.endswith(".partial")]
-    if "zarr.json" in keys:  # another process has made it between the two looks
-        return True
-    if keys:
-        gone = any(key.startswith((f"{CLEAN}/", "replay/")) for key in keys)
-        what = "a store whose zarr.json is gone" if gone else "other files"
-        raise UsageError(problem(f"store of answers {place.where}", expected="a store, or nothing", got=what))
-    return False
-
-
-def _check_sizes(samples: object, classes: object, precision: object, format: Format) -> None:
-    """Refuse, as a ``ValueError``, what nobody stored: before memory is taken for as much as a file says."""
+def _check_attributes(samples: object, classes: object, precision: object, codec: Codec) -> None:
+    """Raise a ``ValueError`` for sizes that no store has, before memory is allocated for them."""
     if precision not in PRECISIONS:
         raise ValueError("teacher precision")
-    for name, size, most in (("samples", samples, MOST_BYTES), ("classes", classes, MAX_CLASSES)):
-        if type(size) is not int or not 1 <= size <= most:
+    for name, size, limit in (("samples", samples, MAX_TABLE_BYTES), ("classes", classes, MAX_CLASSES)):
+        if type(size) is not int or not 1 <= size <= limit:
             raise ValueError(name)
     assert isinstance(samples, int)
     assert isinstance(classes, int)
-    if isinstance(format, TopK) and not 1 <= format.topk < classes:
-        raise ValueError("format")
-    if samples * row_bytes(format.layout(classes)) > MOST_BYTES:
+    if isinstance(codec, TopK) and not 1 <= codec.topk < classes:
+        raise ValueError("codec")
+    if samples * row_bytes(codec.layout(classes)) > MAX_TABLE_BYTES:
         raise ValueError("samples")
 
 
-def table_bytes(samples: int, classes: int, format: Format) -> int:
-    """Compute the bytes of a table that is full, metadata and all."""
-    example = Table(StoreLocation(), CLEAN, samples, format.layout(classes))
+@cache
+def table_bytes(samples: int, classes: int, codec: Codec) -> int:
+    """Compute the size of a complete table in bytes, with its metadata."""
+    example = Table(StoreLocation(), CLEAN, samples, codec.layout(classes))
     example.create()
     chunk = example.chunk_rows * row_bytes(example.layout)
-    # Beside each column's chunk stand its checksum and the commit record with a checksum of its own.
-    return example.place.size() + len(example.chunks) * (chunk + 4 * len(example.layout) + 12)
+    # Each chunk comes with a checksum for every column, and a commit record with a checksum of its own.
+    return example.location.size() + len(example.chunks) * (chunk + 4 * len(example.layout) + 12)

@@ -1,111 +1,118 @@
-"""A table of answers: rows in whole chunks, of which each is either there and right, or known to be missing.
+"""A table of stored logits: chunks of rows, each of which is complete and correct, or known to be missing.
 
-A missing chunk of a zarr array reads as its fill value without a word, and a file may be cut short or altered. So a
-table has a commit record: for each chunk, written after its data are on the disk, the number of rows and their
-checksum. Only what agrees with its record is ever handed out. Records lie in files of their own, so that nothing is
-ever rewritten and two writers need not know of each other.
+A missing chunk of a zarr array reads as its fill value without an error, and a file may be truncated or altered. So a
+table has a commit record: for each chunk, written after its data are on the disk, the number of rows and a checksum.
+Only chunks that agree with their record are returned. Each record has a file of its own, so nothing is ever rewritten
+and two writers do not interfere.
 """
+
+from __future__ import annotations  # so that sizes can be computed without torch
 
 import logging
 import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import zarr
-from zarr.abc.store import Store
 from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
 from kdcache.answers.codec import Columns, Layout, row_bytes
-from kdcache.answers.location import StoreLocation
 from kdcache.errors import first_line
 
-__all__ = ["Ask", "Table", "chunk_rows", "fill"]
+if TYPE_CHECKING:
+    from zarr.abc.store import Store
+
+    from kdcache.answers.location import StoreLocation
+
+__all__ = ["ComputeRows", "Table", "chunk_rows", "fill_missing"]
 
 CHUNK_BYTES = 2 * 2**20
-"""Bytes of a chunk: smaller ones cost more calls, larger ones are lost and asked again at a kill."""
+"""Size of a chunk: smaller ones cost more calls, larger ones lose more work when a process is killed."""
 
-LARGE_CHUNK_BYTES, MANY_CHUNKS = 16 * 2**20, 500
-"""Bytes of a chunk where the smaller ones would be more files than file systems like."""
+LARGE_CHUNK_BYTES, MAX_SMALL_CHUNKS = 16 * 2**20, 500
+"""Size of a chunk in tables that would have more than `MAX_SMALL_CHUNKS` chunks, each of which is a file."""
 
-Ask = Callable[[range], Columns]
-"""Finds the rows of a range, which are missing, on the CPU."""
+ComputeRows = Callable[[range], Columns]
+"""Computes the encoded logits of a range of rows, on the CPU."""
 
 log = logging.getLogger("kdcache")
 
-# What zarr and its codecs raise at data that are damaged. A system that refuses to read or write is another matter.
+# Raised by zarr and its codecs for damaged data. An OSError is not damage.
 DAMAGE = (KeyError, TypeError, ValueError, RuntimeError, AttributeError)
 
 
 def chunk_rows(rows: int, row_bytes: int) -> int:
-    """Settle how many rows a chunk holds, all chunks being as equal as they can be."""
+    """Choose the number of rows in a chunk, so that all chunks have nearly the same size."""
     chunks = math.ceil(rows * row_bytes / CHUNK_BYTES)
-    if chunks > MANY_CHUNKS:
+    if chunks > MAX_SMALL_CHUNKS:
         chunks = math.ceil(rows * row_bytes / LARGE_CHUNK_BYTES)
     return math.ceil(rows / min(chunks, rows))
 
 
 class Table:
-    """Rows of answers in a store.
+    """Rows of logits in a store.
 
     Parameters
     ----------
-    place : StoreLocation
+    location : StoreLocation
     name : str
         Path of the table's group in the store.
     rows : int
     layout : Layout
     origin : str
-        What the answers were made from. The record of a chunk tells it from one of another origin, table or place.
+        Digest of what the logits depend on. It goes into the checksum of each chunk, with the table and the place of
+        the chunk, so that a chunk that was moved is recognized.
 
     Attributes
     ----------
     chunks : list of range
         The rows of each chunk.
     damaged : set of int
-        Chunks that were found damaged.
+        Chunks that were found to be damaged.
     """
 
-    def __init__(self, place: StoreLocation, name: str, rows: int, layout: Layout, origin: str = "") -> None:
-        self.place, self.name, self.rows, self.layout, self.origin = place, name, rows, layout, origin
+    def __init__(self, location: StoreLocation, name: str, rows: int, layout: Layout, origin: str = "") -> None:
+        self.location, self.name, self.rows, self.layout, self.origin = location, name, rows, layout, origin
         self.chunk_rows = chunk_rows(rows, row_bytes(layout))
         self.chunks = [range(start, min(start + self.chunk_rows, rows)) for start in range(0, rows, self.chunk_rows)]
         self.damaged: set[int] = set()
         self._arrays: dict[str, zarr.Array] = {}
 
     def create(self) -> None:
-        """Make the arrays that are not there, at their full size. What is committed stays as it is."""
-        with self.place.lock(f"{self.name}/arrays"):
+        """Create the arrays that do not exist, or whose metadata are damaged. Committed chunks are kept."""
+        with self.location.lock(f"{self.name}/arrays"):
             for name in (*self.layout, "commits"):
                 array = self._open(name)
                 if array is None:
-                    # Metadata follow from the table alone. Damaged ones are replaced; chunks lie beside them and stay.
-                    self._clear_groups()
-                    self.place.delete(f"{self.name}/{name}/zarr.json")
-                    array = self._make(self.place.store, name)
+                    # The metadata depend on the table only, so damaged ones are replaced; chunks are files beside them.
+                    self._delete_damaged_groups()
+                    self.location.delete(f"{self.name}/{name}/zarr.json")
+                    array = self._create_array(self.location.store, name)
                 self._arrays[name] = array
 
-    def _clear_groups(self) -> None:
-        """Remove the metadata of groups around the arrays that cannot be read; zarr makes them anew."""
+    def _delete_damaged_groups(self) -> None:
+        """Delete the unreadable metadata of the groups around the arrays; zarr writes them again."""
         for path in (PurePosixPath(self.name), *PurePosixPath(self.name).parents[:-1]):
             try:
-                zarr.open_group(self.place.store, path=str(path), mode="r", zarr_format=3)
+                zarr.open_group(self.location.store, path=str(path), mode="r", zarr_format=3)
             except FileNotFoundError:
                 continue
             except DAMAGE as error:
-                log.warning("%s: metadata of %s are damaged (%s)", self.place.where, path, first_line(error))
-                self.place.delete(f"{path}/zarr.json")
+                log.warning("%s: the metadata of %s are damaged (%s)", self.location.where, path, first_line(error))
+                self.location.delete(f"{path}/zarr.json")
 
     def committed(self) -> np.ndarray:
-        """Rows that each chunk is recorded to hold, int64 (chunks,); 0 where there is no whole record."""
+        """Number of rows in the record of each chunk, int64 (chunks,); 0 if the record is missing or damaged."""
         return np.array([self._record(chunk)[0] for chunk in range(len(self.chunks))], np.int64)
 
     def read(self, chunk: int) -> Columns | None:
-        """Read a chunk that was committed; ``None`` where it was not, or where it is damaged, which is told."""
+        """Read a chunk; ``None`` if it is not committed, or damaged, which is logged."""
+        import torch
+
         rows, checksum = self._record(chunk)
         if rows == 0:
             return None
@@ -113,43 +120,43 @@ class Table:
             span = slice(self.chunks[chunk].start, self.chunks[chunk].stop)
             found = {name: np.asarray(self._array(name)[span]) for name in self.layout}
         except (*DAMAGE, FileNotFoundError) as error:
-            self._tell(chunk, error)
+            self._warn_damaged(chunk, error)
             return None
         if rows != len(self.chunks[chunk]) or self._checksum(chunk, found) != checksum:
-            self._tell(chunk, "its checksum is another")
+            self._warn_damaged(chunk, "checksum mismatch")
             return None
         return {name: torch.from_numpy(column) for name, column in found.items()}
 
-    def obtain(self, chunk: int, ask: Ask, wait: bool = True) -> Columns | None:
-        """Read a chunk, or ask for its rows and write it: nobody else asks for them at the same time.
+    def read_or_compute(self, chunk: int, compute_rows: ComputeRows, wait: bool = True) -> Columns | None:
+        """Read a chunk, or compute and write it under a lock, so that only one process computes it.
 
         Parameters
         ----------
         chunk : int
-        ask : callable
+        compute_rows : callable
         wait : bool
-            Whether to wait for another process that is asking.
+            Whether to wait for another process that computes the chunk.
 
         Returns
         -------
         Columns or None
-            ``None`` only where another process is asking, and `wait` is false.
+            ``None`` only if another process computes the chunk and `wait` is false.
         """
         found = self.read(chunk)
         if found is not None:
             return found
-        with self.place.lock(f"{self.name}/{chunk}", wait) as mine:
-            if not mine:
+        with self.location.lock(f"{self.name}/{chunk}", wait) as locked:
+            if not locked:
                 return None
-            self.create()  # which mends damaged metadata too
-            found = self.read(chunk)  # it may have been written while we waited
+            self.create()
+            found = self.read(chunk)  # another process may have written it before we got the lock
             if found is None:
-                found = ask(self.chunks[chunk])
+                found = compute_rows(self.chunks[chunk])
                 self._write(chunk, found)
             return found
 
     def _write(self, chunk: int, columns: Columns) -> None:
-        """Write a whole chunk, and commit it, under its lock."""
+        """Write a chunk and then its record; the caller holds the lock."""
         arrays = {name: columns[name].numpy() for name in self.layout}
         span = self.chunks[chunk]
         for name, values in arrays.items():
@@ -163,15 +170,16 @@ class Table:
         return checksum
 
     def _record(self, chunk: int) -> tuple[int, int]:
+        """Read the number of rows and the checksum of a chunk; zeros if there is no readable record."""
         try:
             rows, checksum = np.asarray(self._array("commits")[chunk]).tolist()
         except FileNotFoundError:
-            # The array was never made, unless there is a record in it.
-            if self.place.has(f"{self.name}/commits/c/{chunk}/0"):
-                self._tell(chunk, "the metadata of its record are gone or damaged")
+            # Without metadata, either nothing was ever committed or the metadata are lost.
+            if self.location.has(f"{self.name}/commits/c/{chunk}/0"):
+                self._warn_damaged(chunk, "the metadata of its record are missing or damaged")
             return 0, 0
         except DAMAGE as error:
-            self._tell(chunk, error)
+            self._warn_damaged(chunk, error)
             return 0, 0
         return rows, checksum
 
@@ -184,24 +192,24 @@ class Table:
         return self._arrays[name]
 
     def _open(self, name: str) -> zarr.Array | None:
-        """Open an array that is as it should be; ``None`` where there is none, or its metadata are damaged."""
+        """Open an array; ``None`` if it does not exist or has other metadata than it should have."""
         path = f"{self.name}/{name}"
         try:
-            # Version 2 may name filters, of which one runs code.
-            array = zarr.open_array(self.place.store, path=path, mode="r+", zarr_format=3)
-            found, expected = (_metadata(one) for one in (array, self._make(MemoryStore(), name)))
+            # Zarr version 2 supports filters that run code.
+            array = zarr.open_array(self.location.store, path=path, mode="r+", zarr_format=3)
+            found, expected = (_metadata(one) for one in (array, self._create_array(MemoryStore(), name)))
         except FileNotFoundError:
             return None
         except DAMAGE as error:
-            log.warning("%s: metadata of %s are damaged (%s)", self.place.where, path, first_line(error))
+            log.warning("%s: the metadata of %s are damaged (%s)", self.location.where, path, first_line(error))
             return None
         if found != expected:
-            odd = ", ".join(sorted(key for key in expected if found.get(key) != expected[key]))
-            log.warning("%s: metadata of %s are damaged (%s)", self.place.where, path, odd)
+            wrong = ", ".join(sorted(key for key in expected if found.get(key) != expected[key]))
+            log.warning("%s: the metadata of %s are damaged (%s)", self.location.where, path, wrong)
             return None
         return array
 
-    def _make(self, store: Store, name: str) -> zarr.Array:
+    def _create_array(self, store: Store, name: str) -> zarr.Array:
         shape, chunks, dtype = self._shape(name)
         return zarr.create_array(
             store,
@@ -209,7 +217,7 @@ class Table:
             shape=shape,
             chunks=chunks,
             dtype=dtype,
-            # Logits do not compress. The checksum is for readers that know nothing of the commit record.
+            # Logits do not compress. The checksum is for other readers, which do not know the commit record.
             compressors=(Crc32cCodec(),),
             fill_value=0 if dtype.kind in "iu" else np.nan,
         )
@@ -220,41 +228,41 @@ class Table:
         width, dtype = self.layout[name]
         return (self.rows, width), (self.chunk_rows, width), dtype
 
-    def _tell(self, chunk: int, reason: object) -> None:
+    def _warn_damaged(self, chunk: int, reason: object) -> None:
         if chunk not in self.damaged:
             self.damaged.add(chunk)
             log.warning(
-                "%s: chunk %d of %s is damaged (%s); it is not used", self.place.where, chunk, self.name, reason
+                "%s: chunk %d of %s is damaged (%s) and is not used", self.location.where, chunk, self.name, reason
             )
 
 
 def _metadata(array: zarr.Array) -> dict[str, Any]:
-    """Tell how an array is stored: shapes, types, and what its bytes go through when they are read."""
+    """Describe how an array is stored: shape, chunks, dtype, codecs."""
     return {key: value for key, value in array.metadata.to_dict().items() if key != "attributes"}
 
 
-def fill(work: Iterable[tuple[Table, Ask]]) -> Iterator[tuple[Table, int, Columns]]:
-    """Write every chunk that is missing or damaged, sharing the work with other processes that do the same.
+def fill_missing(work: Iterable[tuple[Table, ComputeRows]]) -> Iterator[tuple[Table, int, Columns]]:
+    """Compute and write all missing or damaged chunks; several processes may do this at once and share the work.
 
     Parameters
     ----------
-    work : iterable of (Table, Ask)
+    work : iterable of (Table, ComputeRows)
 
     Yields
     ------
     table : Table
     chunk : int
     columns : Columns
-        Its rows, which are there now.
+        The rows of the chunk, which is in the store now.
     """
-    left = [(table, chunk, ask) for table, ask in work for chunk in range(len(table.chunks))]
-    # What another process is at comes last: by then it is done, or that process has died.
+    pending = [(table, chunk, compute_rows) for table, compute_rows in work for chunk in range(len(table.chunks))]
+    # Chunks that another process computes come last: by then it is done with them, or has died.
     for wait in (False, True):
         postponed = []
-        for table, chunk, ask in left:
-            columns = table.obtain(chunk, ask, wait)
+        for table, chunk, compute_rows in pending:
+            columns = table.read_or_compute(chunk, compute_rows, wait)
             if columns is None:
-                postponed.append((table, chunk, ask))
+                postponed.append((table, chunk, compute_rows))
             else:
                 yield table, chunk, columns
-        left = postponed
+        pending = postponed

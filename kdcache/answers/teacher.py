@@ -1,4 +1,4 @@
-"""The teacher: a frozen network that answers views, always in forwards of one size."""
+"""The teacher: a frozen network whose forward passes all have the same number of rows."""
 
 from collections.abc import Iterator
 from functools import cached_property
@@ -8,56 +8,53 @@ from torch import Tensor
 
 from kdcache.compute import Compute
 from kdcache.models import FeatureNet, Network, checkpoint
-from kdcache.models.inference import rewrite
+from kdcache.models.inference import fuse_for_inference
 
 __all__ = ["FORWARD_ROWS", "Teacher"]
 
 FORWARD_ROWS = {"cpu": 64, "cuda": 256, "mps": 256}
-"""Rows of every forward of the teacher, Q, by kind of device.
+"""Rows Q of every forward of the teacher, by type of device.
 
-The last bits of a row depend on the size of the forward, not on its neighbours: with one size an answer is the same
-bits whoever asks it along with whatever else.
+The last bits of a row of logits depend on the number of rows in the forward, but not on the other rows. With a fixed
+number of rows, a view has the same logits in whichever batch it comes.
 """
 
-REMEDY = "a smaller teacher, or answers that kdcache cache fill stored on a larger machine"
-"""What to try where the memory does not suffice for a forward: its rows are what they are."""
+OUT_OF_MEMORY_REMEDY = "a smaller teacher, or logits that kdcache cache fill stored on a larger machine"
+"""For an error message: the number of rows cannot be reduced."""
 
 
 class Teacher:
-    """A frozen network that answers views.
+    """A frozen network in evaluation mode.
 
     Parameters
     ----------
     network : Network
     compute : Compute
-        Where and how precisely it runs.
+        Device and precision.
     """
 
     def __init__(self, network: Network, compute: Compute) -> None:
         self.network = network.to(compute.device).eval().requires_grad_(False)
         self.compute = compute
         self.rows = FORWARD_ROWS[compute.device.type]
-        small = compute.device.type == "cpu" and compute.precision == "bfloat16"
+        # In bfloat16, rounding changes the logits more than folded batch norms do. In float32, nothing is fused.
+        can_fuse = compute.device.type == "cpu" and compute.precision == "bfloat16"
         body = self.network.body
-        self._quick = rewrite(body, torch.bfloat16) if small and isinstance(body, FeatureNet) else None
+        self._fused = fuse_for_inference(body, torch.bfloat16) if can_fuse and isinstance(body, FeatureNet) else None
 
     @property
-    def rewritten(self) -> bool:
-        """Whether its batch norms are folded and its steps joined, see `kdcache.models.inference`.
-
-        That is so for our networks on processors in bfloat16, whose rounding moves the answers more than folding does.
-        In float32 they run as they stand.
-        """
-        return self._quick is not None
+    def is_fused(self) -> bool:
+        """Whether the network is fused for inference, see `kdcache.models.inference`."""
+        return self._fused is not None
 
     @cached_property
     def fingerprint(self) -> str:
-        """What its answers follow from, see `kdcache.models.checkpoint.fingerprint`; computed once, as it is frozen."""
+        """Digest of what the logits depend on, see `kdcache.models.checkpoint.fingerprint`."""
         return checkpoint.fingerprint(self.network)
 
     @torch.inference_mode()
     def __call__(self, views: Tensor) -> Tensor:
-        """Answer views, in forwards of exactly Q rows, the last one padded.
+        """Compute logits in forwards of exactly Q rows, the last one padded.
 
         Parameters
         ----------
@@ -69,15 +66,12 @@ class Teacher:
         Tensor of float32, shape (B, C)
             Logits.
         """
-        answers = []
-        for rows, padded in self._forwards(views):
-            logits = self._forward(padded, with_features=False)[0]
-            answers.append(logits[:rows].float())
-        return torch.cat(answers)
+        parts = [self._forward(padded, with_features=False)[0][:rows].float() for rows, padded in self._padded(views)]
+        return torch.cat(parts)
 
     @torch.no_grad()
     def with_features(self, views: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Answer views with what the network's inner tensors were in the same forwards.
+        """Compute logits and features in the same forwards; the logits are the same bits as without features.
 
         Returns
         -------
@@ -85,27 +79,28 @@ class Teacher:
         features : list of Tensor of float32
             See `kdcache.models.Network.with_features`.
         """
-        answers = []
-        for rows, padded in self._forwards(views):
-            found = self._forward(padded, with_features=True)
-            answers.append([tensor[:rows].float() for tensor in found])
-        logits, *features = (torch.cat(parts) for parts in zip(*answers, strict=True))
+        parts = []
+        for rows, padded in self._padded(views):
+            outputs = self._forward(padded, with_features=True)
+            parts.append([output[:rows].float() for output in outputs])
+        logits, *features = (torch.cat(outputs) for outputs in zip(*parts, strict=True))
         return logits, features
 
     def _forward(self, views: Tensor, with_features: bool) -> tuple[Tensor, ...]:
-        """Logits, and with them the features if these are wanted: the logits are the same bits either way."""
+        """Compute the logits, and the features if they are wanted."""
         work = f"a forward of {len(views)} views through the teacher {self.network.name}"
-        with self.compute.memory_explained(work, REMEDY):
-            if self._quick is not None:
-                found: tuple[Tensor, ...] = self._quick(self.network.normalize(views).bfloat16())
-                return found
+        with self.compute.memory_explained(work, OUT_OF_MEMORY_REMEDY):
+            if self._fused is not None:
+                outputs: tuple[Tensor, ...] = self._fused(self.network.normalize(views).bfloat16())
+                return outputs
             with self.compute.autocast():
                 if not with_features:
                     return (self.network(views),)
                 logits, features = self.network.with_features(views)
             return (logits, *features)
 
-    def _forwards(self, views: Tensor) -> Iterator[tuple[int, Tensor]]:
+    def _padded(self, views: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Split views into blocks of Q rows; the last one is padded with its first row."""
         for rows in views.split(self.rows):
             missing = self.rows - len(rows)
             yield len(rows), torch.cat([rows, rows[:1].expand(missing, -1, -1, -1)]) if missing else rows

@@ -1,4 +1,4 @@
-"""Answers to the standard views, which are finitely many, wherever in the epochs they came up first."""
+"""Index of logits by crop and flip: a sample has few crop-and-flip views, which come up again in later epochs."""
 
 import tempfile
 from dataclasses import replace
@@ -9,26 +9,27 @@ import torch
 
 from kdcache.answers.codec import Columns, Layout, row_bytes
 from kdcache.answers.store import CLEAN, AnswerStore
-from kdcache.views import Plan
+from kdcache.views.plan import STANDARD, Plan
 
 __all__ = ["CropFlipIndex"]
 
 
 class CropFlipIndex:
-    """A row of answers for each key that has one; keys are those of `kdcache.views.Plan.standard_keys`.
+    """Maps keys of crop-and-flip views, see `kdcache.views.Plan.standard_keys`, to encoded logits.
 
-    Rows lie in the order in which they came, in a file without a name that is mapped into memory: training gathers from
-    all over it, which from a zarr store would be a thousand times slower. It is made anew from what is committed.
+    The rows are in a memory-mapped temporary file, in the order in which they were added: training gathers rows from
+    all over it, which from a zarr store would be a thousand times slower. The index is rebuilt from the store in each
+    process.
 
     Parameters
     ----------
     keys : int
-        How many keys there can be.
+        Number of possible keys.
     capacity : int
-        How many of them can get a row, those that come first; the disk is taken as rows come.
+        Maximum number of rows; the disk space is allocated as rows are added.
     layout : Layout
     folder : Path, optional
-        Where the file may lie; by default the system's place for temporary files.
+        Folder for the temporary file; by default the system's.
     """
 
     def __init__(self, keys: int, capacity: int, layout: Layout, folder: Path | None = None) -> None:
@@ -36,37 +37,45 @@ class CropFlipIndex:
         self._rows, self._capacity = 0, min(capacity, keys)
         self._columns: Columns = {}
         for name, (width, dtype) in layout.items():
-            with tempfile.TemporaryFile(dir=folder) as file:  # the mapping keeps it until it is closed
+            with tempfile.TemporaryFile(dir=folder) as file:  # the mapping keeps the file open
                 mapped = np.memmap(file, dtype, "w+", shape=(self._capacity, width))
             self._columns[name] = torch.from_numpy(mapped)
 
     @classmethod
-    def of_store(cls, store: AnswerStore, plan: Plan, epochs: int, limit: int) -> "CropFlipIndex":
-        """Collect what a store knows of the standard views of a plan, and make room for so many further epochs.
+    def from_store(cls, store: AnswerStore, plan: Plan, epochs: int, limit: int) -> "CropFlipIndex":
+        """Build the index of a plan's crop-and-flip views from a store.
 
-        Every epoch of every view seed counts, and so do the clean views, each the middle crop of its sample. The rows
-        take at most `limit` bytes.
+        Parameters
+        ----------
+        store : AnswerStore
+            Its clean views and the x of every epoch and view seed are added. A clean view is the center crop.
+        plan : Plan
+        epochs : int
+            Further epochs for which there is to be capacity.
+        limit : int
+            Maximum size of the rows in bytes.
         """
-        replayed = store.replayed("standard") if plan.crop_flip else []
-        layout = store.format.layout(store.classes)
-        capacity = min(plan.samples * (len(replayed) + epochs + 1), max(limit // row_bytes(layout), 1))
-        folder = store.place.folder.parent if store.place.folder else None
-        finite = cls(plan.samples * plan.standard_views, capacity, layout, folder)
-        finite._collect(store, CLEAN, plan.clean_keys())
-        for name in replayed:
-            one = replace(plan, mixes=(), seed=name.seed)
-            finite._collect(store, name.table, one.standard_keys(one.epoch(name.epoch), np.arange(plan.samples)))
-        return finite
+        tables = store.replay_tables(STANDARD) if plan.crop_flip else []
+        layout = store.codec.layout(store.classes)
+        capacity = min(plan.samples * (len(tables) + epochs + 1), max(limit // row_bytes(layout), 1))
+        folder = store.location.folder.parent if store.location.folder else None
+        index = cls(plan.samples * plan.standard_views, capacity, layout, folder)
+        index._add_table(store, CLEAN, plan.clean_keys())
+        for name in tables:
+            stored = replace(plan, mixes=(), seed=name.seed)
+            keys = stored.standard_keys(stored.epoch(name.epoch), np.arange(plan.samples))
+            index._add_table(store, name.path, keys)
+        return index
 
-    def _collect(self, store: AnswerStore, name: str, keys: np.ndarray) -> None:
-        table = store.table(name)
+    def _add_table(self, store: AnswerStore, path: str, keys: np.ndarray) -> None:
+        table = store.table(path)
         for chunk, rows in enumerate(table.chunks):
             columns = table.read(chunk)
             if columns is not None:
                 self.add(keys[rows.start : rows.stop], columns)
 
-    def find(self, keys: np.ndarray) -> tuple[np.ndarray, Columns]:
-        """Find the answers that are known.
+    def lookup(self, keys: np.ndarray) -> tuple[np.ndarray, Columns]:
+        """Look up keys.
 
         Parameters
         ----------
@@ -74,21 +83,22 @@ class CropFlipIndex:
 
         Returns
         -------
-        known : ndarray of bool, shape (B,)
+        hit : ndarray of bool, shape (B,)
+            Whether each key is in the index.
         columns : Columns
-            The answers to those keys alone, in their order.
+            The rows of the hits, in the order of the keys.
         """
         rows = self._row[keys]
-        known = rows >= 0
-        chosen = torch.from_numpy(rows[known].astype(np.int64))
-        return known, {name: column[chosen] for name, column in self._columns.items()}
+        hit = rows >= 0
+        chosen = torch.from_numpy(rows[hit].astype(np.int64))
+        return hit, {name: column[chosen] for name, column in self._columns.items()}
 
     def add(self, keys: np.ndarray, columns: Columns) -> None:
-        """Remember answers while there is room; keys that have one already keep it."""
+        """Add rows while there is capacity; keys that are in the index keep their row."""
         new, first = np.unique(keys, return_index=True)
         first = first[self._row[new] < 0][: self._capacity - self._rows]
-        place = slice(self._rows, self._rows + len(first))
+        rows = slice(self._rows, self._rows + len(first))
         for name, column in columns.items():
-            self._columns[name][place] = column[torch.from_numpy(first)]
-        self._row[keys[first]] = np.arange(place.start, place.stop)
-        self._rows = place.stop
+            self._columns[name][rows] = column[torch.from_numpy(first)]
+        self._row[keys[first]] = np.arange(rows.start, rows.stop)
+        self._rows = rows.stop

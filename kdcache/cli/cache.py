@@ -1,4 +1,4 @@
-"""``kdcache cache``: the store of a teacher's answers."""
+"""``kdcache cache``: the store of a teacher's logits."""
 
 from pathlib import Path
 
@@ -20,60 +20,78 @@ WHERE = click.option("--store", help="Folder or URL of the store [answers.zarr i
 
 @click.group("cache", help=COMMANDS["cache"].about)
 def cache() -> None:
-    """Hold what can be done with a store."""
+    """Group of the commands about a store."""
 
 
 @cache.command()
 @settings(StudentConfig, (*VIEWS, "device", "precision", *STORE))
 def fill(config: StudentConfig) -> None:
-    """Ask ahead, without a student, all that student-train with the same options would ask.
+    """Precompute the teacher's logits for all views of a student.
 
-    Several of these may run at once on one machine, also under torchrun: they share the work.
+    These are the views that student-train with the same options will see. Several of these commands may run at once on
+    one machine, also under torchrun: they share the work.
     """
     from kdcache.report.progress import terminal
-    from kdcache.stages import fill_answers
+    from kdcache.stages import precompute_answers
 
     with terminal() as reporter:
-        filled = fill_answers(config, reporter)
-        there = f"{filled.answers} of {filled.of} answers are there"
-        reporter.say(f"{there}, {filled.asked} of them asked now, {filled.seconds:.0f} s")
-        reporter.say(f"store: {filled.store}")
+        result = precompute_answers(config, reporter)
+        stored = f"logits of {result.stored} of {result.total} views are stored"
+        reporter.say(f"{stored}, {result.teacher_forwards} of them computed now, {result.seconds:.0f} s")
+        reporter.say(f"store: {result.store}")
 
 
 @cache.command()
 @settings(StudentConfig, (*VIEWS, *STORE, "temperature"))
-@click.option("--students", default=1, show_default=True, type=click.IntRange(1), help="That share the view seed.")
+@click.option("--students", default=1, show_default=True, type=click.IntRange(1), help="Students of one view seed.")
 def plan(config: StudentConfig, students: int) -> None:
-    """Count, before anything runs, what students ask the teacher under each --cache, and the bytes of the store."""
-    from kdcache.analysis.questions import study_costs
-    from kdcache.report.tables import costs_table, format_line, show
+    """Count teacher forwards and bytes with each --cache."""
+    from kdcache.answers.budget import compare_caches
+    from kdcache.answers.codec import TopK, make_codec
+    from kdcache.answers.space import StoreSpace
+    from kdcache.config import TeacherConfig
+    from kdcache.report.stores import codec_line, costs_table
+    from kdcache.report.tables import show
+    from kdcache.run.find import find_teacher_run, store_path
+    from kdcache.run.folder import newest_finished_run
+    from kdcache.setup import data_size, plan_for
 
-    found = study_costs(config)
-    show(costs_table(found, students))
-    click.echo(format_line(found, config.temperature))
+    size, codec = data_size(config), make_codec(config.store_dtype, config.topk)
+    run = find_teacher_run(config.teacher) if config.teacher else newest_finished_run(TeacherConfig, config.dataset)
+    where = config.store or (store_path(run.path, codec) if run else None)
+    space = StoreSpace.at(where, size.samples, size.classes, codec, config.cache_limit, read_commits=True)
+    costs = compare_caches(plan_for(config, size.samples, size.card), config.epochs, space)
+    show(costs_table(costs, students, space.table_bytes))
+    error = None
+    if run and isinstance(codec, TopK):
+        from kdcache.answers.verify import codec_error_on_clean
+
+        error = codec_error_on_clean(store_path(run.path), codec, config.temperature)
+    click.echo(codec_line(codec, size.classes, error, config.temperature))
 
 
 @cache.command()
 @TEACHER
 @WHERE
 def info(teacher: Path | None, store: str | None) -> None:
-    """Show what a store holds, whose answers these are, how full and how large it is."""
+    """Show what a store holds, and what its logits depend on."""
     from kdcache.answers.store import AnswerStore
-    from kdcache.report.tables import show, store_table
-    from kdcache.setup import find_store
+    from kdcache.report.stores import store_table
+    from kdcache.report.tables import show
+    from kdcache.run.find import find_store
 
     found = AnswerStore(find_store(teacher, store))
-    for word, value in {**found.made_with, **found.fingerprint}.items():
-        click.echo(printable(f"{word}: {value}"))
+    for name, value in {**found.made_with, **found.fingerprint}.items():
+        click.echo(printable(f"{name}: {value}"))
     show(store_table(found))
 
 
 @cache.command()
 @TEACHER
 @WHERE
-@click.option("--samples", default=1000, show_default=True, type=click.IntRange(1), help="Answers to ask again.")
-@click.option("--all", "everything", is_flag=True, help="Ask all of them again.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the choice.")
+@click.option("--samples", default=1000, show_default=True, type=click.IntRange(1), help="Views to compare.")
+@click.option("--all", "everything", is_flag=True, help="Compare all views.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the random sample.")
 @click.option(
     "--tolerance", default=0.25, show_default=True, type=click.FloatRange(0), help="Largest difference of a logit."
 )
@@ -89,38 +107,40 @@ def verify(
     data_root: Path | None,
     device: str,
 ) -> None:
-    """Check every chunk of a store, and ask the teacher again about a random sample of its answers.
+    """Check every chunk of a store, and compare logits with the teacher's.
 
-    Exits with 1 where a chunk is damaged, or an answer is further off than the tolerance.
+    Exits with 1 if a chunk is damaged, or a logit differs by more than the tolerance.
     """
-    from kdcache.analysis.verification import verify_run
-    from kdcache.report.tables import checks_table, show
-    from kdcache.setup import find_teacher_run
+    from kdcache.report.stores import checks_table
+    from kdcache.report.tables import show
+    from kdcache.run.find import find_teacher_run
+    from kdcache.setup import verify_run
 
     run = find_teacher_run(teacher)
     checks = list(verify_run(run, store, None if everything else samples, seed, device, data_root))
     show(checks_table(checks))
     damaged = sum(check.damaged for check in checks)
-    largest = max((check.largest for check in checks), default=0.0)
-    if damaged or largest > tolerance:
+    max_error = max((check.max_error for check in checks), default=0.0)
+    if damaged or max_error > tolerance:
         raise KdcacheError(
             problem(
-                "the store does not hold what the teacher says",
-                expected=f"no damaged chunk and a difference of {tolerance:g}",
-                got=f"{damaged} damaged and {largest:.3g}",
+                "the store does not match the teacher",
+                expected=f"no damaged chunks and differences up to {tolerance:g}",
+                got=f"{damaged} damaged and {max_error:.3g}",
+                remedy="Damaged chunks are computed again by student-train and cache fill." if damaged else None,
             )
         )
-    compared, flips = (sum(getattr(check, name) for check in checks) for name in ("compared", "flips"))
-    click.echo(f"sound: {compared} answers asked again, largest difference {largest:.3g}, {flips} with another class")
+    compared, changes = (sum(getattr(check, name) for check in checks) for name in ("compared", "argmax_changes"))
+    click.echo(f"intact: {compared} views compared, max error {max_error:.3g}, {changes} with another top class")
 
 
 @cache.command()
 @TEACHER
 @WHERE
-@click.option("--view-seed", type=click.IntRange(0), help="Drop the answers of this view seed alone.")
-@click.option("--kind", help="Drop one kind of views alone: standard, cutmix-1, mixup-1, ...")
-@click.option("--after-epoch", type=click.IntRange(0), help="Keep so many epochs, and drop those after them.")
-@click.option("--all", "everything", is_flag=True, help="Drop the answers of every view seed, epoch and kind.")
+@click.option("--view-seed", type=click.IntRange(0), help="Delete the views of this view seed only.")
+@click.option("--kind", help="Delete one kind of view only: standard, cutmix-1, mixup-1, ...")
+@click.option("--after-epoch", type=click.IntRange(0), help="Keep this many epochs, and delete later ones.")
+@click.option("--all", "everything", is_flag=True, help="Delete all views but the clean ones.")
 def prune(
     teacher: Path | None,
     store: str | None,
@@ -129,18 +149,22 @@ def prune(
     after_epoch: int | None,
     everything: bool,
 ) -> None:
-    """Drop answers to the views of some plans or epochs; those to the clean views stay."""
+    """Delete logits by view seed, kind of view or epoch.
+
+    Those of clean views are kept.
+    """
     from kdcache.answers.store import AnswerStore
     from kdcache.report.tables import file_size
-    from kdcache.setup import find_store
+    from kdcache.run.find import find_store
 
     if everything == any(choice is not None for choice in (view_seed, kind, after_epoch)):
-        raise UsageError(problem("what to drop", expected="--all, or some of --view-seed, --kind and --after-epoch"))
+        expected = "--all, or some of --view-seed, --kind and --after-epoch"
+        raise UsageError(problem("cache prune", expected=expected, got="both" if everything else "neither"))
     found = AnswerStore(find_store(teacher, store))
-    dropped = [
-        name.table
-        for name in found.replayed(kind)
+    paths = [
+        name.path
+        for name in found.replay_tables(kind)
         if view_seed in (None, name.seed) and (after_epoch is None or name.epoch >= after_epoch)
     ]
-    found.drop(dropped)
-    click.echo(f"dropped {len(dropped)} tables; {file_size(found.place.size())} are left in {found.place.where}")
+    found.drop(paths)
+    click.echo(f"deleted {len(paths)} tables; {found.location.where} has {file_size(found.location.size())} now")

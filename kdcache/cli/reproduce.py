@@ -117,28 +117,30 @@ def _named(option: str, given: tuple[str, ...]) -> dict[str, str]:
 
 def _tell_costs(cells: "list[TableCell]") -> None:
     from kdcache.report.tables import file_size, show, table
-    from kdcache.study.costs import hours, study_cost
+    from kdcache.study.budget import study_budget
     from kdcache.study.expand import column_titles, runs_of
+    from kdcache.study.timing import hours
 
-    found, runs = study_cost(cells), runs_of(cells)
+    found, runs = study_budget(cells), runs_of(cells)
     titles = column_titles(cell.column for cell in cells)
     for run in runs:
         click.echo(shlex.join(["kdcache", *run.arguments]) + ("  # finished" if run.finished else ""))
     lines = [
-        (line.cell.row.name, titles[line.cell.column], str(len(line.cell.runs)), str(line.left), f"{line.online:,}")
-        for line in found.cells
+        (cell.row.name, titles[cell.column], str(len(cell.runs)), str(unfinished), f"{uncached:,}")
+        for cell, unfinished, uncached in found.cells
     ]
     show(table("What it takes", ("row", "pair", "runs", "left", "questions online"), lines))
     click.echo(f"runs: {len(runs)}, of which {sum(run.finished for run in runs)} are finished")
-    click.echo(f"teacher questions, each run for itself: {found.online:,}")
+    click.echo(f"teacher questions, each run for itself: {found.uncached:,}")
     click.echo(
-        f"with a store for each teacher: {found.shared.questions + found.alone:,}, of which {found.alone:,} are asked "
+        f"with a store for each teacher: {found.shared.forwards + found.without_store:,}, "
+        f"of which {found.without_store:,} are asked "
         "by losses that read features, which no store holds, or by runs without a store"
     )
     click.echo(f"bytes of these stores: {file_size(found.shared.stored_bytes)}")
     if found.limited != found.shared:
         click.echo(
-            f"within --cache-limit: {found.limited.questions + found.alone:,} questions, "
+            f"within --cache-limit: {found.limited.forwards + found.without_store:,} questions, "
             f"{file_size(found.limited.stored_bytes)}"
         )
     click.echo("timing each network for a second ...", err=True)

@@ -1,9 +1,14 @@
 """Views of images: the table that plans them, and the tensor functions that make them."""
 
-from kdcache.views.batch import Batch, ViewMaker
-from kdcache.views.geometry import crop_flip, take
-from kdcache.views.mixes import cutmix, mixup
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from kdcache.views.plan import PLAN_VERSION, EpochTable, Plan, Slot, rank_part, steps
+
+if TYPE_CHECKING:
+    from kdcache.views.batch import Batch, ViewMaker
+    from kdcache.views.geometry import crop_flip, take
+    from kdcache.views.mixes import cutmix, mixup
 
 __all__ = [
     "PLAN_VERSION",
@@ -19,3 +24,19 @@ __all__ = [
     "steps",
     "take",
 ]
+
+# Imported on first use: they need torch, and counting views does not.
+_MODULES = {
+    "Batch": "batch",
+    "ViewMaker": "batch",
+    "crop_flip": "geometry",
+    "take": "geometry",
+    "cutmix": "mixes",
+    "mixup": "mixes",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

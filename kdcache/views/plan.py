@@ -9,18 +9,40 @@ Plans nest: order, crop and flip do not depend on the augmentation, slot m does 
 no row depends on the total number of epochs. So students with different augmentations share the teacher's logits of x.
 """
 
+from __future__ import annotations  # so that views can be counted without torch
+
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kdcache.errors import UsageError, problem
-from kdcache.views.mixes import Words, find_mix
 
-__all__ = ["BLOCK", "PLAN_VERSION", "EpochTable", "Plan", "Slot", "block_starts", "rank_part", "steps"]
+if TYPE_CHECKING:
+    from kdcache.views.mixes import Mix, Words
+
+__all__ = [
+    "BLOCK",
+    "CLEAN",
+    "PLAN_VERSION",
+    "STANDARD",
+    "EpochTable",
+    "Plan",
+    "Slot",
+    "block_starts",
+    "format_kind",
+    "parse_kind",
+    "rank_part",
+    "steps",
+]
 
 PLAN_VERSION = 1
 """Incremented whenever the same plan would draw different rows."""
+
+STANDARD, CLEAN = "standard", "clean"
+"""Kinds of x: randomly cropped and flipped, or as in evaluation."""
 
 BLOCK = 64
 """Samples in a block. Partners come from the same block, so a batch of whole blocks reads no other images."""
@@ -128,13 +150,13 @@ class Plan:
     @property
     def kinds(self) -> tuple[str, ...]:
         """Name of the view in each slot, x first. Plans that share a kind and the seed share its views."""
-        mixed = (f"{mix}-{slot}" for slot, mix in enumerate(self.mixes, start=1))
-        return ("standard" if self.crop_flip else "clean", *mixed)
+        mixed = (format_kind(mix, slot) for slot, mix in enumerate(self.mixes, start=1))
+        return (STANDARD if self.crop_flip else CLEAN, *mixed)
 
-    def ending_with(self, kind: str) -> "Plan":
+    def ending_with(self, kind: str) -> Plan:
         """Return the plan whose last slot has a certain kind; since plans nest, the slots before it do not matter."""
-        mix, dash, slot = kind.rpartition("-")
-        return replace(self, crop_flip=kind != "clean", mixes=(mix,) * int(slot) if dash else ())
+        mix, slot = parse_kind(kind)
+        return replace(self, crop_flip=kind != CLEAN, mixes=(mix,) * slot)
 
     @property
     def random_resized(self) -> bool:
@@ -151,7 +173,7 @@ class Plan:
             return 1
         return 2**64 if self.padding is None else 2 * (2 * self.padding + 1) ** 2
 
-    def standard_keys(self, table: "EpochTable", positions: np.ndarray) -> np.ndarray:
+    def standard_keys(self, table: EpochTable, positions: np.ndarray) -> np.ndarray:
         """Index of the x of some positions among all N V possible ones: int64, ``sample * V + view``.
 
         Random resized crops have none: -1.
@@ -196,7 +218,7 @@ class Plan:
         for slot, (kind, partner) in enumerate(zip(self.mixes, self._partners(epoch), strict=True)):
             parameters, lam = self._draw(kind, epoch, slot)
             random_score = (self._words(RANDOM_SCORE, epoch, slot) >> np.uint64(40)) * np.float64(2.0**-24)
-            other = partner if find_mix(kind).takes_partner else np.arange(self.samples)
+            other = partner if _find_mix(kind).takes_partner else np.arange(self.samples)
             slots.append(Slot(kind, other, parameters, lam, random_score.astype(np.float32)))
         return tuple(slots)
 
@@ -204,7 +226,7 @@ class Plan:
         """Draw the parameters and lambdas of a slot."""
         stream = self._stream(MIX, epoch, slot)
         counts = [min(ROWS_PER_DRAW, self.samples - start) for start in range(0, self.samples, ROWS_PER_DRAW)]
-        drawn = [find_mix(kind).draw(stream.random_raw(2 * count).reshape(-1, 2), self.image_size) for count in counts]
+        drawn = [_find_mix(kind).draw(stream.random_raw(2 * count).reshape(-1, 2), self.image_size) for count in counts]
         parameters, lam = (np.concatenate(column) for column in zip(*drawn, strict=True))
         return parameters, lam
 
@@ -230,6 +252,38 @@ class Plan:
         key = np.array([self.seed, purpose], np.uint64)
         counter = np.array([0, slot, epoch, PLAN_VERSION], np.uint64)
         return np.random.Philox(key=key, counter=counter)
+
+
+def format_kind(mix: str, slot: int) -> str:
+    """Name the kind of view in a slot, as in the names of stored tables.
+
+    Parameters
+    ----------
+    mix : str
+        `STANDARD` or `CLEAN` in slot 0. In other slots the name of a mix, which states each parameter that is not the
+        default: views that differ have different kinds.
+    slot : int
+    """
+    return f"{mix}-{slot}" if slot else mix
+
+
+def parse_kind(kind: str) -> tuple[str, int]:
+    """Parse the result of `format_kind` into the mix and the slot; any other text is a ``ValueError``.
+
+    The name of a mix may contain letters, digits, ``-`` and ``_``, and ``=``, ``.`` and ``,`` for parameters.
+    """
+    if kind in (STANDARD, CLEAN):
+        return kind, 0
+    found = re.fullmatch(r"([a-zA-Z0-9][\w=.,-]*)-([1-9]\d{0,3})", kind, re.ASCII)
+    if found is None:
+        raise ValueError(f"not a kind of view: {kind}")
+    return found[1], int(found[2])
+
+
+def _find_mix(name: str) -> Mix:
+    from kdcache.views.mixes import find_mix  # which imports torch
+
+    return find_mix(name)
 
 
 def _bounded(words: Words, count: int) -> np.ndarray:

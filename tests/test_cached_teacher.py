@@ -1,4 +1,4 @@
-"""The cached teacher: what it asks, what it remembers, and that an answer is the same bits whichever way it came."""
+"""The cached teacher: teacher forwards, cache hits, and the same bits with and without a store."""
 
 from pathlib import Path
 from typing import Any
@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from kdcache.analysis.questions import Filled, distinct
 from kdcache.answers import budget
+from kdcache.answers.budget import count_new_views
 from kdcache.answers.cached_teacher import CachedTeacher
-from kdcache.answers.codec import DENSE, Dense, TopK
-from kdcache.answers.store import CLEAN, AnswerStore
+from kdcache.answers.codec import DEFAULT_CODEC, Dense, TopK
+from kdcache.answers.open import make_cached_teacher, make_reader
+from kdcache.answers.space import StoreSpace, default_limit
+from kdcache.answers.store import AnswerStore
 from kdcache.answers.teacher import FORWARD_ROWS, Teacher
 from kdcache.choices import CACHES
 from kdcache.datasets import Split
@@ -31,7 +33,7 @@ def test_forwards_have_a_fixed_number_of_rows(noise: Split) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_an_answer_is_the_same_bits_in_any_order_with_any_neighbours(precision: str, noise: Split) -> None:
+def test_logits_are_the_same_bits_in_any_order_and_any_batch(precision: str, noise: Split) -> None:
     teacher = answers.teacher(precision=precision)
     whole = teacher(noise.images)
     shuffled = torch.randperm(N, generator=torch.Generator().manual_seed(0))
@@ -40,9 +42,7 @@ def test_an_answer_is_the_same_bits_in_any_order_with_any_neighbours(precision: 
 
 
 @pytest.mark.parametrize(("precision", "rounding"), [("float32", 1e-5), ("bfloat16", 2**-5)])
-def test_with_another_forward_size_answers_agree_within_the_rounding(
-    precision: str, rounding: float, noise: Split
-) -> None:
+def test_logits_of_another_forward_size_agree_within_rounding(precision: str, rounding: float, noise: Split) -> None:
     teacher = answers.teacher(precision=precision)
     whole = teacher(noise.images)
     teacher.rows = 50
@@ -50,153 +50,157 @@ def test_with_another_forward_size_answers_agree_within_the_rounding(
     assert (again - whole).abs().max() <= rounding * whole.abs().max()
 
 
-def test_an_answer_that_is_not_finite_in_the_store_stops_the_run(noise: Split) -> None:
+def test_logits_that_are_not_finite_in_the_codec_raise(noise: Split) -> None:
     teacher = answers.teacher()
     with torch.no_grad():
         teacher.network.body.head.bias[2] = 1e6  # finite in float32, not in float16
     views = answers.views(noise)
-    with pytest.raises(KdcacheError, match="not finite in float16"):
-        CachedTeacher(teacher, views).ask(next(views.epoch(0)))
-    assert CachedTeacher(teacher, views, format=Dense("float32")).ask(next(views.epoch(0))).isfinite().all()
+    with pytest.raises(KdcacheError, match="expected values that are finite in float16"):
+        CachedTeacher(teacher, views).logits(next(views.epoch(0)))
+    assert CachedTeacher(teacher, views, codec=Dense("float32")).logits(next(views.epoch(0))).isfinite().all()
 
 
-def test_answers_have_the_precision_of_the_store_and_ask_for_no_gradient(noise: Split) -> None:
+def test_logits_have_the_precision_of_the_codec_and_no_gradient(noise: Split) -> None:
     views = answers.views(noise)
-    found = CachedTeacher(answers.teacher(), views).ask(next(views.epoch(0)))
+    found = CachedTeacher(answers.teacher(), views).logits(next(views.epoch(0)))
     assert found.dtype == torch.float32
     assert found.half().float().equal(found)
     assert not found.requires_grad
-    assert not found.is_inference()  # else no loss could be built on them
+    assert not found.is_inference()  # inference tensors cannot be used in a loss
 
 
 @pytest.mark.parametrize("batch_size", [64, 50, 7])
 @pytest.mark.parametrize("cache", CACHES)
-def test_answers_are_the_same_bits_with_and_without_any_store_in_any_batch(
+def test_logits_are_the_same_bits_with_and_without_a_store_in_any_batch_size(
     cache: str, batch_size: int, noise: Split, tmp_path: Path
 ) -> None:
-    online = answers.ask(CachedTeacher(answers.teacher(), answers.views(noise)), 2)
+    online = answers.all_logits(CachedTeacher(answers.teacher(), answers.views(noise)), 2)
     assert len(online) == 2 * 3 * N
     if cache == "off":
-        assert answers.ask(CachedTeacher(answers.teacher(), answers.views(noise, batch_size=batch_size)), 2) == online
+        assert (
+            answers.all_logits(CachedTeacher(answers.teacher(), answers.views(noise, batch_size=batch_size)), 2)
+            == online
+        )
         return
     for _ in range(2):
         views = answers.views(noise, batch_size=batch_size)
-        assert answers.ask(answers.cached_teacher(tmp_path / "store.zarr", noise, views, cache, epochs=2), 2) == online
+        assert (
+            answers.all_logits(answers.cached_teacher(tmp_path / "store.zarr", noise, views, cache, epochs=2), 2)
+            == online
+        )
 
 
 def counted(cached_teacher: CachedTeacher, epochs: int) -> tuple[int, int]:
     cached_teacher.pop_counts()
-    answers.ask(cached_teacher, epochs)
+    answers.all_logits(cached_teacher, epochs)
     counts = cached_teacher.pop_counts().as_metrics()
     return counts["teacher_forwards"], counts["cache_hits"]
 
 
-def test_a_plan_is_asked_once_and_plans_that_nest_share_the_answers(noise: Split, tmp_path: Path) -> None:
-    def ask(**plan: Any) -> tuple[int, int]:
+def test_views_are_computed_once_and_nested_plans_share_them(noise: Split, tmp_path: Path) -> None:
+    def counts(**plan: Any) -> tuple[int, int]:
         return counted(
             answers.cached_teacher(tmp_path / "store.zarr", noise, answers.views(noise, **plan), epochs=2), 2
         )
 
-    assert ask(aug="standard") == (2 * N, 0)
-    assert ask(aug="cutmix-pick") == (4 * N, 2 * N)
-    assert ask(aug="cutmix", batch_size=31) == (0, 4 * N)
-    assert ask(aug="mixup") == (2 * N, 2 * N)
-    assert ask(aug="cutmix-pick", seed=1) == (6 * N, 0)
+    assert counts(aug="standard") == (2 * N, 0)
+    assert counts(aug="cutmix-pick") == (4 * N, 2 * N)
+    assert counts(aug="cutmix", batch_size=31) == (0, 4 * N)
+    assert counts(aug="mixup") == (2 * N, 2 * N)
+    assert counts(aug="cutmix-pick", seed=1) == (6 * N, 0)
 
 
-def test_a_filled_store_leaves_no_question_and_filling_it_again_asks_nothing(noise: Split, tmp_path: Path) -> None:
-    for asked in (6 * N, 0):
-        ahead = answers.cached_teacher(tmp_path / "store.zarr", noise, answers.views(noise), epochs=2)
-        assert list(ahead.fill(2))[-1] == 6 * N == ahead.lam(2)
-        assert ahead.count().asked == asked
+def test_after_precompute_no_forwards_are_left(noise: Split, tmp_path: Path) -> None:
+    for forwards in (6 * N, 0):
+        cached_teacher = answers.cached_teacher(tmp_path / "store.zarr", noise, answers.views(noise), epochs=2)
+        assert list(cached_teacher.precompute(2))[-1] == 6 * N == cached_teacher.num_stored(2)
+        assert cached_teacher.pop_counts().forwards == forwards
     views = answers.views(noise)
     assert counted(answers.cached_teacher(tmp_path / "store.zarr", noise, views, epochs=2), 2) == (0, 6 * N)
 
 
 @pytest.mark.parametrize("clean", [True, False])
-def test_standard_views_are_asked_once_in_whichever_epoch_and_seed_they_come_up(
+def test_crop_and_flip_views_are_computed_once_across_epochs_and_seeds(
     clean: bool, noise: Split, tmp_path: Path
 ) -> None:
-    epochs, where, filled = 12, tmp_path / "store.zarr", Filled()
+    epochs, where, space = 12, tmp_path / "store.zarr", StoreSpace(1, 0, has_clean=clean)
     if clean:
         list(answers.cached_teacher(where, noise, answers.views(noise, "none")).precompute_clean())
-        filled = Filled({CLEAN: np.ones(1, bool)}, N)
     views = answers.views(noise, "standard")
-    new = distinct(views.plan, range(epochs), filled)
+    new = count_new_views(views.plan, dict.fromkeys(range(epochs)), space)
     assert counted(answers.cached_teacher(where, noise, views, "standard", epochs), epochs) == (new, epochs * N - new)
-    filled = Filled.of(AnswerStore(where))
+    space = StoreSpace.of_store(AnswerStore(where), read_commits=True)
     other = answers.views(noise, "standard", seed=5)
-    further = distinct(other.plan, range(epochs), filled)
+    further = count_new_views(other.plan, dict.fromkeys(range(epochs)), space)
     assert 0 < further < new
     assert counted(answers.cached_teacher(where, noise, other, "standard", epochs), epochs)[0] == further
-    # Mixed views are asked, whatever x is known.
+    # Mixed views are computed, although x is in the index.
     mixed = answers.views(noise, "cutmix", seed=5)
     assert counted(answers.cached_teacher(where, noise, mixed, "standard", epochs), 1) == (N, N)
 
 
-def test_distinct_views_are_counted_as_sets_are(noise: Split) -> None:
+def test_new_views_are_counted_as_by_a_set(noise: Split) -> None:
     plan = answers.views(noise, "standard").plan
     seen = set()
     for epoch in range(9):
         table = plan.epoch(epoch)
         rows = zip(table.order.tolist(), table.crop.tolist(), table.flip.tolist(), strict=True)
         seen |= {(sample, *crop, flip) for sample, crop, flip in rows}
-    assert distinct(plan, range(9)) == len(seen)
-    middle = {(sample, 4, 4, False) for sample in range(N)}
-    assert distinct(plan, range(9), Filled({CLEAN: np.ones(1, bool)}, N)) == len(seen - middle)
+    assert count_new_views(plan, dict.fromkeys(range(9))) == len(seen)
+    center = {(sample, 4, 4, False) for sample in range(N)}
+    stored = StoreSpace(1, 0, has_clean=True)
+    assert count_new_views(plan, dict.fromkeys(range(9)), stored) == len(seen - center)
 
 
-def test_without_room_further_answers_are_asked_and_those_that_are_there_used(noise: Split, tmp_path: Path) -> None:
+def test_beyond_the_size_limit_stored_logits_are_used_and_others_computed(noise: Split, tmp_path: Path) -> None:
     where, views = tmp_path / "store.zarr", answers.views(noise, "cutmix")
     size = answers.store(where, answers.teacher(), noise).table_bytes
-    expected = answers.ask(CachedTeacher(answers.teacher(), views), 3)
-    for asked in (6 * N, 3 * N):
+    expected = answers.all_logits(CachedTeacher(answers.teacher(), views), 3)
+    for forwards in (6 * N, 3 * N):
         cached_teacher = answers.cached_teacher(where, noise, views, "replay", 3, limit=int(3.5 * size))
-        assert answers.ask(cached_teacher, 3) == expected
-        assert cached_teacher.pop_counts().forwards == asked
+        assert answers.all_logits(cached_teacher, 3) == expected
+        assert cached_teacher.pop_counts().forwards == forwards
         assert len(cached_teacher.store.tables()) == 3  # type: ignore[union-attr]
-    # auto keeps all or nothing, but looks up what is there.
+    # auto keeps all or nothing, but uses what is stored.
     cached_teacher = answers.cached_teacher(where, noise, views, "auto", 3, limit=int(3.5 * size))
     assert counted(cached_teacher, 3) == (3 * N, 3 * N)
 
 
-def test_without_room_for_a_table_the_index_remembers_what_fits_within_the_run(noise: Split, tmp_path: Path) -> None:
+def test_without_space_for_a_table_the_index_holds_what_fits_during_the_run(noise: Split, tmp_path: Path) -> None:
     where, views, epochs = tmp_path / "store.zarr", answers.views(noise, "standard"), 30
     limit = answers.store(where, answers.teacher(), noise).table_bytes - 1
     cached_teacher = answers.cached_teacher(where, noise, views, "standard", epochs, limit)
-    for _ in range(2):  # the second time, what was remembered first is still known
-        asked, answered = counted(cached_teacher, epochs)
-        assert asked + answered == epochs * N
-        assert answered > limit // 8 // 8  # an answer takes 8 bytes, and a tenth of the views come up again
-    assert asked < epochs * N - limit // 8
+    for _ in range(2):
+        forwards, hits = counted(cached_teacher, epochs)
+        assert forwards + hits == epochs * N
+        assert hits > limit // 8 // 8  # logits take 8 bytes, and a tenth of the views recur
+    assert forwards < epochs * N - limit // 8  # the index still has the rows of the first time
     assert cached_teacher.store.tables() == []  # type: ignore[union-attr]
 
 
-def test_clean_answers_are_those_of_the_samples_in_their_order(noise: Split, tmp_path: Path) -> None:
+def test_clean_logits_are_in_the_order_of_the_samples(noise: Split, tmp_path: Path) -> None:
     views = answers.views(noise, "none")
     cached_teacher = answers.cached_teacher(tmp_path / "store.zarr", noise, views, "clean")
     assert cached_teacher.pop_counts() == (N, 0)
-    rows, logits = zip(*cached_teacher.clean(), strict=True)
+    rows, logits = zip(*cached_teacher.clean_logits(), strict=True)
     assert [sample for part in rows for sample in part] == list(range(N))
     assert torch.cat(logits).equal(answers.teacher()(noise.images).half().float())
     assert counted(cached_teacher, 1) == (0, N)
     assert cached_teacher.pop_counts() == (0, 0)
 
 
-def test_an_analysis_reads_what_is_there_and_writes_nothing(noise: Split, tmp_path: Path) -> None:
-    from kdcache.answers.replay import Replay
-
+def test_a_reader_uses_stored_logits_and_writes_nothing(noise: Split, tmp_path: Path) -> None:
     where, views = tmp_path / "store.zarr", answers.views(noise, "cutmix")
-    list(answers.cached_teacher(where, noise, views, epochs=1).fill(1))
+    list(answers.cached_teacher(where, noise, views, epochs=1).precompute(1))
     teacher = answers.teacher()
     store = answers.store(where, teacher, noise)
-    reader = CachedTeacher(teacher, views, store=store, replay=Replay(store, 0, views.plan.kinds))
-    before = store.place.list_keys()
+    reader = make_reader(teacher, views, store)
+    before = store.location.list_keys()
     for epoch, counts in ((0, (0, N)), (1, (N, 0))):
         for batch in views.epoch(epoch):
-            assert reader.ask(batch, first=1).equal(CachedTeacher(teacher, views).ask(batch)[len(batch) :])
-        assert tuple(reader.count().as_metrics().values()) == counts
-    assert store.place.list_keys() == before
+            assert reader.logits(batch, first=1).equal(CachedTeacher(teacher, views).logits(batch)[len(batch) :])
+        assert tuple(reader.pop_counts().as_metrics().values()) == counts
+    assert store.location.list_keys() == before
 
 
 REFUSALS = {
@@ -210,7 +214,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("field", REFUSALS)
-def test_answers_are_refused_for_anything_else(
+def test_a_store_with_another_fingerprint_is_refused(
     field: str, noise: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     where = tmp_path / "store.zarr"
@@ -224,105 +228,106 @@ def test_answers_are_refused_for_anything_else(
         images[149, 2, 31, 31] ^= 1
         data = Split(images, noise.labels)
     if field == "plan version":
-        monkeypatch.setattr("kdcache.setup.PLAN_VERSION", 99)
-    format = TopK("float16", 2) if field == "dtype" else DENSE
+        monkeypatch.setattr("kdcache.answers.open.PLAN_VERSION", 99)
+    codec = TopK("float16", 2) if field == "dtype" else DEFAULT_CODEC
     with pytest.raises(UsageError) as refusal:
-        answers.store(where, teacher, data, format, padding=5 if field == "padding" else 4)
+        answers.store(where, teacher, data, codec, padding=5 if field == "padding" else 4)
     (line,) = refusal.value.problems
-    assert f"another {field} " in line
-    assert f"given {first.fingerprint[field]}" in line
-    assert "allowed" in line
+    assert f"store {where}: {field}: expected" in line
+    assert f"got {first.fingerprint[field]}" in line
+    assert "--store" in line
 
 
-def test_a_fill_that_is_interrupted_keeps_what_is_whole_and_goes_on(noise: Split, tmp_path: Path) -> None:
+def test_an_interrupted_precompute_keeps_complete_chunks_and_resumes(noise: Split, tmp_path: Path) -> None:
     where, views = tmp_path / "store.zarr", answers.views(noise)
-    ahead = answers.cached_teacher(where, noise, views, epochs=2)
+    first = answers.cached_teacher(where, noise, views, epochs=2)
     forwards: list[int] = []
 
-    def interrupt(module: object, given: object, found: object) -> None:
+    def interrupt(module: object, inputs: object, output: object) -> None:
         forwards.append(1)
         if len(forwards) == 8:  # in the third table of six
             raise KeyboardInterrupt
 
-    hook = ahead.teacher.network.register_forward_hook(interrupt)
+    hook = first.teacher.network.register_forward_hook(interrupt)
     with pytest.raises(KeyboardInterrupt):
-        list(ahead.fill(2))
+        list(first.precompute(2))
     hook.remove()
     later = answers.cached_teacher(where, noise, views, epochs=2)
-    list(later.fill(2))
-    assert later.count().asked == 4 * N
-    assert answers.ask(later, 2) == answers.ask(CachedTeacher(answers.teacher(), views), 2)
+    list(later.precompute(2))
+    assert later.pop_counts().forwards == 4 * N
+    assert answers.all_logits(later, 2) == answers.all_logits(CachedTeacher(answers.teacher(), views), 2)
 
 
-class Counting(Teacher):
-    """A teacher that answers by arithmetic, for questions too many for a network."""
+class PixelTeacher(Teacher):
+    """A teacher whose logits are pixel values, for more views than a network could process."""
 
     def __call__(self, views: torch.Tensor) -> torch.Tensor:
         return views[:, 0, 0, :4].float()
 
 
-def test_over_240_epochs_a_sample_has_as_many_questions_as_distinct_views(tmp_path: Path) -> None:
+def test_over_240_epochs_each_distinct_view_is_computed_once(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (400, 3, 32, 32), generator=generator, dtype=torch.uint8)
     split = Split(images, torch.zeros(400, dtype=torch.int64))
     like = answers.teacher()
-    teacher = Counting(like.network, like.compute)
+    teacher = PixelTeacher(like.network, like.compute)
     views = answers.views(split, "standard", batch_size=400)
     store = answers.store(tmp_path / "store.zarr", teacher, split)
-    cached_teacher = CachedTeacher.with_store(teacher, views, store, "standard", 240)
+    cached_teacher = make_cached_teacher(teacher, views, store, "standard", 240)
     for epoch in range(240):
         for batch in views.epoch(epoch):
             assert cached_teacher.logits(batch).equal(teacher(batch.views))
-    asked = cached_teacher.pop_counts().forwards
-    assert asked == distinct(views.plan, range(240))
-    assert asked / 400 == pytest.approx(162 * (1 - (1 - 1 / 162) ** 240), abs=1)  # 125.3
+    forwards = cached_teacher.pop_counts().forwards
+    assert forwards == count_new_views(views.plan, dict.fromkeys(range(240)))
+    assert forwards / 400 == pytest.approx(162 * (1 - (1 - 1 / 162) ** 240), abs=1)  # 125.3
     table = np.zeros((400, 162), bool)
     for epoch in range(240):
         table.reshape(-1)[views.plan.standard_keys(views.plan.epoch(epoch), np.arange(400))] = True
     assert table.sum(1).max() <= 162
-    assert table.sum() == asked
+    assert table.sum() == forwards
 
 
-def test_auto_opens_the_index_where_it_saves_enough_and_keeps_all_or_nothing(noise: Split) -> None:
+def test_auto_uses_the_index_if_it_saves_enough_and_keeps_all_or_nothing(noise: Split) -> None:
     def choose(aug: str, epochs: int, existing: frozenset[str] = frozenset(), limit: int = 10**6) -> tuple[int, bool]:
-        choice = budget.choose("auto", answers.views(noise, aug).plan, epochs, budget.Room(existing, 1000, limit))
-        return len(choice.keep), choice.indexed
+        space = StoreSpace.with_tables(existing, 1000, limit)
+        policy = budget.choose_policy("auto", answers.views(noise, aug).plan, epochs, space)
+        return len(policy.keep), policy.indexed
 
     gain = {epochs: epochs / (162 * (1 - (161 / 162) ** epochs)) for epochs in (100, 200)}
     assert gain[100] < 1.5 < gain[200]
     assert choose("standard", 100) == (1, False)
     assert choose("standard", 200) == (1, True)
-    assert choose("cutmix-pick", 300) == (3, False)  # of three questions, one is about x
+    assert choose("cutmix-pick", 300) == (3, False)  # x is one of three views
     assert choose("cutmix-pick", 300, limit=899_999) == (0, False)
     other = frozenset(f"replay/seed-9/epoch-{epoch:04d}/standard" for epoch in range(200))
-    assert choose("standard", 100, other) == (1, True)  # half of the views are known from there
+    assert choose("standard", 100, other) == (1, True)  # it has half of the views
     own = frozenset(f"replay/seed-0/epoch-{epoch:04d}/standard" for epoch in range(200))
-    assert choose("standard", 200, own) == (1, False)  # nothing is left to ask
+    assert choose("standard", 200, own) == (1, False)  # no forwards are left
 
 
-def test_the_standard_views_of_too_many_samples_have_no_index() -> None:
+def test_too_many_samples_for_an_index() -> None:
     plan = Plan(500_000, 32, 4, crop_flip=True, seed=0)
-    assert not budget.choose("auto", plan, 240, budget.Room(frozenset(), 1, 10**9)).indexed
-    with pytest.raises(UsageError, match="--cache standard: expected 414252 samples of 162 views each, got 500000"):
-        budget.choose("standard", plan, 240, budget.Room(frozenset(), 1, 10**9))
+    assert not budget.choose_policy("auto", plan, 240, StoreSpace(1, 10**9)).indexed
+    with pytest.raises(UsageError, match="expected at most 414252 samples with 162 views each, got 500000 samples"):
+        budget.choose_policy("standard", plan, 240, StoreSpace(1, 10**9))
 
 
-def test_the_room_of_a_store_does_not_shrink_as_it_fills() -> None:
-    for free, stored, room in ((50, 0, 5), (47, 3, 5), (500, 0, 10), (0, 0, 0)):
-        assert budget.default_limit(free * 10**9, stored * 10**9) == room * 10**9
-    assert budget.default_limit(None, 0) == 10 * 10**9
+def test_the_default_limit_does_not_shrink_as_the_store_grows() -> None:
+    for free, stored, limit in ((50, 0, 5), (47, 3, 5), (500, 0, 10), (0, 0, 0)):
+        assert default_limit(free * 10**9, stored * 10**9) == limit * 10**9
+    assert default_limit(None, 0) == 10 * 10**9
 
 
-def test_without_room_for_clean_answers_they_are_remembered_within_the_run(noise: Split, tmp_path: Path) -> None:
+def test_without_space_for_clean_views_they_are_computed_once_per_run(noise: Split, tmp_path: Path) -> None:
     views = answers.views(noise, "none")
     cached_teacher = answers.cached_teacher(tmp_path / "store.zarr", noise, views, "auto", 2, limit=N * 8)
     assert counted(cached_teacher, 2) == (N, N)
     assert cached_teacher.store.tables() == []  # type: ignore[union-attr]
 
 
-def test_a_damaged_chunk_is_written_anew_even_where_no_table_would_be_begun(noise: Split, tmp_path: Path) -> None:
+def test_a_damaged_chunk_is_rewritten_even_without_space_for_new_tables(noise: Split, tmp_path: Path) -> None:
     where, views = tmp_path / "store.zarr", answers.views(noise, "standard")
-    list(answers.cached_teacher(where, noise, views, epochs=1).fill(1))
+    list(answers.cached_teacher(where, noise, views, epochs=1).precompute(1))
     path = where / "replay" / "seed-0" / "epoch-0000" / "standard" / "logits" / "c" / "0" / "0"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
@@ -330,14 +335,14 @@ def test_a_damaged_chunk_is_written_anew_even_where_no_table_would_be_begun(nois
     assert path.read_bytes() == whole
 
 
-def test_what_another_oracle_asks_meanwhile_is_learnt_as_it_is_read(noise: Split, tmp_path: Path) -> None:
+def test_rows_that_another_process_wrote_are_added_to_the_index(noise: Split, tmp_path: Path) -> None:
     where, epochs = tmp_path / "store.zarr", 20
     views = [answers.views(noise, "standard") for _ in range(2)]
     both = [answers.cached_teacher(where, noise, one, "standard", epochs) for one in views]
-    asked = 0
+    forwards = 0
     for epoch in range(epochs):  # they take turns in being the first
         for cached_teacher in both[:: 1 if epoch % 2 else -1]:
             for batch in cached_teacher.views.epoch(epoch):
                 cached_teacher.logits(batch)
-            asked += cached_teacher.pop_counts().forwards
-    assert asked == distinct(views[0].plan, range(epochs))
+            forwards += cached_teacher.pop_counts().forwards
+    assert forwards == count_new_views(views[0].plan, dict.fromkeys(range(epochs)))

@@ -1,0 +1,155 @@
+"""How a teacher's logits are opened: the store for a teacher and a dataset, and the cached teacher in front of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kdcache.answers.budget import choose_policy
+from kdcache.answers.cached_teacher import CachedTeacher
+from kdcache.answers.codec import DEFAULT_CODEC, Codec
+from kdcache.answers.location import StoreLocation
+from kdcache.answers.replay import Replay
+from kdcache.answers.space import StoreSpace
+from kdcache.answers.store import AnswerStore
+from kdcache.answers.teacher import Teacher
+from kdcache.answers.view_index import CropFlipIndex
+from kdcache.compute import Compute
+from kdcache.datasets import Dataset
+from kdcache.environment import describe_environment
+from kdcache.models import Network
+from kdcache.views import PLAN_VERSION, ViewMaker
+
+__all__ = ["make_cached_teacher", "make_reader", "open_answers", "open_store"]
+
+UNLIMITED = 2**62
+"""Size limit in bytes that no store reaches."""
+
+ProgressCallback = Callable[[int, int], None]
+"""Receives how many of how many views have their logits in the store."""
+
+
+def open_answers(
+    network: Network,
+    data: Dataset,
+    compute: Compute,
+    where: str | Path,
+    codec: Codec | None = None,
+    precision: str = "auto",
+) -> tuple[Teacher, AnswerStore]:
+    """Make a teacher of a network, and open the store of its logits for the training set, or create it.
+
+    Parameters
+    ----------
+    network : Network
+    data : Dataset
+    compute : Compute
+    where : str or Path
+        Folder or URL of the store.
+    codec : Codec, optional
+        By default that of the store, or `DEFAULT_CODEC` for a new one.
+    precision : str
+        With ``auto``, the teacher has the precision of an existing store; otherwise that of `compute`.
+
+    Raises
+    ------
+    UsageError
+        If the store is for another teacher, dataset, precision, codec or version of the view plan.
+    KdcacheError
+        If the store is damaged.
+    """
+    location = StoreLocation(where)
+    store = AnswerStore(location) if location.holds_store() else None
+    if store is not None and precision == "auto":
+        compute = Compute(compute.device, store.precision)
+    codec = codec or (store.codec if store is not None else DEFAULT_CODEC)
+    teacher = Teacher(network, compute)
+    if store is None:
+        return teacher, open_store(location, teacher, data, codec)
+    store.require_fingerprint(_fingerprint(teacher, data), codec)
+    return teacher, store
+
+
+def open_store(
+    where: StoreLocation | str | Path, teacher: Teacher, data: Dataset, codec: Codec = DEFAULT_CODEC
+) -> AnswerStore:
+    """Open the store of a teacher's logits for a training set, or create it; for errors see `open_answers`."""
+    return AnswerStore.create_or_open(where, _fingerprint(teacher, data), codec, _made_with(teacher, data))
+
+
+def _fingerprint(teacher: Teacher, data: Dataset) -> dict[str, Any]:
+    """What logits depend on, besides the codec."""
+    return {
+        "teacher": teacher.fingerprint,
+        "dataset": data.train.fingerprint,
+        "padding": data.card.padding,
+        "plan version": PLAN_VERSION,
+        "teacher precision": teacher.compute.precision,
+        "samples": len(data.train),
+        "classes": data.num_classes,
+    }
+
+
+def _made_with(teacher: Teacher, data: Dataset) -> dict[str, Any]:
+    """What a new store records for people."""
+    return {
+        **describe_environment(teacher.compute),
+        "teacher's network": teacher.network.name,
+        "dataset's name": data.card.name,
+        "forward rows": teacher.rows,
+        "fused for inference": teacher.is_fused,
+    }
+
+
+def make_cached_teacher(
+    teacher: Teacher,
+    views: ViewMaker,
+    store: AnswerStore,
+    cache: str,
+    epochs: int,
+    limit: int | None = None,
+    progress: ProgressCallback | None = None,
+) -> CachedTeacher:
+    """Make a cached teacher that reads and writes a store.
+
+    Parameters
+    ----------
+    teacher : Teacher
+    views : ViewMaker
+    store : AnswerStore
+    cache : str
+        What to keep and look up, see `kdcache.answers.budget.choose_policy`.
+    epochs : int
+    limit : int, optional
+        Maximum size of the store in bytes, by default `kdcache.answers.space.default_limit`.
+    progress : callable, optional
+        If x are clean views, their logits are computed here, and their number is reported.
+    """
+    plan, space = views.plan, StoreSpace.of_store(store, limit)
+    policy = choose_policy(cache, plan, epochs, space)
+    cached_teacher = CachedTeacher(teacher, views, store=store)
+    if plan.crop_flip:
+        cached_teacher.replay = Replay(store, plan.seed, plan.kinds, policy.keep, space.limit)
+    elif policy.keep:
+        for done in cached_teacher.precompute_clean():
+            if progress is not None:
+                progress(done, plan.samples)
+    if policy.indexed:
+        cached_teacher.view_index = CropFlipIndex.from_store(store, plan, epochs, space.limit)
+    return cached_teacher
+
+
+def make_reader(teacher: Teacher, views: ViewMaker, store: AnswerStore | None = None) -> CachedTeacher:
+    """Make a cached teacher that reads a store, if there is one, and writes nothing.
+
+    If x are clean views, which are the same in every epoch, each one goes through the teacher at most once.
+    """
+    plan = views.plan
+    cached_teacher = CachedTeacher(teacher, views, store=store)
+    if not plan.crop_flip and store is not None:
+        cached_teacher.view_index = CropFlipIndex.from_store(store, plan, 1, UNLIMITED)
+    elif not plan.crop_flip:
+        layout = cached_teacher.codec.layout(cached_teacher.classes)
+        cached_teacher.view_index = CropFlipIndex(plan.samples, plan.samples, layout)
+    elif store is not None:
+        cached_teacher.replay = Replay(store, plan.seed, plan.kinds)
+    return cached_teacher

@@ -1,0 +1,142 @@
+"""The tables that a store has, and the space for more."""
+
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from kdcache.answers.codec import Codec
+from kdcache.answers.location import StoreLocation
+from kdcache.answers.store import CLEAN, AnswerStore, ReplayTableName, parse_replay_tables, table_bytes
+from kdcache.views.plan import Plan
+
+__all__ = ["StoreSpace", "default_limit"]
+
+DEFAULT_LIMIT_BYTES = 10 * 10**9
+"""Default size limit of a store, unless `MAX_DISK_SHARE` is less."""
+
+MAX_DISK_SHARE = 0.1
+"""Share of the disk space, free or already taken by the store, that a store may take by default."""
+
+
+@dataclass(frozen=True)
+class StoreSpace:
+    """The tables of a store, and its size limit.
+
+    Parameters
+    ----------
+    table_bytes : int
+        Size of each table.
+    limit : int
+        Maximum size of all tables in bytes.
+    replay : mapping
+        Epochs that have a replay table, by view seed and kind of view.
+    has_clean : bool
+        Whether there is a table of clean views.
+    incomplete : mapping
+        Committed rows, bool (N,), of the tables that lack chunks, by path. Other tables are complete.
+    """
+
+    table_bytes: int
+    limit: int
+    replay: Mapping[tuple[int, str], Set[int]] = field(default_factory=dict)
+    has_clean: bool = False
+    incomplete: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @classmethod
+    def with_tables(cls, paths: Iterable[str], table_bytes: int, limit: int) -> Self:
+        """Make the space of a store with certain tables."""
+        paths, replay = set(paths), dict[tuple[int, str], set[int]]()
+        for name in parse_replay_tables(paths):
+            replay.setdefault((name.seed, name.kind), set()).add(name.epoch)
+        return cls(table_bytes, limit, replay, CLEAN in paths)
+
+    @classmethod
+    def of_store(cls, store: AnswerStore, limit: int | None = None, read_commits: bool = False) -> Self:
+        """Read which tables a store has.
+
+        Parameters
+        ----------
+        store : AnswerStore
+        limit : int, optional
+            By default `default_limit`.
+        read_commits : bool
+            Whether to find out which tables are incomplete, which reads a small file for each chunk.
+        """
+        paths, size = store.tables(), store.table_bytes
+        if limit is None:
+            limit = default_limit(store.location.free_bytes(), len(paths) * size)
+        space = cls.with_tables(paths, size, limit)
+        return replace(space, incomplete=_incomplete_tables(store, paths)) if read_commits else space
+
+    @classmethod
+    def at(
+        cls,
+        where: str | Path | None,
+        samples: int,
+        classes: int,
+        codec: Codec,
+        limit: int | None = None,
+        read_commits: bool = False,
+    ) -> Self:
+        """Read which tables the store at a place has, see `of_store`; the store need not exist."""
+        location = StoreLocation(where)
+        if where is not None and location.holds_store():
+            return cls.of_store(AnswerStore(location), limit, read_commits)
+        if limit is None:
+            limit = default_limit(location.free_bytes(), 0)
+        return cls(table_bytes(samples, classes, codec), limit)
+
+    @property
+    def num_tables(self) -> int:
+        """Number of tables."""
+        return self.has_clean + sum(map(len, self.replay.values()))
+
+    @property
+    def max_tables(self) -> int:
+        """Number of tables within the limit."""
+        return self.limit // self.table_bytes
+
+    def missing_epochs(self, plan: Plan, epochs: int, kind: str) -> Set[int]:
+        """Find the epochs of a plan that have no replay table of a kind."""
+        return set(range(epochs)) - self.replay.get((plan.seed, kind), set())
+
+    def fits(self, plan: Plan, epochs: int) -> bool:
+        """Tell whether all tables of a run are there or fit into the limit."""
+        if plan.crop_flip:
+            missing = sum(len(self.missing_epochs(plan, epochs, kind)) for kind in plan.kinds)
+        else:
+            missing = int(not self.has_clean)
+        return self.num_tables + missing <= self.max_tables
+
+    def after_run(self, plan: Plan, epochs: int, keep: Set[str]) -> Self:
+        """Add the tables of the kinds that a run keeps, as far as they fit, and complete all that it uses."""
+        if not plan.crop_flip:
+            return replace(self, has_clean=self.has_clean or bool(keep), incomplete={})
+        used = {ReplayTableName(plan.seed, epoch, kind).path for epoch in range(epochs) for kind in plan.kinds}
+        incomplete = {path: rows for path, rows in self.incomplete.items() if path not in used}
+        kept = [kind for kind in plan.kinds if kind in keep]
+        missing = {kind: self.missing_epochs(plan, epochs, kind) for kind in kept}
+        # A run creates tables epoch by epoch, until no further one fits.
+        tables = sorted((epoch, slot) for slot, kind in enumerate(kept) for epoch in missing[kind])
+        replay = {key: set(stored) for key, stored in self.replay.items()}
+        for epoch, slot in tables[: max(0, self.max_tables - self.num_tables)]:
+            replay.setdefault((plan.seed, kept[slot]), set()).add(epoch)
+        return replace(self, replay=replay, incomplete=incomplete)
+
+
+def _incomplete_tables(store: AnswerStore, paths: Iterable[str]) -> dict[str, np.ndarray]:
+    found = {}
+    for path in paths:
+        table = store.table(path)
+        committed = table.committed() > 0
+        if not committed.all():
+            found[path] = np.repeat(committed, table.chunk_rows)[: store.samples]
+    return found
+
+
+def default_limit(free: int | None, stored: int) -> int:
+    """Default size limit of a store that has so many bytes, on a disk with so many free ones."""
+    return DEFAULT_LIMIT_BYTES if free is None else min(DEFAULT_LIMIT_BYTES, int(MAX_DISK_SHARE * (free + stored)))

@@ -1,0 +1,160 @@
+"""Comparison of stored logits with the teacher's, and the error of a codec."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdcache.answers.cached_teacher import CachedTeacher
+from kdcache.answers.codec import Codec, require_finite
+from kdcache.answers.location import StoreLocation
+from kdcache.answers.store import CLEAN, AnswerStore, ReplayTableName
+from kdcache.answers.teacher import Teacher
+from kdcache.datasets import Split
+from kdcache.views import Plan, ViewMaker
+
+__all__ = ["CodecError", "TableCheck", "codec_error", "codec_error_on_clean", "verify"]
+
+
+class TableCheck(NamedTuple):
+    """Result of checking one table.
+
+    Attributes
+    ----------
+    table : str
+        Path of the table.
+    rows, total_rows : int
+        Rows that are stored and match their checksum, of the rows of the table.
+    damaged : int
+        Chunks that have a commit record but are damaged.
+    compared : int
+        Rows that were compared with a forward of the teacher.
+    max_error, mean_error : float
+        Absolute difference of a logit; 0 if nothing was compared.
+    argmax_changes : int
+        Compared rows whose largest logit belongs to another class.
+    """
+
+    table: str
+    rows: int
+    total_rows: int
+    damaged: int
+    compared: int
+    max_error: float
+    mean_error: float
+    argmax_changes: int
+
+
+def verify(
+    store: AnswerStore, teacher: Teacher, split: Split, padding: int | None, samples: int | None, seed: int = 0
+) -> Iterator[TableCheck]:
+    """Check every chunk of a store, and compare a random sample of its rows with forwards of the teacher.
+
+    Parameters
+    ----------
+    store : AnswerStore
+    teacher : Teacher
+    split : Split
+        The training images.
+    padding : int or None
+        Of the crop, in pixels, see `kdcache.views.Plan`.
+    samples : int or None
+        Number of rows to compare, rounded up to whole forwards; ``None`` compares all.
+    seed : int
+        Of the random sample.
+
+    Yields
+    ------
+    TableCheck
+    """
+    tables = store.tables()
+    # The sample consists of blocks of neighboring rows, each of which is one forward.
+    chunks = store.table(CLEAN).chunks  # the same in all tables
+    starts = np.concatenate([np.arange(chunk.start, chunk.stop, teacher.rows) for chunk in chunks])
+    blocks = len(tables) * len(starts)
+    wanted = blocks if samples is None else min(blocks, -(-samples // teacher.rows))
+    chosen = np.random.Generator(np.random.Philox(seed)).permutation(blocks)[:wanted]
+    for index, path in enumerate(tables):
+        of_table = chosen[chosen % len(tables) == index] // len(tables)
+        yield _check(store, path, teacher, split, padding, starts[np.sort(of_table)])
+
+
+def _check(
+    store: AnswerStore, path: str, teacher: Teacher, split: Split, padding: int | None, starts: np.ndarray
+) -> TableCheck:
+    table, name = store.table(path), ReplayTableName.parse(path)
+    views = _view_maker(name, teacher, split, padding)
+    cached_teacher = CachedTeacher(teacher, views, store=store)
+    rows = compared = argmax_changes = 0
+    max_error, total_error = 0.0, 0.0
+    for chunk, (committed, span) in enumerate(zip(table.committed(), table.chunks, strict=True)):
+        columns = table.read(chunk) if committed else None
+        if columns is None:
+            continue
+        rows += len(span)
+        stored = store.codec.decode(columns, store.classes)
+        for start in starts[(starts >= span.start) & (starts < span.stop)].tolist():
+            block = range(start, min(start + teacher.rows, span.stop))
+            if name is None:
+                images = split.take(torch.arange(block.start, block.stop)).to(teacher.compute.device)
+            else:
+                images = views.views(name.epoch, views.plan.slots, block)
+            expected = cached_teacher.compute_logits(images).cpu()
+            found = stored[block.start - span.start : block.stop - span.start]
+            error = (expected - found).abs()
+            max_error, total_error = (
+                max(max_error, error.max().item()),
+                total_error + error.sum(dtype=torch.float64).item(),
+            )
+            argmax_changes += int((expected.argmax(1) != found.argmax(1)).sum())
+            compared += len(block)
+    mean_error = total_error / (compared * store.classes) if compared else 0.0
+    return TableCheck(path, rows, store.samples, len(table.damaged), compared, max_error, mean_error, argmax_changes)
+
+
+def _view_maker(name: ReplayTableName | None, teacher: Teacher, split: Split, padding: int | None) -> ViewMaker:
+    """Make the views whose last slot is the one of a table."""
+    seed, kind = (name.seed, name.kind) if name else (0, CLEAN)
+    plan = Plan(len(split), split.image_size, padding, crop_flip=True, seed=seed).ending_with(kind)
+    return ViewMaker(split, plan, teacher.rows, teacher.compute.device)
+
+
+class CodecError(NamedTuple):
+    """What is lost when logits pass through a codec.
+
+    Attributes
+    ----------
+    mean_kl, max_kl : float
+        Kullback-Leibler divergence of the decoded logits from the original ones, in nats.
+    argmax_changes : float
+        Share of the rows whose largest logit belongs to another class.
+    """
+
+    mean_kl: float
+    max_kl: float
+    argmax_changes: float
+
+
+def codec_error(logits: Tensor, codec: Codec, temperature: float) -> CodecError:
+    """Measure what is lost when logits (B, C) pass through a codec, at a temperature."""
+    columns = codec.encode(logits)
+    require_finite(columns)
+    decoded = codec.decode(columns, logits.shape[1])
+    log_p, log_q = ((one.double() / temperature).log_softmax(1) for one in (logits, decoded))
+    kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
+    argmax_changes = (decoded.argmax(1) != logits.argmax(1)).double().mean()
+    return CodecError(kl.mean().item(), kl.max().item(), argmax_changes.item())
+
+
+def codec_error_on_clean(where: str | Path, codec: Codec, temperature: float) -> CodecError | None:
+    """Measure what a codec loses on the clean views in a store of all logits; ``None`` if they are not stored."""
+    location = StoreLocation(where)
+    if not location.holds_store():
+        return None
+    store = AnswerStore(location)
+    columns = store.table(CLEAN).read(0)  # one chunk is a large enough sample
+    return codec_error(store.codec.decode(columns, store.classes), codec, temperature) if columns else None

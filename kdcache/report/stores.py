@@ -1,0 +1,85 @@
+"""Tables about stores of logits: what they hold, what they cost, and whether they are correct."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from rich.table import Table
+
+from kdcache.answers.budget import CacheCost
+from kdcache.answers.codec import DEFAULT_CODEC, Codec, row_bytes
+from kdcache.answers.store import AnswerStore, ReplayTableName
+from kdcache.report.tables import file_size, table
+
+if TYPE_CHECKING:
+    from kdcache.answers.verify import CodecError, TableCheck
+
+__all__ = ["checks_table", "codec_line", "costs_table", "store_table"]
+
+
+def costs_table(costs: Sequence[CacheCost], students: int, table_bytes: int) -> Table:
+    """Make the table of what students that share a view seed cost with each ``--cache``."""
+    uncached = costs[0]
+    rows = []
+    for cost in costs:
+        forwards, pays_from = cost.forwards(students), cost.pays_from(uncached)
+        times_fewer = f"{uncached.forwards(students) / forwards:.2f}" if forwards else "-"
+        size = cost.tables * table_bytes
+        rows.append((cost.cache, str(cost.first), str(forwards), times_fewer, str(size), str(pays_from or "-")))
+    head = ("--cache", "forwards of one student", f"of {students}", "times fewer", "new bytes", "pays from students")
+    return table("Teacher forwards and bytes", head, rows)
+
+
+def codec_line(codec: Codec, classes: int, error: "CodecError | None", temperature: float) -> str:
+    """Describe the size of a row of logits, and the error of its codec if that is known."""
+    size, default_size = (row_bytes(one.layout(classes)) for one in (codec, DEFAULT_CODEC))
+    line = f"the logits of a view take {size} bytes as {codec.name}"
+    if error is None:
+        return line
+    return (
+        f"{line}, {default_size} as {DEFAULT_CODEC.name}; on clean images, their KL divergence from all logits at "
+        f"temperature {temperature:g} is {error.mean_kl:.2g} (at most {error.max_kl:.2g}), and "
+        f"{100 * error.argmax_changes:.2g} % have another top class"
+    )
+
+
+def store_table(store: AnswerStore) -> Table:
+    """Make the table of what a store holds: clean views, and views of each kind and view seed."""
+    rows = []
+    for views, paths in _grouped(store.tables(), lambda path: path).items():
+        stored = sum(int(store.table(path).committed().sum()) for path in paths)
+        size = sum(store.location.size(path) for path in paths)
+        full = f"{100 * stored / (len(paths) * store.samples):.0f} %"
+        rows.append((views, str(len(paths)), str(stored), full, file_size(size)))
+    return table(store.location.where, ("views", "tables", "rows", "full", "size"), rows)
+
+
+def checks_table(checks: Iterable["TableCheck"]) -> Table:
+    """Make the table of the results of verifying a store."""
+    rows = []
+    for views, group in _grouped(checks, lambda check: check.table).items():
+        compared = sum(check.compared for check in group)
+        mean_error = sum(check.mean_error * check.compared for check in group) / max(1, compared)
+        figures = (
+            f"{sum(check.rows for check in group)} of {sum(check.total_rows for check in group)}",
+            f"{sum(check.damaged for check in group)}",
+            f"{compared}",
+            f"{max(check.max_error for check in group):.3g}",
+            f"{mean_error:.3g}",
+            f"{sum(check.argmax_changes for check in group)}",
+        )
+        rows.append((views, *figures))
+    head = ("views", "intact rows", "damaged chunks", "compared", "max error", "mean error", "other top class")
+    return table("Stored logits against the teacher's", head, rows)
+
+
+Item = TypeVar("Item")
+
+
+def _grouped(items: Iterable[Item], path_of: Callable[[Item], str]) -> dict[str, list[Item]]:
+    """Group items whose tables hold the same kind of view with the same view seed."""
+    groups: dict[str, list[Item]] = {}
+    for item in items:
+        name = ReplayTableName.parse(path_of(item))
+        group = f"{name.kind}, view seed {name.seed}" if name else path_of(item)
+        groups.setdefault(group, []).append(item)
+    return groups

@@ -1,0 +1,58 @@
+"""Which teacher's run and which store a command means."""
+
+from pathlib import Path
+
+from kdcache.answers.codec import DEFAULT_CODEC, Codec
+from kdcache.config import StudentConfig, TeacherConfig
+from kdcache.errors import UsageError, problem
+from kdcache.run.folder import RUNS, FinishedRun, RunFolder, newest_finished_run
+
+__all__ = ["find_store", "find_teacher", "find_teacher_run", "store_path"]
+
+
+def find_teacher_run(
+    path: Path | None, dataset: str | None = None, remedy: str = "name a teacher's run folder"
+) -> FinishedRun:
+    """Find the finished run of a teacher: in a folder, or the newest one, for one dataset or for any.
+
+    `remedy` is what the error message suggests, besides training a teacher.
+
+    Raises
+    ------
+    UsageError
+        If there is none.
+    """
+    run = FinishedRun(path) if path else newest_finished_run(TeacherConfig, dataset)
+    if run is None:
+        what = f"no finished teacher for {dataset}" if dataset else "no finished teacher"
+        raise UsageError(problem(f"{what} under {RUNS}/", remedy=f"Run 'kdcache teacher-train' first, or {remedy}."))
+    if not isinstance(run.config, TeacherConfig):
+        raise UsageError(problem(f"run {run.path}", expected="a teacher", got=f"a {run.config.table}"))
+    return run
+
+
+def find_teacher(config: StudentConfig) -> Path:
+    """Find the teacher's run folder: the one that the config names, or the newest one for the same dataset.
+
+    Raises
+    ------
+    UsageError
+        If there is none, or the student would overwrite it.
+    """
+    path = config.teacher or find_teacher_run(None, config.dataset, "name one with --teacher").path
+    if not RunFolder(path).network_file.is_file():
+        remedy = "Make one from weights with 'kdcache teacher-load --weights FILE'."
+        raise UsageError(problem("--teacher", expected="a teacher's run folder", got=path, remedy=remedy))
+    if config.out is not None and config.out.resolve() == path.resolve():
+        raise UsageError(problem("--out", expected="another folder than that of the teacher", got=config.out))
+    return path
+
+
+def store_path(teacher: Path, codec: Codec = DEFAULT_CODEC) -> Path:
+    """Path of the store in a teacher's run folder: each codec has its own."""
+    return RunFolder(teacher).answers_store(None if codec == DEFAULT_CODEC else codec.name)
+
+
+def find_store(teacher: Path | None, store: str | None) -> str | Path:
+    """Find a store: the one named, or that of a teacher's run."""
+    return store or store_path(find_teacher_run(teacher).path)

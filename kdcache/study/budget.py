@@ -1,0 +1,149 @@
+"""Teacher forwards and bytes of a study, before anything is trained; a sum over `kdcache.answers.budget`."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from kdcache.answers.budget import choose_policy, teacher_forwards, uncached_forwards
+from kdcache.answers.codec import make_codec
+from kdcache.answers.space import StoreSpace
+from kdcache.choices import FOLDER_PREFIX, HDF5_PREFIX
+from kdcache.config import StudentConfig, TrainingConfig
+from kdcache.run.find import store_path
+from kdcache.setup import DataSize, data_size, plan_for
+from kdcache.study.expand import Planned, TableCell, in_order, runs_of
+
+__all__ = ["CellBudget", "SharedStores", "StoreUse", "StudyBudget", "run_forwards", "run_size", "study_budget"]
+
+UNLIMITED = 2**63
+"""Size limit in bytes that no store reaches."""
+
+
+class CellBudget(NamedTuple):
+    """Cost of the runs of a table cell: those that are not finished, and teacher forwards without a store."""
+
+    cell: TableCell
+    unfinished: int
+    uncached: int
+
+
+class StoreUse(NamedTuple):
+    """Cost of students that share the stores of their teachers: teacher forwards, and bytes of all stores."""
+
+    forwards: int
+    stored_bytes: int
+
+
+@dataclass(frozen=True)
+class StudyBudget:
+    """Cost of a whole study.
+
+    Attributes
+    ----------
+    cells : tuple of CellBudget
+    uncached : int
+        Teacher forwards of all runs without a store.
+    without_store : int
+        Teacher forwards, among `uncached`, of students that cannot use a store, since their losses read the teacher's
+        features, or may not use one.
+    shared : StoreUse
+        Of the other students, if the stores hold everything.
+    limited : StoreUse
+        Of the other students, within ``--cache-limit``.
+    """
+
+    cells: tuple[CellBudget, ...]
+    uncached: int
+    without_store: int
+    shared: StoreUse
+    limited: StoreUse
+
+
+def study_budget(cells: Sequence[TableCell]) -> StudyBudget:
+    """Count the teacher forwards and bytes of a study.
+
+    How many crop-and-flip views recur is expected, not counted. Datasets with a name are not read.
+    """
+    runs = runs_of(cells)
+    return StudyBudget(
+        tuple(
+            CellBudget(cell, sum(not run.finished for run in cell.runs), sum(map(run_forwards, cell.runs)))
+            for cell in cells
+        ),
+        uncached=sum(map(run_forwards, runs)),
+        without_store=sum(run_forwards(run) for run in runs if run.teacher is not None and not uses_store(run)),
+        shared=_shared(runs, UNLIMITED),
+        limited=_shared(runs),
+    )
+
+
+def run_size(run: Planned) -> DataSize:
+    """Find the size of the data of a run, from the dataset's card if it has one."""
+    own = run.config.dataset.startswith((FOLDER_PREFIX, HDF5_PREFIX))
+    return _size_of_own(run.data) if own else data_size(run.config, approximate=True)
+
+
+@cache  # many runs read the same images
+def _size_of_own(config: TrainingConfig) -> DataSize:
+    return data_size(config)
+
+
+def uses_store(run: Planned) -> bool:
+    """Tell whether a student with a teacher can use a store."""
+    return isinstance(run.config, StudentConfig) and not run.config.needs_features and run.config.cache != "off"
+
+
+def run_forwards(run: Planned) -> int:
+    """Teacher forwards of a run without a store; a teacher's run computes the logits of the clean images."""
+    size = run_size(run)
+    if not isinstance(run.config, StudentConfig):
+        return size.samples
+    if not run.config.needs_teacher:
+        return 0
+    return uncached_forwards(plan_for(run.config, size.samples, size.card), run.config.epochs)
+
+
+class SharedStores:
+    """The stores of a study's teachers, while its students are trained.
+
+    Parameters
+    ----------
+    limit : int, optional
+        Maximum size of each store in bytes, by default that of the runs.
+    empty : bool
+        Whether the stores start with clean views only, or as they are on the disk.
+    """
+
+    def __init__(self, limit: int | None, empty: bool) -> None:
+        self.limit, self.empty = limit, empty
+        self.spaces: dict[Path, StoreSpace] = {}
+
+    def train(self, run: Planned) -> int:
+        """Account for a student's training: its teacher forwards."""
+        config, size = run.config, run_size(run)
+        assert isinstance(config, StudentConfig)
+        assert run.teacher is not None
+        plan, codec = plan_for(config, size.samples, size.card), make_codec(config.store_dtype, config.topk)
+        where = store_path(run.teacher.path, codec)
+        if where not in self.spaces:
+            limit = config.cache_limit if self.limit is None else self.limit
+            space = StoreSpace.at(where, size.samples, size.classes, codec, limit)
+            self.spaces[where] = replace(space, has_clean=True, replay={} if self.empty else space.replay)
+        space = self.spaces[where]
+        policy = choose_policy(config.cache, plan, config.epochs, space)
+        self.spaces[where] = space.after_run(plan, config.epochs, policy.keep)
+        return round(teacher_forwards(plan, config.epochs, space, policy.indexed))
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all stores, without the clean views."""
+        return sum((space.num_tables - space.has_clean) * space.table_bytes for space in self.spaces.values())
+
+
+def _shared(runs: Iterable[Planned], limit: int | None = None) -> StoreUse:
+    """Add up the students that share stores, in the order in which they are trained."""
+    stores = SharedStores(limit, empty=True)
+    forwards = sum(stores.train(run) for run in in_order(runs) if run.teacher is not None and uses_store(run))
+    return StoreUse(forwards, stores.stored_bytes)
