@@ -45,7 +45,7 @@ class Checkpoints(Kind):
             if not isinstance(facts, dict):
                 facts = {"format": facts}
             facts.pop("sha256", None)
-            self.tensor_files.save(path, state, facts)
+            self.tensors.save(path, state, facts)
         elif dice.random() < 0.5:
             path.write_bytes(alter_bytes(self.content, dice))
         else:

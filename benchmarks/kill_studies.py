@@ -20,7 +20,7 @@ from kills import pictures, print_table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.processes import outcome  # which is not on the path
-from tests.studies import RUNS, begin_study, table, trainings, write_study
+from tests.studies import RUNS, read_results, start_study, training_processes, write_study
 
 KILLS = 5
 
@@ -53,7 +53,7 @@ def unbroken(folder: Path, data: Path) -> tuple[Path, float]:
     folder.mkdir()
     write_study(folder, data)
     began = time.perf_counter()
-    assert begin_study(folder).ended().returncode == 0
+    assert start_study(folder).ended().returncode == 0
     return folder, time.perf_counter() - began
 
 
@@ -63,25 +63,25 @@ def trial(folder: Path, data: Path, whole: Path, seconds: float, moments: random
     write_study(folder, data)
     kills = together = orphans = 0
     while kills < KILLS:
-        study = begin_study(folder)
+        study = start_study(folder)
         study.process.join(moments.uniform(0, seconds / 3))
         if study.process.exitcode is not None:
             break
         study.kill()
         kills += 1
         if kills % 2:
-            orphans += len(trainings(folder))
+            orphans += len(training_processes(folder))
             continue
         together += 1
-        for number in trainings(folder):
+        for number in training_processes(folder):
             with suppress(ProcessLookupError):
                 os.kill(number, signal.SIGKILL)
-    assert begin_study(folder).ended().returncode == 0
+    assert start_study(folder).ended().returncode == 0
     equal = sum(
         outcome(folder / "studies" / "small" / run) == outcome(whole / "studies" / "small" / run)
         for run in RUNS.values()
     )
-    same = "yes" if table(folder) == table(whole) else "no"
+    same = "yes" if read_results(folder) == read_results(whole) else "no"
     return kills, together, kills - together, orphans, same, f"{equal} of {len(RUNS)}"
 
 

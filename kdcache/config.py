@@ -6,7 +6,7 @@ it the preset of the dataset), and the defaults stated here, which are the paper
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, get_args
@@ -260,9 +260,10 @@ class TrainingConfig(BaseModel):
         known = {key: value for key, value in {**document, **tables[cls.table]}.items() if key in cls.model_fields}
         return known, str(file), problems
 
-    def to_toml(self) -> str:
-        """Write the settings as a file that ``--config`` reads."""
-        settings = self.model_dump(mode="json", exclude=set(self.NOT_RECORDED), exclude_none=True)
+    def to_toml(self, exclude: Set[str] | None = None) -> str:
+        """Write the settings, by default without `NOT_RECORDED`, as a file that ``--config`` reads."""
+        excluded = set(self.NOT_RECORDED if exclude is None else exclude)
+        settings = self.model_dump(mode="json", exclude=excluded, exclude_none=True)
         # JSON's strings, numbers, booleans and arrays are TOML's too, but for its way to escape what is not ASCII.
         lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in settings.items())
         return "\n".join([f"[{self.table}]", *lines]) + "\n"

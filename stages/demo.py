@@ -11,10 +11,10 @@ from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import UsageError, problem
 from kdcache.files import write_json
 from kdcache.models.load import SHIPPED
+from kdcache.report.analysis_tables import disagreement_table
 from kdcache.report.gallery import draw_disagreements
-from kdcache.report.progress import terminal
-from kdcache.report.sheets import disagreement_sheet
-from kdcache.report.tables import show, table
+from kdcache.report.progress import terminal_reporter
+from kdcache.report.tables import TextTable, show
 from kdcache.run.folder import RUNS, FinishedRun
 
 __all__ = ["STUDENTS", "run_demo"]
@@ -39,23 +39,23 @@ def run_demo(out: Path | None = None) -> None:
         A new folder for the runs; by default ``runs/demo``, numbered from the second on.
     """
     folder = _new_folder(out)
-    with terminal() as reporter:
+    with terminal_reporter() as reporter:
         teacher = load_teacher(SHIPPED, TeacherConfig.load(out=folder / "teacher"), reporter=reporter)
         students = {}
         for trained_on, settings in STUDENTS.items():
             out = folder / f"student-{settings['loss']}-{settings['aug']}"
             config = StudentConfig.load(teacher=teacher.path, epochs=EPOCHS, out=out, **settings)
             students[trained_on] = train_student(config, reporter)
-        reporter.say("asking the teacher about 10,000 CutMix samples")
+        reporter.message("asking the teacher about 10,000 CutMix samples")
         found = measure_disagreement(load_analyzed_teacher(str(teacher.path)))
     write_json(folder / "disagreement.json", found.as_json())
     draw_disagreements(found, folder / "disagreement.png")
 
-    show(table(*disagreement_sheet(found)))
+    show(disagreement_table(found))
     rows = [_row(teacher, "labels of all 60,000 images")]
     rows += [_row(run, trained_on) for trained_on, run in students.items()]
     show(
-        table(
+        TextTable(
             f"Fashion-MNIST, 6,000 training images, {EPOCHS} epochs, 1 seed",
             ("network", "trained on", "top-1 (last)", "teacher questions", "seconds"),
             rows,

@@ -68,11 +68,11 @@ def precompute_answers(config: StudentConfig, reporter: Reporter | None = None) 
     where = config.store or store_path(teacher, codec)
     space = StoreSpace.at(where, plan.samples, data.num_classes, codec, config.cache_limit)
     budget.require_space(config.cache, plan, config.epochs, space)
-    cached_teacher = open_cached_teacher(config, data, views, compute, reporter.filled)
+    cached_teacher = open_cached_teacher(config, data, views, compute, reporter.precomputed)
     stored = total = plan.samples  # clean views are precomputed when the cached teacher is opened
     if plan.crop_flip:
         to_store, total = cached_teacher.num_stored(config.epochs), budget.uncached_forwards(plan, config.epochs)
         for stored in cached_teacher.precompute(config.epochs):
-            reporter.filled(stored, to_store)
+            reporter.precomputed(stored, to_store)
     forwards = cached_teacher.pop_counts().forwards
     return PrecomputeResult(str(where), stored, total, forwards, time.perf_counter() - started)

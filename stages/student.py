@@ -10,8 +10,8 @@ from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.losses import Objective, ViewOutputs, build_objective, kl_divergence
 from kdcache.models import Network
-from kdcache.report.curves import draw_curves
 from kdcache.report.progress import Reporter
+from kdcache.report.training_curves import draw_training_curves
 from kdcache.run.find import find_teacher
 from kdcache.run.folder import FinishedRun
 from kdcache.run.recorder import StudentRecorder
@@ -83,7 +83,7 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     step = StudentStep(config, student, teacher, objective, optimizer, compute, recorder)
     train_epochs(run, progress, student, optimizer, views, step, compute, reporter, recorder)
     if distributed.is_main():
-        draw_curves(run.metrics, run.folder.curves_file)
+        draw_training_curves(run.metrics, run.folder.curves_file)
     return run.finish()
 
 

@@ -15,8 +15,8 @@ from kdcache.datasets import Dataset
 from kdcache.losses import cross_entropy
 from kdcache.models import Network
 from kdcache.models.load import find_network
-from kdcache.report.curves import draw_curves
 from kdcache.report.progress import Reporter
+from kdcache.report.training_curves import draw_training_curves
 from kdcache.run.find import store_path
 from kdcache.run.folder import EpochMetrics, FinishedRun
 from kdcache.run.resolve import check_output, resolve_run
@@ -89,7 +89,7 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
     reporter.begin(title, config.epochs, len(data.train), run.path)
     train_epochs(run, progress, teacher, optimizer, views, step, compute, reporter)
     if distributed.is_main():
-        draw_curves(run.metrics, run.folder.curves_file)
+        draw_training_curves(run.metrics, run.folder.curves_file)
     return _store_clean_logits(run, teacher, data, compute)
 
 
@@ -144,9 +144,9 @@ def load_teacher(
     )
     run.end_epoch(metrics, network)
     beside = "" if published is None else f", published as {published:.2f} %"
-    reporter.say(f"teacher {network.name} on {config.dataset} -> {run.path}: top-1 {accuracy.top1:.2f} %{beside}")
+    reporter.message(f"teacher {network.name} on {config.dataset} -> {run.path}: top-1 {accuracy.top1:.2f} %{beside}")
     if published is not None and abs(published - accuracy.top1) > ACCURACY_GAP:
-        reporter.say(
+        reporter.message(
             "warning: that is more than half a point apart; was the network trained with another normalisation "
             "(--mean, --std), for another image size, or on other data?"
         )

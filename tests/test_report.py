@@ -1,4 +1,4 @@
-"""The report: what is in it, what it says of runs that are not whole, and how a browser takes it."""
+"""The report: its content, incomplete runs, and how a browser renders it."""
 
 import csv
 import html
@@ -20,11 +20,11 @@ from kdcache.analysis.summary import RunSummary, summarize_runs
 from kdcache.cli import cli
 from kdcache.config import StudentConfig
 from kdcache.errors import UsageError
-from kdcache.report.page import page
-from kdcache.report.plain import PLAIN
+from kdcache.report.page import render_page
 from kdcache.report.progress import Reporter
-from kdcache.report.sheets import Sheet, markdown
+from kdcache.report.tables import TextTable, to_markdown
 from kdcache.report.tensorboard import TensorBoard
+from kdcache.report.text_formats import TEXT_FORMATS
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -52,8 +52,8 @@ def summary(runs: Path) -> RunSummary:
     return summarize_runs([runs], samples=60, device="cpu")
 
 
-class Parts(HTMLParser):
-    """What a page has: the tags with their attributes, and the text of every table cell."""
+class ParsedPage(HTMLParser):
+    """A page's tags with their attributes, and its text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -71,44 +71,44 @@ class Parts(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def test_the_page_has_every_part_and_stands_alone(summary: RunSummary) -> None:
-    parts = Parts(page(summary))
+def test_the_page_is_complete_and_self_contained(summary: RunSummary) -> None:
+    parsed = ParsedPage(render_page(summary))
     assert summary.missing == ()
     assert [group.name for group in summary.groups] == ["teacher resnet8", *GROUPS]
-    assert {"teacher resnet8", *GROUPS, "bright", "52.1 %"} <= set(parts.text)
-    charts = [one["aria-label"] for one in parts.of("div") if one.get("role") == "img"]
-    assert len(charts) == len(parts.of("svg")) == 5
+    assert {"teacher resnet8", *GROUPS, "bright", "52.1 %"} <= set(parsed.text)
+    charts = [one["aria-label"] for one in parsed.of("div") if one.get("role") == "img"]
+    assert len(charts) == len(parsed.of("svg")) == 5
     assert all(words and len(words) > 40 for words in charts)
     shown = summary.disagreements[0].examples
-    assert len(parts.of("img")) == len(shown) > 0
-    assert all(image["alt"] and (image["src"] or "").startswith("data:image/png;base64,") for image in parts.of("img"))
-    addresses = [tag[key] or "" for _, tag in parts.tags for key in ("src", "href", "xlink:href") if key in tag]
+    assert len(parsed.of("img")) == len(shown) > 0
+    assert all(image["alt"] and (image["src"] or "").startswith("data:image/png;base64,") for image in parsed.of("img"))
+    addresses = [tag[key] or "" for _, tag in parsed.tags for key in ("src", "href", "xlink:href") if key in tag]
     assert [address for address in addresses if not address.startswith(("data:", "#"))] == []
-    assert parts.of("script") == []
+    assert parsed.of("script") == []
 
 
-def test_identifiers_of_the_charts_do_not_meet(summary: RunSummary) -> None:
-    text = page(summary)
+def test_identifiers_of_the_charts_are_unique(summary: RunSummary) -> None:
+    text = render_page(summary)
     names = re.findall(r'\bid="([^"]+)"', text)
     assert len(set(names)) == len(names)
     wanted = re.findall(r"url\(#([^)]+)\)", text) + re.findall(r'href="#([^"]+)"', text)
     assert set(wanted) <= set(names)
 
 
-def test_each_format_says_the_same(summary: RunSummary, runs: Path) -> None:
-    document = json.loads(PLAIN["json"](summary))
+def test_all_formats_agree(summary: RunSummary, runs: Path) -> None:
+    document = json.loads(TEXT_FORMATS["json"](summary))
     by_name = {group["name"]: group for group in document["groups"]}
     last = [json.loads((runs / name / "summary.json").read_text())["last_top1"] for name in ("pick-0", "pick-1")]
     assert by_name[GROUPS[1]]["last_top1"]["mean"] == pytest.approx(sum(last) / 2)
     assert by_name[GROUPS[1]]["last_top1"]["n"] == 2
-    lines = list(csv.DictReader(StringIO(PLAIN["csv"](summary))))
+    lines = list(csv.DictReader(StringIO(TEXT_FORMATS["csv"](summary))))
     assert [line["group"] for line in lines] == ["teacher resnet8", *GROUPS]
     assert float(lines[2]["last_top1_mean"]) == pytest.approx(sum(last) / 2)
     assert (lines[2]["runs"], lines[2]["pick"], lines[1]["last_top1_std"]) == ("2", "kld", "")
-    said = PLAIN["markdown"](summary)
-    assert f"| {GROUPS[1]} |" in said
-    assert f"{sum(last) / 2:.2f} (" in said
-    assert f"{sum(last) / 2:.2f} (" in page(summary)
+    text = TEXT_FORMATS["markdown"](summary)
+    assert f"| {GROUPS[1]} |" in text
+    assert f"{sum(last) / 2:.2f} (" in text
+    assert f"{sum(last) / 2:.2f} (" in render_page(summary)
 
 
 def test_what_is_missing_is_named_and_the_rest_is_shown(runs: Path, tmp_path: Path) -> None:
@@ -140,10 +140,10 @@ def test_what_is_missing_is_named_and_the_rest_is_shown(runs: Path, tmp_path: Pa
     picked = next(group for group in found.groups if group.name == GROUPS[1])
     assert (len(picked.runs), picked.result("last_top1").n) == (3, 1)
     assert [curve.name for curve in found.ratios] == [GROUPS[1]]
-    text = html.unescape(page(found))
+    text = html.unescape(render_page(found))
     assert all(line in text for line in found.missing)
     assert "1 (+2 unfinished)" in text
-    for write in PLAIN.values():
+    for write in TEXT_FORMATS.values():
         assert GROUPS[1] in write(found)
 
 
@@ -155,31 +155,31 @@ def run_command(*words: object) -> str:
 
 def test_the_commands_write_what_they_tell(runs: Path, tmp_path: Path) -> None:
     out = ("--out", tmp_path)
-    said = run_command("analyze", "kl-ratio", runs, *out)
-    assert "n" in said
+    output = run_command("analyze", "kl-ratio", runs, *out)
+    assert "n" in output
     figures = json.loads((tmp_path / "kl-ratio.json").read_text())
     assert [curve["name"] for curve in figures["kl_ratios"]] == [GROUPS[1]]
     assert 1 < figures["kl_ratios"][0]["overall"]["mean"] < 2
     assert figures["images"][0]["run"] == str(runs / "pick-0")
-    said += run_command("analyze", "curves", runs, *out)
+    output += run_command("analyze", "curves", runs, *out)
     assert [curve["name"] for curve in json.loads((tmp_path / "curves.json").read_text())] == [
         "teacher resnet8",
         *GROUPS,
     ]
-    asked = ("--teacher", runs / "pick-0", "--device", "cpu", *out)  # whose teacher is meant
-    said += run_command("analyze", "teacher", *asked, "--epochs", 1, "--aug", "standard", "--aug", "cutmix")
+    teacher = ("--teacher", runs / "pick-0", "--device", "cpu", *out)  # whose teacher is meant
+    output += run_command("analyze", "teacher", *teacher, "--epochs", 1, "--aug", "standard", "--aug", "cutmix")
     document = json.loads((tmp_path / "augmentations.json").read_text())
     assert document["teacher"] == str(runs / "teacher")
     assert {one["aug"] for one in document["augmentations"]} == {"standard", "cutmix"}
-    said += run_command("analyze", "disagreement", *asked, "--samples", 50, "--aug", "mixup", "--split", "val")
+    output += run_command("analyze", "disagreement", *teacher, "--samples", 50, "--aug", "mixup", "--split", "val")
     assert json.loads((tmp_path / "disagreement.json").read_text())["disagreement"]["of"] == 50
-    pictures = [Path(line.removeprefix("picture: ")) for line in said.splitlines() if line.startswith("picture: ")]
+    pictures = [Path(line.removeprefix("picture: ")) for line in output.splitlines() if line.startswith("picture: ")]
     assert len(pictures) == 6
     for picture in pictures:
         with Image.open(picture) as opened:
             assert min(opened.size) > 100
     run_command("report", runs, "--samples", 0, "--out", tmp_path / "report.html")
-    assert "No teacher was asked" in (tmp_path / "report.html").read_text()
+    assert "Not measured" in (tmp_path / "report.html").read_text()
     assert run_command("report", runs, "--format", "csv").startswith("group,kind,dataset")
 
 
@@ -210,11 +210,11 @@ def test_names_from_files_are_text_and_nothing_else(runs: Path, tmp_path: Path) 
     environment = json.loads((folder / "environment.json").read_text())
     environment["command"] = ["kdcache", "</pre><script>alert(1)</script>"]
     (folder / "environment.json").write_text(json.dumps(environment))
-    parts = Parts(page(summarize_runs([folder], samples=0)))
-    assert parts.of("script") == []
-    assert parts.of("img") == []
-    assert any("onerror" in text for text in parts.text)
-    table = markdown(Sheet("t", ("a", "b"), [("x|y\n<b>", "1")]))
+    parsed = ParsedPage(render_page(summarize_runs([folder], samples=0)))
+    assert parsed.of("script") == []
+    assert parsed.of("img") == []
+    assert any("onerror" in text for text in parsed.text)
+    table = to_markdown(TextTable("t", ("a", "b"), [("x|y\n<b>", "1")]))
     assert table.splitlines()[-1] == "| x\\|y \\<b\\> | 1 |"
 
 
@@ -234,7 +234,7 @@ def browser() -> Iterator[object]:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_browser_shows_the_report(browser, summary: RunSummary, tmp_path: Path, width: int, scheme: str) -> None:  # type: ignore[no-untyped-def]
     path = tmp_path / "report.html"
-    path.write_text(page(summary), encoding="utf-8")
+    path.write_text(render_page(summary), encoding="utf-8")
     view = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     said: list[str] = []
     asked: list[str] = []

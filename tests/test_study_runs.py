@@ -1,4 +1,4 @@
-"""Studies carried out by real processes: shared answers, kills and interrupts, runs that fail, and each launcher."""
+"""Studies trained by real processes: shared caches, kills and interrupts, runs that fail, and each launcher."""
 
 import json
 import os
@@ -10,90 +10,90 @@ from pathlib import Path
 import pytest
 
 from tests.processes import kdcache, outcome
-from tests.studies import RUNS, begin_study, table, trainings, under_way, until, write_study
+from tests.studies import RUNS, is_resumable, read_results, start_study, training_processes, wait_until, write_study
 
 
 @pytest.fixture(scope="module")
-def unbroken(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a study that nothing happened to."""
+def uninterrupted(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a study that was not interrupted."""
     folder = tmp_path_factory.mktemp("study")
     write_study(folder, pictures)
-    ended = begin_study(folder).ended()
+    ended = start_study(folder).ended()
     assert ended.returncode == 0, ended.stderr
     return folder
 
 
-def test_students_of_a_study_share_the_answers_of_their_teacher(unbroken: Path) -> None:
-    cells = json.loads((unbroken / "studies" / "four-own.json").read_text())["cells"]
-    assert [cell["wanted"] for cell in cells] == [1] * 4
-    # x and two candidates of 90 images in 8 epochs: what the CutMix-pick student alone would ask.
+def test_students_of_a_study_share_the_cache_of_their_teacher(uninterrupted: Path) -> None:
+    cells = json.loads((uninterrupted / "studies" / "four-own.json").read_text())["cells"]
+    assert [cell["planned_runs"] for cell in cells] == [1] * 4
+    # x and two candidates of 90 images in 8 epochs: the forwards of the CutMix-pick student alone.
     assert sum(cell["teacher_forwards"] for cell in cells) <= 1.1 * 3 * 90 * 8
-    again = begin_study(unbroken).ended()
-    assert "4 of 4 runs are finished already" in again.stdout
+    again = start_study(uninterrupted).ended()
+    assert "4 of 4 runs are already finished" in again.stdout
 
 
-def test_a_study_killed_and_interrupted_ends_as_one_that_was_not(
-    unbroken: Path, pictures: Path, tmp_path: Path
+def test_a_study_that_was_killed_and_interrupted_has_the_same_results(
+    uninterrupted: Path, pictures: Path, tmp_path: Path
 ) -> None:
     write_study(tmp_path, pictures)
     runs = tmp_path / "studies" / "small"
-    study = begin_study(tmp_path)
-    until(lambda: under_way(runs / RUNS["KD"]))
-    study.kill()  # its trainings go on without it
-    assert trainings(tmp_path)
+    study = start_study(tmp_path)
+    wait_until(lambda: is_resumable(runs / RUNS["KD"]))
+    study.kill()  # its trainings keep running
+    assert training_processes(tmp_path)
 
-    study = begin_study(tmp_path)  # which waits for them
-    until(lambda: under_way(runs / RUNS["KD+CutMix-pick"]))
-    for number in trainings(runs / RUNS["KD+CutMix-pick"]):
+    study = start_study(tmp_path)  # waits for them
+    wait_until(lambda: is_resumable(runs / RUNS["KD+CutMix-pick"]))
+    for number in training_processes(runs / RUNS["KD+CutMix-pick"]):
         os.kill(number, signal.SIGKILL)
     study.kill()
 
-    left = set(trainings(tmp_path))
-    study = begin_study(tmp_path)
-    until(lambda: set(trainings(tmp_path)) - left)
+    left = set(training_processes(tmp_path))
+    study = start_study(tmp_path)
+    wait_until(lambda: set(training_processes(tmp_path)) - left)
     assert study.process.pid is not None
     os.kill(study.process.pid, signal.SIGINT)
     assert study.ended().returncode == 130
-    assert set(trainings(tmp_path)) <= left
+    assert set(training_processes(tmp_path)) <= left
 
-    assert begin_study(tmp_path).ended().returncode == 0
+    assert start_study(tmp_path).ended().returncode == 0
     for name in RUNS.values():
-        assert outcome(runs / name) == outcome(unbroken / "studies" / "small" / name)
-    assert table(tmp_path) == table(unbroken)
+        assert outcome(runs / name) == outcome(uninterrupted / "studies" / "small" / name)
+    assert read_results(tmp_path) == read_results(uninterrupted)
 
 
 @pytest.mark.parametrize(
     ("name", "options"),
     [("local", ()), ("slurm", ("--launcher-option", "cluster=local")), ("ray", ())],
 )
-def test_a_study_that_was_terminated_goes_on_and_a_run_that_fails_is_tried_once_more(
-    name: str, options: tuple[str, ...], unbroken: Path, pictures: Path, tmp_path: Path
+def test_a_terminated_study_resumes_and_a_failed_run_is_tried_once_more(
+    name: str, options: tuple[str, ...], uninterrupted: Path, pictures: Path, tmp_path: Path
 ) -> None:
     write_study(tmp_path, pictures, **{'aug = "cutmix" ': 'aug = "cutmix", lr = 1e30 '})
     runs, killed = tmp_path / "studies" / "small", RUNS["KD+CutMix-pick"]
-    shutil.copytree(unbroken / "studies" / "small" / "teacher-resnet8", runs / "teacher-resnet8")
-    study = begin_study(tmp_path, "--launcher", name, *options)
-    until(lambda: under_way(runs / RUNS["KD"]))
+    shutil.copytree(uninterrupted / "studies" / "small" / "teacher-resnet8", runs / "teacher-resnet8")
+    study = start_study(tmp_path, "--launcher", name, *options)
+    wait_until(lambda: is_resumable(runs / RUNS["KD"]))
     study.process.terminate()
     assert study.ended().returncode == 143
-    assert not trainings(tmp_path)
+    assert not training_processes(tmp_path)
 
-    study = begin_study(tmp_path, "--launcher", name, *options)
-    until(lambda: under_way(runs / killed))
-    for number in trainings(runs / killed):
+    study = start_study(tmp_path, "--launcher", name, *options)
+    wait_until(lambda: is_resumable(runs / killed))
+    for number in training_processes(runs / killed):
         os.kill(number, signal.SIGKILL)
     ended = study.ended()
     assert ended.returncode == 1
-    assert re.search(rf"{re.escape(f'small/{killed}')}: failed with -9 .*tried again", ended.stdout)
-    assert re.search(r"cutmix-lr-1e.*failed with 1 .*(nan|inf).*given up", ended.stdout)
+    assert re.search(rf"{re.escape(f'small/{killed}')}: failed with exit code -9 .*trying again", ended.stdout)
+    assert re.search(r"cutmix-lr-1e.*failed with exit code 1 .*(nan|inf).*giving up", ended.stdout)
     assert "failed: small/resnet8-resnet8-kd-cutmix-lr-" in ended.stderr
-    assert "1 of the runs failed" in ended.stderr
+    assert "1 runs failed" in ended.stderr
     assert "partial: 4 of 5 runs" in (tmp_path / "studies" / "four-own.md").read_text()
-    assert outcome(runs / killed) == outcome(unbroken / "studies" / "small" / killed)
+    assert outcome(runs / killed) == outcome(uninterrupted / "studies" / "small" / killed)
 
 
 def copies(run: Path, folder: Path, accuracies: dict[int, float], **settings: str) -> list[str]:
-    """Make finished runs of a finished one, that differ in seed, accuracy and some settings."""
+    """Copy a finished run with other seeds and accuracies, and some other settings."""
     made = []
     for seed, accuracy in accuracies.items():
         copy = folder / f"{'-'.join(settings.values())}-{seed}"
@@ -108,8 +108,8 @@ def copies(run: Path, folder: Path, accuracies: dict[int, float], **settings: st
     return made
 
 
-def test_two_sides_are_compared_by_seed_and_unfair_ones_are_named(unbroken: Path, tmp_path: Path) -> None:
-    run = unbroken / "studies" / "small" / RUNS["KD"]
+def test_two_sides_are_compared_by_seed_and_differences_are_reported(uninterrupted: Path, tmp_path: Path) -> None:
+    run = uninterrupted / "studies" / "small" / RUNS["KD"]
     left = copies(run, tmp_path, {0: 71.0, 1: 75.0, 2: 73.5}, alpha="0.9")
     right = copies(run, tmp_path, {0: 70.0, 1: 74.2, 2: 72.6}, alpha="0.5")
     document = json.loads(kdcache("compare", "--format", "json", *left, "--", *right, cwd=tmp_path).stdout)
@@ -118,13 +118,13 @@ def test_two_sides_are_compared_by_seed_and_unfair_ones_are_named(unbroken: Path
     assert document["difference"]["low"] < 0 < document["difference"]["high"]
     assert document["unfair"] == []
     longer = copies(run, tmp_path, {5: 76.0, 6: 76.5}, epochs="16")
-    told = kdcache("compare", *longer, "--", *right, cwd=tmp_path).stdout
-    assert "warning: not the same on both sides: epochs: 16 against 8" in told
-    assert "needs two runs, and one of a seed" in told  # no seed on both sides
+    output = kdcache("compare", *longer, "--", *right, cwd=tmp_path).stdout
+    assert "warning: settings differ: epochs: 16 versus 8" in output
+    assert "needs two common seeds" in output
 
 
-def test_a_comparison_needs_finished_runs_on_both_sides(unbroken: Path, tmp_path: Path) -> None:
-    run = unbroken / "studies" / "small" / RUNS["KD"]
+def test_a_comparison_needs_finished_runs_on_both_sides(uninterrupted: Path, tmp_path: Path) -> None:
+    run = uninterrupted / "studies" / "small" / RUNS["KD"]
     one_sided = kdcache("compare", str(run), cwd=tmp_path)
     assert (one_sided.returncode, "run folders on both sides of --" in one_sided.stderr) == (2, True)
     unfinished = tmp_path / "unfinished"

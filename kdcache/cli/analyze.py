@@ -74,17 +74,17 @@ def disagreement(samples: int, aug: str, seed: int, out: Path | None, **selectio
     from kdcache.analysis.analyzed_teacher import load_analyzed_teacher
     from kdcache.analysis.disagreement import measure_disagreement
     from kdcache.files import write_json
+    from kdcache.report.analysis_tables import classes_table, disagreement_table
     from kdcache.report.gallery import draw_disagreements
-    from kdcache.report.sheets import classes_sheet, disagreement_sheet
-    from kdcache.report.tables import show, table
+    from kdcache.report.tables import show
 
     teacher = load_analyzed_teacher(**selection)
     report = measure_disagreement(teacher, samples, seed, aug)
     folder = _output_folder(out, teacher)
     write_json(folder / "disagreement.json", report.as_json())
     draw_disagreements(report, folder / "disagreement.png")
-    show(table(*disagreement_sheet(report)))
-    show(table(*classes_sheet(report, most=20)))
+    show(disagreement_table(report))
+    show(classes_table(report, max_rows=20))
     _print_files(folder, "disagreement.json", "disagreement.png")
 
 
@@ -105,10 +105,10 @@ def teacher(augs: tuple[str, ...], epochs: int, samples: int, seed: int, out: Pa
     from kdcache.analysis.analyzed_teacher import load_analyzed_teacher
     from kdcache.analysis.augmentations import STUDENT_FREE, rank_augmentations
     from kdcache.files import write_json
+    from kdcache.report.analysis_tables import augmentations_table
     from kdcache.report.charts import draw_augmentation_scores
-    from kdcache.report.sheets import augmentations_sheet
     from kdcache.report.style import write_figure
-    from kdcache.report.tables import show, table
+    from kdcache.report.tables import show
 
     analyzed = load_analyzed_teacher(**selection)
     scores = rank_augmentations(analyzed, augs or STUDENT_FREE, epochs, samples, seed)
@@ -117,7 +117,7 @@ def teacher(augs: tuple[str, ...], epochs: int, samples: int, seed: int, out: Pa
     lines = [{**score.as_json(), "gap_to_best_and_error": score.gap_to(scores[0])} for score in scores]
     write_json(folder / "augmentations.json", {**document, "augmentations": lines})
     write_figure(draw_augmentation_scores(scores), folder / "augmentations.png")
-    show(table(*augmentations_sheet(analyzed.name, scores)))
+    show(augmentations_table(analyzed.name, scores))
     _print_files(folder, "augmentations.json", "augmentations.png")
 
 
@@ -135,10 +135,10 @@ def kl_ratio(runs: tuple[Path, ...], data_root: Path | None, out: Path | None) -
     from kdcache.analysis.groups import group_runs
     from kdcache.analysis.kl_ratio import ratio_curves
     from kdcache.files import write_json
+    from kdcache.report.analysis_tables import hardness_table, ratios_table
     from kdcache.report.charts import draw_hardness, draw_ratios
-    from kdcache.report.sheets import hardness_sheet, ratios_sheet
     from kdcache.report.style import write_figure
-    from kdcache.report.tables import show, table
+    from kdcache.report.tables import show
 
     groups = [group for group in group_runs(_load_runs(runs)) if group.config.table == "student"]
     curves, problems = ratio_curves(groups)
@@ -146,7 +146,7 @@ def kl_ratio(runs: tuple[Path, ...], data_root: Path | None, out: Path | None) -
     folder = _output_folder(out)
     written, images = ["kl-ratio.json"], []
     if curves:
-        show(table(*ratios_sheet(curves)))
+        show(ratios_table(curves))
         write_figure(draw_ratios(curves), folder / "kl-ratio.png")
         written.append("kl-ratio.png")
     for group in groups:
@@ -154,7 +154,7 @@ def kl_ratio(runs: tuple[Path, ...], data_root: Path | None, out: Path | None) -
         if (hardness := _measure_hardness(run)) is None:
             continue
         images.append({"name": group.name, "run": str(run.path), **hardness.as_json()})
-        show(table(*hardness_sheet(f"{group.name} ({run.path})", hardness)))
+        show(hardness_table(f"{group.name} ({run.path})", hardness))
         number = len(images)
         write_figure(draw_hardness(hardness), folder / f"hardness-{number}.png")
         written += [f"hardness-{number}.png", *_draw_images(run, hardness, data_root, folder, number)]
@@ -201,10 +201,10 @@ def curves(runs: tuple[Path, ...], out: Path | None) -> None:
     """
     from kdcache.analysis.curves import error_curves
     from kdcache.files import write_json
+    from kdcache.report.analysis_tables import errors_table
     from kdcache.report.charts import draw_error_curves
-    from kdcache.report.sheets import errors_sheet
     from kdcache.report.style import write_figure
-    from kdcache.report.tables import show, table
+    from kdcache.report.tables import show
 
     found = error_curves(_load_runs(runs))
     if not found:
@@ -212,7 +212,7 @@ def curves(runs: tuple[Path, ...], out: Path | None) -> None:
     folder = _output_folder(out)
     write_json(folder / "curves.json", [curve.as_json() for curve in found])
     write_figure(draw_error_curves(found), folder / "curves.png")
-    show(table(*errors_sheet(found)))
+    show(errors_table(found))
     _print_files(folder, "curves.json", "curves.png")
 
 

@@ -31,14 +31,14 @@ def fill(config: StudentConfig) -> None:
     These are the views that student-train with the same options will see. Several of these commands may run at once on
     one machine, also under torchrun: they share the work.
     """
-    from kdcache.report.progress import terminal
+    from kdcache.report.progress import terminal_reporter
     from kdcache.stages import precompute_answers
 
-    with terminal() as reporter:
+    with terminal_reporter() as reporter:
         result = precompute_answers(config, reporter)
         stored = f"logits of {result.stored} of {result.total} views are stored"
-        reporter.say(f"{stored}, {result.teacher_forwards} of them computed now, {result.seconds:.0f} s")
-        reporter.say(f"store: {result.store}")
+        reporter.message(f"{stored}, {result.teacher_forwards} of them computed now, {result.seconds:.0f} s")
+        reporter.message(f"store: {result.store}")
 
 
 @cache.command()

@@ -38,14 +38,14 @@ def data() -> None:
 def list_(data_root: Path) -> None:
     """List the datasets that are known by name, how their images are trained on, and whether they are there."""
     from kdcache.datasets.cards import CARDS
-    from kdcache.report.tables import show, table
+    from kdcache.report.tables import TextTable, show
 
     rows = []
     for card in CARDS.values():
         there = not card.folders or any((data_root / folder).is_dir() for folder in card.folders)
         counts = " + ".join(f"{count:,}" for count in card.counts or ())
         rows.append((card.name, str(card.classes or 1000), counts, card.training, "yes" if there else "no"))
-    show(table(f"Datasets (data root: {data_root})", ("dataset", "classes", "images", "x", "there"), rows))
+    show(TextTable(f"Datasets (data root: {data_root})", ("dataset", "classes", "images", "x", "there"), rows))
     click.echo(
         "and folder:PATH (train/ and val/ with a folder for each class), hdf5:FILE (made by 'kdcache data pack')"
     )
@@ -59,7 +59,7 @@ def info(dataset: str, data_root: Path, image_size: int | None) -> None:
     """Show what is known of a dataset: its card, and if it is there its images, classes and fingerprints."""
     from kdcache.datasets import CARDS, read
     from kdcache.datasets.check import known
-    from kdcache.report.progress import counting
+    from kdcache.report.progress import progress_bar
 
     try:
         found = read(dataset, root=data_root, image_size=image_size)
@@ -70,7 +70,7 @@ def info(dataset: str, data_root: Path, image_size: int | None) -> None:
         click.echo(f"not there: {error}")
         return
     _tell_card(found.card)
-    with counting("hashing") as tell:
+    with progress_bar("hashing") as tell:
         known(found, tell)
     for part, split in (("training", found.train), ("test", found.test)):
         click.echo(f"{part} images: {len(split):,}")
@@ -90,11 +90,11 @@ def fetch(dataset: str, data_root: Path) -> None:
     """
     from kdcache.datasets import fetch as fetching
     from kdcache.datasets.cards import CARDS
-    from kdcache.report.progress import counting
+    from kdcache.report.progress import progress_bar
 
     if dataset not in CARDS:
         raise UsageError(problem("dataset to fetch", expected=", ".join(fetching.ARCHIVES), got=dataset))
-    with counting(f"fetching {dataset}") as tell:
+    with progress_bar(f"fetching {dataset}") as tell:
         folder = fetching.fetch(dataset, data_root.expanduser(), lambda file, done, total: tell(done, total))
     click.echo(f"{dataset}: {folder or 'ships with kdcache'} (licence: {CARDS[dataset].licence})")
 
@@ -123,15 +123,15 @@ def pack(
     from kdcache.datasets import read, without_bad
     from kdcache.datasets.check import known
     from kdcache.datasets.pack import pack as write
-    from kdcache.report.progress import counting
+    from kdcache.report.progress import progress_bar
 
     found = read(dataset, root=data_root, image_size=image_size, workers=workers)
-    with counting("trying the pictures") as tell:
+    with progress_bar("trying the pictures") as tell:
         bad = known(found, tell, decodes=True)
     if bad and on_bad_image == "error":
         raise KdcacheError("\n".join([*bad, f"{file} is not written; --on-bad-image skip leaves these out"]))
     found = without_bad(found)
-    with counting("packing") as tell:
+    with progress_bar("packing") as tell:
         write(found, file, tell)
     left_out = f", {found.skipped} left out" if found.skipped else ""
     click.echo(f"{file}: {len(found.train):,} training and {len(found.test):,} test images{left_out}")
@@ -145,9 +145,9 @@ def pack(
 def check(dataset: str, data_root: Path, image_size: int | None, workers: int | None) -> None:
     """Hash and decode every image again, compare the counts, and name each image that is bad."""
     from kdcache.datasets.check import check as look
-    from kdcache.report.progress import counting
+    from kdcache.report.progress import progress_bar
 
-    with counting("checking") as tell:
+    with progress_bar("checking") as tell:
         report = look(dataset, tell, workers, root=data_root, image_size=image_size)
     found = report.data
     if report.problems:

@@ -25,13 +25,13 @@ SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch-export": ".pt
 def models(num_classes: int, image_size: int) -> None:
     """List the networks."""
     from kdcache.models.sizes import PAIRS, sizes
-    from kdcache.report.tables import show, table
+    from kdcache.report.tables import TextTable, show
 
     found = sizes(num_classes, image_size)
     rows = [(size.name, f"{size.parameters:,}", f"{size.multiply_adds / 1e6:.1f}") for size in found]
     head = ("network", "parameters", "million multiply-adds an image")
-    show(table(f"{num_classes} classes, {image_size}x{image_size} pixels", head, rows))
-    show(table("Pairs of the paper", ("teacher", "student", "dataset"), PAIRS))
+    show(TextTable(f"{num_classes} classes, {image_size}x{image_size} pixels", head, rows))
+    show(TextTable("Pairs of the paper", ("teacher", "student", "dataset"), PAIRS))
     click.echo("and torchvision:NAME, timm:NAME, python:MODULE:CALLABLE")
 
 

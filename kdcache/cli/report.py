@@ -19,33 +19,38 @@ PATH = click.Path(path_type=Path)
     default="html",
     show_default=True,
     type=click.Choice(["html", "markdown", "csv", "json"]),
-    help="A page with pictures, tables, a line for each group of runs, or everything.",
+    help="HTML page with charts, Markdown tables, CSV with a line per group of runs, or JSON with everything.",
 )
-@click.option("--out", type=PATH, help="File to write [report.html; other formats are printed].")
+@click.option("--out", type=PATH, help="File to write [html: report.html; other formats are printed].")
 @click.option(
     "--samples",
     default=2000,
     show_default=True,
     type=click.IntRange(0),
-    help="CutMix samples to ask each teacher about; 0 leaves label disagreement out.",
+    help="CutMix samples for label disagreement of each teacher; 0 skips it.",
 )
-@click.option("--data-root", type=PATH, help="Folder that holds downloaded datasets [the runs'].")
+@click.option("--data-root", type=PATH, help="Folder of downloaded datasets [the runs'].")
 @DEVICE
 def report(
     runs: tuple[Path, ...], format_: str, out: Path | None, samples: int, data_root: Path | None, device: str
 ) -> None:
-    """Write what runs came to: a page with tables and charts, Markdown, CSV or JSON.
+    """Report on runs: an HTML page with tables and charts, or Markdown, CSV or JSON.
 
-    Each RUN is a run folder, or a folder that holds some. What is missing, unfinished or damaged is named, and whatever
-    else is there is shown.
+    Each RUN is a run folder, or a folder of run folders. The report lists what is missing, unfinished or damaged, and
+    shows everything else.
     """
     from kdcache.analysis.summary import summarize_runs
     from kdcache.files import write_text
-    from kdcache.report.page import page
-    from kdcache.report.plain import PLAIN
 
     summary = summarize_runs(runs, samples if format_ != "csv" else 0, data_root, device)
-    text = page(summary) if format_ == "html" else PLAIN[format_](summary)
+    if format_ == "html":
+        from kdcache.report.page import render_page
+
+        text = render_page(summary)
+    else:
+        from kdcache.report.text_formats import TEXT_FORMATS
+
+        text = TEXT_FORMATS[format_](summary)
     for line in summary.missing:
         click.echo(f"kdcache: {line}", err=True)
     if out is None and format_ != "html":

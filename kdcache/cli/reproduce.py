@@ -1,6 +1,7 @@
 """``kdcache reproduce``."""
 
 import shlex
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,25 +21,34 @@ PATH = click.Path(path_type=Path)
 
 @click.command("reproduce", help=COMMANDS["reproduce"].about)
 @click.argument("study", metavar="STUDY")
-@click.option("--profile", default="paper", show_default=True, help="paper, or mini for what a small machine can do.")
-@click.option("--pairs", help="Teacher/student pairs of the study, separated by commas [all].")
-@click.option("--rows", help="Rows of the study, separated by commas [all].")
-@click.option("--seeds", type=click.IntRange(1), help="Runs of each student [the setting's].")
+@click.option("--profile", default="paper", show_default=True, help="Protocols to train in: paper or mini.")
+@click.option("--pairs", help="Teacher-student pairs to train, separated by commas [all].")
+@click.option("--rows", help="Rows to train, separated by commas [all].")
+@click.option("--seeds", type=click.IntRange(1), help="Number of runs of each student [the protocol's].")
 @click.option("--weights", multiple=True, metavar="MODEL=FILE", help="Load this teacher instead of training it.")
-@click.option("--out", default="studies", show_default=True, type=PATH, help="Folder for runs and tables.")
-@click.option("--dry-run", is_flag=True, help="Tell what it takes, and train nothing.")
-@click.option("--show", is_flag=True, help="Lay out what is finished, and train nothing.")
-@click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Runs at once.")
+@click.option("--out", default="studies", show_default=True, type=PATH, help="Folder of the runs and tables.")
+@click.option("--dry-run", is_flag=True, help="Print runs, teacher forwards and bytes, and train nothing.")
+@click.option("--commands", is_flag=True, help="Write the runs' config files, print their commands, and train nothing.")
+@click.option("--time-steps", is_flag=True, help="Estimate the hours on this machine, and train nothing.")
+@click.option("--show", is_flag=True, help="Write the tables of the finished runs, and train nothing.")
+@click.option("--records", type=PATH, help="Archive of run folders to use with --show instead of those in --out.")
+@click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Runs to train at once.")
 @click.option(
     "--launcher",
     default="local",
     show_default=True,
     type=click.Choice(["local", "slurm", "ray"]),
-    help="Where runs are computed.",
+    help="Where to train.",
 )
-@click.option("--launcher-option", "options", multiple=True, metavar="NAME=VALUE", help="As slurm_partition=gpu.")
-@click.option("--data-root", type=PATH, help="Folder that holds downloaded datasets [datasets].")
-@click.option("--cache-limit", help="Room for the answers of each teacher, as in '50 GB' [student-train's].")
+@click.option(
+    "--launcher-option",
+    "launcher_options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Option of the launcher, such as slurm_partition=gpu.",
+)
+@click.option("--data-root", type=PATH, help="Folder of downloaded datasets [datasets].")
+@click.option("--cache-limit", help="Size limit of each teacher's store, such as '50 GB' [student-train's].")
 @DEVICE
 def reproduce(
     study: str,
@@ -49,99 +59,104 @@ def reproduce(
     weights: tuple[str, ...],
     out: Path,
     dry_run: bool,
+    commands: bool,
+    time_steps: bool,
     show: bool,
+    records: Path | None,
     jobs: int,
     launcher: str,
-    options: tuple[str, ...],
+    launcher_options: tuple[str, ...],
     data_root: Path | None,
     cache_limit: str | None,
     device: str,
 ) -> None:
     """Reproduce a table or figure."""
-    from kdcache.study.expand import expand_study, filter_cells, runs_of
-    from kdcache.study.plan import read_study
+    from kdcache.study.archive import extracted
+    from kdcache.study.definition import read_study
+    from kdcache.study.expand import expand_study, filter_cells, list_runs
 
+    if records is not None and not show:
+        raise UsageError(problem("--records", expected="with --show"))
     common = {"data_root": data_root, "device": None if device == "auto" else device}
-    chosen = read_study(study)
-    planned = expand_study(
-        chosen,
-        profile,
-        out,
-        seeds=seeds,
-        weights=_named("--weights", weights),
-        common={name: value for name, value in common.items() if value is not None},
-        student={"cache_limit": cache_limit} if cache_limit else {},
-    )
-    wanted = filter_cells(planned, _listed(pairs), _listed(rows), seeds)
-    if problems := [line for run in runs_of(planned) for line in run.problems()]:
-        raise UsageError(*problems)
-    if dry_run:
-        _tell_costs(wanted)
-        return
-    failed = [] if show else _train(wanted, jobs, launcher, out, _named("--launcher-option", options))
-    from kdcache.report.tables import show as print_table
-    from kdcache.report.tables import table
-    from kdcache.study.reproduce import lay_out
+    definition = read_study(study)
+    with extracted(records) if records else nullcontext(out) as runs_folder:
+        cells = expand_study(
+            definition,
+            profile,
+            runs_folder,
+            seeds=seeds,
+            weights=_parse_pairs("--weights", weights),
+            common={name: value for name, value in common.items() if value is not None},
+            student={"cache_limit": cache_limit} if cache_limit else {},
+        )
+        selected = filter_cells(cells, _split(pairs), _split(rows), seeds)
+        if problems := [line for run in list_runs(cells) for line in run.problems()]:
+            raise UsageError(*problems)
+        if dry_run or commands or time_steps:
+            _print_plan(selected, commands, time_steps)
+            return
+        options = _parse_pairs("--launcher-option", launcher_options)
+        failed = [] if show else _train(selected, jobs, launcher, out, options)
 
-    out.mkdir(parents=True, exist_ok=True)
-    place = out / f"{chosen.name}-{profile}"
-    try:
-        for sheet in lay_out(chosen, planned, place, device):
-            print_table(table(*sheet))
-        click.echo(f"written: {place}.md")
-    finally:
-        for name in failed:
-            click.echo(f"failed: {name}", err=True)
-    if failed:
-        raise KdcacheError(f"{len(failed)} of the runs failed; the same command tries them again")
+        from kdcache.report.tables import show as print_table
+        from kdcache.study.result_files import write_results
+
+        out.mkdir(parents=True, exist_ok=True)
+        path = out / f"{definition.name}-{profile}"
+        try:
+            for table in write_results(definition, cells, path, device):
+                print_table(table)
+            click.echo(f"tables: {path}.md")
+        finally:
+            for name in failed:
+                click.echo(f"failed: {name}", err=True)
+        if failed:
+            raise KdcacheError(f"{len(failed)} runs failed. The same command tries them again.")
 
 
 def _train(cells: "list[TableCell]", jobs: int, launcher: str, out: Path, options: dict[str, str]) -> list[str]:
-    from kdcache.study.launch import launcher as make
-    from kdcache.study.reproduce import train
+    from kdcache.study.launch import make_launcher
+    from kdcache.study.training_runs import train_unfinished
 
-    return train(cells, make(launcher, jobs, (out / "launcher").absolute(), options), click.echo)
-
-
-def _listed(text: str | None) -> list[str]:
-    """Split names at commas."""
-    return [name.strip() for name in text.split(",")] if text else []
+    return train_unfinished(cells, make_launcher(launcher, jobs, (out / "launcher").absolute(), options), click.echo)
 
 
-def _named(option: str, given: tuple[str, ...]) -> dict[str, str]:
-    """Split NAME=VALUE."""
-    if odd := [text for text in given if "=" not in text]:
-        raise UsageError(problem(option, expected="NAME=VALUE", got=odd[0]))
-    return dict(text.split("=", 1) for text in given)
+def _split(names: str | None) -> list[str]:
+    return [name.strip() for name in names.split(",")] if names else []
 
 
-def _tell_costs(cells: "list[TableCell]") -> None:
-    from kdcache.report.tables import file_size, show, table
+def _parse_pairs(option: str, pairs: tuple[str, ...]) -> dict[str, str]:
+    """Parse values such as NAME=VALUE."""
+    if invalid := [text for text in pairs if "=" not in text]:
+        raise UsageError(problem(option, expected="NAME=VALUE", got=invalid[0]))
+    return dict(text.split("=", 1) for text in pairs)
+
+
+def _print_plan(cells: "list[TableCell]", commands: bool, time_steps: bool) -> None:
+    """Print what a study costs: totals, a row for each row of the study and, if asked for, commands and hours."""
+    from kdcache.report.tables import file_size, show
     from kdcache.study.budget import study_budget
-    from kdcache.study.expand import column_titles, runs_of
-    from kdcache.study.timing import hours
+    from kdcache.study.expand import list_runs
+    from kdcache.study.result_tables import budget_table
 
-    found, runs = study_budget(cells), runs_of(cells)
-    titles = column_titles(cell.column for cell in cells)
-    for run in runs:
-        click.echo(shlex.join(["kdcache", *run.arguments]) + ("  # finished" if run.finished else ""))
-    lines = [
-        (cell.row.name, titles[cell.column], str(len(cell.runs)), str(unfinished), f"{uncached:,}")
-        for cell, unfinished, uncached in found.cells
-    ]
-    show(table("What it takes", ("row", "pair", "runs", "left", "questions online"), lines))
-    click.echo(f"runs: {len(runs)}, of which {sum(run.finished for run in runs)} are finished")
-    click.echo(f"teacher questions, each run for itself: {found.uncached:,}")
-    click.echo(
-        f"with a store for each teacher: {found.shared.forwards + found.without_store:,}, "
-        f"of which {found.without_store:,} are asked "
-        "by losses that read features, which no store holds, or by runs without a store"
-    )
-    click.echo(f"bytes of these stores: {file_size(found.shared.stored_bytes)}")
-    if found.limited != found.shared:
-        click.echo(
-            f"within --cache-limit: {found.limited.forwards + found.without_store:,} questions, "
-            f"{file_size(found.limited.stored_bytes)}"
-        )
-    click.echo("timing each network for a second ...", err=True)
-    click.echo(f"estimate: {hours(cells):.1f} hours on this device, one run after the other, with stores in that limit")
+    budget, runs = study_budget(cells), list_runs(cells)
+    with_cache = budget.shared.forwards + budget.without_store
+    click.echo(f"runs: {len(runs)}, {sum(run.finished for run in runs)} of them finished")
+    click.echo(f"teacher forwards without a cache: {budget.uncached:,}")
+    click.echo(f"teacher forwards with a cache per teacher: {with_cache:,}")
+    if budget.without_store:
+        click.echo(f"  by runs that cannot use a cache (features, cache off): {budget.without_store:,}")
+    click.echo(f"bytes of these caches: {file_size(budget.shared.stored_bytes)}")
+    if budget.limited != budget.shared:
+        limited = budget.limited.forwards + budget.without_store
+        click.echo(f"within --cache-limit: {limited:,} teacher forwards, {file_size(budget.limited.stored_bytes)}")
+    if time_steps:
+        from kdcache.study.timing import hours
+
+        click.echo("timing each network for a second ...", err=True)
+        click.echo(f"hours on this machine, one run at a time, with the cache: {hours(cells):.1f}")
+    show(budget_table(cells))
+    if commands:
+        for run in runs:
+            run.write_config()
+            click.echo(shlex.join(["kdcache", *run.arguments]) + ("  # finished" if run.finished else ""))

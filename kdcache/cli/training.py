@@ -24,9 +24,9 @@ TENSORBOARD = click.option(
 
 def _reporter(tensorboard: bool) -> "Reporter":
     """Make what tells the user of a training; of the processes of torchrun, only the first one writes."""
-    from kdcache.report.progress import Bar, Lines, terminal
+    from kdcache.report.progress import Bar, Lines, terminal_reporter
 
-    reporter = terminal()
+    reporter = terminal_reporter()
     if not tensorboard or not isinstance(reporter, Bar | Lines):
         return reporter
     from kdcache.report.tensorboard import TensorBoard
@@ -86,18 +86,18 @@ def teacher_load(
     std: tuple[float, ...] | None,
 ) -> None:
     """Load a teacher."""
-    from kdcache.report.progress import terminal
+    from kdcache.report.progress import terminal_reporter
     from kdcache.stages.teacher import load_teacher
 
-    with terminal() as reporter:
+    with terminal_reporter() as reporter:
         _tell(reporter, load_teacher(weights, config, model, mean, std, reporter))
 
 
 def _tell(reporter: "Reporter", run: "FinishedRun") -> None:
     best = "best" if run.summary.get("best_on", "test") == "test" else "best on validation:"
-    reporter.say(
+    reporter.message(
         "{kind} {model}: top-1 {last_top1:.2f} % ({best} {best_top1:.2f} % at epoch {best_epoch}), "
         "teacher asked {teacher_forwards} questions, {cache_hits} answered from the store, "
         "{seconds:.0f} s".format(best=best, **run.summary)
     )
-    reporter.say(f"run: {run.path}")
+    reporter.message(f"run: {run.path}")

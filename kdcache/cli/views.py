@@ -14,22 +14,22 @@ __all__ = ["views"]
 
 @click.command("views", help=COMMANDS["views"].about)
 @settings(StudentConfig, ("dataset", "data_root", "image_size", "aug", "pick", "candidates", "seed", "view_seed"))
-@click.option("--epoch", default=1, show_default=True, type=click.IntRange(1), help="Which epoch, counted from 1.")
-@click.option("--samples", default=8, show_default=True, type=click.IntRange(1, 64), help="Rows to show.")
-@click.option("--out", default="views.png", show_default=True, type=click.Path(path_type=Path), help="The picture.")
+@click.option("--epoch", default=1, show_default=True, type=click.IntRange(1), help="Epoch, counted from 1.")
+@click.option("--samples", default=8, show_default=True, type=click.IntRange(1, 64), help="Samples to show.")
+@click.option("--out", default="views.png", show_default=True, type=click.Path(path_type=Path), help="File to write.")
 def views(config: StudentConfig, epoch: int, samples: int, out: Path) -> None:
     """Show the views of an epoch."""
     import torch
 
     from kdcache.report.tables import show
-    from kdcache.report.views import draw_views, views_table
+    from kdcache.report.view_pictures import draw_views, views_table
     from kdcache.setup import load_data, plan_of
     from kdcache.views import ViewMaker
 
     data = load_data(config)
     plan = plan_of(config, data)
     if samples > plan.samples:
-        raise UsageError(problem("--samples", expected=f"at most the {plan.samples} of the set", got=samples))
+        raise UsageError(problem("--samples", expected=f"at most {plan.samples} training images", got=samples))
     show(views_table(plan, data, epoch - 1, samples))
     draw_views(ViewMaker(data.train, plan, 64, torch.device("cpu")), data, epoch - 1, samples, out)
     click.echo(f"picture: {out}")

@@ -1,0 +1,1 @@
+"""Output for people: tables, charts, the report, and the progress of a training."""

@@ -1,4 +1,4 @@
-"""Pictures of images: those whose mixed label the teacher disputes, after Figure 5, and those that stay hard."""
+"""Galleries of images: mixed views on which the teacher disagrees with the label (Figure 5), and hard images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,18 +8,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from kdcache.analysis.disagreement import DisagreementReport, Example
+from kdcache.analysis.disagreement import DisagreementReport
 from kdcache.analysis.hardness import Hardness
 from kdcache.datasets import Dataset
 from kdcache.report.style import write_figure
 
-__all__ = ["draw_disagreements", "draw_extremes", "said"]
+__all__ = ["draw_disagreements", "draw_extremes", "format_probabilities"]
 
 COLUMNS, ROWS = 4, 2
 
 
 def draw_disagreements(report: DisagreementReport, path: Path) -> None:
-    """Draw the disputed samples of which the teacher is surest, with the label of the mix and the teacher's top-5.
+    """Draw the samples on which the teacher disagrees most confidently, with the mixed label and the teacher's top-5.
 
     Parameters
     ----------
@@ -28,46 +28,48 @@ def draw_disagreements(report: DisagreementReport, path: Path) -> None:
         PNG or SVG file to write.
     """
     figure = Figure(figsize=(3.2 * COLUMNS, 3.9 * ROWS), layout="constrained")
-    figure.suptitle("Mixed images whose label the teacher disputes, the surest first")
-    for place, axes in enumerate(figure.subplots(ROWS, COLUMNS).flat):
-        if place >= len(report.examples):
+    figure.suptitle("Mixed images on which the teacher disagrees with the label, most confident first")
+    for position, axes in enumerate(figure.subplots(ROWS, COLUMNS).flat):
+        if position >= len(report.examples):
             axes.axis("off")
             continue
-        example: Example = report.examples[place]
-        _show(axes, example.view)
-        axes.set_title(f"{report.aug}: {said(example.label, ' + ')}", fontsize=9)
-        axes.set_xlabel(f"teacher:\n{said(example.teacher, chr(10))}", fontsize=9)
+        example = report.examples[position]
+        _draw_image(axes, example.view)
+        axes.set_title(f"{report.aug}: {format_probabilities(example.label, ' + ')}", fontsize=9)
+        axes.set_xlabel("teacher:\n" + format_probabilities(example.teacher, "\n"), fontsize=9)
     write_figure(figure, path)
 
 
-def draw_extremes(found: Hardness, data: Dataset, path: Path) -> None:
+def draw_extremes(hardness: Hardness, data: Dataset, path: Path) -> None:
     """Draw the training images with the largest and the smallest mean d.
 
     Parameters
     ----------
-    found : Hardness
+    hardness : Hardness
     data : Dataset
     path : Path
         PNG or SVG file to write.
     """
-    columns = max(len(found.highest), len(found.lowest))
+    columns = max(len(hardness.highest), len(hardness.lowest))
     figure = Figure(figsize=(1.7 * columns + 0.4, 4.6), layout="constrained")
     axes = figure.subplots(2, columns, squeeze=False)
-    for row, (samples, title) in enumerate(((found.highest, "largest mean d"), (found.lowest, "smallest mean d"))):
+    for row, (samples, title) in enumerate(
+        ((hardness.highest, "largest mean d"), (hardness.lowest, "smallest mean d"))
+    ):
         images = data.train.take(torch.tensor([sample for sample, _ in samples]))
-        for place, (image, (sample, d)) in enumerate(zip(images, samples, strict=True)):
-            _show(axes[row, place], image)
+        for column, (image, (sample, d)) in enumerate(zip(images, samples, strict=True)):
+            _draw_image(axes[row, column], image)
             label = data.class_names[int(data.train.labels[sample])]
-            axes[row, place].set_title(f"{label}\nd {d:.3g}, no. {sample}", fontsize=8)
+            axes[row, column].set_title(f"{label}\nd {d:.3g}, no. {sample}", fontsize=8)
         axes[row, 0].set_ylabel(title)
     write_figure(figure, path)
 
 
-def said(shares: Sequence[tuple[str, float]], between: str) -> str:
-    """Write names with their shares."""
-    return between.join(f"{name} {share:.2f}" for name, share in shares)
+def format_probabilities(probabilities: Sequence[tuple[str, float]], separator: str) -> str:
+    """Format class names with their probabilities."""
+    return separator.join(f"{name} {probability:.2f}" for name, probability in probabilities)
 
 
-def _show(axes: Axes, image: Tensor) -> None:
+def _draw_image(axes: Axes, image: Tensor) -> None:
     axes.set(xticks=[], yticks=[])
     axes.imshow(image.permute(1, 2, 0).numpy())

@@ -1,4 +1,4 @@
-"""Progress of a training: an epoch bar on a terminal, a plain line per epoch elsewhere."""
+"""Progress of a training: a progress bar on a terminal, one line per epoch elsewhere."""
 
 import os
 import sys
@@ -14,11 +14,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from kdcache.run.folder import EpochMetrics
 from kdcache.training import StepEvent
 
-__all__ = ["Bar", "Lines", "Reporter", "counting", "terminal"]
+__all__ = ["Bar", "Lines", "Reporter", "progress_bar", "terminal_reporter"]
 
 
 class Reporter:
-    """Hears what a training does. This one says nothing; it is what Python callers get by default."""
+    """Callbacks of a training. This base class ignores them and is the default for Python callers."""
 
     def __enter__(self) -> Self:
         return self
@@ -29,19 +29,19 @@ class Reporter:
         pass
 
     def begin(self, title: str, epochs: int, images: int, folder: Path) -> None:
-        """Hear that a training of `epochs` passes over `images` samples begins, and writes to a run folder."""
+        """Start a training of `epochs` over `images` samples that writes to a run folder."""
 
     def step(self, event: StepEvent) -> None:
-        """Hear that steps were taken."""
+        """Report one or more optimizer steps."""
 
     def end_epoch(self, metrics: EpochMetrics) -> None:
-        """Hear that an epoch ended."""
+        """Report the end of an epoch."""
 
-    def filled(self, done: int, total: int) -> None:
-        """Hear that so many of all answers are in the store."""
+    def precomputed(self, done: int, total: int) -> None:
+        """Report how many of the logits to precompute are stored."""
 
-    def say(self, line: str) -> None:
-        """Hear a line for the user."""
+    def message(self, line: str) -> None:
+        """Print a line for the user."""
 
 
 class Lines(Reporter):
@@ -52,26 +52,26 @@ class Lines(Reporter):
 
     def begin(self, title: str, epochs: int, images: int, folder: Path) -> None:
         self.epochs = epochs
-        self.say(title)
+        self.message(title)
 
     def end_epoch(self, metrics: EpochMetrics) -> None:
-        left = metrics.seconds * (self.epochs - metrics.epoch)
-        self.say(
-            f"epoch {metrics.epoch}/{self.epochs}  {_figures(metrics)}  {metrics.images_per_second:.0f} images/s  "
-            f"{left:.0f} s left"
+        seconds_left = metrics.seconds * (self.epochs - metrics.epoch)
+        self.message(
+            f"epoch {metrics.epoch}/{self.epochs}  {_format_metrics(metrics)}  "
+            f"{metrics.images_per_second:.0f} images/s  {seconds_left:.0f} s left"
         )
 
-    def filled(self, done: int, total: int) -> None:
+    def precomputed(self, done: int, total: int) -> None:
         if 10 * done // total > self.tenths:
             self.tenths = 10 * done // total
-            self.say(f"{done} of {total} answers")
+            self.message(f"{done} of {total} views precomputed")
 
-    def say(self, line: str) -> None:
+    def message(self, line: str) -> None:
         print(line, flush=True)
 
 
 class Bar(Reporter):
-    """A bar over all epochs with loss, accuracy, images per second and the time left."""
+    """A progress bar over all epochs, with loss, accuracy, speed and remaining time."""
 
     def __init__(self, console: Console) -> None:
         self.progress = Progress(
@@ -93,10 +93,10 @@ class Bar(Reporter):
         self.progress.stop()
 
     def begin(self, title: str, epochs: int, images: int, folder: Path) -> None:
-        self.say(title)
+        self.message(title)
         self.epoch, self.epochs, self.images = 0, epochs, images
-        for old in self.progress.task_ids:
-            self.progress.remove_task(old)
+        for previous in self.progress.task_ids:
+            self.progress.remove_task(previous)
         self.task = self.progress.add_task(f"epoch 1/{epochs}", total=epochs * images, loss="-", top1="-", speed="-")
 
     def step(self, event: StepEvent) -> None:
@@ -113,39 +113,45 @@ class Bar(Reporter):
         if metrics.test_top1 is not None:
             self.progress.update(self.task, top1=f"{metrics.test_top1:.2f} %")
 
-    def filled(self, done: int, total: int) -> None:
+    def precomputed(self, done: int, total: int) -> None:
         if not self.progress.task_ids:
-            self.task = self.progress.add_task("answers", total=total, loss="-", top1="-", speed="-")
+            self.task = self.progress.add_task("logits", total=total, loss="-", top1="-", speed="-")
         self.progress.update(self.task, completed=done)
 
-    def say(self, line: str) -> None:
+    def message(self, line: str) -> None:
         self.progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def terminal() -> Reporter:
-    """Make the reporter that fits the standard output; of the processes of torchrun, only the first one talks."""
+def terminal_reporter() -> Reporter:
+    """Make the reporter for the standard output; under torchrun only the main process prints."""
     if os.environ.get("RANK", "0") != "0":
         return Reporter()
     return Bar(Console()) if sys.stdout.isatty() else Lines()
 
 
 @contextmanager
-def counting(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show how far some work has come: a bar on a terminal, nothing elsewhere. Yields what hears done and total."""
-    columns, quiet = (TextColumn(what), BarColumn(), TimeRemainingColumn()), not sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
-        task = progress.add_task(what, total=None)
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar on a terminal, and nothing elsewhere.
+
+    Yields
+    ------
+    callable
+        Updates the bar; takes the number of finished items and the total.
+    """
+    columns, disable = (TextColumn(title), BarColumn(), TimeRemainingColumn()), not sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), disable=disable) as progress:
+        task = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
-def _figures(metrics: EpochMetrics) -> str:
-    figures = f"loss {metrics.train_loss:.3f}"
+def _format_metrics(metrics: EpochMetrics) -> str:
+    text = f"loss {metrics.train_loss:.3f}"
     if metrics.test_top1 is not None:
-        figures += f"  top-1 {metrics.test_top1:.2f} %"
+        text += f"  top-1 {metrics.test_top1:.2f} %"
     if metrics.kl_ratio is not None:
-        figures += f"  r {metrics.kl_ratio:.2f}"
+        text += f"  r {metrics.kl_ratio:.2f}"
     shares = {"data": metrics.data_share, "teacher": metrics.teacher_share}
-    figures += "".join(f"  {name} {share:.0%}" for name, share in shares.items() if share is not None)
+    text += "".join(f"  {name} {share:.0%}" for name, share in shares.items() if share is not None)
     if metrics.teacher_forwards or metrics.cache_hits:
-        figures += f"  asked {metrics.teacher_forwards}  answered {metrics.cache_hits}"
-    return figures
+        text += f"  teacher forwards {metrics.teacher_forwards}  cache hits {metrics.cache_hits}"
+    return text

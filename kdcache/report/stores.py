@@ -3,12 +3,10 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from rich.table import Table
-
 from kdcache.answers.budget import CacheCost
 from kdcache.answers.codec import DEFAULT_CODEC, Codec, row_bytes
 from kdcache.answers.store import AnswerStore, ReplayTableName
-from kdcache.report.tables import file_size, table
+from kdcache.report.tables import TextTable, file_size
 
 if TYPE_CHECKING:
     from kdcache.answers.verify import CodecError, TableCheck
@@ -16,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["checks_table", "codec_line", "costs_table", "store_table"]
 
 
-def costs_table(costs: Sequence[CacheCost], students: int, table_bytes: int) -> Table:
+def costs_table(costs: Sequence[CacheCost], students: int, table_bytes: int) -> TextTable:
     """Make the table of what students that share a view seed cost with each ``--cache``."""
     uncached = costs[0]
     rows = []
@@ -26,7 +24,7 @@ def costs_table(costs: Sequence[CacheCost], students: int, table_bytes: int) -> 
         size = cost.tables * table_bytes
         rows.append((cost.cache, str(cost.first), str(forwards), times_fewer, str(size), str(pays_from or "-")))
     head = ("--cache", "forwards of one student", f"of {students}", "times fewer", "new bytes", "pays from students")
-    return table("Teacher forwards and bytes", head, rows)
+    return TextTable("Teacher forwards and bytes", head, rows)
 
 
 def codec_line(codec: Codec, classes: int, error: "CodecError | None", temperature: float) -> str:
@@ -42,7 +40,7 @@ def codec_line(codec: Codec, classes: int, error: "CodecError | None", temperatu
     )
 
 
-def store_table(store: AnswerStore) -> Table:
+def store_table(store: AnswerStore) -> TextTable:
     """Make the table of what a store holds: clean views, and views of each kind and view seed."""
     rows = []
     for views, paths in _grouped(store.tables(), lambda path: path).items():
@@ -50,10 +48,10 @@ def store_table(store: AnswerStore) -> Table:
         size = sum(store.location.size(path) for path in paths)
         full = f"{100 * stored / (len(paths) * store.samples):.0f} %"
         rows.append((views, str(len(paths)), str(stored), full, file_size(size)))
-    return table(store.location.where, ("views", "tables", "rows", "full", "size"), rows)
+    return TextTable(store.location.where, ("views", "tables", "rows", "full", "size"), rows)
 
 
-def checks_table(checks: Iterable["TableCheck"]) -> Table:
+def checks_table(checks: Iterable["TableCheck"]) -> TextTable:
     """Make the table of the results of verifying a store."""
     rows = []
     for views, group in _grouped(checks, lambda check: check.table).items():
@@ -69,7 +67,7 @@ def checks_table(checks: Iterable["TableCheck"]) -> Table:
         )
         rows.append((views, *figures))
     head = ("views", "intact rows", "damaged chunks", "compared", "max error", "mean error", "other top class")
-    return table("Stored logits against the teacher's", head, rows)
+    return TextTable("Stored logits against the teacher's", head, rows)
 
 
 Item = TypeVar("Item")

@@ -1,4 +1,4 @@
-"""How charts look: colours that colour-blind readers can tell apart, and pictures for files and for pages."""
+"""Style of the charts: colors that color-blind readers can distinguish, and output as files or inline SVG."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -12,54 +12,54 @@ from matplotlib.figure import Figure
 
 from kdcache.files import write_atomically
 
-__all__ = ["Look", "inline_svg", "looks", "write_figure"]
+__all__ = ["SeriesStyle", "inline_svg", "series_styles", "write_figure"]
 
-# Okabe and Ito's palette without its yellow and its black, which vanish on a white or on a dark ground.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-STROKES = ("-", "--", "-.", ":")
+# Okabe and Ito's palette without yellow and black, which are hard to see on a white or a dark background.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+LINE_STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
-INK = "#010203"
-"""Stands in a chart for the colour of the text around it."""
+TEXT_COLOR = "#010203"
+"""Placeholder that `inline_svg` replaces by the page's text color."""
 
 _PAGE_STYLE: dict[Any, Any] = {
-    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), TEXT_COLOR),
     **dict.fromkeys(("figure.facecolor", "axes.facecolor", "legend.facecolor", "savefig.facecolor"), "none"),
     "grid.color": "#888888",
-    "svg.fonttype": "none",  # text stays text
+    "svg.fonttype": "none",  # keeps text as text
     "svg.hashsalt": "kdcache",
     "font.family": "sans-serif",
 }
 
 
-class Look(NamedTuple):
-    """How one series is drawn: apart from the others in colour, stroke and marker."""
+class SeriesStyle(NamedTuple):
+    """Color, line style and marker of a series."""
 
     color: str
     linestyle: str
     marker: str
 
 
-def looks() -> Iterator[Look]:
-    """Give one series after the other a look of its own."""
-    return map(Look, cycle(COLOURS), cycle(STROKES), cycle(MARKERS))
+def series_styles() -> Iterator[SeriesStyle]:
+    """Yield styles; neighbors differ in color, line style and marker."""
+    return map(SeriesStyle, cycle(COLORS), cycle(LINE_STYLES), cycle(MARKERS))
 
 
 def write_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as the file that its name says, PNG or SVG, whole or not at all."""
+    """Write a figure as PNG or SVG, depending on the suffix."""
     format = path.suffix.removeprefix(".") or "png"
     write_atomically(path, lambda temporary: figure.savefig(temporary, format=format, dpi=120))
 
 
 def inline_svg(draw: Callable[[], Figure], name: str) -> str:
-    """Draw a figure as an SVG element for a page, whose ink is the colour of the page's text.
+    """Draw a figure as an SVG element in the text color of the page around it.
 
     Parameters
     ----------
     draw : callable
         Makes the figure.
     name : str
-        Put before every identifier, so that those of several figures do not meet.
+        Prefix of all identifiers, which keeps those of several figures on a page distinct.
     """
     with matplotlib.rc_context(_PAGE_STYLE):
         text = StringIO()
@@ -67,4 +67,4 @@ def inline_svg(draw: Callable[[], Figure], name: str) -> str:
     svg = text.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
-    return svg.replace(INK, "currentColor")
+    return svg.replace(TEXT_COLOR, "currentColor")

@@ -1,4 +1,4 @@
-"""Progress for TensorBoard, which is an extra: ``pip install 'kdcache[tensorboard]'``."""
+"""Metrics for TensorBoard, an optional dependency: ``pip install 'kdcache[tensorboard]'``."""
 
 from pathlib import Path
 from types import TracebackType
@@ -9,32 +9,33 @@ from kdcache.report.progress import Reporter
 from kdcache.run.folder import EpochMetrics
 from kdcache.training import StepEvent
 
-__all__ = ["FOLDER_PREFIX", "TensorBoard"]
+__all__ = ["EVENTS", "TensorBoard"]
 
-FOLDER_PREFIX = "tensorboard"
-"""Where a run keeps its event files."""
+EVENTS = "tensorboard"
+"""Folder of the event files within the run folder."""
 
 
 class TensorBoard(Reporter):
-    """Writes the metrics of every epoch as events into the run folder, and passes on what it hears.
+    """Writes the metrics of each epoch into the run folder as TensorBoard events.
 
     Parameters
     ----------
     inner : Reporter
-        Hears everything too.
+        Reporter that receives all calls too.
 
     Raises
     ------
     UsageError
-        Where TensorBoard is not installed.
+        If TensorBoard is not installed.
     """
 
     def __init__(self, inner: Reporter) -> None:
         try:
             from torch.utils.tensorboard.writer import SummaryWriter
         except ImportError:
-            raise UsageError(problem("--tensorboard", expected="after pip install 'kdcache[tensorboard]'")) from None
-        self.inner, self._make = inner, SummaryWriter
+            remedy = "Run pip install 'kdcache[tensorboard]'."
+            raise UsageError(problem("--tensorboard: TensorBoard is not installed", remedy=remedy)) from None
+        self.inner, self._make_writer = inner, SummaryWriter
         self._writer: Any = None
 
     def __enter__(self) -> Self:
@@ -51,7 +52,7 @@ class TensorBoard(Reporter):
     def begin(self, title: str, epochs: int, images: int, folder: Path) -> None:
         if self._writer is not None:
             self._writer.close()
-        self._writer = self._make(str(folder / FOLDER_PREFIX))
+        self._writer = self._make_writer(str(folder / EVENTS))
         self.inner.begin(title, epochs, images, folder)
 
     def step(self, event: StepEvent) -> None:
@@ -66,8 +67,8 @@ class TensorBoard(Reporter):
         self._writer.flush()
         self.inner.end_epoch(metrics)
 
-    def filled(self, done: int, total: int) -> None:
-        self.inner.filled(done, total)
+    def precomputed(self, done: int, total: int) -> None:
+        self.inner.precomputed(done, total)
 
-    def say(self, line: str) -> None:
-        self.inner.say(line)
+    def message(self, line: str) -> None:
+        self.inner.message(line)

@@ -1,1 +1,1 @@
-"""Studies: many runs as data, launched together, and laid out beside the paper's figures."""
+"""Studies: many training runs defined in one file, trained together and compared with the paper."""

@@ -13,7 +13,7 @@ from kdcache.choices import FOLDER_PREFIX, HDF5_PREFIX
 from kdcache.config import StudentConfig, TrainingConfig
 from kdcache.run.find import store_path
 from kdcache.setup import DataSize, data_size, plan_for
-from kdcache.study.expand import Planned, TableCell, in_order, runs_of
+from kdcache.study.expand import PlannedRun, TableCell, list_runs, sort_by_seed
 
 __all__ = ["CellBudget", "SharedStores", "StoreUse", "StudyBudget", "run_forwards", "run_size", "study_budget"]
 
@@ -66,7 +66,7 @@ def study_budget(cells: Sequence[TableCell]) -> StudyBudget:
 
     How many crop-and-flip views recur is expected, not counted. Datasets with a name are not read.
     """
-    runs = runs_of(cells)
+    runs = list_runs(cells)
     return StudyBudget(
         tuple(
             CellBudget(cell, sum(not run.finished for run in cell.runs), sum(map(run_forwards, cell.runs)))
@@ -79,10 +79,10 @@ def study_budget(cells: Sequence[TableCell]) -> StudyBudget:
     )
 
 
-def run_size(run: Planned) -> DataSize:
+def run_size(run: PlannedRun) -> DataSize:
     """Find the size of the data of a run, from the dataset's card if it has one."""
     own = run.config.dataset.startswith((FOLDER_PREFIX, HDF5_PREFIX))
-    return _size_of_own(run.data) if own else data_size(run.config, approximate=True)
+    return _size_of_own(run.data_config) if own else data_size(run.config, approximate=True)
 
 
 @cache  # many runs read the same images
@@ -90,12 +90,12 @@ def _size_of_own(config: TrainingConfig) -> DataSize:
     return data_size(config)
 
 
-def uses_store(run: Planned) -> bool:
+def uses_store(run: PlannedRun) -> bool:
     """Tell whether a student with a teacher can use a store."""
     return isinstance(run.config, StudentConfig) and not run.config.needs_features and run.config.cache != "off"
 
 
-def run_forwards(run: Planned) -> int:
+def run_forwards(run: PlannedRun) -> int:
     """Teacher forwards of a run without a store; a teacher's run computes the logits of the clean images."""
     size = run_size(run)
     if not isinstance(run.config, StudentConfig):
@@ -120,7 +120,7 @@ class SharedStores:
         self.limit, self.empty = limit, empty
         self.spaces: dict[Path, StoreSpace] = {}
 
-    def train(self, run: Planned) -> int:
+    def train(self, run: PlannedRun) -> int:
         """Account for a student's training: its teacher forwards."""
         config, size = run.config, run_size(run)
         assert isinstance(config, StudentConfig)
@@ -142,8 +142,8 @@ class SharedStores:
         return sum((space.num_tables - space.has_clean) * space.table_bytes for space in self.spaces.values())
 
 
-def _shared(runs: Iterable[Planned], limit: int | None = None) -> StoreUse:
+def _shared(runs: Iterable[PlannedRun], limit: int | None = None) -> StoreUse:
     """Add up the students that share stores, in the order in which they are trained."""
     stores = SharedStores(limit, empty=True)
-    forwards = sum(stores.train(run) for run in in_order(runs) if run.teacher is not None and uses_store(run))
+    forwards = sum(stores.train(run) for run in sort_by_seed(runs) if run.teacher is not None and uses_store(run))
     return StoreUse(forwards, stores.stored_bytes)

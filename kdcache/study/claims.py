@@ -1,7 +1,7 @@
-"""Claims about the rows of a study, tested over its seeds.
+"""Claims about the rows of a study, tested over seeds.
 
-A test compares a weighted sum of rows with a bound, seed by seed: students of one seed had the same views and, of one
-network, the same initial weights, so their differences vary less than they do.
+A test compares a weighted sum of rows with a bound, seed by seed. Students of one seed see the same views and, if they
+have the same network, start from the same weights, so differences within a seed vary less than the accuracies do.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,119 +10,117 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from kdcache.study.compare import Interval, interval_of_mean
+from kdcache.study.intervals import Interval, mean_interval
 
-__all__ = ["Claim", "Contrast", "Found", "Verdict", "decide", "judge", "verdict"]
+__all__ = ["Claim", "Decision", "Hypothesis", "TestResult", "combine", "evaluate_claim", "evaluate_hypothesis"]
 
-Verdict = Literal["held", "not held", "undecided"]
+Decision = Literal["supported", "refuted", "undecided"]
 
 
-class Contrast(BaseModel):
-    """A sum of rows, each with its weight, that is said to lie above or below a bound, in points of top-1 accuracy."""
+class Hypothesis(BaseModel):
+    """A weighted sum of rows is above or below a bound, in points of top-1 accuracy."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    of: Annotated[dict[str, float], Field(min_length=1)]
+    sum: Annotated[dict[str, float], Field(min_length=1)]
+    """Weight of each row."""
     above: float | None = None
     below: float | None = None
 
     @model_validator(mode="after")
-    def _one_bound(self) -> "Contrast":
+    def _one_bound(self) -> "Hypothesis":
         if (self.above is None) == (self.below is None):
             raise ValueError("one of above and below")
         return self
 
-    @property
-    def words(self) -> str:
-        """The test for people: ``KD, long - KD > 0``."""
-        terms = " ".join(f"{'-' if weight < 0 else '+'} {_weight(weight)}({row})" for row, weight in self.of.items())
+    def __str__(self) -> str:
+        terms = " ".join(f"{'-' if weight < 0 else '+'} {_factor(weight)}({row})" for row, weight in self.sum.items())
         bound = f"> {self.above:g}" if self.above is not None else f"< {self.below:g}"
         return f"{terms.removeprefix('+ ')} {bound}"
 
 
-def _weight(weight: float) -> str:
+def _factor(weight: float) -> str:
     return "" if abs(weight) == 1 else f"{abs(weight):g} "
 
 
 class Claim(BaseModel):
-    """What is claimed: it holds where all of its tests do.
+    """A statement that is supported if all of its hypotheses are.
 
-    With `looks`, numbers of seeds, it is judged at each of them in turn, until one decides: later seeds change nothing.
-    The `level` is that of the intervals, which several looks make less than that of the claim.
+    With ``test_after_seeds`` it is tested after each of these numbers of seeds in turn, until a test decides it (a
+    group-sequential design); seeds that come after the decision do not change it. ``confidence_level`` is that of each
+    single interval, so repeated tests need a higher one than the claim as a whole.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    says: str
-    tests: Annotated[tuple[Contrast, ...], Field(min_length=1)]
-    looks: tuple[Annotated[int, Field(ge=2)], ...] = ()
-    level: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    statement: str
+    tests: Annotated[tuple[Hypothesis, ...], Field(min_length=1)]
+    test_after_seeds: tuple[Annotated[int, Field(ge=2)], ...] = ()
+    confidence_level: Annotated[float, Field(gt=0, lt=1)] = 0.95
 
     @property
     def rows(self) -> set[str]:
-        """Names of the rows that it is about."""
-        return {name for test in self.tests for name in test.of}
+        """Names of the rows that the claim is about."""
+        return {name for test in self.tests for name in test.sum}
 
 
 @dataclass(frozen=True)
-class Found:
-    """A test and what came out: the mean of the sum over the seeds with its interval, ``None`` of fewer than two."""
+class TestResult:
+    """A tested hypothesis: the interval of the mean over seeds (``None`` for fewer than two seeds) and the decision."""
 
-    test: Contrast
+    __test__ = False  # not a test case for pytest
+
+    hypothesis: Hypothesis
     interval: Interval | None
-    verdict: Verdict
+    decision: Decision
 
 
-def judge(test: Contrast, accuracy: Mapping[str, Mapping[int, float]], level: float = 0.95) -> Found:
-    """Carry a test out on the seeds that all of its rows have.
+Accuracies = Mapping[str, Mapping[int, float]]
+"""Top-1 accuracy in percent of each row and seed."""
 
-    Parameters
-    ----------
-    test : Contrast
-    accuracy : mapping of str to mapping of int to float
-        Of each row and seed, in percent.
-    level : float
-        Of the interval.
-    """
-    seeds = set.intersection(*(set(accuracy.get(row, {})) for row in test.of))
-    sums = [sum(weight * accuracy[row][seed] for row, weight in test.of.items()) for seed in sorted(seeds)]
-    interval = interval_of_mean(sums, level)
+
+def evaluate_hypothesis(hypothesis: Hypothesis, accuracies: Accuracies, confidence_level: float = 0.95) -> TestResult:
+    """Test a hypothesis on the seeds that all of its rows have."""
+    seeds = set.intersection(*(set(accuracies.get(row, {})) for row in hypothesis.sum))
+    sums = [sum(weight * accuracies[row][seed] for row, weight in hypothesis.sum.items()) for seed in sorted(seeds)]
+    interval = mean_interval(sums, confidence_level)
     if interval is None:
-        return Found(test, None, "undecided")
-    if test.above is not None:
-        inside, outside = interval.low > test.above, interval.high < test.above
+        return TestResult(hypothesis, None, "undecided")
+    if hypothesis.above is not None:
+        supported, refuted = interval.low > hypothesis.above, interval.high < hypothesis.above
     else:
-        assert test.below is not None
-        inside, outside = interval.high < test.below, interval.low > test.below
-    return Found(test, interval, "held" if inside else "not held" if outside else "undecided")
+        assert hypothesis.below is not None
+        supported, refuted = interval.high < hypothesis.below, interval.low > hypothesis.below
+    return TestResult(hypothesis, interval, "supported" if supported else "refuted" if refuted else "undecided")
 
 
-def decide(claim: Claim, accuracy: Mapping[str, Mapping[int, float]]) -> tuple[tuple[Found, ...], Verdict]:
-    """Judge a claim: what its tests found at the look that decided it, or at the last one, and the verdict.
+def evaluate_claim(claim: Claim, accuracies: Accuracies) -> tuple[tuple[TestResult, ...], Decision]:
+    """Test a claim.
 
-    Parameters
-    ----------
-    claim : Claim
-    accuracy : mapping of str to mapping of int to float
-        Of each row and seed, in percent. Before all seeds of the first look are there, nothing is decided.
+    Returns
+    -------
+    results : tuple of TestResult
+        Of the tests that decided the claim, or of the last ones.
+    decision : Decision
+        ``undecided`` as long as seeds of the first test are missing.
     """
-    looks: Sequence[int | None] = claim.looks or [None]
-    for look in looks:
-        seen = {
-            row: {seed: value for seed, value in accuracy.get(row, {}).items() if look is None or seed < look}
+    numbers: Sequence[int | None] = claim.test_after_seeds or [None]
+    for number in numbers:
+        used = {
+            row: {seed: value for seed, value in accuracies.get(row, {}).items() if number is None or seed < number}
             for row in claim.rows
         }
-        found = tuple(judge(test, seen, claim.level) for test in claim.tests)
-        whole = look is None or all(len(by_seed) == look for by_seed in seen.values())
-        stands = verdict(found) if whole else "undecided"
-        if stands != "undecided" or not whole:
+        results = tuple(evaluate_hypothesis(test, used, claim.confidence_level) for test in claim.tests)
+        complete = number is None or all(len(by_seed) == number for by_seed in used.values())
+        decision = combine(results) if complete else "undecided"
+        if decision != "undecided" or not complete:
             break
-    return found, stands
+    return results, decision
 
 
-def verdict(found: Sequence[Found]) -> Verdict:
-    """Say what the tests of a claim come to together."""
-    verdicts = {one.verdict for one in found}
-    if "not held" in verdicts:
-        return "not held"
-    return "undecided" if "undecided" in verdicts else "held"
+def combine(results: Sequence[TestResult]) -> Decision:
+    """Combine the decisions about a claim's hypotheses into one about the claim."""
+    decisions = {result.decision for result in results}
+    if "refuted" in decisions:
+        return "refuted"
+    return "undecided" if "undecided" in decisions else "supported"

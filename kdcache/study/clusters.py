@@ -1,6 +1,6 @@
-"""Jobs on clusters, by engines that are extras: Slurm's through submitit, and Ray's.
+"""Launchers for clusters: Slurm through submitit, and Ray. Both are optional dependencies.
 
-The machines of a cluster must see the same folders, under the same names, and have the same Python.
+All machines of a cluster need the same folders under the same paths, and the same Python installation.
 """
 
 import ast
@@ -14,94 +14,88 @@ from typing import Any
 from kdcache.errors import UsageError, first_line, problem
 from kdcache.machine import cores
 from kdcache.signals import SIGTERM_EXIT_CODE
-from kdcache.study.jobs import Job, execute
+from kdcache.study.jobs import Job, run_job
 
 __all__ = ["Ray", "Slurm"]
 
-MINUTES = 24 * 60
-"""After which Slurm ends a job, unless ``timeout_min`` says otherwise; the study starts it again, once."""
+SLURM_TIMEOUT_MINUTES = 24 * 60
+"""Time limit of a Slurm job unless ``timeout_min`` is given. A study starts a job that runs out of time once more."""
 
 
 class _Cluster(ABC):
-    """Runs jobs by handles of an engine's own, and begins none any more once it is to stop.
+    """Runs jobs through the handles of a cluster's library; submits none after `stop`."""
 
-    Parameters
-    ----------
-    jobs : int
-        Jobs at once.
-    """
-
-    def __init__(self, jobs: int) -> None:
-        self.width = jobs
-        self._under_way: set[Any] = set()
+    def __init__(self, max_jobs: int) -> None:
+        self.max_jobs = max_jobs
+        self._handles: set[Any] = set()
         self._stopped, self._lock = False, threading.Lock()
 
     @abstractmethod
-    def _begin(self, job: Job) -> Any:
-        """Hand a job over, and return its handle."""
+    def _submit(self, job: Job) -> Any:
+        """Submit a job and return its handle."""
 
     @abstractmethod
-    def _end(self, handle: Any) -> int:
-        """Wait for the end of a job: its exit code."""
+    def _wait(self, handle: Any) -> int:
+        """Wait for a job to end and return its exit code."""
 
     @abstractmethod
     def _cancel(self, handle: Any) -> None:
-        """Let a job stop, be it queued or running."""
+        """Stop a queued or running job."""
 
     def run(self, job: Job) -> int:
-        """Hand a job to the cluster and wait for its end."""
+        """Submit a job, wait for it to end and return its exit code."""
         with self._lock:
             if self._stopped:
                 return SIGTERM_EXIT_CODE
-            self._under_way.add(handle := self._begin(job))
+            self._handles.add(handle := self._submit(job))
         try:
-            return self._end(handle)
+            return self._wait(handle)
         finally:
-            self._under_way.discard(handle)
+            self._handles.discard(handle)
 
     def stop(self) -> None:
-        """Cancel what is queued or running."""
-        with self._lock:  # behind which nothing is begun any more
+        """Cancel the queued and running jobs."""
+        with self._lock:  # from here on `run` submits nothing
             self._stopped = True
-        for handle in tuple(self._under_way):
+        for handle in tuple(self._handles):
             self._cancel(handle)
 
 
 class Slurm(_Cluster):
-    """A cluster of Slurm's, through submitit (``pip install 'kdcache[slurm]'``).
+    """Slurm, through submitit (``pip install 'kdcache[slurm]'``).
 
     Parameters
     ----------
-    jobs : int
-        Jobs in the queue at once.
+    max_jobs : int
+        Number of jobs in the queue at once.
     logs : Path
-        Folder for what submitit writes.
+        Folder for submitit's files.
     options : dict of str to str
-        Of submitit's executor, as ``slurm_partition``; ``cluster=local`` runs the jobs on this machine.
+        Options of submitit's executor, such as ``slurm_partition``; ``cluster=local`` runs the jobs on this machine.
 
     Raises
     ------
     UsageError
-        Where there is no Slurm, or an option is none of submitit's.
+        If Slurm is not available or submitit does not know an option.
     """
 
-    def __init__(self, jobs: int, logs: Path, options: dict[str, str]) -> None:
+    def __init__(self, max_jobs: int, logs: Path, options: dict[str, str]) -> None:
         try:
             import submitit
         except ImportError:
-            raise UsageError(problem("--launcher slurm", expected="after pip install 'kdcache[slurm]'")) from None
-        super().__init__(jobs)
-        settings: dict[str, Any] = {"timeout_min": MINUTES, **{name: _value(text) for name, text in options.items()}}
+            raise UsageError(_not_installed("slurm", "submitit")) from None
+        super().__init__(max_jobs)
+        parameters = {"timeout_min": SLURM_TIMEOUT_MINUTES, **_parse(options)}
         try:
-            self._executor = submitit.AutoExecutor(folder=logs, cluster=settings.pop("cluster", "slurm"))
-            self._executor.update_parameters(**settings)
-        except Exception as error:  # it has many ways to say that something is missing or unknown
+            self._executor = submitit.AutoExecutor(folder=logs, cluster=parameters.pop("cluster", "slurm"))
+            self._executor.update_parameters(**parameters)
+        except Exception as error:  # submitit raises many kinds for a missing Slurm or an unknown option
             raise UsageError(problem("--launcher slurm", got=first_line(error))) from None
 
-    def _begin(self, job: Job) -> Any:
-        return self._executor.submit(execute, job)
+    def _submit(self, job: Job) -> Any:
+        return self._executor.submit(run_job, job)
 
-    def _end(self, handle: Any) -> int:
+    def _wait(self, handle: Any) -> int:
         return int(handle.result())
 
     def _cancel(self, handle: Any) -> None:
@@ -109,60 +103,69 @@ class Slurm(_Cluster):
 
 
 class Ray(_Cluster):
-    """A cluster of Ray's (``pip install 'kdcache[ray]'``).
+    """Ray (``pip install 'kdcache[ray]'``).
 
     Parameters
     ----------
-    jobs : int
-        Tasks at once.
+    max_jobs : int
+        Number of tasks at once.
     logs : Path
-        Not needed: Ray keeps what it writes.
+        Unused; Ray has its own log folder.
     options : dict of str to str
-        ``address`` of a cluster, by default one on this machine; others are the resources of a task, as ``num_gpus``.
+        ``address`` of the cluster, by default a new one on this machine; other options are the resources of a task,
+        such as ``num_gpus``.
 
     Raises
     ------
     UsageError
-        Where there is no such cluster, or an option is none of Ray's.
+        If the cluster is not available or Ray does not know an option.
     """
 
-    def __init__(self, jobs: int, logs: Path, options: dict[str, str]) -> None:
+    def __init__(self, max_jobs: int, logs: Path, options: dict[str, str]) -> None:
         try:
             import ray
         except ImportError:
-            raise UsageError(problem("--launcher ray", expected="after pip install 'kdcache[ray]'")) from None
-        super().__init__(jobs)
+            raise UsageError(_not_installed("ray", "ray")) from None
+        super().__init__(max_jobs)
         self._ray = ray
-        own = {name: _value(text) for name, text in options.items()}
-        settings: dict[str, Any] = {"num_cpus": max(1, cores() // jobs), **own}
-        terminated = signal.getsignal(signal.SIGTERM)
+        resources = {"num_cpus": max(1, cores() // max_jobs), **_parse(options)}
+        sigterm_handler = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(
-                address=settings.pop("address", None),
+                address=resources.pop("address", None),
                 ignore_reinit_error=True,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
             if ray.cluster_resources().get("GPU"):
-                settings.setdefault("num_gpus", 1)  # or each task would take the first one
-            self._task = ray.remote(max_retries=0, **settings)(execute)
-        except Exception as error:  # it has many ways to say that something is missing or unknown
+                resources.setdefault("num_gpus", 1)  # otherwise all tasks would use the first GPU
+            self._task = ray.remote(max_retries=0, **resources)(run_job)
+        except Exception as error:  # Ray raises many kinds for a missing cluster or an unknown option
             raise UsageError(problem("--launcher ray", got=first_line(error))) from None
-        signal.signal(signal.SIGTERM, terminated)  # in the place of which Ray put a handler of its own
+        signal.signal(signal.SIGTERM, sigterm_handler)  # ray.init replaced it
 
-    def _begin(self, job: Job) -> Any:
+    def _submit(self, job: Job) -> Any:
         return self._task.remote(job)
 
-    def _end(self, handle: Any) -> int:
+    def _wait(self, handle: Any) -> int:
         return int(self._ray.get(handle))
 
     def _cancel(self, handle: Any) -> None:
         self._ray.cancel(handle)
 
 
-def _value(text: str) -> Any:
-    """Read the value of an option as Python writes it, ``4``, ``True`` or ``{'gres': 'gpu'}``, or as a text."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+def _not_installed(launcher: str, package: str) -> str:
+    return problem(
+        f"--launcher {launcher}: {package} is not installed", remedy=f"Run pip install 'kdcache[{launcher}]'."
+    )
+
+
+def _parse(options: dict[str, str]) -> dict[str, Any]:
+    """Parse values as Python literals, such as ``4``, ``True`` or ``{'gres': 'gpu'}``; other values stay strings."""
+    parsed: dict[str, Any] = {}
+    for name, text in options.items():
+        try:
+            parsed[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            parsed[name] = text
+    return parsed

@@ -1,7 +1,7 @@
-"""A study spread out into runs, before anything is trained.
+"""Expansion of a study into training runs.
 
-A run is a row with a pair and a seed. Its folder is named by what it trains, so that the studies of a setting share
-what they have in common.
+A run is one row trained with one teacher-student pair and one seed. Its folder is named after its settings, so studies
+of the same protocol share the runs that they have in common.
 """
 
 import hashlib
@@ -10,119 +10,118 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kdcache.config import StudentConfig, TeacherConfig, TrainingConfig
 from kdcache.errors import UsageError, problem
 from kdcache.run.folder import RunFolder
-from kdcache.study.plan import Pair, Row, Setting, Study, read_setting
+from kdcache.study.definition import Pair, Row, Settings, Study, TrainingProtocol, read_protocol
 
-__all__ = ["Planned", "TableCell", "column_titles", "expand_study", "filter_cells", "in_order", "runs_of"]
+__all__ = ["PlannedRun", "TableCell", "column_titles", "expand_study", "filter_cells", "list_runs", "sort_by_seed"]
 
-READ_BY = {
+DATA_SETTINGS = {
     *("dataset", "data_root", "download", "image_size", "on_bad_image", "val_fraction", "train_fraction", "workers")
 }
-"""Settings that say what is read."""
+"""Settings that determine which images are loaded."""
+
+CONFIGS = "configs"
+"""Folder, next to the run folders, with the configuration file of each planned run."""
+
+Config = TypeVar("Config", bound=TrainingConfig)
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedRun:
     """A run of a study.
 
     Attributes
     ----------
     path : Path
-        Its folder.
+        Run folder.
     command : str
-        Of the command line.
-    options : dict
-        Of that command: the settings.
+        ``teacher-train``, ``teacher-load`` or ``student-train``.
     config : TrainingConfig
-        What they come to.
-    teacher : Planned or None
-        The run that has to be finished before.
+    teacher : PlannedRun or None
+        The teacher's run, which has to finish first.
+    options : tuple of str
+        Options of the command besides ``--config`` and ``--out``.
     """
 
     path: Path
     command: str
-    options: Mapping[str, Any]
     config: TrainingConfig
-    teacher: "Planned | None" = field(default=None, repr=False)
+    teacher: "PlannedRun | None" = field(default=None, repr=False)
+    options: tuple[str, ...] = ("--resume",)
 
-    @cached_property
+    @property
+    def config_file(self) -> Path:
+        """The file that ``--config`` reads; `write_config` writes it."""
+        return self.path.parent / CONFIGS / f"{self.path.name}.toml"
+
+    @property
     def arguments(self) -> tuple[str, ...]:
         """The command line, without the program's name."""
-        words = [self.command]
-        for name, value in self.options.items():
-            option = f"--{name.replace('_', '-')}"
-            if value is True:
-                words.append(option)
-            elif isinstance(value, list | tuple):
-                words += [option, ",".join(map(str, value))]
-            elif value is not False:
-                words += [option, str(value)]
-        return tuple(words)
+        return (self.command, "--config", str(self.config_file), "--out", str(self.path), *self.options)
+
+    def write_config(self) -> None:
+        """Write the settings to `config_file`."""
+        self.config_file.parent.mkdir(parents=True, exist_ok=True)
+        self.config_file.write_text(self.config.to_toml(exclude={*self.config.CLI_ONLY, "resume"}), "utf-8")
 
     def problems(self) -> list[str]:
-        """Say in what the run that is there, if there is one, is another than the one that is planned."""
-        folder = RunFolder(self.path)
+        """Name the settings in which a run that already exists in `path` differs from the planned one."""
+        folder, kind = RunFolder(self.path), type(self.config)
         if not folder.holds_run:
             return []
-        there = folder.read_config()
-        if type(there) is not type(self.config):
-            return [problem(f"{self.path}", expected=f"a {self.config.table}, as planned", got=f"a {there.table}")]
-        # Where and by what precision a finished run was computed does not matter; its folder says whose answers it had.
+        existing = folder.read_config()
+        if not isinstance(existing, kind):
+            return [problem(f"run folder {self.path}", expected=f"a {kind.table}", got=f"a {existing.table}")]
+        # Device and precision do not matter once a run is finished; the teacher is determined by the folder's name.
         names = (
-            set(type(self.config).model_fields)
-            - type(self.config).NOT_RECORDED
-            - type(self.config).MAY_DIFFER_ON_RESUME
+            set(kind.model_fields) - kind.NOT_RECORDED - kind.MAY_DIFFER_ON_RESUME - {"device", "precision", "teacher"}
         )
-        names -= {"device", "precision", "teacher"}
         if self.command == "teacher-load":
             names &= {*TeacherConfig.USED_WHEN_LOADING}
         return [
-            problem(f"{self.path}: {name}", expected=f"{getattr(self.config, name)}, as planned", got=given)
+            problem(f"{self.path}: {name}", expected=f"{getattr(self.config, name)}, as planned", got=found)
             for name in sorted(names)
-            if (given := getattr(there, name)) != getattr(self.config, name)
+            if (found := getattr(existing, name)) != getattr(self.config, name)
         ]
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end."""
+        """Whether the run has finished."""
         return RunFolder(self.path).is_finished
 
     @property
     def name(self) -> str:
-        """For people, and alone of its study: the names of the setting and of the folder."""
+        """Protocol and folder name; unique within a study."""
         return f"{self.path.parent.name}/{self.path.name}"
 
     @cached_property
-    def data(self) -> TrainingConfig:
-        """Of the settings those that say what is read: runs in which they are the same read the same images."""
-        return TrainingConfig(**self.config.model_dump(include=READ_BY))
+    def data_config(self) -> TrainingConfig:
+        """The settings that determine which images are loaded, with defaults for the others."""
+        return TrainingConfig(**self.config.model_dump(include=DATA_SETTINGS))
 
 
 @dataclass(frozen=True)
 class TableCell:
-    """The runs of a row and a pair, one for each seed."""
+    """The runs of one row and pair, one per seed."""
 
-    setting: Setting
+    protocol: TrainingProtocol
     row: Row
     pair: Pair
-    runs: tuple[Planned, ...]
+    runs: tuple[PlannedRun, ...]
 
     @property
     def column(self) -> tuple[str, str]:
-        """What its column of a table is of: the names of setting and pair."""
-        return self.setting.name, self.pair.name
+        """Key of the cell's column: the names of protocol and pair."""
+        return self.protocol.name, self.pair.name
 
 
-def runs_of(cells: Iterable[TableCell]) -> list[Planned]:
-    """List the runs of some cells, teachers before their students.
-
-    A run that stands in several cells, as the student of two pairs, comes once.
-    """
-    found: dict[Path, Planned] = {}
+def list_runs(cells: Iterable[TableCell]) -> list[PlannedRun]:
+    """List the runs of some cells, each teacher before its students; a run of several cells is listed once."""
+    found: dict[Path, PlannedRun] = {}
     for run in (run for cell in cells for run in cell.runs):
         if run.teacher is not None:
             found.setdefault(run.teacher.path, run.teacher)
@@ -130,34 +129,34 @@ def runs_of(cells: Iterable[TableCell]) -> list[Planned]:
     return list(found.values())
 
 
-def in_order(runs: Iterable[Planned]) -> list[Planned]:
-    """Sort runs by their seeds: those that see the same views come together, and tables fill seed by seed."""
+def sort_by_seed(runs: Iterable[PlannedRun]) -> list[PlannedRun]:
+    """Sort runs by seed, so that runs with the same views follow one another and the cache fills seed by seed."""
     return sorted(runs, key=lambda run: run.config.seed)
 
 
 def column_titles(columns: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """Name columns for people: by the pair, and by the setting too where there are several."""
+    """Title of each column: the pair, with the protocol if there are several."""
     columns = list(columns)
-    several = len({setting for setting, _ in columns}) > 1
+    several = len({protocol for protocol, _ in columns}) > 1
     return {column: f"{column[1]}, {column[0]}" if several else column[1] for column in columns}
 
 
 def filter_cells(
     cells: Sequence[TableCell], pairs: Sequence[str] = (), rows: Sequence[str] = (), seeds: int | None = None
 ) -> list[TableCell]:
-    """Choose some cells of a study, and the first seeds of each; all where nothing is said.
+    """Select cells by pair and row, and the first `seeds` runs of each; what is not given selects everything.
 
     Raises
     ------
     UsageError
-        Where there is no such pair or row.
+        If there is no such pair or row.
     """
-    for option, given, there in (
+    for option, names, known in (
         ("--pairs", pairs, [cell.pair.name for cell in cells]),
         ("--rows", rows, [cell.row.name for cell in cells]),
     ):
-        if strange := [name for name in given if name not in there]:
-            raise UsageError(problem(option, expected=", ".join(dict.fromkeys(there)), got=strange[0]))
+        if unknown := [name for name in names if name not in known]:
+            raise UsageError(problem(option, expected=", ".join(dict.fromkeys(known)), got=unknown[0]))
     return [
         replace(cell, runs=cell.runs[:seeds])
         for cell in cells
@@ -174,144 +173,143 @@ def expand_study(
     common: Mapping[str, Any] | None = None,
     student: Mapping[str, Any] | None = None,
 ) -> list[TableCell]:
-    """Spread a study out into its runs.
+    """Expand a study into its runs.
 
     Parameters
     ----------
     study : Study
     profile : str
-        A key of its profiles.
+        Name of one of its profiles.
     folder : Path
-        Each setting has a folder in it.
+        Folder with a subfolder of run folders for each protocol.
     seeds : int, optional
-        Runs of a student and row, with the seeds 0, 1, ...; at least the setting's.
+        Number of runs of each student row, with seeds 0, 1, ...; at least the protocol's.
     weights : mapping of str to str, optional
-        For the model of a teacher, the checkpoint that is loaded instead of training one.
+        Checkpoint to load instead of training a teacher, by the teacher's model.
     common, student : mapping of str to object, optional
-        Settings of every run, as the device, and of every student.
+        Settings of every run, such as the device, and of every student.
 
     Returns
     -------
     list of TableCell
-        Setting by setting, pair by pair, row by row.
+        Ordered by protocol, pair and row.
 
     Raises
     ------
     UsageError
-        Where the study has no such profile, its pairs are in no setting, or a run would be refused.
+        If the study has no such profile, no protocol has its pairs, or the settings of a run are invalid.
     """
     if profile not in study.profiles:
         raise UsageError(problem(f"--profile of {study.name}", expected=", ".join(study.profiles), got=profile))
-    settings = {name: read_setting(name) for names in study.profiles.values() for name in names}
-    known = dict.fromkeys(pair.name for setting in settings.values() for pair in setting.pairs)
-    if strange := [name for name in study.pairs if name not in known]:
-        raise UsageError(problem(f"pairs of {study.name}", expected=", ".join(known), got=strange[0]))
-    wanted = [(settings[name], pair) for name in study.profiles[profile] for pair in _pairs(study, settings[name])]
-    teachers = dict.fromkeys(str(pair.teacher["model"]) for _, pair in wanted)
+    protocols = {name: read_protocol(name) for names in study.profiles.values() for name in names}
+    known = dict.fromkeys(pair.name for protocol in protocols.values() for pair in protocol.pairs)
+    if unknown := [name for name in study.pairs if name not in known]:
+        raise UsageError(problem(f"pairs of {study.name}", expected=", ".join(known), got=unknown[0]))
+    selected = [(protocols[name], pair) for name in study.profiles[profile] for pair in _pairs(study, protocols[name])]
+    teachers = dict.fromkeys(str(pair.teacher["model"]) for _, pair in selected)
     if unused := [name for name in weights or () if name not in teachers]:
         raise UsageError(problem("--weights of a teacher", expected=", ".join(teachers), got=unused[0]))
-    maker = _Maker(folder, seeds, weights or {}, common or {}, student or {})
-    return [cell for setting, pair in wanted for cell in maker.cells(setting, pair, study.rows)]
+    planner = _Planner(folder, seeds, weights or {}, common or {}, student or {})
+    return [cell for protocol, pair in selected for cell in planner.cells(protocol, pair, study.rows)]
 
 
-def _pairs(study: Study, setting: Setting) -> Iterator[Pair]:
-    """Choose the pairs of a setting that the study names; all where it names none of them."""
-    named = [pair for pair in setting.pairs if pair.name in study.pairs]
-    yield from named or setting.pairs
+def _pairs(study: Study, protocol: TrainingProtocol) -> Iterator[Pair]:
+    """Select the pairs of a protocol that the study names, or all if it names none of them."""
+    named = [pair for pair in protocol.pairs if pair.name in study.pairs]
+    yield from named or protocol.pairs
 
 
 @dataclass(frozen=True)
-class _Maker:
-    """Makes the runs of cells, the same one wherever the same thing is to be trained."""
+class _Planner:
+    """Plans runs; cells with the same settings get the same run."""
 
     folder: Path
     seeds: int | None
     weights: Mapping[str, str]
     common: Mapping[str, Any]
     student: Mapping[str, Any]
-    made: dict[Path, Planned] = field(default_factory=dict)
+    planned: dict[Path, PlannedRun] = field(default_factory=dict)
 
-    def cells(self, setting: Setting, pair: Pair, rows: Sequence[Row]) -> Iterator[TableCell]:
-        with _problems_of(f"teacher, {pair.name}"):
-            teacher = self._teacher(setting, pair)
-        seeds = range(max(setting.seeds, self.seeds or 0))
+    def cells(self, protocol: TrainingProtocol, pair: Pair, rows: Sequence[Row]) -> Iterator[TableCell]:
+        with _naming_the_run(f"teacher, {pair.name}"):
+            teacher = self._teacher(protocol, pair)
+        seeds = range(max(protocol.seeds, self.seeds or 0))
         for row in rows:
-            with _problems_of(f"{row.name}, {pair.name}"):
-                students = (self._student(setting, row, pair, teacher, seed) for seed in seeds)
+            with _naming_the_run(f"{row.name}, {pair.name}"):
+                students = (self._student(protocol, row, pair, teacher, seed) for seed in seeds)
                 runs = (teacher,) if row.kind == "teacher" else tuple(students)
-            yield TableCell(setting, row, pair, runs)
+            yield TableCell(protocol, row, pair, runs)
 
-    def _teacher(self, setting: Setting, pair: Pair) -> Planned:
-        options = {**setting.train, **self.common, **pair.teacher}
-        weights, model = options.pop("weights", None), str(options["model"])
-        name = f"teacher-{_word(model)}"
-        weights = self.weights.get(model, weights)
-        if weights is not None:
-            name += f"-{_content(str(weights))}"
-        path = self.folder / setting.name / name
-        config = TeacherConfig.load(options.get("config"), **_settings(options, path))
+    def _teacher(self, protocol: TrainingProtocol, pair: Pair) -> PlannedRun:
+        settings = {**protocol.common, **self.common, **pair.teacher}
+        model = str(settings["model"])
+        weights = self.weights.get(model, settings.pop("weights", None))
+        words = ["teacher", model] if weights is None else ["teacher", model, _weights_id(str(weights))]
+        path = self.folder / protocol.name / _folder_name(words)
+        config = _load(TeacherConfig, settings, path)
         if weights is None:
-            return self._once(Planned(path, "teacher-train", {**options, "out": path, "resume": True}, config))
-        kept = {
-            name: value
-            for name, value in options.items()
-            if name in ("config", "model", *TeacherConfig.USED_WHEN_LOADING)
-        }
-        loads = {**kept, "weights": weights, "out": path, "overwrite": True}
-        return self._once(Planned(path, "teacher-load", loads, config))
+            return self._once(PlannedRun(path, "teacher-train", config))
+        options = ("--weights", str(weights), "--model", model, "--overwrite")
+        return self._once(PlannedRun(path, "teacher-load", config, options=options))
 
-    def _student(self, setting: Setting, row: Row, pair: Pair, teacher: Planned, seed: int) -> Planned:
-        shared = {**setting.train, **self.common, **setting.student, **self.student}
-        options = {**shared, **pair.student, **row.train, "seed": seed}
-        usual = StudentConfig.load(options.get("config"), **_settings(options))
-        options["epochs"] = row.times * usual.epochs
-        told = {"teacher": teacher.path.name.removeprefix("teacher-")} if usual.needs_teacher else {}
-        own = {name: value for name, value in row.train.items() if name not in ("loss", "aug")}
-        words = [options["model"], *told.values(), options.get("loss", "kd"), options.get("aug", "standard")]
-        words += [f"{value}" if name == "pick" else f"{name}-{value}" for name, value in own.items()]
-        path = teacher.path.parent / "-".join(map(_word, [*words, f"{options['epochs']}epochs", f"seed{seed}"]))
-        if usual.needs_teacher:
-            options["teacher"] = teacher.path
-        config = StudentConfig.load(options.get("config"), **_settings(options, path))
-        options = {**options, "out": path, "resume": True}
-        return self._once(Planned(path, "student-train", options, config, teacher if usual.needs_teacher else None))
+    def _student(self, protocol: TrainingProtocol, row: Row, pair: Pair, teacher: PlannedRun, seed: int) -> PlannedRun:
+        shared = {**protocol.common, **self.common, **protocol.student, **self.student}
+        settings = {**shared, **pair.student, **row.settings, "seed": seed}
+        config = _load(StudentConfig, settings)
+        epochs = row.epoch_multiplier * config.epochs
+        words = [settings["model"]]
+        if config.needs_teacher:
+            words.append(teacher.path.name.removeprefix("teacher-"))
+            settings["teacher"] = teacher.path
+        words += [settings.get("loss", "kd"), settings.get("aug", "standard")]
+        for name, value in row.settings.items():
+            if name not in ("loss", "aug"):
+                words.append(value if name == "pick" else f"{name}-{value}")
+        path = teacher.path.parent / _folder_name([*words, f"{epochs}epochs", f"seed{seed}"])
+        config = _load(StudentConfig, {**settings, "epochs": epochs}, path)
+        return self._once(PlannedRun(path, "student-train", config, teacher if config.needs_teacher else None))
 
-    def _once(self, planned: Planned) -> Planned:
-        """Give back the run of this folder, which may have been planned before; as another one, it is a fault."""
-        before = self.made.setdefault(planned.path, planned)
-        if before.config != planned.config or before.arguments != planned.arguments:
+    def _once(self, run: PlannedRun) -> PlannedRun:
+        """Return the run that was planned before for the same folder, which must have the same settings."""
+        before = self.planned.setdefault(run.path, run)
+        if before != run:
             raise UsageError(
-                problem(f"run folder {planned.path.name}", expected="one run: name other models", got="two pairs")
+                problem(
+                    f"run folder {run.path.name}",
+                    expected="one run",
+                    got="runs of two pairs with different settings",
+                    remedy="Give the pairs different models.",
+                )
             )
         return before
 
 
 @contextmanager
-def _problems_of(what: str) -> Iterator[None]:
-    """Say of what the settings are that are at fault."""
+def _naming_the_run(what: str) -> Iterator[None]:
+    """Prefix the problems of a run's settings with the name of the run."""
     try:
         yield
     except UsageError as error:
         raise UsageError(*(f"{what}: {line}" for line in error.problems)) from None
 
 
-def _settings(options: Mapping[str, Any], out: Path | None = None) -> dict[str, Any]:
-    return {**{name: value for name, value in options.items() if name != "config"}, "out": out}
+def _load(kind: type[Config], settings: Settings, out: Path | None = None) -> Config:
+    """Validate settings, which may name a preset by the key ``config``."""
+    options = {name: value for name, value in settings.items() if name != "config"}
+    return kind.load(settings.get("config"), **options, out=out)
 
 
-def _content(weights: str) -> str:
-    """Tell weights apart: a file by what is in it, others by their name."""
+def _weights_id(weights: str) -> str:
+    """Identify weights: a file by a hash of its content, others by their name."""
     if not (Path(weights).suffix or Path(weights).is_file()):
-        return _word(weights)
+        return weights
     try:
         with Path(weights).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:8]
     except OSError as error:
-        raise UsageError(
-            problem(f"weights {weights}", expected="a file that can be read", got=error.strerror)
-        ) from None
+        raise UsageError(problem(f"could not read weights {weights}", got=error.strerror)) from None
 
 
-def _word(value: object) -> str:
-    """Make a part of a folder's name."""
-    return "".join(sign if sign.isalnum() or sign in "._+" else "-" for sign in str(value))
+def _folder_name(words: Iterable[object]) -> str:
+    """Join words into the name of a folder."""
+    return "-".join("".join(char if char.isalnum() or char in "._+" else "-" for char in str(word)) for word in words)

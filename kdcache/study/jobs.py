@@ -1,4 +1,4 @@
-"""A job is a command line of kdcache. It goes on where it was stopped, so that a failed one is simply started again."""
+"""Jobs: kdcache command lines that resume where they stopped, so a failed one is simply started again."""
 
 import resource
 import signal
@@ -15,27 +15,29 @@ from typing import Protocol
 from kdcache.run.folder import RunFolder
 from kdcache.signals import SIGTERM_EXIT_CODE
 
-__all__ = ["Job", "Launcher", "execute"]
+__all__ = ["Job", "Launcher", "run_job"]
 
-LOOKS = 0.5
-"""Seconds after which a job that waits looks whether it is to stop."""
+POLL_SECONDS = 0.5
+"""Seconds between two checks whether a waiting or running job should stop."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A command line of kdcache.
+    """A kdcache command line.
+
+    All paths are absolute, since a job may run on another machine.
 
     Attributes
     ----------
     name : str
-        For people.
+        Name in messages.
     arguments : tuple of str
     log : Path
-        File to which its output is appended.
+        File to which the output is appended.
     folder : Path
-        That it writes; whoever else is writing it is waited for.
+        The run folder that the job writes. If another process is writing it, the job waits.
     cwd : Path
-        Where its relative paths begin. Like the other two, it is absolute: jobs may be computed elsewhere.
+        Working directory.
     """
 
     name: str
@@ -46,59 +48,59 @@ class Job:
 
     @property
     def command(self) -> list[str]:
-        """What to execute, wherever the same Python is installed."""
+        """The command, for any machine with the same Python installation."""
         return [sys.executable, "-m", "kdcache", *self.arguments]
 
 
 class Launcher(Protocol):
-    """Computes jobs, as many at once as `width`."""
+    """Runs jobs, up to `max_jobs` at once."""
 
-    width: int
+    max_jobs: int
 
     def run(self, job: Job) -> int:
-        """Compute one job to its end and return its exit code; called by `width` threads at once."""
+        """Run a job to its end and return its exit code; called from up to `max_jobs` threads at once."""
         ...
 
     def stop(self) -> None:
-        """Stop the jobs that are under way, so that they can be gone on with."""
+        """Stop the running jobs so that they can be resumed."""
         ...
 
 
-def execute(
+def run_job(
     job: Job,
-    stopped: Callable[[], bool] | None = None,
+    should_stop: Callable[[], bool] | None = None,
     environment: Mapping[str, str] | None = None,
-    memory: int | None = None,
+    memory_bytes: int | None = None,
 ) -> int:
-    """Run a job in a process of its own, on whichever machine this is, and return its exit code.
+    """Run a job in a process of its own on this machine, and return its exit code.
 
-    A run that outlived the study that began it is waited for. What stops the caller, be it `stopped`, SIGTERM to the
-    main thread or an exception, is passed on as SIGTERM, upon which a training writes a checkpoint and ends.
+    If a run is still being trained by a process that outlived an earlier study, this waits for it. When the job has to
+    stop, because `should_stop` returns true, SIGTERM arrives in the main thread or an exception is raised, the process
+    gets SIGTERM, upon which a training writes a checkpoint and exits.
 
     Parameters
     ----------
     job : Job
-    stopped : callable, optional
-        Tells whether the job is to stop.
+    should_stop : callable, optional
     environment : mapping of str to str, optional
-        Variables of the process, by default this one's.
-    memory : int, optional
-        Bytes that it may take: beyond them it is told so, where the system would kill it, or another one.
+        Environment variables of the process; by default those of this one.
+    memory_bytes : int, optional
+        Memory limit of the process. Beyond it an allocation fails with an error, before the system kills a process.
     """
-    folder = RunFolder(job.folder)
-    with _terminations() as asked:
+    with _sigterm_received() as received:
 
-        def to_stop() -> bool:
-            return bool(asked) or (stopped is not None and stopped())
+        def stopping() -> bool:
+            return bool(received) or (should_stop is not None and should_stop())
 
-        while not to_stop() and folder.in_use():
-            time.sleep(LOOKS)
-        if to_stop():
+        folder = RunFolder(job.folder)
+        while not stopping() and folder.in_use():
+            time.sleep(POLL_SECONDS)
+        if stopping():
             return SIGTERM_EXIT_CODE
-        if folder.is_finished:  # by whoever was waited for; a teacher would be loaded anew
+        if folder.is_finished:  # finished by the other process; teacher-load would load it again
             return 0
         with job.log.open("ab") as log:
-            # In a group of its own, which an interrupt at the terminal does not reach: it is asked to stop instead.
+            # A process group of its own keeps Ctrl-C at the terminal from it; it gets SIGTERM instead.
             process = subprocess.Popen(
                 job.command,
                 stdin=subprocess.DEVNULL,
@@ -109,11 +111,11 @@ def execute(
                 process_group=0,
             )
         try:
-            if memory is not None:
-                _limit(process, memory)
-            while not to_stop():
+            if memory_bytes is not None:
+                _limit_memory(process, memory_bytes)
+            while not stopping():
                 with suppress(subprocess.TimeoutExpired):
-                    return process.wait(LOOKS)
+                    return process.wait(POLL_SECONDS)
             process.terminate()
             return process.wait()
         except BaseException:
@@ -123,21 +125,21 @@ def execute(
 
 
 @contextmanager
-def _terminations() -> Iterator[list[int]]:
-    """Collect the signals to end, where this is the main thread, instead of ending."""
-    heard: list[int] = []
+def _sigterm_received() -> Iterator[list[int]]:
+    """Collect SIGTERM signals instead of exiting; only the main thread can install a handler."""
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield heard
+        yield received
         return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
     try:
-        yield heard
+        yield received
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
 
 
-def _limit(process: "subprocess.Popen[bytes]", memory: int) -> None:
-    """Keep a process from more memory than this, where the system can."""
+def _limit_memory(process: "subprocess.Popen[bytes]", limit: int) -> None:
+    """Limit the memory of a process, where the system supports it."""
     if hasattr(resource, "prlimit"):
         with suppress(ProcessLookupError, PermissionError):
-            resource.prlimit(process.pid, resource.RLIMIT_DATA, (memory, memory))
+            resource.prlimit(process.pid, resource.RLIMIT_DATA, (limit, limit))

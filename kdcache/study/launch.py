@@ -1,4 +1,4 @@
-"""Jobs computed by a launcher, those that fail a second time."""
+"""Running jobs on a launcher, with a second attempt for those that fail."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -12,96 +12,97 @@ from kdcache.study.clusters import Ray, Slurm
 from kdcache.study.jobs import Job, Launcher
 from kdcache.study.local import Local
 
-__all__ = ["Outcome", "launch", "launcher"]
+__all__ = ["Attempt", "launch", "make_launcher"]
 
-TRIES = 2
+MAX_ATTEMPTS = 2
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a try at a job ended.
+class Attempt:
+    """A finished attempt at a job.
 
     Attributes
     ----------
     job : Job
-    code : int
-        Exit code, or minus the signal that ended it; 0 is well.
-    said : str
-        Last line of its log.
-    last : bool
-        Whether it is not tried again.
+    exit_code : int
+        0 for success; minus the signal number if a signal ended the process.
+    last_line : str
+        Last line of the job's log.
+    is_last : bool
+        Whether no other attempt follows.
     """
 
     job: Job
-    code: int
-    said: str
-    last: bool
+    exit_code: int
+    last_line: str
+    is_last: bool
 
 
-def launcher(name: str, jobs: int, logs: Path, options: dict[str, str]) -> Launcher:
+def make_launcher(name: str, max_jobs: int, logs: Path, options: dict[str, str]) -> Launcher:
     """Make a launcher.
 
     Parameters
     ----------
     name : str
         ``local``, ``slurm`` or ``ray``.
-    jobs : int
-        Jobs at once.
+    max_jobs : int
+        Number of jobs that run at once.
     logs : Path
-        Folder for what the launcher writes.
+        Folder for the launcher's own files.
     options : dict of str to str
-        Of its own.
+        The launcher's own options.
 
     Raises
     ------
     UsageError
-        Where it is not installed, not there, or has no such option.
+        If the launcher is not installed or not available, or does not know an option.
     """
     if name == "local":
         if options:
-            allowed = "none with --launcher local"
-            raise UsageError(problem("--launcher-option", expected=allowed, got=next(iter(options))))
-        return Local(jobs)
+            raise UsageError(
+                problem("--launcher-option", expected="none with --launcher local", got=next(iter(options)))
+            )
+        return Local(max_jobs)
     clusters: dict[str, Callable[[int, Path, dict[str, str]], Launcher]] = {"slurm": Slurm, "ray": Ray}
-    return clusters[name](jobs, logs, options)
+    return clusters[name](max_jobs, logs, options)
 
 
-def launch(jobs: Sequence[Job], on: Launcher, tell: Callable[[Outcome], None]) -> None:
-    """Compute jobs, and those that fail a second time.
+def launch(jobs: Sequence[Job], launcher: Launcher, on_attempt: Callable[[Attempt], None]) -> None:
+    """Run jobs, and once more those that fail.
 
-    Whatever cuts in, as an interrupt does, the jobs under way are stopped, and their end is waited for.
+    On any exception, including KeyboardInterrupt, the running jobs are stopped and waited for.
 
     Parameters
     ----------
     jobs : sequence of Job
-    on : Launcher
-    tell : callable
-        Hears of each try, as it ends.
+    launcher : Launcher
+    on_attempt : callable
+        Called with each attempt when it ends.
     """
-    pool = ThreadPoolExecutor(on.width, "kdcache-job")
+    pool = ThreadPoolExecutor(launcher.max_jobs, "kdcache-job")
     try:
-        pending = {pool.submit(_tried, on, job): (job, 1) for job in jobs}
+        pending = {pool.submit(_attempt, launcher, job): (job, 1) for job in jobs}
         while pending:
             for done in wait(pending, return_when=FIRST_COMPLETED).done:
-                job, tries = pending.pop(done)
-                again = done.result() != 0 and tries < TRIES
-                tell(Outcome(job, done.result(), _last_line(job.log), last=not again))
-                if again:
-                    pending[pool.submit(_tried, on, job)] = (job, tries + 1)
+                job, number = pending.pop(done)
+                retry = done.result() != 0 and number < MAX_ATTEMPTS
+                on_attempt(Attempt(job, done.result(), _last_line(job.log), is_last=not retry))
+                if retry:
+                    pending[pool.submit(_attempt, launcher, job)] = (job, number + 1)
     except BaseException:
-        cancel_repeat()  # or it would cut into what follows
+        cancel_repeat()  # a repeated interrupt would break off the shutdown below
         pool.shutdown(wait=False, cancel_futures=True)
-        on.stop()
+        launcher.stop()
         raise
     finally:
         pool.shutdown()
 
 
-def _tried(on: Launcher, job: Job) -> int:
-    """Compute a job; where the launcher itself fails, as with a node that died, the log says so."""
+def _attempt(launcher: Launcher, job: Job) -> int:
+    """Run a job; an error of the launcher itself, such as a node failure, is written to the job's log."""
     try:
-        return on.run(job)
-    except Exception as error:  # each cluster has errors of its own
+        return launcher.run(job)
+    except Exception as error:  # each cluster has its own exceptions
         with suppress(OSError), job.log.open("a", encoding="utf-8") as log:
             log.write(f"{type(error).__name__}: {first_line(error)}\n")
         return 1
@@ -110,5 +111,5 @@ def _tried(on: Launcher, job: Job) -> int:
 def _last_line(log: Path) -> str:
     with suppress(OSError):
         lines = [line for line in log.read_text("utf-8", errors="replace").splitlines() if line.strip()]
-        return lines[-1].removeprefix("kdcache: ") if lines else "nothing"
-    return "nothing"
+        return lines[-1].removeprefix("kdcache: ") if lines else "no output"
+    return "no output"

@@ -1,4 +1,4 @@
-"""Jobs in processes of this machine."""
+"""Launcher for processes on this machine."""
 
 import os
 import threading
@@ -9,68 +9,66 @@ from queue import SimpleQueue
 import torch
 
 from kdcache.machine import cores, free_memory
-from kdcache.study.jobs import Job, execute
+from kdcache.study.jobs import Job, run_job
 
 __all__ = ["Local"]
 
-VISIBLE, THREADS = "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"
+VISIBLE_GPUS, THREADS = "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"
 
 
 class Local:
-    """Processes of this machine, between which its threads, its memory and its GPUs are divided.
+    """Runs jobs as processes of this machine and divides its threads, memory and GPUs among them.
 
     Parameters
     ----------
-    jobs : int
-        Processes at once; a single one may have all of the machine.
+    max_jobs : int
+        Number of processes at once. A single one may use the whole machine.
     """
 
-    def __init__(self, jobs: int) -> None:
-        self.width = jobs
-        self._memory = free_memory() // jobs
-        self._places: SimpleQueue[int] = SimpleQueue()
-        for place in range(jobs):
-            self._places.put(place)
-        self._stopped = threading.Event()
+    def __init__(self, max_jobs: int) -> None:
+        self.max_jobs = max_jobs
+        self._memory_per_job = free_memory() // max_jobs
+        self._free_slots: SimpleQueue[int] = SimpleQueue()
+        for slot in range(max_jobs):
+            self._free_slots.put(slot)
+        self._stopping = threading.Event()
 
     def run(self, job: Job) -> int:
-        """Compute a job in a process of its own."""
-        with self._place() as place:
-            if self.width == 1:
-                return execute(job, self._stopped.is_set)
-            # CUDA sets addresses aside by the terabyte, which is no memory taken, but counts as such.
-            memory = None if gpus() else self._memory
-            return execute(job, self._stopped.is_set, {**os.environ, **share(place, self.width)}, memory)
+        """Run a job in a process of its own and return its exit code."""
+        with self._slot() as slot:
+            if self.max_jobs == 1:
+                return run_job(job, self._stopping.is_set)
+            # CUDA reserves terabytes of address space, which a memory limit would count.
+            limit = None if visible_gpus() else self._memory_per_job
+            environment = {**os.environ, **resource_variables(slot, self.max_jobs)}
+            return run_job(job, self._stopping.is_set, environment, limit)
 
     def stop(self) -> None:
-        """Let the processes write their checkpoints and end."""
-        self._stopped.set()
+        """Let the processes write a checkpoint and exit."""
+        self._stopping.set()
 
     @contextmanager
-    def _place(self) -> Iterator[int]:
-        place = self._places.get()
+    def _slot(self) -> Iterator[int]:
+        slot = self._free_slots.get()
         try:
-            yield place
+            yield slot
         finally:
-            self._places.put(place)
+            self._free_slots.put(slot)
 
 
-def share(place: int, places: int) -> dict[str, str]:
-    """Say, in variables of the environment, which part of the machine a process may use, unless the user has said so.
+def resource_variables(slot: int, slots: int) -> dict[str, str]:
+    """Environment variables that give one of several processes its share of threads and a GPU.
 
-    Parameters
-    ----------
-    place, places : int
-        Number of the process, and how many there are at once.
+    A number of threads that the user has set is kept.
     """
-    mine = {} if THREADS in os.environ else {THREADS: str(max(1, cores() // places))}
-    if there := gpus():
-        mine[VISIBLE] = there[place % len(there)]
-    return mine
+    variables = {} if THREADS in os.environ else {THREADS: str(max(1, cores() // slots))}
+    if gpus := visible_gpus():
+        variables[VISIBLE_GPUS] = gpus[slot % len(gpus)]
+    return variables
 
 
-def gpus() -> list[str]:
-    """Name the GPUs of CUDA that this process may use."""
-    named = os.environ.get(VISIBLE)
+def visible_gpus() -> list[str]:
+    """Names of the CUDA devices that this process may use."""
+    named = os.environ.get(VISIBLE_GPUS)
     names = named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
     return names[: torch.cuda.device_count()]

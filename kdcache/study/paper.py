@@ -1,4 +1,4 @@
-"""What the paper reports, as ``data/paper.json`` has it."""
+"""Accuracies that the paper reports, from ``data/paper.json``."""
 
 import importlib.resources
 import json
@@ -7,35 +7,35 @@ from typing import Any
 
 from kdcache.analysis.estimates import MeanStd
 
-__all__ = ["RUNS", "paper_figure", "paper_rows"]
+__all__ = ["paper_accuracy", "paper_rows"]
 
-RUNS = 3
-"""Of which a figure of the paper is the mean; a table of a single pair has single figures."""
+RUNS_PER_MEAN = 3
+"""Number of runs behind each mean of the paper. A table with a single pair reports single runs."""
 
 
 def paper_rows(table: str) -> tuple[str, ...]:
-    """Name the rows of a table; none of one that the paper does not have."""
+    """List the rows of a table of the paper; empty if there is no such table."""
     return tuple(_paper().get(table, {}).get("rows", ()))
 
 
-def paper_figure(table: str | None, row: str | None, pair: str, dataset: str) -> MeanStd | None:
-    """Look up a top-1 accuracy.
+def paper_accuracy(table: str | None, row: str | None, pair: str, dataset: str) -> MeanStd | None:
+    """Look up a top-1 accuracy in percent.
 
     Parameters
     ----------
     table : str or None
-        As ``table3``.
+        Such as ``table3``.
     row : str or None
-        Its key there, one of `paper_rows`.
+        One of `paper_rows`.
     pair : str
-        As ``WRN-40-2/WRN-16-2``.
+        Such as ``WRN-40-2/WRN-16-2``.
     dataset : str
-        On which ours was trained.
+        The dataset of the runs to compare with.
 
     Returns
     -------
     MeanStd or None
-        ``None`` where the paper reports nothing for this dataset and pair, or nothing that is readable.
+        ``None`` if the paper does not report this row, pair and dataset, or its number is not readable.
     """
     if table is None or row is None or dataset != _paper()[table]["dataset"]:
         return None
@@ -43,7 +43,7 @@ def paper_figure(table: str | None, row: str | None, pair: str, dataset: str) ->
     if "pair" in found:
         return MeanStd(1, rows[row]["top1"], None) if pair == found["pair"] else None
     cell = rows[row].get(pair)
-    return MeanStd(RUNS, cell["mean"], cell.get("std")) if cell else None
+    return MeanStd(RUNS_PER_MEAN, cell["mean"], cell.get("std")) if cell else None
 
 
 @cache

@@ -16,7 +16,7 @@ from kdcache.losses import cross_entropy
 from kdcache.models.external import trust
 from kdcache.setup import DataSize
 from kdcache.study.budget import SharedStores, run_forwards, run_size, uses_store
-from kdcache.study.expand import TableCell, in_order, runs_of
+from kdcache.study.expand import TableCell, list_runs, sort_by_seed
 
 __all__ = ["hours"]
 
@@ -30,7 +30,7 @@ def hours(cells: Sequence[TableCell]) -> float:
     Views, losses and reading data are not included.
     """
     seconds, stores = 0.0, SharedStores(None, empty=False)
-    for run in in_order(run for run in runs_of(cells) if not run.finished):
+    for run in sort_by_seed(run for run in list_runs(cells) if not run.finished):
         config, size = run.config, run_size(run)
         step = _time_step(_Network.of(config, size), config.batch_size)
         images = size.samples * config.epochs

@@ -1,0 +1,39 @@
+"""Archives of a study's run folders, such as those in ``docs/results``."""
+
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from kdcache.errors import UsageError, first_line, problem
+
+__all__ = ["extracted"]
+
+
+@contextmanager
+def extracted(archive: Path) -> Iterator[Path]:
+    """Extract an archive to a temporary folder.
+
+    Parameters
+    ----------
+    archive : Path
+        A tar file, compressed or not, with the run folders as ``PROTOCOL/RUN/...``.
+
+    Yields
+    ------
+    Path
+        The temporary folder, which is removed at the end.
+
+    Raises
+    ------
+    UsageError
+        If the file is missing or is not an archive, or a member would be written outside the folder.
+    """
+    with TemporaryDirectory(prefix="kdcache-") as folder:
+        try:
+            with tarfile.open(archive) as file:
+                file.extractall(folder, filter="data")
+        except (OSError, tarfile.TarError, EOFError) as error:
+            raise UsageError(problem(f"could not read archive {archive}: {first_line(error)}")) from None
+        yield Path(folder)

@@ -1,0 +1,134 @@
+"""Tables of studies, claims and comparisons."""
+
+from collections.abc import Sequence
+
+from kdcache.report.tables import TextTable, format_mean_std, make_table
+from kdcache.study.budget import run_forwards
+from kdcache.study.comparison import Comparison
+from kdcache.study.definition import Study
+from kdcache.study.expand import PlannedRun, TableCell, column_titles, list_runs
+from kdcache.study.intervals import Interval
+from kdcache.study.results import CellResult, ClaimResult
+
+__all__ = ["budget_table", "claims_table", "comparison_table", "details_table", "paper_table"]
+
+
+def budget_table(cells: Sequence[TableCell]) -> TextTable:
+    """Number of runs of each row, and their teacher forwards without a cache."""
+    rows: dict[str, list[PlannedRun]] = {}
+    for cell in cells:
+        runs = rows.setdefault(cell.row.name, [])
+        runs += [run for run in cell.runs if run not in runs]
+    return make_table(
+        "Rows of the study",
+        rows.items(),
+        {
+            "row": lambda item: item[0],
+            "runs": lambda item: len(item[1]),
+            "unfinished": lambda item: sum(not run.finished for run in item[1]),
+            "teacher forwards without a cache": lambda item: f"{sum(map(run_forwards, item[1])):,}",
+        },
+    )
+
+
+def paper_table(study: Study, results: Sequence[CellResult]) -> TextTable:
+    """Rows by pairs, as in the paper: our accuracy, the paper's accuracy and the difference below one another."""
+    columns = list(dict.fromkeys(result.cell.column for result in _started_columns(results)))
+    by_cell = {(result.cell.row.name, result.cell.column): result for result in results}
+    lines = []
+    for row in study.rows:
+        of_row = [by_cell[row.name, column] for column in columns]
+        lines.append((row.name, *map(_ours, of_row)))
+        if any(result.paper for result in of_row):
+            lines.append(("  paper", *(format_mean_std(result.paper) if result.paper else "-" for result in of_row)))
+            lines.append(("  difference", *(_signed(result.difference) for result in of_row)))
+    runs = list_runs(result.cell for result in results)
+    finished = sum(run.finished for run in runs)
+    partial = "" if finished == len(runs) else f" (partial: {finished} of {len(runs)} runs)"
+    title = f"{study.title}, top-1 accuracy (%) after the last epoch, mean (std) over seeds{partial}"
+    return TextTable(title, ("", *column_titles(columns).values()), lines)
+
+
+def details_table(results: Sequence[CellResult]) -> TextTable:
+    """What a fair comparison of the rows depends on: epochs, views, number of runs and cost."""
+    titles = column_titles(result.cell.column for result in results)
+    return make_table(
+        "Each row: accuracy (%), teacher forwards and cache hits",
+        _started_columns(results),
+        {
+            "row": lambda result: result.cell.row.name,
+            "pair": lambda result: titles[result.cell.column],
+            "epochs": lambda result: result.cell.runs[0].config.epochs if _is_trained(result) else "loaded",
+            "views": _views,
+            "runs": lambda result: f"{result.finished_runs} of {result.planned_runs}",
+            "last epoch": lambda result: format_mean_std(result.last_top1),
+            "best epoch": lambda result: format_mean_std(result.best_top1),
+            "top-5 (last epoch)": lambda result: format_mean_std(result.last_top5),
+            "teacher forwards": lambda result: result.teacher_forwards,
+            "cache hits": lambda result: result.cache_hits,
+        },
+    )
+
+
+def claims_table(results: Sequence[ClaimResult]) -> TextTable:
+    """Each claim with its tests."""
+    titles = column_titles(result.column for result in results)
+    lines = []
+    for result in results:
+        name = result.statement if len(titles) == 1 else f"{titles[result.column]}: {result.statement}"
+        lines.append((name, "", "", "", result.decision))
+        for test in result.tests:
+            interval = test.interval
+            numbers = (f"{interval.mean:+.2f}", _bounds(interval), str(interval.n)) if interval else ("-", "-", "-")
+            lines.append((f"  {test.hypothesis}", *numbers, test.decision))
+    return TextTable("Claims (points of top-1 accuracy)", ("claim", "mean", "interval", "seeds", "decision"), lines)
+
+
+def comparison_table(comparison: Comparison, confidence_level: float) -> TextTable:
+    """Accuracy of both sides and their difference."""
+    lines = [
+        ("left", format_mean_std(comparison.left), "", str(comparison.left.n), ""),
+        ("right", format_mean_std(comparison.right), "", str(comparison.right.n), ""),
+    ]
+    for name, interval, needed in (
+        ("left - right", comparison.difference, "needs two runs per side"),
+        ("left - right, paired by seed", comparison.paired, "needs two common seeds"),
+    ):
+        if interval is None:
+            lines.append((name, "-", needed, "", ""))
+        else:
+            lines.append((name, f"{interval.mean:+.2f}", _bounds(interval), str(interval.n), f"{interval.p:.2g}"))
+    header = ("", "top-1 (%)", f"{100 * confidence_level:g} % interval", "runs", "p")
+    return TextTable("Top-1 accuracy after the last epoch", header, lines)
+
+
+def _started_columns(results: Sequence[CellResult]) -> Sequence[CellResult]:
+    """Omit columns without a finished run, unless all are."""
+    started = {result.cell.column for result in results if result.finished_runs}
+    return [result for result in results if result.cell.column in started] or results
+
+
+def _is_trained(result: CellResult) -> bool:
+    return result.cell.runs[0].command != "teacher-load"
+
+
+def _views(result: CellResult) -> str | None:
+    config = result.cell.runs[0].config
+    if not _is_trained(result):
+        return None
+    views, pick = getattr(config, "aug", "standard"), getattr(config, "pick", None)
+    return f"{views} by {pick}" if pick else views
+
+
+def _ours(result: CellResult) -> str:
+    partial = result.finished_runs < result.planned_runs
+    count = f" [{result.finished_runs} of {result.planned_runs}]" if partial else ""
+    return f"{format_mean_std(result.last_top1)}{count}"
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.2f}"
+
+
+def _bounds(interval: Interval) -> str:
+    return f"{interval.low:+.2f} to {interval.high:+.2f}"
