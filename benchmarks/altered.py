@@ -211,8 +211,8 @@ class Packed(Kind):
         import h5py
         import numpy as np
 
+        from kdcache.cards import CARDS
         from kdcache.datasets import packed
-        from kdcache.datasets.cards import CARDS
 
         self.h5py, self.np, self.packed = h5py, np, packed
         self.card = CARDS["fashion-mini"]

@@ -1,6 +1,7 @@
 """Draw docs/design.png: the modules of kdcache, and the path of a batch through them. Needs matplotlib only."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 RECIPES, MANY, METHOD, BASE = "#dff0d8", "#fdebd0", "#dbe9f6", "#eeeeee"
 
-LAYERS = ((MANY, 2), (RECIPES, 1), (MANY, 3), (METHOD, 3), (METHOD, 6), (BASE, 6), (BASE, 6))
+LAYERS = ((MANY, 2), (RECIPES, 1), (MANY, 4), (METHOD, 3), (METHOD, 6), (BASE, 6), (BASE, 7))
 """Color and number of the modules of each layer, from top to bottom."""
 
 LEGEND = ((MANY, "commands, many runs, results"), (RECIPES, "recipes"), (METHOD, "method"), (BASE, "foundations"))
@@ -87,9 +88,10 @@ def draw_path(axes: Axes) -> None:
     for number, step in enumerate(PATH, 1):
         box(axes, step.x, step.y, WIDTH, HEIGHT, step.color)
         middle = step.x + WIDTH / 2
-        axes.text(middle, step.y + 0.7, f"{number}. {step.module}", ha="center", va="center", weight="bold", fontsize=10)
+        title = f"{number}. {step.module}"
+        axes.text(middle, step.y + 0.7, title, ha="center", va="center", weight="bold", fontsize=10)
         axes.text(middle, step.y + 0.31, step.text, ha="center", va="center", fontsize=9)
-    for before, after in zip(PATH, PATH[1:], strict=False):
+    for before, after in pairwise(PATH):
         if before.y != after.y:
             arrow(axes, (before.x + WIDTH / 2, before.y), (after.x + WIDTH / 2, after.y + HEIGHT))
         elif before.x < after.x:

@@ -1,3 +1,59 @@
-"""Knowledge distillation on every augmented view, with teacher answers that are asked once."""
+"""Knowledge distillation on every augmented view, with a cache of the teacher's logits.
+
+The public names are imported when they are first used, so that ``import kdcache`` does not import torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kdcache import datasets, models
+    from kdcache.answers.cached_teacher import CachedTeacher as CachedTeacher
+    from kdcache.answers.teacher import Teacher as Teacher
+    from kdcache.compute import Compute as Compute
+    from kdcache.config import StudentConfig as StudentConfig
+    from kdcache.config import TeacherConfig as TeacherConfig
+    from kdcache.errors import KdcacheError as KdcacheError
+    from kdcache.errors import UsageError as UsageError
+    from kdcache.models import checkpoint
+    from kdcache.run.folder import FinishedRun as FinishedRun
+    from kdcache.stages import train_student as train_student
+    from kdcache.stages import train_teacher as train_teacher
+    from kdcache.stages.teacher import load_teacher as load_teacher
+    from kdcache.views import Plan as Plan
+    from kdcache.views import ViewMaker as ViewMaker
+
+    load_dataset, build_network, load_network = datasets.load, models.build, checkpoint.load
 
 __version__ = "0.1.0"
+
+PUBLIC = {
+    "CachedTeacher": ("answers.cached_teacher", "CachedTeacher"),
+    "Compute": ("compute", "Compute"),
+    "FinishedRun": ("run.folder", "FinishedRun"),
+    "KdcacheError": ("errors", "KdcacheError"),
+    "Plan": ("views", "Plan"),
+    "StudentConfig": ("config", "StudentConfig"),
+    "Teacher": ("answers.teacher", "Teacher"),
+    "TeacherConfig": ("config", "TeacherConfig"),
+    "UsageError": ("errors", "UsageError"),
+    "ViewMaker": ("views", "ViewMaker"),
+    "load_teacher": ("stages.teacher", "load_teacher"),
+    "build_network": ("models", "build"),
+    "load_dataset": ("datasets", "load"),
+    "load_network": ("models.checkpoint", "load"),
+    "train_student": ("stages", "train_student"),
+    "train_teacher": ("stages", "train_teacher"),
+}
+"""The module of each public name, and its name there."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = PUBLIC[name]
+    return getattr(import_module(f"{__name__}.{module}"), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *PUBLIC})

@@ -1,10 +1,11 @@
-"""Every word that a setting may take, and what it stands for; nothing here imports torch.
+"""The values that settings may take, and what each needs. Nothing here imports torch.
 
-The modules that implement the words are checked against these tables by the tests.
+The names of networks are those of ``data/model_sizes.json``, which `data/make_model_sizes.py` writes; datasets have
+their own table in `kdcache.cards`.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import importlib.resources
+import json
 from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ __all__ = [
     "BAD_IMAGES",
     "CACHES",
     "CRITERIA",
-    "DATASETS",
+    "DEVICES",
     "FOLDER_PREFIX",
     "HDF5_PREFIX",
     "IMAGE_SIZES",
@@ -24,51 +25,57 @@ __all__ = [
     "MODELS",
     "MODEL_PREFIXES",
     "PRECISIONS",
-    "RESIZABLE_DATASETS",
     "STORE_DTYPES",
     "Augmentation",
     "Criterion",
     "LossInfo",
-    "OneOf",
-    "SumOf",
-    "comma_list",
+    "ModelSize",
     "load",
 ]
 
-DATASETS = {
-    "fashion-mini": "mini",
-    "fashion-mnist": "mini",
-    "cifar10": "cifar100",
-    "cifar100": "cifar100",
-    "tiny-imagenet": "tiny-imagenet",
-    "imagenet": "imagenet",
-}
-"""Each dataset by name, and the preset in ``configs/`` that it is trained with by default."""
-
 FOLDER_PREFIX, HDF5_PREFIX = "folder:", "hdf5:"
-"""What the name of a dataset of the user's own starts with; the path of its folder, or of its one file, follows."""
-
-RESIZABLE_DATASETS = ("imagenet",)
-"""Datasets with a name whose pictures can be brought to any size."""
+"""Prefixes of the user's own datasets; the path of a folder or of a packed file follows."""
 
 BAD_IMAGES = ("error", "skip")
-"""What to do about a picture that cannot be read."""
+"""What to do about an image file that cannot be decoded."""
 
 IMAGE_SIZES = (32, 1024)
-"""Least and largest side of the images of a network, in pixels."""
+"""Smallest and largest image size of a network, in pixels."""
 
 MAX_CLASSES = 2**20
-"""More classes than this no file is believed to have."""
+"""A file that claims more classes than this is refused."""
 
-MODELS = (
-    *("resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet8x4", "resnet32x4"),
-    *("wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2", "vgg8", "vgg11", "vgg13", "vgg16", "vgg19"),
-    *("ResNet50", "MobileNetV2", "ShuffleV1", "ShuffleV2"),
-)
+DEVICES = ("auto", "cpu", "cuda", "mps")
 
+PRECISIONS = ("float32", "bfloat16")
+"""Precision of networks."""
+
+
+class ModelSize(NamedTuple):
+    """The size of a network for 100 classes and 32x32 images.
+
+    Attributes
+    ----------
+    parameters : int
+        Trainable parameters.
+    multiply_adds : int
+        Of convolutions and linear layers, per image.
+    """
+
+    parameters: int
+    multiply_adds: int
+
+
+def _model_sizes() -> dict[str, ModelSize]:
+    text = (importlib.resources.files("kdcache.data") / "model_sizes.json").read_text("utf-8")
+    return {name: ModelSize(**size) for name, size in json.loads(text).items()}
+
+
+MODELS = _model_sizes()
+"""The networks of kdcache."""
 
 MODEL_PREFIXES = (("torchvision:", "NAME"), ("timm:", "NAME"), ("python:", "MODULE:CALLABLE"))
-"""What the name of a network from elsewhere starts with."""
+"""Prefixes of external networks, with what follows."""
 
 
 class LossInfo(NamedTuple):
@@ -83,7 +90,7 @@ class LossInfo(NamedTuple):
     acts_on : str
         ``x``; ``each`` of x and x', apart; or ``pairs`` of x and x' of the same image.
     weight : float
-        Its weight in the recipe that was published with it.
+        Its weight in its published recipe.
     """
 
     implementation: str
@@ -117,13 +124,11 @@ LOSSES = {
     "nst": LossInfo("kdcache.losses.terms:NeuronSelectivity", reads="features", weight=50.0),
 }
 
-PRECISIONS = ("float32", "bfloat16")
-"""Arithmetic of networks."""
-
 STORE_DTYPES = ("float16", "float32")
-"""Precision of stored answers."""
+"""Precision of stored logits."""
 
 CACHES = ("auto", "off", "clean", "standard", "replay")
+"""Which of the teacher's logits are stored."""
 
 
 class Criterion(NamedTuple):
@@ -157,21 +162,21 @@ MIXES = {
     "autoaugment": "kdcache.views.mixes:AUTOAUGMENT",
     "trivialaugment": "kdcache.views.mixes:TRIVIALAUGMENT",
 }
-"""What makes an x' of an x, a mix with another image or a strong augmentation: ``module:name`` of its `Mix`."""
+"""What makes an x' of x: mixing with another image, or a strong augmentation. ``module:name`` of its `Mix`."""
 
 
 class Augmentation(NamedTuple):
-    """What happens to an image: crop and flip make x; one x' is made of it for each mix, and the best may be picked.
+    """The views of an image: crop and flip make x; each mix makes one x' of x, and some of the x' may be picked.
 
     Attributes
     ----------
     crop_flip : bool
     mixes : tuple of str
-        Words of `MIXES`.
+        Items of `MIXES`, one for each x'.
     pick : str or None
-        A word of `CRITERIA`; without it, the student is trained on every x'.
+        A key of `CRITERIA`; ``None``: the student is trained on every x'.
     keep : float
-        Share of the x' of a step that is picked: half, the paper's N_p = N/2.
+        Fraction of the x' of a step that is picked: half, the paper's N_p = N/2.
     """
 
     crop_flip: bool = True
@@ -185,76 +190,11 @@ AUGMENTATIONS = {
     "standard": Augmentation(),
     "cutmix-pick": Augmentation(mixes=("cutmix",), pick="kld"),
 }
-"""The augmentations that are no sum of mixes."""
+"""The augmentations that are not sums of mixes."""
 
 
 @cache
 def load(implementation: str) -> Any:
-    """Import what a table names as ``module:name``."""
+    """Import an implementation, ``module:name``."""
     module, _, name = implementation.partition(":")
     return getattr(import_module(module), name)
-
-
-def comma_list(words: Iterable[str]) -> str:
-    """Name the allowed words for an error or a help page."""
-    return ", ".join(words)
-
-
-@dataclass(frozen=True)
-class OneOf:
-    """Validate a setting that takes one of some words, or a beginning such as ``folder:`` with something behind it."""
-
-    words: tuple[str, ...]
-    beginnings: tuple[tuple[str, str], ...] = ()
-    """Each with what stands behind it, for people."""
-
-    def __call__(self, word: str) -> str:
-        """Give back a word that is allowed; any other is a ``ValueError`` that lists them."""
-        if word in self.words or any(word.startswith(start) and word != start for start, _ in self.beginnings):
-            return word
-        raise ValueError(comma_list(self.all_words()))
-
-    def all_words(self) -> tuple[str, ...]:
-        """Name what is allowed, for people."""
-        return self.words + tuple(start + rest for start, rest in self.beginnings)
-
-
-@dataclass(frozen=True)
-class SumOf:
-    """Validate a sum of different words, or a word that stands alone.
-
-    Attributes
-    ----------
-    words : tuple of str
-    example : str
-        Of a sum; where its words have weights, they may have some.
-    alone : tuple of str
-    """
-
-    words: tuple[str, ...]
-    example: str
-    alone: tuple[str, ...] = ()
-
-    def __call__(self, text: str) -> str:
-        """Give back a text that can be read; any other is a ``ValueError`` that says how one looks."""
-        if text in self.alone:
-            return text
-        parts = [part.partition(":") for part in text.split("+")]
-        names = {name for name, _, _ in parts}
-        weights = [weight for _, colon, weight in parts if colon]
-        weighted = not weights or ":" in self.example
-        if len(names) < len(parts) or not names <= set(self.words) or not (weighted and all(map(_is_weight, weights))):
-            before = f"{comma_list(self.alone)}, or " if self.alone else ""
-            raise ValueError(f"{before}a sum of different ones, as in {self.example}, of {comma_list(self.words)}")
-        return text
-
-    def all_words(self) -> tuple[str, ...]:
-        """Name what is allowed, for people."""
-        return (*self.alone, *self.words, self.example)
-
-
-def _is_weight(text: str) -> bool:
-    try:
-        return 0 <= float(text) < 1e9
-    except ValueError:
-        return False

@@ -1,4 +1,4 @@
-"""Where and how precisely to compute: one policy for training, evaluation and the teacher."""
+"""The device and the precision to compute with: one policy for training, evaluation and the teacher."""
 
 import os
 from contextlib import AbstractContextManager
@@ -10,21 +10,21 @@ from torch import nn
 
 from kdcache.errors import UsageError, first_line, memory_explained, problem
 
-__all__ = ["Compute", "bfloat16"]
+__all__ = ["Compute", "supports_bfloat16"]
 
 CPU_BFLOAT16 = ("avx512_bf16", "amx_bf16", "arm_bf16")
-"""What a processor may have that computes bfloat16."""
+"""Capabilities of processors that compute bfloat16 in hardware."""
 
 
 @dataclass(frozen=True)
 class Compute:
-    """A device, and the arithmetic of networks on it.
+    """A device, and the precision of networks on it.
 
     Attributes
     ----------
     device : torch.device
     precision : str
-        ``float32`` or ``bfloat16``. Losses and statistics are in float32 either way.
+        ``float32`` or ``bfloat16``. Losses and statistics are always in float32.
     """
 
     device: torch.device
@@ -32,69 +32,68 @@ class Compute:
 
     @classmethod
     def choose(cls, device: str = "auto", precision: str = "auto") -> "Compute":
-        """Settle what ``auto`` leaves open.
+        """Resolve ``auto``.
 
         Parameters
         ----------
         device : str
             ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision : str
-            ``auto``, ``float32`` or ``bfloat16``; ``auto`` is bfloat16 where the hardware computes it itself.
+            ``auto``, ``float32`` or ``bfloat16``; ``auto`` is bfloat16 if the hardware computes it.
 
         Raises
         ------
         UsageError
-            Where the device is not there.
+            If the device is not available.
         """
         present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
         if device == "auto":
-            device = next(name for name, there in present.items() if there)
+            device = next(name for name, available in present.items() if available)
         if not present[device]:
-            there = ", ".join(name for name, there in present.items() if there)
-            raise UsageError(problem("--device", expected=there, got=device))
+            available = ", ".join(name for name, available in present.items() if available)
+            raise UsageError(problem("--device is not available", expected=f"one of {available}", got=device))
         if precision == "auto":
-            precision = "bfloat16" if bfloat16(device)[0] else "float32"
-        # Under torchrun, each process of a machine takes the GPU of its number.
+            precision = "bfloat16" if supports_bfloat16(device)[0] else "float32"
+        # Under torchrun, each process of a machine uses the GPU of its local rank.
         place = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device
         return cls(torch.device(place), precision)
 
     def autocast(self) -> torch.autocast:
         """Context in which networks compute at `precision`.
 
-        A forward under ``no_grad`` and one that is trained need a context each: weights that autocast converted
-        without gradient would be reused by the second, and receive none.
+        A forward pass under ``no_grad`` and one that is trained need separate contexts: autocast caches the weights
+        that it converted without gradient, and the second pass would train none of them.
         """
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def compiled(self, module: nn.Module) -> nn.Module:
-        """Make a module whose forward torch compiles for the shapes that it meets; `module` itself stays as it is.
+        """Wrap a module in torch.compile; the module itself is not changed.
 
         Raises
         ------
         UsageError
-            Where there is no compiler for the device.
+            If torch.compile does not work on the device.
         """
         try:
             torch.compile(torch.neg)(torch.zeros(1, device=self.device))
-        except Exception as error:
-            # What is missing raises errors of many kinds: a compiler, its headers, triton.
-            allowed = f"a machine where torch.compile works on {self.device.type}"
-            raise UsageError(problem("--compile", expected=allowed, got=first_line(error))) from error
+        except Exception as error:  # a missing compiler, its headers, or triton raise errors of many types
+            what = f"--compile: torch.compile does not work on {self.device.type}"
+            raise UsageError(problem(what, got=first_line(error), remedy="Train without --compile.")) from error
         return cast(nn.Module, torch.compile(module))
 
     def memory_explained(self, work: str, remedy: str) -> AbstractContextManager[None]:
-        """Explain where the memory does not suffice, see `kdcache.errors`; where it is not in use, bfloat16 helps."""
+        """Explain an out-of-memory error, see `kdcache.errors.memory_explained`; in float32, bfloat16 helps too."""
         return memory_explained(work, f"--precision bfloat16, or {remedy}" if self.precision == "float32" else remedy)
 
 
-def bfloat16(device: str) -> tuple[bool, str]:
-    """Tell whether a kind of device computes bfloat16 itself, and how that is known."""
+def supports_bfloat16(device: str) -> tuple[bool, str]:
+    """Whether a type of device computes bfloat16 in hardware, and the reason as a clause."""
     if device == "cpu":
-        # Older releases of torch cannot tell; there float32 is the safe answer.
+        # Older releases of torch do not report capabilities; float32 is the safe choice there.
         capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-        has = [name for name in CPU_BFLOAT16 if capabilities.get(name)]
-        return bool(has), f"the processor has {', '.join(has) or 'none of ' + ', '.join(CPU_BFLOAT16)}"
+        found = [name for name in CPU_BFLOAT16 if capabilities.get(name)]
+        return bool(found), f"the processor has {', '.join(found) or 'none of ' + ', '.join(CPU_BFLOAT16)}"
     if device == "cuda":
-        has_it = torch.cuda.is_bf16_supported(including_emulation=False)
-        return has_it, f"the GPU {'has' if has_it else 'does not have'} bfloat16"
-    return False, f"it is not used on {device}"
+        supported = torch.cuda.is_bf16_supported(including_emulation=False)
+        return supported, f"the GPU {'has' if supported else 'does not have'} bfloat16"
+    return False, f"kdcache does not use bfloat16 on {device}"

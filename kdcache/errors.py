@@ -1,34 +1,43 @@
 """The errors that kdcache raises on purpose.
 
-Every message is one line in one form: what is wrong and where, what was expected, what was found, and what to do
-about it. Any other exception that reaches the command line is a bug in kdcache, and is reported as such.
+Every message is one line in one form: what is wrong and where, what was expected, what was found, and what to do about
+it. Any other exception that reaches the command line is a bug in kdcache, and is reported as such.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["KdcacheError", "UsageError", "first_line", "is_out_of_memory", "memory_explained", "printable", "problem"]
+__all__ = [
+    "KdcacheError",
+    "UsageError",
+    "abbreviated",
+    "first_line",
+    "is_out_of_memory",
+    "memory_explained",
+    "printable",
+    "problem",
+]
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "could not create a primitive", "bad_alloc")
-"""What devices, torch's allocator, oneDNN and C++ say where the memory does not suffice."""
+"""What CUDA, torch's allocator, oneDNN and C++ say when memory runs out."""
 
 MAX_VALUE_CHARS = 500
-"""Characters of a bad value that a message repeats: the value may come from a file of any size."""
+"""Length at which a message truncates a bad value, which may come from a file of any size."""
 
 
 class KdcacheError(Exception):
-    """A failure at work: a loss that became NaN, a damaged file. The command line exits with 1."""
+    """A failure during the work, such as a loss that became NaN or a damaged file. The command line exits with 1."""
 
     exit_code = 1
 
 
 class UsageError(KdcacheError):
-    """Wrong use: a bad option, a missing folder, a teacher that does not fit. The command line exits with 2.
+    """Wrong use, such as a bad option or a missing folder. The command line exits with 2.
 
     Parameters
     ----------
     *problems : str
-        One line for each problem; all problems that can be found together are reported together.
+        One line for each problem. Problems that can be found together are reported together.
     """
 
     exit_code = 2
@@ -39,7 +48,7 @@ class UsageError(KdcacheError):
 
 
 def problem(what: str, *, expected: object = None, got: object = None, remedy: str | None = None) -> str:
-    """Write one line in the project's form: ``what: expected ..., got .... Remedy.``.
+    """Write a message: ``what: expected ..., got .... Remedy.``
 
     Parameters
     ----------
@@ -48,7 +57,7 @@ def problem(what: str, *, expected: object = None, got: object = None, remedy: s
     expected, got : object, optional
         What would have been right, and what was found instead. ``None`` leaves the part out.
     remedy : str, optional
-        What to do about it: a sentence of its own, with its full stop.
+        What to do about it: a sentence with a full stop.
     """
     details = [f"expected {expected}"] if expected is not None else []
     details += [f"got {_short(got)}"] if got is not None else []
@@ -57,22 +66,28 @@ def problem(what: str, *, expected: object = None, got: object = None, remedy: s
 
 
 def printable(text: object) -> str:
-    """Write a text that may come from a file so that it is one line, and commands nothing to a terminal."""
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in str(text))
+    """Escape control characters, so that text from a file is one line and cannot command a terminal."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text))
 
 
 def _short(value: object) -> str:
     text = str(value)
-    return text if len(text) <= MAX_VALUE_CHARS else f"{text[:MAX_VALUE_CHARS]} and so on"
+    return text if len(text) <= MAX_VALUE_CHARS else f"{text[:MAX_VALUE_CHARS]}..."
 
 
 def first_line(error: Exception) -> str:
-    """Put what a library says into the one line of a message."""
+    """First line of an error's message, or the name of its type if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def abbreviated(names: Iterable[str], limit: int) -> str:
+    """List names in alphabetical order, and count those beyond a limit."""
+    names = sorted(names)
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error means that the memory of the machine or of its device does not suffice."""
+    """Whether an error means that the machine or its device ran out of memory."""
     if isinstance(error, MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
@@ -80,12 +95,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def memory_explained(work: str, remedy: str) -> Iterator[None]:
-    """Say what was too large and what can be done where the memory does not suffice for some work.
+    """Turn an out-of-memory error into a message that says what was too large and what to do.
 
     Parameters
     ----------
-    work, remedy : str
-        In the words of the message. Work within other work explains itself.
+    work : str
+        What needed the memory, as in "a step of 64 images".
+    remedy : str
+        What to try, as in "a smaller --batch-size". Of nested contexts, the innermost one writes the message.
 
     Raises
     ------
@@ -96,4 +113,4 @@ def memory_explained(work: str, remedy: str) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise KdcacheError(problem("out of memory", expected=remedy, got=work)) from error
+        raise KdcacheError(problem(f"out of memory for {work}", remedy=f"Try {remedy}.")) from error

@@ -1,4 +1,4 @@
-"""Writing files and folders whole or not at all."""
+"""Atomic writing of files and folders."""
 
 import json
 import os
@@ -15,62 +15,62 @@ __all__ = ["rename_durably", "write_atomically", "write_folder_atomically", "wri
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file so that after any interruption `path` holds the old content or the new, never a part.
+    """Write a file so that after any interruption it has the old content or the new, never a part.
 
     Parameters
     ----------
     path : Path
-        The file to make or replace; its folder must exist.
+        The file to create or replace; its folder must exist.
     write : callable
-        Is given a temporary name in the same folder and writes the whole content there. What it raises is raised
-        on, the temporary file removed and `path` left as it was.
+        Writes the content to the path that it gets, a temporary file in the same folder. If it raises, the temporary
+        file is removed and `path` is unchanged.
 
     Raises
     ------
     KdcacheError
-        Where the disk is full, or cannot be written to.
+        If the file cannot be written, for example because the disk is full.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         temporary.touch()
-        mode = temporary.stat().st_mode  # what the user's umask grants; safetensors grants less
+        mode = temporary.stat().st_mode  # as the user's umask says; safetensors would restrict it
         write(temporary)
         temporary.chmod(mode)
-        _sync(temporary)  # the content must be on the disk before the name points to it
+        _sync(temporary)  # the content must be on the disk before the name refers to it
         os.replace(temporary, path)
         _sync(path.parent)
     except (OSError, SafetensorError) as error:
-        raise KdcacheError(problem(f"cannot write {path}", got=first_line(error))) from error
+        raise KdcacheError(problem(f"could not write {path}", got=first_line(error))) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def rename_durably(draft: Path, path: Path) -> None:
-    """Give a finished draft its name; it may have been written by several processes, one after the other."""
+    """Rename a finished draft to `path`, with its content safely on the disk before."""
     _sync(draft)
     os.replace(draft, path)
     _sync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` as UTF-8, whole or not at all."""
+    """Write text to a file as UTF-8, atomically."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, obj: object) -> None:
-    """Write `obj` to `path` as indented JSON, whole or not at all; NaN and infinity are a ``ValueError``."""
+    """Write an object to a file as indented JSON, atomically. NaN and infinity raise ``ValueError``."""
     write_text(path, json.dumps(obj, indent=2, allow_nan=False) + "\n")
 
 
 def write_folder_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a folder so that `path` never holds a part of it; a folder that was there before is replaced.
+    """Write a folder so that `path` never holds a part of it. An existing folder is replaced.
 
     Parameters
     ----------
     path : Path
-        The folder to make; its parent must exist.
+        The folder to create; its parent must exist.
     write : callable
-        Is given a temporary name beside `path`, makes that folder and fills it.
+        Creates and fills the folder that it gets, a temporary one beside `path`.
     """
     mark = secrets.token_hex(4)
     temporary, old = (path.with_name(f".{path.name}.{mark}.{word}") for word in ("tmp", "old"))

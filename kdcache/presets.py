@@ -1,34 +1,97 @@
-"""The TOML files that ship with kdcache, in ``configs``, and the user's own that stand beside them."""
+"""The TOML files that ship with kdcache in ``configs/``, the user's own, and what they say about a run."""
 
 import importlib.resources
 import tomllib
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from kdcache.choices import comma_list
 from kdcache.errors import UsageError, first_line, problem
 
-__all__ = ["read_toml"]
+__all__ = ["FileSettings", "read_settings", "read_toml"]
 
 
-def read_toml(chosen: str | Path, where: str, kind: str, folder: str = ".") -> dict[str, Any]:
-    """Read a file by the name under which it ships, or else by its path.
+class FileSettings(NamedTuple):
+    """The settings that a config file has for one kind of run.
+
+    Attributes
+    ----------
+    values : dict
+        Settings by name.
+    problems : list of str
+        Unknown keys, and keys that only the command line may set.
+    """
+
+    values: dict[str, Any]
+    problems: list[str]
+
+
+def read_settings(
+    file: str | Path,
+    kind: str,
+    common: Collection[str],
+    tables: Mapping[str, Collection[str]],
+    cli_only: Collection[str],
+) -> FileSettings:
+    """Read the settings for one kind of run: the top-level keys of a file, overridden by those of its table.
+
+    Parameters
+    ----------
+    file : str or Path
+        A TOML file, or the name of a preset.
+    kind : str
+        The run's table, such as ``student``.
+    common : collection of str
+        Keys that may stand at the top level.
+    tables : mapping of str to collection of str
+        The tables that a file may have, with their keys.
+    cli_only : collection of str
+        Keys that no file may have.
+
+    Raises
+    ------
+    UsageError
+        If the file is missing or not TOML, or if a table is not one.
+    """
+    document = read_toml(file, "--config", "preset")
+    contents = {name: document.pop(name, {}) for name in tables}
+    if wrong := [name for name, content in contents.items() if not isinstance(content, dict)]:
+        raise UsageError(*(problem(f"{file}: {name}", expected="a table", got=contents[name]) for name in wrong))
+    problems = []
+    for prefix, keys, known in [
+        ("", document, common),
+        *((f"{name}.", contents[name], fields) for name, fields in tables.items()),
+    ]:
+        names = f"one of {', '.join(known)}"
+        problems += [
+            problem(f"{file}: unknown key {prefix}{key}", expected=names) for key in sorted(keys.keys() - set(known))
+        ]
+        problems += [
+            problem(f"{file}: {prefix}{key} is not allowed in a file", remedy=f"Give --{key} on the command line.")
+            for key in sorted(keys.keys() & set(cli_only))
+        ]
+    merged = {**document, **contents[kind]}
+    return FileSettings({key: value for key, value in merged.items() if key in tables[kind]}, problems)
+
+
+def read_toml(chosen: str | Path, option: str, kind: str, folder: str = ".") -> dict[str, Any]:
+    """Read a shipped TOML file by its name, or any other by its path.
 
     Parameters
     ----------
     chosen : str or Path
         Name or path.
-    where : str
-        What it was given as, for the message where there is no such file.
+    option : str
+        The option or field that gave it, for the message.
     kind : str
-        What the files of the folder are called.
+        What a file of this folder is called, for the message.
     folder : str
-        Of those that ship, within ``configs``.
+        Subfolder of ``configs``.
 
     Raises
     ------
     UsageError
-        Where there is no such file, or it is no TOML.
+        If there is no such file, or it is not TOML.
     """
     shipped = {
         entry.name.removesuffix(".toml"): entry
@@ -38,7 +101,7 @@ def read_toml(chosen: str | Path, where: str, kind: str, folder: str = ".") -> d
     try:
         return tomllib.loads((shipped.get(str(chosen)) or Path(chosen)).read_text("utf-8"))
     except FileNotFoundError:
-        allowed = f"a TOML file or a {kind} ({comma_list(sorted(shipped))})"
-        raise UsageError(problem(where, expected=allowed, got=chosen)) from None
+        expected = f"a TOML file or a {kind} ({', '.join(sorted(shipped))})"
+        raise UsageError(problem(option, expected=expected, got=chosen)) from None
     except (OSError, ValueError, RecursionError) as error:  # not all that tomllib raises is its own
-        raise UsageError(problem(f"{chosen}: not a readable TOML file", got=first_line(error))) from None
+        raise UsageError(problem(f"could not read {chosen} as TOML", got=first_line(error))) from None

@@ -1,17 +1,17 @@
-"""Being told to stop by a scheduler: what is under way comes to a good end first."""
+"""Stopping on SIGTERM, as schedulers send it: the work in progress is finished and saved first."""
 
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["SIGTERM_EXIT_CODE", "Stopped", "cancel_repeat", "defer_stop", "on_sigterm", "stop_requested"]
+__all__ = ["SIGTERM_EXIT_CODE", "Stopped", "cancel_interrupt_timer", "defer_stop", "on_sigterm", "stop_requested"]
 
 SIGTERM_EXIT_CODE = 143
-"""Exit code of what SIGTERM stopped."""
+"""Exit code of a process that SIGTERM stopped."""
 
 
 class Stopped(BaseException):
-    """The work was stopped by SIGTERM; what was whole is kept."""
+    """SIGTERM stopped the work. What was completed is saved."""
 
 
 _stop_requested = False
@@ -19,31 +19,31 @@ _deferred = False
 
 
 def on_sigterm(number: int, frame: object) -> None:
-    """Hear a signal: stop at once, or let those who asked for it stop where it suits them."""
+    """Handle SIGTERM: raise `Stopped`, or within `defer_stop` only set `stop_requested`."""
     global _stop_requested
     _stop_requested = True
     if not _deferred:
         raise Stopped
 
 
-def cancel_repeat() -> None:
-    """Keep an interrupt that was noticed from being repeated, see `kdcache.cli`."""
+def cancel_interrupt_timer() -> None:
+    """Stop repeating an interrupt, because it was handled; see `kdcache.cli`."""
     signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def stop_requested() -> bool:
-    """Tell whether the work is to stop."""
+    """Whether SIGTERM was received."""
     return _stop_requested
 
 
 @contextmanager
 def defer_stop() -> Iterator[None]:
-    """Keep a signal from cutting in: those inside look at `stop_requested` where they can stop.
+    """Defer SIGTERM: the code inside checks `stop_requested` where it can stop.
 
     Raises
     ------
     Stopped
-        At the end, where nobody inside did so.
+        At the end, if SIGTERM was received and the code inside did not stop.
     """
     global _deferred
     _deferred = True

@@ -1,7 +1,7 @@
-"""Tensors and facts in one safetensors file, with a checksum over both.
+"""Files of tensors and metadata: safetensors with a checksum over both.
 
-Nothing in such a file can run code, its header cannot claim more than the file holds, and a file whose bytes are not
-those that were written is refused.
+Nothing in such a file can run code, its header cannot claim more than the file holds, and a file that was altered after
+it was written is refused.
 """
 
 import hashlib
@@ -18,61 +18,61 @@ from torch import Tensor
 from kdcache.errors import UsageError, first_line, problem
 from kdcache.files import write_atomically
 
-__all__ = ["digest", "facts_of", "holds_facts", "load", "plain", "save"]
+__all__ = ["digest", "is_tensor_file", "load", "read_metadata", "save", "to_storage"]
 
 _ENTRY = "kdcache"
-"""The one entry of the metadata, JSON: safetensors writes several in any order, and equal contents are equal files."""
+"""The only entry of the safetensors metadata, JSON. Several entries would be written in random order."""
 
 _CHECKSUM = "sha256"
 
 
-def save(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, object]) -> None:
-    """Write tensors and facts, whole or not at all.
+def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> None:
+    """Write tensors and metadata to a file, atomically.
 
     Parameters
     ----------
     path : Path
-        The file to make or replace; its folder must exist.
+        File to create or replace; its folder must exist.
     tensors : mapping of str to Tensor
-        Stored bit for bit, without memory layout or device.
-    facts : mapping
-        As JSON can hold them; ``format`` names what kind of file this is.
+        Stored bit for bit, regardless of memory layout and device.
+    metadata : mapping
+        JSON values; ``format`` names the type of the file.
     """
-    state = {key: plain(tensor) for key, tensor in sorted(tensors.items())}
-    entry = {_ENTRY: json.dumps({**facts, _CHECKSUM: digest(state, facts)})}
+    state = {key: to_storage(tensor) for key, tensor in sorted(tensors.items())}
+    entry = {_ENTRY: json.dumps({**metadata, _CHECKSUM: digest(state, metadata)})}
     write_atomically(path, lambda temporary: save_file(state, temporary, entry))
 
 
-def facts_of(path: Path, format: str) -> dict[str, Any]:
-    """Read the facts from a file's header alone, without its checksum being looked at.
+def read_metadata(path: Path, format: str) -> dict[str, Any]:
+    """Read the metadata from the header of a file, without verifying the checksum.
 
     Raises
     ------
     UsageError
-        If `path` is missing, damaged, or no file of this format.
+        If the file is missing, damaged, or has another format.
     """
     if not path.is_file():
         raise UsageError(
             problem(f"checkpoint {path}", expected="a file", got="a folder" if path.is_dir() else "nothing")
         )
     try:
-        path.open("rb").close()  # for safetensors, what may not be read is not there
+        path.open("rb").close()  # safetensors reports a file without read permission as missing
         with safe_open(path, "pt") as file:
-            stored = json.loads((file.metadata() or {}).get(_ENTRY, "{}"))
+            metadata: Any = json.loads((file.metadata() or {}).get(_ENTRY, "{}"))
     except (SafetensorError, OSError) as error:
         raise UsageError(
-            problem(f"checkpoint {path}", expected="a whole safetensors file", got=first_line(error))
+            problem(f"checkpoint {path}", expected="a complete safetensors file", got=first_line(error))
         ) from error
     except (ValueError, RecursionError) as error:
-        raise UsageError(problem(f"checkpoint {path}: its metadata are no JSON", got=first_line(error))) from error
-    if not isinstance(stored, dict) or stored.get("format") != format:
-        given = stored.get("format", "none") if isinstance(stored, dict) else stored
+        raise UsageError(problem(f"checkpoint {path}: metadata", expected="JSON", got=first_line(error))) from error
+    if not isinstance(metadata, dict) or metadata.get("format") != format:
+        given = metadata.get("format", "none") if isinstance(metadata, dict) else metadata
         raise UsageError(problem(f"checkpoint {path}: format in the metadata", expected=format, got=given))
-    return stored
+    return metadata
 
 
-def holds_facts(path: Path) -> bool:
-    """Tell whether a safetensors file was written by `save`; one that cannot be read was not."""
+def is_tensor_file(path: Path) -> bool:
+    """Whether a file was written by `save`; ``False`` if it cannot be read."""
     try:
         with safe_open(path, "pt") as file:
             return _ENTRY in (file.metadata() or {})
@@ -81,38 +81,38 @@ def holds_facts(path: Path) -> bool:
 
 
 def load(path: Path, format: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read tensors and facts.
+    """Read the tensors and the metadata of a file.
 
     Raises
     ------
     UsageError
-        If `path` is missing, damaged, or no file of this format; damaged is also one whose checksum is another.
+        If the file is missing, damaged, altered, or has another format.
     """
-    facts = facts_of(path, format)
-    stated = facts.pop(_CHECKSUM, None)
+    metadata = read_metadata(path, format)
+    stated = metadata.pop(_CHECKSUM, None)
     try:
         state: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
         raise UsageError(
-            problem(f"checkpoint {path}", expected="a whole safetensors file", got=first_line(error))
+            problem(f"checkpoint {path}", expected="a complete safetensors file", got=first_line(error))
         ) from error
     state = dict(sorted(state.items()))
-    found = digest(state, facts)
-    if stated != found:
+    computed = digest(state, metadata)
+    if stated != computed:
         what = f"checkpoint {path} is damaged or was altered: SHA-256 of its contents"
-        raise UsageError(problem(what, expected=stated, got=found))
-    return state, facts
+        raise UsageError(problem(what, expected=stated, got=computed))
+    return state, metadata
 
 
-def digest(tensors: Mapping[str, Tensor], facts: Mapping[str, object]) -> str:
-    """SHA-256, in hexadecimal, of facts and tensors in their orders; memory layout and device do not count."""
-    sha = hashlib.sha256(json.dumps(facts).encode())
+def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> str:
+    """SHA-256, in hexadecimal, of metadata and tensors in their orders; memory layout and device do not matter."""
+    sha = hashlib.sha256(json.dumps(metadata).encode())
     for key, tensor in tensors.items():
         sha.update(json.dumps([key, str(tensor.dtype), list(tensor.shape)]).encode())
-        sha.update(plain(tensor).reshape(-1).view(torch.uint8).numpy().data)
+        sha.update(to_storage(tensor).reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
 
 
-def plain(tensor: Tensor) -> Tensor:
-    """Give a tensor as files hold it: on the CPU, row after row."""
+def to_storage(tensor: Tensor) -> Tensor:
+    """Bring a tensor into the layout of files: contiguous, on the CPU."""
     return tensor.detach().cpu().contiguous()

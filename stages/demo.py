@@ -1,4 +1,4 @@
-"""The whole story on the shipped images: a teacher, three students, and the labels that the teacher disputes."""
+"""The demo: a shipped teacher, three students, and label disagreement, on the shipped images."""
 
 from pathlib import Path
 
@@ -22,21 +22,26 @@ __all__ = ["STUDENTS", "run_demo"]
 EPOCHS = 7
 
 STUDENTS = {
-    "labels alone (CE)": {"loss": "ce", "aug": "standard"},
+    "labels only (CE)": {"loss": "ce", "aug": "standard"},
     "teacher (KD)": {"loss": "kd", "aug": "standard"},
     "teacher, CutMix-pick": {"loss": "kd", "aug": "cutmix-pick"},
 }
 
 
 def run_demo(out: Path | None = None) -> None:
-    """Train three small students beside the shipped teacher, and count label disagreement.
+    """Evaluate the shipped teacher, train three small students, and measure label disagreement.
 
-    Every figure that is printed is measured in this run; the shipped teacher is evaluated in it.
+    All printed results are measured in this run.
 
     Parameters
     ----------
     out : Path, optional
-        A new folder for the runs; by default ``runs/demo``, numbered from the second on.
+        Folder of the runs, new or empty. Defaults to ``runs/demo``, ``runs/demo-2`` and so on.
+
+    Raises
+    ------
+    UsageError
+        If the folder is not empty.
     """
     folder = _new_folder(out)
     with terminal_reporter() as reporter:
@@ -46,7 +51,7 @@ def run_demo(out: Path | None = None) -> None:
             out = folder / f"student-{settings['loss']}-{settings['aug']}"
             config = StudentConfig.load(teacher=teacher.path, epochs=EPOCHS, out=out, **settings)
             students[trained_on] = train_student(config, reporter)
-        reporter.message("asking the teacher about 10,000 CutMix samples")
+        reporter.message("measuring label disagreement on 10,000 CutMix samples")
         found = measure_disagreement(load_analyzed_teacher(str(teacher.path)))
     write_json(folder / "disagreement.json", found.as_json())
     draw_disagreements(found, folder / "disagreement.png")
@@ -57,14 +62,14 @@ def run_demo(out: Path | None = None) -> None:
     show(
         TextTable(
             f"Fashion-MNIST, 6,000 training images, {EPOCHS} epochs, 1 seed",
-            ("network", "trained on", "top-1 (last)", "teacher questions", "seconds"),
+            ("network", "trained on", "top-1 (last)", "teacher forwards", "seconds"),
             rows,
         )
     )
     print(f"runs:     {folder}")
     print(f"picture:  {folder / 'disagreement.png'}")
     print("next:     kdcache teacher-train, then kdcache student-train --aug cutmix-pick")
-    print("          kdcache student-train --help shows every setting")
+    print("settings: kdcache student-train --help")
 
 
 def _row(run: FinishedRun, trained_on: str) -> tuple[str, ...]:
@@ -81,7 +86,7 @@ def _row(run: FinishedRun, trained_on: str) -> tuple[str, ...]:
 def _new_folder(out: Path | None) -> Path:
     if out is not None:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UsageError(problem(f"--out {out}", expected="a new or empty folder", got="something is there"))
+            raise UsageError(problem(f"--out {out} exists and is not an empty folder"))
         return out
     number = 1
     while (path := RUNS / ("demo" if number == 1 else f"demo-{number}")).exists():

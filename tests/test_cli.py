@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import runpy
 import signal
 import subprocess
@@ -9,12 +10,15 @@ import sys
 import time
 import tomllib
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
 from PIL import Image
 
-from kdcache.cli.options import PRESET_SETTINGS
+from kdcache.cli import cli
 from kdcache.config import StudentConfig, TeacherConfig
+from kdcache.config.settings import BY_PRESET, GROUPS
 from tests.processes import kdcache
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -30,8 +34,25 @@ def test_help_pages_in_the_documents_are_those_of_the_commands() -> None:
     assert written == runpy.run_path(str(DOCS / "write_cli_pages.py"))["pages"]()
 
 
-@pytest.mark.parametrize("words", [["--help"], ["student-train", "--help"], ["--version"]])
-def test_help_imports_no_torch(words: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("width", [80, 120])
+def test_help_of_a_training_is_in_groups_with_short_types(width: int) -> None:
+    command = cli.get_command(click.Context(cli), "student-train")
+    assert command is not None
+    context = click.Context(command, terminal_width=width, max_content_width=width)
+    lines = command.get_help(context).splitlines()
+    headings = [line.removesuffix(" options:").lower() for line in lines if line.endswith("options:")]
+    assert headings == list(GROUPS)
+    assert all(len(line) <= width for line in lines)
+    options = [line for line in lines if line.startswith("  -")]
+    found = [re.fullmatch(r"  (?:-h, )?--[a-z-]+(?: (\S+))?(?:  .*)?", line) for line in options]
+    types = {match[1] for match in found if match is not None and match[1]}
+    assert None not in found
+    assert {"INTEGER", "FLOAT", "PATH", "TEXT", "SIZE", "[error|skip]"} <= types
+    assert all(len(name) <= 24 for name in types)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["student-train", "--help"], ["--version"], ["models"], ["doctor"]])
+def test_help_and_quick_commands_import_no_torch(words: list[str], tmp_path: Path) -> None:
     code = (
         "import sys\nfrom kdcache.cli import main\nsys.argv = ['kdcache', *sys.argv[1:]]\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
@@ -121,7 +142,7 @@ def test_the_three_commands_in_a_row(pictures: Path, tmp_path: Path) -> None:
     student = kdcache("student-train", "--aug", "cutmix-pick", *small(pictures), cwd=tmp_path)
     assert student.returncode == 0, student.stderr
     runs = {path.name.split("-")[0]: path for path in (tmp_path / "runs").iterdir()}
-    assert "asked 270 questions" in student.stdout  # x and two candidates of 90 samples
+    assert "270 teacher forwards" in student.stdout  # x and two candidates of 90 samples
     assert student.stdout.rstrip().endswith(str(runs["student"].relative_to(tmp_path)))
 
     found = kdcache("analyze", "disagreement", "--samples", "100", cwd=tmp_path)
@@ -173,6 +194,10 @@ def test_every_preset_states_the_settings_whose_defaults_the_help_leaves_to_it()
     for preset in (DOCS.parent / "configs").glob("*.toml"):
         document = tomllib.loads(preset.read_text("utf-8"))
         for table in ("teacher", "student"):
-            assert set(PRESET_SETTINGS) <= document.keys() | document[table].keys(), (preset.name, table)
+            config = {"teacher": TeacherConfig, "student": StudentConfig}[table]
+            fields: dict[str, Any] = config.model_fields
+            by_preset = {name for name, field in fields.items() if field.json_schema_extra["shown"] == BY_PRESET}
+            assert len(by_preset) == 8
+            assert by_preset <= document.keys() | document[table].keys(), (preset.name, table)
         TeacherConfig.load(preset)
         StudentConfig.load(preset)

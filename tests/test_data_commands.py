@@ -37,11 +37,11 @@ def test_datasets_are_listed_with_what_is_there(run: Run, tmp_path: Path) -> Non
 
 def test_a_dataset_is_shown_with_its_classes_there_or_not(run: Run, tmp_path: Path) -> None:
     absent = run("info imagenet")
-    assert "central 224x224" in absent
-    assert "not there: " in absent
+    assert "center crop 224x224" in absent
+    assert "not present: " in absent
     write_imagenet(tmp_path / "imagenet", train=3, val=2)
     shown = run("info imagenet --data-root . --image-size 64")
-    assert "shorter side to 73, central 64x64" in shown
+    assert "shorter side resized to 73, center crop 64x64" in shown
     assert "n00000008 (3), n00000009 (3)" in shown
     assert "tiny-imagenet" in refusal(lambda: run("info nowhere"))
 
@@ -62,12 +62,12 @@ def test_a_set_with_bad_pictures_is_packed_without_them_or_not_at_all(run: Run, 
     assert len(str(caught.value).splitlines()) == 4 + 2 + 1  # bad pictures, counts, and how many problems
     with pytest.raises(KdcacheError) as caught:
         run("check hdf5:x.h5")  # a part of ImageNet, as it says
-    assert str(caught.value).count("as in the whole") == 2
+    assert str(caught.value).count("of the complete dataset") == 2
 
 
 def test_a_sound_set_is_called_so(run: Run, tmp_path: Path) -> None:
     write_imagenet(tmp_path / "own", train=3, val=2)
-    assert run("check folder:own") == "folder:own: 9 training and 6 test images, all sound\n"
+    assert run("check folder:own") == "folder:own: 9 training and 6 test images, no problems\n"
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_a_sound_set_is_called_so(run: Run, tmp_path: Path) -> None:
     [
         ("fetch folder:x", ["cifar100", "folder:x"]),
         ("check hdf5:nowhere.h5", ["nowhere.h5", "no such file"]),
-        ("pack fashion-mini no/where.h5", ["no/where.h5", "a folder that exists"]),
+        ("pack fashion-mini no/where.h5", ["no/where.h5", "does not exist"]),
     ],
 )
 def test_wrong_use_is_one_line(command: str, parts: list[str], run: Run) -> None:

@@ -170,7 +170,11 @@ def test_a_dead_process_stops_the_others_and_a_single_one_resumes(
     os.kill(int(first), signal.SIGKILL)  # the main process, which prints
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert errors.count("kdcache: another process of this training ended") == errors.count("kdcache: ") == 1
+    assert (
+        errors.count("kdcache: lost the connection to another process of this training")
+        == errors.count("kdcache: ")
+        == 1
+    )
     assert "unexpected" not in errors
     assert not (out / "summary.json").exists()
     resumed = train_student(StudentConfig.load(**settings, out=out, resume=True))
@@ -190,7 +194,7 @@ def test_several_processes_resume(small: Settings, teacher: Path, tmp_path: Path
         time.sleep(0.01)
     process.terminate()  # torchrun forwards SIGTERM
     _, errors = process.communicate(timeout=60)
-    assert errors.count("kdcache: stopped; what was whole is kept") == errors.count("kdcache: ") == 1
+    assert errors.count("kdcache: stopped. Completed work is saved.") == errors.count("kdcache: ") == 1
     assert not (out / "summary.json").exists()
     again = finished(start(2, "student-train", settings | {"resume": True}, out), out)
     assert again.summary["resumed"][0]["epoch"] > 1

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kdcache.choices import DATASETS
+from kdcache.cards import CARDS
 from kdcache.datasets import fetch, load
 from kdcache.datasets.fetch import ARCHIVES, BY_HAND, Archive
 from kdcache.errors import KdcacheError, UsageError
@@ -125,7 +125,7 @@ def test_a_tar_is_unpacked_and_leaves_nothing_outside(
     assert names_below(tmp_path) == {"cifar-100-python/train", "cifar-100-python/meta"}
     publish(server, "cifar10", {"evil.tar.gz": tar({"../evil": b"1"})}, monkeypatch)
     message = refusal(lambda: fetch.fetch("cifar10", tmp_path / "deep"), KdcacheError)
-    assert "cannot unpack cifar10" in message
+    assert "could not unpack cifar10" in message
     assert not (tmp_path / "evil").exists()
     assert not (tmp_path / "deep/cifar-10-batches-py").exists()
 
@@ -176,11 +176,11 @@ def test_a_server_that_has_nothing_or_is_not_there_is_one_line(
     del server.files["x.tar.gz"]
     assert "404" in refusal(lambda: load("cifar100", root=tmp_path, download=True), KdcacheError)
     monkeypatch.setitem(ARCHIVES, "cifar100", (Archive("http://127.0.0.1:1/x.tar.gz", ""),))
-    assert "cannot fetch http://127.0.0.1:1" in refusal(lambda: fetch.fetch("cifar100", tmp_path), KdcacheError)
+    assert "could not download http://127.0.0.1:1" in refusal(lambda: fetch.fetch("cifar100", tmp_path), KdcacheError)
 
 
 def test_every_dataset_can_be_fetched_or_its_way_is_told(tmp_path: Path) -> None:
-    assert {*ARCHIVES, *BY_HAND, "fashion-mini"} == set(DATASETS)
+    assert {*ARCHIVES, *BY_HAND, "fashion-mini"} == set(CARDS)
     message = refusal(lambda: fetch.fetch("imagenet", tmp_path), UsageError)
     for word in ("ILSVRC2012_img_train.tar", "ILSVRC2012_devkit_t12.tar.gz", f"{tmp_path}/imagenet/val"):
         assert word in message

@@ -13,7 +13,7 @@ from torch import Tensor
 from kdcache import tensor_files
 from kdcache.errors import UsageError
 from kdcache.files import write_atomically, write_json, write_text
-from kdcache.models import Network, build, checkpoint, names
+from kdcache.models import REGISTRY, Network, build, checkpoint
 from tests import figures
 
 GOLDEN = figures.golden("models")
@@ -40,7 +40,7 @@ def relative(actual: Tensor | float, expected: object) -> None:
 
 
 def test_the_golden_networks_are_the_registry() -> None:
-    assert set(names()) == set(GOLDEN) | {"resnet14", "resnet32", "resnet44"}  # of these there are no figures
+    assert set(REGISTRY) == set(GOLDEN) | {"resnet14", "resnet32", "resnet44"}  # of these there are no figures
 
 
 @pytest.mark.parametrize("name", GOLDEN)
@@ -114,7 +114,7 @@ def test_faults_are_reported_together() -> None:
     with pytest.raises(UsageError) as caught:
         build("resnet9", num_classes=0, image_size=31, std=(0.5, 0.0, 0.5))
     assert len(caught.value.problems) == 4
-    assert all(name in caught.value.problems[0] for name in names())
+    assert all(name in caught.value.problems[0] for name in REGISTRY)
 
 
 def test_equal_networks_are_equal_files(tmp_path: Path) -> None:
@@ -197,9 +197,9 @@ def replaced_by_folder(path: Path) -> None:
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (Path.unlink, "expected a file, got nothing"),
     "folder": (replaced_by_folder, "got a folder"),
-    "empty": (lambda path: path.write_bytes(b""), "a whole safetensors file"),
-    "text": (lambda path: path.write_text("no tensors in here"), "a whole safetensors file"),
-    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "a whole safetensors file"),
+    "empty": (lambda path: path.write_bytes(b""), "a complete safetensors file"),
+    "text": (lambda path: path.write_text("no tensors in here"), "a complete safetensors file"),
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "a complete safetensors file"),
     "foreign": (lambda path: save_file(load_file(path), path, {"format": "pt"}), "format in the metadata.*got none"),
     "older": (lambda path: rewrite(path, load_file(path), format="kdcache-network-1"), "got kdcache-network-1"),
     "bare": (lambda path: save_file(load_file(path), path), "format in the metadata.*got none"),
@@ -207,8 +207,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: rewrite(path, load_file(path), name="resnet9"),
         "network name: expected .* got resnet9",
     ),
-    "no JSON": (lambda path: save_file(load_file(path), path, {"kdcache": "("}), "no JSON"),
-    "wrong JSON": (lambda path: rewrite(path, load_file(path), mean=0.5), "describe no network"),
+    "no JSON": (
+        lambda path: save_file(load_file(path), path, {"kdcache": "("}),
+        "metadata: expected JSON",
+    ),
+    "wrong JSON": (lambda path: rewrite(path, load_file(path), mean=0.5), "in the metadata: expected"),
     "other key": (renamed, r"got fc\.scale, fc\.weight$"),
     "other shape": (lambda path: rewrite(path, load_file(path), num_classes=11), r"got fc\.bias, fc\.weight$"),
     "other depth": (lambda path: rewrite(path, load_file(path), name="resnet20"), r"layer1\.1\.\S+ and \d+ more$"),
@@ -219,11 +222,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "one bit": (flipped, "damaged or was altered: SHA-256"),
     "other mean": (reworded, "damaged or was altered: SHA-256"),
     "no checksum": (unchecked, "damaged or was altered: SHA-256"),
-    "huge shape": (enlarged(shape=[2**60]), "a whole safetensors file"),
-    "huge place": (enlarged(shape=[2**40], data_offsets=[0, 2**42]), "a whole safetensors file"),
+    "huge shape": (enlarged(shape=[2**60]), "a complete safetensors file"),
+    "huge place": (enlarged(shape=[2**40], data_offsets=[0, 2**42]), "a complete safetensors file"),
     "nested metadata": (
         lambda path: save_file(load_file(path), path, {"kdcache": "[" * 100_000}),
-        "no JSON",
+        "metadata: expected JSON",
     ),
     "huge network": (
         lambda path: rewrite(path, load_file(path), name="torchvision:vit_h_14", image_size=224),
@@ -232,9 +235,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "many classes": (lambda path: rewrite(path, load_file(path), num_classes=10**6), r"got fc\.bias, fc\.weight$"),
     "absurdly many": (lambda path: rewrite(path, load_file(path), num_classes=10**12), "number of classes"),
     "huge images": (lambda path: rewrite(path, load_file(path), image_size=10**6), "image size"),
-    "true for a number": (lambda path: rewrite(path, load_file(path), num_classes=True), "describe no network"),
-    "code": (lambda path: rewrite(path, load_file(path), name="python:os:system"), "if you trust it"),
-    "too few names": (lambda path: rewrite(path, load_file(path), class_names=["one"]), "names of classes"),
+    "true for a number": (lambda path: rewrite(path, load_file(path), num_classes=True), "in the metadata: expected"),
+    "code": (lambda path: rewrite(path, load_file(path), name="python:os:system"), "If you trust it"),
+    "too few names": (lambda path: rewrite(path, load_file(path), class_names=["one"]), "number of class names"),
     "terminal codes": (
         lambda path: rewrite(path, load_file(path), name="\x1b[2Jresnet\n8"),
         r"got \\x1b\[2Jresnet\\n8$",

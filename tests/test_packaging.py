@@ -11,12 +11,16 @@ from pathlib import Path
 
 import pytest
 
+import kdcache
+
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 FOLDERS = {"kdcache": ROOT / "kdcache", "kdcache.stages": ROOT / "stages", "kdcache.configs": ROOT / "configs"}
 
 # A module imports only from those above it in the table of the design page, which is the only list of them.
 ORDER = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "design.md").read_text("utf-8"), re.MULTILINE)
+
+OUTSIDE = ("__init__", "__main__")
 
 
 def top_module(module: str) -> str:
@@ -40,10 +44,23 @@ def imports() -> list[tuple[str, str]]:
 
 
 def test_imports_run_one_way() -> None:
-    arrows = [(start, end) for start, end in imports() if top_module(end) in ORDER and top_module(start) != "__main__"]
+    arrows = [(start, end) for start, end in imports() if top_module(end) in ORDER and top_module(start) not in OUTSIDE]
     assert len(arrows) > 50
     assert {top_module(start) for start, _ in arrows} <= set(ORDER)
     assert [arrow for arrow in arrows if ORDER.index(top_module(arrow[0])) < ORDER.index(top_module(arrow[1]))] == []
+
+
+def test_every_public_name_is_there_without_importing_torch_first() -> None:
+    script = (
+        "import sys, kdcache\nassert 'torch' not in sys.modules\n"
+        "assert set(kdcache.PUBLIC) <= set(dir(kdcache))\n"
+        "for name in kdcache.PUBLIC:\n    assert callable(getattr(kdcache, name)), name\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    source = (ROOT / "kdcache" / "__init__.py").read_text("utf-8")
+    typed = source.partition("if TYPE_CHECKING:")[2].partition("__version__")[0]
+    assert [name for name in kdcache.PUBLIC if not re.search(rf"\b{name}\b", typed)] == []
 
 
 def test_every_package_on_disk_is_listed() -> None:

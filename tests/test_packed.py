@@ -15,7 +15,7 @@ from kdcache import datasets
 from kdcache.datasets import CARDS, Dataset, load, packed, read
 from kdcache.datasets.check import check
 from kdcache.datasets.manifest import Manifest
-from kdcache.datasets.pack import draft_of
+from kdcache.datasets.pack import draft_path
 from kdcache.datasets.pack import pack as write
 from kdcache.datasets.pictures import Files
 from kdcache.errors import KdcacheError
@@ -62,21 +62,21 @@ def test_packed_round_trip(tmp_path: Path) -> None:
     ("changes", "words"),
     [
         ({"format": "other"}, "expected kdcache-packed 1, got other 1"),
-        ({"format": None}, "given None 1"),
-        ({"version": 2}, "given kdcache-packed 2"),
+        ({"format": None}, "got None 1"),
+        ({"version": 2}, "got kdcache-packed 2"),
         ({"class_names": ["a"]}, "expected 10 names, got 1"),
-        ({"class_names": None}, "given 0"),
+        ({"class_names": None}, "got 0"),
         ({"test_labels": None}, "no array test/labels"),
-        ({"train_images": noise(4, 28, 28)}, "given uint8 (4, 28, 28)"),
-        ({"train_images": noise(4, 28, 28, 2)}, "given uint8 (4, 28, 28, 2)"),
-        ({"train_images": noise(0, 28, 28, 1), "train_labels": np.array([], int)}, "given uint8 (0, 28, 28, 1)"),
-        ({"train_images": np.zeros((4, 28, 28, 1))}, "given float64"),
-        ({"train_images": noise(4, 34, 28, 1)}, "given 34x28"),
-        ({"train_images": noise(4, 27, 28, 1)}, "given 27x28"),
-        ({"train_labels": np.arange(3)}, "given int64 (3,)"),
-        ({"train_labels": np.zeros(4)}, "given float64 (4,)"),
+        ({"train_images": noise(4, 28, 28)}, "got uint8 (4, 28, 28)"),
+        ({"train_images": noise(4, 28, 28, 2)}, "got uint8 (4, 28, 28, 2)"),
+        ({"train_images": noise(0, 28, 28, 1), "train_labels": np.array([], int)}, "got uint8 (0, 28, 28, 1)"),
+        ({"train_images": np.zeros((4, 28, 28, 1))}, "got float64"),
+        ({"train_images": noise(4, 34, 28, 1)}, "got 34x28"),
+        ({"train_images": noise(4, 27, 28, 1)}, "got 27x28"),
+        ({"train_labels": np.arange(3)}, "got int64 (3,)"),
+        ({"train_labels": np.zeros(4)}, "got float64 (4,)"),
         ({"train_labels": np.array([0, 1, 2, 10])}, "expected 0 to 9, got 0 to 10"),
-        ({"train_labels": np.array([0, 1, 2, -1])}, "given -1 to 2"),
+        ({"train_labels": np.array([0, 1, 2, -1])}, "got -1 to 2"),
     ],
 )
 def test_packed_file_that_does_not_fit(tmp_path: Path, changes: dict[str, object], words: str) -> None:
@@ -102,7 +102,7 @@ def test_packed_file_with_damaged_pixels(tmp_path: Path) -> None:
     start = chunk.byte_offset + chunk.size // 2
     content[start : start + 64] = bytes(64)
     path.write_bytes(content)
-    assert f"cannot read {path}" in refusal(lambda: packed.read(path, MINI))
+    assert f"could not read {path}" in refusal(lambda: packed.read(path, MINI))
 
 
 # Writing
@@ -135,7 +135,7 @@ def test_a_packed_set_is_the_same_set(kind: str, tmp_path: Path) -> None:
     for fact in packed.FACTS:
         assert getattr(again.card, fact) == getattr(data.card, fact)
     assert names_below(tmp_path) - names_below(tmp_path / "imagenet") >= {"packed.h5"}
-    assert not draft_of(path).exists()
+    assert not draft_path(path).exists()
 
 
 def test_a_packed_set_has_the_layout_that_is_promised(tmp_path: Path) -> None:
@@ -261,10 +261,10 @@ def test_a_pack_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: py
     assert read(f"hdf5:{path}").train.take(torch.arange(24)).equal(data.train.take(torch.arange(24)))
 
 
-def test_a_draft_of_something_else_is_not_gone_on_with(tmp_path: Path) -> None:
+def test_a_draft_path_something_else_is_not_gone_on_with(tmp_path: Path) -> None:
     path = tmp_path / "packed.h5"
     write(source("imagenet", tmp_path), tmp_path / "other.h5")
-    (tmp_path / "other.h5").rename(draft_of(path))
+    (tmp_path / "other.h5").rename(draft_path(path))
     data = read("fashion-mini")
     write(data, path)
     assert read(f"hdf5:{path}").train.fingerprint == data.train.fingerprint
@@ -281,7 +281,7 @@ def test_a_picture_that_changes_while_it_is_packed_is_noticed(tmp_path: Path) ->
 
     assert str(picture) in refusal(lambda: write(data, path, tell), KdcacheError)
     assert not path.exists()
-    assert "a folder that exists" in refusal(lambda: write(data, tmp_path / "no" / "x.h5"))
+    assert "does not exist" in refusal(lambda: write(data, tmp_path / "no" / "x.h5"))
 
 
 # Checking
@@ -354,4 +354,4 @@ def test_a_damaged_manifest_is_made_anew(tmp_path: Path, monkeypatch: pytest.Mon
         (manifest,) = (tmp_path / "cache" / "kdcache").iterdir()
         manifest.write_bytes(content)
         assert read(data.card.name).train.fingerprint == first
-    assert Manifest.of(datasets.read(data.card.name).train.pictures.source).hashed.all()  # type: ignore[union-attr]
+    assert Manifest.load(datasets.read(data.card.name).train.pictures.source).hashed.all()  # type: ignore[union-attr]

@@ -23,7 +23,7 @@ from kdcache.answers import budget
 from kdcache.answers.space import StoreSpace
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.datasets import Dataset, load, pictures, read
-from kdcache.datasets.check import check, known
+from kdcache.datasets.check import check, hash_images
 from kdcache.datasets.pack import pack
 from kdcache.datasets.pictures import clean_view
 from kdcache.errors import UsageError
@@ -248,7 +248,7 @@ def spoilt(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("bad", "reason"),
-    [("zero.jpg", "empty"), ("text.jpg", "identify"), ("cut.jpg", "truncated"), ("deep.png", "8 bits a channel")],
+    [("zero.jpg", "empty"), ("text.jpg", "identify"), ("cut.jpg", "truncated"), ("deep.png", "8 bits per channel")],
 )
 def test_a_bad_picture_stops_the_work_with_its_name(bad: str, reason: str, spoilt: Path) -> None:
     for other in set(BAD) - {bad}:
@@ -270,7 +270,7 @@ def test_bad_pictures_are_left_out_and_counted(spoilt: Path, caplog: pytest.LogC
         data = load(name, root=spoilt, image_size=SIZE, on_bad_image="skip")
         assert (len(data.train), data.skipped) == (19, len(BAD))
         assert data.train.labels.tolist() == [0] * 6 + [1] * 7 + [2] * 6
-        assert "4 pictures" in caplog.text
+        assert "4 images" in caplog.text
         ink = data.train.take(torch.tensor([6]))  # cmyk.jpg comes before n00000009_0.JPEG
         assert (ink.float().mean((0, 2, 3)) - torch.tensor([254.0, 0.0, 0.0])).abs().max() < 8
         (spoilt / "imagenet/train/n00000009/zero.jpg").touch()
@@ -280,8 +280,8 @@ def test_a_set_is_checked_and_packed_as_its_bad_pictures_say(spoilt: Path) -> No
     problems = check(f"folder:{spoilt}/imagenet").problems
     assert sorted(Path(line.split(":")[0]).name for line in problems) == sorted(BAD)
     data = read("imagenet", root=spoilt, image_size=SIZE)
-    assert len(known(data, decodes=True)) == len(BAD)
-    pack(datasets.without_bad(data), spoilt / "x.h5")
+    assert len(hash_images(data, decode_all=True)) == len(BAD)
+    pack(datasets.without_bad_images(data), spoilt / "x.h5")
     unpacked = load("imagenet", root=spoilt, image_size=SIZE, on_bad_image="skip")
     packed = load(f"hdf5:{spoilt}/x.h5")
     assert packed.train.fingerprint == unpacked.train.fingerprint
@@ -306,7 +306,7 @@ def settings_of(name: str, root: Path, out: Path) -> dict[str, object]:
 
 
 def test_folder_and_packed_file_train_to_the_same_weights_from_one_store(spoilt: Path) -> None:
-    pack(datasets.without_bad(read("imagenet", root=spoilt, image_size=SIZE)), spoilt / "x.h5")
+    pack(datasets.without_bad_images(read("imagenet", root=spoilt, image_size=SIZE)), spoilt / "x.h5")
     weights, asked = [], []
     teachers = []
     for number, (name, workers) in enumerate((("imagenet", 2), (f"hdf5:{spoilt}/x.h5", 0))):

@@ -18,13 +18,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from kdcache import training
+from kdcache.choices import MODELS
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import KdcacheError, UsageError
 from kdcache.models import REGISTRY, build, checkpoint, external
 from kdcache.models.export import FORMATS, Deployed, export
 from kdcache.models.published import closest, load_into, read
-from kdcache.models.sizes import PAIRS, sizes
+from kdcache.models.sizes import model_sizes
 from kdcache.setup import load_data
 from tests.processes import kdcache
 
@@ -82,8 +83,8 @@ def test_a_file_with_code_in_it_is_refused_and_not_run(tmp_path: Path) -> None:
     torch.save({"model": state(), "opt": Malice(tmp_path / "ran")}, tmp_path / "evil.pth")
     (tmp_path / "bare.pth").write_bytes(pickle.dumps(Malice(tmp_path / "ran")))
     for name, message in (
-        ("evil.pth", r"want to run code and are refused: .*got (posix|os|nt)\.system"),
-        ("bare.pth", "without running code"),
+        ("evil.pth", r"contain code, which is not run: .*got (posix|os|nt)\.system"),
+        ("bare.pth", "tensors and plain data"),
     ):
         with pytest.raises(UsageError, match=message) as caught:
             read(tmp_path / name)
@@ -93,9 +94,9 @@ def test_a_file_with_code_in_it_is_refused_and_not_run(tmp_path: Path) -> None:
 
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda path: path.unlink(), "got nothing"),
-    "empty": (lambda path: path.write_bytes(b""), "a whole checkpoint"),
-    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-4000]), "a whole checkpoint"),
-    "text": (lambda path: path.write_text("404: not found"), "a whole checkpoint"),
+    "empty": (lambda path: path.write_bytes(b""), "a complete checkpoint"),
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-4000]), "a complete checkpoint"),
+    "text": (lambda path: path.write_text("404: not found"), "a complete checkpoint"),
     "list": (lambda path: torch.save([1], path), "a dictionary, got list"),
     "no tensors": (lambda path: torch.save({"epoch": 3}, path), "tensors by name, got epoch"),
 }
@@ -118,10 +119,12 @@ def test_what_does_not_fit_is_listed_ten_each_and_the_fitting_network_named() ->
     with pytest.raises(UsageError) as caught:
         load_into(network, state("resnet32x4"), "published.pth")
     (line,) = caught.value.problems  # whatever resnet8x4 has, resnet32x4 has in the same shape
-    assert "left over: expected resnet8x4's (these shapes are resnet32x4's), got" in line
-    assert line.endswith("and 134 more")
+    assert "unknown: expected those of resnet8x4, got" in line
+    assert line.endswith("and 134 more. The tensors fit resnet32x4.")
     assert line.count(",") >= 10
-    with pytest.raises(UsageError, match=r"of another shape or kind: expected resnet8's, got fc\.bias, fc\.weight$"):
+    with pytest.raises(
+        UsageError, match=r"of another shape or type: expected those of resnet8, got fc\.bias, fc\.weight$"
+    ):
         load_into(build("resnet8", num_classes=4), state(classes=3), "published.pth")
     changed = state()
     changed["fc.scale"] = changed.pop("fc.weight")
@@ -189,7 +192,7 @@ def test_wrong_weights_are_refused_and_nothing_is_written(
 ) -> None:
     words = f"--dataset folder:{pictures} --image-size 32 --device cpu --out teacher"
     for more, part in (
-        (f"--weights {published[0]} --model resnet20", "these shapes are resnet8's"),
+        (f"--weights {published[0]} --model resnet20", "The tensors fit resnet8."),
         ("--weights nowhere.pth", "nowhere.pth"),
         ("--weights IMAGENET1K_V9 --model torchvision:resnet18", "IMAGENET1K_V9"),
         (f"--weights {published[0]} --mean 1,2", "three numbers"),
@@ -328,7 +331,7 @@ def test_a_file_that_gives_other_answers_is_not_left(
 ) -> None:
     write, run = FORMATS["safetensors"]
     monkeypatch.setitem(FORMATS, "safetensors", (write, lambda path, images: run(path, images) + 0.01))
-    with pytest.raises(KdcacheError, match="does not give the answers of resnet20"):
+    with pytest.raises(KdcacheError, match="exported probabilities differ from those of resnet20"):
         export(checkpoint.load(mini_run / "model.safetensors"), "safetensors", tmp_path / "exported")
     assert list(tmp_path.iterdir()) == []
 
@@ -352,23 +355,36 @@ def test_export_and_predict_from_outside(mini_run: Path, tmp_path: Path) -> None
     assert "nowhere.png" in wrong.stderr
 
 
+def test_the_stored_table_of_networks_is_up_to_date() -> None:
+    computed = model_sizes(100, 32)
+    assert computed == MODELS, "run python data/make_model_sizes.py"
+    assert list(computed) == list(MODELS) == list(REGISTRY)
+
+
 def test_sizes_are_those_of_the_golden_figures() -> None:
     golden = json.loads((Path(__file__).with_name("golden") / "models.json").read_text())
-    found = {size.name: size for size in sizes(100, 32)}
-    assert {name: found[name].parameters for name in golden} == {
+    assert {name: MODELS[name].parameters for name in golden} == {
         name: entry["params"] for name, entry in golden.items()
     }
     # The stem of resnet20 is 3 * 16 * 9 * 32 * 32, each of its six first convolutions 16 * 16 * 9 * 32 * 32, and so on.
     stage = 16 * 16 * 9 * 32 * 32
     halved = stage // 2 + 16 * 32 * 16 * 16, 32 * 64 * 8 * 8 + stage // 2
     by_hand = 3 * 16 * 9 * 1024 + 6 * stage + 5 * stage + halved[0] + 5 * stage + halved[1] + 64 * 100
-    assert found["resnet20"].multiply_adds == by_hand
-    zoo = [name for pair in PAIRS for name in pair[:2] if not name.startswith("torchvision:")]
-    assert set(zoo) <= set(found)
+    assert MODELS["resnet20"].multiply_adds == by_hand
+
+
+def test_networks_and_pairs_of_the_paper_are_listed(tmp_path: Path) -> None:
+    listed = kdcache("models", cwd=tmp_path).stdout
+    assert re.search(r"resnet8\W+83,892\W+12\.5", listed)
+    pairs = re.findall(r"(?m)^│ (\S+)[ │]+(\S+)[ │]+(?:cifar100|tiny-imagenet|imagenet) │$", listed)
+    assert len(pairs) == 7 + 7 + 1
+    assert {name for pair in pairs for name in pair if not name.startswith("torchvision:")} <= set(MODELS)
+    larger = kdcache("models", "--num-classes", "10", "--image-size", "64", cwd=tmp_path).stdout
+    assert re.search(r"resnet8\W+78,042\W", larger)
 
 
 def test_the_code_of_a_network_needs_trust_in_its_very_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(external, "_trusted", set())
     external.trust("python:collections:OrderedDict")
-    with pytest.raises(UsageError, match="if you trust it"):
+    with pytest.raises(UsageError, match="If you trust it"):
         build("python:os:system", num_classes=3)

@@ -111,7 +111,7 @@ def test_all_formats_agree(summary: RunSummary, runs: Path) -> None:
     assert f"{sum(last) / 2:.2f} (" in render_page(summary)
 
 
-def test_what_is_missing_is_named_and_the_rest_is_shown(runs: Path, tmp_path: Path) -> None:
+def test_missing_files_are_listed_and_the_rest_is_shown(runs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "runs"
     shutil.copytree(runs, folder)
     (folder / "pick-1" / "summary.json").unlink()
@@ -153,7 +153,7 @@ def run_command(*words: object) -> str:
     return done.output
 
 
-def test_the_commands_write_what_they_tell(runs: Path, tmp_path: Path) -> None:
+def test_the_commands_write_the_files_that_they_print(runs: Path, tmp_path: Path) -> None:
     out = ("--out", tmp_path)
     output = run_command("analyze", "kl-ratio", runs, *out)
     assert "n" in output
@@ -166,7 +166,7 @@ def test_the_commands_write_what_they_tell(runs: Path, tmp_path: Path) -> None:
         "teacher resnet8",
         *GROUPS,
     ]
-    teacher = ("--teacher", runs / "pick-0", "--device", "cpu", *out)  # whose teacher is meant
+    teacher = ("--teacher", runs / "pick-0", "--device", "cpu", *out)  # selects its teacher
     output += run_command("analyze", "teacher", *teacher, "--epochs", 1, "--aug", "standard", "--aug", "cutmix")
     document = json.loads((tmp_path / "augmentations.json").read_text())
     assert document["teacher"] == str(runs / "teacher")
@@ -183,7 +183,7 @@ def test_the_commands_write_what_they_tell(runs: Path, tmp_path: Path) -> None:
     assert run_command("report", runs, "--format", "csv").startswith("group,kind,dataset")
 
 
-def test_tensorboard_hears_every_epoch(small: dict[str, object], teacher: Path, tmp_path: Path) -> None:
+def test_tensorboard_gets_the_metrics_of_every_epoch(small: dict[str, object], teacher: Path, tmp_path: Path) -> None:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     options = {**small, "epochs": 2, "aug": "cutmix-pick", "teacher": teacher, "out": tmp_path / "run"}
     with TensorBoard(Reporter()) as reporter:
@@ -192,19 +192,19 @@ def test_tensorboard_hears_every_epoch(small: dict[str, object], teacher: Path, 
     found.Reload()
     metrics = run.read_metrics()
     for name in ("test_top1", "kl_ratio", "label_disagreement", "teacher_forwards"):
-        heard = [(event.step, event.value) for event in found.Scalars(name)]
-        assert heard == [(line.epoch, pytest.approx(getattr(line, name))) for line in metrics], name
+        logged = [(event.step, event.value) for event in found.Scalars(name)]
+        assert logged == [(line.epoch, pytest.approx(getattr(line, name))) for line in metrics], name
     assert [event.value for event in found.Scalars("loss_parts/kd")] == [
         pytest.approx(line.loss_parts["kd"]) for line in metrics
     ]
 
 
-def test_without_any_run_there_is_no_report(tmp_path: Path) -> None:
+def test_a_report_needs_a_run(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nowhere"):
         summarize_runs([tmp_path / "nowhere"])
 
 
-def test_names_from_files_are_text_and_nothing_else(runs: Path, tmp_path: Path) -> None:
+def test_names_from_files_are_escaped(runs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "<img src=x onerror=alert(1)>"
     shutil.copytree(runs / "labels", folder)
     environment = json.loads((folder / "environment.json").read_text())
@@ -236,16 +236,16 @@ def test_a_browser_shows_the_report(browser, summary: RunSummary, tmp_path: Path
     path = tmp_path / "report.html"
     path.write_text(render_page(summary), encoding="utf-8")
     view = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    said: list[str] = []
-    asked: list[str] = []
-    view.on("console", lambda message: said.append(message.text))
-    view.on("pageerror", lambda error: said.append(str(error)))
-    view.on("request", lambda request: asked.append(request.url))
+    messages: list[str] = []
+    requests: list[str] = []
+    view.on("console", lambda message: messages.append(message.text))
+    view.on("pageerror", lambda error: messages.append(str(error)))
+    view.on("request", lambda request: requests.append(request.url))
     view.goto(path.as_uri())
-    assert said == []
-    assert [url for url in asked if not url.startswith("data:")] == [path.as_uri()]
+    assert messages == []
+    assert [url for url in requests if not url.startswith("data:")] == [path.as_uri()]
 
-    assert view.evaluate("document.documentElement.scrollWidth") <= width  # nothing sticks out of the page
+    assert view.evaluate("document.documentElement.scrollWidth") <= width  # no horizontal scrolling
     tables = view.locator("table")
     assert tables.count() == 6
     assert all(tables.nth(place).locator("tbody tr").count() for place in range(6))
@@ -254,21 +254,21 @@ def test_a_browser_shows_the_report(browser, summary: RunSummary, tmp_path: Path
     assert len(pictures) == 5 + len(summary.disagreements[0].examples)
     assert all(wide > 60 and high > 60 for wide, high in pictures)
     assert view.locator("main img").evaluate_all("all => all.every(one => one.naturalWidth > 0)")
-    # The ink of page and charts is that of the scheme, and stands out against the ground.
-    ink, label, ground = view.evaluate(
+    # Page and charts have the text color of the scheme, with enough contrast to the background.
+    text_color, chart_color, background = view.evaluate(
         "[getComputedStyle(document.body).color, getComputedStyle(document.querySelector('svg text')).fill,"
         " getComputedStyle(document.body).backgroundColor]"
     )
-    assert ink == label
-    assert contrast(ink, ground) > 7
+    assert text_color == chart_color
+    assert contrast(text_color, background) > 7
     view.close()
 
 
 def contrast(one: str, other: str) -> float:
-    """Contrast of two colours, as the Web Content Accessibility Guidelines define it."""
+    """Contrast of two colors, as the Web Content Accessibility Guidelines define it."""
 
-    def luminance(colour: str) -> float:
-        parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    def luminance(color: str) -> float:
+        parts = [int(part) / 255 for part in re.findall(r"\d+", color)[:3]]
         red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
         return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 

@@ -185,7 +185,7 @@ def test_a_terminated_training_saves_a_checkpoint_within_the_epoch(
     training.process.terminate()
     stopped = training.ended(60)
     assert stopped.returncode == 143
-    assert stopped.stderr == "kdcache: stopped; what was whole is kept, and a training goes on with --resume\n"
+    assert stopped.stderr == "kdcache: stopped. Completed work is saved. Resume a training with --resume.\n"
     newest = max(path.name for path in tmp_path.glob("run/checkpoints/epoch-*"))
     assert not newest.endswith("step-0000000.safetensors")
     resumed = train_student(StudentConfig.load(**{**settings, "out": tmp_path / "run", "resume": True}))

@@ -15,8 +15,8 @@ from scipy import stats
 from kdcache.cli import cli
 from kdcache.errors import UsageError
 from kdcache.study.archive import extracted
-from kdcache.study.budget import study_budget
 from kdcache.study.claims import Claim, Hypothesis, combine, evaluate_claim, evaluate_hypothesis
+from kdcache.study.cost import study_cost
 from kdcache.study.definition import read_study
 from kdcache.study.expand import expand_study, filter_cells, list_runs
 from kdcache.study.intervals import mean_interval
@@ -43,26 +43,26 @@ def test_table_3_is_seven_pairs_eight_rows_three_seeds(tmp_path: Path) -> None:
     cells = expand_study(read_study("table3"), "paper", tmp_path)
     distilled = [run for cell in cells for run in cell.runs if run.teacher is not None]
     assert len({run.path for run in distilled}) == 7 * 8 * 3
-    budget = study_budget(cells)
+    cost = study_cost(cells)
     # Forwards per image and epoch: 1 for x, 2 with CutMix, 3 with CutMix-pick; long runs have 960 epochs.
     features = 240 * (1 + 3) + 960 * 3
     students = 240 * (1 + 2 + 3) + 960 * (1 + 3) + features
-    assert budget.uncached == 50_000 * (7 * 3 * students + 5)
-    assert budget.without_store == 50_000 * 7 * 3 * features
+    assert cost.uncached == 50_000 * (7 * 3 * students + 5)
+    assert cost.without_store == 50_000 * 7 * 3 * features
     # For five teachers: two x' in each of 960 epochs of three seeds, and at most every crop-and-flip view.
     mixed, standard = 5 * 3 * 2 * 960 * 50_000, 5 * 162 * 50_000
-    assert mixed < budget.shared.forwards <= mixed + standard
-    assert budget.shared.stored_bytes == pytest.approx(3 * 960 * 3 * 5 * 50_000 * 200, rel=1e-3)
+    assert mixed < cost.shared.forwards <= mixed + standard
+    assert cost.shared.stored_bytes == pytest.approx(3 * 960 * 3 * 5 * 50_000 * 200, rel=1e-3)
 
 
 def test_a_limited_cache_saves_fewer_forwards(tmp_path: Path) -> None:
     limited = expand_study(read_study("table3"), "paper", tmp_path, student={"cache_limit": "10 GB"})
-    budget = study_budget(filter_cells(limited, pairs=["VGG13/VGG8"]))
+    cost = study_cost(filter_cells(limited, pairs=["VGG13/VGG8"]))
     # A store of 10 GB holds x of 960 epochs of one seed, which KD long computes before the CutMix rows.
-    assert budget.limited.stored_bytes == pytest.approx(960 * 50_000 * 200, rel=1e-3)
-    assert budget.shared.forwards < budget.limited.forwards < budget.uncached - budget.without_store
+    assert cost.limited.stored_bytes == pytest.approx(960 * 50_000 * 200, rel=1e-3)
+    assert cost.shared.forwards < cost.limited.forwards < cost.uncached - cost.without_store
     uncached = expand_study(read_study("precision"), "mini", tmp_path)
-    assert study_budget(uncached).without_store == 5 * 100 * 1000  # KD in float32, with the cache off
+    assert study_cost(uncached).without_store == 5 * 100 * 1000  # KD in float32, with the cache off
 
 
 def test_accuracies_of_the_paper_are_found() -> None:

@@ -87,7 +87,7 @@ def test_a_terminated_study_resumes_and_a_failed_run_is_tried_once_more(
     assert re.search(rf"{re.escape(f'small/{killed}')}: failed with exit code -9 .*trying again", ended.stdout)
     assert re.search(r"cutmix-lr-1e.*failed with exit code 1 .*(nan|inf).*giving up", ended.stdout)
     assert "failed: small/resnet8-resnet8-kd-cutmix-lr-" in ended.stderr
-    assert "1 runs failed" in ended.stderr
+    assert "runs that failed: 1" in ended.stderr
     assert "partial: 4 of 5 runs" in (tmp_path / "studies" / "four-own.md").read_text()
     assert outcome(runs / killed) == outcome(uninterrupted / "studies" / "small" / killed)
 

@@ -22,9 +22,10 @@ from kdcache.answers.codec import DEFAULT_CODEC, Columns
 from kdcache.answers.fingerprint import digest
 from kdcache.answers.store import CLEAN, AnswerStore, ReplayTableName
 from kdcache.answers.table import Table, fill_missing
-from kdcache.config import UNWRITABLE, StudentConfig, TeacherConfig
+from kdcache.cards import CARDS
+from kdcache.config import StudentConfig, TeacherConfig
+from kdcache.config.settings import UNWRITABLE
 from kdcache.datasets import packed
-from kdcache.datasets.cards import CARDS
 from kdcache.datasets.pictures import read_image
 from kdcache.errors import KdcacheError, UsageError, problem
 from kdcache.models import build, checkpoint, published
@@ -200,7 +201,7 @@ def test_tables_are_known_by_the_one_name_that_they_have(name: str) -> None:
 def test_no_file_says_what_is_written_over_or_fetched(tmp_path: Path, key: str) -> None:
     for text in (key, f"[teacher]\n{key}"):
         (tmp_path / "own.toml").write_text(text)
-        with pytest.raises(UsageError, match="expected as an option alone"):
+        with pytest.raises(UsageError, match="is not allowed in a file"):
             TeacherConfig.load(tmp_path / "own.toml")
 
 
@@ -275,7 +276,7 @@ def one_bit(path: Path) -> None:
 ARCHIVES: dict[str, tuple[Callable[[Path], object], str]] = {
     "one bit": (one_bit, "CRC"),
     "packed": (lambda path: rewritten(path, zipfile.ZIP_DEFLATED), "compressed entries"),
-    "two of a name": (lambda path: rewritten(path, VERSION=b"9"), "two entries of one name"),
+    "two of a name": (lambda path: rewritten(path, VERSION=b"9"), "two entries with the same name"),
 }
 
 
@@ -306,7 +307,7 @@ def test_tensors_that_no_network_holds_are_named(way: str, tmp_path: Path) -> No
 
 def test_whole_numbers_are_no_weights(tmp_path: Path) -> None:
     rounded = {key: value.int() if key == "fc.weight" else value for key, value in state().items()}
-    with pytest.raises(UsageError, match=r"another shape or kind: .* got fc\.weight"):
+    with pytest.raises(UsageError, match=r"another shape or type: .* got fc\.weight"):
         published.load_into(build("resnet8", num_classes=3), rounded, "published.pth")
 
 
@@ -347,10 +348,10 @@ ARRAYS: dict[str, tuple[Callable[[h5py.File], object], str]] = {
         lambda file: file.create_dataset("train/images", (10**9, 28, 28, 1), "u1", chunks=(9, 28, 28, 1)),
         "does not fit into the file",
     ),
-    "in another file": (elsewhere, "lies in another file"),
-    "any file at all": (raw, "lies in another file"),
-    "virtual": (virtual, "lies in another file"),
-    "text": (lambda file: file.create_dataset("train/images", data=["a", "b"]), "holds object"),
+    "in another file": (elsewhere, "is stored in another file"),
+    "any file at all": (raw, "is stored in another file"),
+    "virtual": (virtual, "is stored in another file"),
+    "text": (lambda file: file.create_dataset("train/images", data=["a", "b"]), "of type object"),
 }
 
 

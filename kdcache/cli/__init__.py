@@ -1,4 +1,4 @@
-"""The command line. Commands are thin, and import what is heavy inside them."""
+"""The command line. Commands are thin, and import slow modules only when they run."""
 
 import logging
 import os
@@ -15,16 +15,16 @@ from kdcache.machine import keep_freed_memory
 
 __all__ = ["COMMANDS", "Command", "cli", "main"]
 
-INTERRUPTED = 130
+INTERRUPT_EXIT_CODE = 130
 
-STOPPED = "stopped; what was whole is kept, and a training goes on with --resume"
+STOPPED = "stopped. Completed work is saved. Resume a training with --resume."
 
-REPEATED_AFTER = 3.0
-"""Seconds after which an interrupt that did not get through is repeated."""
+INTERRUPT_REPEAT_SECONDS = 3.0
+"""Seconds after which an interrupt that had no effect is raised again."""
 
 
 def main() -> NoReturn:
-    """Run the command line: one clear line for an error, exit code 2 for wrong use and 1 for a failure at work."""
+    """Run the command line. An error is one line; the exit code is 2 for wrong use, 1 for a failure during the work."""
     debug = "--debug" in sys.argv[1:]
     logging.basicConfig(format="kdcache: %(message)s", level=logging.WARNING)
     logging.getLogger("kdcache").setLevel(logging.INFO)
@@ -33,17 +33,17 @@ def main() -> NoReturn:
     try:
         code = cli(standalone_mode=False) or 0
     except click.ClickException as error:
-        code = _complain(error.format_message(), error.exit_code)
+        code = _print_error(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        signals.cancel_repeat()
-        code = _complain(STOPPED, INTERRUPTED)
+        signals.cancel_interrupt_timer()
+        code = _print_error(STOPPED, INTERRUPT_EXIT_CODE)
     except signals.Stopped:
-        code = _complain(STOPPED, signals.SIGTERM_EXIT_CODE)
+        code = _print_error(STOPPED, signals.SIGTERM_EXIT_CODE)
     except Exception as error:
         if debug:
             raise
-        code = _complain(*_explained(error))
-    if "kdcache.distributed" in sys.modules:  # torch comes with it, and what needs no torch is to answer at once
+        code = _print_error(*_explain(error))
+    if "kdcache.distributed" in sys.modules:  # do not import torch only to exit
         from kdcache import distributed
 
         distributed.exit_process(code)
@@ -51,40 +51,42 @@ def main() -> NoReturn:
 
 
 def handle_signals() -> None:
-    """Let an interrupt stop the work at once, and SIGTERM where it suits the work."""
+    """Let an interrupt stop the work at once, and SIGTERM where the work can be saved."""
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGALRM, _interrupt)
     signal.signal(signal.SIGTERM, signals.on_sigterm)
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:
-    """Interrupt the work, and again after a while: Python drops what is raised in a destructor or a callback."""
-    signal.setitimer(signal.ITIMER_REAL, REPEATED_AFTER)
+    """Raise `KeyboardInterrupt`, now and repeatedly: Python ignores it in a destructor or a callback."""
+    signal.setitimer(signal.ITIMER_REAL, INTERRUPT_REPEAT_SECONDS)
     raise KeyboardInterrupt
 
 
-def _explained(error: Exception) -> tuple[str, int]:
-    """Say what an error means to the user, and with which code to exit."""
+def _explain(error: Exception) -> tuple[str, int]:
+    """Message and exit code for an error."""
     if isinstance(error, KdcacheError):
         return str(error), error.exit_code
     if is_out_of_memory(error):
-        machine = "a machine with more, or with fewer programs at work"
-        return problem("out of memory", expected=machine, got=first_line(error)), KdcacheError.exit_code
-    # The libraries that write for us report a full or missing disk each in its own way.
+        remedy = "Use a machine with more memory, or stop other programs."
+        return problem("out of memory", got=first_line(error), remedy=remedy), KdcacheError.exit_code
+    # Each library that writes files reports a full or missing disk in its own way.
     if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in ("obstore", "safetensors"):
         return first_line(error), KdcacheError.exit_code
-    if _is_one_of_many() and any(word in str(error) for word in ("gloo", "NCCL", "ncclInternal")):
-        lost = "another process of this training ended, so this one ends too; it goes on with --resume"
-        return f"{lost} ({first_line(error)})", KdcacheError.exit_code
-    return f"unexpected {type(error).__name__}: {error} (kdcache --debug shows where)", KdcacheError.exit_code
+    if _is_distributed() and any(word in str(error) for word in ("gloo", "NCCL", "ncclInternal")):
+        what = "lost the connection to another process of this training"
+        return problem(what, got=first_line(error), remedy="Resume it with --resume."), KdcacheError.exit_code
+    message = f"unexpected {type(error).__name__}: {error} (run kdcache --debug to see the traceback)"
+    return message, KdcacheError.exit_code
 
 
-def _is_one_of_many() -> bool:
+def _is_distributed() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def _complain(message: str, code: int) -> int:
-    if _is_one_of_many():
+def _print_error(message: str, code: int) -> int:
+    """Print a message, on one of several processes, and return the exit code."""
+    if _is_distributed():
         from kdcache import distributed
 
         if not distributed.is_first_to_exit():
@@ -94,11 +96,11 @@ def _complain(message: str, code: int) -> int:
     return code
 
 
-class CommandsOnDemand(click.Group):
-    """A group whose commands are imported when they are asked for: the options of a training come from its config."""
+class LazyGroup(click.Group):
+    """A group that imports a command only when it is used."""
 
     def list_commands(self, context: click.Context) -> list[str]:
-        """Name the commands in the order of use."""
+        """List the commands in the order of use."""
         return list(COMMANDS)
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
@@ -116,52 +118,55 @@ class CommandsOnDemand(click.Group):
 
 
 class Command(NamedTuple):
-    """Where a command is defined, and what it does."""
+    """The module of a command, and its help text."""
 
     module: str
     about: str
 
 
 COMMANDS = {
-    "teacher-train": Command("training", "Train a teacher and store its answers to the clean images."),
-    "student-train": Command("training", "Train a student on the teacher's answers to every view it sees."),
-    "teacher-load": Command("training", "Make a teacher's run of a trained network, such as a published checkpoint."),
-    "analyze": Command("analyze", "Look into what was trained."),
-    "report": Command("report", "Write what runs came to: a page with tables and charts, Markdown, CSV or JSON."),
-    "reproduce": Command("reproduce", "Carry out a study: a table or figure of the paper, or one of your own."),
+    "teacher-train": Command("training", "Train a teacher, and store its logits of the clean images."),
+    "student-train": Command("training", "Train a student on the teacher's logits of every view."),
+    "teacher-load": Command("training", "Load a trained network, such as a published checkpoint, as a teacher."),
+    "analyze": Command("analyze", "Analyze trained networks."),
+    "report": Command("report", "Report the results of runs as a page with charts, Markdown, CSV or JSON."),
+    "reproduce": Command("reproduce", "Run a study: a table or figure of the paper, or your own."),
     "compare": Command("compare", "Compare runs: kdcache compare RUN... -- RUN..."),
-    "cache": Command("cache", "Fill, plan, check and tidy the store of a teacher's answers."),
+    "cache": Command("cache", "Fill, plan, verify and clean up the store of a teacher's logits."),
     "data": Command("data", "List, show, fetch, pack and check datasets."),
-    "views": Command("views", "Show the views of an epoch: the rows of its table, and a picture."),
-    "models": Command("models", "List the networks, their sizes, and the pairs of the paper."),
-    "export": Command("models", "Write a network for deployment: pixels in, probabilities out."),
-    "predict": Command("models", "Name the classes of pictures."),
-    "doctor": Command("doctor", "Look whether this machine is fit, with a training of some seconds."),
-    "demo": Command("demo", "Show the whole story on the shipped images in a few minutes."),
+    "views": Command("views", "Show the views of an epoch as a table and a picture."),
+    "models": Command("models", "List the networks with their sizes, and the pairs of the paper."),
+    "export": Command("models", "Export a network for deployment: pixels in, probabilities out."),
+    "predict": Command("models", "Predict the classes of image files."),
+    "doctor": Command("doctor", "Check whether this machine is ready for training."),
+    "demo": Command("demo", "Run the whole method on the shipped images in a few minutes."),
 }
 
 
-STORY = """Distil one image network into another, on every augmented view.
+HELP = """Distill one image network into another, on every augmented view.
 
 \b
-Start with these three, one after the other:
+To start, run these three commands:
   kdcache teacher-train
   kdcache student-train --aug cutmix-pick
   kdcache analyze disagreement
 """
 
 
-@click.group(cls=CommandsOnDemand, help=STORY, context_settings={"help_option_names": ["-h", "--help"]})
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
+
+
+@click.group(cls=LazyGroup, help=HELP, context_settings=CONTEXT)
 @click.version_option(__version__, prog_name="kdcache", message="%(prog)s %(version)s")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.option(
     "--trust",
     multiple=True,
     metavar="python:MODULE:CALLABLE",
-    help="Run this code where a run says that it is its network.",
+    help="Allow this code to be imported for runs whose network it is. May be repeated.",
 )
 def cli(debug: bool, trust: tuple[str, ...]) -> None:
-    """Hold the commands; what ``--debug`` does is in `main`, which sees every error."""
+    """Handle the options before the command. ``--debug`` is handled in `main`, which catches every error."""
     if trust:
         from kdcache.models import external
 

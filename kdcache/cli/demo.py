@@ -10,9 +10,9 @@ __all__ = ["demo"]
 
 
 @click.command("demo", help=COMMANDS["demo"].about)
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for its runs [a new one under runs/].")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of its runs. [default: a new folder in runs/]")
 def demo(out: Path | None) -> None:
-    """Show the whole story."""
+    """Run the demo."""
     from kdcache.stages.demo import run_demo
 
     run_demo(out)

@@ -4,12 +4,16 @@ from pathlib import Path
 
 import click
 
-from kdcache.choices import IMAGE_SIZES
+from kdcache.choices import IMAGE_SIZES, MODEL_PREFIXES, MODELS
 from kdcache.cli import COMMANDS
+from kdcache.presets import read_toml
 
 __all__ = ["export", "models", "predict"]
 
 RUN = click.argument("run", type=click.Path(path_type=Path))
+PAPER_PROTOCOLS = ("cifar100", "tiny-imagenet", "imagenet")
+"""Files of ``configs/protocols`` with the pairs of the paper."""
+
 SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch-export": ".pt2"}
 
 
@@ -20,27 +24,35 @@ SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch-export": ".pt
     default=32,
     show_default=True,
     type=click.IntRange(*IMAGE_SIZES),
-    help="Side of the images, in pixels.",
+    help="Height and width of the images, in pixels.",
 )
 def models(num_classes: int, image_size: int) -> None:
     """List the networks."""
-    from kdcache.models.sizes import PAIRS, sizes
     from kdcache.report.tables import TextTable, show
 
-    found = sizes(num_classes, image_size)
-    rows = [(size.name, f"{size.parameters:,}", f"{size.multiply_adds / 1e6:.1f}") for size in found]
-    head = ("network", "parameters", "million multiply-adds an image")
+    sizes = MODELS
+    if (num_classes, image_size) != (100, 32):
+        from kdcache.models.sizes import model_sizes
+
+        sizes = model_sizes(num_classes, image_size)
+    rows = [(name, f"{size.parameters:,}", f"{size.multiply_adds / 1e6:.1f}") for name, size in sizes.items()]
+    head = ("network", "parameters", "million multiply-adds per image")
     show(TextTable(f"{num_classes} classes, {image_size}x{image_size} pixels", head, rows))
-    show(TextTable("Pairs of the paper", ("teacher", "student", "dataset"), PAIRS))
-    click.echo("and torchvision:NAME, timm:NAME, python:MODULE:CALLABLE")
+    pairs = [
+        (pair["teacher"]["model"], pair["student"]["model"], dataset)
+        for dataset in PAPER_PROTOCOLS
+        for pair in read_toml(dataset, "protocol", "protocol", "protocols")["pairs"]
+    ]
+    show(TextTable("Pairs of the paper", ("teacher", "student", "dataset"), pairs))
+    click.echo(f"Also {', '.join(prefix + rest for prefix, rest in MODEL_PREFIXES)}.")
 
 
 @click.command("export", help=COMMANDS["export"].about)
 @RUN
 @click.option(
-    "--format", default="safetensors", show_default=True, type=click.Choice(list(SUFFIXES)), help="Of the file."
+    "--format", default="safetensors", show_default=True, type=click.Choice(list(SUFFIXES)), help="Format of the file."
 )
-@click.option("--out", type=click.Path(path_type=Path), help="File to write [beside the run's network].")
+@click.option("--out", type=click.Path(path_type=Path), help="File to write. [default: in the run folder]")
 def export(run: Path, format: str, out: Path | None) -> None:
     """Export a network."""
     from kdcache.models import checkpoint
@@ -48,8 +60,8 @@ def export(run: Path, format: str, out: Path | None) -> None:
     from kdcache.run.folder import FinishedRun
 
     folder = FinishedRun(run)
-    made = write(checkpoint.load(folder.network_file), format, out or folder.path / f"export{SUFFIXES[format]}")
-    click.echo(f"{made.path}: probabilities within {made.difference:.1g} of the network's")
+    exported = write(checkpoint.load(folder.network_file), format, out or folder.path / f"export{SUFFIXES[format]}")
+    click.echo(f"{exported.path}: probabilities differ by at most {exported.difference:.1g}")
 
 
 @click.command("predict", help=COMMANDS["predict"].about)
@@ -67,15 +79,16 @@ def predict(run: Path, images: tuple[Path, ...]) -> None:
 
     path = FinishedRun(run).network_file
     network = checkpoint.load(path)
-    facts = checkpoint.metadata(path)
-    names = facts.get("class_names") or [str(label) for label in range(network.num_classes)]
-    sides = network.image_size, facts.get("shorter_side") or network.image_size
+    metadata = checkpoint.metadata(path)
+    names = metadata.get("class_names") or [str(label) for label in range(network.num_classes)]
+    sizes = network.image_size, metadata.get("shorter_side") or network.image_size
     deployed = Deployed(network)
     for image in images:
         with torch.inference_mode():
-            (probabilities,) = deployed(read_image(image, *sides)[None])
+            (probabilities,) = deployed(read_image(image, *sizes)[None])
         top = probabilities.topk(min(5, len(names)))
         guesses = (
-            f"{printable(names[label])} {share:.3f}" for label, share in zip(top.indices, top.values, strict=True)
+            f"{printable(names[label])} {probability:.3f}"
+            for label, probability in zip(top.indices, top.values, strict=True)
         )
         click.echo(f"{image}: {', '.join(guesses)}")

@@ -1,69 +1,126 @@
-"""Options that are made from the settings of a config, so that the two cannot drift apart."""
+"""Options that are made from the settings of a config, and the help pages that show them in groups."""
 
 from collections.abc import Callable, Iterable
 from functools import wraps
-from typing import Any, TypeVar
+from pathlib import Path
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_origin
 
 import click
+from pydantic import AfterValidator, ByteSize
+from pydantic.fields import FieldInfo
 
+from kdcache.choices import DEVICES
 from kdcache.config import TrainingConfig
+from kdcache.config.settings import GROUPS, Choice, ChoiceSum
 
-__all__ = ["DEVICE", "PRESET_SETTINGS", "settings"]
-
-PRESET_SETTINGS = ("model", "epochs", "batch_size", "lr", "momentum", "weight_decay", "milestones", "gamma")
-"""Settings that every preset states, so that a default shown in the help would mislead."""
+__all__ = ["DEVICE", "GroupedCommand", "settings"]
 
 DEVICE = click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
-    help="Where to compute.",
+    "--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Device to compute on."
 )
+
+TYPE_NAMES = {int: "INTEGER", float: "FLOAT", Path: "PATH", str: "TEXT", ByteSize: "SIZE"}
+"""What stands for the value of an option on a help page, by the type of the setting."""
+
+MAX_METAVAR_CHARS = 24
+"""Length up to which the choices of an option stand beside it; more are listed in its help text."""
+
+OPTION_COLUMN_CHARS = 30
+"""Width of the left column of a help page; the text of a longer option begins on the next line."""
 
 Config = TypeVar("Config", bound=TrainingConfig)
 Run = Callable[..., None]
 
 
+class SettingOption(click.Option):
+    """An option of a setting, with the group under which the help page lists it."""
+
+    def __init__(self, *args: Any, group: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.group = group
+
+
+class GroupedCommand(click.Command):
+    """A command whose help page lists its options in the groups of the settings; all others stand in the last one."""
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options."""
+        groups: dict[str, list[tuple[str, str]]] = {group: [] for group in GROUPS}
+        for option in self.get_params(context):
+            if record := option.get_help_record(context):
+                groups[getattr(option, "group", GROUPS[-1])].append(record)
+        widths = [len(option) for records in groups.values() for option, _ in records]
+        width = min(max(widths), OPTION_COLUMN_CHARS)  # the same in all groups
+        for group, records in groups.items():
+            if records:
+                with formatter.section(f"{group.capitalize()} options"):
+                    formatter.write_dl([(option.ljust(width), text) for option, text in records], width)
+
+
 def settings(kind: type[Config], fields: Iterable[str] | None = None) -> Callable[[Run], Run]:
-    """Give a command ``--config`` and an option for each setting; it is called with the config that they make.
+    """Give a command ``--config`` and an option for each setting, and call it with the resulting config.
 
     Parameters
     ----------
     kind : type
-        Of the config, which is the first argument of the command.
+        The type of the config, which is the first argument of the command.
     fields : iterable of str, optional
-        The settings that matter to the command; all by default.
+        The settings that apply to the command; all by default.
     """
     chosen = list(kind.model_fields if fields is None else fields)
 
     def decorate(run: Run) -> Run:
-        @wraps(run)  # with the options that it has already
+        @wraps(run)  # keeps the options that it has already
         def resolve(config: str | None, **options: Any) -> None:
             given = {name: options.pop(name) for name in chosen}
             run(kind.load(config, **given), **options)
 
-        preset = click.option(
-            "--config", metavar="FILE", help="TOML file, or the name of a preset [the preset of the dataset]."
-        )
         command: Run = resolve
-        for field in reversed(chosen):  # click lists options from the last that was put on to the first
-            command = _option(field, kind)(command)
-        return preset(command)
+        for name in reversed(chosen):  # click lists the option that was added last first
+            command = _option(name, kind.model_fields[name])(command)
+        return click.option("--config", metavar="TEXT", help=CONFIG_HELP)(command)
 
     return decorate
 
 
-def _option(name: str, kind: type[TrainingConfig]) -> Callable[[Run], Run]:
-    """Make an option of a setting; the config checks its value, so that all problems are reported together."""
-    field = kind.model_fields[name]
-    flag = f"--{name.replace('_', '-')}"
-    text = field.description or ""
-    if field.annotation is bool:
-        return click.option(flag, is_flag=True, default=None, help=text)
-    if name in PRESET_SETTINGS:
-        text = f"{text.rstrip('.')} [the preset's]."
-    elif field.default not in (None, ()):
-        text = f"{text.rstrip('.')} [{field.default}]."
-    words = kind.allowed_values(name)
-    return click.option(flag, metavar="|".join(words) if words else name.upper(), help=text)
+CONFIG_HELP = "TOML file, or name of a preset. [default: the preset of the dataset]"
+
+
+def _option(name: str, field: FieldInfo) -> Callable[[Run], Run]:
+    """Make the option of a setting. The config checks its value, so that all problems are reported together."""
+    declared: Any = field.json_schema_extra
+    flag, group, text = f"--{name.replace('_', '-')}", declared["group"], field.description
+    validator, metavar = _validator_of(field), _type_name(field.annotation)
+    if isinstance(validator, Choice) and not validator.prefixes:
+        choices = f"[{'|'.join(validator.values)}]"
+        if len(choices) <= MAX_METAVAR_CHARS:
+            validator, metavar = None, choices
+    if validator is not None:
+        description = validator.describe()
+        text = f"{text} {description[0].upper()}{description[1:]}."
+    if default := declared["shown"] or _default_text(field):
+        text = f"{text} [default: {default}]"
+    kind: dict[str, Any] = {"is_flag": True} if field.annotation is bool else {"metavar": metavar}
+    return click.option(flag, cls=SettingOption, group=group, default=None, help=text, **kind)
+
+
+def _validator_of(field: FieldInfo) -> Choice | ChoiceSum | None:
+    # For a setting that may be None, the annotation is a union, whose first member has the metadata.
+    first = next(iter(get_args(field.annotation)), None)
+    metadata: Any = field.metadata or getattr(first, "__metadata__", [])
+    functions = [item.func for item in metadata if isinstance(item, AfterValidator)]
+    return next((found for found in functions if isinstance(found, Choice | ChoiceSum)), None)
+
+
+def _type_name(annotation: Any) -> str:
+    arguments = [each for each in get_args(annotation) if each is not NoneType]
+    if get_origin(annotation) is tuple:
+        return f"{_type_name(arguments[0])},..."
+    return _type_name(arguments[0]) if arguments else TYPE_NAMES.get(annotation, "TEXT")
+
+
+def _default_text(field: FieldInfo) -> str:
+    if field.annotation is bool or field.default in (None, ()):
+        return ""
+    return str(field.default)

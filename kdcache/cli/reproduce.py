@@ -111,7 +111,7 @@ def reproduce(
             for name in failed:
                 click.echo(f"failed: {name}", err=True)
         if failed:
-            raise KdcacheError(f"{len(failed)} runs failed. The same command tries them again.")
+            raise KdcacheError(f"runs that failed: {len(failed)}. The same command tries them again.")
 
 
 def _train(cells: "list[TableCell]", jobs: int, launcher: str, out: Path, options: dict[str, str]) -> list[str]:
@@ -135,27 +135,27 @@ def _parse_pairs(option: str, pairs: tuple[str, ...]) -> dict[str, str]:
 def _print_plan(cells: "list[TableCell]", commands: bool, time_steps: bool) -> None:
     """Print what a study costs: totals, a row for each row of the study and, if asked for, commands and hours."""
     from kdcache.report.tables import file_size, show
-    from kdcache.study.budget import study_budget
+    from kdcache.study.cost import study_cost
     from kdcache.study.expand import list_runs
-    from kdcache.study.result_tables import budget_table
+    from kdcache.study.result_tables import study_cost_table
 
-    budget, runs = study_budget(cells), list_runs(cells)
-    with_cache = budget.shared.forwards + budget.without_store
+    cost, runs = study_cost(cells), list_runs(cells)
+    with_cache = cost.shared.forwards + cost.without_store
     click.echo(f"runs: {len(runs)}, {sum(run.finished for run in runs)} of them finished")
-    click.echo(f"teacher forwards without a cache: {budget.uncached:,}")
+    click.echo(f"teacher forwards without a cache: {cost.uncached:,}")
     click.echo(f"teacher forwards with a cache per teacher: {with_cache:,}")
-    if budget.without_store:
-        click.echo(f"  by runs that cannot use a cache (features, cache off): {budget.without_store:,}")
-    click.echo(f"bytes of these caches: {file_size(budget.shared.stored_bytes)}")
-    if budget.limited != budget.shared:
-        limited = budget.limited.forwards + budget.without_store
-        click.echo(f"within --cache-limit: {limited:,} teacher forwards, {file_size(budget.limited.stored_bytes)}")
+    if cost.without_store:
+        click.echo(f"  by runs that cannot use a cache (features, cache off): {cost.without_store:,}")
+    click.echo(f"bytes of these caches: {file_size(cost.shared.stored_bytes)}")
+    if cost.limited != cost.shared:
+        limited = cost.limited.forwards + cost.without_store
+        click.echo(f"within --cache-limit: {limited:,} teacher forwards, {file_size(cost.limited.stored_bytes)}")
     if time_steps:
         from kdcache.study.timing import hours
 
         click.echo("timing each network for a second ...", err=True)
         click.echo(f"hours on this machine, one run at a time, with the cache: {hours(cells):.1f}")
-    show(budget_table(cells))
+    show(study_cost_table(cells))
     if commands:
         for run in runs:
             run.write_config()

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 import click
 
 from kdcache.cli import COMMANDS
-from kdcache.cli.options import settings
+from kdcache.cli.options import GroupedCommand, settings
 from kdcache.config import StudentConfig, TeacherConfig
-from kdcache.errors import problem
+from kdcache.errors import UsageError, problem
 
 if TYPE_CHECKING:
     from kdcache.report.progress import Reporter
@@ -18,12 +18,12 @@ __all__ = ["student_train", "teacher_load", "teacher_train"]
 TENSORBOARD = click.option(
     "--tensorboard",
     is_flag=True,
-    help="Also write every epoch's metrics for TensorBoard, into the run folder (needs kdcache[tensorboard]).",
+    help="Also write the metrics for TensorBoard into the run folder. Needs kdcache[tensorboard].",
 )
 
 
 def _reporter(tensorboard: bool) -> "Reporter":
-    """Make what tells the user of a training; of the processes of torchrun, only the first one writes."""
+    """Create the reporter of a training. Under torchrun, only the main process reports."""
     from kdcache.report.progress import Bar, Lines, terminal_reporter
 
     reporter = terminal_reporter()
@@ -34,7 +34,7 @@ def _reporter(tensorboard: bool) -> "Reporter":
     return TensorBoard(reporter)
 
 
-@click.command("teacher-train", help=COMMANDS["teacher-train"].about)
+@click.command("teacher-train", cls=GroupedCommand, help=COMMANDS["teacher-train"].about)
 @settings(TeacherConfig)
 @TENSORBOARD
 def teacher_train(config: TeacherConfig, tensorboard: bool) -> None:
@@ -42,10 +42,10 @@ def teacher_train(config: TeacherConfig, tensorboard: bool) -> None:
     from kdcache.stages import train_teacher
 
     with _reporter(tensorboard) as reporter:
-        _tell(reporter, train_teacher(config, reporter))
+        _print_result(reporter, train_teacher(config, reporter))
 
 
-@click.command("student-train", help=COMMANDS["student-train"].about)
+@click.command("student-train", cls=GroupedCommand, help=COMMANDS["student-train"].about)
 @settings(StudentConfig)
 @TENSORBOARD
 def student_train(config: StudentConfig, tensorboard: bool) -> None:
@@ -53,31 +53,39 @@ def student_train(config: StudentConfig, tensorboard: bool) -> None:
     from kdcache.stages import train_student
 
     with _reporter(tensorboard) as reporter:
-        _tell(reporter, train_student(config, reporter))
+        _print_result(reporter, train_student(config, reporter))
 
 
-def _three(context: click.Context, option: click.Parameter, text: str | None) -> tuple[float, ...] | None:
+def _parse_channels(context: click.Context, option: click.Parameter, text: str | None) -> tuple[float, ...] | None:
     if text is None:
         return None
     try:
         red, green, blue = map(float, text.split(","))
     except ValueError:
-        raise click.BadParameter(problem("", expected="three numbers such as 0.5,0.5,0.5", got=text)[2:]) from None
+        raise UsageError(problem(f"--{option.name}", expected="three numbers such as 0.5,0.5,0.5", got=text)) from None
     return red, green, blue
 
 
-@click.command("teacher-load", help=COMMANDS["teacher-load"].about)
+@click.command("teacher-load", cls=GroupedCommand, help=COMMANDS["teacher-load"].about)
 @settings(TeacherConfig, TeacherConfig.USED_WHEN_LOADING)
 @click.option(
     "--weights",
     required=True,
-    help="Checkpoint file, the word shipped, or with --model torchvision:NAME also IMAGENET1K_V1.",
+    help="Checkpoint file, 'shipped', or with --model torchvision:NAME the name of weights such as IMAGENET1K_V1.",
 )
-@click.option("--model", help="Network [what the file names, or what its tensors fit].")
+@click.option("--model", help="Network. [default: named in the file, or found by its tensors]")
 @click.option(
-    "--mean", callback=_three, help="Normalisation it was trained with, 0 to 1 [the weights' or the dataset's]."
+    "--mean",
+    metavar="FLOAT,...",
+    callback=_parse_channels,
+    help="Mean of each channel that the network was trained with, 0 to 1. [default: of the weights, or the dataset]",
 )
-@click.option("--std", callback=_three, help="Likewise, the standard deviations.")
+@click.option(
+    "--std",
+    metavar="FLOAT,...",
+    callback=_parse_channels,
+    help="Standard deviation of each channel. [default: of the weights, or the dataset]",
+)
 def teacher_load(
     config: TeacherConfig,
     weights: str,
@@ -90,14 +98,14 @@ def teacher_load(
     from kdcache.stages.teacher import load_teacher
 
     with terminal_reporter() as reporter:
-        _tell(reporter, load_teacher(weights, config, model, mean, std, reporter))
+        _print_result(reporter, load_teacher(weights, config, model, mean, std, reporter))
 
 
-def _tell(reporter: "Reporter", run: "FinishedRun") -> None:
+def _print_result(reporter: "Reporter", run: "FinishedRun") -> None:
     best = "best" if run.summary.get("best_on", "test") == "test" else "best on validation:"
     reporter.message(
         "{kind} {model}: top-1 {last_top1:.2f} % ({best} {best_top1:.2f} % at epoch {best_epoch}), "
-        "teacher asked {teacher_forwards} questions, {cache_hits} answered from the store, "
+        "{teacher_forwards} teacher forwards, {cache_hits} cache hits, "
         "{seconds:.0f} s".format(best=best, **run.summary)
     )
     reporter.message(f"run: {run.path}")

@@ -1,35 +1,35 @@
-"""From arrays as files hold them to the one form in which kdcache trains on images."""
+"""Conversion of arrays of images to the format that kdcache trains on."""
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from kdcache.datasets import Split
-from kdcache.datasets.cards import Card
+from kdcache.cards import Card
+from kdcache.datasets.split import Split
 from kdcache.errors import UsageError, problem
 
 __all__ = ["check_labels", "make_split"]
 
 
 def make_split(where: object, card: Card, images: np.ndarray, labels: np.ndarray) -> Split:
-    """Check arrays against the dataset's card and make a split of them.
+    """Check arrays against the card of their dataset, and make a split of them.
 
     Parameters
     ----------
     where : object
-        What holds the arrays, for the messages.
+        The file of the arrays, for the messages.
     card : Card
-        Of a dataset whose number of classes is known.
+        Its number of classes is known.
     images : ndarray
-        (N, H, W, C) uint8 with one or three channels. One is repeated to three; what `card.image_size` has more than
-        H and W is filled with zeros, half on each side.
+        (N, H, W, C) uint8 with one or three channels. One channel is repeated to three. Images smaller than
+        `card.image_size` are zero-padded, by the same amount on opposite sides.
     labels : ndarray
         (N,) integers from 0 to `card.classes` - 1.
 
     Raises
     ------
     UsageError
-        If the arrays are anything else.
+        If the arrays have another dtype, shape, or range.
     """
     size = card.image_size
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or not len(images):
@@ -39,7 +39,7 @@ def make_split(where: object, card: Card, images: np.ndarray, labels: np.ndarray
     height, width = images.shape[1:3]
     if max(height, width) > size or (size - height) % 2 or (size - width) % 2:
         raise UsageError(
-            problem(f"images of {where}", expected=f"{size}x{size} or evenly less", got=f"{height}x{width}")
+            problem(f"images of {where}", expected=f"{size}x{size}, or less by an even number", got=f"{height}x{width}")
         )
     check_labels(where, card, labels, len(images))
     rows, columns = (size - height) // 2, (size - width) // 2
@@ -49,7 +49,7 @@ def make_split(where: object, card: Card, images: np.ndarray, labels: np.ndarray
 
 
 def check_labels(where: object, card: Card, labels: np.ndarray, count: int) -> None:
-    """Refuse labels that are not as many as there are images, or no classes of a card."""
+    """Raise `UsageError` unless there is one integer label per image, within the classes of a card."""
     classes = card.classes or 0
     if labels.dtype.kind not in "iu" or labels.shape != (count,):
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Looking at a dataset: what there is, and whether it is whole."""
+"""Checking a dataset: whether it is complete and all its images can be decoded."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,100 +6,101 @@ from pathlib import Path
 
 import numpy as np
 
-from kdcache import datasets
 from kdcache.choices import HDF5_PREFIX
-from kdcache.datasets import Dataset, Split
 from kdcache.datasets.manifest import Manifest
 from kdcache.datasets.packed import stated_fingerprints
 from kdcache.datasets.pictures import decode
-from kdcache.errors import UsageError
+from kdcache.datasets.reading import read
+from kdcache.datasets.split import Dataset, Split
+from kdcache.errors import UsageError, problem
 
-__all__ = ["Report", "check", "known"]
+__all__ = ["Report", "check", "hash_images"]
 
-Tell = Callable[[int, int], None]
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Report:
-    """What came of checking a dataset.
+    """The result of checking a dataset.
 
     Attributes
     ----------
     data : Dataset
     problems : list of str
-        A line for each: pictures that do not decode or changed unnoticed, counts and fingerprints that are others.
+        One line each: images that cannot be decoded or changed unnoticed, wrong counts and fingerprints.
     """
 
     data: Dataset
     problems: list[str]
 
 
-def check(name: str, tell: Tell = lambda done, total: None, workers: int | None = None, **where: object) -> Report:
-    """Hash and decode everything again, whatever the manifest says, and compare it with what is known of the dataset.
+def check(
+    name: str, progress: Progress = lambda done, total: None, workers: int | None = None, **place: object
+) -> Report:
+    """Hash and decode every image again, and compare the dataset with what is known of it.
 
     Parameters
     ----------
     name : str
-    tell : callable
-        Hears how many of how many pictures of a part were looked at.
+    progress : callable
+        Called with the number of images of a split that are checked, and their total.
     workers : int, optional
-    **where
-        See `kdcache.datasets.read`.
+    **place
+        ``root`` and ``image_size``, see `kdcache.datasets.read`.
     """
-    data = datasets.read(name, workers=workers, **where)  # type: ignore[arg-type]
+    data = read(name, workers=workers, **place)  # type: ignore[arg-type]
     splits = {"train": data.train, "test": data.test}
-    problems = [line for part, split in splits.items() for line in _look_at(part, split, tell)]
+    problems = [line for split in splits.values() for line in _check_split(split, progress)]
     for (part, split), count in zip(splits.items(), data.card.counts or (), strict=False):
         if len(split) != count:
-            problems.append(f"{part}: allowed {count} images as in the whole {data.card.name}, given {len(split)}")
-    if name.startswith(HDF5_PREFIX) and where.get("image_size") is None:
+            expected = f"the {count} of the complete dataset"
+            problems.append(problem(f"images of {part}", expected=expected, got=len(split)))
+    if name.startswith(HDF5_PREFIX) and place.get("image_size") is None:
         stated = stated_fingerprints(Path(name.removeprefix(HDF5_PREFIX)).expanduser())
         for part, split in splits.items():
             if stated[part] not in (None, split.fingerprint):
-                problems.append(f"fingerprint of {part}: allowed {stated[part]}, given {split.fingerprint}")
+                problems.append(problem(f"fingerprint of {part}", expected=stated[part], got=split.fingerprint))
     return Report(data, problems)
 
 
-def known(data: Dataset, tell: Tell = lambda done, total: None, decodes: bool = False) -> list[str]:
-    """Hash every picture that was not hashed yet, or try it too; name those that are known not to decode.
+def hash_images(data: Dataset, progress: Progress = lambda done, total: None, decode_all: bool = False) -> list[str]:
+    """Hash every image file that was not hashed before, and list those that are known to be bad.
 
     Parameters
     ----------
     data : Dataset
-    tell : callable
-        Hears how many of how many pictures of a part were looked at.
-    decodes : bool
-        Whether to try them.
+    progress : callable
+        Called with the number of images of a split that are done, and their total.
+    decode_all : bool
+        Whether to decode the images too, which finds all bad ones.
 
     Returns
     -------
     list of str
-        A line for each that cannot be read.
+        A message for each image that cannot be decoded.
     """
     lines: list[str] = []
     for split in (data.train, data.test):
         if split.pictures is not None:
-            manifest = Manifest.of(split.pictures.source)
-            manifest.know(split.pictures.workers, decodes=decodes, tell=tell)
-            lines += _named(split, manifest.bad)
+            manifest = Manifest.load(split.pictures.source)
+            manifest.update(split.pictures.workers, decode_all=decode_all, progress=progress)
+            lines += _decoding_problems(split, manifest.bad)
     return lines
 
 
-def _look_at(part: str, split: Split, tell: Tell) -> list[str]:
+def _check_split(split: Split, progress: Progress) -> list[str]:
     if split.pictures is None:
-        return []  # reading it has checked it
-    manifest = Manifest.of(split.pictures.source)
+        return []  # reading it was the check
+    source, manifest = split.pictures.source, Manifest.load(split.pictures.source)
     before, known = manifest.digests.copy(), manifest.hashed.copy()
-    manifest.know(split.pictures.workers, decodes=True, again=True, tell=tell)
+    manifest.update(split.pictures.workers, decode_all=True, again=True, progress=progress)
     changed = np.flatnonzero(known & (manifest.digests != before).any(1))
-    source = split.pictures.source
-    return _named(split, manifest.bad) + [
-        f"{source.name(picture)} has other bytes than before, of the same size and time" for picture in changed.tolist()
+    return _decoding_problems(split, manifest.bad) + [
+        f"{source.name(picture)} changed, but neither its size nor its time did" for picture in changed.tolist()
     ]
 
 
-def _named(split: Split, pictures: np.ndarray) -> list[str]:
-    """Say of each picture why it cannot be read."""
+def _decoding_problems(split: Split, pictures: np.ndarray) -> list[str]:
     assert split.pictures is not None
     source, lines = split.pictures.source, []
     for picture in pictures.tolist():

@@ -1,4 +1,4 @@
-"""Downloading the datasets whose terms allow it."""
+"""Downloading the datasets whose license allows it."""
 
 import gzip
 import hashlib
@@ -13,26 +13,26 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
-from kdcache.datasets.cards import CARDS
+from kdcache.cards import CARDS
 from kdcache.errors import KdcacheError, UsageError, first_line, problem
 from kdcache.files import rename_durably, write_folder_atomically
 
 __all__ = ["ARCHIVES", "BY_HAND", "Archive", "fetch"]
 
-PIECE = 2**18
+BLOCK_BYTES = 2**18
 
-Tell = Callable[[str, int, int], None]
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A file to fetch.
+    """A file to download.
 
     Parameters
     ----------
     url : str
     md5 : str
-        As its publisher, or torchvision, states it.
+        As stated by its publisher, or by torchvision.
     """
 
     url: str
@@ -53,121 +53,122 @@ ARCHIVES = {
     "cifar100": (Archive(f"{_TORONTO}/cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85"),),
     "tiny-imagenet": (Archive(CARDS["tiny-imagenet"].source, "90528d7ca1a48142e341f4ef8d21d0de"),),
 }
-"""What is fetched of each dataset; unpacked, it is the first folder that its card names."""
+"""The files of each dataset. Unpacked, they become the first folder that its card names."""
 
 BY_HAND = {
-    "imagenet": "image-net.org gives the pictures to those who agree to its terms. Sign in there and get "
-    "ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz. Unpack the first into "
-    "{root}/imagenet/train, and in there each nXXXXXXXX.tar into a folder nXXXXXXXX; the second into "
-    "{root}/imagenet/val; the third into {root}/imagenet (not needed if val has a folder for each class)."
+    "imagenet": "Sign in at image-net.org, agree to its terms, and download ILSVRC2012_img_train.tar, "
+    "ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz. Unpack the first into {root}/imagenet/train, and there "
+    "each nXXXXXXXX.tar into a folder nXXXXXXXX; the second into {root}/imagenet/val; the third into {root}/imagenet "
+    "(not needed if val has a folder for each class)."
 }
+"""How to get the datasets that cannot be downloaded."""
 
 
-def fetch(name: str, root: Path, tell: Tell = lambda file, done, total: None) -> Path | None:
-    """Fetch a dataset into the data root, if it is not there, and unpack it.
+def fetch(name: str, root: Path, progress: Progress = lambda file, done, total: None) -> Path | None:
+    """Download a dataset into the data root and unpack it, unless it is there already.
 
     Parameters
     ----------
     name : str
     root : Path
-    tell : callable
-        Hears how many of how many bytes of a file are there.
+    progress : callable
+        Called with the name of a file, the number of its bytes downloaded, and their total.
 
     Returns
     -------
     Path or None
-        The folder of the dataset; ``None`` for one that ships with kdcache or is the user's own.
+        The folder of the dataset; ``None`` for the one that ships with kdcache, and for the user's own.
 
     Raises
     ------
     UsageError
-        If its terms do not allow it; the message says what to do by hand.
+        If its license does not allow it. The message says how to get it.
     KdcacheError
-        If a file cannot be fetched, or is not the one that was published. What came of it is kept, and a further call
-        goes on there.
+        If a download fails, or its hash is wrong. A partial download is kept, and a later call resumes it.
     """
     card = CARDS.get(name)
     if card is None or not card.folders:
         return None
-    for there in (root / folder for folder in card.folders):
-        if there.is_dir():
-            return there
+    for existing in (root / folder for folder in card.folders):
+        if existing.is_dir():
+            return existing
     if name in BY_HAND:
-        raise UsageError(problem(f"{name} cannot be fetched", expected=f"by hand: {BY_HAND[name].format(root=root)}"))
+        raise UsageError(problem(f"{name} cannot be downloaded by kdcache", remedy=BY_HAND[name].format(root=root)))
     folder = root / card.folders[0]
     downloads = root / "downloads"
     downloads.mkdir(parents=True, exist_ok=True)
-    files = [_download(archive, downloads, tell) for archive in ARCHIVES[name]]
+    files = [_download(archive, downloads, progress) for archive in ARCHIVES[name]]
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         write_folder_atomically(folder, lambda temporary: _unpack(files, folder.name, temporary))
     except (OSError, tarfile.TarError, zipfile.BadZipFile) as error:
-        raise KdcacheError(problem(f"cannot unpack {name} into {folder}", got=first_line(error))) from error
+        raise KdcacheError(problem(f"could not unpack {name} into {folder}", got=first_line(error))) from error
     for file in files:
         file.unlink()
     return folder
 
 
-def _download(archive: Archive, folder: Path, tell: Tell) -> Path:
-    """Fetch a file, going on where an earlier try ended; it gets its name when its hash is right."""
+def _download(archive: Archive, folder: Path, progress: Progress) -> Path:
+    """Download a file, resuming an earlier attempt. It gets its name when its hash is verified."""
     path = folder / archive.url.rsplit("/", 1)[1]
     if path.is_file():
         return path
     part = path.with_name(f"{path.name}.part")
     try:
-        _append(archive.url, part, lambda done, total: tell(path.name, done, total))
+        _append(archive.url, part, lambda done, total: progress(path.name, done, total))
     except (OSError, HTTPException, ValueError) as error:
-        raise KdcacheError(problem(f"cannot fetch {archive.url} into {folder}", got=first_line(error))) from error
-    found = hashlib.md5(usedforsecurity=False)
+        what = f"could not download {archive.url} into {folder}"
+        raise KdcacheError(problem(what, got=first_line(error))) from error
+    md5 = hashlib.md5(usedforsecurity=False)
     with part.open("rb") as file:
-        while piece := file.read(PIECE):
-            found.update(piece)
-    if found.hexdigest() != archive.md5:
+        while block := file.read(BLOCK_BYTES):
+            md5.update(block)
+    if md5.hexdigest() != archive.md5:
         part.unlink()
-        raise KdcacheError(problem(f"MD5 of {archive.url}", expected=archive.md5, got=found.hexdigest()))
+        raise KdcacheError(problem(f"MD5 of {archive.url}", expected=archive.md5, got=md5.hexdigest()))
     rename_durably(part, path)
     return path
 
 
-def _append(url: str, part: Path, tell: Callable[[int, int], None]) -> None:
-    """Fetch what is missing of a file."""
-    there = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={there}-"} if there else {})
+def _append(url: str, part: Path, progress: Callable[[int, int], None]) -> None:
+    """Download the missing bytes of a file."""
+    done = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
     try:
-        answer = urllib.request.urlopen(request, timeout=60)
+        response = urllib.request.urlopen(request, timeout=60)
     except urllib.error.HTTPError as error:
-        if there and error.code == 416:  # nothing is missing
+        if done and error.code == 416:  # the file is complete
             return
         raise
-    with answer:
-        if answer.status != 206:  # this server begins anew
-            there = 0
-        total = there + int(answer.headers.get("Content-Length") or 0)
-        with part.open("ab" if there else "wb") as file:
-            while piece := answer.read(PIECE):
-                file.write(piece)
-                there += len(piece)
-                tell(there, total)
-    if total > there:
-        raise ValueError(f"the connection ended after {there} of {total} bytes; try again to go on there")
+    with response:
+        if response.status != 206:  # the server sends the whole file
+            done = 0
+        total = done + int(response.headers.get("Content-Length") or 0)
+        with part.open("ab" if done else "wb") as file:
+            while block := response.read(BLOCK_BYTES):
+                file.write(block)
+                done += len(block)
+                progress(done, total)
+    if total > done:
+        raise ValueError(f"the connection ended after {done} of {total} bytes; run the command again to resume")
 
 
 def _unpack(files: list[Path], name: str, target: Path) -> None:
-    """Unpack archives so that `target` is what they call `name`."""
-    beside = target.with_name(f"{target.name}.all")
+    """Unpack archives; `target` becomes the folder that they call `name`."""
+    unpacked = target.with_name(f"{target.name}.all")
     try:
-        beside.mkdir()
+        unpacked.mkdir()
         for file in files:
             if file.name.endswith(".tar.gz"):
                 with tarfile.open(file) as tar:
-                    tar.extractall(beside, filter="data")
+                    tar.extractall(unpacked, filter="data")
             elif file.suffix == ".zip":
                 with zipfile.ZipFile(file) as archive:
-                    archive.extractall(beside)
+                    archive.extractall(unpacked)
             else:
-                (beside / name).mkdir(exist_ok=True)
-                with gzip.open(file) as packed, (beside / name / file.stem).open("wb") as plain:
+                (unpacked / name).mkdir(exist_ok=True)
+                with gzip.open(file) as packed, (unpacked / name / file.stem).open("wb") as plain:
                     shutil.copyfileobj(packed, plain)
-        os.replace(beside / name, target)
+        os.replace(unpacked / name, target)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(unpacked, ignore_errors=True)

@@ -1,53 +1,53 @@
-"""A dataset of the user's own: a folder of picture files for each class."""
+"""A dataset of the user's own: a folder of image files for each class."""
 
 from dataclasses import replace
 from pathlib import Path
 
+from kdcache.cards import Card
 from kdcache.choices import FOLDER_PREFIX
-from kdcache.datasets import Dataset
-from kdcache.datasets.cards import Card
-from kdcache.datasets.listing import class_folders, comma_list, pictures_by_class
-from kdcache.errors import UsageError, problem
+from kdcache.datasets.listing import MAX_NAMES_LISTED, class_folders, pictures_by_class
+from kdcache.datasets.split import Dataset
+from kdcache.errors import UsageError, abbreviated, problem
 
 __all__ = ["load", "read_parts"]
 
-TESTS = ("val", "test")
+TEST_FOLDERS = ("val", "test")
 
 
 def load(card: Card, root: Path, workers: int) -> Dataset:
-    """List the pictures of a folder; `root` is not needed.
+    """List the images of a folder; `root` is not used.
 
     Parameters
     ----------
     card : Card
-        Its name is ``folder:PATH``. PATH holds ``train`` and ``val``, or else ``test``; each holds a folder for each
-        class, named alike in both. The classes are numbered in the order of their names.
+        Its name is ``folder:PATH``. PATH contains ``train`` and ``val`` (or ``test``), each with the same folders, one
+        for each class. The classes are numbered in alphabetical order.
 
     Raises
     ------
     UsageError
-        If a folder is missing or empty, or the classes differ or are fewer than two.
+        If a folder is missing or empty, the classes differ, or there are fewer than two.
     """
     path = Path(card.name.removeprefix(FOLDER_PREFIX)).expanduser()
     if not path.is_dir():
-        raise UsageError(problem(f"dataset folder {path}", expected="an existing folder", got="none"))
+        raise UsageError(problem(f"dataset folder {path} does not exist"))
     return read_parts(path, card, workers)
 
 
 def read_parts(path: Path, card: Card, workers: int) -> Dataset:
-    """List the pictures of ``train`` and ``val`` (or ``test``), whose classes have the names of their folders."""
+    """List the images of ``train`` and ``val`` (or ``test``). Classes are named after their folders."""
     train = path / "train"
-    test = next((path / name for name in TESTS if (path / name).is_dir()), None)
+    test = next((path / name for name in TEST_FOLDERS if (path / name).is_dir()), None)
     if not train.is_dir() or test is None:
-        present = comma_list(entry.name for entry in path.iterdir() if entry.is_dir())
+        present = abbreviated((entry.name for entry in path.iterdir() if entry.is_dir()), MAX_NAMES_LISTED)
         raise UsageError(
-            problem(f"folders of {path}", expected=f"train and {' or '.join(TESTS)}", got=present or "none")
+            problem(f"folders of {path}", expected=f"train and {' or '.join(TEST_FOLDERS)}", got=present or "none")
         )
     classes, test_classes = class_folders(train), class_folders(test)
     if odd := set(classes) ^ set(test_classes):
-        allowed = f"the same in train and {test.name}"
-        raise UsageError(problem(f"classes of {path}", expected=allowed, got=f"only in one: {comma_list(odd)}"))
+        expected, only = f"the same in train and {test.name}", abbreviated(odd, MAX_NAMES_LISTED)
+        raise UsageError(problem(f"class folders of {path}", expected=expected, got=f"only in one of them: {only}"))
     if len(classes) < 2:
-        raise UsageError(problem(f"classes of {train}", expected="2 folders or more", got=len(classes)))
+        raise UsageError(problem(f"class folders of {train}", expected="at least 2", got=len(classes)))
     listings = [pictures_by_class(part, classes, card, workers) for part in (train, test)]
     return Dataset(replace(card, classes=len(classes)), tuple(classes), train=listings[0], test=listings[1])

@@ -1,4 +1,4 @@
-"""ImageNet (ILSVRC 2012) in the layouts that people have it in."""
+"""ImageNet (ILSVRC 2012) in its usual layouts."""
 
 import os
 import re
@@ -7,18 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
-from kdcache.datasets import Dataset, Split
-from kdcache.datasets.cards import Card
+from kdcache.cards import Card
 from kdcache.datasets.folder import read_parts
 from kdcache.datasets.listing import (
     class_folders,
     class_names,
     distinct_names,
+    find_folder,
     picture_split,
     pictures_by_class,
-    unpacked,
 )
 from kdcache.datasets.pictures import Files
+from kdcache.datasets.split import Dataset
 from kdcache.errors import UsageError, problem
 
 __all__ = ["load"]
@@ -30,24 +30,24 @@ FLAT = re.compile(r"ILSVRC2012_val_(\d{8})\.jpe?g", re.IGNORECASE)
 
 
 def load(card: Card, root: Path, workers: int) -> Dataset:
-    """List the pictures of ImageNet, or of a part of it.
+    """List the images of ImageNet, or of a part of it.
 
     Parameters
     ----------
     card : Card
     root : Path
-        Holds ``imagenet`` or is it. There are ``train/<wnid>`` and either ``val/<wnid>`` or ``val`` with all pictures
-        in it; the latter need the development kit, unpacked beside them: its ground truth, and ``meta.mat``, which says
-        which class its numbers mean. Classes are numbered in the order of their folders, as torchvision's weights have
-        it, and named by the kit, a list of words, or torchvision's.
+        The folder ``imagenet``, or one that contains it. It has ``train/<wnid>`` and either ``val/<wnid>``, or ``val``
+        with all images. The latter needs the development kit beside it: its ground truth, and ``meta.mat``, which maps
+        its numbers to classes. Classes are numbered in alphabetical order of their folders, as in torchvision's
+        weights, and named by the kit, a word list, or torchvision.
     workers : int
 
     Raises
     ------
     UsageError
-        If something is missing or does not fit.
+        If something is missing or inconsistent.
     """
-    path = unpacked(root, card, "train", "says how to get")
+    path = find_folder(root, card, "train")
     validation = path / "val"
     flat = _flat_pictures(validation) if validation.is_dir() and not class_folders(validation) else []
     data = _with_flat_validation(path, flat, card, workers) if flat else read_parts(path, card, workers)
@@ -64,21 +64,22 @@ def _with_flat_validation(path: Path, flat: list[tuple[int, str]], card: Card, w
     classes = class_folders(path / "train")
     kit = _kit(path)
     if kit is None:
-        needed = f"{TRUTH} and {META} in {path / DEVKIT[2]}, or a folder of val for each class"
-        raise UsageError(problem(f"labels of the flat {path / 'val'}", expected=needed, got="none"))
+        what = f"{path / 'val'} has no labels"
+        remedy = f"Put {TRUTH} and {META} into {path / DEVKIT[2]}, or sort the images into a folder for each class."
+        raise UsageError(problem(what, remedy=remedy))
     truth = [int(line) for line in (kit / TRUTH).read_text("utf-8").split()]
     if flat[-1][0] > len(truth):
-        allowed = f"a line for each picture, up to {flat[-1][1]}"
-        raise UsageError(problem(str(kit / TRUTH), expected=allowed, got=f"{len(truth)} lines"))
+        expected = f"a line for each image, up to {flat[-1][1]}"
+        raise UsageError(problem(str(kit / TRUTH), expected=expected, got=f"{len(truth)} lines"))
     wnids = {number: wnid for number, (wnid, _) in _synsets(kit).items()}
     numbered = {wnid: label for label, wnid in enumerate(classes)}
     of_classes = [wnids.get(truth[number - 1], "") for number, _ in flat]
-    if strange := set(of_classes) - numbered.keys():
+    if unknown := set(of_classes) - numbered.keys():
         raise UsageError(
-            problem(f"classes of {path / 'val'}", expected=f"those of {path / 'train'}", got=", ".join(sorted(strange)))
+            problem(f"classes of {path / 'val'}", expected=f"those of {path / 'train'}", got=", ".join(sorted(unknown)))
         )
     labels = np.array([numbered[wnid] for wnid in of_classes])
-    test: Split = picture_split(Files.of(path / "val", (os.fsencode(name) for _, name in flat)), labels, card, workers)
+    test = picture_split(Files.of(path / "val", (os.fsencode(name) for _, name in flat)), labels, card, workers)
     train = pictures_by_class(path / "train", classes, card, workers)
     return Dataset(replace(card, classes=len(classes)), tuple(classes), train, test)
 
@@ -89,14 +90,14 @@ def _kit(path: Path) -> Path | None:
 
 
 def _synsets(kit: Path) -> dict[int, tuple[str, str]]:
-    """Read the classes of the development kit: WordNet ID and words, by the kit's number."""
-    from scipy.io import loadmat  # takes half a second
+    """Read the classes of the development kit: WordNet ID and synonyms, by number."""
+    from scipy.io import loadmat  # takes half a second to import
 
     try:
         rows = loadmat(kit / META, squeeze_me=True)["synsets"]
         return {int(row["ILSVRC2012_ID"]): (str(row["WNID"]), str(row["words"])) for row in rows}
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise UsageError(problem(f"cannot read {kit / META}", expected="the kit's own file", got=error)) from error
+        raise UsageError(problem(f"could not read {kit / META}", expected="the file of the kit", got=error)) from error
 
 
 def _names(path: Path, folders: tuple[str, ...]) -> tuple[str, ...]:
@@ -108,7 +109,7 @@ def _names(path: Path, folders: tuple[str, ...]) -> tuple[str, ...]:
             words = {wnid: text.split(",")[0] for wnid, text in _synsets(kit).values()}
             return distinct_names(folders, [words.get(name, name) for name in folders])
         except UsageError:
-            return folders  # names are no reason to stop
+            return folders  # training does not need the names
     if len(folders) == 1000 and (folders[0], folders[-1]) == ("n01440764", "n15075141"):
         from torchvision.models import ResNet18_Weights
 

@@ -1,8 +1,8 @@
-"""What is known of the pictures of a source, so that none is hashed or tried twice.
+"""The hashes of encoded images, and whether they can be decoded: kept, so that each is computed once.
 
-A manifest is a file in the user's cache folder (``$XDG_CACHE_HOME/kdcache``, or ``~/.cache/kdcache``). For each picture
-it holds the SHA-256 of its bytes, and whether it decodes. It counts for the files whose path, size and time of change
-are as they were.
+A manifest is a file in the user's cache folder (``$XDG_CACHE_HOME/kdcache``, or ``~/.cache/kdcache``). For each image
+it holds the SHA-256 of its bytes, and whether it can be decoded. An entry is valid as long as the path, the size and
+the modification time of its file are the same.
 """
 
 import hashlib
@@ -22,33 +22,29 @@ from kdcache.files import write_atomically
 
 __all__ = ["Manifest"]
 
-UNSEEN, DECODES, BAD = range(3)
+UNKNOWN, GOOD, BAD = range(3)
 
 BLOCK = 512
-"""Pictures that a worker looks at in one go."""
+"""Images that a worker hashes per request."""
 
-Tell = Callable[[int, int], None]
-
-
-def _silent(done: int, total: int) -> None:
-    pass
+Progress = Callable[[int, int], None]
 
 
 @dataclass(eq=False)
 class Manifest:
-    """What is known of each picture.
+    """The known hashes and states of the images of a source.
 
     Parameters
     ----------
     source : Source
     stamps : ndarray of int64, shape (files, 2)
-        Of the files as they are now.
+        Size and modification time of the files, now.
     digests : ndarray of uint8, shape (N, 32)
-        SHA-256 of each picture.
+        SHA-256 of each image.
     hashed : ndarray of bool, shape (N,)
-        Which of these are known.
+        Which of the digests are known.
     state : ndarray of uint8, shape (N,)
-        0 where it was not tried, 1 for a picture that decodes, 2 for one that does not.
+        `UNKNOWN`, `GOOD`, or `BAD` for an image that cannot be decoded.
     """
 
     source: Source
@@ -58,58 +54,65 @@ class Manifest:
     state: np.ndarray
 
     @classmethod
-    def of(cls, source: Source) -> "Manifest":
-        """Read what is known of a source."""
+    def load(cls, source: Source) -> "Manifest":
+        """Read the manifest of a source; what is not known or no longer valid is left empty."""
         count = len(source)
-        made = cls(
+        manifest = cls(
             source, source.stamps(), np.zeros((count, 32), np.uint8), np.zeros(count, bool), np.zeros(count, np.uint8)
         )
         try:
-            with np.load(_file(source), allow_pickle=False) as kept:
-                if kept["listing"].tobytes() != source.listing():
-                    return made
-                same = np.broadcast_to((kept["stamps"] == made.stamps).all(1), count)
-                made.digests[same], made.hashed[same] = kept["digests"][same], kept["hashed"][same]
-                made.state[same] = kept["state"][same]
+            with np.load(_file(source), allow_pickle=False) as stored:
+                if stored["listing"].tobytes() != source.listing():
+                    return manifest
+                same = np.broadcast_to((stored["stamps"] == manifest.stamps).all(1), count)
+                manifest.digests[same], manifest.hashed[same] = stored["digests"][same], stored["hashed"][same]
+                manifest.state[same] = stored["state"][same]
         except (OSError, ValueError, KeyError, EOFError, BadZipFile):
-            pass  # there is none, or it is damaged: everything is looked at again
-        return made
+            pass  # missing or damaged: everything is hashed again
+        return manifest
 
-    def know(self, workers: int, *, decodes: bool = False, again: bool = False, tell: Tell = _silent) -> None:
-        """Look at the pictures of which something is not known, and keep what is found.
+    def update(
+        self,
+        workers: int,
+        *,
+        decode_all: bool = False,
+        again: bool = False,
+        progress: Progress = lambda done, total: None,
+    ) -> None:
+        """Hash the images whose hash is not known, and save the manifest.
 
         Parameters
         ----------
         workers : int
-            Processes that do so.
-        decodes : bool
-            Whether it matters that they decode.
+            Number of processes.
+        decode_all : bool
+            Whether to decode the images whose state is unknown, too.
         again : bool
-            Whether to look at those that are known too.
-        tell : callable
-            Hears how many of how many pictures were looked at.
+            Whether to hash and decode known images again.
+        progress : callable
+            Called with the number of images that are done, and their total.
         """
-        missing = ~self.hashed | (decodes & (self.state == UNSEEN)) | again
+        missing = ~self.hashed | (decode_all & (self.state == UNKNOWN)) | again
         rows = np.flatnonzero(missing)
         blocks = np.split(rows, range(BLOCK, len(rows), BLOCK)) if len(rows) else []
         few = len(blocks) <= 1  # starting workers would take longer
-        look = partial(_look, self.source, decodes)
+        found = prefetch_map(partial(_hash_block, self.source, decode_all), blocks, 0 if few else workers)
         done = 0
-        for block, (digests, state) in zip(blocks, prefetch_map(look, blocks, 0 if few else workers), strict=True):
+        for block, (digests, state) in zip(blocks, found, strict=True):
             self.digests[block], self.hashed[block] = digests, True
-            if decodes:
+            if decode_all:
                 self.state[block] = state
             done += len(block)
-            tell(done, len(rows))
+            progress(done, len(rows))
         if len(rows):
-            self._keep()
+            self._save()
 
     @property
     def bad(self) -> np.ndarray:
-        """Pictures that do not decode, of those that were tried."""
+        """Indices of the images that cannot be decoded, as far as they are known."""
         return np.flatnonzero(self.state == BAD)
 
-    def _keep(self) -> None:
+    def _save(self) -> None:
         path = _file(self.source)
         listing = np.frombuffer(self.source.listing(), np.uint8)
 
@@ -128,18 +131,18 @@ class Manifest:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, write)
         except OSError:
-            pass  # it is looked at again the next time
+            pass  # everything is hashed again the next time
 
 
-def _look(source: Source, decodes: bool, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _hash_block(source: Source, decode_all: bool, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     digests, state = np.empty((len(rows), 32), np.uint8), np.zeros(len(rows), np.uint8)
     for place, picture in enumerate(rows.tolist()):
         data = source.read(picture)
         digests[place] = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
-        if decodes:
+        if decode_all:
             try:
                 decode(data, "")
-                state[place] = DECODES
+                state[place] = GOOD
             except UsageError:
                 state[place] = BAD
     return digests, state

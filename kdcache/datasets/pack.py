@@ -1,4 +1,4 @@
-"""Writing a dataset into one file, whole or not at all, and going on where a run before was killed."""
+"""Packing a dataset into one HDF5 file: atomic, and resumed where an earlier call was interrupted."""
 
 import hashlib
 import os
@@ -9,33 +9,33 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
-from kdcache.datasets import Dataset, Split
 from kdcache.datasets.manifest import Manifest
-from kdcache.datasets.packed import FORMAT, VERSION, card_facts
+from kdcache.datasets.packed import FORMAT, VERSION, card_to_json
+from kdcache.datasets.split import Dataset, Split
 from kdcache.errors import KdcacheError, UsageError, problem
 from kdcache.files import rename_durably, write_atomically
 
-__all__ = ["draft_of", "pack"]
+__all__ = ["draft_path", "pack"]
 
 SYNC_BYTES = 64 * 2**20
-"""Bytes after which what was written is put on the disk and counted as done."""
+"""Bytes after which the draft is synced to the disk and its progress is recorded."""
 
-Tell = Callable[[int, int], None]
+Progress = Callable[[int, int], None]
 
 
 class _Payload(NamedTuple):
-    """The bytes of a split's images, one behind the other.
+    """The concatenated bytes of the images of a split.
 
     Attributes
     ----------
     array : str
-        Name of the array that holds them.
+        Name of their array in the file.
     shape : tuple of int
-        Of that array.
+        Shape of the array.
     ends : ndarray of int64, shape (N,)
-        Byte at which each image ends.
+        Offset at which each image ends.
     read : callable
-        The bytes of an image.
+        Returns the bytes of an image.
     """
 
     array: str
@@ -44,41 +44,41 @@ class _Payload(NamedTuple):
     read: Callable[[int], bytes]
 
 
-def draft_of(path: Path) -> Path:
-    """Name the file in which a pack is prepared."""
+def draft_path(path: Path) -> Path:
+    """Path of the draft of a packed file."""
     return path.with_name(f".{path.name}.packing")
 
 
-def pack(data: Dataset, path: Path, tell: Tell = lambda done, total: None) -> None:
-    """Write a dataset into a file that ``hdf5:FILE`` reads: the same images, labels, names and fingerprints.
+def pack(data: Dataset, path: Path, progress: Progress = lambda done, total: None) -> None:
+    """Pack a dataset into a file for ``hdf5:FILE``, with the same images, labels, class names and fingerprints.
 
-    The draft beside it has its full size from the start, and says how far it has come. A later call for the same
-    content goes on there.
+    The draft beside it has its full size from the start, and records how much is written. A later call for the same
+    content resumes it.
 
     Parameters
     ----------
     data : Dataset
-        As `kdcache.datasets.read` gives it. All pictures have been tried and decode.
+        As `kdcache.datasets.read` returns it, without bad images.
     path : Path
-        The file to make or to replace.
-    tell : callable
-        Hears how many of how many bytes are written.
+        File to create or replace.
+    progress : callable
+        Called with the number of bytes written, and their total.
 
     Raises
     ------
     UsageError
         If the folder of the file does not exist.
     KdcacheError
-        If a picture changes meanwhile.
+        If an image file changes meanwhile.
     """
     if not path.parent.is_dir():
-        raise UsageError(problem(f"cannot write {path}", expected="a folder that exists", got=path.parent))
-    draft, splits = draft_of(path), {"train": data.train, "test": data.test}
+        raise UsageError(problem(f"could not write {path}: folder {path.parent} does not exist"))
+    draft, splits = draft_path(path), {"train": data.train, "test": data.test}
     payloads = {part: _payload(split) for part, split in splits.items()}
-    content = [card_facts(data.card), *data.class_names, *(split.fingerprint for split in splits.values())]
-    mark = hashlib.sha256("\n".join(content).encode()).hexdigest()
-    if _mark_of(draft) != mark:
-        write_atomically(draft, lambda temporary: _lay_out(temporary, data, payloads, mark))
+    content = [card_to_json(data.card), *data.class_names, *(split.fingerprint for split in splits.values())]
+    identity = hashlib.sha256("\n".join(content).encode()).hexdigest()
+    if _identity_of(draft) != identity:
+        write_atomically(draft, lambda temporary: _create_draft(temporary, data, payloads, identity))
     with h5py.File(draft) as file:
         places = {part: file[part][payload.array].id.get_offset() for part, payload in payloads.items()}
         counters = file["written"].id.get_offset()
@@ -88,13 +88,13 @@ def pack(data: Dataset, path: Path, tell: Tell = lambda done, total: None) -> No
         for number, (part, payload) in enumerate(payloads.items()):
             for done in _copy(target.fileno(), places[part], payload, written[number]):
                 os.pwrite(target.fileno(), done.to_bytes(8, "little"), counters + 8 * number)
-                tell(before + int(payload.ends[done - 1]), total)
+                progress(before + int(payload.ends[done - 1]), total)
             before += int(payload.ends[-1])
     rename_durably(draft, path)
 
 
 def _copy(descriptor: int, place: int, payload: _Payload, done: int) -> Iterator[int]:
-    """Write the images from one on, and say of how many the bytes are safely on the disk."""
+    """Write the images from index `done` on, and yield how many are safely on the disk."""
     synced = int(payload.ends[done - 1]) if done else 0
     for image in range(done, len(payload.ends)):
         data, start = payload.read(image), int(payload.ends[image - 1]) if image else 0
@@ -115,26 +115,28 @@ def _payload(split: Split) -> _Payload:
         ends = np.arange(1, len(split) + 1) * int(np.prod(shape[1:]))
         return _Payload("images", shape, ends, lambda image: images[image].contiguous().numpy().tobytes())
     pictures = split.pictures
-    manifest, source = Manifest.of(pictures.source), pictures.source
-    manifest.know(pictures.workers)
+    manifest, source = Manifest.load(pictures.source), pictures.source
+    manifest.update(pictures.workers)
     sizes = source.sizes() if pictures.chosen is None else source.sizes()[pictures.chosen]
 
     def read(image: int) -> bytes:
-        picture = pictures.number(image)
+        picture = pictures.index_in_source(image)
         data = source.read(picture)
         if hashlib.sha256(data).digest() != manifest.digests[picture].tobytes():
-            raise KdcacheError(problem(f"{source.name(picture)} changed while it was packed"))
+            raise KdcacheError(
+                problem(f"{source.name(picture)} changed while it was packed", remedy="Run the command again.")
+            )
         return data
 
     ends = np.cumsum(sizes)
     return _Payload("blob", (int(ends[-1]),), ends, read)
 
 
-def _lay_out(path: Path, data: Dataset, payloads: dict[str, _Payload], mark: str) -> None:
-    """Make the file with everything but the images, for which there is room."""
+def _create_draft(path: Path, data: Dataset, payloads: dict[str, _Payload], identity: str) -> None:
+    """Create the file with everything but the images, whose space is allocated."""
     with h5py.File(path, "w") as file:
-        file.attrs.update(format=FORMAT, version=VERSION, card=card_facts(data.card), mark=mark)
-        file["class_names"] = list(data.class_names)  # of which an attribute would hold a few thousand at most
+        file.attrs.update(format=FORMAT, version=VERSION, card=card_to_json(data.card), mark=identity)
+        file["class_names"] = list(data.class_names)  # an array, as an attribute holds a few thousand names at most
         file.create_dataset("written", data=np.zeros(len(payloads), "<i8"))
         for part, split in (("train", data.train), ("test", data.test)):
             group, payload = file.create_group(part), payloads[part]
@@ -142,19 +144,19 @@ def _lay_out(path: Path, data: Dataset, payloads: dict[str, _Payload], mark: str
             group["labels"] = split.labels.numpy()
             if payload.array == "blob":
                 group["offsets"] = np.concatenate([[0], payload.ends])
-            plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-            plan.set_layout(h5py.h5d.CONTIGUOUS)
-            plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-            plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-            plan.set_obj_track_times(False)  # the same content is the same bytes
+            properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            properties.set_layout(h5py.h5d.CONTIGUOUS)
+            properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+            properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+            properties.set_obj_track_times(False)  # equal contents are equal bytes
             space = h5py.h5s.create_simple(payload.shape)
-            h5py.h5d.create(group.id, payload.array.encode(), h5py.h5t.STD_U8LE, space, plan)
+            h5py.h5d.create(group.id, payload.array.encode(), h5py.h5t.STD_U8LE, space, properties)
 
 
-def _mark_of(draft: Path) -> str | None:
+def _identity_of(draft: Path) -> str | None:
     try:
         with h5py.File(draft) as file:
-            mark: str | None = file.attrs.get("mark")
-            return mark
+            identity: str | None = file.attrs.get("mark")
+            return identity
     except OSError:
         return None

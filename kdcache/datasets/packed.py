@@ -1,4 +1,4 @@
-"""Datasets in one HDF5 file each, as ``kdcache data pack`` and ``data/make_fashion_mini.py`` write them."""
+"""Packed datasets: HDF5 files of ``kdcache data pack`` and ``data/make_fashion_mini.py``."""
 
 import importlib.resources
 import json
@@ -10,39 +10,38 @@ import h5py
 import numpy as np
 from pydantic import TypeAdapter
 
+from kdcache.cards import Card, card_of, resized
 from kdcache.choices import FOLDER_PREFIX, HDF5_PREFIX, IMAGE_SIZES, MAX_CLASSES
-from kdcache.datasets import Dataset, Split
 from kdcache.datasets.arrays import check_labels, make_split
-from kdcache.datasets.cards import Card, card_of, sized
 from kdcache.datasets.listing import picture_split
 from kdcache.datasets.pictures import Blob
+from kdcache.datasets.split import Dataset, Split
 from kdcache.errors import UsageError, first_line, problem
 
-__all__ = ["FORMAT", "VERSION", "card_facts", "load", "load_file", "read", "stated_fingerprints"]
+__all__ = ["FORMAT", "VERSION", "card_to_json", "load", "load_file", "read", "stated_fingerprints"]
 
 FORMAT, VERSION = "kdcache-packed", 1
 
-MOST_DEFLATED = 1032
-"""Bytes that one byte can become when HDF5 unpacks it."""
+MAX_COMPRESSION = 1032
+"""Largest compression ratio of gzip, which limits the size of an array that a file can contain."""
 
-
-# What h5py raises at files that are damaged in one place or another.
+# What h5py raises for damaged files.
 _DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError)
 
 _CARD = TypeAdapter(Card)
 
-FACTS = ("image_size", "padding", "mean", "std", "source", "licence", "counts", "shorter_side")
-"""What a file states of the card of its dataset."""
+FACTS = ("image_size", "padding", "mean", "std", "source", "license", "counts", "shorter_side")
+"""Fields of the card that a packed file states."""
 
 
 def load(card: Card, root: Path, workers: int) -> Dataset:
-    """Read the packed dataset that ships with kdcache; `root` is not needed."""
+    """Read the packed dataset that ships with kdcache; `root` is not used."""
     with importlib.resources.as_file(importlib.resources.files("kdcache.data") / f"{card.name}.h5") as path:
         return read(path, card)
 
 
 def load_file(name: str, image_size: int | None, workers: int) -> Dataset:
-    """Read ``hdf5:FILE``, whose card is the one that the file states; without one, that of a folder."""
+    """Read ``hdf5:FILE``, with the card that the file states, or else the card of ``folder:PATH``."""
     return read(Path(name.removeprefix(HDF5_PREFIX)).expanduser(), None, name, image_size, workers)
 
 
@@ -55,22 +54,22 @@ def read(
     ----------
     path : Path
         An HDF5 file with the attributes ``format`` and ``version``, an array or an attribute ``class_names``, and
-        groups ``train`` and ``test`` that each hold ``labels``, (N,) integers, and either ``images``, (N, H, W, 1 or
-        3) uint8, or ``blob``, the bytes of all encoded pictures, uint8, with ``offsets``, (N + 1,) integers: where
-        each picture begins in it.
+        groups ``train`` and ``test``, each with ``labels``, (N,) integers, and either ``images``, (N, H, W, 1 or 3)
+        uint8, or ``blob``, uint8, the bytes of all image files, with ``offsets``, (N + 1,) integers, at which each
+        begins.
     card : Card, optional
-        What the file should hold; by default what it states as its attribute ``card``.
+        The expected content; by default, the attribute ``card`` of the file.
     name : str
-        Of the dataset, where there is no card.
+        Name of the dataset, if there is no card.
     image_size : int, optional
-        To which pictures are brought.
+        Size to which image files are resized.
     workers : int
-        Processes that decode.
+        Processes that decode images.
 
     Raises
     ------
     UsageError
-        If the file is missing, damaged, or holds anything else.
+        If the file is missing, damaged, or has other content.
     """
     try:
         with h5py.File(path) as file:
@@ -87,16 +86,16 @@ def read(
             return Dataset(card, names, train, test)
     except _DAMAGE as error:
         reason = "no such file" if not path.exists() else first_line(error)
-        raise UsageError(problem(f"cannot read {path}", expected="a whole HDF5 file", got=reason)) from error
+        raise UsageError(problem(f"could not read {path}", expected="a complete HDF5 file", got=reason)) from error
 
 
-def card_facts(card: Card) -> str:
-    """Write what a file states of its dataset's card."""
+def card_to_json(card: Card) -> str:
+    """Write the facts of a card that a packed file states."""
     return json.dumps({"name": card.name, **{name: asdict(card)[name] for name in FACTS}})
 
 
 def stated_fingerprints(path: Path) -> dict[str, str | None]:
-    """Read the fingerprints that a packed file states of its parts."""
+    """Read the fingerprints of the splits that a packed file states."""
     with h5py.File(path) as file:
         return {part: file[part].attrs.get("fingerprint") for part in ("train", "test")}
 
@@ -117,19 +116,25 @@ def _stated_card(file: h5py.File, name: str, classes: int, image_size: int | Non
         try:
             facts: dict[str, Any] = json.loads(file.attrs["card"])
             stated = _CARD.validate_python({**facts, "name": name, "classes": classes})
-            sides = (stated.image_size, stated.shorter_side or stated.image_size, stated.padding or 1, *IMAGE_SIZES)
-            if not sides[3] <= sides[0] <= sides[1] <= 2 * sides[4] or not 0 < sides[2] <= sides[0]:
-                raise ValueError(f"sizes {sides[:3]}")
-            if min(stated.std) <= 0:
-                raise ValueError(f"deviations {stated.std}")
+            _check_sizes(stated)
         except (ValueError, TypeError, AttributeError) as error:
-            allowed = f"sound values of {', '.join(FACTS)}"
-            raise UsageError(problem(f"card of {file.filename}", expected=allowed, got=first_line(error))) from error
-        return sized(stated, image_size, pictures=holds_pictures)
+            expected = f"valid values of {', '.join(FACTS)}"
+            raise UsageError(problem(f"card of {file.filename}", expected=expected, got=first_line(error))) from error
+        return resized(stated, image_size, encoded=holds_pictures)
     size = image_size
     if not holds_pictures and isinstance(file.get("train/images"), h5py.Dataset) and file["train/images"].ndim == 4:
         size = int(max(file["train/images"].shape[1:3]))
     return replace(card_of(f"{FOLDER_PREFIX}{file.filename}", size), name=name, classes=classes)
+
+
+def _check_sizes(card: Card) -> None:
+    """Raise `ValueError` for sizes that would take any amount of memory, and for a std that cannot be divided by."""
+    smallest, largest = IMAGE_SIZES
+    size, shorter_side, padding = card.image_size, card.shorter_side or card.image_size, card.padding or 1
+    if not smallest <= size <= shorter_side <= 2 * largest or not 0 < padding <= size:
+        raise ValueError(f"image_size {size}, shorter_side {shorter_side}, padding {padding}")
+    if min(card.std) <= 0:
+        raise ValueError(f"std {card.std}")
 
 
 def _split(file: h5py.File, part: str, card: Card, workers: int) -> Split:
@@ -139,8 +144,8 @@ def _split(file: h5py.File, part: str, card: Card, workers: int) -> Split:
     blob, offsets = _array(file, f"{part}/blob"), _array(file, f"{part}/offsets")[()].astype(np.int64)
     start, rising = blob.id.get_offset(), offsets.ndim == 1 and len(offsets) > 1 and not (np.diff(offsets) < 0).any()
     if start is None or blob.ndim != 1 or not rising or (offsets[0], offsets[-1]) != (0, len(blob)):
-        allowed = "contiguous bytes, and rising offsets from 0 to their number"
-        raise UsageError(problem(f"{part}/blob of {file.filename}", expected=allowed, got=f"{blob.shape} bytes"))
+        expected = "contiguous bytes, and rising offsets from 0 to their number"
+        raise UsageError(problem(f"{part}/blob of {file.filename}", expected=expected, got=f"{blob.shape} bytes"))
     check_labels(f"{file.filename}/{part}", card, labels, len(offsets) - 1)
     return picture_split(Blob(Path(file.filename), part, start + offsets), labels, card, workers)
 
@@ -154,14 +159,14 @@ def _array(file: h5py.File, key: str) -> h5py.Dataset:
 
 
 def _check(array: h5py.Dataset, file: h5py.File) -> None:
-    """Refuse, as a ``ValueError``, an array that lies elsewhere, or says to be larger than the file can hold."""
+    """Raise `ValueError` for an array that is not in this file, not numeric, or larger than the file can contain."""
     _check_place(array, file)
     if array.dtype.kind not in "biuf":
-        raise ValueError(f"{array.name} holds {array.dtype}")
-    if array.nbytes > MOST_DEFLATED * Path(file.filename).stat().st_size:
+        raise ValueError(f"{array.name} of type {array.dtype}")
+    if array.nbytes > MAX_COMPRESSION * Path(file.filename).stat().st_size:
         raise ValueError(f"{array.name} of shape {array.shape} does not fit into the file")
 
 
 def _check_place(array: h5py.Dataset, file: h5py.File) -> None:
     if array.external or array.is_virtual or array.file.filename != file.filename:
-        raise ValueError(f"{array.name} lies in another file")
+        raise ValueError(f"{array.name} is stored in another file")

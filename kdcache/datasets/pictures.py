@@ -1,4 +1,4 @@
-"""Pictures as they lie on the disk, encoded and of any size, and how they become images."""
+"""Pictures, which are encoded images of any size, and how they become images of one size."""
 
 import io
 import os
@@ -20,57 +20,57 @@ from kdcache.errors import UsageError, first_line, problem
 __all__ = ["Blob", "Box", "Files", "Pictures", "Source", "clean_view", "decode", "joined", "read_image"]
 
 Box = tuple[int, int, int, int]
-"""A part of a picture in pixels: left, top, right, bottom, the latter two exclusive."""
+"""A box of pixels: left, top, right, bottom, the latter two exclusive."""
 
 THREADS = 8
-"""Threads that decode at once outside of workers: Pillow decodes and resizes without Python's lock."""
+"""Threads that decode in the main process. Pillow releases the GIL while it decodes and resizes."""
 
-# Pillow knows many more, of which some start other programs. A picture's name does not say what is in it.
+# Pillow reads many more, some by running other programs, and decides by the content, not by the name.
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
 
-MOST_PIXELS = 2**26
-"""Pixels of a picture, beyond which it is not decoded: a small file may claim to be huge."""
+MAX_PIXELS = 2**26
+"""Number of pixels above which a picture is not decoded: a small file may claim to be huge."""
 
 BLOCK = 256
-"""Pictures that are given to the threads at once."""
+"""Pictures that are submitted to the threads at once."""
 
 
 class Source(Protocol):
-    """Encoded pictures, wherever they lie; a few dozen bytes of memory each."""
+    """Where pictures are stored. It takes a few dozen bytes of memory per picture."""
 
     def __len__(self) -> int: ...
 
     @property
     def place(self) -> str:
-        """Names the source among all on this machine."""
+        """A name that is unique on this machine."""
 
     def read(self, picture: int) -> bytes:
-        """Read a picture as it is encoded."""
+        """Read the encoded bytes of a picture."""
 
     def name(self, picture: int) -> str:
-        """Name a picture to the user."""
+        """Name of a picture for messages."""
 
     def listing(self) -> bytes:
-        """Hash of what pictures there are."""
+        """Hash of the list of pictures."""
 
     def stamps(self) -> np.ndarray:
-        """Size and time of change of each file, int64 (files, 2): one for each picture, or one for all."""
+        """Size and modification time of each file, int64 (files, 2); one file per picture, or one for all."""
 
     def sizes(self) -> np.ndarray:
-        """Bytes of each picture, int64 (N,)."""
+        """Number of bytes of each picture, int64 (N,)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Files:
-    """Picture files, one for each picture.
+    """Pictures in a file each.
 
     Parameters
     ----------
     root : Path
     names : bytes
-        Their paths below it, one behind the other: a list of as many strings would take several times the memory.
+        The concatenated paths below it; a list of strings would take several times the memory.
     ends : ndarray of int64, shape (N,)
-        Where each name ends.
+        Offset at which each path ends.
     """
 
     root: Path
@@ -79,7 +79,7 @@ class Files:
 
     @classmethod
     def of(cls, root: Path, names: Iterable[bytes]) -> "Files":
-        """Take the files with these paths below `root`."""
+        """Create the source of the files with these paths below `root`."""
         return cls(root, *joined(names))
 
     def __len__(self) -> int:
@@ -87,11 +87,11 @@ class Files:
 
     @property
     def place(self) -> str:
-        """Names the source."""
+        """See `Source`."""
         return str(self.root.absolute())
 
     def path(self, picture: int) -> Path:
-        """Where a picture lies."""
+        """Path of a picture."""
         start = self.ends[picture - 1] if picture else 0
         return self.root / os.fsdecode(self.names[start : self.ends[picture]])
 
@@ -100,7 +100,7 @@ class Files:
         try:
             return self.path(picture).read_bytes()
         except OSError as error:
-            raise UsageError(problem(f"cannot read {self.path(picture)}", got=error.strerror)) from error
+            raise UsageError(problem(f"could not read {self.path(picture)}", got=error.strerror)) from error
 
     def name(self, picture: int) -> str:
         """See `Source`."""
@@ -117,7 +117,7 @@ class Files:
             try:
                 state = self.path(picture).stat()
             except OSError as error:
-                raise UsageError(problem(f"cannot read {self.path(picture)}", got=error.strerror)) from error
+                raise UsageError(problem(f"could not read {self.path(picture)}", got=error.strerror)) from error
             found[picture] = state.st_size, state.st_mtime_ns
         return found
 
@@ -128,15 +128,15 @@ class Files:
 
 @dataclass(frozen=True, eq=False)
 class Blob:
-    """Pictures that lie one behind the other in one file.
+    """Pictures that are concatenated in one file.
 
     Parameters
     ----------
     path : Path
     part : str
-        What the file calls them.
+        Their name in the file.
     offsets : ndarray of int64, shape (N + 1,)
-        Byte of the file at which each picture begins, and the last one ends.
+        Offset in the file at which each picture begins, and the last one ends.
     """
 
     path: Path
@@ -148,11 +148,11 @@ class Blob:
 
     @property
     def place(self) -> str:
-        """Names the source."""
+        """See `Source`."""
         return f"{self.path.absolute()}#{self.part}"
 
     def read(self, picture: int) -> bytes:
-        """See `Source`. The file is not mapped: its pages would count as memory of ours."""
+        """See `Source`. The file is not memory-mapped, because its pages would count as memory of this process."""
         start, stop = self.offsets[picture : picture + 2].tolist()
         with self.path.open("rb", buffering=0) as file:
             return os.pread(file.fileno(), stop - start, start)
@@ -177,19 +177,19 @@ class Blob:
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """Pictures that are decoded when they are asked for.
+    """Pictures that are decoded on demand.
 
     Parameters
     ----------
     source : Source
     size : int
-        Side of the images that they become, in pixels.
+        Height and width of the decoded images, in pixels.
     shorter_side : int
-        To which a picture is brought for its clean view, before the central square is cut out.
+        Length to which the shorter side is resized for the clean view, before the center crop.
     workers : int
-        Processes that decode ahead where many are asked for in a row.
+        Processes that decode ahead.
     chosen : ndarray of int64, shape (N,), optional
-        Those of the source that are meant, in this order; all by default.
+        Indices of the pictures in the source, in this order; all by default.
     """
 
     source: Source
@@ -202,68 +202,68 @@ class Pictures:
         return len(self.source) if self.chosen is None else len(self.chosen)
 
     def part(self, rows: np.ndarray) -> "Pictures":
-        """Take some of the pictures."""
+        """Select some of the pictures."""
         return replace(self, chosen=rows if self.chosen is None else self.chosen[rows])
 
-    def number(self, row: int) -> int:
-        """StoreLocation of a picture in the source."""
+    def index_in_source(self, row: int) -> int:
+        """Index of a picture in the source."""
         if not 0 <= row < len(self):
             raise IndexError(f"picture {row} of {len(self)}")
         return row if self.chosen is None else int(self.chosen[row])
 
     def clean(self, samples: Tensor) -> Tensor:
-        """Decode clean views: (B, 3, S, S) uint8."""
+        """Decode the clean views of some samples: (B, 3, S, S) uint8."""
         views = self._decoded(samples, lambda place, rgb: clean_view(rgb, self.size, self.shorter_side))
-        return views.contiguous()  # as images that are held in memory are
+        return views.contiguous()  # like images in memory
 
     def resized_crops(self, samples: Tensor, draws: np.ndarray, box: Callable[[int, int, int], Box]) -> Tensor:
-        """Decode pictures, cut a part out of each, and resize it.
+        """Decode pictures, crop each, and resize the crop.
 
         Parameters
         ----------
         samples : Tensor of int64, shape (B,)
         draws : ndarray of uint64, shape (B,)
-            What was drawn for each.
+            A random number for each sample.
         box : callable
-            Finds the part from what was drawn, and the width and height of the picture.
+            Computes the box of a crop from the random number and the width and height of the picture.
 
         Returns
         -------
         Tensor of uint8, shape (B, 3, S, S)
         """
 
-        def piece(place: int, rgb: Image.Image) -> Image.Image:
-            cut = rgb.crop(box(int(draws[place]), *rgb.size))
-            return cut.resize((self.size, self.size), Image.Resampling.BILINEAR)
+        def resized_crop(place: int, rgb: Image.Image) -> Image.Image:
+            crop = rgb.crop(box(int(draws[place]), *rgb.size))
+            return crop.resize((self.size, self.size), Image.Resampling.BILINEAR)
 
-        return self._decoded(samples, piece)
+        return self._decoded(samples, resized_crop)
 
     def dimensions(self, sample: int) -> tuple[int, int]:
         """Width and height of a picture, in pixels."""
-        picture = self.number(sample)
+        picture = self.index_in_source(sample)
         return decode(self.source.read(picture), self.source.name(picture)).size
 
     def _decoded(self, samples: Tensor, view: Callable[[int, Image.Image], Image.Image]) -> Tensor:
-        """Decode pictures into channels-last order, in threads unless this is one worker of several."""
-        pictures = [self.number(sample) for sample in samples.tolist()]
+        """Decode pictures into channels-last order, in threads unless this is a worker."""
+        pictures = [self.index_in_source(sample) for sample in samples.tolist()]
         images = np.empty((len(pictures), self.size, self.size, 3), np.uint8)
 
-        def one(place: int) -> None:
+        def decode_one(place: int) -> None:
             picture = pictures[place]
             images[place] = np.asarray(view(place, decode(self.source.read(picture), self.source.name(picture))))
 
         if in_worker() or len(pictures) == 1:
             for place in range(len(pictures)):
-                one(place)
+                decode_one(place)
         else:
             with ThreadPoolExecutor(min(THREADS, default_workers())) as pool:
                 for start in range(0, len(pictures), BLOCK):
-                    list(pool.map(one, range(start, min(start + BLOCK, len(pictures)))))
+                    list(pool.map(decode_one, range(start, min(start + BLOCK, len(pictures)))))
         return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
 def joined(parts: Iterable[bytes]) -> tuple[bytes, np.ndarray]:
-    """Put byte strings one behind the other: all of them, and where each ends, int64."""
+    """Concatenate byte strings; also return the offsets at which each ends, int64."""
     whole, ends = bytearray(), []
     for part in parts:
         whole += part
@@ -272,40 +272,46 @@ def joined(parts: Iterable[bytes]) -> tuple[bytes, np.ndarray]:
 
 
 def decode(data: bytes, name: str) -> Image.Image:
-    """Decode a picture to red, green and blue of 8 bits: grey is repeated, CMYK converted, transparency dropped.
+    """Decode a picture to 8-bit RGB: gray is repeated, CMYK converted, transparency dropped.
+
+    Parameters
+    ----------
+    data : bytes
+    name : str
+        Name of the picture for messages.
 
     Raises
     ------
     UsageError
-        If it is none, damaged, or of more bits than Pillow can bring to 8.
+        If it is not a picture, damaged, or has more than 8 bits per channel.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels, more than {MOST_PIXELS}")
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}")
             mode, rgb = image.mode, image.convert("RGB")
-    except Exception as error:  # Pillow's decoders raise many kinds at damaged files
+    except Exception as error:  # Pillow raises many types for damaged files
         reason = first_line(error).replace(" <_io.BytesIO object>", "") if data else "an empty file"
-        raise UsageError(problem(f"cannot read {name}", expected="an image file", got=reason)) from error
-    if mode.startswith(("I", "F")):  # Pillow would clip these to white
-        raise UsageError(problem(f"pixels of {name}", expected="8 bits a channel", got=f"Pillow mode {mode}"))
+        raise UsageError(problem(f"could not decode {name}", expected="an image file", got=reason)) from error
+    if mode.startswith(("I", "F")):  # Pillow would clip them to white
+        raise UsageError(problem(f"could not decode {name}", expected="8 bits per channel", got=f"Pillow mode {mode}"))
     return rgb
 
 
 def clean_view(rgb: Image.Image, size: int, shorter_side: int) -> Image.Image:
-    """Bring the shorter side to a length (bilinear, antialiased), and cut out the central square.
+    """Resize the shorter side (bilinear, antialiased), and crop the center.
 
-    To the pixel what torchvision's Resize and CenterCrop make of it; but torchvision takes a second to import.
+    The pixels equal those of torchvision's Resize and CenterCrop, without importing torchvision, which takes a second.
     """
     shorter = min(rgb.size)
     width, height = (shorter_side if side == shorter else int(shorter_side * side / shorter) for side in rgb.size)
-    brought = rgb if rgb.size == (width, height) else rgb.resize((width, height), Image.Resampling.BILINEAR)
+    resized = rgb if rgb.size == (width, height) else rgb.resize((width, height), Image.Resampling.BILINEAR)
     left, top = round((width - size) / 2), round((height - size) / 2)
-    return brought.crop((left, top, left + size, top + size))
+    return resized.crop((left, top, left + size, top + size))
 
 
 def read_image(path: str | Path, size: int, shorter_side: int | None = None) -> Tensor:
-    """Read a picture as networks see it when they are evaluated, (3, size, size) uint8, see `clean_view`."""
+    """Read the clean view of an image file: (3, size, size) uint8, see `clean_view`."""
     path = Path(path)
     rgb = decode(Files.of(path.parent, [os.fsencode(path.name)]).read(0), str(path))
     image = np.array(clean_view(rgb, size, shorter_side or size))

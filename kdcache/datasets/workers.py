@@ -1,4 +1,4 @@
-"""Work that is done ahead, in processes of a DataLoader, and handed over in order."""
+"""Prefetching: work done ahead in the worker processes of a DataLoader, with results in order."""
 
 import multiprocessing
 import os
@@ -23,41 +23,40 @@ Result = TypeVar("Result")
 
 
 def default_workers() -> int:
-    """How many processors this process may use, of which the processes that torchrun started have an equal part."""
+    """Number of cores per process: those of the machine, divided among the processes of torchrun."""
     return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def in_worker() -> bool:
-    """Whether this process is a worker, which does its work alone."""
+    """Whether this process is a worker."""
     return get_worker_info() is not None
 
 
 def prefetch_map(
     work: Callable[[Request], Result], requests: Iterable[Request], workers: int, pin: bool = False
 ) -> Iterator[Result]:
-    """Do some work for each request, up to two requests ahead in each of some processes.
+    """Apply a function to each request in worker processes, up to two requests ahead in each.
 
     Parameters
     ----------
     work : callable
-        Is called in the workers.
+        Called in the workers.
     requests : iterable
-        Is read as it is needed, however long it is.
+        Consumed lazily; it may be infinite.
     workers : int
-        Processes; with 0, this one does the work when it is asked for.
+        Number of processes. With 0, this process does the work when a result is needed.
     pin : bool
-        Whether tensors are put into memory from which a GPU copies faster.
+        Whether tensors are copied to pinned memory, from which a GPU copies faster.
 
     Yields
     ------
     object
-        What `work` made of each request, in their order.
+        The results, in the order of the requests.
 
     Raises
     ------
     KdcacheError
-        What `work` raised, as if it had been raised here; or where a worker died, as the system kills what takes too
-        much memory.
+        As `work` raised it, or because a worker died, for example killed by the system for lack of memory.
     """
     if workers == 0 or in_worker() or (isinstance(requests, Sized) and len(requests) < 2):
         yield from map(work, requests)
@@ -67,13 +66,13 @@ def prefetch_map(
         batch_size=None,
         sampler=requests,
         num_workers=min(workers, len(requests)) if isinstance(requests, Sized) else workers,
-        generator=torch.Generator(),  # or it would draw from the one that everybody draws from
-        collate_fn=_as_it_is,
-        worker_init_fn=_compute_alone,
+        generator=torch.Generator(),  # by default it would draw from torch's global generator
+        collate_fn=_identity,
+        worker_init_fn=_use_one_thread,
         pin_memory=pin,
     )
     with _death_explained():
-        for result in _begun(loader):  # which no variable holds: the workers end with the loop, whatever ends that
+        for result in _start(loader):  # no variable refers to it, so that the workers end with the loop
             if isinstance(result, KdcacheError):
                 raise result
             yield result
@@ -86,12 +85,12 @@ def _death_explained() -> Iterator[None]:
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
-        remedy = "fewer --workers, if there is too little memory for so many"
-        raise KdcacheError(problem("a worker process died", expected=remedy, got=first_line(error))) from None
+        remedy = "If memory ran out, use fewer --workers."
+        raise KdcacheError(problem("a worker process died", got=first_line(error), remedy=remedy)) from None
 
 
 class _Work(Dataset[Any]):
-    """What a DataLoader takes for its data: the request is the index."""
+    """The dataset of the DataLoader: the index is the request, the item is the result."""
 
     def __init__(self, work: Callable[[Any], Any]) -> None:
         self.work = work
@@ -99,31 +98,32 @@ class _Work(Dataset[Any]):
     def __getitem__(self, request: Any) -> Any:
         try:
             return self.work(request)
-        except KdcacheError as error:  # a DataLoader would wrap it into a page of text
+        except KdcacheError as error:  # a DataLoader would wrap it into a page of traceback
             return error
 
 
-def _as_it_is(result: Any) -> Any:
+def _identity(result: Any) -> Any:
     return result
 
 
-def _begun(loader: DataLoader[Any]) -> Iterator[Any]:
-    """Begin the workers, and leave Ctrl-C and SIGTERM to this process: it ends them when it has no use for them.
+def _start(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Start the workers, with Ctrl-C and SIGTERM blocked in them: this process handles both, and ends the workers.
 
-    They never hear of either, from their first moment on; this process hears of it as soon as they are begun. That a
-    worker died it learns where it waits for a result: torch would raise that wherever it is, as in a step.
+    The signals are blocked while the workers start, which inherit that, and delivered to this process afterwards.
+    torch's SIGCHLD handler is removed: when a worker dies, it raises anywhere in the main process, such as in a step.
+    Waiting for a result raises too.
     """
     others = set(multiprocessing.active_children())
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    of_children = signal.getsignal(signal.SIGCHLD)
+    sigchld_handler = signal.getsignal(signal.SIGCHLD)
     try:
-        begun = iter(loader)
-        # Where nobody closes them, Python asks them to end by SIGTERM as it ends, and would wait for ever.
-        Finalize(begun, _kill, [set(multiprocessing.active_children()) - others], exitpriority=1)
-        return begun
+        started = iter(loader)
+        # Workers that are left at exit get SIGTERM from Python, which they block, and Python would wait forever.
+        Finalize(started, _kill, [set(multiprocessing.active_children()) - others], exitpriority=1)
+        return started
     finally:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGCHLD, of_children)
+            signal.signal(signal.SIGCHLD, sigchld_handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
@@ -132,5 +132,5 @@ def _kill(workers: Iterable[BaseProcess]) -> None:
         worker.kill()
 
 
-def _compute_alone(worker: int) -> None:
+def _use_one_thread(worker: int) -> None:
     torch.set_num_threads(1)

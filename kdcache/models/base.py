@@ -1,54 +1,51 @@
-"""What every network has in common: the feature protocol and the initial convolution weights."""
+"""What the networks have in common: the protocol for features, and initial weights."""
 
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
 
-__all__ = ["FeatureNet", "init_convolutions", "init_linear"]
+__all__ = ["FeatureNet", "init_convolutions", "init_linear", "pool"]
 
 
 class FeatureNet(nn.Module):
-    """A network which exposes its inner maps, and ends with one linear layer.
+    """A network that exposes feature maps and ends with one linear layer.
 
-    A subclass defines `features` and `head`. The exposed tensors are never overwritten by later layers.
-
-    Attributes
-    ----------
-    pool : Module
-        Takes the means of maps (B, C, H, W): vectors (B, C).
+    A subclass defines `features` and `head`. No later layer may overwrite the exposed tensors in place.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
     @property
     def head(self) -> nn.Linear:
-        """The linear classifier, by whatever name the published checkpoints give it in ``state_dict()``."""
+        """The linear classifier, whose name in ``state_dict()`` is that of the published checkpoints."""
         raise NotImplementedError
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Every exposed tensor, first to last.
+        """Compute the features, first to last.
 
         Parameters
         ----------
         images : Tensor
-            Normalised images, shape (B, 3, H, W), H and W 32 or more.
+            Normalized images, shape (B, 3, H, W), H and W at least 32.
 
         Returns
         -------
         list of Tensor
-            Maps of shape (B, C_i, H_i, W_i), and last the vectors (B, D) which the classifier reads.
+            Maps of shape (B, C_i, H_i, W_i), then the vectors (B, D) that the classifier reads.
         """
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, num_classes) for normalised `images` (B, 3, H, W)."""
+        """Compute logits (B, num_classes) for normalized `images` (B, 3, H, W)."""
         return self.head(self.features(images)[-1])
 
 
-def init_convolutions(net: nn.Module) -> None:
-    """Draw every convolution from N(0, 2 / (k * k * output channels)), with zero bias.
+def pool(maps: Tensor) -> Tensor:
+    """Global average pooling: maps (B, C, H, W) become vectors (B, C)."""
+    return adaptive_avg_pool2d(maps, 1).flatten(1)
 
-    He et al., "Delving Deep into Rectifiers" (2015), the variant which keeps the gradients' scale.
+
+def init_convolutions(net: nn.Module) -> None:
+    """Initialize the weights of every convolution from N(0, 2 / (k * k * output channels)), and biases with zero.
+
+    He et al., "Delving Deep into Rectifiers" (2015, arXiv:1502.01852), fan-out mode.
     """
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
@@ -58,6 +55,6 @@ def init_convolutions(net: nn.Module) -> None:
 
 
 def init_linear(layer: nn.Linear) -> None:
-    """Draw a linear layer's weights from N(0, 0.01**2), with zero bias."""
+    """Initialize the weights of a linear layer from N(0, 0.01**2), and its bias with zero."""
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)

@@ -1,10 +1,10 @@
-"""The residual network with bottlenecks, for small images."""
+"""ResNet50 for small images."""
 
 from functools import partial
 
 from torch import Tensor, nn
 
-from kdcache.models.base import FeatureNet, init_convolutions
+from kdcache.models.base import FeatureNet, init_convolutions, pool
 
 __all__ = ["NETWORKS", "BottleneckResNet"]
 
@@ -12,7 +12,7 @@ _EXPANSION = 4
 
 
 class _Block(nn.Module):
-    """Narrow, filter, widen, beside a shortcut; activated after the sum."""
+    """Bottleneck block: 1x1, 3x3 and 1x1 convolution with a shortcut, ReLU after the sum."""
 
     def __init__(self, inputs: int, hidden: int, stride: int) -> None:
         super().__init__()
@@ -34,18 +34,20 @@ class _Block(nn.Module):
 
 
 class BottleneckResNet(FeatureNet):
-    """A residual network of bottlenecks: He et al., "Deep Residual Learning for Image Recognition" (2016), section 4.1.
+    """A residual network of bottleneck blocks.
+
+    He et al., "Deep Residual Learning for Image Recognition" (2016, arXiv:1512.03385), section 4.1.
 
     Parameters
     ----------
     blocks : tuple of int
-        Blocks of each of the four stages.
+        Number of blocks in each of the four stages.
     num_classes : int
         Width of the logits.
 
     Notes
     -----
-    For small images the stem is a 3x3 convolution that keeps the size, without pooling.
+    For small images, the stem is a 3x3 convolution with stride 1, without pooling.
     """
 
     def __init__(self, blocks: tuple[int, int, int, int], num_classes: int) -> None:
@@ -70,11 +72,11 @@ class BottleneckResNet(FeatureNet):
         return self.linear
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """The stem and the four stages, all activated, and the pooled vector."""
+        """Outputs of the stem and the four stages, after ReLU, and the pooled vector."""
         maps = [self.relu(self.bn1(self.conv1(images)))]
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             maps.append(stage(maps[-1]))
-        return [*maps, self.pool(maps[-1])]
+        return [*maps, pool(maps[-1])]
 
 
 NETWORKS = {"ResNet50": partial(BottleneckResNet, (3, 4, 6, 3))}

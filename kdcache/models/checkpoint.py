@@ -1,4 +1,4 @@
-"""Networks in files: tensors and what is needed to build the network again, in one safetensors file."""
+"""Checkpoints of networks: one safetensors file with the tensors and what is needed to build the network again."""
 
 import json
 from collections.abc import Mapping
@@ -10,19 +10,20 @@ from torch import Tensor
 
 from kdcache import tensor_files
 from kdcache.choices import IMAGE_SIZES
-from kdcache.errors import UsageError, problem
-from kdcache.models import Network, build, tensors_of
+from kdcache.errors import UsageError, abbreviated, problem
+from kdcache.models.network import Network
+from kdcache.models.registry import build, expected_state
 
 __all__ = ["FORMAT", "fingerprint", "is_kdcache_file", "load", "metadata", "save"]
 
 FORMAT = "kdcache-network-3"
 """Name and version of the format, under ``format`` in the file's metadata."""
 
-_SHOWN = 3
+MAX_TENSORS_LISTED = 3
 
 
 class _Description(BaseModel):
-    """What a file says of its network, as nothing but the types that were written; `build` checks the values."""
+    """What a file says about its network. Only types are checked here; `build` checks the values."""
 
     model_config = ConfigDict(strict=True)
 
@@ -37,16 +38,16 @@ class _Description(BaseModel):
 
 
 def save(network: Network, path: Path, **metadata: object) -> None:
-    """Write the network to `path`, whole or not at all.
+    """Write a network to a file, atomically.
 
     Parameters
     ----------
     network : Network
-        Its body's tensors are stored bit for bit, without memory layout or device.
+        The tensors of its body are stored bit for bit, regardless of memory layout and device.
     path : Path
-        The file to make or replace; its folder must exist.
+        File to create or replace; its folder must exist.
     **metadata
-        Further facts to store, as JSON can hold them; they may not take the names of the network's own.
+        Further JSON values to store, under names that the network's own metadata do not use.
     """
     own = {"format": FORMAT, **_description(network), "feature_names": network.feature_names}
     if taken := own.keys() & metadata.keys():
@@ -55,68 +56,69 @@ def save(network: Network, path: Path, **metadata: object) -> None:
 
 
 def metadata(path: Path) -> dict[str, Any]:
-    """The facts stored beside the tensors, read from the file's header alone.
+    """Read the metadata from the header of a file.
 
     Raises
     ------
     UsageError
-        If `path` is missing, damaged, or no checkpoint of this project.
+        If the file is missing, damaged, or not a checkpoint of kdcache.
     """
-    return tensor_files.facts_of(path, FORMAT)
+    return tensor_files.read_metadata(path, FORMAT)
 
 
 def is_kdcache_file(path: Path) -> bool:
-    """Tell whether a safetensors file was written by kdcache; one that cannot be read was not."""
-    return tensor_files.holds_facts(path)
+    """Whether a file is a safetensors file that kdcache wrote."""
+    return tensor_files.is_tensor_file(path)
 
 
 def load(path: Path) -> Network:
-    """Build the network stored in `path`, on the CPU and in training mode, torch's global generators untouched.
+    """Load a network, on the CPU and in training mode. torch's global generators are not changed.
 
     Raises
     ------
     UsageError
-        If `path` is missing, damaged, no checkpoint of this project, or its tensors do not fit the network it names.
+        If the file is missing, damaged, not a checkpoint of kdcache, or its tensors do not fit the network it names.
     """
     state, facts = tensor_files.load(path, FORMAT)
     try:
         stated = _Description.model_validate_json(json.dumps(facts))
     except ValidationError as error:
         first = error.errors()[0]
-        given = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise UsageError(problem(f"checkpoint {path}: its metadata describe no network", got=given)) from error
+        what = f"checkpoint {path}: {'.'.join(map(str, first['loc']))} in the metadata"
+        raise UsageError(problem(what, expected=first["msg"], got=first["input"])) from error
     if len(stated.class_names) not in (0, stated.num_classes):
-        what = f"checkpoint {path}: names of classes"
+        what = f"checkpoint {path}: number of class names"
         raise UsageError(problem(what, expected=stated.num_classes, got=len(stated.class_names)))
     try:
-        # The file must hold as much as it says before memory is taken for it.
-        outline = tensors_of(stated.name, stated.num_classes, stated.image_size)
-        if outline is not None:
-            _compare(path, state, outline)
+        # Before memory is allocated for the network, check that the file holds as many tensors as it claims.
+        expected = expected_state(stated.name, stated.num_classes, stated.image_size)
+        if expected is not None:
+            _check_state(path, state, expected)
         network = build(**stated.model_dump(exclude={"class_names", "shorter_side"}), seed=0)
     except UsageError as error:
-        raise UsageError(*(_placed(path, line) for line in error.problems)) from error
-    _compare(path, state, network.body.state_dict())
+        raise UsageError(*(_with_path(path, line) for line in error.problems)) from error
+    _check_state(path, state, network.body.state_dict())
     network.body.load_state_dict(state)
     return network
 
 
-def _placed(path: Path, line: str) -> str:
+def _with_path(path: Path, line: str) -> str:
     return line if line.startswith(f"checkpoint {path}") else f"checkpoint {path}: {line}"
 
 
-def _compare(path: Path, state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that are not those of a network, by name, type and shape."""
-    kinds = [{key: (tensor.dtype, tensor.shape) for key, tensor in side.items()} for side in (state, expected)]
-    if wrong := sorted({key for key, _ in kinds[0].items() ^ kinds[1].items()}):
-        some = ", ".join(wrong[:_SHOWN]) + (f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else "")
-        raise UsageError(problem(f"checkpoint {path}: tensors missing, unknown or of another shape or type", got=some))
+def _check_state(path: Path, state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise `UsageError` unless the tensors have the names, dtypes and shapes of the network's."""
+    given, wanted = ({key: (tensor.dtype, tensor.shape) for key, tensor in side.items()} for side in (state, expected))
+    if wrong := {key for key, _ in given.items() ^ wanted.items()}:
+        what = f"checkpoint {path}: tensors missing, unknown, or of another shape or dtype"
+        raise UsageError(problem(what, got=abbreviated(wrong, MAX_TENSORS_LISTED)))
 
 
 def fingerprint(network: Network) -> str:
-    """SHA-256, in hexadecimal, of everything that decides the network's answers.
+    """SHA-256, in hexadecimal, of everything that determines the logits of a network.
 
-    That is its description and its tensors in the order of ``state_dict()``; memory layout and device do not count.
+    These are its name, sizes and normalization, and its tensors in the order of ``state_dict()``; memory layout and
+    device do not matter.
     """
     return tensor_files.digest(network.body.state_dict(), _description(network))
 

@@ -1,4 +1,4 @@
-"""A network for deployment: pixels in, probabilities out, in a file that needs no kdcache."""
+"""Export of a network for deployment: pixels in, probabilities out, in a file that needs no kdcache."""
 
 import warnings
 from collections.abc import Callable
@@ -10,15 +10,16 @@ from torch import Tensor, nn
 
 from kdcache.errors import KdcacheError, UsageError, first_line, problem
 from kdcache.files import write_atomically
-from kdcache.models import Network, checkpoint
+from kdcache.models import checkpoint
+from kdcache.models.network import Network
 
 __all__ = ["FORMATS", "Deployed", "Exported", "export"]
 
-CHECKED = 64
-"""Random images on which an exported file is compared with the network."""
+CHECKED_IMAGES = 64
+"""Random images on which the exported file is compared with the network."""
 
 TOLERANCE = 1e-3
-"""Difference of a probability that other kernels may make."""
+"""Largest difference of a probability; other runtimes round differently."""
 
 
 class Deployed(nn.Module):
@@ -34,18 +35,18 @@ class Deployed(nn.Module):
         self.network = network.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Turn pixels (B, 3, H, W), uint8, into probabilities (B, C), float32."""
+        """Compute probabilities (B, C), float32, from pixels (B, 3, H, W), uint8."""
         return self.network(images).float().softmax(1)
 
 
 class Exported(NamedTuple):
-    """A file that was written and tried.
+    """A file that was written and checked.
 
     Attributes
     ----------
     path : Path
     difference : float
-        Largest difference of a probability from the network's own.
+        Largest difference of a probability from the network's.
     """
 
     path: Path
@@ -53,7 +54,7 @@ class Exported(NamedTuple):
 
 
 def export(network: Network, format: str, path: Path) -> Exported:
-    """Write a network for deployment, run the file on random images, and compare.
+    """Export a network, run the file on random images, and compare the probabilities.
 
     Parameters
     ----------
@@ -61,41 +62,41 @@ def export(network: Network, format: str, path: Path) -> Exported:
     format : str
         A key of `FORMATS`.
     path : Path
-        File to write.
+        File to create or replace.
 
     Raises
     ------
     UsageError
-        Where a package is missing that the format needs.
+        If a package that the format needs is not installed.
     KdcacheError
-        Where the network cannot be exported, or the file gives other answers; nothing is left then.
+        If the network cannot be exported, or the file gives other probabilities. No file is written then.
     """
     size = network.image_size
-    images = torch.randint(0, 256, (CHECKED, 3, size, size), generator=torch.Generator().manual_seed(0)).byte()
+    images = torch.randint(0, 256, (CHECKED_IMAGES, 3, size, size), generator=torch.Generator().manual_seed(0)).byte()
     deployed = Deployed(network.cpu()).eval()
     with torch.inference_mode():
         expected = deployed(images)
     write, run = FORMATS[format]
     difference = torch.tensor(torch.nan)
 
-    def write_and_try(temporary: Path) -> None:
+    def write_and_check(temporary: Path) -> None:
         nonlocal difference
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # exporters warn of their own insides
+                warnings.simplefilter("ignore")  # about the exporters' internals
                 write(deployed, images, temporary)
                 difference = (run(temporary, images) - expected).abs().max()
         except ImportError as error:
-            remedy = f"after pip install 'kdcache[{format}]'"
-            raise UsageError(problem(f"--format {format}", expected=remedy, got=first_line(error))) from error
+            remedy = f"Run pip install 'kdcache[{format}]'."
+            raise UsageError(problem(f"--format {format}", got=first_line(error), remedy=remedy)) from error
         except Exception as error:  # exporters fail in many ways at networks they cannot trace
-            what = f"{network.name} cannot be exported as {format}"
+            what = f"could not export {network.name} as {format}"
             raise KdcacheError(problem(what, got=first_line(error))) from error
         if not difference <= TOLERANCE:
-            what = f"{path} does not give the answers of {network.name}"
-            raise KdcacheError(problem(what, expected=f"a difference of {TOLERANCE}", got=difference.item()))
+            what = f"exported probabilities differ from those of {network.name}, so {path} is not written"
+            raise KdcacheError(problem(what, expected=f"at most {TOLERANCE}", got=difference.item()))
 
-    write_atomically(path, write_and_try)
+    write_atomically(path, write_and_check)
     return Exported(path, difference.item())
 
 
@@ -117,12 +118,12 @@ def _write_torch_export(deployed: Deployed, images: Tensor, path: Path) -> None:
 
 def _run_torch_export(path: Path, images: Tensor) -> Tensor:
     with path.open("rb") as file, torch.inference_mode():
-        found: Tensor = torch.export.load(file).module()(images)
-    return found
+        probabilities: Tensor = torch.export.load(file).module()(images)
+    return probabilities
 
 
 def _write_onnx(deployed: Deployed, images: Tensor, path: Path) -> None:
-    import onnxruntime  # noqa: F401, to miss it before the work
+    import onnxruntime  # noqa: F401, fails early if it is missing
     import onnxscript  # noqa: F401
 
     batch = torch.export.Dim("batch", min=1)

@@ -1,4 +1,4 @@
-"""Networks from elsewhere: torchvision's, timm's, and the user's own."""
+"""Networks from elsewhere: torchvision, timm, and the user's own code."""
 
 import difflib
 import importlib
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kdcache.errors import UsageError, first_line, problem
 
-__all__ = ["SOURCES", "FeatureExtractor", "make", "outline", "trust"]
+__all__ = ["SOURCES", "FeatureExtractor", "build_body", "build_meta_body", "trust"]
 
 _trusted: set[str] = set()
 
@@ -20,18 +20,18 @@ _trusted: set[str] = set()
 def trust(name: str) -> None:
     """Allow the code of a ``python:`` network to be imported, because the user named it.
 
-    A checkpoint names its network too, and nothing that is read from a file may decide which code runs.
+    Checkpoints name their networks too, and nothing that is read from a file may decide which code runs.
 
     Parameters
     ----------
     name : str
-        ``python:module:callable``; other names need no trust.
+        ``python:module:callable``. Other names have no effect.
     """
     _trusted.add(name)
 
 
-def make(name: str, num_classes: int, image_size: int) -> nn.Module:
-    """Make a network from elsewhere, with fresh weights.
+def build_body(name: str, num_classes: int, image_size: int) -> nn.Module:
+    """Build an external network with fresh weights.
 
     Parameters
     ----------
@@ -42,46 +42,51 @@ def make(name: str, num_classes: int, image_size: int) -> nn.Module:
     Raises
     ------
     UsageError
-        Where there is no such network, its code is not trusted, or it does not give logits of the right shape.
+        If there is no such network, its code is not trusted, or its logits have another shape.
     """
     source, _, rest = name.partition(":")
     body = SOURCES[source](rest, num_classes, image_size)
-    _probe(name, body, num_classes, image_size)
+    _check_logits(name, body, num_classes, image_size)
     return body
 
 
-def outline(name: str, num_classes: int, image_size: int) -> nn.Module | None:
-    """Make a network under torch's ``meta`` device, which must be in force; ``None`` where that cannot be done."""
+def build_meta_body(name: str, num_classes: int, image_size: int) -> nn.Module | None:
+    """Build a network within ``torch.device("meta")``; ``None`` if it cannot be built there."""
     source, _, rest = name.partition(":")
     if source == "python":
         return None
     try:
         return SOURCES[source](rest, num_classes, image_size)
-    except (RuntimeError, NotImplementedError):  # a network that looks at its fresh weights
+    except (RuntimeError, NotImplementedError):  # the network reads its fresh weights
         return None
 
 
-def _torchvision(rest: str, num_classes: int, image_size: int) -> nn.Module:
+def _build_torchvision(rest: str, num_classes: int, image_size: int) -> nn.Module:
     from torchvision import models
 
     known = models.list_models(module=models)
     if rest not in known:
-        raise UsageError(problem(f"network torchvision:{rest}", expected=", ".join(known), got=rest))
+        raise UsageError(problem(f"network torchvision:{rest}", expected=f"one of {', '.join(known)}", got=rest))
     options: dict[str, Any] = {"image_size": image_size} if rest.startswith("vit_") else {}
-    if rest in ("googlenet", "inception_v3"):  # whose further classifiers have no place in a distillation
+    if rest in ("googlenet", "inception_v3"):  # leave out the auxiliary classifiers
         options = {"aux_logits": False, "init_weights": True}
     network: nn.Module = models.get_model(rest, weights=None, num_classes=num_classes, **options)
     return network
 
 
-def _timm(rest: str, num_classes: int, image_size: int) -> nn.Module:
+def _build_timm(rest: str, num_classes: int, image_size: int) -> nn.Module:
     try:
         import timm
     except ImportError:
-        raise UsageError(problem(f"network timm:{rest}", expected="after pip install 'kdcache[timm]'")) from None
+        raise UsageError(
+            problem(f"network timm:{rest}: timm is not installed", remedy="Run pip install 'kdcache[timm]'.")
+        ) from None
     if not timm.is_model(rest):
-        near = ", ".join(difflib.get_close_matches(rest, timm.list_models(), n=5))
-        raise UsageError(problem(f"network timm:{rest}", expected=near or "a name of timm.list_models()", got=rest))
+        similar = ", ".join(difflib.get_close_matches(rest, timm.list_models(), n=5))
+        remedy = f"Similar names: {similar}." if similar else None
+        raise UsageError(
+            problem(f"network timm:{rest}", expected="a name of timm.list_models()", got=rest, remedy=remedy)
+        )
     configuration = timm.get_pretrained_cfg(rest)
     fixed = configuration is not None and configuration.fixed_input_size
     sized: dict[str, Any] = {"img_size": image_size} if fixed else {}
@@ -89,15 +94,14 @@ def _timm(rest: str, num_classes: int, image_size: int) -> nn.Module:
     return network
 
 
-def _python(rest: str, num_classes: int, image_size: int) -> nn.Module:
+def _build_python(rest: str, num_classes: int, image_size: int) -> nn.Module:
     name = f"python:{rest}"
     module, _, attribute = rest.partition(":")
     if name not in _trusted:
         raise UsageError(
             problem(
-                "code of a network that a file names",
-                expected=f"kdcache --trust {name} ..., if you trust it",
-                got=name,
+                f"the code of network {name} is not trusted",
+                remedy=f"If you trust it, run kdcache --trust {name} followed by the same command.",
             )
         )
     if os.getcwd() not in sys.path:
@@ -115,42 +119,43 @@ def _python(rest: str, num_classes: int, image_size: int) -> nn.Module:
 
 
 SOURCES: dict[str, Callable[[str, int, int], nn.Module]] = {
-    "torchvision": _torchvision,
-    "timm": _timm,
-    "python": _python,
+    "torchvision": _build_torchvision,
+    "timm": _build_timm,
+    "python": _build_python,
 }
 
 
-def _probe(name: str, body: nn.Module, num_classes: int, image_size: int) -> None:
-    """Refuse a network that does not turn images of this size into logits."""
+def _check_logits(name: str, body: nn.Module, num_classes: int, image_size: int) -> None:
+    """Raise `UsageError` unless the network turns images of this size into logits."""
     was_training = body.training
     try:
         with torch.no_grad():
-            found = body.eval()(torch.zeros(2, 3, image_size, image_size))
+            logits = body.eval()(torch.zeros(2, 3, image_size, image_size))
     except Exception as error:
-        why = f"{type(error).__name__}: {first_line(error)}"
-        raise UsageError(problem(f"network {name} on {image_size}x{image_size} images", got=why)) from error
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UsageError(problem(f"network {name} fails on {image_size}x{image_size} images", got=reason)) from error
     finally:
         body.train(was_training)
-    if not isinstance(found, Tensor) or found.shape != (2, num_classes):
-        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise UsageError(problem(f"logits of network {name} for 2 images", expected=(2, num_classes), got=shape))
+    if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        what = f"shape of the logits of network {name} for 2 images"
+        raise UsageError(problem(what, expected=(2, num_classes), got=shape))
 
 
 class FeatureExtractor:
-    """Reads inner tensors of a network by the names of its modules, and its logits, in one forward.
+    """Computes the logits of a network and the outputs of some of its modules in one forward pass.
 
     Parameters
     ----------
     body : Module
     names : sequence of str
-        Modules or nodes, see `torchvision.models.feature_extraction`; the vector that the last linear layer reads is
-        added behind them.
+        Modules or nodes, see `torchvision.models.feature_extraction`. The vector that the last linear layer reads is
+        appended.
 
     Raises
     ------
     UsageError
-        Where the network cannot be traced, a name is unknown, or it ends without a linear layer.
+        If the network cannot be traced, a name is unknown, or the last layer is not linear.
     """
 
     def __init__(self, body: nn.Module, names: tuple[str, ...]) -> None:
@@ -159,12 +164,16 @@ class FeatureExtractor:
         linear = [name for name, module in body.named_modules() if isinstance(module, nn.Linear)]
         try:
             nodes = get_graph_node_names(body)[1]
-        except Exception as error:  # torch.fx's tracing fails in many ways
-            raise UsageError(problem("--features: the network cannot be traced", got=first_line(error))) from error
+        except Exception as error:  # torch.fx fails in many ways
+            raise UsageError(problem("--features: could not trace the network", got=first_line(error))) from error
         known = {*nodes, *(name for name, _ in body.named_modules() if name)}
-        problems = [problem("--features", expected=", ".join(nodes), got=name) for name in names if name not in known]
+        problems = [
+            problem("--features", expected=f"one of {', '.join(nodes)}", got=name)
+            for name in names
+            if name not in known
+        ]
         if not linear or linear[-1] not in nodes:
-            problems.append(problem("--features: the network's last layer", expected="a linear one", got="another"))
+            problems.append(problem("--features: last layer of the network", expected="a linear layer", got="another"))
         if problems:
             raise UsageError(*problems)
         vector = nodes[nodes.index(linear[-1]) - 1]
@@ -173,7 +182,7 @@ class FeatureExtractor:
         self._logits = nodes[-1]
 
     def __call__(self, images: Tensor, training: bool) -> tuple[Tensor, list[Tensor]]:
-        """Compute logits (B, C) and features of normalised images, the last one flat: (B, D)."""
-        found = self._traced.train(training)(images)
-        features = [found[name] for name in self._names]
-        return found[self._logits], [*features[:-1], features[-1].flatten(1)]
+        """Compute logits (B, C) and features of normalized images; the last feature is flattened to (B, D)."""
+        outputs = self._traced.train(training)(images)
+        features = [outputs[name] for name in self._names]
+        return outputs[self._logits], [*features[:-1], features[-1].flatten(1)]

@@ -5,11 +5,11 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from kdcache.models.base import FeatureNet, init_convolutions, init_linear
+from kdcache.models.base import FeatureNet, init_convolutions, init_linear, pool
 
 __all__ = ["NETWORKS", "MobileNetV2"]
 
-# For each group: channels at full width, blocks, stride of the first. The original halves the maps in group 1 too.
+# For each group: channels at full width, blocks, stride of the first block. In the original, group 1 has stride 2.
 _GROUPS = ((16, 1, 1), (24, 2, 1), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))
 _EXPOSED = (1, 2, 4, 6)
 _VECTOR = 1280
@@ -17,14 +17,14 @@ _EXPANSION = 6
 
 
 class _Block(nn.Module):
-    """Expand, filter each channel alone, project without activation; a shortcut where the shapes allow."""
+    """Inverted residual block: expand, depthwise convolution, linear projection; a shortcut if the shapes allow it."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
         super().__init__()
         hidden = inputs * expansion
         self.conv = nn.Sequential(
-            *_activated(nn.Conv2d(inputs, hidden, 1, bias=False)),
-            *_activated(nn.Conv2d(hidden, hidden, 3, stride, padding=1, groups=hidden, bias=False)),
+            *_with_norm_and_relu(nn.Conv2d(inputs, hidden, 1, bias=False)),
+            *_with_norm_and_relu(nn.Conv2d(hidden, hidden, 3, stride, padding=1, groups=hidden, bias=False)),
             nn.Conv2d(hidden, outputs, 1, bias=False),
             nn.BatchNorm2d(outputs),
         )
@@ -35,25 +35,25 @@ class _Block(nn.Module):
 
 
 class MobileNetV2(FeatureNet):
-    """MobileNetV2: Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks" (2018).
+    """MobileNetV2: Sandler et al., "Inverted Residuals and Linear Bottlenecks" (2018, arXiv:1801.04381).
 
     Parameters
     ----------
     width : float
-        Factor on the channels; the vector before the classifier keeps 1280.
+        Factor on the channels, except for the 1280 of the vector before the classifier.
     num_classes : int
         Width of the logits.
 
     Notes
     -----
-    As Tian et al., "Contrastive Representation Distillation" (2020), use it for 32x32: plain ReLU, and one halving
-    less.
+    As Tian et al., "Contrastive Representation Distillation" (2020, arXiv:1910.10699), use it for 32x32: with ReLU
+    instead of ReLU6, and one stride of 2 less.
     """
 
     def __init__(self, width: float, num_classes: int) -> None:
         super().__init__()
         channels = int(32 * width)
-        self.conv1 = nn.Sequential(*_activated(nn.Conv2d(3, channels, 3, 2, padding=1, bias=False)))
+        self.conv1 = nn.Sequential(*_with_norm_and_relu(nn.Conv2d(3, channels, 3, 2, padding=1, bias=False)))
         self.blocks = nn.ModuleList()
         for place, (full, count, stride) in enumerate(_GROUPS):
             group = nn.Sequential()
@@ -61,7 +61,7 @@ class MobileNetV2(FeatureNet):
                 group.append(_Block(channels, int(full * width), step, _EXPANSION if place else 1))
                 channels = int(full * width)
             self.blocks.append(group)
-        self.conv2 = nn.Sequential(*_activated(nn.Conv2d(channels, _VECTOR, 1, bias=False)))
+        self.conv2 = nn.Sequential(*_with_norm_and_relu(nn.Conv2d(channels, _VECTOR, 1, bias=False)))
         self.classifier = nn.Sequential(nn.Linear(_VECTOR, num_classes))
         init_convolutions(self)
         init_linear(self.head)
@@ -72,17 +72,17 @@ class MobileNetV2(FeatureNet):
         return cast(nn.Linear, self.classifier[0])
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """The stem, activated, the groups 1, 2, 4 and 6, which end linearly, and the pooled vector."""
+        """Outputs of the stem, after ReLU, and of groups 1, 2, 4 and 6, which end linearly, and the pooled vector."""
         x = self.conv1(images)
         maps = [x]
         for place, group in enumerate(self.blocks):
             x = group(x)
             if place in _EXPOSED:
                 maps.append(x)
-        return [*maps, self.pool(self.conv2(x))]
+        return [*maps, pool(self.conv2(x))]
 
 
-def _activated(convolution: nn.Conv2d) -> tuple[nn.Module, nn.Module, nn.Module]:
+def _with_norm_and_relu(convolution: nn.Conv2d) -> tuple[nn.Module, nn.Module, nn.Module]:
     return convolution, nn.BatchNorm2d(convolution.out_channels), nn.ReLU(inplace=True)
 
 

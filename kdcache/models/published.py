@@ -1,11 +1,10 @@
-"""Checkpoints that others published, in whichever of the usual layouts; nothing in them is run."""
+"""Published checkpoints of other projects, in the usual layouts. No code in them is run."""
 
 import argparse
 import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kdcache.errors import KdcacheError, UsageError, first_line, problem
-from kdcache.models import REGISTRY, Network
+from kdcache.errors import KdcacheError, UsageError, abbreviated, first_line, problem
+from kdcache.models.network import Network
+from kdcache.models.registry import REGISTRY
 
 __all__ = ["KNOWN_ACCURACY", "Published", "closest", "download_torchvision", "load_into", "read"]
 
@@ -28,18 +28,21 @@ KNOWN_ACCURACY = {
     ("cifar100", "vgg13"): 74.64,
     ("cifar100", "ResNet50"): 79.34,
 }
-"""Top-1 accuracy of the teachers that Tian et al., "Contrastive Representation Distillation" (2020), published."""
+"""Top-1 accuracy in % of the teachers published with Tian et al., "Contrastive Representation Distillation" (2020)."""
 
 _HOLDERS = ("model", "state_dict", "model_state_dict", "net")
-"""Where a file keeps its tensors, if not at the top."""
+"""Keys under which a file may keep its tensors."""
 
 _PREFIXES = ("module.", "_orig_mod.")
-"""What DataParallel and torch.compile put before the name of a tensor."""
+"""Prefixes that DataParallel and torch.compile add to the names of tensors."""
 
-_SHOWN = 10
+MAX_TENSORS_LISTED = 10
 
-# Plain data that published files hold beside their tensors: options of the command, and NumPy's numbers, which went
-# by another name before NumPy 2.
+MIN_SIMILARITY = 0.8
+"""Fraction of tensors that a file and a network must have in common for `closest` to name the network."""
+
+# Plain data in published files besides the tensors: the options of the training command, and NumPy scalars, whose
+# module was renamed in NumPy 2.
 _SCALAR = np.float64(0).__reduce__()[0]
 _HARMLESS: list[Any] = [
     argparse.Namespace,
@@ -51,16 +54,16 @@ _HARMLESS: list[Any] = [
 
 
 class Published(NamedTuple):
-    """What a published file holds.
+    """The content of a published checkpoint.
 
     Attributes
     ----------
     state : dict of str to Tensor
-        Without the prefixes of wrappers.
+        Names have no prefixes of wrappers.
     accuracy : float or None
-        What the file says its top-1 accuracy is, in percent.
+        Top-1 accuracy in percent, if the file states it.
     mean, std : tuple of float or None
-        What the weights say about their normalisation.
+        Normalization, if the weights state it.
     """
 
     state: dict[str, Tensor]
@@ -70,7 +73,7 @@ class Published(NamedTuple):
 
 
 def read(path: Path) -> Published:
-    """Read a checkpoint: safetensors, or what ``torch.save`` wrote.
+    """Read a checkpoint in the format of safetensors or ``torch.save``.
 
     Parameters
     ----------
@@ -81,20 +84,26 @@ def read(path: Path) -> Published:
     Raises
     ------
     UsageError
-        If the file is missing, damaged, holds no tensors, or wants to run code, which is refused.
+        If the file is missing, damaged, has no tensors, or contains code.
     """
     if not path.is_file():
         raise UsageError(problem(f"weights {path}", expected="a file", got="a folder" if path.is_dir() else "nothing"))
     document: dict[Any, Any] = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
     holder = next((document[name] for name in _HOLDERS if isinstance(document.get(name), dict)), document)
     state = {
-        _bare(name): value for name, value in holder.items() if isinstance(name, str) and isinstance(value, Tensor)
+        _without_prefixes(name): value
+        for name, value in holder.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
     }
     if not state:
         names = ", ".join(name for name in document if isinstance(name, str))
         raise UsageError(problem(f"weights {path}", expected="tensors by name", got=names[:80] or "none"))
     if odd := sorted(name for name, value in state.items() if not _is_plain(value)):
-        raise UsageError(problem(f"weights {path}: tensors", expected="dense, of real numbers", got=_listed(odd)))
+        raise UsageError(
+            problem(
+                f"weights {path}: tensors", expected="dense, of real numbers", got=abbreviated(odd, MAX_TENSORS_LISTED)
+            )
+        )
     held = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in state.values()}
     if (stated := sum(held.values())) > path.stat().st_size:
         raise UsageError(problem(f"weights {path}: bytes of tensors", expected=path.stat().st_size, got=stated))
@@ -102,27 +111,27 @@ def read(path: Path) -> Published:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Tell whether a tensor is what a network holds: not sparse, quantised, complex, or without content."""
+    """Whether a tensor is dense, real, and on the CPU, as the state of a network is."""
     dense = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_nested
     return dense and tensor.device.type == "cpu" and not tensor.is_complex()
 
 
 def download_torchvision(model: str, weights: str) -> Published:
-    """Fetch weights of torchvision's.
+    """Download weights of torchvision.
 
     Parameters
     ----------
     model : str
         ``torchvision:NAME``.
     weights : str
-        As torchvision calls them: ``IMAGENET1K_V1``, ``DEFAULT``.
+        Their name in torchvision, such as ``IMAGENET1K_V1`` or ``DEFAULT``.
 
     Raises
     ------
     UsageError
         If there are no such weights.
     KdcacheError
-        If they cannot be fetched.
+        If the download fails.
     """
     from torchvision.models import get_model_weights
 
@@ -130,12 +139,12 @@ def download_torchvision(model: str, weights: str) -> Published:
         known = get_model_weights(model.removeprefix("torchvision:"))
         chosen = known[weights]
     except (KeyError, ValueError) as error:
-        allowed = "a file, or weights of torchvision's network"
-        raise UsageError(problem(f"weights of {model}", expected=allowed, got=weights)) from error
+        expected = "a file, or the name of weights in torchvision"
+        raise UsageError(problem(f"weights of {model}", expected=expected, got=weights)) from error
     try:
         state = chosen.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except Exception as error:  # the network is down, or the disk is full
-        raise KdcacheError(problem(f"cannot fetch {chosen.url}", got=first_line(error))) from error
+        raise KdcacheError(problem(f"could not download {chosen.url}", got=first_line(error))) from error
     transforms = chosen.transforms()
     metrics: dict[str, dict[str, float]] = chosen.meta.get("_metrics", {})
     accuracy = metrics.get("ImageNet-1K", {}).get("acc@1")
@@ -155,17 +164,17 @@ def _load_safetensors(path: Path) -> dict[Any, Any]:
         return dict(load_file(path))
     except (SafetensorError, OSError) as error:
         raise UsageError(
-            problem(f"weights {path}", expected="a whole safetensors file", got=first_line(error))
+            problem(f"weights {path}", expected="a complete safetensors file", got=first_line(error))
         ) from error
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse a damaged archive, which torch would read without looking, and one that unpacks to more than it is."""
+    """Raise `ValueError` for a damaged archive, which torch would not notice, or one that expands when unpacked."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
-        names = [entry.filename.lower() for entry in entries]  # torch finds them whatever their case
+        names = [entry.filename.lower() for entry in entries]  # torch looks them up regardless of case
         if len(names) > len(set(names)):
-            raise ValueError("two entries of one name")
+            raise ValueError("two entries with the same name")
         if any(
             entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size for entry in entries
         ):
@@ -173,9 +182,9 @@ def _check_archive(path: Path) -> None:
         if sum(entry.file_size for entry in entries) > path.stat().st_size:
             raise ValueError("entries larger than the file")
         for entry in entries:
-            if entry.CRC:  # torch.save can be told to leave the checksums out
+            if entry.CRC:  # torch.save can leave checksums out
                 with archive.open(entry) as content:
-                    while content.read(2**20):  # which fails at another checksum
+                    while content.read(2**20):  # raises if the checksum is wrong
                         pass
 
 
@@ -184,36 +193,36 @@ def _load_pickle(path: Path) -> dict[Any, Any]:
         if zipfile.is_zipfile(path):
             _check_archive(path)
         with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the age of a format
+            warnings.simplefilter("ignore")  # about old formats
             document = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # What torch says ends in advice to let the code run; only its reason is passed on.
-        if wanted := re.search(r"GLOBAL (\S+)", str(error)):
-            what = f"weights {path} want to run code and are refused"
-            raise UsageError(problem(what, expected="tensors and plain data", got=wanted[1])) from error
+        # torch's message ends with advice to run the code; only the reason is passed on.
+        if code := re.search(r"GLOBAL (\S+)", str(error)):
+            what = f"weights {path} contain code, which is not run"
+            raise UsageError(problem(what, expected="tensors and plain data", got=code[1])) from error
         reason = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
-        allowed = "a whole checkpoint that can be read without running code"
-        raise UsageError(problem(f"weights {path}", expected=allowed, got=reason[1] if reason else None)) from error
+        expected = "a complete checkpoint of tensors and plain data"
+        raise UsageError(problem(f"weights {path}", expected=expected, got=reason[1] if reason else None)) from error
     except Exception as error:  # truncated and empty files fail in many ways
-        raise UsageError(problem(f"weights {path}", expected="a whole checkpoint", got=first_line(error))) from error
+        raise UsageError(problem(f"weights {path}", expected="a complete checkpoint", got=first_line(error))) from error
     if not isinstance(document, dict):
         raise UsageError(problem(f"weights {path}", expected="a dictionary", got=type(document).__name__))
     return document
 
 
-def _bare(name: str) -> str:
+def _without_prefixes(name: str) -> str:
     while prefix := next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None):
         name = name.removeprefix(prefix)
     return name
 
 
 def load_into(network: Network, state: dict[str, Tensor], where: object) -> None:
-    """Put tensors into a network.
+    """Load tensors into a network.
 
     Raises
     ------
     UsageError
-        If names or shapes differ: ten of each are listed, and the network that they would fit is named.
+        If names or shapes differ. The message names the network that the tensors would fit.
     """
     expected = network.body.state_dict()
 
@@ -223,17 +232,20 @@ def load_into(network: Network, state: dict[str, Tensor], where: object) -> None
 
     wrong = {
         "missing": expected.keys() - state.keys(),
-        "left over": state.keys() - expected.keys(),
-        "of another shape or kind": {key for key in expected.keys() & state.keys() if differs(key)},
+        "unknown": state.keys() - expected.keys(),
+        "of another shape or type": {key for key in expected.keys() & state.keys() if differs(key)},
     }
     if any(wrong.values()):
         fitting = closest(state)
-        remedy = f"{network.name}'s" + (
-            f" (these shapes are {fitting}'s)" if fitting and fitting != network.name else ""
-        )
+        remedy = f"The tensors fit {fitting}." if fitting not in (None, network.name) else None
         raise UsageError(
             *(
-                problem(f"weights {where}: tensors {what}", expected=remedy, got=_listed(names))
+                problem(
+                    f"weights {where}: tensors {what}",
+                    expected=f"those of {network.name}",
+                    got=abbreviated(names, MAX_TENSORS_LISTED),
+                    remedy=remedy,
+                )
                 for what, names in wrong.items()
                 if names
             )
@@ -242,22 +254,17 @@ def load_into(network: Network, state: dict[str, Tensor], where: object) -> None
 
 
 def closest(state: dict[str, Tensor]) -> str | None:
-    """Name the network whose tensors are most like these, whatever the number of classes; ``None`` if none is."""
+    """Name the network of kdcache whose tensors are most similar, for any number of classes; ``None`` if none is."""
     shapes = {(name, tuple(tensor.shape)) for name, tensor in state.items()}
     matrices = [tensor for tensor in state.values() if tensor.ndim == 2]
     classes = len(matrices[-1]) if matrices else 1
-    likeness = {name: _likeness(shapes, name, classes) for name in REGISTRY}
-    best = max(likeness, key=lambda name: likeness[name])
-    return best if likeness[best] > 0.8 else None
+    similarity = {name: _similarity(shapes, name, classes) for name in REGISTRY}
+    best = max(similarity, key=lambda name: similarity[name])
+    return best if similarity[best] > MIN_SIMILARITY else None
 
 
-def _likeness(shapes: set[tuple[str, tuple[int, ...]]], name: str, classes: int) -> float:
+def _similarity(shapes: set[tuple[str, tuple[int, ...]]], name: str, classes: int) -> float:
     with torch.device("meta"):
         body: nn.Module = REGISTRY[name](classes)
     own = {(key, tuple(tensor.shape)) for key, tensor in body.state_dict().items()}
     return len(own & shapes) / len(own | shapes)
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = sorted(names)
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

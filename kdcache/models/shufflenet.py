@@ -1,4 +1,4 @@
-"""The two ShuffleNets, for small images."""
+"""ShuffleNet V1 and V2, for small images."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, channel_shuffle
 
-from kdcache.models.base import FeatureNet
+from kdcache.models.base import FeatureNet, pool
 
 __all__ = ["NETWORKS", "ShuffleV1", "ShuffleV2"]
 
@@ -15,14 +15,14 @@ _STEM = 24
 
 
 class _BlockV1(nn.Module):
-    """Grouped convolutions whose channels are shuffled between; halving blocks append their pooled input."""
+    """Grouped convolutions with a channel shuffle between; with stride 2, the pooled input is concatenated."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, groups: int) -> None:
         super().__init__()
         self.stride = stride
         made = outputs - inputs if stride == 2 else outputs
         hidden = made // 4
-        # Grouping the few channels of the stem would leave too little to each group.
+        # The stem has too few channels for groups.
         self.groups = 1 if inputs == _STEM else groups
         self.conv1 = nn.Conv2d(inputs, hidden, 1, groups=self.groups, bias=False)
         self.bn1 = nn.BatchNorm2d(hidden)
@@ -36,14 +36,14 @@ class _BlockV1(nn.Module):
         out = channel_shuffle(self.relu(self.bn1(self.conv1(x))), self.groups)
         out = self.bn3(self.conv3(self.relu(self.bn2(self.conv2(out)))))
         if self.stride == 2:
-            # Means of what is activated stay as they are. Activated after, bn3 would be given a gradient that is not
-            # contiguous, for which torch takes fifteen times as long on a processor.
+            # ReLU before the concatenation: x is not negative already, and a ReLU after it would hand bn3 a gradient
+            # that is not contiguous, which takes torch fifteen times as long on a CPU.
             return torch.cat([self.relu(out), avg_pool2d(x, 3, 2, padding=1)], 1)
         return self.relu(out + x)
 
 
 class ShuffleV1(FeatureNet):
-    """ShuffleNet: Zhang et al., "ShuffleNet: An Extremely Efficient Convolutional Neural Network" (2018).
+    """ShuffleNet: Zhang et al., "ShuffleNet" (2018, arXiv:1707.01083).
 
     Parameters
     ----------
@@ -55,8 +55,8 @@ class ShuffleV1(FeatureNet):
 
     Notes
     -----
-    As Tian et al., "Contrastive Representation Distillation" (2020), use it for 32x32: the stem is a 1x1 convolution
-    that keeps the size.
+    As Tian et al., "Contrastive Representation Distillation" (2020, arXiv:1910.10699), use it for 32x32: the stem is a
+    1x1 convolution with stride 1.
     """
 
     def __init__(self, groups: int, widths: tuple[int, int, int], num_classes: int) -> None:
@@ -79,15 +79,15 @@ class ShuffleV1(FeatureNet):
         return self.linear
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """The stem and the three stages, all activated, and the pooled vector."""
+        """Outputs of the stem and the three stages, after ReLU, and the pooled vector."""
         maps = [self.relu(self.bn1(self.conv1(images)))]
         for stage in (self.layer1, self.layer2, self.layer3):
             maps.append(stage(maps[-1]))
-        return [*maps, self.pool(maps[-1])]
+        return [*maps, pool(maps[-1])]
 
 
 class _BlockV2(nn.Module):
-    """Half of the channels pass, the others are filtered; then all are shuffled."""
+    """Stride 1: half of the channels pass through convolutions, then all are shuffled."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -107,8 +107,8 @@ class _BlockV2(nn.Module):
         return channel_shuffle(torch.cat([passed, out], 1), 2)
 
 
-class _HalvingV2(nn.Module):
-    """Both halves of the outputs are made of all inputs, at half the size."""
+class _DownsamplingV2(nn.Module):
+    """Stride 2: two branches of convolutions read all channels; their outputs are concatenated and shuffled."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -133,19 +133,19 @@ class _HalvingV2(nn.Module):
 
 
 class ShuffleV2(FeatureNet):
-    """ShuffleNetV2: Ma et al., "ShuffleNet V2: Practical Guidelines for Efficient CNN Architecture Design" (2018).
+    """ShuffleNet V2: Ma et al., "Practical Guidelines for Efficient CNN Architecture Design" (2018, arXiv:1807.11164).
 
     Parameters
     ----------
     widths : tuple of int
-        Channels of the three stages, and the length of the vector.
+        Channels of the three stages, and of the vector before the classifier.
     num_classes : int
         Width of the logits.
 
     Notes
     -----
-    As Tian et al., "Contrastive Representation Distillation" (2020), use it for 32x32: the stem is a 1x1 convolution
-    that keeps the size.
+    As Tian et al., "Contrastive Representation Distillation" (2020, arXiv:1910.10699), use it for 32x32: the stem is a
+    1x1 convolution with stride 1.
     """
 
     def __init__(self, widths: tuple[int, int, int, int], num_classes: int) -> None:
@@ -156,7 +156,7 @@ class ShuffleV2(FeatureNet):
         stages = []
         inputs = _STEM
         for width, count in zip(widths, (3, 7, 3), strict=False):
-            stages.append(nn.Sequential(_HalvingV2(inputs, width), *(_BlockV2(width) for _ in range(count))))
+            stages.append(nn.Sequential(_DownsamplingV2(inputs, width), *(_BlockV2(width) for _ in range(count))))
             inputs = width
         self.layer1, self.layer2, self.layer3 = stages
         self.conv2 = nn.Conv2d(inputs, widths[3], 1, bias=False)
@@ -169,11 +169,11 @@ class ShuffleV2(FeatureNet):
         return self.linear
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """The stem and the three stages, all activated, and the pooled vector."""
+        """Outputs of the stem and the three stages, after ReLU, and the pooled vector."""
         maps = [self.relu(self.bn1(self.conv1(images)))]
         for stage in (self.layer1, self.layer2, self.layer3):
             maps.append(stage(maps[-1]))
-        return [*maps, self.pool(self.relu(self.bn2(self.conv2(maps[-1]))))]
+        return [*maps, pool(self.relu(self.bn2(self.conv2(maps[-1]))))]
 
 
 NETWORKS: dict[str, Callable[[int], FeatureNet]] = {

@@ -1,4 +1,4 @@
-"""The VGG networks with batch normalisation, for small images."""
+"""VGG networks with batch normalization, for small images."""
 
 from functools import partial
 from itertools import pairwise
@@ -6,25 +6,25 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
-from kdcache.models.base import FeatureNet, init_convolutions, init_linear
+from kdcache.models.base import FeatureNet, init_convolutions, init_linear, pool
 
 __all__ = ["NETWORKS", "VGG"]
 
 
 class VGG(FeatureNet):
-    """A VGG network: Simonyan and Zisserman, "Very Deep Convolutional Networks" (2015).
+    """A VGG network: Simonyan and Zisserman, "Very Deep Convolutional Networks" (2015, arXiv:1409.1556).
 
     Parameters
     ----------
     convolutions : tuple of int
-        How many 3x3 convolutions each of the five blocks holds.
+        Number of 3x3 convolutions in each of the five blocks.
     num_classes : int
         Width of the logits.
 
     Notes
     -----
-    One linear layer takes the place of the original's three. The maps are halved after each of the first three blocks,
-    and after the fourth for images of 64 pixels or more, so that the last block sees 4x4 for both 32 and 64.
+    One linear layer replaces the original's three. Max pooling follows each of the first three blocks, and the fourth
+    for images of at least 64 pixels, so that the last block sees 4x4 maps for both 32 and 64 pixels.
     """
 
     def __init__(self, convolutions: tuple[int, int, int, int, int], num_classes: int) -> None:
@@ -43,13 +43,13 @@ class VGG(FeatureNet):
         return self.classifier
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """The five blocks, activated and before their pooling, and the pooled vector."""
+        """Outputs of the five blocks, after ReLU and before max pooling, and the pooled vector."""
         maps = [self.block0(images)]
         for block in (self.block1, self.block2, self.block3):
             maps.append(block(max_pool2d(maps[-1], 2)))
         large = images.shape[-1] >= 64
         maps.append(self.block4(max_pool2d(maps[-1], 2) if large else maps[-1]))
-        return [*maps, self.pool(maps[-1])]
+        return [*maps, pool(maps[-1])]
 
 
 def _block(inputs: int, outputs: int, count: int) -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""The wide residual networks."""
+"""Wide residual networks."""
 
 from collections import OrderedDict
 from functools import partial
@@ -6,13 +6,13 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from kdcache.models.base import FeatureNet, init_convolutions
+from kdcache.models.base import FeatureNet, init_convolutions, pool
 
 __all__ = ["NETWORKS", "WideResNet"]
 
 
 class _Block(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, each activated before; nothing follows the sum."""
+    """Pre-activation block: two 3x3 convolutions with a shortcut, ReLU before each, none after the sum."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -27,17 +27,17 @@ class _Block(nn.Module):
         active = self.relu(self.bn1(x))
         shortcut = x if self.convShortcut is None else self.convShortcut(active)
         out = self.conv2(self.relu(self.bn2(self.conv1(active))))
-        out += shortcut  # a map less to write, as in a ResNet
+        out += shortcut  # in place, as in a ResNet
         return out
 
 
 class WideResNet(FeatureNet):
-    """A wide residual network: Zagoruyko and Komodakis, "Wide Residual Networks" (2016).
+    """A wide residual network: Zagoruyko and Komodakis, "Wide Residual Networks" (2016, arXiv:1605.07146).
 
     Parameters
     ----------
     depth : int
-        Weighted layers, 6n + 4 for n blocks in each of the three stages.
+        Layers with weights: 6n + 4 for n blocks in each of the three stages.
     widening : int
         Factor on the 16, 32 and 64 channels of the stages; the stem has 16.
     num_classes : int
@@ -64,16 +64,16 @@ class WideResNet(FeatureNet):
         return self.fc
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """The stem and the three stages, as summed and before the next activation, and the pooled vector."""
+        """Outputs of the stem and the three stages, before the next ReLU, and the pooled vector."""
         maps = [self.conv1(images)]
         for stage in (self.block1, self.block2, self.block3):
             maps.append(stage(maps[-1]))
-        return [*maps, self.pool(self.relu(self.bn1(maps[-1])))]
+        return [*maps, pool(self.relu(self.bn1(maps[-1])))]
 
 
 def _stage(inputs: int, outputs: int, stride: int, blocks: int) -> nn.Sequential:
     layer = nn.Sequential(_Block(inputs, outputs, stride), *(_Block(outputs, outputs, 1) for _ in range(blocks - 1)))
-    return nn.Sequential(OrderedDict(layer=layer))  # the published state says "block1.layer.0..."
+    return nn.Sequential(OrderedDict(layer=layer))  # published checkpoints call it "block1.layer.0..."
 
 
 NETWORKS = {

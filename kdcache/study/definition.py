@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from kdcache.config import expected_by
+from kdcache.config.settings import expected_by
 from kdcache.errors import UsageError, problem
 from kdcache.presets import read_toml
 from kdcache.study.claims import Claim

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdcache.errors import UsageError, first_line, problem
-from kdcache.signals import cancel_repeat
+from kdcache.signals import cancel_interrupt_timer
 from kdcache.study.clusters import Ray, Slurm
 from kdcache.study.jobs import Job, Launcher
 from kdcache.study.local import Local
@@ -90,7 +90,7 @@ def launch(jobs: Sequence[Job], launcher: Launcher, on_attempt: Callable[[Attemp
                 if retry:
                     pending[pool.submit(_attempt, launcher, job)] = (job, number + 1)
     except BaseException:
-        cancel_repeat()  # a repeated interrupt would break off the shutdown below
+        cancel_interrupt_timer()  # a repeated interrupt would break off the shutdown below
         pool.shutdown(wait=False, cancel_futures=True)
         launcher.stop()
         raise

@@ -3,17 +3,17 @@
 from collections.abc import Sequence
 
 from kdcache.report.tables import TextTable, format_mean_std, make_table
-from kdcache.study.budget import run_forwards
 from kdcache.study.comparison import Comparison
+from kdcache.study.cost import run_forwards
 from kdcache.study.definition import Study
 from kdcache.study.expand import PlannedRun, TableCell, column_titles, list_runs
 from kdcache.study.intervals import Interval
 from kdcache.study.results import CellResult, ClaimResult
 
-__all__ = ["budget_table", "claims_table", "comparison_table", "details_table", "paper_table"]
+__all__ = ["claims_table", "comparison_table", "details_table", "paper_table", "study_cost_table"]
 
 
-def budget_table(cells: Sequence[TableCell]) -> TextTable:
+def study_cost_table(cells: Sequence[TableCell]) -> TextTable:
     """Number of runs of each row, and their teacher forwards without a cache."""
     rows: dict[str, list[PlannedRun]] = {}
     for cell in cells:

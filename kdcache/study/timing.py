@@ -15,7 +15,7 @@ from kdcache.config import StudentConfig, TrainingConfig
 from kdcache.losses import cross_entropy
 from kdcache.models.external import trust
 from kdcache.setup import DataSize
-from kdcache.study.budget import SharedStores, run_forwards, run_size, uses_store
+from kdcache.study.cost import SharedStores, run_forwards, run_size, uses_store
 from kdcache.study.expand import TableCell, list_runs, sort_by_seed
 
 __all__ = ["hours"]

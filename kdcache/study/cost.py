@@ -15,18 +15,10 @@ from kdcache.run.find import store_path
 from kdcache.setup import DataSize, data_size, plan_for
 from kdcache.study.expand import PlannedRun, TableCell, list_runs, sort_by_seed
 
-__all__ = ["CellBudget", "SharedStores", "StoreUse", "StudyBudget", "run_forwards", "run_size", "study_budget"]
+__all__ = ["SharedStores", "StoreUse", "StudyCost", "run_forwards", "run_size", "study_cost"]
 
 UNLIMITED = 2**63
 """Size limit in bytes that no store reaches."""
-
-
-class CellBudget(NamedTuple):
-    """Cost of the runs of a table cell: those that are not finished, and teacher forwards without a store."""
-
-    cell: TableCell
-    unfinished: int
-    uncached: int
 
 
 class StoreUse(NamedTuple):
@@ -37,12 +29,11 @@ class StoreUse(NamedTuple):
 
 
 @dataclass(frozen=True)
-class StudyBudget:
+class StudyCost:
     """Cost of a whole study.
 
     Attributes
     ----------
-    cells : tuple of CellBudget
     uncached : int
         Teacher forwards of all runs without a store.
     without_store : int
@@ -54,24 +45,19 @@ class StudyBudget:
         Of the other students, within ``--cache-limit``.
     """
 
-    cells: tuple[CellBudget, ...]
     uncached: int
     without_store: int
     shared: StoreUse
     limited: StoreUse
 
 
-def study_budget(cells: Sequence[TableCell]) -> StudyBudget:
+def study_cost(cells: Sequence[TableCell]) -> StudyCost:
     """Count the teacher forwards and bytes of a study.
 
     How many crop-and-flip views recur is expected, not counted. Datasets with a name are not read.
     """
     runs = list_runs(cells)
-    return StudyBudget(
-        tuple(
-            CellBudget(cell, sum(not run.finished for run in cell.runs), sum(map(run_forwards, cell.runs)))
-            for cell in cells
-        ),
+    return StudyCost(
         uncached=sum(map(run_forwards, runs)),
         without_store=sum(run_forwards(run) for run in runs if run.teacher is not None and not uses_store(run)),
         shared=_shared(runs, UNLIMITED),

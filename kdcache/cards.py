@@ -1,0 +1,184 @@
+"""What is known of each dataset before it is read. Nothing here imports torch."""
+
+from dataclasses import dataclass, replace
+
+from kdcache.choices import FOLDER_PREFIX, HDF5_PREFIX
+from kdcache.errors import UsageError, problem
+
+__all__ = ["CARDS", "Card", "card_of", "resized"]
+
+DEFAULT_FOLDER_SIZE = 64
+"""Image size of ``folder:PATH`` in pixels, unless ``--image-size`` gives another."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """The facts of a dataset.
+
+    Parameters
+    ----------
+    name : str
+        A key of `CARDS`, ``folder:PATH`` or ``hdf5:FILE``.
+    classes : int or None
+        Number of classes; ``None`` if it is only known after reading.
+    image_size : int
+        Height and width of the training images, in pixels.
+    padding : int or None
+        Zero pixels on each side before the random crop. ``None``: x is a random crop of 8 to 100 % of the area with an
+        aspect ratio of 3/4 to 4/3, resized (RandomResizedCrop; Szegedy et al. 2015, arXiv:1409.4842).
+    mean, std : tuple of float
+        Per channel (red, green, blue) over the training images, on a scale of 0 to 1.
+    source, license : str
+        Where the data come from, and their terms of use.
+    reader : str
+        Module of `kdcache.datasets` that reads the dataset.
+    preset : str or None
+        Preset in ``configs/`` that a training on this dataset uses by default.
+    folders : tuple of str
+        Possible locations below the data root.
+    counts : tuple of int or None
+        Training and test images of the complete dataset; ``None`` if unknown.
+    shorter_side : int or None
+        For the clean view, the shorter side of an image is resized to this many pixels before the center crop;
+        ``None`` means `image_size`.
+    """
+
+    name: str
+    classes: int | None
+    image_size: int
+    padding: int | None
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    source: str
+    license: str
+    reader: str = "folder"
+    preset: str | None = None
+    folders: tuple[str, ...] = ()
+    counts: tuple[int, int] | None = None
+    shorter_side: int | None = None
+
+    @property
+    def evaluation(self) -> str:
+        """Describe the clean view."""
+        size = f"{self.image_size}x{self.image_size}"
+        return f"shorter side resized to {self.shorter_side or self.image_size}, center crop {size}"
+
+    @property
+    def training(self) -> str:
+        """Describe the view x."""
+        if self.padding is None:
+            return f"random crop of 8 to 100 % of the area resized to {self.image_size}x{self.image_size}, flip"
+        return f"random crop of the clean view padded by {self.padding}, flip"
+
+
+_FASHION = "https://github.com/zalandoresearch/fashion-mnist"
+_CIFAR = "https://www.cs.toronto.edu/~kriz/cifar.html"
+_TINY = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+_IMAGENET = "https://image-net.org"
+_UNSTATED = "not stated by its authors"
+_RESEARCH = "ImageNet's terms: non-commercial research and education"
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_IMAGENET_SIZE, _IMAGENET_SHORTER_SIDE = 224, 256
+
+#: The datasets that kdcache knows by name. Fashion-MNIST: statistics of the images zero-padded to 32x32.
+CARDS = {
+    card.name: card
+    for card in (
+        Card(
+            *("fashion-mini", 10, 32, 4, (0.2176,) * 3, (0.3303,) * 3, _FASHION, "MIT"),
+            reader="packed",
+            preset="mini",
+            counts=(6000, 10000),
+        ),
+        Card(
+            *("fashion-mnist", 10, 32, 4, (0.2190,) * 3, (0.3318,) * 3, _FASHION, "MIT"),
+            reader="vision",
+            preset="mini",
+            folders=("FashionMNIST/raw",),
+            counts=(60000, 10000),
+        ),
+        Card(
+            *("cifar10", 10, 32, 4, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), _CIFAR, _UNSTATED),
+            reader="vision",
+            preset="cifar100",
+            folders=("cifar-10-batches-py",),
+            counts=(50000, 10000),
+        ),
+        Card(
+            *("cifar100", 100, 32, 4, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), _CIFAR, _UNSTATED),
+            reader="vision",
+            preset="cifar100",
+            folders=("cifar-100-python",),
+            counts=(50000, 10000),
+        ),
+        Card(
+            *("tiny-imagenet", 200, 64, 8, _IMAGENET_MEAN, _IMAGENET_STD, _TINY, _RESEARCH),
+            reader="tiny",
+            preset="tiny-imagenet",
+            folders=("tiny-imagenet-200", "tiny-imagenet", "tinyimagenet"),
+            counts=(100000, 10000),
+        ),
+        Card(
+            *("imagenet", None, _IMAGENET_SIZE, None, _IMAGENET_MEAN, _IMAGENET_STD, _IMAGENET, _RESEARCH),
+            reader="imagenet",
+            preset="imagenet",
+            folders=("imagenet", "ILSVRC2012"),
+            counts=(1281167, 50000),
+            shorter_side=_IMAGENET_SHORTER_SIDE,
+        ),
+    )
+}
+
+
+def card_of(name: str, image_size: int | None = None) -> Card:
+    """Find the card of a dataset by its name, without reading data.
+
+    Parameters
+    ----------
+    name : str
+        A key of `CARDS`, or ``folder:PATH``, which gets ImageNet's mean and std and an eighth of its size as padding.
+    image_size : int, optional
+        Height and width in pixels, for ``folder:PATH`` and ImageNet. Every other dataset has a fixed size.
+
+    Raises
+    ------
+    UsageError
+        If the name is unknown or the size does not fit the dataset.
+    """
+    if name in CARDS:
+        return resized(CARDS[name], image_size)
+    path = name.removeprefix(FOLDER_PREFIX)
+    if path in ("", name):
+        known = ", ".join((*CARDS, f"{FOLDER_PREFIX}PATH", f"{HDF5_PREFIX}FILE"))
+        raise UsageError(problem("unknown dataset", expected=f"one of {known}", got=repr(name)))
+    size = DEFAULT_FOLDER_SIZE
+    card = Card(name, None, size, size // 8, _IMAGENET_MEAN, _IMAGENET_STD, path, "the user's own")
+    return resized(card, image_size, encoded=True)
+
+
+def resized(card: Card, image_size: int | None, encoded: bool = False) -> Card:
+    """Give a card another image size.
+
+    Parameters
+    ----------
+    card : Card
+    image_size : int, optional
+        Defaults to that of the card.
+    encoded : bool
+        Whether the dataset is known to consist of image files, which can be decoded at any size. A dataset without
+        `padding` always does.
+
+    Raises
+    ------
+    UsageError
+        If the dataset has a fixed size, or the size is below 1.
+    """
+    if image_size in (None, card.image_size):
+        return card
+    if card.padding is not None and not encoded:
+        raise UsageError(problem(f"image size of {card.name}", expected=card.image_size, got=image_size))
+    if image_size < 1:
+        raise UsageError(problem(f"image size of {card.name}", expected="at least 1 pixel", got=image_size))
+    if card.padding is not None:
+        return replace(card, image_size=image_size, padding=image_size // 8)
+    return replace(card, image_size=image_size, shorter_side=image_size * _IMAGENET_SHORTER_SIDE // _IMAGENET_SIZE)

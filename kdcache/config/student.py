@@ -1,0 +1,162 @@
+"""The settings of a student's training."""
+
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, ByteSize, ValidationInfo, field_validator
+
+from kdcache.choices import AUGMENTATIONS, CACHES, CRITERIA, LOSSES, MIXES, STORE_DTYPES, Augmentation
+from kdcache.config.settings import BY_PRESET, Choice, ChoiceSum, Invalid, setting
+from kdcache.config.training import Model, TrainingConfig
+
+__all__ = ["StudentConfig"]
+
+Aug = Annotated[str, AfterValidator(ChoiceSum(tuple(MIXES), "cutmix+mixup", alone=tuple(AUGMENTATIONS)))]
+Pick = Annotated[str, AfterValidator(Choice(tuple(CRITERIA)))]
+Loss = Annotated[str, AfterValidator(ChoiceSum(tuple(LOSSES), "crd:0.8+kd"))]
+Cache = Annotated[str, AfterValidator(Choice(CACHES))]
+StoreType = Annotated[str, AfterValidator(Choice(STORE_DTYPES))]
+Scope = Annotated[str, AfterValidator(Choice(("global", "rank")))]
+
+
+class StudentConfig(TrainingConfig):
+    """Stage two: a student, trained with the paper's step."""
+
+    table = "student"
+    MAY_DIFFER_ON_RESUME = TrainingConfig.MAY_DIFFER_ON_RESUME | {"cache", "cache_limit", "store"}
+
+    model: Model = setting("network", "resnet8", "Network to train.", shown=BY_PRESET)
+    teacher: Path | None = setting(
+        "network", None, "Run folder of the teacher.", shown="the newest finished teacher of the dataset in runs/"
+    )
+    loss: Loss = setting(
+        "loss",
+        "kd",
+        "Losses and their weights. A loss without a weight has its published one. Unless ce is among them, kd comes "
+        "with cross-entropy at weight 1 - alpha (Equation 1), any other sum with cross-entropy at weight 1.",
+    )
+    aug: Aug = setting("views", "standard", "Views of the images that the student is trained on.")
+    pick: Pick | None = setting(
+        "views",
+        None,
+        "Criterion that picks some of the x'.",
+        shown="kld with cutmix-pick, else none",
+        validate_default=True,
+    )
+    candidates: int | None = setting(
+        "views",
+        None,
+        "Number of x' per image.",
+        shown="one of each kind in --aug, with --pick at least 2",
+        ge=1,
+        le=63,
+    )
+    keep: float | None = setting("views", None, "Fraction of the x' of a step to pick.", shown="0.5", gt=0, le=1)
+    pick_scope: Scope = setting(
+        "views", "global", "Under torchrun, pick among the x' of all processes, or of each process."
+    )
+    temperature: float = setting("loss", 4.0, "Temperature tau of the soft targets.", gt=0, allow_inf_nan=False)
+    alpha: float = setting("loss", 0.9, "Weight of the soft targets in the loss on x.", ge=0, le=1)
+    view_seed: int | None = setting("views", None, "Seed of the views.", shown="--seed", ge=0, lt=2**63)
+    cache: Cache = setting(
+        "cache",
+        "auto",
+        "Teacher logits to store and reuse: none (off), those of clean views, of standard views from any epoch, or of "
+        "every view of the plan (replay). auto: the largest that is stored already or fits the limit.",
+    )
+    cache_limit: ByteSize | None = setting(
+        "cache", None, "Size limit of the store, such as '500 MB'.", shown="10 GB, at most a tenth of the free disk"
+    )
+    store: str | None = setting(
+        "cache",
+        None,
+        "Folder or URL (s3://...) of the store of logits.",
+        shown="answers.zarr in the teacher's run folder",
+    )
+    store_dtype: StoreType = setting("cache", "float16", "Precision of teacher logits, stored or not.")
+    topk: int | None = setting(
+        "cache", None, "Keep only this many logits per view, and the total weight of the others.", shown="all", ge=1
+    )
+
+    @field_validator("pick")
+    @classmethod
+    def _check_pick(cls, pick: str | None, info: ValidationInfo) -> str | None:
+        aug, loss = info.data.get("aug"), info.data.get("loss")
+        if aug is None:  # --aug has a problem of its own
+            return pick
+        base = _augmentation(aug)
+        if pick is not None and not base.mixes:
+            raise _needs_mixes(aug)
+        criterion = pick or base.pick
+        if loss == "ce" and criterion is not None and CRITERIA[criterion].teacher:
+            without = ", ".join(name for name, reads in CRITERIA.items() if not reads.teacher)
+            raise Invalid(f"one of {without}, because --loss ce trains without a teacher")
+        return pick
+
+    @field_validator("candidates")
+    @classmethod
+    def _check_candidates(cls, candidates: int | None, info: ValidationInfo) -> int | None:
+        aug = info.data.get("aug")
+        if candidates is None or aug is None:
+            return candidates
+        kinds = len(_augmentation(aug).mixes)
+        if not kinds:
+            raise _needs_mixes(aug)
+        if candidates < kinds:
+            raise Invalid(f"at least {kinds}, one of each kind in --aug {aug}")
+        return candidates
+
+    @field_validator("keep")
+    @classmethod
+    def _check_keep(cls, keep: float | None, info: ValidationInfo) -> float | None:
+        aug, pick = info.data.get("aug"), info.data.get("pick")
+        if keep is not None and aug is not None and not (pick or _augmentation(aug).pick):
+            raise Invalid("no value without --pick", "Add --pick, or leave --keep out.")
+        return keep
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """The views in effect: the kind of each x', the criterion, and the fraction that is kept."""
+        base = _augmentation(self.aug)
+        pick = self.pick or base.pick
+        number = self.candidates or max(len(base.mixes), 2 if pick else 1)
+        mixes = tuple(islice(cycle(base.mixes), number))
+        return base._replace(mixes=mixes, pick=pick, keep=self.keep or base.keep)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the loss or the criterion reads the teacher's logits."""
+        criterion = self.augmentation.pick
+        reads = any(LOSSES[name].teacher for name in self.loss_weights)
+        return reads or (criterion is not None and CRITERIA[criterion].teacher)
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether a loss reads features of both networks."""
+        return any(LOSSES[name].features for name in self.loss_weights)
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """The weight of each loss, including cross-entropy."""
+        stated = dict(part.partition(":")[::2] for part in self.loss.split("+"))
+        weights = {name: float(weight) if weight else LOSSES[name].weight for name, weight in stated.items()}
+        if "ce" in weights:
+            return weights
+        if "kd" in weights:
+            return {"ce": 1 - self.alpha, **weights, "kd": self.alpha * weights["kd"]}
+        return {"ce": 1.0, **weights}
+
+    @property
+    def effective_view_seed(self) -> int:
+        """Seed of the views: ``view_seed`` if given, else ``seed``."""
+        return self.seed if self.view_seed is None else self.view_seed
+
+
+def _augmentation(aug: str) -> Augmentation:
+    return AUGMENTATIONS.get(aug) or Augmentation(mixes=tuple(aug.split("+")))
+
+
+def _needs_mixes(aug: str) -> Invalid:
+    remedy = f"Choose an --aug that makes x': cutmix-pick, or a sum of {', '.join(MIXES)}."
+    return Invalid(f"no value with --aug {aug}", remedy)

@@ -1,0 +1,237 @@
+"""The settings of a teacher's training, and those that a student's has too."""
+
+import json
+from collections.abc import Mapping, Set
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+
+from kdcache.cards import CARDS
+from kdcache.choices import (
+    BAD_IMAGES,
+    DEVICES,
+    FOLDER_PREFIX,
+    HDF5_PREFIX,
+    IMAGE_SIZES,
+    MODEL_PREFIXES,
+    MODELS,
+    PRECISIONS,
+)
+from kdcache.config.settings import BY_PRESET, Choice, Invalid, check_text, setting, setting_problem
+from kdcache.errors import UsageError, problem
+from kdcache.presets import read_settings
+
+__all__ = ["CONFIG_FILE", "Model", "TeacherConfig", "TrainingConfig"]
+
+Dataset = Annotated[str, AfterValidator(Choice(tuple(CARDS), ((FOLDER_PREFIX, "PATH"), (HDF5_PREFIX, "FILE"))))]
+Model = Annotated[str, AfterValidator(Choice(tuple(MODELS), MODEL_PREFIXES))]
+Device = Annotated[str, AfterValidator(Choice(DEVICES))]
+BadImages = Annotated[str, AfterValidator(Choice(BAD_IMAGES))]
+Precision = Annotated[str, AfterValidator(Choice(("auto", *PRECISIONS)))]
+
+CONFIG_FILE = "config.toml"
+"""Name of the settings in a run folder, see `kdcache.run.folder`."""
+
+MAX_COUNT = 10**6
+"""Largest number of epochs, and of images in a batch: more is a typing error."""
+
+
+class TrainingConfig(BaseModel):
+    """The settings of every training. Frozen; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    table: ClassVar[str]
+    """The table of a config file that this kind of run reads, besides the top-level keys."""
+    NOT_RECORDED: ClassVar[frozenset[str]] = frozenset({"out", "overwrite", "download", "resume", "checkpoint_minutes"})
+    """Settings that the run's config file leaves out: they do not say what is trained."""
+    MAY_DIFFER_ON_RESUME: ClassVar[frozenset[str]] = frozenset({"data_root", "workers"})
+    """Recorded settings that may change when a run is resumed: they do not affect its results."""
+    CLI_ONLY: ClassVar[frozenset[str]] = frozenset({"out", "overwrite", "download"})
+    """Settings that no config file may have: a file must not decide what is overwritten or downloaded."""
+
+    dataset: Dataset = setting("data", "fashion-mini", "Training images.")
+    data_root: Path = setting("data", Path("datasets"), "Folder of the downloaded datasets.")
+    download: bool = setting("data", False, "Download the dataset into the data root if it is missing.")
+    image_size: int | None = setting(
+        "data",
+        None,
+        "Resize images to this height and width, in pixels. For folder:PATH, hdf5:FILE, and imagenet.",
+        shown="64 for folder:PATH, 224 for imagenet",
+        ge=IMAGE_SIZES[0],
+        le=IMAGE_SIZES[1],
+    )
+    on_bad_image: BadImages = setting("data", "error", "What to do about an image file that cannot be decoded.")
+    val_fraction: float = setting(
+        "data", 0.0, "Fraction of each class held out for validation, which then selects the best epoch.", ge=0, lt=1
+    )
+    train_fraction: float = setting("data", 1.0, "Fraction of each class to train on.", gt=0, le=1)
+    workers: int | None = setting("data", None, "Processes that decode images.", shown="one per core", ge=0)
+    model: Model = setting("network", "wrn_16_1", "Network to train.", shown=BY_PRESET)
+    features: tuple[str, ...] = setting(
+        "network",
+        (),
+        "Modules of an external network whose outputs are its features, for losses on features; such as layer1,layer2.",
+    )
+    epochs: int = setting("recipe", 24, "Passes over the training set.", shown=BY_PRESET, ge=1, le=MAX_COUNT)
+    batch_size: int = setting("recipe", 64, "Images per step.", shown=BY_PRESET, ge=2, le=MAX_COUNT)
+    lr: float = setting("recipe", 0.05, "Initial learning rate.", shown=BY_PRESET, gt=0, allow_inf_nan=False)
+    momentum: float = setting("recipe", 0.9, "Momentum of SGD.", shown=BY_PRESET, ge=0, lt=1)
+    weight_decay: float = setting("recipe", 5e-4, "Weight decay of SGD.", shown=BY_PRESET, ge=0, allow_inf_nan=False)
+    milestones: tuple[float, ...] = setting(
+        "recipe",
+        (0.625, 0.75, 0.875),
+        "Fractions of the epochs after which the learning rate drops, in rising order.",
+        shown=BY_PRESET,
+    )
+    gamma: float = setting("recipe", 0.1, "Factor on the learning rate at each milestone.", shown=BY_PRESET, gt=0, le=1)
+    evaluate_every: int = setting(
+        "run", 1, "Epochs between evaluations. The last epoch is always evaluated.", ge=1, le=MAX_COUNT
+    )
+    seed: int = setting("recipe", 0, "Seed of the initial weights.", ge=0, lt=2**63)
+    device: Device = setting("run", "auto", "Device to compute on.")
+    precision: Precision = setting(
+        "run", "auto", "Precision of the networks. auto: bfloat16 if the hardware computes it, else float32."
+    )
+    compile: bool = setting(
+        "run", False, "Train through torch.compile. The first step is slow; on CPUs it was never faster."
+    )
+    out: Path | None = setting("run", None, "Run folder.", shown="a new folder in runs/")
+    overwrite: bool = setting("run", False, "Replace the run in the run folder.")
+    resume: bool = setting(
+        "run",
+        False,
+        "Resume the unfinished run in --out with its own settings, or without --out the newest run in runs/ with the "
+        "same settings. Starts a new run if there is none.",
+    )
+    checkpoint_minutes: float = setting(
+        "run", 10.0, "Minutes between checkpoints within an epoch. One is always written at its end.", gt=0
+    )
+    sync_batchnorm: bool = setting(
+        "network", False, "Under torchrun, compute batch-norm statistics over all processes (CUDA only)."
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_raw_value(cls, value: Any, info: ValidationInfo) -> Any:
+        is_flag = info.field_name is not None and cls.model_fields[info.field_name].annotation is bool
+        if isinstance(value, bool) and not is_flag:
+            raise Invalid("a value other than true and false")
+        check_text(value)
+        return value
+
+    @field_validator("milestones", "features", mode="before")
+    @classmethod
+    def _split_at_commas(cls, value: Any) -> Any:
+        return value.split(",") if isinstance(value, str) else value
+
+    @field_validator("milestones")
+    @classmethod
+    def _check_milestones(cls, milestones: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 < each < 1 for each in milestones) or list(milestones) != sorted(set(milestones)):
+            raise Invalid("rising numbers between 0 and 1")
+        return milestones
+
+    @field_validator("image_size")
+    @classmethod
+    def _check_image_size(cls, size: int | None, info: ValidationInfo) -> int | None:
+        card = CARDS.get(info.data.get("dataset", ""))
+        if size is not None and card is not None and card.padding is not None:
+            raise Invalid(
+                f"no value for {card.name}, whose images are {card.image_size} pixels wide",
+                "Only the images of folder:PATH, hdf5:FILE, and imagenet can be resized.",
+            )
+        return size
+
+    def learning_rate(self, epoch: int) -> float:
+        """Learning rate of an epoch, counted from 0: multiplied by ``gamma`` at each milestone (Section 4)."""
+        passed = sum(epoch >= round(milestone * self.epochs) for milestone in self.milestones)
+        return self.lr * self.gamma**passed
+
+    def evaluates_after(self, epoch: int) -> bool:
+        """Whether the network is evaluated after an epoch, counted from 0."""
+        return (epoch + 1) % self.evaluate_every == 0 or epoch + 1 == self.epochs
+
+    @classmethod
+    def load(cls, file: str | Path | None = None, **options: Any) -> Self:
+        """Combine options, file and defaults into one config.
+
+        Parameters
+        ----------
+        file : str or Path, optional
+            A TOML file, or the name of a preset. Defaults to the config of the run in ``out`` if ``resume`` is given,
+            else to the preset of the dataset.
+        **options
+            Settings that override the file; ``None`` means not given.
+
+        Raises
+        ------
+        UsageError
+            With one line for each problem of the settings.
+        """
+        options = {name: value for name, value in options.items() if value is not None}
+        file = file or cls._default_file(options)
+        layer, problems = read_settings(file, cls.table, *_file_keys(), cls.CLI_ONLY) if file else ({}, [])
+        try:
+            config = cls(**{**layer, **options})
+        except ValidationError as error:
+            for detail in error.errors():
+                name = str(detail["loc"][0])
+                from_file = name in layer and name not in options
+                where = f"{file}: {name}" if from_file else f"--{name.replace('_', '-')}"
+                problems.append(setting_problem(where, detail))
+        if problems:
+            raise UsageError(*problems)
+        return config
+
+    @classmethod
+    def _default_file(cls, options: Mapping[str, Any]) -> str | Path | None:
+        if options.get("resume") and options.get("out"):
+            recorded = Path(options["out"]) / CONFIG_FILE
+            if recorded.is_file():
+                return recorded
+        card = CARDS.get(str(options.get("dataset", cls.model_fields["dataset"].default)))
+        return card.preset if card else None
+
+    def differences(self, run: Self) -> list[str]:
+        """List the settings with which a run cannot be resumed, a message for each.
+
+        The number of epochs may differ, as long as the finished epochs would have had the same learning rates.
+
+        Parameters
+        ----------
+        run : TrainingConfig
+            The settings that the run was started with.
+        """
+        free = self.NOT_RECORDED | self.MAY_DIFFER_ON_RESUME | {"epochs"}
+        found = []
+        for name in type(self).model_fields.keys() - free:
+            now, recorded = getattr(self, name), getattr(run, name)
+            if now != recorded and not (name == "teacher" and now is None):
+                found.append(problem(f"--{name.replace('_', '-')}", expected=f"{recorded}, as in the run", got=now))
+        return sorted(found)
+
+    def to_toml(self, exclude: Set[str] | None = None) -> str:
+        """Write the settings, by default without `NOT_RECORDED`, in the format that ``--config`` reads."""
+        excluded = set(self.NOT_RECORDED if exclude is None else exclude)
+        settings = self.model_dump(mode="json", exclude=excluded, exclude_none=True)
+        # JSON's strings, numbers, booleans and arrays are valid TOML, except how JSON escapes non-ASCII characters.
+        lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in settings.items())
+        return "\n".join([f"[{self.table}]", *lines]) + "\n"
+
+
+class TeacherConfig(TrainingConfig):
+    """Stage one: a teacher, trained with cross-entropy on standard views."""
+
+    table = "teacher"
+    USED_WHEN_LOADING: ClassVar[tuple[str, ...]] = (
+        *("dataset", "data_root", "download", "image_size", "val_fraction", "train_fraction"),
+        *("device", "precision", "out", "overwrite"),
+    )
+    """Settings that apply to a teacher that is loaded instead of trained."""
+
+
+def _file_keys() -> tuple[list[str], dict[str, list[str]]]:
+    """List the keys that a config file may have at its top level, and in each of its tables."""
+    tables = {kind.table: list(kind.model_fields) for kind in TrainingConfig.__subclasses__()}
+    return list(TrainingConfig.model_fields), tables

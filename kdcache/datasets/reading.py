@@ -1,0 +1,171 @@
+"""Reading a dataset by name, and preparing it for a training."""
+
+import logging
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+
+from kdcache.cards import CARDS, card_of
+from kdcache.choices import FOLDER_PREFIX, HDF5_PREFIX
+from kdcache.datasets.split import Dataset, Split
+from kdcache.errors import UsageError, problem
+
+__all__ = ["found", "load", "read", "without_bad_images"]
+
+MAX_BYTES_IN_MEMORY = 2 * 2**30
+"""Size up to which the images of a split are held in memory, if x is a crop of the clean view."""
+
+SUBSET_KEY = 0x5EED
+"""Key of the random order that decides which images are held out and trained on: the same ones in every run."""
+
+MAX_BAD_IMAGES_LISTED = 5
+
+log = logging.getLogger("kdcache")
+
+
+def load(
+    name: str,
+    *,
+    root: Path = Path("datasets"),
+    image_size: int | None = None,
+    download: bool = False,
+    on_bad_image: str = "error",
+    val_fraction: float = 0.0,
+    train_fraction: float = 1.0,
+    workers: int | None = None,
+) -> Dataset:
+    """Read a dataset and prepare it for a training.
+
+    Parameters
+    ----------
+    name : str
+        A key of `CARDS`; ``folder:PATH`` for a folder that contains ``train`` and ``val`` (or ``test``), each with a
+        folder of images for each class; ``hdf5:FILE`` for a file that ``kdcache data pack`` wrote.
+    root : Path
+        Folder of the downloaded datasets.
+    image_size : int, optional
+        Height and width in pixels, for datasets without a fixed size.
+    download : bool
+        Download the dataset into `root` if it is missing.
+    on_bad_image : str
+        ``error`` to raise an error for an image that cannot be decoded, when it is needed; ``skip`` to decode all
+        images once, and leave the bad ones out.
+    val_fraction : float
+        Fraction of each class to hold out from the training images for validation.
+    train_fraction : float
+        Fraction of each class of the remaining images to train on. A smaller fraction is a subset of a larger one.
+    workers : int, optional
+        Processes that decode images; by default one per core.
+
+    Returns
+    -------
+    Dataset
+        Its images have three channels; gray images three equal ones. 28x28 images are zero-padded to 32x32. Images of
+        which x is a crop of the clean view are held in memory, up to `MAX_BYTES_IN_MEMORY` per split; all others are
+        decoded each time.
+
+    Raises
+    ------
+    UsageError
+        If the name is unknown, the size does not fit the dataset, or the data are missing, damaged or unsuitable.
+    KdcacheError
+        If a download fails.
+    """
+    data = read(name, root=root, image_size=image_size, download=download, workers=workers)
+    if on_bad_image == "skip":
+        data = without_bad_images(data)
+    if data.card.padding is not None:
+        data = replace(data, train=_held(data.train), test=_held(data.test))
+    if val_fraction:
+        held_out = _subset(data, val_fraction, "--val-fraction")
+        train, val = (data.train.part(np.flatnonzero(chosen)) for chosen in (~held_out, held_out))
+        data = replace(data, train=train, val=val)
+    if train_fraction < 1:
+        chosen = _subset(data, train_fraction, "--train-fraction")
+        data = replace(data, train=data.train.part(np.flatnonzero(chosen)))
+    return data
+
+
+def read(
+    name: str,
+    *,
+    root: Path = Path("datasets"),
+    image_size: int | None = None,
+    download: bool = False,
+    workers: int | None = None,
+) -> Dataset:
+    """Read a dataset as it is: no image file is decoded, and none is left out. See `load`."""
+    from kdcache.datasets.workers import default_workers
+
+    workers = default_workers() if workers is None else workers
+    if name.startswith(HDF5_PREFIX) and name != HDF5_PREFIX:
+        from kdcache.datasets import packed
+
+        return packed.load_file(name, image_size, workers)
+    card, root = card_of(name, image_size), root.expanduser()
+    if download:
+        from kdcache.datasets.fetch import fetch
+
+        fetch(card.name, root)
+    reader = import_module(f"kdcache.datasets.{card.reader}")  # torchvision alone takes seconds to import
+    dataset: Dataset = reader.load(card, root, workers)
+    return dataset
+
+
+def found(root: Path) -> list[str]:
+    """List the datasets that can be read without a download: the shipped one, and those in a folder."""
+    root = root.expanduser()
+    named = [
+        name
+        for name, card in CARDS.items()
+        if not card.folders or any((root / folder).is_dir() for folder in card.folders)
+    ]
+    known = {root / folder for card in CARDS.values() for folder in card.folders}
+    own = sorted({path.parent for path in root.glob("*/train") if path.is_dir()} - known)
+    return [*named, *(f"{FOLDER_PREFIX}{path}" for path in own)]
+
+
+def without_bad_images(data: Dataset) -> Dataset:
+    """Leave out the images that cannot be decoded. Images that were not checked before are decoded once."""
+    train, test = _sound_part(data.train), _sound_part(data.test)
+    skipped = len(data.train) + len(data.test) - len(train) - len(test)
+    if skipped:
+        log.warning("%d images of %s are left out", skipped, data.card.name)
+    return replace(data, train=train, test=test, skipped=skipped)
+
+
+def _sound_part(split: Split) -> Split:
+    if split.pictures is None:
+        return split
+    from kdcache.datasets.manifest import Manifest
+
+    pictures, manifest = split.pictures, Manifest.load(split.pictures.source)
+    manifest.update(pictures.workers, decode_all=True)
+    chosen = np.arange(len(split)) if pictures.chosen is None else pictures.chosen
+    bad = np.isin(chosen, manifest.bad)
+    if bad.all():
+        raise UsageError(problem(f"images of {pictures.source.place}", expected="at least one that can be decoded"))
+    for picture in chosen[bad][:MAX_BAD_IMAGES_LISTED].tolist():
+        log.warning("left out, because it cannot be decoded: %s", pictures.source.name(picture))
+    return split.part(np.flatnonzero(~bad)) if bad.any() else split
+
+
+def _held(split: Split) -> Split:
+    return split.hold() if 3 * len(split) * split.image_size**2 <= MAX_BYTES_IN_MEMORY else split
+
+
+def _subset(data: Dataset, fraction: float, option: str) -> np.ndarray:
+    """Choose a fraction of each class, rounded, at least one image and not all: bool (N,)."""
+    labels = data.train.labels.numpy()
+    chosen = np.zeros(len(labels), bool)
+    order = np.random.Generator(np.random.Philox(SUBSET_KEY)).permutation(len(labels))
+    for label in range(data.num_classes):
+        of_class = order[labels[order] == label]
+        count = max(1, round(fraction * len(of_class)))
+        if count >= len(of_class):
+            what = f"{option} {fraction}: training images of class {data.class_names[label]}"
+            raise UsageError(problem(what, expected=f"more than {count}", got=len(of_class)))
+        chosen[of_class[:count]] = True
+    return chosen

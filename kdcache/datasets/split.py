@@ -1,0 +1,166 @@
+"""What reading a dataset returns: images with labels, in memory or decoded on demand."""
+
+from __future__ import annotations  # annotations do not import torch
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from kdcache.cards import Card
+from kdcache.errors import UsageError, problem
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from kdcache.datasets.pictures import Box, Pictures
+
+__all__ = ["Dataset", "Split"]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The images and labels of a training, validation or test set.
+
+    Parameters
+    ----------
+    images : Tensor or None
+        (N, 3, H, W) uint8 RGB on the CPU; ``None`` if `pictures` are decoded on demand.
+    labels : Tensor
+        (N,) int64 classes, counted from 0.
+    pictures : Pictures, optional
+        The encoded images, if there are any. They determine the fingerprint even if `images` holds them decoded.
+    """
+
+    images: Tensor | None
+    labels: Tensor
+    pictures: Pictures | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the images, in pixels."""
+        if self.images is not None:
+            return self.images.shape[-1]
+        assert self.pictures is not None
+        return self.pictures.size
+
+    @property
+    def workers(self) -> int:
+        """Number of processes that decode images ahead; 0 if the images are in memory."""
+        return self.pictures.workers if self.images is None and self.pictures else 0
+
+    def take(self, samples: Tensor) -> Tensor:
+        """Return the clean views of some samples.
+
+        Parameters
+        ----------
+        samples : Tensor
+            (B,) int64 indices on the CPU, in any order, with or without repetition.
+
+        Returns
+        -------
+        Tensor
+            (B, 3, H, W) uint8.
+
+        Raises
+        ------
+        IndexError
+            If a sample does not exist.
+        UsageError
+            If an image cannot be decoded.
+        """
+        if self.images is not None:
+            return self.images.index_select(0, samples)
+        assert self.pictures is not None
+        return self.pictures.clean(samples)
+
+    def resized_crops(self, samples: Tensor, draws: np.ndarray, box: Callable[[int, int, int], Box]) -> Tensor:
+        """Return a resized crop of each image, see `kdcache.datasets.pictures.Pictures.resized_crops`.
+
+        Raises
+        ------
+        UsageError
+            If there are no encoded images to crop.
+        """
+        if self.pictures is None:
+            raise UsageError(problem("random resized crops", expected="image files", got="arrays of one size"))
+        return self.pictures.resized_crops(samples, draws, box)
+
+    def part(self, rows: np.ndarray) -> Split:
+        """Select some of the samples, in this order."""
+        images = None if self.images is None else self.images[rows]
+        return Split(images, self.labels[rows], self.pictures.part(rows) if self.pictures else None)
+
+    def hold(self) -> Split:
+        """Decode all images into memory."""
+        import torch
+
+        if self.images is not None:
+            return self
+        return Split(self.take(torch.arange(len(self))), self.labels, self.pictures)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the content, in hexadecimal.
+
+        For `pictures`, of their encoded bytes, the sizes to which they are resized, and the labels; each is hashed only
+        once, see `kdcache.datasets.manifest`. Otherwise of the shape, the images and the labels.
+        """
+        if self.pictures is not None:
+            return self._fingerprint_of(self.pictures)
+        assert self.images is not None
+        digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        for tensor in (self.images, self.labels):
+            digest.update(tensor.numpy().tobytes())
+        return digest.hexdigest()
+
+    def _fingerprint_of(self, pictures: Pictures) -> str:
+        from kdcache.datasets.manifest import Manifest
+
+        manifest = Manifest.load(pictures.source)
+        manifest.update(pictures.workers)
+        chosen = slice(None) if pictures.chosen is None else pictures.chosen
+        digest = hashlib.sha256(repr((len(self), pictures.size, pictures.shorter_side)).encode())
+        digest.update(manifest.digests[chosen].tobytes())
+        digest.update(self.labels.numpy().tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A dataset that was read.
+
+    Parameters
+    ----------
+    card : Card
+        Its facts, with the number of classes.
+    class_names : tuple of str
+        The name of each class, by label.
+    train, test : Split
+    val : Split, optional
+        Held out from the training images for validation.
+    skipped : int
+        Number of images that were left out because they cannot be decoded.
+    """
+
+    card: Card
+    class_names: tuple[str, ...]
+    train: Split
+    test: Split
+    val: Split | None = None
+    skipped: int = 0
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the images, in pixels."""
+        return self.card.image_size

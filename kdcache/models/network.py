@@ -1,0 +1,133 @@
+"""A network for pixel values: its body, and the normalization that belongs to it."""
+
+import torch
+from torch import Tensor, nn
+
+from kdcache.choices import IMAGE_SIZES
+from kdcache.models.base import FeatureNet
+from kdcache.models.external import FeatureExtractor
+
+__all__ = ["Network"]
+
+
+class Network(nn.Module):
+    """A network for pixel values.
+
+    Parameters
+    ----------
+    body : Module
+        The network for normalized images. It is converted to channels-last memory format.
+    name : str
+        The name from which `kdcache.models.build` made the body.
+    num_classes : int
+        Width of the logits.
+    image_size : int
+        Height and width of the images that the network is made for.
+    mean, std : tuple of float
+        Normalization of each channel on a scale of 0 to 1.
+    feature_names : tuple of str
+        Modules whose outputs are the features, for a body that is not a `FeatureNet`.
+
+    Notes
+    -----
+    The normalization is not in ``state_dict()``, which holds the body alone, under ``body.``.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self,
+        body: nn.Module,
+        *,
+        name: str,
+        num_classes: int,
+        image_size: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        feature_names: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__()
+        self.body = body.to(memory_format=torch.channels_last)
+        self.name = name
+        self.num_classes = num_classes
+        self.image_size = image_size
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+        self.feature_names = feature_names
+        self._extractor: FeatureExtractor | None = None
+        scale = [1 / (255 * s) for s in self.std]
+        shift = [-m / s for m, s in zip(self.mean, self.std, strict=True)]
+        # Repeated to the width of the largest image: normalizing rows takes half the time of normalizing pixels.
+        self.register_buffer("scale", torch.tensor(scale * IMAGE_SIZES[1], dtype=torch.float32), persistent=False)
+        self.register_buffer("shift", torch.tensor(shift * IMAGE_SIZES[1], dtype=torch.float32), persistent=False)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Normalize pixels 0..255 of shape (B, 3, H, W): float32, channels-last."""
+        pixels = images.to(self.scale.dtype, memory_format=torch.channels_last).permute(0, 2, 3, 1)
+        rows = pixels.flatten(2)
+        width = rows.shape[2]
+        return torch.addcmul(self.shift[:width], rows, self.scale[:width]).view_as(pixels).permute(0, 3, 1, 2)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Features of pixels 0..255, see `with_features`."""
+        return self.with_features(images)[1]
+
+    def with_features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Compute logits and features in one forward pass.
+
+        Parameters
+        ----------
+        images : Tensor
+            Pixels 0..255, shape (B, 3, H, W).
+
+        Returns
+        -------
+        logits : Tensor, shape (B, num_classes)
+        features : list of Tensor
+            Maps (B, C_i, H_i, W_i), first to last, then the vectors (B, D) that the classifier reads.
+        """
+        normalized = self.normalize(images)
+        if isinstance(self.body, FeatureNet):
+            features = self.body.features(normalized)
+            return self.body.head(features[-1]), features
+        self.check_features()
+        assert self._extractor is not None
+        return self._extractor(normalized, self.training)
+
+    @torch.no_grad()
+    def feature_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the features of one image, without the batch dimension. The network is not changed."""
+        was_training = self.training
+        self.eval()
+        image = torch.zeros(1, 3, self.image_size, self.image_size, device=self.scale.device)
+        shapes = tuple(tuple(feature.shape[1:]) for feature in self.features(image))
+        self.train(was_training)
+        return shapes
+
+    def check_features(self) -> None:
+        """Check that the named features exist.
+
+        Raises
+        ------
+        UsageError
+            If one does not.
+        """
+        if self._extractor is None and not isinstance(self.body, FeatureNet):
+            self._extractor = FeatureExtractor(self.body, self.feature_names)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute logits.
+
+        Parameters
+        ----------
+        images : Tensor
+            Pixels 0..255, shape (B, 3, H, W), uint8 or floating.
+
+        Returns
+        -------
+        Tensor
+            Logits (B, num_classes): float32, or under autocast its dtype.
+        """
+        logits: Tensor = self.body(self.normalize(images))
+        return logits
