@@ -50,7 +50,7 @@ def parse(line: str) -> None:
     command: click.Command = cli
     arguments = shlex.split(line)
     while True:
-        context = click.Context(command)
+        context = click.Context(command, **cli.context_settings)  # click keeps the help option that a context names
         _, arguments, _ = command.make_parser(context).parse_args(arguments)
         if not isinstance(command, click.Group) or not arguments:
             return
