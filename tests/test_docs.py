@@ -78,7 +78,7 @@ def test_an_unknown_command_or_option_is_noticed() -> None:
 @by_page
 def test_python_blocks_compile_and_import_what_exists(page: Path) -> None:
     if page.name == "extending.md":
-        pytest.skip("test_extending.py runs its examples")
+        return  # the blocks there are parts of modules, which test_extending.py puts in place and runs
     for block in blocks(page, "python"):
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "kdcache":

@@ -1,4 +1,4 @@
-"""A short run of the fuzzing that docs/results/fuzz.md reports in full, in processes that may hang or die."""
+"""A short run of the fuzzing benchmark, whose full results are in docs/results/fuzz.md."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "fuzz.py"
 
 
-def test_altered_files_are_refused_or_read_for_what_they_are(tmp_path: Path) -> None:
+def test_altered_files_are_refused_or_read_correctly(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--inputs", "40", "--seed", "1"],
         cwd=tmp_path,
