@@ -1,4 +1,4 @@
-"""Draw docs/idea.png: how a view becomes a step of the student. Needs kdcache and matplotlib only."""
+"""Draw docs/idea.png: how the views of an image become a step of the student."""
 
 from pathlib import Path
 
@@ -9,16 +9,16 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from kdcache import datasets
 from kdcache.views import Plan, ViewMaker
 
-BLUE, GREEN, GREY = "#dbe9f6", "#dff0d8", "#eeeeee"
+BLUE, GREEN, GRAY = "#dbe9f6", "#dff0d8", "#eeeeee"
 
 
 def main() -> None:
-    """Write the picture beside this file."""
+    """Write the figure."""
     data = datasets.load("fashion-mini")
     plan = Plan(len(data.train), 32, 4, crop_flip=True, mixes=("cutmix", "cutmix"), seed=5)
     batch = next(ViewMaker(data.train, plan, 64, torch.device("cpu")).epoch(0))
     sample = 5
-    names = ["image", "view x", "candidate 1", "candidate 2"]
+    names = ["image", "x", "x' 1", "x' 2"]
     images = [data.train.images[batch.samples[sample]], *(batch.views[slot * 64 + sample] for slot in range(3))]
 
     figure = Figure(figsize=(11, 3.6))
@@ -32,12 +32,12 @@ def main() -> None:
         axes.axis("off")
         canvas.text(x + 0.57, y + 0.16, name, ha="center", fontsize=9)
     boxes = [
-        (4.1, 1.35, 1.7, 1.0, "cached_teacher\nstore, or teacher\n(asked once)", BLUE),
-        (6.4, 1.35, 1.6, 1.0, "pick\nhalf of the candidates,\nlargest KL", GREY),
-        (8.6, 1.35, 2.1, 1.0, "student\nx: CE and KL\npicked x': KL alone", GREEN),
+        (4.1, 1.35, 1.7, 1.0, "cached teacher\nstored logits, or\na forward pass", BLUE),
+        (6.4, 1.35, 1.6, 1.0, "pick\nhalf of the x',\nlargest KL", GRAY),
+        (8.6, 1.35, 2.1, 1.0, "student\nx: CE and KL\npicked x': KL only", GREEN),
     ]
-    for x, y, width, height, words, colour in boxes:
-        canvas.add_patch(FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0.05", facecolor=colour))
+    for x, y, width, height, words, color in boxes:
+        canvas.add_patch(FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0.05", facecolor=color))
         canvas.text(x + width / 2, y + height / 2, words, ha="center", va="center", fontsize=9)
     for start, end in [
         ((1.4, 1.95), (2.1, 2.9)),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kdcache import datasets, models
+    from kdcache import losses as losses
     from kdcache.answers.cached_teacher import CachedTeacher as CachedTeacher
     from kdcache.answers.teacher import Teacher as Teacher
     from kdcache.compute import Compute as Compute
@@ -40,19 +41,21 @@ PUBLIC = {
     "ViewMaker": ("views", "ViewMaker"),
     "load_teacher": ("stages.teacher", "load_teacher"),
     "build_network": ("models", "build"),
+    "losses": ("losses", ""),
     "load_dataset": ("datasets", "load"),
     "load_network": ("models.checkpoint", "load"),
     "train_student": ("stages", "train_student"),
     "train_teacher": ("stages", "train_teacher"),
 }
-"""The module of each public name, and its name there."""
+"""The module of each public name, and its name there; none for a module."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, attribute = PUBLIC[name]
-    return getattr(import_module(f"{__name__}.{module}"), attribute)
+    found = import_module(f"{__name__}.{module}")
+    return getattr(found, attribute) if attribute else found
 
 
 def __dir__() -> list[str]:

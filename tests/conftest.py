@@ -1,4 +1,4 @@
-"""What several test modules need: a small folder of pictures, and a teacher trained on it."""
+"""Fixtures of several test modules: a small dataset, and a teacher trained on it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,14 +12,14 @@ from kdcache.config import TeacherConfig
 from kdcache.datasets import Split
 from tests.samples import small_settings, write_pictures
 
-torch.set_num_threads(1)  # as many processes as cores are testing
+torch.set_num_threads(1)  # there is a test process for each core
 
 
 @pytest.fixture(scope="session", autouse=True)
 def manifests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep the manifests of the tests' pictures out of the user's cache folder, also in other processes."""
+    """Keep manifests of the tests out of the user's cache folder, also in child processes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MPLCONFIGDIR", matplotlib.get_configdir())  # where fonts need not be looked for again
+        patch.setenv("MPLCONFIGDIR", matplotlib.get_configdir())  # with its cache of fonts
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 
@@ -32,13 +32,13 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small(pictures: Path) -> dict[str, object]:
-    """Settings under which a training takes a second."""
+    """Settings of a training that takes a second."""
     return small_settings(pictures)
 
 
 @pytest.fixture(scope="session")
 def teacher(small: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run folder of a teacher of the pictures."""
+    """Run folder of a teacher of `pictures`."""
     out = tmp_path_factory.mktemp("teacher") / "run"
     return train_teacher(TeacherConfig.load(**{**small, "seed": 9, "out": out})).path
 

@@ -1,4 +1,4 @@
-"""Arrays, pictures and folders that several test modules write, and what a refusal looks like."""
+"""Arrays, image files and datasets that several test modules use, and the messages of errors."""
 
 import io
 import os
@@ -26,7 +26,7 @@ def noise(*shape: int) -> np.ndarray:
 
 
 def jpeg(width: int, height: int, shade: int = 0) -> bytes:
-    """Encode a picture of noise around a shade."""
+    """Encode an image of noise around a shade of gray."""
     pixels = (noise(height, width, 3) // 4 + shade).astype(np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=90)
@@ -55,7 +55,7 @@ def small_settings(pictures: Path) -> dict[str, object]:
 
 
 def write_imagenet(root: Path, train: int = 8, val: int = 3, classes: int = 3) -> Path:
-    """Write a set in ImageNet's shape: pictures of different sizes, a folder for each class."""
+    """Write a dataset in ImageNet's layout: images of different sizes, a folder for each class."""
     number = 0
     for part, count in (("train", train), ("val", val)):
         for label in range(classes):
@@ -73,7 +73,7 @@ TINY_CLASSES = [f"n{(number * 77) % 200 + 1:08d}" for number in range(200)]
 
 
 def write_tiny(root: Path) -> Path:
-    """Write Tiny ImageNet as it is distributed, with one training picture a class and three for validation."""
+    """Write Tiny ImageNet as it is distributed, with one training image per class and three validation images."""
     folder = root / "tiny-imagenet-200"
     (folder / "val" / "images").mkdir(parents=True)
     (folder / "wnids.txt").write_text("\n".join(TINY_CLASSES) + "\n")
@@ -92,18 +92,18 @@ def write_tiny(root: Path) -> Path:
 
 
 BAD = ("zero.jpg", "text.jpg", "cut.jpg", "deep.png")
-"""Pictures that `spoil` adds and that cannot be read."""
+"""Bad images that `spoil` adds."""
 
 
 def spoil(folder: Path) -> None:
-    """Add pictures that are trouble: four that cannot be read, and one of four inks that can."""
+    """Add four image files that cannot be decoded, and one in CMYK that can."""
     (folder / "zero.jpg").write_bytes(b"")
-    (folder / "text.jpg").write_text("I am no picture")
+    (folder / "text.jpg").write_text("not an image")
     (folder / "cut.jpg").write_bytes(jpeg(60, 60)[:800])
     Image.fromarray(np.full((50, 50), 40000, np.uint16)).save(folder / "deep.png")
     Image.new("CMYK", (50, 60), (0, 255, 255, 0)).save(folder / "cmyk.jpg", quality=95)
 
 
 def names_below(root: Path) -> set[str]:
-    """All files below a folder."""
+    """Relative paths of all files in a folder."""
     return {os.path.relpath(path, root) for path in root.rglob("*") if path.is_file()}

@@ -1,4 +1,4 @@
-"""The command line from outside: real processes, exit codes, what is printed and what is written."""
+"""The command line in real processes: exit codes, output, and the files that it writes."""
 
 import os
 import platform
@@ -29,7 +29,7 @@ def small(pictures: Path) -> list[str]:
     return words.split()
 
 
-def test_help_pages_in_the_documents_are_those_of_the_commands() -> None:
+def test_the_page_of_the_command_line_is_up_to_date() -> None:
     written = (DOCS / "cli.md").read_text("utf-8")
     assert written == runpy.run_path(str(DOCS / "write_cli_pages.py"))["pages"]()
 
@@ -64,8 +64,8 @@ def test_help_and_quick_commands_import_no_torch(words: list[str], tmp_path: Pat
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries cannot be told")
-def test_memory_that_was_freed_is_kept_for_what_comes_next() -> None:
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
+def test_freed_memory_is_kept_for_reuse() -> None:
     code = (
         "import resource, sys\nfrom kdcache.cli import main\nsys.argv = ['kdcache', '--version']\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
@@ -73,7 +73,7 @@ def test_memory_that_was_freed_is_kept_for_what_comes_next() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     once, twice = map(int, done.stdout.splitlines()[-2:])
-    assert twice - once < 10, "64 MiB came back from the system page by page"
+    assert twice - once < 10, "64 MiB were allocated page by page again"
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_memory_that_was_freed_is_kept_for_what_comes_next() -> None:
         ("teacher-train --no-such-option", ["--no-such-option"]),
     ],
 )
-def test_wrong_use_is_one_line_and_exit_code_2_and_writes_nothing(words: str, parts: list[str], tmp_path: Path) -> None:
+def test_wrong_use_prints_one_line_and_writes_nothing(words: str, parts: list[str], tmp_path: Path) -> None:
     done = kdcache(*words.split(), cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     lines = done.stderr.splitlines()
@@ -118,7 +118,7 @@ def test_wrong_use_is_one_line_and_exit_code_2_and_writes_nothing(words: str, pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_all_faults_come_at_once_with_their_place(tmp_path: Path) -> None:
+def test_all_problems_of_a_config_are_reported_together_with_file_and_key(tmp_path: Path) -> None:
     (tmp_path / "own.toml").write_text(
         'batch = 3\nlr = -1\n[student]\ntemprature = 4\naug = "x"\n[teacher]\nalpha = 1\n'
     )
@@ -136,13 +136,13 @@ def test_all_faults_come_at_once_with_their_place(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 6
 
 
-def test_the_three_commands_in_a_row(pictures: Path, tmp_path: Path) -> None:
+def test_the_three_commands_of_the_readme(pictures: Path, tmp_path: Path) -> None:
     teacher = kdcache("teacher-train", *small(pictures), cwd=tmp_path)
     assert teacher.returncode == 0, teacher.stderr
     student = kdcache("student-train", "--aug", "cutmix-pick", *small(pictures), cwd=tmp_path)
     assert student.returncode == 0, student.stderr
     runs = {path.name.split("-")[0]: path for path in (tmp_path / "runs").iterdir()}
-    assert "270 teacher forwards" in student.stdout  # x and two candidates of 90 samples
+    assert "270 teacher forwards" in student.stdout  # x and two x' of 90 images
     assert student.stdout.rstrip().endswith(str(runs["student"].relative_to(tmp_path)))
 
     found = kdcache("analyze", "disagreement", "--samples", "100", cwd=tmp_path)
@@ -157,7 +157,7 @@ def test_the_three_commands_in_a_row(pictures: Path, tmp_path: Path) -> None:
     assert over.returncode == 0, over.stderr
 
 
-def test_ctrl_c_ends_with_a_line_and_without_a_summary(pictures: Path, tmp_path: Path) -> None:
+def test_ctrl_c_prints_a_line_and_writes_no_summary(pictures: Path, tmp_path: Path) -> None:
     words = [*small(pictures), "--epochs", "100000", "--out", "run"]
     process = subprocess.Popen(
         [sys.executable, "-m", "kdcache", "teacher-train", *words],
@@ -173,12 +173,12 @@ def test_ctrl_c_ends_with_a_line_and_without_a_summary(pictures: Path, tmp_path:
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
-    assert len(errors.split("\n")) <= 3  # the terminal's own line behind ^C, ours, and its end
+    assert len(errors.split("\n")) <= 3  # a line that ends ^C on the terminal, the message, and an empty one
     assert not (tmp_path / "run" / "summary.json").exists()
     assert (tmp_path / "run" / "model.safetensors").exists()
 
 
-def test_a_picture_that_cannot_be_read_is_named(pictures: Path, tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_decoded_is_named(pictures: Path, tmp_path: Path) -> None:
     for split in ("train", "val"):
         for name in ("a", "b"):
             (tmp_path / "data" / split / name).mkdir(parents=True)
@@ -190,7 +190,7 @@ def test_a_picture_that_cannot_be_read_is_named(pictures: Path, tmp_path: Path) 
     assert not (tmp_path / "runs").exists()
 
 
-def test_every_preset_states_the_settings_whose_defaults_the_help_leaves_to_it() -> None:
+def test_every_preset_has_the_settings_that_the_help_says_it_has() -> None:
     for preset in (DOCS.parent / "configs").glob("*.toml"):
         document = tomllib.loads(preset.read_text("utf-8"))
         for table in ("teacher", "student"):

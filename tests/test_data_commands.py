@@ -1,4 +1,4 @@
-"""``kdcache data``, and the settings that concern datasets."""
+"""``kdcache data``, and the settings of datasets."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 class Run:
-    """Runs a command in this process: another one would spend its time on imports."""
+    """Runs a command in this process, which saves the imports of another."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self.capsys = capsys
@@ -27,7 +27,7 @@ class Run:
         return self.capsys.readouterr().out
 
 
-def test_datasets_are_listed_with_what_is_there(run: Run, tmp_path: Path) -> None:
+def test_datasets_are_listed_as_present_or_not(run: Run, tmp_path: Path) -> None:
     (tmp_path / "datasets" / "cifar-100-python").mkdir(parents=True)
     lines = run("list").splitlines()
     row = {name: next(line for line in lines if name in line) for name in ("cifar100", "imagenet", "fashion-mini")}
@@ -35,7 +35,7 @@ def test_datasets_are_listed_with_what_is_there(run: Run, tmp_path: Path) -> Non
     assert any("1,281,167" in line for line in lines)
 
 
-def test_a_dataset_is_shown_with_its_classes_there_or_not(run: Run, tmp_path: Path) -> None:
+def test_a_dataset_is_shown_present_or_not(run: Run, tmp_path: Path) -> None:
     absent = run("info imagenet")
     assert "center crop 224x224" in absent
     assert "not present: " in absent
@@ -46,7 +46,7 @@ def test_a_dataset_is_shown_with_its_classes_there_or_not(run: Run, tmp_path: Pa
     assert "tiny-imagenet" in refusal(lambda: run("info nowhere"))
 
 
-def test_a_set_with_bad_pictures_is_packed_without_them_or_not_at_all(run: Run, tmp_path: Path) -> None:
+def test_a_dataset_with_bad_images_is_packed_without_them_or_not_at_all(run: Run, tmp_path: Path) -> None:
     write_imagenet(tmp_path / "imagenet", train=3, val=2)
     spoil(tmp_path / "imagenet" / "train" / "n00000008")
     with pytest.raises(KdcacheError) as caught:
@@ -59,13 +59,13 @@ def test_a_set_with_bad_pictures_is_packed_without_them_or_not_at_all(run: Run, 
     assert done == "x.h5: 10 training and 6 test images, 4 left out\n"
     with pytest.raises(KdcacheError) as caught:
         run("check imagenet --data-root .")
-    assert len(str(caught.value).splitlines()) == 4 + 2 + 1  # bad pictures, counts, and how many problems
+    assert len(str(caught.value).splitlines()) == 4 + 2 + 1  # bad images, counts, and the number of problems
     with pytest.raises(KdcacheError) as caught:
-        run("check hdf5:x.h5")  # a part of ImageNet, as it says
+        run("check hdf5:x.h5")  # its card says that it is a part of ImageNet
     assert str(caught.value).count("of the complete dataset") == 2
 
 
-def test_a_sound_set_is_called_so(run: Run, tmp_path: Path) -> None:
+def test_a_sound_dataset_has_no_problems(run: Run, tmp_path: Path) -> None:
     write_imagenet(tmp_path / "own", train=3, val=2)
     assert run("check folder:own") == "folder:own: 9 training and 6 test images, no problems\n"
 
@@ -78,7 +78,7 @@ def test_a_sound_set_is_called_so(run: Run, tmp_path: Path) -> None:
         ("pack fashion-mini no/where.h5", ["no/where.h5", "does not exist"]),
     ],
 )
-def test_wrong_use_is_one_line(command: str, parts: list[str], run: Run) -> None:
+def test_wrong_use_gives_one_message(command: str, parts: list[str], run: Run) -> None:
     message = refusal(lambda: run(command))
     assert [part for part in parts if part not in message] == []
 
@@ -93,12 +93,12 @@ def test_wrong_use_is_one_line(command: str, parts: list[str], run: Run) -> None
         ({"dataset": "hdf5:"}, ["--dataset", "hdf5:FILE"]),
     ],
 )
-def test_settings_that_cannot_be_are_refused(settings: dict[str, object], parts: list[str]) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, object], parts: list[str]) -> None:
     message = refusal(lambda: TeacherConfig.load(**settings))
     assert [part for part in parts if part not in message] == []
 
 
-def test_pictures_may_have_any_size() -> None:
+def test_image_files_may_be_resized_to_any_size() -> None:
     for dataset in ("imagenet", "folder:x", "hdf5:x.h5"):
         assert TeacherConfig.load(dataset=dataset, image_size=96).image_size == 96
 

@@ -1,4 +1,4 @@
-"""Datasets: cards, the shipped set, splits, and what is kept for validation."""
+"""Datasets: cards, the shipped dataset, splits, and images held out for validation."""
 
 import hashlib
 import re
@@ -35,12 +35,12 @@ def test_cards_are_read_without_torch() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "imagenette", "folder:", "hdf5:", "Fashion-Mini"])
-def test_unknown_name_lists_what_is_allowed(name: str) -> None:
+def test_an_unknown_name_lists_the_known_ones(name: str) -> None:
     message = refusal(lambda: load(name))
     assert all(word in message for word in (*CARDS, "folder:PATH", repr(name)))
 
 
-def test_image_size_is_for_folders() -> None:
+def test_only_folders_have_another_image_size() -> None:
     assert card_of("cifar10", 32) is CARDS["cifar10"]
     assert "expected 32, got 64" in refusal(lambda: card_of("cifar10", 64))
     assert (card_of("folder:x").image_size, card_of("folder:x").padding) == (64, 8)
@@ -48,14 +48,14 @@ def test_image_size_is_for_folders() -> None:
     assert "got 0" in refusal(lambda: card_of("folder:x", 0))
 
 
-# The shipped file
+# The shipped dataset
 
 
-def test_shipped_file_is_the_one_of_its_card(mini: Dataset) -> None:
+def test_the_shipped_file_is_the_described_one(mini: Dataset) -> None:
     text = SHIPPED.with_suffix(".md").read_text()
     assert hashlib.sha256(SHIPPED.read_bytes()).hexdigest() in text
-    for figure in (MINI.mean[0], MINI.std[0]):
-        assert f"{figure:.4f}" in text
+    for value in (MINI.mean[0], MINI.std[0]):
+        assert f"{value:.4f}" in text
     assert ", ".join(mini.class_names) in re.sub(r"\s+", " ", text)
 
 
@@ -70,7 +70,7 @@ def test_shipped_counts_and_shapes(mini: Dataset) -> None:
     assert mini.class_names[0] == "T-shirt/top"
 
 
-def test_shipped_images_are_padded_grey(mini: Dataset) -> None:
+def test_shipped_images_are_padded_and_gray(mini: Dataset) -> None:
     images = mini.train.images
     inner = images[:, :, 2:30, 2:30]
     assert images.sum() == inner.sum()
@@ -89,7 +89,7 @@ def test_card_states_the_mean_and_deviation(mini: Dataset) -> None:
 # Splits
 
 
-def test_take_gives_the_rows_asked_for() -> None:
+def test_take_selects_samples() -> None:
     split = Split(torch.from_numpy(noise(5, 3, 4, 4)), torch.arange(5))
     samples = torch.tensor([3, 0, 3])
     assert torch.equal(split.take(samples), split.images[[3, 0, 3]])
@@ -97,7 +97,7 @@ def test_take_gives_the_rows_asked_for() -> None:
         split.take(torch.tensor([5]))
 
 
-def test_fingerprint_follows_the_content_alone() -> None:
+def test_the_fingerprint_depends_on_the_content_alone() -> None:
     images, labels = torch.from_numpy(noise(5, 3, 4, 4)), torch.arange(5)
     first = Split(images, labels).fingerprint
     assert re.fullmatch("[0-9a-f]{64}", first)
@@ -114,11 +114,11 @@ def test_fingerprint_follows_the_content_alone() -> None:
 # Validation
 
 
-def test_nothing_is_kept_for_validation_unless_it_is_asked_for(mini: Dataset) -> None:
+def test_nothing_is_held_out_by_default(mini: Dataset) -> None:
     assert mini.val is None
 
 
-def test_validation_takes_its_share_of_each_class_and_the_same_images_each_time(mini: Dataset) -> None:
+def test_validation_holds_out_a_fraction_of_each_class_the_same_images_each_time(mini: Dataset) -> None:
     first, again = (load("fashion-mini", val_fraction=0.1) for _ in range(2))
     assert first.val is not None
     assert again.val is not None
@@ -134,7 +134,7 @@ def test_validation_takes_its_share_of_each_class_and_the_same_images_each_time(
     assert sorted(rows(first.train) + rows(first.val)) == sorted(rows(mini.train))
 
 
-def test_a_class_is_never_kept_whole(mini: Dataset) -> None:
+def test_a_class_is_never_held_out_completely(mini: Dataset) -> None:
     message = refusal(lambda: load("fashion-mini", val_fraction=0.9999))
     assert "T-shirt/top" in message
     assert "got 600" in message
@@ -142,9 +142,7 @@ def test_a_class_is_never_kept_whole(mini: Dataset) -> None:
 
 @settings(max_examples=10, deadline=None)
 @given(st.sampled_from([0.02, 0.1, 0.35]), st.sampled_from([1.5, 2.0, 2.5]), st.sampled_from([0.0, 0.2]))
-def test_a_share_of_the_training_images_is_of_each_class_and_part_of_each_larger_one(
-    fraction: float, times: float, kept: float
-) -> None:
+def test_a_fraction_of_each_class_is_a_subset_of_a_larger_fraction(fraction: float, times: float, kept: float) -> None:
     few, more = (
         load("fashion-mini", val_fraction=kept, train_fraction=share) for share in (fraction, fraction * times)
     )

@@ -1,4 +1,4 @@
-"""Fetching datasets, from a server on this machine."""
+"""Downloading datasets from a server on this machine."""
 
 import gzip
 import hashlib
@@ -21,12 +21,12 @@ from tests.samples import names_below, noise, refusal, write_tiny
 
 
 class Server(ThreadingHTTPServer):
-    """Serves some files, whole or from a byte on, and may break off."""
+    """Serves files, completely or from an offset, and may break the connection."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}
-        self.asked: list[tuple[str, str | None]] = []
+        self.requests: list[tuple[str, str | None]] = []
         self.breaks_after: int | None = None
         self.resumes = True
 
@@ -36,7 +36,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         name, wanted = self.path.lstrip("/"), self.headers.get("Range")
-        self.server.asked.append((name, wanted))
+        self.server.requests.append((name, wanted))
         content = self.server.files.get(name)
         if content is None:
             self.send_error(404)
@@ -65,7 +65,7 @@ def server() -> Iterator[Server]:
 
 
 def publish(server: Server, name: str, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a dataset come from the server."""
+    """Serve the files of a dataset."""
     server.files |= files
     archives = tuple(
         Archive(f"http://127.0.0.1:{server.server_port}/{file}", hashlib.md5(content).hexdigest())
@@ -102,22 +102,20 @@ def tar(files: dict[str, bytes]) -> bytes:
     return file.getvalue()
 
 
-def test_what_is_fetched_can_be_read(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_downloaded_dataset_can_be_read(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(server, "fashion-mnist", fashion(), monkeypatch)
     publish(server, "tiny-imagenet", {"tiny.zip": tiny(tmp_path / "made")}, monkeypatch)
     root = tmp_path / "root"
     data = load("fashion-mnist", root=root, download=True)
     assert (len(data.train), data.test.labels.tolist()) == (10, [0, 1, 2])
     assert len(load("tiny-imagenet", root=root, download=True).train) == 200
-    asked = len(server.asked)
+    before = len(server.requests)
     load("fashion-mnist", root=root, download=True)
-    assert len(server.asked) == asked  # it is there
+    assert len(server.requests) == before  # it is present already
     assert names_below(root / "downloads") == set()
 
 
-def test_a_tar_is_unpacked_and_leaves_nothing_outside(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tar_is_unpacked_within_its_folder(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {"cifar.tar.gz": tar({"cifar-100-python/train": b"1", "cifar-100-python/meta": b"2"})}
     publish(server, "cifar100", files, monkeypatch)
     folder = fetch.fetch("cifar100", tmp_path)
@@ -131,7 +129,7 @@ def test_a_tar_is_unpacked_and_leaves_nothing_outside(
 
 
 @pytest.mark.parametrize("resumes", [True, False])
-def test_a_download_that_breaks_off_goes_on(
+def test_an_interrupted_download_is_resumed(
     resumes: bool, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (name, content), *_ = fashion().items()
@@ -142,14 +140,14 @@ def test_a_download_that_breaks_off_goes_on(
     assert "3000" in message
     assert names_below(tmp_path) == {f"downloads/{name}.part"}
     server.breaks_after = None
-    told: list[tuple[str, int, int]] = []
-    fetch.fetch("fashion-mnist", tmp_path, lambda *words: told.append(words))
-    assert server.asked[1] == (name, "bytes=3000-")
-    assert told[0] == (name, len(content), len(content))
+    calls: list[tuple[str, int, int]] = []
+    fetch.fetch("fashion-mnist", tmp_path, lambda *words: calls.append(words))
+    assert server.requests[1] == (name, "bytes=3000-")
+    assert calls[0] == (name, len(content), len(content))
     assert len(names_below(tmp_path)) == 4
 
 
-def test_a_part_that_is_whole_already_is_taken(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_complete_partial_download_is_used(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(server, "fashion-mnist", fashion(), monkeypatch)
     (name, content), *_ = fashion().items()
     (tmp_path / "downloads").mkdir()
@@ -157,7 +155,7 @@ def test_a_part_that_is_whole_already_is_taken(server: Server, tmp_path: Path, m
     assert fetch.fetch("fashion-mnist", tmp_path) == tmp_path / "FashionMNIST/raw"
 
 
-def test_a_file_of_another_hash_is_refused_and_thrown_away(
+def test_a_file_with_a_wrong_hash_is_refused_and_deleted(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(server, "fashion-mnist", fashion(), monkeypatch)
@@ -169,7 +167,7 @@ def test_a_file_of_another_hash_is_refused_and_thrown_away(
     assert names_below(tmp_path) == set()
 
 
-def test_a_server_that_has_nothing_or_is_not_there_is_one_line(
+def test_a_missing_file_or_server_gives_one_message(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(server, "cifar100", {"x.tar.gz": b""}, monkeypatch)
@@ -179,7 +177,7 @@ def test_a_server_that_has_nothing_or_is_not_there_is_one_line(
     assert "could not download http://127.0.0.1:1" in refusal(lambda: fetch.fetch("cifar100", tmp_path), KdcacheError)
 
 
-def test_every_dataset_can_be_fetched_or_its_way_is_told(tmp_path: Path) -> None:
+def test_every_dataset_can_be_downloaded_or_its_source_is_explained(tmp_path: Path) -> None:
     assert {*ARCHIVES, *BY_HAND, "fashion-mini"} == set(CARDS)
     message = refusal(lambda: fetch.fetch("imagenet", tmp_path), UsageError)
     for word in ("ILSVRC2012_img_train.tar", "ILSVRC2012_devkit_t12.tar.gz", f"{tmp_path}/imagenet/val"):

@@ -1,4 +1,4 @@
-"""Datasets in the layouts in which they are distributed, written small by the tests."""
+"""Small datasets in the layouts in which they are distributed."""
 
 import hashlib
 import io
@@ -23,7 +23,7 @@ from tests.samples import TINY_CLASSES, noise, refusal, write_imagenet, write_ti
 
 
 def write_cifar(root: Path, kind: type[CIFAR10], monkeypatch: pytest.MonkeyPatch) -> tuple[np.ndarray, list[int]]:
-    """Write CIFAR in its own layout, with two images a file, and return the training images and labels."""
+    """Write CIFAR in its layout, with two images per file, and return the training images and labels."""
     folder, key = root / kind.base_folder, "fine_labels" if kind is CIFAR100 else "labels"
     folder.mkdir(parents=True)
     classes = 100 if kind is CIFAR100 else 10
@@ -68,7 +68,7 @@ def test_cifar_pickles_are_checked_before_they_are_loaded(tmp_path: Path, monkey
     assert not harm.exists()
     with path.open("rb") as file:
         pickle.load(file)
-    assert harm.exists()  # the check above was no empty one
+    assert harm.exists()  # the check above could have failed
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_fashion_mnist_damaged(file: str, content: bytes, tmp_path: Path) -> Non
 
 
 def write_folder(root: Path, test: str = "val") -> str:
-    """Write two classes, each image of one colour, and return the dataset's name."""
+    """Write two classes, each image of one color, and return the dataset's name."""
     kinds: list[tuple[str, str, str, int | tuple[int, ...]]] = [
         ("b", "1.png", "RGB", (10, 20, 30)),
         ("b", "2.png", "L", 77),
@@ -153,7 +153,7 @@ def test_folder_round_trip(test: str, tmp_path: Path) -> None:
 
 
 def test_folder_with_links(tmp_path: Path) -> None:
-    """Links are followed, also two to one place, but not in a circle."""
+    """Links are followed, even two to the same folder, but not in a cycle."""
     name = write_folder(tmp_path / "data")
     before = len(load(name).train)
     (tmp_path / "more").mkdir()
@@ -254,7 +254,7 @@ def test_tiny_imagenet_as_distributed(tmp_path: Path) -> None:
     with Image.open(tmp_path / "tiny-imagenet-200/val/images/val_2.JPEG") as image:
         assert (data.test.images[1].permute(1, 2, 0).numpy() == np.asarray(image)).all()
     assert data.class_names[ranks[0]] == f"word {TINY_CLASSES[5][-3:]}"
-    assert data.class_names[ranks[1]] == TINY_CLASSES[0]  # which no word stands for
+    assert data.class_names[ranks[1]] == TINY_CLASSES[0]  # it is not in words.txt
     assert load("tiny-imagenet", root=tmp_path / "tiny-imagenet-200").train.fingerprint == data.train.fingerprint
 
 
@@ -276,7 +276,7 @@ def test_tiny_imagenet_that_does_not_fit(tmp_path: Path) -> None:
 
 
 def write_batches(root: Path) -> dict[str, np.ndarray]:
-    """Write the form of the paper's authors: an array of objects, a row for each image and its label."""
+    """Write the layout of the paper's authors: an array of objects, a row for each image and its label."""
     images = {"train": noise(5, 64, 64, 3), "val": noise(2, 64, 64, 3)}
     for part, pixels in images.items():
         (root / "tinyimagenet" / part).mkdir(parents=True)
@@ -287,7 +287,7 @@ def write_batches(root: Path) -> dict[str, np.ndarray]:
     return images
 
 
-def test_tiny_imagenet_in_the_authors_form(tmp_path: Path) -> None:
+def test_tiny_imagenet_in_the_authors_layout(tmp_path: Path) -> None:
     images = write_batches(tmp_path)
     data = load("tiny-imagenet", root=tmp_path)
     assert (data.train.images.permute(0, 2, 3, 1).numpy() == images["train"]).all()
@@ -305,7 +305,7 @@ class Harm:
         return os.mkdir, (str(self.path),)
 
 
-def test_the_authors_form_runs_no_code(tmp_path: Path) -> None:
+def test_the_authors_layout_runs_no_code(tmp_path: Path) -> None:
     write_batches(tmp_path)
     path, harm = tmp_path / "tinyimagenet/train/batch.npy", tmp_path / "harm"
     rows = np.empty((1, 2), object)
@@ -316,7 +316,7 @@ def test_the_authors_form_runs_no_code(tmp_path: Path) -> None:
     assert "mkdir" in message
     assert not harm.exists()
     np.load(path, allow_pickle=True)
-    assert harm.exists()  # the check above was no empty one
+    assert harm.exists()  # the check above could have failed
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ def test_the_authors_form_runs_no_code(tmp_path: Path) -> None:
         (b"nothing", "could not read"),
     ],
 )
-def test_the_authors_form_that_does_not_fit(content: np.ndarray | bytes, words: str, tmp_path: Path) -> None:
+def test_the_authors_layout_that_does_not_fit(content: np.ndarray | bytes, words: str, tmp_path: Path) -> None:
     write_batches(tmp_path)
     file = io.BytesIO()
     np.save(file, content)
@@ -362,7 +362,7 @@ def test_imagenet_names_its_classes(tmp_path: Path) -> None:
 
 
 def flatten(root: Path) -> list[int]:
-    """Put the validation pictures into one folder, in a mixed order of classes, and return their labels."""
+    """Move the validation images into one folder, in a mixed order of classes, and return their labels."""
     files = sorted((root / "val").glob("*/*.JPEG"))
     order, labels = [3, 0, 6, 1, 7, 4, 2, 8, 5], []
     for number, place in enumerate(order, 1):
@@ -374,7 +374,7 @@ def flatten(root: Path) -> list[int]:
 
 
 def write_kit(root: Path, labels: list[int]) -> Path:
-    """Write the development kit, whose numbers are those of no alphabet."""
+    """Write the development kit, whose class numbers are not in alphabetical order."""
     savemat = pytest.importorskip("scipy.io").savemat
     kit = root / "ILSVRC2012_devkit_t12" / "data"
     kit.mkdir(parents=True)
@@ -405,7 +405,7 @@ def test_imagenet_with_a_flat_validation_set(tmp_path: Path) -> None:
     assert "got 2 lines" in refusal(lambda: load("imagenet", root=tmp_path))
 
 
-def test_imagenet_that_is_not_there_or_not_whole(tmp_path: Path) -> None:
+def test_a_missing_or_incomplete_imagenet_is_refused(tmp_path: Path) -> None:
     message = refusal(lambda: load("imagenet", root=tmp_path))
     assert "kdcache data fetch imagenet" in message
     assert f"{tmp_path}/imagenet" in message

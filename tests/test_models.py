@@ -1,4 +1,4 @@
-"""The networks against the golden figures, their normalisation and seeds, and their checkpoints."""
+"""The networks against golden values, their normalization and seeds, and their checkpoints."""
 
 import json
 import os
@@ -22,7 +22,7 @@ FAMILIES = ("resnet8", "resnet8x4", "wrn_16_2", "vgg8", "ResNet50", "MobileNetV2
 
 
 def network(name: str = "resnet8", seed: int = 3) -> Network:
-    """A network in evaluation mode, its running statistics away from where they start."""
+    """A network in evaluation mode, with running statistics that are not the initial ones."""
     made = build(name, num_classes=10, mean=MEAN, std=STD, seed=seed)
     with torch.no_grad():
         made(pixels(8))
@@ -39,12 +39,12 @@ def relative(actual: Tensor | float, expected: object) -> None:
     )
 
 
-def test_the_golden_networks_are_the_registry() -> None:
-    assert set(REGISTRY) == set(GOLDEN) | {"resnet14", "resnet32", "resnet44"}  # of these there are no figures
+def test_every_network_has_golden_values() -> None:
+    assert set(REGISTRY) == set(GOLDEN) | {"resnet14", "resnet32", "resnet44"}  # without golden values
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_golden(name: str) -> None:
+def test_shapes_features_and_logits_equal_the_golden_values(name: str) -> None:
     expected, body = GOLDEN[name], build(name, num_classes=100).body.double().eval()
     figures.fill(body)
     assert [[key, list(value.shape)] for key, value in body.state_dict().items()] == expected["state"]
@@ -65,19 +65,19 @@ def test_larger_images(name: str) -> None:
         assert net(pixels(size=64)).shape == (2, 200)
     assert large[-1].shape == small[-1].shape
     assert [f.shape[-1] for f in large[:-2]] == [2 * f.shape[-1] for f in small[:-2]]
-    # VGG pools once more for large images: its last map stays as it was.
+    # VGG pools once more for large images, so that its last map has the same size.
     assert large[-2].shape[-1] == small[-2].shape[-1] * (1 if name == "vgg8" else 2)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_feature_carries_gradients(name: str) -> None:
+def test_every_feature_has_gradients(name: str) -> None:
     body = network(name).train().body
     parts = [feature.square().mean() for feature in body.features(figures.images().float())]
-    torch.stack([*parts, body(figures.images().float()).mean()]).sum().backward()  # raises if a map was overwritten
+    torch.stack([*parts, body(figures.images().float()).mean()]).sum().backward()  # fails if a map was overwritten
     assert all(p.grad is not None for p in body.parameters())
 
 
-def test_normalisation() -> None:
+def test_normalization() -> None:
     net = network()
     by_hand = (pixels().double() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     with torch.no_grad():
@@ -90,14 +90,14 @@ def test_normalisation() -> None:
     assert all(key.startswith("body.") for key in net.state_dict())
 
 
-def test_autocast() -> None:
+def test_autocast_converts_the_body_but_not_the_normalization() -> None:
     net = network()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert net.normalize(pixels()).dtype == torch.float32
         assert net(pixels()).dtype == torch.bfloat16
 
 
-def test_seed() -> None:
+def test_weights_are_a_function_of_the_seed() -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
     first = build("wrn_16_1", num_classes=10, seed=5)
@@ -110,7 +110,7 @@ def test_seed() -> None:
     )
 
 
-def test_faults_are_reported_together() -> None:
+def test_problems_are_reported_together() -> None:
     with pytest.raises(UsageError) as caught:
         build("resnet9", num_classes=0, image_size=31, std=(0.5, 0.0, 0.5))
     assert len(caught.value.problems) == 4
@@ -140,14 +140,14 @@ def test_checkpoint_round_trip(name: str, tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-def test_metadata_may_not_take_the_networks_names(tmp_path: Path) -> None:
+def test_metadata_may_not_use_the_names_of_the_networks_own(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="mean"):
         checkpoint.save(network(), tmp_path / "net.safetensors", mean="0")
     assert not list(tmp_path.iterdir())
 
 
 def rewrite(path: Path, state: dict[str, Tensor], **changes: object) -> None:
-    """Write what nobody meant, with a checksum that is right."""
+    """Write other tensors or metadata with a valid checksum."""
     stored = {key: value for key, value in checkpoint.metadata(path).items() if key != "sha256"}
     tensor_files.save(path, state, {**stored, **changes})
 
@@ -170,7 +170,7 @@ def unchecked(path: Path) -> None:
 
 
 def enlarged(**header: object) -> Callable[[Path], object]:
-    """State another type, shape or place of a tensor than the file has."""
+    """Change the type, shape or offset of a tensor in the header."""
 
     def spoil(path: Path) -> None:
         content = path.read_bytes()
@@ -246,7 +246,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_bad_checkpoints_are_one_clear_error(damage: str, tmp_path: Path) -> None:
+def test_a_bad_checkpoint_gives_one_message(damage: str, tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     checkpoint.save(network(), path)
     spoil, message = DAMAGES[damage]
@@ -258,7 +258,7 @@ def test_bad_checkpoints_are_one_clear_error(damage: str, tmp_path: Path) -> Non
     assert "\n" not in str(caught.value)
 
 
-def test_fingerprint() -> None:
+def test_the_fingerprint_depends_on_tensors_and_description_alone() -> None:
     net = network()
     known = checkpoint.fingerprint(net)
     net.body.to(memory_format=torch.contiguous_format)
@@ -297,7 +297,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-def test_text_and_json(tmp_path: Path) -> None:
+def test_text_and_json_are_written_as_utf_8(tmp_path: Path) -> None:
     path = tmp_path / "facts.json"
     write_json(path, {"a": [1, "é"]})
     assert path.read_text(encoding="utf-8").endswith("\n}\n")
@@ -308,7 +308,7 @@ def test_text_and_json(tmp_path: Path) -> None:
     assert path.read_bytes() == "é\n".encode()
 
 
-def test_a_file_has_the_rights_that_the_umask_grants(tmp_path: Path) -> None:
+def test_a_file_has_the_permissions_of_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         checkpoint.save(network(), tmp_path / "net.safetensors")

@@ -17,33 +17,14 @@ ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 FOLDERS = {"kdcache": ROOT / "kdcache", "kdcache.stages": ROOT / "stages", "kdcache.configs": ROOT / "configs"}
 
-# A module imports only from those before it.
-ORDER = [
-    *(
-        "errors",
-        "files",
-        "locks",
-        "tensor_files",
-        "choices",
-        "cards",
-        "presets",
-        "signals",
-        "machine",
-        "locks",
-        "config",
-        "compute",
-        "environment",
-        "distributed",
-    ),
-    *("datasets", "models", "views", "answers", "losses", "selection", "run", "setup", "training"),
-    *("analysis", "doctor", "self_test", "report", "stages", "study", "cli"),
-]
+# A module imports only from those above it in the table of the design page, which is the only list of them.
+ORDER = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "design.md").read_text("utf-8"), re.MULTILINE)
 
 OUTSIDE = ("__init__", "__main__")
 
 
-def room(module: str) -> str:
-    """First name behind ``kdcache``."""
+def top_module(module: str) -> str:
+    """The name after ``kdcache``."""
     return module.split(".")[1]
 
 
@@ -63,17 +44,17 @@ def imports() -> list[tuple[str, str]]:
 
 
 def test_imports_run_one_way() -> None:
-    arrows = [(start, end) for start, end in imports() if room(end) in ORDER and room(start) not in OUTSIDE]
+    arrows = [(start, end) for start, end in imports() if top_module(end) in ORDER and top_module(start) not in OUTSIDE]
     assert len(arrows) > 50
-    assert {room(start) for start, _ in arrows} <= set(ORDER)
-    assert [arrow for arrow in arrows if ORDER.index(room(arrow[0])) < ORDER.index(room(arrow[1]))] == []
+    assert {top_module(start) for start, _ in arrows} <= set(ORDER)
+    assert [arrow for arrow in arrows if ORDER.index(top_module(arrow[0])) < ORDER.index(top_module(arrow[1]))] == []
 
 
-def test_every_public_name_is_there_without_importing_torch_first() -> None:
+def test_every_public_name_resolves_and_importing_kdcache_does_not_import_torch() -> None:
     script = (
         "import sys, kdcache\nassert 'torch' not in sys.modules\n"
         "assert set(kdcache.PUBLIC) <= set(dir(kdcache))\n"
-        "for name in kdcache.PUBLIC:\n    assert callable(getattr(kdcache, name)), name\n"
+        "for name in kdcache.PUBLIC:\n    getattr(kdcache, name)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -91,7 +72,7 @@ def test_every_package_on_disk_is_listed() -> None:
     assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == on_disk
 
 
-LOOK = (
+SCRIPT = (
     "import kdcache, kdcache.stages, kdcache.configs, kdcache.data\n"
     "from kdcache import datasets\nfrom kdcache.config import StudentConfig\n"
     "from kdcache.models.load import shipped_teacher\n"
@@ -102,8 +83,8 @@ LOOK = (
 )
 
 
-def test_this_installation_is_whole(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", LOOK], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+def test_this_installation_is_complete(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
 
@@ -117,15 +98,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(source.parent.glob("*.whl"))
 
 
-def test_the_wheel_installs_nothing_but_kdcache(wheel: Path) -> None:
+def test_the_wheel_installs_only_kdcache(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"kdcache"}
 
 
-def test_the_wheel_is_whole(wheel: Path, tmp_path: Path) -> None:
+def test_the_wheel_is_complete(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     done = subprocess.run(
-        [sys.executable, "-c", LOOK],
+        [sys.executable, "-c", SCRIPT],
         cwd=tmp_path,
         env={"PYTHONPATH": str(tmp_path / "site"), "PATH": ""},
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Packed files: read, written, interrupted, checked."""
+"""Packed files: reading, writing, interruption, checking."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from kdcache.datasets.check import check
 from kdcache.datasets.manifest import Manifest
 from kdcache.datasets.pack import draft_path
 from kdcache.datasets.pack import pack as write
-from kdcache.datasets.pictures import Files
+from kdcache.datasets.sources import Files
 from kdcache.errors import KdcacheError
 from kdcache.views.geometry import random_resized_box
 from tests.samples import jpeg, names_below, noise, refusal, write_imagenet
@@ -27,7 +27,7 @@ MINI = CARDS["fashion-mini"]
 
 
 def pack(path: Path, **changes: object) -> Path:
-    """Write a small packed file; an argument replaces an attribute or, as ``train_images``, an array."""
+    """Write a small packed file. Arguments replace attributes, or arrays such as ``train_images``."""
     content: dict[str, object] = {
         "format": "kdcache-packed",
         "version": 1,
@@ -49,7 +49,7 @@ def pack(path: Path, **changes: object) -> Path:
     return path
 
 
-def test_packed_round_trip(tmp_path: Path) -> None:
+def test_a_packed_file_is_read(tmp_path: Path) -> None:
     colour = noise(4, 32, 32, 3)
     data = packed.read(pack(tmp_path / "x.h5", train_images=colour), MINI)
     assert torch.equal(data.train.images, torch.from_numpy(colour).permute(0, 3, 1, 2))
@@ -79,14 +79,14 @@ def test_packed_round_trip(tmp_path: Path) -> None:
         ({"train_labels": np.array([0, 1, 2, -1])}, "got -1 to 2"),
     ],
 )
-def test_packed_file_that_does_not_fit(tmp_path: Path, changes: dict[str, object], words: str) -> None:
+def test_a_packed_file_with_other_content_is_refused(tmp_path: Path, changes: dict[str, object], words: str) -> None:
     path = pack(tmp_path / "x.h5", **changes)
     message = refusal(lambda: packed.read(path, MINI))
     assert words in message
     assert str(path) in message
 
 
-def test_packed_file_that_is_missing_truncated_or_foreign(tmp_path: Path) -> None:
+def test_a_missing_truncated_or_foreign_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.h5"
     assert "no such file" in refusal(lambda: packed.read(path, MINI))
     path.write_bytes(SHIPPED.read_bytes()[:1_000_000])
@@ -95,7 +95,7 @@ def test_packed_file_that_is_missing_truncated_or_foreign(tmp_path: Path) -> Non
     assert str(path) in refusal(lambda: packed.read(path, MINI))
 
 
-def test_packed_file_with_damaged_pixels(tmp_path: Path) -> None:
+def test_damaged_pixels_are_refused(tmp_path: Path) -> None:
     path, content = tmp_path / "x.h5", bytearray(SHIPPED.read_bytes())
     with h5py.File(SHIPPED) as file:
         chunk = file["train/images"].id.get_chunk_info(0)
@@ -116,7 +116,7 @@ def source(kind: str, root: Path) -> Dataset:
 
 
 @pytest.mark.parametrize("kind", ["images of one size", "imagenet", "folder"])
-def test_a_packed_set_is_the_same_set(kind: str, tmp_path: Path) -> None:
+def test_a_packed_dataset_equals_its_source(kind: str, tmp_path: Path) -> None:
     data, path = source(kind, tmp_path), tmp_path / "packed.h5"
     write(data, path)
     again = read(f"hdf5:{path}")
@@ -138,7 +138,7 @@ def test_a_packed_set_is_the_same_set(kind: str, tmp_path: Path) -> None:
     assert not draft_path(path).exists()
 
 
-def test_a_packed_set_has_the_layout_that_is_promised(tmp_path: Path) -> None:
+def test_a_packed_dataset_has_the_documented_layout(tmp_path: Path) -> None:
     data, path = source("imagenet", tmp_path), tmp_path / "packed.h5"
     write(data, path)
     with h5py.File(path) as file:
@@ -149,13 +149,13 @@ def test_a_packed_set_has_the_layout_that_is_promised(tmp_path: Path) -> None:
         assert np.diff(offsets).tolist() == [picture.stat().st_size for picture in pictures]
         assert file["class_names"].asstr()[()].tolist() == list(data.class_names)
         assert file["train"].attrs["fingerprint"] == data.train.fingerprint
-    write(read("fashion-mini"), path)  # which replaces it
+    write(read("fashion-mini"), path)  # replaces it
     with h5py.File(path) as file:
         assert (file["train/images"].shape, file["train/images"].dtype) == ((6000, 32, 32, 3), np.uint8)
         assert file["train/images"].chunks is None
 
 
-def test_pictures_of_a_packed_set_can_be_brought_to_another_size_and_images_cannot(tmp_path: Path) -> None:
+def test_packed_image_files_can_be_resized_and_arrays_cannot(tmp_path: Path) -> None:
     data, path = source("imagenet", tmp_path), tmp_path / "packed.h5"
     write(data, path)
     smaller = load(f"hdf5:{path}", image_size=64)
@@ -166,7 +166,7 @@ def test_pictures_of_a_packed_set_can_be_brought_to_another_size_and_images_cann
     assert "expected 32, got 64" in refusal(lambda: load(f"hdf5:{path}", image_size=64))
 
 
-def test_a_file_without_a_card_is_taken_for_a_folder(tmp_path: Path) -> None:
+def test_a_file_without_a_card_has_the_card_of_a_folder(tmp_path: Path) -> None:
     path = pack(tmp_path / "x.h5", train_images=noise(4, 40, 40, 3), test_images=noise(2, 40, 40, 3))
     data = load(f"hdf5:{path}")
     assert (data.image_size, data.card.padding, data.num_classes) == (40, 5, 10)
@@ -182,7 +182,7 @@ def test_a_file_without_a_card_is_taken_for_a_folder(tmp_path: Path) -> None:
         ("labels", [0, 1], "labels of"),
     ],
 )
-def test_a_packed_set_that_claims_what_cannot_be_is_refused(
+def test_a_packed_dataset_with_impossible_claims_is_refused(
     array: str, value: object, words: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "x.h5"
@@ -197,7 +197,7 @@ def test_a_packed_set_that_claims_what_cannot_be_is_refused(
 
 
 def die_at(call: int) -> None:
-    """Kill this process at a call of the system that writes, syncs or renames."""
+    """Kill this process at the given system call that writes, syncs or renames."""
     left = [call]
 
     def counted(of: Callable[..., object]) -> Callable[..., object]:
@@ -213,12 +213,10 @@ def die_at(call: int) -> None:
         setattr(os, name, counted(getattr(os, name)))
 
 
-def test_a_pack_that_is_killed_leaves_nothing_under_its_name_and_is_completed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_pack_leaves_no_file_and_is_completed_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = source("imagenet", tmp_path)
     monkeypatch.setattr("kdcache.datasets.pack.SYNC_BYTES", 4096)
-    write(data, tmp_path / "whole.h5")  # by which everything is hashed
+    write(data, tmp_path / "whole.h5")  # hashes everything
     whole, killed = (tmp_path / "whole.h5").read_bytes(), 0
     for call in (*range(12), *range(12, 200, 11)):
         path = tmp_path / f"{call}.h5"
@@ -239,20 +237,20 @@ def test_a_pack_that_is_killed_leaves_nothing_under_its_name_and_is_completed(
     assert killed > 12
 
 
-def test_a_pack_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_pack_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, path = source("imagenet", tmp_path), tmp_path / "packed.h5"
     monkeypatch.setattr("kdcache.datasets.pack.SYNC_BYTES", 4096)
-    told: list[int] = []
+    calls: list[int] = []
 
-    def tell(done: int, total: int) -> None:
-        told.append(done)
-        if len(told) == 6:
+    def progress(done: int, total: int) -> None:
+        calls.append(done)
+        if len(calls) == 6:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write(data, path, tell)
+        write(data, path, progress)
     assert not path.exists()
-    first, total = told[-1], sum(file.stat().st_size for file in (tmp_path / "imagenet").rglob("*.JPEG"))
+    first, total = calls[-1], sum(file.stat().st_size for file in (tmp_path / "imagenet").rglob("*.JPEG"))
     reads: list[int] = []
     of = Files.read
     monkeypatch.setattr(Files, "read", lambda self, picture: reads.append(len(of(self, picture))) or of(self, picture))
@@ -261,7 +259,7 @@ def test_a_pack_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: py
     assert read(f"hdf5:{path}").train.take(torch.arange(24)).equal(data.train.take(torch.arange(24)))
 
 
-def test_a_draft_path_something_else_is_not_gone_on_with(tmp_path: Path) -> None:
+def test_a_draft_of_other_content_is_not_resumed(tmp_path: Path) -> None:
     path = tmp_path / "packed.h5"
     write(source("imagenet", tmp_path), tmp_path / "other.h5")
     (tmp_path / "other.h5").rename(draft_path(path))
@@ -270,16 +268,16 @@ def test_a_draft_path_something_else_is_not_gone_on_with(tmp_path: Path) -> None
     assert read(f"hdf5:{path}").train.fingerprint == data.train.fingerprint
 
 
-def test_a_picture_that_changes_while_it_is_packed_is_noticed(tmp_path: Path) -> None:
+def test_an_image_that_changes_during_packing_is_noticed(tmp_path: Path) -> None:
     data, path = source("imagenet", tmp_path), tmp_path / "packed.h5"
     picture = next((tmp_path / "imagenet/val").rglob("*.JPEG"))
     changed = bytearray(picture.read_bytes())
     changed[-20] ^= 1
 
-    def tell(done: int, total: int) -> None:
+    def progress(done: int, total: int) -> None:
         picture.write_bytes(changed)
 
-    assert str(picture) in refusal(lambda: write(data, path, tell), KdcacheError)
+    assert str(picture) in refusal(lambda: write(data, path, progress), KdcacheError)
     assert not path.exists()
     assert "does not exist" in refusal(lambda: write(data, tmp_path / "no" / "x.h5"))
 
@@ -287,7 +285,7 @@ def test_a_picture_that_changes_while_it_is_packed_is_noticed(tmp_path: Path) ->
 # Checking
 
 
-def test_a_sound_set_has_no_faults(tmp_path: Path) -> None:
+def test_a_sound_dataset_has_no_problems(tmp_path: Path) -> None:
     data = source("folder", tmp_path)
     assert check(data.card.name).problems == []
     write(data, tmp_path / "x.h5")
@@ -308,7 +306,7 @@ def test_damage_of_a_packed_file_is_found(tmp_path: Path) -> None:
     assert "fingerprint of train" in problems[1]
 
 
-def test_a_file_that_changed_without_a_trace_is_found(tmp_path: Path) -> None:
+def test_a_change_that_keeps_size_and_time_is_found(tmp_path: Path) -> None:
     data = source("folder", tmp_path)
     before = data.train.fingerprint
     picture = next((tmp_path / "imagenet/train").rglob("*_3.JPEG"))
@@ -316,20 +314,20 @@ def test_a_file_that_changed_without_a_trace_is_found(tmp_path: Path) -> None:
     changed[-20] ^= 1
     picture.write_bytes(changed)
     os.utime(picture, ns=(state.st_atime_ns, state.st_mtime_ns))
-    assert read(data.card.name).train.fingerprint == before  # the manifest believes size and time
+    assert read(data.card.name).train.fingerprint == before  # the manifest relies on size and time
     (line,) = check(data.card.name).problems
     assert str(picture) in line
     assert read(data.card.name).train.fingerprint != before
 
 
-def test_counts_are_those_of_the_card(tmp_path: Path) -> None:
+def test_counts_are_compared_with_the_card(tmp_path: Path) -> None:
     write_imagenet(tmp_path / "imagenet")
     problems = check("imagenet", root=tmp_path).problems
     assert [line for line in problems if "1281167" in line or "50000" in line] == problems
     assert len(problems) == 2
 
 
-def test_each_picture_is_hashed_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_image_is_hashed_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = source("folder", tmp_path)
     reads: list[str] = []
     of = Files.read
@@ -346,7 +344,7 @@ def test_each_picture_is_hashed_once_until_it_changes(tmp_path: Path, monkeypatc
     assert read(data.card.name).train.fingerprint != first
 
 
-def test_a_damaged_manifest_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_manifest_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     data = source("folder", tmp_path)
     first = data.train.fingerprint

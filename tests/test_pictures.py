@@ -1,4 +1,4 @@
-"""Pictures of any size: the random part that x is, decoding, bad pictures, and trainings on them."""
+"""Image files of any size: random resized crops, decoding, bad images, and training on them."""
 
 import hashlib
 import json
@@ -37,12 +37,12 @@ WORDS = st.integers(0, 2**64 - 1)
 SIDES = st.integers(1, 2000)
 
 
-# The part of a picture
+# Random crops
 
 
 @given(word=WORDS, width=SIDES, height=SIDES)
 @settings(max_examples=300, deadline=None)
-def test_a_part_lies_in_the_picture_and_the_flips_bit_does_not_move_it(word: int, width: int, height: int) -> None:
+def test_a_crop_is_within_the_image_and_independent_of_the_flip_bit(word: int, width: int, height: int) -> None:
     left, top, right, bottom = random_resized_box(word, width, height)
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
@@ -51,16 +51,16 @@ def test_a_part_lies_in_the_picture_and_the_flips_bit_does_not_move_it(word: int
 
 @given(word=WORDS, width=st.integers(200, 2000), height=st.integers(200, 2000))
 @settings(max_examples=300, deadline=None)
-def test_a_part_has_an_area_and_a_ratio_that_are_allowed(word: int, width: int, height: int) -> None:
+def test_a_crop_has_an_allowed_area_and_aspect_ratio(word: int, width: int, height: int) -> None:
     left, top, right, bottom = random_resized_box(word, width, height)
     wide, high = right - left, bottom - top
     rounding = 1.02
     assert RATIO[0] / rounding < wide / high < RATIO[1] * rounding
-    if RATIO[0] <= width / height <= RATIO[1]:  # otherwise it may be as much of the middle as fits
+    if RATIO[0] <= width / height <= RATIO[1]:  # otherwise it may be the largest crop of the center
         assert AREA[0] / rounding <= wide * high / (width * height) <= 1
 
 
-def test_parts_are_those_of_every_other_machine() -> None:
+def test_crops_are_the_same_on_every_machine() -> None:
     words = np.random.Philox(key=np.array([1, 2], np.uint64)).random_raw(5000)
     parts = [random_resized_box(int(word), 40 + place % 700, 30 + place % 611) for place, word in enumerate(words)]
     digest = hashlib.sha256(np.array(parts, np.int64).tobytes()).hexdigest()
@@ -68,7 +68,7 @@ def test_parts_are_those_of_every_other_machine() -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), [(500, 375), (300, 900), (120, 100)])
-def test_parts_are_drawn_as_torchvision_draws_them(width: int, height: int) -> None:
+def test_crops_have_the_distribution_of_torchvisions(width: int, height: int) -> None:
     count = 4000
     words = np.random.Philox(key=np.array([7, 7], np.uint64)).random_raw(count)
     ours = np.array([random_resized_box(int(word), width, height) for word in words], float)
@@ -78,21 +78,21 @@ def test_parts_are_drawn_as_torchvision_draws_them(width: int, height: int) -> N
     theirs = np.array(
         [(one["left"], one["top"], one["left"] + one["width"], one["top"] + one["height"]) for one in drawn], float
     )
-    for part in range(4):  # edges, and below area and ratio: the two distributions are equal (Kolmogorov-Smirnov)
+    for part in range(4):  # edges, then area and ratio: equal distributions (Kolmogorov-Smirnov)
         assert distance(ours[:, part], theirs[:, part]) < 0.043
-    figures = [np.stack([(p[:, 2] - p[:, 0]), (p[:, 3] - p[:, 1])]) for p in (ours, theirs)]
-    assert distance(*(wide * high for wide, high in figures)) < 0.043
-    assert distance(*(np.round(wide / high, 2) for wide, high in figures)) < 0.05
+    shapes = [np.stack([(p[:, 2] - p[:, 0]), (p[:, 3] - p[:, 1])]) for p in (ours, theirs)]
+    assert distance(*(wide * high for wide, high in shapes)) < 0.043
+    assert distance(*(np.round(wide / high, 2) for wide, high in shapes)) < 0.05
 
 
 def distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Largest distance of two empirical distributions; 0.043 is passed by chance once in a thousand times."""
+    """Largest distance between two empirical distributions; above 0.043 by chance once in a thousand times."""
     places = np.union1d(first, second)
     shares = [np.searchsorted(np.sort(values), places, side="right") / len(values) for values in (first, second)]
     return float(np.abs(shares[0] - shares[1]).max())
 
 
-def test_a_picture_that_no_part_fits_shows_its_middle() -> None:
+def test_an_image_in_which_no_crop_fits_is_cropped_at_the_center() -> None:
     assert random_resized_box(12345, 1000, 10) == (493, 0, 506, 10)
     assert random_resized_box(12345, 10, 1000) == (0, 493, 10, 506)
     assert random_resized_box(0, 1, 1) == (0, 0, 1, 1)
@@ -117,7 +117,7 @@ def plan(samples: int, mixes: tuple[str, ...] = ("cutmix", "cutmix")) -> Plan:
     return Plan(samples, SIZE, None, crop_flip=True, seed=3, mixes=mixes)
 
 
-def test_x_is_the_part_that_the_row_means_resized_and_perhaps_mirrored(imagenet: Path) -> None:
+def test_x_is_the_resized_and_flipped_crop_of_its_row(imagenet: Path) -> None:
     data = small(imagenet)
     drawn = plan(len(data.train))
     table = drawn.epoch(2)
@@ -133,7 +133,7 @@ def test_x_is_the_part_that_the_row_means_resized_and_perhaps_mirrored(imagenet:
         assert (view.permute(1, 2, 0).numpy() == expected).all()
 
 
-def test_the_clean_view_is_torchvisions_evaluation_transform(imagenet: Path) -> None:
+def test_the_clean_view_equals_torchvisions_evaluation_transform(imagenet: Path) -> None:
     data = load("imagenet", root=imagenet, workers=0)
     transform = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.PILToTensor()])
     files = sorted((imagenet / "imagenet/train").rglob("*.JPEG"))
@@ -143,14 +143,14 @@ def test_the_clean_view_is_torchvisions_evaluation_transform(imagenet: Path) -> 
 
 
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 32), st.integers(0, 9))
-def test_clean_views_of_any_picture_are_torchvisions(width: int, height: int, size: int, more: int) -> None:
+def test_clean_views_of_any_size_equal_torchvisions(width: int, height: int, size: int, more: int) -> None:
     pixels = np.random.Generator(np.random.Philox(width * height)).integers(0, 256, (height, width, 3), np.uint8)
     picture = Image.fromarray(pixels)
     expected = v2.Compose([v2.Resize(size + more), v2.CenterCrop(size)])(picture)
     assert np.array_equal(clean_view(picture, size, size + more), expected)
 
 
-def test_views_do_not_depend_on_batch_size_workers_or_how_they_are_asked_for(imagenet: Path) -> None:
+def test_views_do_not_depend_on_batch_size_or_workers(imagenet: Path) -> None:
     found = []
     for workers, batch_size in ((0, 64), (2, 64), (2, 7)):
         data = small(imagenet, workers)
@@ -169,7 +169,7 @@ def test_views_do_not_depend_on_batch_size_workers_or_how_they_are_asked_for(ima
     assert all(maker.views(1, slot, range(10, 50)).equal(found[0][slot][10:50]) for slot in range(3))
 
 
-def test_each_picture_of_a_step_is_decoded_once(imagenet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_image_of_a_step_is_decoded_once(imagenet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, decoded = small(imagenet), []
     of = pictures.decode
     monkeypatch.setattr(pictures, "decode", lambda data, name: decoded.append(name) or of(data, name))
@@ -178,14 +178,14 @@ def test_each_picture_of_a_step_is_decoded_once(imagenet: Path, monkeypatch: pyt
     assert sorted(decoded) == sorted(str(path) for path in (imagenet / "imagenet/train").rglob("*.JPEG"))
 
 
-def test_workers_draw_no_random_numbers_of_the_training(imagenet: Path) -> None:
+def test_workers_leave_the_global_generator_unchanged(imagenet: Path) -> None:
     state = torch.get_rng_state()
     for _ in ViewMaker(small(imagenet, workers=2).train, plan(72), 8, CPU).epoch(0):
         pass
     assert torch.get_rng_state().equal(state)
 
 
-def test_an_epoch_that_is_broken_off_leaves_no_worker(imagenet: Path) -> None:
+def test_an_interrupted_epoch_leaves_no_worker(imagenet: Path) -> None:
     def children() -> set[str]:
         found = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
         return set(found.read_text().split()) if found.exists() else set()
@@ -198,7 +198,7 @@ def test_an_epoch_that_is_broken_off_leaves_no_worker(imagenet: Path) -> None:
     assert children() <= before
 
 
-def test_parts_of_pictures_are_too_many_for_an_index() -> None:
+def test_random_resized_crops_are_too_many_for_an_index() -> None:
     drawn = plan(100)
     assert not budget.index_fits(drawn)
     assert budget.expected_new_views(drawn, 10, known=5) == pytest.approx(10)
@@ -207,7 +207,7 @@ def test_parts_of_pictures_are_too_many_for_an_index() -> None:
     assert "--cache standard" in refusal(lambda: budget.choose_policy("standard", drawn, 100, space))
 
 
-def test_plans_of_pictures_nest_like_others() -> None:
+def test_plans_of_image_files_nest_like_others() -> None:
     bare, whole, padded = plan(72, ()).epoch(4), plan(72).epoch(4), Plan(72, SIZE, 4, crop_flip=True, seed=3).epoch(4)
     assert np.array_equal(bare.crop, whole.crop)
     for table in (whole, padded):
@@ -215,7 +215,7 @@ def test_plans_of_pictures_nest_like_others() -> None:
         assert np.array_equal(bare.flip, table.flip)
 
 
-def test_a_table_of_the_size_of_imagenet_stays_below_100_mb_and_200_at_the_peak() -> None:
+def test_the_view_table_of_imagenet_takes_less_than_100_mb_and_200_mb_at_its_peak() -> None:
     tracemalloc.start()
     try:
         table = Plan(1281167, 224, None, crop_flip=True, seed=0, mixes=("cutmix", "cutmix")).epoch(0)
@@ -227,7 +227,7 @@ def test_a_table_of_the_size_of_imagenet_stays_below_100_mb_and_200_at_the_peak(
     assert peak < 200e6
 
 
-def test_slices_of_a_table_are_drawn_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_does_not_depend_on_the_number_of_rows_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = plan(1000, ("cutmix", "mixup")).epoch(2)
     monkeypatch.setattr("kdcache.views.plan.ROWS_PER_DRAW", 77)
     sliced = plan(1000, ("cutmix", "mixup")).epoch(2)
@@ -236,11 +236,11 @@ def test_slices_of_a_table_are_drawn_as_one(monkeypatch: pytest.MonkeyPatch) -> 
         assert np.array_equal(one.lam, other.lam)
 
 
-# Bad pictures
+# Bad images
 
 
 @pytest.fixture
-def spoilt(tmp_path: Path) -> Path:
+def spoiled(tmp_path: Path) -> Path:
     write_imagenet(tmp_path / "imagenet", train=6)
     spoil(tmp_path / "imagenet/train/n00000009")
     return tmp_path
@@ -250,13 +250,13 @@ def spoilt(tmp_path: Path) -> Path:
     ("bad", "reason"),
     [("zero.jpg", "empty"), ("text.jpg", "identify"), ("cut.jpg", "truncated"), ("deep.png", "8 bits per channel")],
 )
-def test_a_bad_picture_stops_the_work_with_its_name(bad: str, reason: str, spoilt: Path) -> None:
+def test_a_bad_image_raises_an_error_with_its_name(bad: str, reason: str, spoiled: Path) -> None:
     for other in set(BAD) - {bad}:
-        (spoilt / "imagenet/train/n00000009" / other).unlink()
-    for name in ("imagenet", f"folder:{spoilt}/imagenet"):
+        (spoiled / "imagenet/train/n00000009" / other).unlink()
+    for name in ("imagenet", f"folder:{spoiled}/imagenet"):
 
         def walk(name: str = name) -> None:
-            data = load(name, root=spoilt, image_size=SIZE, workers=2)
+            data = load(name, root=spoiled, image_size=SIZE, workers=2)
             for _ in ViewMaker(data.train, plan(len(data.train), ()), 8, CPU).epoch(0):
                 pass
 
@@ -265,37 +265,37 @@ def test_a_bad_picture_stops_the_work_with_its_name(bad: str, reason: str, spoil
         assert reason in message
 
 
-def test_bad_pictures_are_left_out_and_counted(spoilt: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for name in ("imagenet", f"folder:{spoilt}/imagenet"):
-        data = load(name, root=spoilt, image_size=SIZE, on_bad_image="skip")
+def test_bad_images_are_left_out_and_counted(spoiled: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("imagenet", f"folder:{spoiled}/imagenet"):
+        data = load(name, root=spoiled, image_size=SIZE, on_bad_image="skip")
         assert (len(data.train), data.skipped) == (19, len(BAD))
         assert data.train.labels.tolist() == [0] * 6 + [1] * 7 + [2] * 6
         assert "4 images" in caplog.text
         ink = data.train.take(torch.tensor([6]))  # cmyk.jpg comes before n00000009_0.JPEG
         assert (ink.float().mean((0, 2, 3)) - torch.tensor([254.0, 0.0, 0.0])).abs().max() < 8
-        (spoilt / "imagenet/train/n00000009/zero.jpg").touch()
+        (spoiled / "imagenet/train/n00000009/zero.jpg").touch()
 
 
-def test_a_set_is_checked_and_packed_as_its_bad_pictures_say(spoilt: Path) -> None:
-    problems = check(f"folder:{spoilt}/imagenet").problems
+def test_a_dataset_is_checked_and_packed_without_its_bad_images(spoiled: Path) -> None:
+    problems = check(f"folder:{spoiled}/imagenet").problems
     assert sorted(Path(line.split(":")[0]).name for line in problems) == sorted(BAD)
-    data = read("imagenet", root=spoilt, image_size=SIZE)
+    data = read("imagenet", root=spoiled, image_size=SIZE)
     assert len(hash_images(data, decode_all=True)) == len(BAD)
-    pack(datasets.without_bad_images(data), spoilt / "x.h5")
-    unpacked = load("imagenet", root=spoilt, image_size=SIZE, on_bad_image="skip")
-    packed = load(f"hdf5:{spoilt}/x.h5")
+    pack(datasets.without_bad_images(data), spoiled / "x.h5")
+    unpacked = load("imagenet", root=spoiled, image_size=SIZE, on_bad_image="skip")
+    packed = load(f"hdf5:{spoiled}/x.h5")
     assert packed.train.fingerprint == unpacked.train.fingerprint
     assert packed.train.take(torch.arange(19)).equal(unpacked.train.take(torch.arange(19)))
 
 
-def test_a_class_of_bad_pictures_alone_is_refused(tmp_path: Path) -> None:
+def test_a_class_of_only_bad_images_is_refused(tmp_path: Path) -> None:
     write_imagenet(tmp_path, train=1, val=1)
     for path in (tmp_path / "val").rglob("*.JPEG"):
         path.write_bytes(b"")
     assert "at least one" in refusal(lambda: load(f"folder:{tmp_path}", on_bad_image="skip"))
 
 
-# Trainings
+# Training
 
 
 def settings_of(name: str, root: Path, out: Path) -> dict[str, object]:
@@ -305,15 +305,15 @@ def settings_of(name: str, root: Path, out: Path) -> dict[str, object]:
     }
 
 
-def test_folder_and_packed_file_train_to_the_same_weights_from_one_store(spoilt: Path) -> None:
-    pack(datasets.without_bad_images(read("imagenet", root=spoilt, image_size=SIZE)), spoilt / "x.h5")
+def test_folder_and_packed_file_give_the_same_weights_and_share_a_store(spoiled: Path) -> None:
+    pack(datasets.without_bad_images(read("imagenet", root=spoiled, image_size=SIZE)), spoiled / "x.h5")
     weights, asked = [], []
     teachers = []
-    for number, (name, workers) in enumerate((("imagenet", 2), (f"hdf5:{spoilt}/x.h5", 0))):
-        given = {**settings_of(name, spoilt, spoilt / f"teacher{number}"), "workers": workers, "epochs": 1}
+    for number, (name, workers) in enumerate((("imagenet", 2), (f"hdf5:{spoiled}/x.h5", 0))):
+        given = {**settings_of(name, spoiled, spoiled / f"teacher{number}"), "workers": workers, "epochs": 1}
         teachers.append(train_teacher(TeacherConfig.load("imagenet", **given)).path)
         weights.append(load_file(teachers[-1] / "model.safetensors"))
-        given |= {"teacher": teachers[0], "aug": "cutmix-pick", "epochs": 2, "out": spoilt / f"student{number}"}
+        given |= {"teacher": teachers[0], "aug": "cutmix-pick", "epochs": 2, "out": spoiled / f"student{number}"}
         run = train_student(StudentConfig.load("imagenet", **given))
         weights.append(load_file(run.path / "model.safetensors"))
         asked.append((run.summary["teacher_forwards"], run.summary["cache_hits"]))
@@ -323,7 +323,7 @@ def test_folder_and_packed_file_train_to_the_same_weights_from_one_store(spoilt:
     assert asked == [(19 * 3 * 2, 0), (0, 19 * 3 * 2)]
 
 
-def test_best_is_the_best_on_validation_where_there_is_one(imagenet: Path, tmp_path: Path) -> None:
+def test_the_best_epoch_is_selected_on_the_validation_set_if_there_is_one(imagenet: Path, tmp_path: Path) -> None:
     given = {**settings_of(f"folder:{imagenet}/imagenet", imagenet, tmp_path / "run"), "epochs": 4, "lr": 0.02}
     run = train_teacher(TeacherConfig.load(**given, val_fraction=0.25))
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
@@ -336,7 +336,7 @@ def test_best_is_the_best_on_validation_where_there_is_one(imagenet: Path, tmp_p
     assert plain.summary["best_on"] == "test"
 
 
-def test_without_pictures_there_are_no_parts() -> None:
+def test_images_in_memory_have_no_random_resized_crops() -> None:
     data = load("fashion-mini")
     with pytest.raises(UsageError):
         data.train.resized_crops(torch.tensor([0]), np.zeros(1, np.uint64), random_resized_box)

@@ -1,4 +1,4 @@
-"""Published checkpoints of every layout, networks from elsewhere, and what is exported."""
+"""Published checkpoints, external networks, and exported files."""
 
 import argparse
 import json
@@ -66,7 +66,7 @@ def test_every_published_layout_is_read(layout: str, old: bool, tmp_path: Path) 
     assert found.accuracy == (pytest.approx(expected, abs=1e-3) if expected else None)
 
 
-def test_safetensors_of_others_are_read(tmp_path: Path) -> None:
+def test_safetensors_of_other_projects_are_read(tmp_path: Path) -> None:
     save_file({key: value.contiguous() for key, value in state().items()}, tmp_path / "published.safetensors")
     assert read(tmp_path / "published.safetensors").state.keys() == state().keys()
 
@@ -79,7 +79,7 @@ class Malice:
         return os.system, (f"touch {self.target}",)
 
 
-def test_a_file_with_code_in_it_is_refused_and_not_run(tmp_path: Path) -> None:
+def test_code_in_a_file_is_refused_and_not_run(tmp_path: Path) -> None:
     torch.save({"model": state(), "opt": Malice(tmp_path / "ran")}, tmp_path / "evil.pth")
     (tmp_path / "bare.pth").write_bytes(pickle.dumps(Malice(tmp_path / "ran")))
     for name, message in (
@@ -103,7 +103,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_files_that_are_not_whole_give_one_clear_line(bad: str, tmp_path: Path) -> None:
+def test_incomplete_files_give_one_message(bad: str, tmp_path: Path) -> None:
     path = tmp_path / "published.pth"
     torch.save(state(), path)
     change, message = BAD[bad]
@@ -114,11 +114,11 @@ def test_files_that_are_not_whole_give_one_clear_line(bad: str, tmp_path: Path) 
     assert "published.pth" in str(caught.value)
 
 
-def test_what_does_not_fit_is_listed_ten_each_and_the_fitting_network_named() -> None:
+def test_tensors_that_do_not_fit_are_listed_and_the_fitting_network_is_named() -> None:
     network = build("resnet8x4", num_classes=3)
     with pytest.raises(UsageError) as caught:
         load_into(network, state("resnet32x4"), "published.pth")
-    (line,) = caught.value.problems  # whatever resnet8x4 has, resnet32x4 has in the same shape
+    (line,) = caught.value.problems  # resnet32x4 has all tensors of resnet8x4, in the same shapes
     assert "unknown: expected those of resnet8x4, got" in line
     assert line.endswith("and 134 more. The tensors fit resnet32x4.")
     assert line.count(",") >= 10
@@ -134,13 +134,13 @@ def test_what_does_not_fit_is_listed_ten_each_and_the_fitting_network_named() ->
 
 
 @pytest.mark.parametrize("name", REGISTRY)
-def test_the_network_of_a_file_is_found_by_its_tensors(name: str) -> None:
+def test_a_network_is_found_by_its_tensors(name: str) -> None:
     with torch.device("meta"):
         found = REGISTRY[name](17).state_dict()
     assert closest(found) == name
 
 
-def test_tensors_of_no_network_are_nobodys() -> None:
+def test_other_tensors_fit_no_network() -> None:
     assert closest({"a": torch.zeros(3, 3)}) is None
     assert closest({"a": torch.zeros(3)}) is None
 
@@ -150,7 +150,7 @@ Settings = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def published(small: Settings, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A file as RepDistiller writes it, of a network that was trained here, and the run that made it."""
+    """A file in the format of RepDistiller, of a network trained here, and the summary of its run."""
     out = tmp_path_factory.mktemp("published")
     run = train_teacher(TeacherConfig.load(**{**small, "out": out / "run", "epochs": 2}))
     network = checkpoint.load(run.path / "model.safetensors")
@@ -158,7 +158,7 @@ def published(small: Settings, tmp_path_factory: pytest.TempPathFactory) -> tupl
     return out / "net.pth", run.summary
 
 
-def test_a_published_teacher_becomes_a_run_that_teaches(
+def test_a_published_teacher_can_teach(
     published: tuple[Path, dict[str, Any]], small: Settings, pictures: Path, tmp_path: Path
 ) -> None:
     path, summary = published
@@ -172,7 +172,7 @@ def test_a_published_teacher_becomes_a_run_that_teaches(
     assert train_student(StudentConfig.load(**settings)).summary["teacher_forwards"] == 0
 
 
-def test_a_gap_to_the_published_accuracy_is_a_warning(
+def test_a_gap_to_the_published_accuracy_gives_a_warning(
     published: tuple[Path, dict[str, Any]], small: Settings, pictures: Path, tmp_path: Path
 ) -> None:
     document = torch.load(published[0], weights_only=True)
@@ -203,7 +203,7 @@ def test_wrong_weights_are_refused_and_nothing_is_written(
         assert list(tmp_path.iterdir()) == []
 
 
-def test_a_network_of_torchvision_exposes_named_features_in_the_same_forward() -> None:
+def test_named_features_of_a_torchvision_network_come_from_the_same_forward_pass() -> None:
     network = build("torchvision:resnet18", num_classes=5, image_size=64, feature_names=("layer1", "layer3"), seed=1)
     images = torch.randint(0, 256, (3, 3, 64, 64), generator=torch.Generator().manual_seed(0)).byte()
     for mode in (False, True):
@@ -223,7 +223,7 @@ def test_a_network_of_torchvision_exposes_named_features_in_the_same_forward() -
 
 
 @pytest.mark.parametrize("name", ["torchvision:vit_b_16", "torchvision:googlenet", "timm:convnext_atto"])
-def test_networks_from_elsewhere_go_through_a_checkpoint(name: str, tmp_path: Path) -> None:
+def test_external_networks_can_be_saved_and_loaded(name: str, tmp_path: Path) -> None:
     network = build(name, num_classes=5, image_size=64, seed=1).eval()
     checkpoint.save(network, tmp_path / "net.safetensors")
     loaded = checkpoint.load(tmp_path / "net.safetensors").eval()
@@ -294,7 +294,7 @@ def test_a_resnet34_of_torchvision_teaches_a_resnet18(size: int, tmp_path: Path)
 
 @pytest.fixture(scope="module")
 def mini_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped teacher as a run: a network that knows its images."""
+    """The run of the shipped teacher, whose predictions are right."""
     from kdcache.models.load import shipped_teacher
 
     config = TeacherConfig.load(out=tmp_path_factory.mktemp("mini") / "run", device="cpu", precision="float32")
@@ -302,8 +302,8 @@ def mini_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_what_is_exported_gives_the_same_classes(format: str, mini_run: Path, tmp_path: Path) -> None:
-    """Without kdcache, on 1,000 test images, as the run's own evaluation."""
+def test_an_exported_network_predicts_the_same_classes(format: str, mini_run: Path, tmp_path: Path) -> None:
+    """Compare the accuracy on 1,000 test images with the run's own evaluation."""
     network = checkpoint.load(mini_run / "model.safetensors").eval()
     made = export(network, format, tmp_path / "exported")
     assert made.difference < 1e-4
@@ -326,7 +326,7 @@ def test_what_is_exported_gives_the_same_classes(format: str, mini_run: Path, tm
     assert 100 * (probabilities.argmax(1) == labels).double().mean().item() == pytest.approx(accuracy.top1)
 
 
-def test_a_file_that_gives_other_answers_is_not_left(
+def test_an_export_with_other_probabilities_is_not_written(
     mini_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write, run = FORMATS["safetensors"]
@@ -336,19 +336,19 @@ def test_a_file_that_gives_other_answers_is_not_left(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_export_and_predict_from_outside(mini_run: Path, tmp_path: Path) -> None:
+def test_the_commands_export_and_predict(mini_run: Path, tmp_path: Path) -> None:
     done = kdcache("export", str(mini_run), "--format", "onnx", "--out", "net.onnx", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
     data = load_data(TeacherConfig.load())
-    sure = [int((data.test.labels == label).nonzero()[5]) for label in (1, 8)]  # a trouser and a bag
-    for row in sure:
+    rows = [int((data.test.labels == label).nonzero()[5]) for label in (1, 8)]  # a trouser and a bag
+    for row in rows:
         Image.fromarray(data.test.images[row].permute(1, 2, 0).numpy()).save(tmp_path / f"{row}.png")
-    done = kdcache("predict", str(mini_run), *(f"{row}.png" for row in sure), cwd=tmp_path)
+    done = kdcache("predict", str(mini_run), *(f"{row}.png" for row in rows), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     trouser, bag = done.stdout.splitlines()
-    assert re.match(rf"{sure[0]}\.png: Trouser (1\.000|0\.\d+), ", trouser)
-    assert re.match(rf"{sure[1]}\.png: Bag ", bag)
+    assert re.match(rf"{rows[0]}\.png: Trouser (1\.000|0\.\d+), ", trouser)
+    assert re.match(rf"{rows[1]}\.png: Bag ", bag)
     assert bag.count(",") == 4
     wrong = kdcache("predict", str(mini_run), "nowhere.png", cwd=tmp_path)
     assert wrong.returncode == 2
@@ -361,7 +361,7 @@ def test_the_stored_table_of_networks_is_up_to_date() -> None:
     assert list(computed) == list(MODELS) == list(REGISTRY)
 
 
-def test_sizes_are_those_of_the_golden_figures() -> None:
+def test_sizes_equal_the_golden_values() -> None:
     golden = json.loads((Path(__file__).with_name("golden") / "models.json").read_text())
     assert {name: MODELS[name].parameters for name in golden} == {
         name: entry["params"] for name, entry in golden.items()
@@ -383,7 +383,7 @@ def test_networks_and_pairs_of_the_paper_are_listed(tmp_path: Path) -> None:
     assert re.search(r"resnet8\W+78,042\W", larger)
 
 
-def test_the_code_of_a_network_needs_trust_in_its_very_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trust_in_one_network_is_not_trust_in_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(external, "_trusted", set())
     external.trust("python:collections:OrderedDict")
     with pytest.raises(UsageError, match="If you trust it"):

@@ -1,4 +1,4 @@
-"""Nothing that is read from a file runs code, leads out of its folder, or takes memory because it says so."""
+"""No file makes kdcache run code, leave its folder, or allocate the memory that the file claims."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def is_right(table: Table) -> bool:
 # Stores
 
 
-def test_filters_of_zarrs_version_2_are_never_run(store: Path) -> None:
+def test_filters_of_zarr_version_2_are_never_run(store: Path) -> None:
     ran, array = store.parent / "ran", store / CLEAN / "logits"
     filters = {"filters": [{"id": "pickle"}], "compressor": None, "order": "C", "fill_value": 0}
     text = {"zarr_format": 2, "shape": [120, 4], "chunks": [120, 4], "dtype": "<f2", **filters}
@@ -81,19 +81,19 @@ def test_filters_of_zarrs_version_2_are_never_run(store: Path) -> None:
     assert not ran.exists()
 
 
-def test_other_codecs_are_refused_before_anything_is_unpacked(store: Path) -> None:
+def test_other_codecs_are_refused_before_decompression(store: Path) -> None:
     import gzip
 
     array = store / CLEAN / "logits"
     text = json.loads((array / "zarr.json").read_text())
     text["codecs"] = [text["codecs"][0], {"name": "gzip", "configuration": {"level": 5}}]
     (array / "zarr.json").write_text(json.dumps(text))
-    (array / "c" / "0" / "0").write_bytes(gzip.compress(ROWS.numpy().tobytes()))  # what the record promises, and yet
+    (array / "c" / "0" / "0").write_bytes(gzip.compress(ROWS.numpy().tobytes()))  # the content is right
     assert opened(store).table(CLEAN).read(0) is None
 
 
 @pytest.mark.parametrize("link", ["replay", "clean", "clean/logits", "clean/logits/c/0/0"])
-def test_a_link_in_a_store_leads_nowhere(store: Path, link: str) -> None:
+def test_links_in_a_store_are_not_followed(store: Path, link: str) -> None:
     elsewhere = store.parent / "elsewhere"
     os.replace(store / link, elsewhere)
     (store / link).symlink_to(elsewhere)
@@ -106,16 +106,16 @@ def test_a_link_in_a_store_leads_nowhere(store: Path, link: str) -> None:
     assert sorted(path.relative_to(elsewhere) for path in elsewhere.rglob("*")) == before
 
 
-def test_a_store_that_is_a_circle_of_links_is_one_clear_error(tmp_path: Path) -> None:
+def test_a_store_that_links_to_itself_gives_one_message(tmp_path: Path) -> None:
     (tmp_path / "answers.zarr").symlink_to(tmp_path / "answers.zarr")
     with pytest.raises(UsageError, match=r"--store .*answers\.zarr"):
         opened(tmp_path / "answers.zarr")
 
 
-def test_what_is_no_file_or_too_large_is_damage(store: Path) -> None:
+def test_a_chunk_that_is_no_file_or_too_large_is_damaged(store: Path) -> None:
     chunk = store / CLEAN / "logits" / "c" / "0" / "0"
     chunk.unlink()
-    os.mkfifo(chunk)  # from which one could read for ever
+    os.mkfifo(chunk)  # reading from it would never end
     assert opened(store).table(CLEAN).read(0) is None
     chunk.unlink()
     with chunk.open("wb") as file:
@@ -123,7 +123,7 @@ def test_what_is_no_file_or_too_large_is_damage(store: Path) -> None:
     assert opened(store).table(CLEAN).read(0) is None
 
 
-def test_a_whole_table_in_the_place_of_another_is_noticed(store: Path) -> None:
+def test_a_table_in_the_place_of_another_is_noticed(store: Path) -> None:
     shutil.rmtree(store / TABLES[2])
     shutil.copytree(store / TABLES[1], store / TABLES[2])
     assert opened(store).table(TABLES[2]).read(0) is None
@@ -137,7 +137,7 @@ def test_a_table_of_another_teacher_is_noticed(store: Path) -> None:
     assert opened(other, teacher="u").table(CLEAN).read(0) is None
 
 
-def test_damaged_groups_are_mended(store: Path) -> None:
+def test_damaged_groups_are_repaired(store: Path) -> None:
     for group in ("clean", "replay", "replay/seed-3/epoch-0000"):
         shutil.copy(store / CLEAN / "logits" / "zarr.json", store / group / "zarr.json")
     for name in TABLES:
@@ -147,7 +147,7 @@ def test_damaged_groups_are_mended(store: Path) -> None:
 
 
 def restate(store: Path, change: Callable[[dict[str, Any]], object], forge: bool) -> None:
-    """Change the attributes of a store, with a checksum that is right or as it was."""
+    """Change the attributes of a store, with a new checksum or the old one."""
     text = json.loads((store / "zarr.json").read_text())
     attributes = text["attributes"]
     change(attributes)
@@ -173,14 +173,14 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_attributes_that_were_altered_are_refused(store: Path, change: str) -> None:
+def test_altered_attributes_are_refused(store: Path, change: str) -> None:
     restate(store, CHANGES[change], forge=False)
     with pytest.raises(KdcacheError, match="do not match their checksum"):
         AnswerStore(store)
 
 
 @pytest.mark.parametrize("forgery", FORGERIES)
-def test_attributes_that_nobody_meant_are_refused_in_a_line(store: Path, forgery: str) -> None:
+def test_impossible_attributes_give_one_message(store: Path, forgery: str) -> None:
     change, word = FORGERIES[forgery]
     restate(store, change, forge=True)
     with pytest.raises(KdcacheError, match=word) as caught:
@@ -189,7 +189,7 @@ def test_attributes_that_nobody_meant_are_refused_in_a_line(store: Path, forgery
 
 
 @pytest.mark.parametrize("name", ["replay/seed-007/epoch-0000/standard", f"replay/seed-{2**63}/epoch-0000/standard"])
-def test_tables_are_known_by_the_one_name_that_they_have(name: str) -> None:
+def test_a_table_has_only_one_valid_name(name: str) -> None:
     assert ReplayTableName.parse("replay/seed-7/epoch-0000/standard") == (7, 0, "standard")
     assert ReplayTableName.parse(name) is None
 
@@ -198,7 +198,7 @@ def test_tables_are_known_by_the_one_name_that_they_have(name: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["out = 'x'", "overwrite = true", "download = true"])
-def test_no_file_says_what_is_written_over_or_fetched(tmp_path: Path, key: str) -> None:
+def test_no_config_file_may_overwrite_or_download(tmp_path: Path, key: str) -> None:
     for text in (key, f"[teacher]\n{key}"):
         (tmp_path / "own.toml").write_text(text)
         with pytest.raises(UsageError, match="is not allowed in a file"):
@@ -208,7 +208,7 @@ def test_no_file_says_what_is_written_over_or_fetched(tmp_path: Path, key: str) 
 @pytest.mark.parametrize(
     "text", ["epochs = true", "lr = true", "a = " + "[" * 9000, "epochs = " + "9" * 5000, "batch_size = 10000000000"]
 )
-def test_what_no_config_can_mean_is_one_clear_error(tmp_path: Path, text: str) -> None:
+def test_an_absurd_config_gives_printable_messages(tmp_path: Path, text: str) -> None:
     (tmp_path / "own.toml").write_text(text)
     with pytest.raises(UsageError) as caught:
         StudentConfig.load(tmp_path / "own.toml")
@@ -217,7 +217,7 @@ def test_what_no_config_can_mean_is_one_clear_error(tmp_path: Path, text: str) -
 
 @given(text=st.text(st.characters(exclude_categories=()), min_size=1))
 @settings(max_examples=300, deadline=None)
-def test_every_text_can_be_recorded_or_is_refused(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_every_text_is_recorded_or_refused(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     settings = {"dataset": f"folder:{text}", "features": (text,), "store": text}
     if UNWRITABLE.search(text):
         with pytest.raises(UsageError, match="text without control characters"):
@@ -229,7 +229,7 @@ def test_every_text_can_be_recorded_or_is_refused(text: str, tmp_path_factory: p
     assert StudentConfig.load(path) == config
 
 
-def test_a_run_with_a_summary_that_lacks_a_number_is_passed_over(teacher: Path, tmp_path: Path) -> None:
+def test_a_run_with_an_incomplete_summary_is_skipped(teacher: Path, tmp_path: Path) -> None:
     for name in ("whole", "without", "odd", "deep"):
         shutil.copytree(teacher, tmp_path / name, ignore=shutil.ignore_patterns("answers.zarr"))
     summary = FinishedRun(teacher).summary
@@ -257,7 +257,7 @@ def state() -> dict[str, torch.Tensor]:
 
 
 def rewritten(path: Path, method: int = zipfile.ZIP_STORED, **more: bytes) -> None:
-    """Write an archive again, with right checksums."""
+    """Write an archive again, with valid checksums."""
     with zipfile.ZipFile(path) as archive:
         contents = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w", method) as archive:
@@ -269,7 +269,7 @@ def one_bit(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         tensor = archive.read(max(archive.infolist(), key=lambda entry: entry.file_size))
     content = bytearray(path.read_bytes())
-    content[content.index(tensor) + len(tensor) // 2] ^= 1  # between the entries a bit would change nothing
+    content[content.index(tensor) + len(tensor) // 2] ^= 1  # a bit between the entries would change nothing
     path.write_bytes(content)
 
 
@@ -281,7 +281,7 @@ ARCHIVES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("way", ARCHIVES)
-def test_archives_that_torch_would_read_are_looked_into_first(way: str, tmp_path: Path) -> None:
+def test_archives_are_checked_before_torch_reads_them(way: str, tmp_path: Path) -> None:
     path = tmp_path / "published.pth"
     torch.save(state(), path)
     change, message = ARCHIVES[way]
@@ -298,14 +298,14 @@ ODD: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 @pytest.mark.parametrize("way", ODD)
-def test_tensors_that_no_network_holds_are_named(way: str, tmp_path: Path) -> None:
+def test_tensors_of_unusual_kinds_are_named(way: str, tmp_path: Path) -> None:
     path = tmp_path / "published.pth"
     torch.save({"model": {**state(), "fc.weight": ODD[way](state()["fc.weight"])}, "accuracy": torch.tensor([])}, path)
     with pytest.raises(UsageError, match=r"dense, of real numbers, got fc\.weight"):
         published.read(path)
 
 
-def test_whole_numbers_are_no_weights(tmp_path: Path) -> None:
+def test_integers_are_not_accepted_as_weights(tmp_path: Path) -> None:
     rounded = {key: value.int() if key == "fc.weight" else value for key, value in state().items()}
     with pytest.raises(UsageError, match=r"another shape or type: .* got fc\.weight"):
         published.load_into(build("resnet8", num_classes=3), rounded, "published.pth")
@@ -314,15 +314,15 @@ def test_whole_numbers_are_no_weights(tmp_path: Path) -> None:
 # Datasets
 
 
-def test_a_small_picture_that_says_to_be_huge_is_not_decoded(tmp_path: Path) -> None:
+def test_a_small_file_that_claims_a_huge_image_is_not_decoded(tmp_path: Path) -> None:
     Image.new("1", (20_000, 4_000)).save(tmp_path / "huge.png")
     with pytest.raises(UsageError, match="20000 x 4000 pixels"):
         read_image(str(tmp_path / "huge.png"), 32)
 
 
-def test_a_picture_that_another_program_would_draw_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_another_program_would_render_is_refused(tmp_path: Path) -> None:
     Image.new("RGB", (32, 32)).save(tmp_path / "drawn.eps")
-    os.replace(tmp_path / "drawn.eps", tmp_path / "drawn.png")  # to Pillow it is still one for Ghostscript
+    os.replace(tmp_path / "drawn.eps", tmp_path / "drawn.png")  # Pillow would still run Ghostscript
     with pytest.raises(UsageError, match="cannot identify"):
         read_image(str(tmp_path / "drawn.png"), 32)
 
@@ -356,7 +356,7 @@ ARRAYS: dict[str, tuple[Callable[[h5py.File], object], str]] = {
 
 
 @pytest.mark.parametrize("way", ARRAYS)
-def test_arrays_of_a_packed_file_lie_in_it(way: str, tmp_path: Path) -> None:
+def test_arrays_of_a_packed_file_must_be_in_it(way: str, tmp_path: Path) -> None:
     path = tmp_path / "packed.h5"
     change, message = ARRAYS[way]
     with h5py.File(path, "w") as file:
@@ -369,10 +369,10 @@ def test_arrays_of_a_packed_file_lie_in_it(way: str, tmp_path: Path) -> None:
         packed.read(path, CARDS["fashion-mini"])
 
 
-# Our own checkpoints: tests/test_models.py
+# Checkpoints of kdcache: tests/test_models.py
 
 
-def test_names_of_classes_command_nothing_to_a_terminal(tmp_path: Path) -> None:
+def test_control_characters_in_class_names_are_escaped(tmp_path: Path) -> None:
     from tests.processes import kdcache
 
     run = tmp_path / "run"

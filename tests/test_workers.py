@@ -1,4 +1,4 @@
-"""Processes that do work ahead: what is told where one dies, and that none is left behind."""
+"""Worker processes: the message if one dies, and that none is left behind."""
 
 import multiprocessing
 import os
@@ -21,42 +21,42 @@ Settings = dict[str, Any]
 
 
 def gone(process: Path) -> bool:
-    """Tell whether a process has ended, be it that nobody has asked how."""
+    """Whether a process has ended, even if it is a zombie."""
     with suppress(OSError):
         return "State:\tZ" in (process / "status").read_text()
     return True
 
 
-def test_a_worker_that_died_is_told_where_its_work_is_waited_for() -> None:
+def test_the_death_of_a_worker_is_raised_where_its_result_is_awaited() -> None:
     before = set(multiprocessing.active_children())
     squares = prefetch_map(partial(pow, 2), range(1000), workers=2)
     assert next(squares) == 1
     victim = max(set(multiprocessing.active_children()) - before, key=lambda child: child.name)
     victim.kill()
-    while not gone(Path("/proc", str(victim.pid))):  # hearing of it here, in the midst of other work, would help nobody
+    while not gone(Path("/proc", str(victim.pid))):  # must not raise here
         time.sleep(0.002)
     with pytest.raises(KdcacheError, match=r"a worker process died: got DataLoader worker .*fewer --workers"):
         list(squares)
 
 
-KEPT: list[Iterator[int]] = []
+STARTED: list[Iterator[int]] = []
 
 
-def leave_at_work() -> None:
-    """Begin work in workers, and come to an end without a word to them, as after an error that somebody holds on to."""
-    KEPT.append(prefetch_map(partial(pow, 2), range(1000), workers=2))
-    next(KEPT[0])
+def exit_with_workers() -> None:
+    """Start workers and exit while they work, as after an error whose traceback refers to them."""
+    STARTED.append(prefetch_map(partial(pow, 2), range(1000), workers=2))
+    next(STARTED[0])
 
 
-def test_a_process_ends_also_where_workers_are_at_work() -> None:
-    process = started(leave_at_work)
+def test_a_process_with_busy_workers_exits() -> None:
+    process = started(exit_with_workers)
     process.join(30)
     assert process.exitcode == 0
 
 
 @pytest.fixture(scope="module")
 def decoding(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, dict[str, Any]]:
-    """The settings of a training that decodes pictures as it goes, and what comes of it where nobody disturbs it."""
+    """The settings of a training that decodes images on demand, and its outcome without interruption."""
     root = tmp_path_factory.mktemp("decoding")
     write_imagenet(root / "imagenet", train=24)
     settings: Settings = {"dataset": "imagenet", "data_root": root, "image_size": 32, "model": "resnet8"}
@@ -67,10 +67,10 @@ def decoding(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, dict[s
 
 
 @pytest.mark.parametrize(("send", "workers"), [(os.kill, 0), (os.killpg, 2)])
-def test_a_training_with_workers_that_is_terminated_leaves_none_behind(
+def test_a_terminated_training_leaves_no_workers_and_is_resumed(
     send: Callable[[int, int], None], workers: int, decoding: tuple[Settings, dict[str, Any]], tmp_path: Path
 ) -> None:
-    """Signals come from who started it or to all of its group; what was begun with workers goes on without, too."""
+    """SIGTERM comes to the process or its group, and the run is resumed with another number of workers."""
     settings = decoding[0] | {"workers": 2, "out": tmp_path / "run"}
     training = begun("teacher-train", settings, daemon=False)
     while training.process.is_alive() and not (
@@ -84,7 +84,7 @@ def test_a_training_with_workers_that_is_terminated_leaves_none_behind(
     assert (stopped.returncode, len(children)) == (143, 2)
     assert stopped.stderr == "kdcache: stopped. Completed work is saved. Resume a training with --resume.\n"
     assert all(map(gone, children))
-    assert not max(tmp_path.glob("run/checkpoints/*")).name.endswith("step-0000000.safetensors")  # where it was
+    assert not max(tmp_path.glob("run/checkpoints/*")).name.endswith("step-0000000.safetensors")  # within an epoch
     again = begun("teacher-train", settings | {"resume": True, "workers": workers}, daemon=False).ended()
     assert again.returncode == 0, again.stderr
     assert outcome(tmp_path / "run") == decoding[1]

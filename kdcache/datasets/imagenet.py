@@ -17,7 +17,7 @@ from kdcache.datasets.listing import (
     picture_split,
     pictures_by_class,
 )
-from kdcache.datasets.pictures import Files
+from kdcache.datasets.sources import Files
 from kdcache.datasets.split import Dataset
 from kdcache.errors import UsageError, problem
 

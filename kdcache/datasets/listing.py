@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from kdcache.cards import Card
-from kdcache.datasets.pictures import Files, Pictures, Source
+from kdcache.datasets.pictures import Pictures
+from kdcache.datasets.sources import Files, Source
 from kdcache.datasets.split import Split
 from kdcache.errors import UsageError, abbreviated, problem
 

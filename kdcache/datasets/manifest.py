@@ -15,7 +15,8 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from kdcache.datasets.pictures import Source, decode
+from kdcache.datasets.pictures import decode
+from kdcache.datasets.sources import Source
 from kdcache.datasets.workers import prefetch_map
 from kdcache.errors import UsageError
 from kdcache.files import write_atomically

@@ -14,7 +14,7 @@ from kdcache.cards import Card, card_of, resized
 from kdcache.choices import FOLDER_PREFIX, HDF5_PREFIX, IMAGE_SIZES, MAX_CLASSES
 from kdcache.datasets.arrays import check_labels, make_split
 from kdcache.datasets.listing import picture_split
-from kdcache.datasets.pictures import Blob
+from kdcache.datasets.sources import Blob
 from kdcache.datasets.split import Dataset, Split
 from kdcache.errors import UsageError, first_line, problem
 
