@@ -15,7 +15,7 @@ from kdcache.datasets import Split
 from kdcache.errors import UsageError
 from kdcache.views import Batch, EpochTable, ViewMaker, ViewPlan, crop_flip, cutmix, mixup, rank_part, steps
 from kdcache.views.mixes import draw_cutmix
-from kdcache.views.plan import BLOCK, block_starts
+from kdcache.views.plan import SAMPLES_PER_BLOCK, block_starts
 
 CPU = torch.device("cpu")
 
@@ -73,7 +73,7 @@ def test_partners_permute_the_block_and_differ_between_slots(samples: int) -> No
     assert np.array_equal(np.sort(table.order), np.arange(samples))
     positions, starts = np.arange(samples), block_starts(samples)
     block = np.searchsorted(starts, positions, side="right")
-    assert np.diff(starts, append=samples).min() >= min(BLOCK, samples)
+    assert np.diff(starts, append=samples).min() >= min(SAMPLES_PER_BLOCK, samples)
     for slot in table.slots:
         assert not (slot.partner == positions).any()
         assert np.array_equal(block[slot.partner], block)
@@ -82,10 +82,10 @@ def test_partners_permute_the_block_and_differ_between_slots(samples: int) -> No
 
 
 def test_shifts_reach_every_position_of_the_block() -> None:
-    table = plan(BLOCK * 3000, slots=2).epoch(0)
+    table = plan(SAMPLES_PER_BLOCK * 3000, slots=2).epoch(0)
     for slot in table.slots:
-        shift = (slot.partner - np.arange(len(slot.partner)))[::BLOCK]
-        assert set(shift) == set(range(1, BLOCK))
+        shift = (slot.partner - np.arange(len(slot.partner)))[::SAMPLES_PER_BLOCK]
+        assert set(shift) == set(range(1, SAMPLES_PER_BLOCK))
 
 
 def test_plans_nest() -> None:
