@@ -19,7 +19,7 @@ from PIL import Image
 from kdcache import datasets
 from kdcache.datasets.pack import pack
 from kdcache.datasets.workers import default_workers
-from kdcache.views import ViewMaker
+from kdcache.views import ViewMaker, ViewPlan
 
 CLASSES = 20
 

@@ -20,6 +20,7 @@ from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.datasets import Card, Dataset, Split
 from kdcache.losses import build_objective
+from kdcache.run.checkpoint import TrainingState
 from kdcache.run.recorder import StudentRecorder
 from kdcache.run.statistics import StatisticsShape
 from kdcache.setup import make_plan

@@ -24,7 +24,7 @@ from torch import Tensor
 from kdcache import models
 from kdcache.compute import Compute
 from kdcache.machine import keep_freed_memory
-from kdcache.views import ViewMaker
+from kdcache.views import ViewMaker, ViewPlan
 
 NETWORK_PARTS = ("scoring forward", "training forward", "backward")
 
