@@ -70,7 +70,15 @@ class OurSteps:
             optimizer = training.sgd(nn.ModuleList([self.student, objective]), 0.05, 0.9, 5e-4)
             shape = StatisticsShape(len(data.train), self.views.plan.slots, count, objective.names)
             recorder = StudentRecorder(folder / name, 2, shape, cached_teacher, self.compute.device)
-            return StudentStep(config, self.student, cached_teacher, objective, optimizer, self.compute, recorder)
+            return StudentStep(
+                config,
+                training.WithFeatures(self.student),
+                cached_teacher,
+                objective,
+                optimizer,
+                self.compute,
+                recorder,
+            )
 
         online = CachedTeacher(teacher, self.views)
         self.steps = {"online": make_step("online", online), "cached": make_step("cached", cached)}

@@ -9,7 +9,6 @@ from kdcache.choices import CRITERIA
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.losses import Objective, ViewOutputs, build_objective, kl_divergence
-from kdcache.models import Network
 from kdcache.report.progress import Reporter
 from kdcache.report.training_curves import plot_training_curves
 from kdcache.run.find import find_teacher
@@ -69,6 +68,9 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     student = fresh_network(config, data).to(compute.device)
     if config.sync_batchnorm:
         student = distributed.convert_sync_batchnorm(student, compute.device)
+    network: nn.Module = WithFeatures(student)
+    if config.compile:
+        network = compute.compiled(network)
     objective = build_objective(config, student, teacher.teacher.network if teacher else None, data.train.labels)
     objective = objective.to(compute.device)
     optimizer = sgd(nn.ModuleList([student, objective]), config.lr, config.momentum, config.weight_decay)
@@ -80,7 +82,7 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     recorder = StudentRecorder(run.folder.statistics_store, config.epochs, shape, teacher, compute.device)
     reporter.begin(f"student {config.model} on {config.dataset} -> {run.path}", config.epochs, plan.samples, run.path)
 
-    step = StudentStep(config, student, teacher, objective, optimizer, compute, recorder)
+    step = StudentStep(config, network, teacher, objective, optimizer, compute, recorder)
     train_epochs(run, progress, student, optimizer, views, step, compute, reporter, recorder)
     if distributed.is_main():
         plot_training_curves(run.metrics, run.folder.curves_file)
@@ -93,8 +95,8 @@ class StudentStep:
     Parameters
     ----------
     config : StudentConfig
-    student : Network
-        In training mode.
+    student : Module
+        In training mode; its forward is that of `WithFeatures`.
     teacher : CachedTeacher or None
         ``None`` if neither the objective nor the criterion needs one.
     objective : Objective
@@ -107,7 +109,7 @@ class StudentStep:
     def __init__(
         self,
         config: StudentConfig,
-        student: Network,
+        student: nn.Module,
         teacher: CachedTeacher | None,
         objective: Objective,
         optimizer: torch.optim.Optimizer,
@@ -117,9 +119,7 @@ class StudentStep:
         self.config, self.teacher, self.optimizer, self.compute = config, teacher, optimizer, compute
         self.recorder = recorder
         self.trains_on_x = objective.trains_on_x(mixing=bool(config.augmentation.mixes))
-        network = WithFeatures(student)
-        self.student = compute.compiled(network) if config.compile else network
-        self.ddp_student = distributed.wrap_ddp(self.student, broadcast_buffers=True)
+        self.student, self.ddp_student = student, distributed.wrap_ddp(student, broadcast_buffers=True)
         self.objective = distributed.wrap_ddp(objective, broadcast_buffers=False)
         self.frozen_running_stats = FrozenRunningStats(student)
 

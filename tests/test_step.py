@@ -54,7 +54,9 @@ class Bench:
         optimizer = torch.optim.SGD(torch.nn.ModuleList([self.student, objective]).parameters(), lr=0.0)
         self.folder = tempfile.TemporaryDirectory()
         self.recorder = answers.recorder(Path(self.folder.name) / "statistics", self.maker, objective.names, teacher)
-        self.step = StudentStep(config, self.student, teacher, objective, optimizer, compute, self.recorder)
+        self.step = StudentStep(
+            config, training.WithFeatures(self.student), teacher, objective, optimizer, compute, self.recorder
+        )
 
     @property
     def statistics(self) -> EpochStatistics:
