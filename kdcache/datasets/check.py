@@ -16,7 +16,7 @@ from kdcache.errors import UsageError, problem
 
 __all__ = ["Report", "check", "hash_images"]
 
-Progress = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Report:
 
 
 def check(
-    name: str, progress: Progress = lambda done, total: None, workers: int | None = None, **place: object
+    name: str, progress: ProgressCallback = lambda done, total: None, workers: int | None = None, **place: object
 ) -> Report:
     """Hash and decode every image again, and compare the dataset with what is known of it.
 
@@ -63,7 +63,9 @@ def check(
     return Report(data, problems)
 
 
-def hash_images(data: Dataset, progress: Progress = lambda done, total: None, decode_all: bool = False) -> list[str]:
+def hash_images(
+    data: Dataset, progress: ProgressCallback = lambda done, total: None, decode_all: bool = False
+) -> list[str]:
     """Hash every image file that was not hashed before, and list those that are known to be bad.
 
     Parameters
@@ -88,7 +90,7 @@ def hash_images(data: Dataset, progress: Progress = lambda done, total: None, de
     return lines
 
 
-def _check_split(split: Split, progress: Progress) -> list[str]:
+def _check_split(split: Split, progress: ProgressCallback) -> list[str]:
     if split.pictures is None:
         return []  # reading it was the check
     source, manifest = split.pictures.source, Manifest.load(split.pictures.source)

@@ -28,7 +28,7 @@ UNKNOWN, GOOD, BAD = range(3)
 BLOCK = 512
 """Images that a worker hashes per request."""
 
-Progress = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 
 
 @dataclass(eq=False)
@@ -78,7 +78,7 @@ class Manifest:
         *,
         decode_all: bool = False,
         again: bool = False,
-        progress: Progress = lambda done, total: None,
+        progress: ProgressCallback = lambda done, total: None,
     ) -> None:
         """Hash the images whose hash is not known, and save the manifest.
 
