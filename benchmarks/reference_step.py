@@ -1,9 +1,9 @@
-"""The step to measure ours against: CutMix-pick as the paper's authors run it, on the same networks.
+"""A straightforward CutMix-pick step to compare with, written as the paper's authors run it, on the same networks.
 
-Float32, NCHW, images augmented one at a time by PIL in the workers of a DataLoader. The teacher answers 4B images for a
-batch of B: x, two candidates, and the picks once more. The student takes each in a forward of its own: x, the two
-candidates in training mode to score them, and the picks. Nothing in it is slower than it needs to be for that: scoring
-and the teacher run without gradient, and there is a worker for each core.
+Float32, NCHW; the workers of a DataLoader augment PIL images one by one. For a batch of B the teacher has 4B forwards:
+x, two candidates, and the picks again. The student has a forward each for x, for the candidates in order to score them,
+and for the picks. It is not slower than that requires: scoring and the teacher run without gradient, and there is a
+worker for each core.
 """
 
 import multiprocessing
@@ -21,31 +21,25 @@ from torch.utils.data import DataLoader, Dataset
 from kdcache import models
 from kdcache.datasets import Split
 
-__all__ = ["CORES", "Apart", "Reference", "loader", "seconds_each"]
+__all__ = ["CORES", "ReferenceProcess", "load_batches", "seconds_per_batch"]
 
 CORES = len(os.sched_getaffinity(0))
-AHEAD = 2
-"""Batches that a worker makes ahead."""
+PREFETCH = 2
+"""Batches that each worker prefetches."""
 
-REST = 0.5
-"""Seconds after which workers that nobody asks have made these, and no longer disturb what is measured next."""
+PAUSE_SECONDS = 0.5
+"""After which idle workers have prefetched their batches, and do not disturb the next measurement."""
 
 
-class Pictures(Dataset[tuple[Tensor, int]]):
-    """Images that are cropped, flipped and normalised one at a time."""
+class AugmentedImages(Dataset[tuple[Tensor, int]]):
+    """Images that are cropped, flipped and normalized one at a time."""
 
     def __init__(self, split: Split) -> None:
-        import torchvision.transforms as tv  # by those alone whose memory is to hold it
+        import torchvision.transforms as tv
 
         self.images, self.labels = split.images.permute(0, 2, 3, 1).contiguous().numpy(), split.labels.tolist()
-        self.transform = tv.Compose(
-            [
-                tv.RandomCrop(32, padding=4),
-                tv.RandomHorizontalFlip(),
-                tv.ToTensor(),
-                tv.Normalize((0.5,) * 3, (0.25,) * 3),
-            ]
-        )
+        crop_flip = [tv.RandomCrop(32, padding=4), tv.RandomHorizontalFlip()]
+        self.transform = tv.Compose([*crop_flip, tv.ToTensor(), tv.Normalize((0.5,) * 3, (0.25,) * 3)])
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -56,35 +50,33 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         return self.transform(Image.fromarray(self.images[sample])), self.labels[sample]
 
 
-def loader(split: Split, batch_size: int, workers: int = CORES) -> Iterator[tuple[Tensor, Tensor]]:
-    """Load batches without end; what the workers made ahead while nobody asked is passed over by `seconds_each`."""
-    batches = DataLoader(
-        Pictures(split),
-        batch_size,
-        shuffle=True,
-        drop_last=True,
-        num_workers=workers,
-        prefetch_factor=AHEAD,
-        persistent_workers=True,
-    )
+def load_batches(split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Load batches without end."""
+    workers = {"num_workers": CORES, "prefetch_factor": PREFETCH, "persistent_workers": True}
+    batches = DataLoader(AugmentedImages(split), batch_size, shuffle=True, drop_last=True, **workers)
     while True:
         yield from batches
 
 
-def seconds_each(batches: Iterator[tuple[Tensor, Tensor]], count: int) -> float:
-    """Load some batches: seconds of each."""
-    for _ in range(AHEAD * CORES + 1):
+def skip_prefetched(batches: Iterator[object]) -> None:
+    """Skip the batches that workers have prefetched while nothing was measured."""
+    for _ in range(PREFETCH * CORES + 1):
         next(batches)
+
+
+def seconds_per_batch(batches: Iterator[tuple[Tensor, Tensor]], count: int) -> float:
+    """Measure the loading of some batches."""
+    skip_prefetched(batches)
     started = time.perf_counter()
     for _ in range(count):
         next(batches)
     taken = time.perf_counter() - started
-    time.sleep(REST)
+    time.sleep(PAUSE_SECONDS)
     return taken / count
 
 
 class Reference:
-    """Teacher, student and optimiser of the reference step.
+    """Teacher, student and optimizer of the reference step.
 
     Parameters
     ----------
@@ -100,18 +92,17 @@ class Reference:
             for name in (teacher, student)
         )
         self.teacher.eval()
-        self.optimiser = torch.optim.SGD(self.student.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
-        self.batches = loader(split, batch_size)
+        self.optimizer = torch.optim.SGD(self.student.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+        self.batches = load_batches(split, batch_size)
 
     def run(self, steps: int) -> float:
-        """Take some steps: seconds of each. The batches that were made beforehand are used up first."""
-        for _ in range(AHEAD * CORES + 1):
-            self.step(*next(self.batches))
+        """Take some steps: seconds per step."""
+        skip_prefetched(self.batches)
         started = time.perf_counter()
         for _ in range(steps):
             self.step(*next(self.batches))
         taken = time.perf_counter() - started
-        time.sleep(REST)
+        time.sleep(PAUSE_SECONDS)
         return taken / steps
 
     def step(self, x: Tensor, labels: Tensor) -> None:
@@ -126,18 +117,18 @@ class Reference:
         loss = 0.1 * functional.cross_entropy(student_x, labels)
         for teacher, student in ((teacher_x, student_x), (teacher_picked, student_picked)):
             loss = loss + 0.9 * 16 * divergence(teacher, student).mean()
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         loss.backward()
-        self.optimiser.step()
+        self.optimizer.step()
 
     def load(self, steps: int) -> float:
-        """Load the images of some steps: seconds of each."""
-        return seconds_each(self.batches, steps)
+        """Load the images of some steps: seconds per step."""
+        return seconds_per_batch(self.batches, steps)
 
-    def bare(self, steps: int) -> float:
-        """Do only the forwards and backwards of some steps on images that are there: seconds of each."""
+    def run_networks(self, steps: int) -> float:
+        """Do only the forwards and backwards of some steps, on loaded images: seconds per step."""
         batches = [next(self.batches)[0] for _ in range(steps)]
-        time.sleep(REST)
+        time.sleep(PAUSE_SECONDS)
         started = time.perf_counter()
         for x in batches:
             with torch.no_grad():
@@ -145,56 +136,57 @@ class Reference:
                     self.teacher(x)
                 for _ in range(2):
                     self.student(x)
-            found = [self.student(x) for _ in range(2)]
-            self.optimiser.zero_grad()
-            torch.autograd.backward(found, [torch.full_like(logits, 1e-4) for logits in found])
+            outputs = [self.student(x) for _ in range(2)]
+            self.optimizer.zero_grad()
+            torch.autograd.backward(outputs, [torch.full_like(logits, 1e-4) for logits in outputs])
         return (time.perf_counter() - started) / steps
 
 
-class Apart:
-    """The reference in a process of its own, where nothing that we resolve_run for ours is in force.
+class ReferenceProcess:
+    """The reference in a process of its own, which kdcache's settings of the C library's allocator do not affect.
 
     Parameters
     ----------
     threads : int
         Of its operations.
-    given : tuple
-        What `Reference` is made of.
+    arguments : object
+        Of `Reference`.
     """
 
-    def __init__(self, threads: int, *given: object) -> None:
-        self._process = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin, (threads, *given))
+    def __init__(self, threads: int, *arguments: object) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._process = ProcessPoolExecutor(1, context, _make_reference, (threads, *arguments))
 
-    def __enter__(self) -> "Apart":
+    def __enter__(self) -> "ReferenceProcess":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._process.shutdown()
 
-    def seconds(self, work: str, steps: int) -> float:
-        """Call a method of the reference, while this process waits: seconds of each step."""
-        return self._process.submit(_do, work, steps).result()
+    def measure(self, method: str, steps: int) -> float:
+        """Call a method of the reference while this process waits: seconds per step."""
+        return self._process.submit(_call_reference, method, steps).result()
 
 
-def _begin(threads: int, *given: Any) -> None:
+def _make_reference(threads: int, *arguments: Any) -> None:
     global _reference
     torch.set_num_threads(threads)
-    _reference = Reference(*given)
+    _reference = Reference(*arguments)
 
 
-def _do(work: str, steps: int) -> float:
-    seconds: float = getattr(_reference, work)(steps)
+def _call_reference(method: str, steps: int) -> float:
+    seconds: float = getattr(_reference, method)(steps)
     return seconds
 
 
 def divergence(teacher: Tensor, student: Tensor) -> Tensor:
-    """Compute d of Equation 2 of each row."""
+    """Compute d of Equation 2 for each row."""
     log_q, p = functional.log_softmax(student / 4, 1), functional.softmax(teacher / 4, 1)
     return functional.kl_div(log_q, p, reduction="none").sum(1)
 
 
 def cutmix(x: Tensor) -> Tensor:
-    """Mix each image of a batch with another one of it: one box for the whole batch."""
+    """Mix each image of a batch with another one, with one box for the whole batch."""
     size = x.shape[-1]
     side = (1 - torch.rand(()).item()) ** 0.5
     top, left = torch.randint(size, (2,)).tolist()

@@ -1,284 +1,184 @@
-"""How fast a step is: against the authors' way of taking one, and against the bare work of its networks.
+"""Measure how fast a step is, compared with a straightforward one (`reference_step.py`) and with the bare networks.
 
-python benchmarks/speed.py --out docs/results/speed.md
+    python benchmarks/speed.py --out docs/results/speed.md
 
-What is compared is measured in one run and in turn; figures are medians with the least and the most. The step that ours
-is measured against is in `reference_step.py`. `--quick` shows that all of it works, and no more.
+What is compared is measured in turn in one run. ``--quick`` only shows that everything works.
 """
 
 import argparse
+import os
+import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import torch
-from common import put, ratios, spread
-from processes import start
-from reference_step import CORES, Apart, loader, seconds_each
+from common import make_parser, ratios, spread, table, write_page
+from our_step import BATCH, CLASSES, OurSteps, noise_dataset
+from reference_step import CORES, ReferenceProcess, load_batches, seconds_per_batch
 from torch import Tensor
-from watched_step import BATCH, CLASSES, NETWORKS, Ours, Watch, noise
 
 from kdcache import models
-from kdcache.answers.codec import DEFAULT_CODEC, Columns
-from kdcache.answers.location import StoreLocation
-from kdcache.answers.table import Table, fill_missing
 from kdcache.compute import Compute
 from kdcache.machine import keep_freed_memory
-from kdcache.views import Plan, ViewMaker
+from kdcache.views import ViewMaker, ViewPlan
 
-PAIRS = ("resnet56:resnet20", "wrn_40_2:wrn_16_2")
+NETWORK_PARTS = ("scoring forward", "training forward", "backward")
 
 
 def main() -> None:
-    """Measure, and print or write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Measure, and write the page."""
+    parser = make_parser(__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--pairs", nargs="+", default=PAIRS, help="TEACHER:STUDENT")
+    parser.add_argument(
+        "--pairs", nargs="+", default=["resnet56:resnet20", "wrn_40_2:wrn_16_2"], help="TEACHER:STUDENT"
+    )
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=40, help="Steps of a measurement, which is an epoch.")
-    parser.add_argument("--threads", type=int, help="By default torch's, which is one for each core.")
-    parser.add_argument("--quick", action="store_true", help="A repeat of two steps.")
-    parser.add_argument("--out", type=Path, help="Page to write.")
+    parser.add_argument("--steps", type=int, default=40, help="steps of an epoch, which is a measurement")
+    parser.add_argument("--quick", action="store_true", help="one repeat of two steps")
     chosen = parser.parse_args()
     if chosen.quick:
         chosen.repeats, chosen.steps = 1, 2
-    if chosen.threads:
-        torch.set_num_threads(chosen.threads)
     keep_freed_memory()  # as the command line does
     page = [
-        "# How fast a step is",
-        "",
-        f"Batches of {BATCH} images of 32x32 pixels, {CLASSES} classes, {Compute.choose().precision}. Medians (least, "
-        f"most) of {chosen.repeats} measurements of {chosen.steps} steps each, in turn, or of {slow_steps(chosen)} of "
-        "the reference's, which has a process of its own; ratios are of neighbours.",
+        f"Batches of {BATCH} images of 32x32 pixels, {CLASSES} classes, {Compute.choose().precision}. Medians (min, "
+        f"max) of {chosen.repeats} measurements of {chosen.steps} steps each, in turn, or of {slow_steps(chosen)} of "
+        "the reference's steps, which run in a process of their own; ratios are of neighbors."
     ]
     for part in chosen.parts:
         print(f"measuring {part}", file=sys.stderr)
         page += PARTS[part](chosen)
-        if chosen.out:  # what was measured is there, whatever becomes of the rest
-            put(page, chosen.out)
-    if not chosen.out:
-        put(page, None)
-
-
-class Round(NamedTuple):
-    """Seconds of a step, each measured after the other."""
-
-    reference: float
-    online: float
-    free: float
-    bare: float
-    reference_bare: float
-    loader: float
-
-
-def steps(chosen: argparse.Namespace) -> list[str]:
-    """Measure whole steps: ours, the reference's, and the bare work of either."""
-    lines = [
-        "",
-        "## A step of CutMix-pick",
-        "",
-        "| teacher and student | reference, ms | teacher online, ms | times faster | teacher-free, ms | times faster |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    limits = [
-        "",
-        "The reference step is as fast as its parts: four forwards of the teacher, four of the student, the backward, "
-        f"and a DataLoader with {CORES} workers, each measured alone.",
-        "",
-        "| | forwards and backward, ms | DataLoader, ms | step by their sum |",
-        "| --- | --- | --- | --- |",
-    ]
-    free = [
-        "",
-        "## Where a teacher-free step goes",
-        "",
-        "Its limit is the bare work of the student: forward and backward of 2B images, a forward of 2B without "
-        "gradient to score candidates, and the optimiser's step, with the same images and precision.",
-        "",
-        "| student | bare, ms | by bare | outside forward and backward | and optimiser | with the teacher online |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    table: dict[str, list[str]] = {}
-    for pair in chosen.pairs:
-        rounds, items, online = rounds_of(pair, chosen)
-        of = {name: [getattr(one, name) for one in rounds] for name in Round._fields}
-        ms = {name: spread([1e3 * value for value in found], 0) for name, found in of.items()}
-        faster = {name: spread(ratios(of["reference"], of[name]), 2) for name in ("online", "free")}
-        lines.append(
-            f"| {pair.replace(':', ' to ')} | {ms['reference']} | {ms['online']} | {faster['online']} | {ms['free']} "
-            f"| {faster['free']} |"
-        )
-        parts = [one.reference_bare + one.loader for one in rounds]
-        limits.append(
-            f"| {pair.replace(':', ' to ')} | {ms['reference_bare']} | {ms['loader']} "
-            f"| {spread(ratios(of['reference'], parts), 2)} |"
-        )
-        free.append(
-            f"| {pair.split(':')[1]} | {ms['bare']} | {spread(ratios(of['free'], of['bare']), 3)} "
-            f"| {spread([outside(one, NETWORKS) for one in items], 1)} % "
-            f"| {spread([outside(one, (*NETWORKS, 'optimiser')) for one in items], 1)} % "
-            f"| {spread([outside(one, (*NETWORKS, 'store')) for one in online], 1)} % |"
-        )
-        for name in items[0]:
-            table.setdefault(name, []).append(spread([1e3 * one[name] / chosen.steps for one in items], 2))
-    students = " | ".join(pair.split(":")[1] for pair in chosen.pairs)
-    itemised = [
-        "",
-        "Its parts, in milliseconds of a step (backward includes that of the losses; the outside of an online step is "
-        "all but forwards, backward and what the cached teacher does):",
-        "",
-        f"| | {students} |",
-        "| --- |" + " --- |" * len(chosen.pairs),
-        *(f"| {name} | {' | '.join(found)} |" for name, found in table.items()),
-    ]
-    return lines + limits + free + itemised
-
-
-def rounds_of(
-    pair: str, chosen: argparse.Namespace
-) -> tuple[list[Round], list[dict[str, float]], list[dict[str, float]]]:
-    """Measure every way to take a step in turn, and the parts of ours, teacher-free and online."""
-    teacher, student = pair.split(":")
-    split = noise(max(chosen.steps, 4 * CORES)).train
-    apart = Apart(torch.get_num_threads(), teacher, student, split, BATCH, CLASSES)
-    with apart as reference, tempfile.TemporaryDirectory() as name:
-        ours = Ours(pair, chosen.steps, Path(name) / "answers.zarr")
-        ours.fill()
-        rounds, free, online = [], [], []
-        for number in range(chosen.repeats + 1):
-            print(f"  {pair} {number}", file=sys.stderr)
-            rounds.append(
-                Round(
-                    reference.seconds("run", slow_steps(chosen)),
-                    ours.run(ours.online),
-                    ours.run(ours.free),
-                    ours.bare(),
-                    reference.seconds("bare", slow_steps(chosen)),
-                    reference.seconds("load", 2 * chosen.steps),
-                )
-            )
-            for found, cached_teacher in ((free, ours.free), (online, ours.online)):
-                watch = Watch()
-                ours.run(cached_teacher, watch)
-                found.append(watch.seconds)
-    return rounds[1:], free[1:], online[1:]  # the first ones warm up
+    write_page(chosen.out, "How fast a step is", *page)
 
 
 def slow_steps(chosen: argparse.Namespace) -> int:
-    """Count the steps of the reference, which has no costs of an epoch's beginning that more steps would share."""
+    """Number of steps of the reference, which has no cost per epoch to spread over many steps."""
     return max(2, int(chosen.steps) // 4)
 
 
-def outside(seconds: dict[str, float], networks: tuple[str, ...]) -> float:
-    """Percent of the time that is spent elsewhere than in some places."""
-    return 100 * (1 - sum(seconds[name] for name in networks) / sum(seconds.values()))
+def measure_steps(chosen: argparse.Namespace) -> list[str]:
+    """Compare steps with the reference, with the student's bare networks, and with each other's parts."""
+    compared, limits, parts_rows = [], [], {}
+    for pair in chosen.pairs:
+        of, parts = measure_pair(pair, chosen)
+        ms = {name: spread([1e3 * value for value in values], 0) for name, values in of.items()}
+        times = {name: spread(ratios(of["reference"], of[name]), 2) for name in ("online", "cached")}
+        by_bare = spread(ratios(of["cached"], of["bare"]), 3)
+        name = pair.replace(":", " to ")
+        compared.append(
+            (name, ms["reference"], ms["online"], times["online"], ms["cached"], times["cached"], ms["bare"], by_bare)
+        )
+        sums = [sum(pair) for pair in zip(of["reference networks"], of["reference loader"], strict=True)]
+        limits.append(
+            (name, ms["reference networks"], ms["reference loader"], spread(ratios(of["reference"], sums), 2))
+        )
+        for part in parts[0]:
+            parts_rows.setdefault(part, []).append(spread([1e3 * one[part] / chosen.steps for one in parts], 2))
+        outside = [100 * (1 - sum(one[part] for part in NETWORK_PARTS) / sum(one.values())) for one in parts]
+        parts_rows.setdefault("outside forward and backward, %", []).append(spread(outside))
+    names = [pair.replace(":", " to ") for pair in chosen.pairs]
+    faster = "times faster"
+    return [
+        "## A step of CutMix-pick",
+        table(
+            ("networks", "reference, ms", "online, ms", faster, "cached, ms", faster, "bare, ms", "cached by bare"),
+            compared,
+        ),
+        "Online, the teacher runs in the step; cached, all its logits come from the store. Bare is the work of the "
+        "student's networks alone: a forward of 2B candidates without gradient, forward and backward of 2B images, and "
+        "the optimizer. The reference is as fast as its parts, measured alone: four forwards of the teacher, four of "
+        f"the student, the backward, and a DataLoader with {CORES} workers.",
+        table(("networks", "forwards and backward, ms", "DataLoader, ms", "step by their sum"), limits),
+        "Parts of a step with cached logits, in milliseconds:",
+        table(("", *names), [(part, *values) for part, values in parts_rows.items()]),
+    ]
 
 
-def views(chosen: argparse.Namespace) -> list[str]:
-    """Measure the making of views: ours in one thread, and torchvision's in a worker for each core."""
-    split, cpu = noise(chosen.steps * 10).train, torch.device("cpu")
-    plans = [Plan(len(split), 32, 4, crop_flip=True, seed=0, mixes=mixes) for mixes in ((), ("cutmix", "cutmix"))]
-    x, picked = (ViewMaker(split, plan, BATCH, cpu) for plan in plans)
+def measure_pair(pair: str, chosen: argparse.Namespace) -> tuple[dict[str, list[float]], list[Counter[str]]]:
+    """Seconds per step of every kind of step, measured in turn, and the parts of a step with cached logits."""
+    split = noise_dataset(max(chosen.steps, 4 * CORES)).train
+    reference = ReferenceProcess(torch.get_num_threads(), *pair.split(":"), split, BATCH, CLASSES)
+    with reference, tempfile.TemporaryDirectory() as folder:
+        ours = OurSteps(pair, chosen.steps, Path(folder))
+        measures: dict[str, Callable[[], float]] = {
+            "reference": lambda: reference.measure("run", slow_steps(chosen)),
+            "online": lambda: ours.run("online"),
+            "cached": lambda: ours.run("cached"),
+            "bare": ours.run_networks,
+            "reference networks": lambda: reference.measure("run_networks", slow_steps(chosen)),
+            "reference loader": lambda: reference.measure("load", 2 * chosen.steps),
+        }
+        found: dict[str, list[float]] = {name: [] for name in measures}
+        parts = []
+        for number in range(chosen.repeats + 1):
+            print(f"  {pair} {number}", file=sys.stderr)
+            for name, measure in measures.items():
+                found[name].append(measure())
+            parts.append(ours.parts("cached"))
+    return {name: values[1:] for name, values in found.items()}, parts[1:]  # the first ones warm up
+
+
+def measure_views(chosen: argparse.Namespace) -> list[str]:
+    """Compare the making of views in one thread with torchvision's transforms in a worker for each core."""
+    split, cpu = noise_dataset(chosen.steps * 10).train, torch.device("cpu")
+    plans = [ViewPlan(len(split), 32, 4, crop_flip=True, seed=0, mixes=mixes) for mixes in ((), ("cutmix", "cutmix"))]
+    x, candidates = (ViewMaker(split, plan, BATCH, cpu) for plan in plans)
     normalize = models.build("resnet8", num_classes=CLASSES, seed=0).normalize
     makers: dict[str, tuple[ViewMaker, Callable[[Tensor], Tensor]]] = {
         "x": (x, lambda views: views),
-        "x and two candidates": (picked, lambda views: views),
-        "x, normalised": (x, normalize),
-        "x and two candidates, normalised": (picked, normalize),
+        "x and two candidates": (candidates, lambda views: views),
+        "x, normalized": (x, normalize),
+        "x and two candidates, normalized": (candidates, normalize),
     }
-    loading, threads = loader(split, BATCH), torch.get_num_threads()
-    theirs: list[float] = []
+    batches, threads = load_batches(split, BATCH), torch.get_num_threads()
+    torchvision: list[float] = []
     ours: dict[str, list[float]] = {name: [] for name in makers}
     for number in range(chosen.repeats + 1):
-        theirs.append(BATCH / seconds_each(loading, chosen.steps * 10) / CORES)
+        torchvision.append(BATCH / seconds_per_batch(batches, chosen.steps * 10) / CORES)
         torch.set_num_threads(1)
         for name, (maker, finish) in makers.items():
-            started, made = time.perf_counter(), 0
-            for batch in maker.epoch(number):
-                made += len(finish(batch.views))
-            ours[name].append(made / (time.perf_counter() - started))
+            started = time.perf_counter()
+            count = sum(len(finish(batch.views)) for batch in maker.epoch(number))
+            ours[name].append(count / (time.perf_counter() - started))
         torch.set_num_threads(threads)
-    lines = [
-        "",
+    rows = [(name, spread(found[1:], 0), spread(ratios(found[1:], torchvision[1:]))) for name, found in ours.items()]
+    return [
         "## Making views",
-        "",
-        "Images a second and core. Ours in one thread, with the drawing of the epoch's table: as bytes, which the "
-        "network normalises, and with that; each candidate counts as an image. Torchvision's on PIL images that are "
-        f"cropped, flipped and normalised in a DataLoader with {CORES} workers.",
-        "",
-        "| | images/s | times torchvision's |",
-        "| --- | --- | --- |",
-        f"| torchvision, DataLoader | {spread(theirs[1:], 0)} | 1 |",
+        "Images per second and core; each candidate counts as an image. Ours in one thread, including the epoch's view "
+        "plan: as bytes, which the network normalizes, and normalized. Torchvision's on PIL images that are cropped, "
+        f"flipped and normalized in a DataLoader with {CORES} workers.",
+        table(
+            ("", "images/s", "times torchvision's"), [("torchvision, DataLoader", spread(torchvision[1:], 0), 1), *rows]
+        ),
     ]
-    for name, speeds in ours.items():
-        lines.append(f"| {name} | {spread(speeds[1:], 0)} | {spread(ratios(speeds[1:], theirs[1:]), 1)} |")
-    return lines
 
 
-def store(chosen: argparse.Namespace) -> list[str]:
-    """Measure the writing and reading of answers against a memory map that is flushed."""
-    rows = 50_000 if chosen.steps > 2 else 5000
-    answers = torch.randn(rows, CLASSES).half()
-
-    def compute_rows(span: range) -> Columns:
-        return {"logits": answers[span.start : span.stop]}
-
-    found: dict[str, list[float]] = {name: [] for name in ("write", "flat write", "read", "flat read")}
-    for _ in range(chosen.repeats + 1):
-        with tempfile.TemporaryDirectory() as name:
-            table = Table(StoreLocation(Path(name) / "store.zarr"), "clean", rows, DEFAULT_CODEC.layout(CLASSES))
-            flat = np.memmap(Path(name) / "flat", np.float16, "w+", shape=(rows, CLASSES))
-
-            def write_flat(flat: np.memmap = flat, table: Table = table) -> None:
-                for span in table.chunks:
-                    flat[span.start : span.stop] = answers[span.start : span.stop].numpy()
-                flat.flush()
-
-            def read_flat(flat: np.memmap = flat, table: Table = table) -> None:
-                for span in table.chunks:
-                    np.array(flat[span.start : span.stop])
-
-            def read(table: Table = table) -> None:
-                for chunk in range(len(table.chunks)):
-                    assert table.read(chunk) is not None
-
-            found["write"].append(seconds(lambda table=table: list(fill_missing([(table, compute_rows)]))))
-            found["flat write"].append(seconds(write_flat))
-            found["read"].append(seconds(read))
-            found["flat read"].append(seconds(read_flat))
-    ours = {name: [1e6 * value / rows for value in values[1:]] for name, values in found.items()}
-    lines = [
-        "",
-        "## The store against a memory map",
-        "",
-        f"{rows} rows of {CLASSES} float16 logits, in {len(table.chunks)} chunks; written to the disk, and read from "
-        "its cache. The store makes and checks checksums.",
-        "",
-        "| | store, microseconds a row | memory map | ratio |",
-        "| --- | --- | --- | --- |",
-    ]
-    for name in ("write", "read"):
-        flat_name = f"flat {name}"
-        lines.append(
-            f"| {name} | {spread(ours[name], 2)} | {spread(ours[flat_name], 2)} "
-            f"| {spread(ratios(ours[name], ours[flat_name]), 1)} |"
-        )
-    return lines
+def measure_startup(chosen: argparse.Namespace) -> list[str]:
+    """Measure commands that only print something, and imports."""
+    python = [sys.executable, "-c"]
+    kdcache = [sys.executable, "-m", "kdcache"]
+    commands = {
+        "an empty Python": [*python, ""],
+        "`import kdcache`": [*python, "import kdcache"],
+        "`import torch`": [*python, "import torch"],
+        **{f"`kdcache {word}`": [*kdcache, word] for word in ("--help", "models", "doctor")},
+    }
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+    for _ in range(chosen.repeats):
+        for name, command in commands.items():
+            before, started = os.times(), time.perf_counter()
+            subprocess.run(command, check=True, capture_output=True)
+            seconds, after = time.perf_counter() - started, os.times()
+            processor = sum(after[2:4]) - sum(before[2:4])
+            times[name].append((processor, seconds))
+    rows = [(name, *(spread(found, 2) for found in zip(*pairs, strict=True))) for name, pairs in times.items()]
+    return ["## Starting", table(("whole processes", "processor, s", "clock, s"), rows)]
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Time some work."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-PARTS = {"steps": steps, "views": views, "store": store, "start": start}
+PARTS = {"steps": measure_steps, "views": measure_views, "startup": measure_startup}
 
 if __name__ == "__main__":
     main()

@@ -4,16 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib
-import numpy as np
 import pytest
 import torch
 from kdcache.stages import train_teacher
-from PIL import Image
 
 from kdcache.config import TeacherConfig
 from kdcache.datasets import Split
-
-CLASSES = ("bright", "dark", "striped")
+from tests.samples import small_settings, write_pictures
 
 torch.set_num_threads(1)  # there is a test process for each core
 
@@ -30,29 +27,13 @@ def manifests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder dataset of three classes, 30 training and 10 test images each, 32x32, noisy but easy to tell apart."""
-    root = tmp_path_factory.mktemp("pictures")
-    noise = np.random.Generator(np.random.Philox(5))
-    for split, count in (("train", 30), ("val", 10)):
-        for shade, name in enumerate(CLASSES):
-            (root / split / name).mkdir(parents=True)
-            for number in range(count):
-                pixels = noise.integers(0, 90, (32, 32, 3)) + 60 * shade
-                Image.fromarray(pixels.astype(np.uint8)).save(root / split / name / f"{number}.png")
-    return root
+    return write_pictures(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture(scope="session")
 def small(pictures: Path) -> dict[str, object]:
     """Settings of a training that takes a second."""
-    return {
-        "dataset": f"folder:{pictures}",
-        "image_size": 32,
-        "model": "resnet8",
-        "epochs": 1,
-        "batch_size": 32,
-        "device": "cpu",
-        "precision": "float32",
-    }
+    return small_settings(pictures)
 
 
 @pytest.fixture(scope="session")

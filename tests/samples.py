@@ -33,6 +33,27 @@ def jpeg(width: int, height: int, shade: int = 0) -> bytes:
     return file.getvalue()
 
 
+CLASSES = ("bright", "dark", "striped")
+
+
+def write_pictures(root: Path) -> Path:
+    """Write a folder dataset of three easy classes, each with 30 training and 10 test images of 32x32 pixels."""
+    generator = np.random.Generator(np.random.Philox(5))
+    for split, count in (("train", 30), ("val", 10)):
+        for shade, name in enumerate(CLASSES):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 90, (32, 32, 3)) + 60 * shade
+                Image.fromarray(pixels.astype(np.uint8)).save(root / split / name / f"{number}.png")
+    return root
+
+
+def small_settings(pictures: Path) -> dict[str, object]:
+    """Settings of a training on these images that takes a second."""
+    network = {"model": "resnet8", "device": "cpu", "precision": "float32"}
+    return {"dataset": f"folder:{pictures}", "image_size": 32, "epochs": 1, "batch_size": 32, **network}
+
+
 def write_imagenet(root: Path, train: int = 8, val: int = 3, classes: int = 3) -> Path:
     """Write a dataset in ImageNet's layout: images of different sizes, a folder for each class."""
     number = 0

@@ -6,11 +6,13 @@ import re
 import shutil
 import signal
 from pathlib import Path
+from random import Random
 
 import pytest
 
+from tests.kills import Study, kill_and_resume
 from tests.processes import kdcache, outcome
-from tests.studies import RUNS, is_resumable, read_results, start_study, training_processes, wait_until, write_study
+from tests.studies import RUNS, is_resumable, start_study, training_processes, wait_until, write_study
 
 
 @pytest.fixture(scope="module")
@@ -35,31 +37,10 @@ def test_students_of_a_study_share_the_cache_of_their_teacher(uninterrupted: Pat
 def test_a_study_that_was_killed_and_interrupted_has_the_same_results(
     uninterrupted: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    write_study(tmp_path, pictures)
-    runs = tmp_path / "studies" / "small"
-    study = start_study(tmp_path)
-    wait_until(lambda: is_resumable(runs / RUNS["KD"]))
-    study.kill()  # its trainings keep running
-    assert training_processes(tmp_path)
-
-    study = start_study(tmp_path)  # waits for them
-    wait_until(lambda: is_resumable(runs / RUNS["KD+CutMix-pick"]))
-    for number in training_processes(runs / RUNS["KD+CutMix-pick"]):
-        os.kill(number, signal.SIGKILL)
-    study.kill()
-
-    left = set(training_processes(tmp_path))
-    study = start_study(tmp_path)
-    wait_until(lambda: set(training_processes(tmp_path)) - left)
-    assert study.process.pid is not None
-    os.kill(study.process.pid, signal.SIGINT)
-    assert study.ended().returncode == 130
-    assert set(training_processes(tmp_path)) <= left
-
-    assert start_study(tmp_path).ended().returncode == 0
-    for name in RUNS.values():
-        assert outcome(runs / name) == outcome(uninterrupted / "studies" / "small" / name)
-    assert read_results(tmp_path) == read_results(uninterrupted)
+    counts = kill_and_resume(Study(pictures, uninterrupted, tmp_path), 3, Random(0))
+    assert [counts[way] for way in ("alone", "with its trainings", "interrupted")] == [1, 1, 1]
+    assert counts["trainings left running"] >= 1
+    assert counts["equal"] == counts["finished"]
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,13 @@ from kdcache.datasets.reading import read
 from kdcache.datasets.split import Dataset, Split
 from kdcache.errors import UsageError, problem
 
-__all__ = ["Report", "check", "hash_images"]
+__all__ = ["DatasetCheck", "check", "hash_images"]
 
 ProgressCallback = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Report:
+class DatasetCheck:
     """The result of checking a dataset.
 
     Attributes
@@ -36,7 +36,7 @@ class Report:
 
 def check(
     name: str, progress: ProgressCallback = lambda done, total: None, workers: int | None = None, **place: object
-) -> Report:
+) -> DatasetCheck:
     """Hash and decode every image again, and compare the dataset with what is known of it.
 
     Parameters
@@ -54,13 +54,13 @@ def check(
     for (part, split), count in zip(splits.items(), data.card.counts or (), strict=False):
         if len(split) != count:
             expected = f"the {count} of the complete dataset"
-            problems.append(problem(f"images of {part}", expected=expected, got=len(split)))
+            problems.append(problem(f"number of {part} images", expected=expected, got=len(split)))
     if name.startswith(HDF5_PREFIX) and place.get("image_size") is None:
         stated = stated_fingerprints(Path(name.removeprefix(HDF5_PREFIX)).expanduser())
         for part, split in splits.items():
             if stated[part] not in (None, split.fingerprint):
                 problems.append(problem(f"fingerprint of {part}", expected=stated[part], got=split.fingerprint))
-    return Report(data, problems)
+    return DatasetCheck(data, problems)
 
 
 def hash_images(

@@ -102,7 +102,10 @@ def fetch(name: str, root: Path, progress: ProgressCallback = lambda file, done,
     try:
         write_folder_atomically(folder, lambda temporary: _unpack(files, folder.name, temporary))
     except (OSError, tarfile.TarError, zipfile.BadZipFile) as error:
-        raise KdcacheError(problem(f"could not unpack {name} into {folder}", got=first_line(error))) from error
+        remedy = f"Delete {downloads} and try again."
+        raise KdcacheError(
+            problem(f"could not unpack {name} into {folder}", got=first_line(error), remedy=remedy)
+        ) from error
     for file in files:
         file.unlink()
     return folder
