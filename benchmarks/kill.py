@@ -65,7 +65,7 @@ def make_jobs(kind: str, root: Path) -> dict[str, Job]:
         for folder in folders:
             folder.mkdir()
         write_study(undisturbed, pictures)
-        assert start_study(undisturbed).ended().returncode == 0
+        assert start_study(undisturbed).wait().returncode == 0
         return {"study": Study(pictures, undisturbed, disturbed)}
     small = small_settings(pictures)
     data = {key: small[key] for key in ("dataset", "image_size", "device", "precision")}

@@ -164,7 +164,7 @@ def test_two_fills_at_once_share_the_work(pictures: Path, teacher: Path, tmp_pat
     ]
     counts = []
     for fill in fills:
-        done = fill.ended()
+        done = fill.wait()
         assert done.returncode == 0, done.stderr
         counts.append(forwards(done.stdout))
     assert sum(counts) == 180 * SAMPLES
