@@ -41,7 +41,7 @@ that is not marked as written."""
 
 
 def main() -> None:
-    """Kill one kind of job, and write the page."""
+    """Kill jobs of one kind, and write the page."""
     parser = make_parser(__doc__)
     parser.add_argument("jobs", choices=TITLES)
     parser.add_argument("--n", type=int, default=24, help="kills of each job")

@@ -95,7 +95,7 @@ def _wait(processes: list[BaseProcess], seconds: float) -> None:
 
 
 class Training(Job):
-    """A training that writes a checkpoint after each step.
+    """A training that saves a checkpoint after each step.
 
     Parameters
     ----------
@@ -126,11 +126,12 @@ class Training(Job):
             store = self.run.with_suffix(".zarr")
             settings["store"] = str(store)
             if self.half_precomputed and self.run != self.undisturbed and not store.exists():
-                precomputing = start_process(run_stage, "precompute", {**settings, "loss": "kd", "resume": False})
+                filling = {**settings, "loss": "kd", "resume": False}
+                precomputing = start_process(run_stage, "precompute", filling, daemon=True)
                 _wait([precomputing], self.seconds / 4)
                 super().kill([precomputing], Random())
         self._partial = set(partial_writes(self.folder))
-        return [start_process(_train_with_a_checkpoint_per_step, self.kind, settings)]
+        return [start_process(_train_with_a_checkpoint_per_step, self.kind, settings, daemon=True)]
 
     def progress(self) -> str:
         return max((path.name for path in self.run.glob("checkpoints/epoch-*")), default="")
@@ -191,7 +192,7 @@ class Precomputation(Job):
     def __init__(self, name: str, settings: Settings, teacher: Path, folder: Path, epochs: int) -> None:
         self.settings = {**settings, "teacher": teacher, "aug": "cutmix-pick", "cache": "replay", "epochs": epochs}
         self.processes, self.damages = PRECOMPUTATIONS[name]
-        self.folder, self.counts = folder, Counter(kills=0)
+        self.folder, self.counts = folder, Counter(kills=0, lost=0)
         self.store = folder / "undisturbed.zarr"
         began = time.perf_counter()
         for process in self.start():
@@ -205,7 +206,7 @@ class Precomputation(Job):
     def start(self) -> list[BaseProcess]:
         self._committed, self._partial = read_committed(self.store), set(partial_writes(self.store))
         settings = {**self.settings, "store": str(self.store)}
-        return [start_process(run_stage, "precompute", settings) for _ in range(self.processes)]
+        return [start_process(run_stage, "precompute", settings, daemon=True) for _ in range(self.processes)]
 
     def progress(self) -> int:
         return sum(1 for _ in self.store.glob("replay/*/*/*/commits/c/*/0"))
