@@ -20,10 +20,10 @@ from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.datasets import Card, Dataset, Split
 from kdcache.losses import build_objective
-from kdcache.run.checkpoint import Progress
+from kdcache.run.checkpoint import TrainingState
 from kdcache.run.recorder import StudentRecorder
 from kdcache.run.statistics import StatisticsShape
-from kdcache.setup import plan_of
+from kdcache.setup import make_plan
 from kdcache.views import ViewMaker
 
 __all__ = ["BATCH", "CLASSES", "OurSteps", "noise_dataset"]
@@ -57,7 +57,7 @@ class OurSteps:
         teacher_name, student_name = pair.split(":")
         data, self.compute, self.epoch = noise_dataset(count), Compute.choose("cpu"), 0
         config = StudentConfig(aug="cutmix-pick", epochs=2, batch_size=BATCH)
-        self.views = ViewMaker(data.train, plan_of(config, data), BATCH, self.compute.device)
+        self.views = ViewMaker(data.train, make_plan(config, data), BATCH, self.compute.device)
         self.student = models.build(student_name, num_classes=CLASSES, seed=0)
         teacher = Teacher(models.build(teacher_name, num_classes=CLASSES, seed=0), self.compute)
         store = open_store(folder / "answers.zarr", teacher, data)
@@ -79,9 +79,9 @@ class OurSteps:
         """Train for an epoch: seconds per step."""
         return self._train(self.steps[name]).seconds / len(self.views.steps)
 
-    def _train(self, step: StudentStep) -> training.StepEvent:
+    def _train(self, step: StudentStep) -> training.EpochProgress:
         self.epoch = 1 - self.epoch  # the epoch before is still in memory
-        step.recorder.begin_epoch(Progress())
+        step.recorder.begin_epoch(TrainingState())
         *_, last = training.train_epoch(self.views.epoch(self.epoch), step, self.compute)
         return last
 

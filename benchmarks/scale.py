@@ -18,7 +18,7 @@ from kdcache.analysis.analyzed_teacher import AnalyzedTeacher
 from kdcache.analysis.augmentations import rank_augmentations
 from kdcache.analysis.disagreement import measure_disagreement
 from kdcache.analysis.hardness import measure_hardness
-from kdcache.answers.codec import Columns
+from kdcache.answers.encoding import EncodedLogits
 from kdcache.answers.open import open_store
 from kdcache.answers.store import CLEAN, AnswerStore, ReplayTableName
 from kdcache.answers.table import fill_missing
@@ -61,7 +61,7 @@ def measure(samples: int, classes: int, folder: Path) -> list[tuple[str, str, st
     flat = np.memmap(folder / "flat", np.float16, "w+", shape=(samples, classes))
     spans = store.table(CLEAN).chunks
 
-    def rows_of(span: range) -> Columns:
+    def rows_of(span: range) -> EncodedLogits:
         return {"logits": noise[torch.arange(span.start, span.stop) % len(noise)]}
 
     def fill(*names: str) -> None:

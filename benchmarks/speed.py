@@ -24,7 +24,7 @@ from torch import Tensor
 from kdcache import models
 from kdcache.compute import Compute
 from kdcache.machine import keep_freed_memory
-from kdcache.views import Plan, ViewMaker
+from kdcache.views import ViewMaker, ViewPlan
 
 NETWORK_PARTS = ("scoring forward", "training forward", "backward")
 
@@ -124,7 +124,7 @@ def measure_pair(pair: str, chosen: argparse.Namespace) -> tuple[dict[str, list[
 def measure_views(chosen: argparse.Namespace) -> list[str]:
     """Compare the making of views in one thread with torchvision's transforms in a worker for each core."""
     split, cpu = noise_dataset(chosen.steps * 10).train, torch.device("cpu")
-    plans = [Plan(len(split), 32, 4, crop_flip=True, seed=0, mixes=mixes) for mixes in ((), ("cutmix", "cutmix"))]
+    plans = [ViewPlan(len(split), 32, 4, crop_flip=True, seed=0, mixes=mixes) for mixes in ((), ("cutmix", "cutmix"))]
     x, candidates = (ViewMaker(split, plan, BATCH, cpu) for plan in plans)
     normalize = models.build("resnet8", num_classes=CLASSES, seed=0).normalize
     makers: dict[str, tuple[ViewMaker, Callable[[Tensor], Tensor]]] = {

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from kdcache.stages import train_student as train_student
     from kdcache.stages import train_teacher as train_teacher
     from kdcache.stages.teacher import load_teacher as load_teacher
-    from kdcache.views import Plan as Plan
     from kdcache.views import ViewMaker as ViewMaker
+    from kdcache.views import ViewPlan as ViewPlan
 
     load_dataset, build_network, load_network = datasets.load, models.build, checkpoint.load
 
@@ -33,7 +33,7 @@ PUBLIC = {
     "Compute": ("compute", "Compute"),
     "FinishedRun": ("run.folder", "FinishedRun"),
     "KdcacheError": ("errors", "KdcacheError"),
-    "Plan": ("views", "Plan"),
+    "ViewPlan": ("views", "ViewPlan"),
     "StudentConfig": ("config", "StudentConfig"),
     "Teacher": ("answers.teacher", "Teacher"),
     "TeacherConfig": ("config", "TeacherConfig"),

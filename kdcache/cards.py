@@ -178,7 +178,7 @@ def resized(card: Card, image_size: int | None, encoded: bool = False) -> Card:
     if card.padding is not None and not encoded:
         raise UsageError(problem(f"image size of {card.name}", expected=card.image_size, got=image_size))
     if image_size < 1:
-        raise UsageError(problem(f"image size of {card.name}", expected="at least 1 pixel", got=image_size))
+        raise UsageError(problem(f"requested image size of {card.name}", expected="at least 1 pixel", got=image_size))
     if card.padding is not None:
         return replace(card, image_size=image_size, padding=image_size // 8)
     return replace(card, image_size=image_size, shorter_side=image_size * _IMAGENET_SHORTER_SIDE // _IMAGENET_SIZE)

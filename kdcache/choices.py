@@ -30,7 +30,7 @@ __all__ = [
     "Criterion",
     "LossInfo",
     "ModelSize",
-    "load",
+    "import_object",
 ]
 
 FOLDER_PREFIX, HDF5_PREFIX = "folder:", "hdf5:"
@@ -151,7 +151,7 @@ CRITERIA = {
     "kld": Criterion("kdcache.selection:kl_divergence_score", teacher=True, student=True),
     "teacher-entropy": Criterion("kdcache.selection:teacher_entropy_score", teacher=True, student=False),
     "student-entropy": Criterion("kdcache.selection:student_entropy_score", teacher=False, student=True),
-    "random": Criterion("kdcache.selection:random_score", teacher=False, student=False),
+    "random": Criterion("kdcache.selection:score_at_random", teacher=False, student=False),
 }
 
 
@@ -194,7 +194,7 @@ AUGMENTATIONS = {
 
 
 @cache
-def load(implementation: str) -> Any:
+def import_object(implementation: str) -> Any:
     """Import an implementation, ``module:name``."""
     module, _, name = implementation.partition(":")
     return getattr(import_module(module), name)

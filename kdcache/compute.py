@@ -12,7 +12,7 @@ from kdcache.errors import UsageError, first_line, memory_explained, problem
 
 __all__ = ["Compute", "supports_bfloat16"]
 
-CPU_BFLOAT16 = ("avx512_bf16", "amx_bf16", "arm_bf16")
+BFLOAT16_CPU_CAPABILITIES = ("avx512_bf16", "amx_bf16", "arm_bf16")
 """Capabilities of processors that compute bfloat16 in hardware."""
 
 
@@ -91,8 +91,8 @@ def supports_bfloat16(device: str) -> tuple[bool, str]:
     if device == "cpu":
         # Older releases of torch do not report capabilities; float32 is the safe choice there.
         capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-        found = [name for name in CPU_BFLOAT16 if capabilities.get(name)]
-        return bool(found), f"the processor has {', '.join(found) or 'none of ' + ', '.join(CPU_BFLOAT16)}"
+        found = [name for name in BFLOAT16_CPU_CAPABILITIES if capabilities.get(name)]
+        return bool(found), f"the processor has {', '.join(found) or 'none of ' + ', '.join(BFLOAT16_CPU_CAPABILITIES)}"
     if device == "cuda":
         supported = torch.cuda.is_bf16_supported(including_emulation=False)
         return supported, f"the GPU {'has' if supported else 'does not have'} bfloat16"

@@ -155,7 +155,7 @@ def check_disk(runs: Path) -> Finding:
 
 def list_datasets(root: Path) -> Finding:
     """List the datasets that can be read without a download."""
-    return Finding("datasets", OK, printable(f"{', '.join(datasets.found(root))} (in {root})"))
+    return Finding("datasets", OK, printable(f"{', '.join(datasets.list_available(root))} (in {root})"))
 
 
 def nearest_folder(folder: Path) -> Path:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdcache import distributed
-from kdcache.choices import CRITERIA, load
+from kdcache.choices import CRITERIA, import_object
 from kdcache.losses import entropy
 
 __all__ = ["Candidates", "Selection", "score", "select_all", "select_top", "top_scores"]
@@ -60,7 +60,7 @@ def student_entropy_score(candidates: Candidates) -> Tensor:
     return entropy(candidates.student)
 
 
-def random_score(candidates: Candidates) -> Tensor:
+def score_at_random(candidates: Candidates) -> Tensor:
     """Score at random, alike for all students of a view seed."""
     return candidates.random_score
 
@@ -73,7 +73,7 @@ def score(criterion: str, candidates: Candidates) -> Tensor:
     Tensor, shape (M B,)
         The higher scores are picked first.
     """
-    scores: Tensor = load(CRITERIA[criterion].implementation)(candidates)
+    scores: Tensor = import_object(CRITERIA[criterion].implementation)(candidates)
     return scores
 
 

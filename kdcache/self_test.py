@@ -18,7 +18,7 @@ from kdcache.machine import cores
 from kdcache.run.folder import FinishedRun
 from kdcache.setup import verify_run
 
-__all__ = ["Recipes", "training_checks"]
+__all__ = ["TrainFunctions", "training_checks"]
 
 CLASSES, IMAGES_PER_CLASS = ("dark", "bright"), 64
 """The synthetic dataset of the self-test: two steps of the default batch size."""
@@ -27,19 +27,19 @@ MAX_LOGIT_DIFFERENCE = 0.25
 """Difference from the teacher's logits above which a stored logit is wrong; rounding explains less."""
 
 
-class Recipes(NamedTuple):
+class TrainFunctions(NamedTuple):
     """The recipes that the self-test runs. They are passed in, because they import this package."""
 
     train_teacher: Callable[[TeacherConfig], FinishedRun]
     train_student: Callable[[StudentConfig], FinishedRun]
 
 
-def training_checks(recipes: Recipes, runs: Path, device: str, precision: str) -> dict[str, Check]:
+def training_checks(recipes: TrainFunctions, runs: Path, device: str, precision: str) -> dict[str, Check]:
     """Collect the checks that need torch, by name.
 
     Parameters
     ----------
-    recipes : Recipes
+    recipes : TrainFunctions
     runs : Path
         Folder of the run folders; it need not exist.
     device, precision : str
@@ -75,7 +75,7 @@ def check_precision(device: str, precision: str) -> Finding:
     return Finding("precision", OK, f"{chosen.precision} on {kind}, as requested")
 
 
-def self_test(recipes: Recipes, runs: Path, device: str, precision: str) -> Finding:
+def self_test(recipes: TrainFunctions, runs: Path, device: str, precision: str) -> Finding:
     """Train a teacher for two steps on synthetic images, a student with cutmix-pick, and the same student again.
 
     The second student must find all logits in the store and end with the same bits, and the store must hold the

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from kdcache import datasets
-from kdcache.answers.codec import make_codec
+from kdcache.answers.encoding import make_encoding
 from kdcache.answers.store import AnswerStore
 from kdcache.config import StudentConfig, TrainingConfig
 from kdcache.datasets import Card, Dataset
 from kdcache.run.find import store_path
 from kdcache.run.folder import FinishedRun, RunFolder
-from kdcache.views.plan import Plan
+from kdcache.views.plan import ViewPlan
 
 if TYPE_CHECKING:
     from kdcache.answers.cached_teacher import CachedTeacher
@@ -30,9 +30,9 @@ __all__ = [
     "data_size",
     "fresh_network",
     "load_data",
+    "make_plan",
+    "make_plan_for_size",
     "open_cached_teacher",
-    "plan_for",
-    "plan_of",
     "verify_run",
 ]
 
@@ -123,15 +123,15 @@ def fresh_network(config: TrainingConfig, data: Dataset) -> Network:
     return network
 
 
-def plan_of(config: StudentConfig, data: Dataset) -> Plan:
+def make_plan(config: StudentConfig, data: Dataset) -> ViewPlan:
     """Make the view plan of a config for some data."""
-    return plan_for(config, len(data.train), data.card)
+    return make_plan_for_size(config, len(data.train), data.card)
 
 
-def plan_for(config: StudentConfig, samples: int, card: Card) -> Plan:
+def make_plan_for_size(config: StudentConfig, samples: int, card: Card) -> ViewPlan:
     """Make the view plan of a config for a number of samples of a dataset, which need not be loaded."""
     augmentation, size, seed = config.augmentation, card.image_size, config.effective_view_seed
-    return Plan(samples, size, card.padding, augmentation.crop_flip, seed, augmentation.mixes)
+    return ViewPlan(samples, size, card.padding, augmentation.crop_flip, seed, augmentation.mixes)
 
 
 def open_cached_teacher(
@@ -144,13 +144,13 @@ def open_cached_teacher(
     from kdcache.models.load import trained_network
 
     assert config.teacher is not None
-    codec = make_codec(config.store_dtype, config.topk)
+    encoding = make_encoding(config.store_dtype, config.topk)
     network = trained_network(RunFolder(config.teacher).network_file, data)
     if config.cache == "off":
-        codec.layout(data.num_classes)  # raises for a topk that does not fit
-        return CachedTeacher(Teacher(network, compute), views, codec=codec)
-    where = config.store or store_path(config.teacher, codec)
-    teacher, store = open_answers(network, data, compute, where, codec, config.precision)
+        encoding.layout(data.num_classes)  # raises for a topk that does not fit
+        return CachedTeacher(Teacher(network, compute), views, encoding=encoding)
+    where = config.store or store_path(config.teacher, encoding)
+    teacher, store = open_answers(network, data, compute, where, encoding, config.precision)
     return make_cached_teacher(teacher, views, store, config.cache, config.epochs, config.cache_limit, progress)
 
 

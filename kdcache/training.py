@@ -17,7 +17,7 @@ from kdcache.datasets.workers import prefetch_map
 from kdcache.errors import KdcacheError
 from kdcache.losses import cross_entropy
 from kdcache.models import Network
-from kdcache.run.checkpoint import Progress
+from kdcache.run.checkpoint import TrainingState
 from kdcache.run.folder import EpochMetrics
 from kdcache.run.recorder import Recorder
 from kdcache.run.writer import RunWriter
@@ -25,8 +25,8 @@ from kdcache.views import Batch, ViewMaker, rank_part
 
 __all__ = [
     "Accuracy",
+    "EpochProgress",
     "FrozenRunningStats",
-    "StepEvent",
     "TrainingCallback",
     "WithFeatures",
     "evaluate",
@@ -46,16 +46,16 @@ TrainStep = Callable[[Batch], Tensor]
 """Takes a training step on a batch, update included, and returns its loss, detached, shape ()."""
 
 
-class StepEvent(NamedTuple):
+class EpochProgress(NamedTuple):
     """Progress within an epoch.
 
     Attributes
     ----------
-    step : int
+    steps_done : int
         Steps done in the epoch.
-    images : int
+    samples_done : int
         Training samples done in the epoch.
-    losses : float
+    loss_sum : float
         Sum of the losses of these steps.
     images_per_second : float
         Since the epoch began or was resumed.
@@ -63,9 +63,9 @@ class StepEvent(NamedTuple):
         Wall time since then, and how much of it was spent waiting for views.
     """
 
-    step: int
-    images: int
-    losses: float
+    steps_done: int
+    samples_done: int
+    loss_sum: float
     images_per_second: float
     seconds: float
     waited: float
@@ -73,13 +73,13 @@ class StepEvent(NamedTuple):
     @property
     def loss(self) -> float:
         """Mean loss of the epoch so far."""
-        return self.losses / self.step
+        return self.loss_sum / self.steps_done
 
 
 class TrainingCallback(Protocol):
     """What `train_epochs` reports its progress to."""
 
-    def step(self, event: StepEvent) -> None:
+    def step(self, event: EpochProgress) -> None:
         """Report progress within an epoch."""
 
     def end_epoch(self, metrics: EpochMetrics) -> None:
@@ -88,7 +88,7 @@ class TrainingCallback(Protocol):
 
 def train_epochs(
     run: RunWriter,
-    progress: Progress,
+    progress: TrainingState,
     network: Network,
     optimizer: torch.optim.Optimizer,
     views: ViewMaker,
@@ -130,8 +130,8 @@ def train_epochs(
             recorder.begin_epoch(progress)
             for event in train_epoch(views.epoch(epoch, progress.step), step, compute, progress.losses):
                 callback.step(event)
-                if event.step < len(views.steps) and run.checkpoint_due(recorder.teacher_forwards()):
-                    run.save_checkpoint(Progress(epoch, event.step, event.losses, **recorder.state()))
+                if event.steps_done < len(views.steps) and run.checkpoint_due(recorder.teacher_forwards()):
+                    run.save_checkpoint(TrainingState(epoch, event.steps_done, event.loss_sum, **recorder.state()))
             recorded = recorder.end_epoch(epoch, event.seconds)
             distributed.broadcast_buffers(network)  # running statistics are those of the main process
             metrics = EpochMetrics(
@@ -146,7 +146,7 @@ def train_epochs(
             )
             run.end_epoch(metrics, network)
             callback.end_epoch(metrics)
-            progress = Progress(epoch + 1)
+            progress = TrainingState(epoch + 1)
             run.save_checkpoint(progress)
 
 
@@ -162,7 +162,7 @@ def _evaluation(network: Network, run: RunWriter, compute: Compute) -> dict[str,
 
 def train_epoch(
     batches: Iterable[Batch], step: TrainStep, compute: Compute, losses: float = 0.0
-) -> Iterator[StepEvent]:
+) -> Iterator[EpochProgress]:
     """Take a step on every batch.
 
     Parameters
@@ -177,7 +177,7 @@ def train_epoch(
 
     Yields
     ------
-    StepEvent
+    EpochProgress
         Every few steps, after the last one, and when the process is to stop.
 
     Raises
@@ -200,7 +200,7 @@ def train_epoch(
                 losses += value  # one by one, so that the sum does not depend on when the losses were read
             unread = []
             seconds = time.perf_counter() - started
-            yield StepEvent(batch.step + 1, batch.global_positions.stop, losses, images / seconds, seconds, waited)
+            yield EpochProgress(batch.step + 1, batch.global_positions.stop, losses, images / seconds, seconds, waited)
 
 
 def _timed(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool, float]]:

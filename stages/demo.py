@@ -12,7 +12,7 @@ from kdcache.errors import UsageError, problem
 from kdcache.files import write_json
 from kdcache.models.load import SHIPPED
 from kdcache.report.analysis_tables import disagreement_table
-from kdcache.report.gallery import draw_disagreements
+from kdcache.report.gallery import plot_disagreements
 from kdcache.report.progress import terminal_reporter
 from kdcache.report.tables import TextTable, show
 from kdcache.run.folder import RUNS, FinishedRun
@@ -54,7 +54,7 @@ def run_demo(out: Path | None = None) -> None:
         reporter.message("measuring label disagreement on 10,000 CutMix samples")
         found = measure_disagreement(load_analyzed_teacher(str(teacher.path)))
     write_json(folder / "disagreement.json", found.as_json())
-    draw_disagreements(found, folder / "disagreement.png")
+    plot_disagreements(found, folder / "disagreement.png")
 
     show(disagreement_table(found))
     rows = [_row(teacher, "labels of all 60,000 images")]

@@ -4,13 +4,13 @@ import time
 from typing import NamedTuple
 
 from kdcache.answers import budget
-from kdcache.answers.codec import make_codec
-from kdcache.answers.space import StoreSpace
+from kdcache.answers.encoding import make_encoding
+from kdcache.answers.space import StoreContents
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.report.progress import Reporter
 from kdcache.run.find import find_teacher, store_path
-from kdcache.setup import load_data, open_cached_teacher, plan_of
+from kdcache.setup import load_data, make_plan, open_cached_teacher
 from kdcache.views import ViewMaker
 
 __all__ = ["PrecomputeResult", "precompute_answers"]
@@ -61,12 +61,12 @@ def precompute_answers(config: StudentConfig, reporter: Reporter | None = None) 
     data = load_data(config)
     teacher = find_teacher(config)
     config = config.model_copy(update={"teacher": teacher})
-    plan = plan_of(config, data)
+    plan = make_plan(config, data)
     views = ViewMaker(data.train, plan, config.batch_size, compute.device)
-    codec = make_codec(config.store_dtype, config.topk)
+    encoding = make_encoding(config.store_dtype, config.topk)
     # Checked before a store is created.
-    where = config.store or store_path(teacher, codec)
-    space = StoreSpace.at(where, plan.samples, data.num_classes, codec, config.cache_limit)
+    where = config.store or store_path(teacher, encoding)
+    space = StoreContents.at(where, plan.samples, data.num_classes, encoding, config.cache_limit)
     budget.require_space(config.cache, plan, config.epochs, space)
     cached_teacher = open_cached_teacher(config, data, views, compute, reporter.precomputed)
     stored = total = plan.samples  # clean views are precomputed when the cached teacher is opened

@@ -11,7 +11,7 @@ from kdcache.config import StudentConfig
 from kdcache.losses import Objective, ViewOutputs, build_objective, kl_divergence
 from kdcache.models import Network
 from kdcache.report.progress import Reporter
-from kdcache.report.training_curves import draw_training_curves
+from kdcache.report.training_curves import plot_training_curves
 from kdcache.run.find import find_teacher
 from kdcache.run.folder import FinishedRun
 from kdcache.run.recorder import StudentRecorder
@@ -19,7 +19,7 @@ from kdcache.run.resolve import resolve_run
 from kdcache.run.statistics import StatisticsShape
 from kdcache.run.writer import RunWriter
 from kdcache.selection import Candidates, score, select_all, select_top
-from kdcache.setup import choose_compute, fresh_network, load_data, open_cached_teacher, plan_of
+from kdcache.setup import choose_compute, fresh_network, load_data, make_plan, open_cached_teacher
 from kdcache.training import FrozenRunningStats, WithFeatures, sgd, train_epochs
 from kdcache.views import Batch, ViewMaker, take
 
@@ -56,7 +56,7 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
 
     # The images, and the plan of every view that the epochs show.
     data = load_data(config)
-    plan = plan_of(config, data)
+    plan = make_plan(config, data)
     views = ViewMaker(data.train, plan, config.batch_size, compute.device)
 
     # The frozen teacher, behind the store of its logits.
@@ -83,7 +83,7 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     step = StudentStep(config, student, teacher, objective, optimizer, compute, recorder)
     train_epochs(run, progress, student, optimizer, views, step, compute, reporter, recorder)
     if distributed.is_main():
-        draw_training_curves(run.metrics, run.folder.curves_file)
+        plot_training_curves(run.metrics, run.folder.curves_file)
     return run.finish()
 
 
@@ -172,7 +172,7 @@ class StudentStep:
                 epoch=batch.epoch,
                 student_features=tuple(feature[:size].float() for feature in features),
                 teacher_features=tuple(teacher_features),
-                rank_weight=distributed.world_size() * size / len(batch.global_positions),
+                process_weight=distributed.world_size() * size / len(batch.global_positions),
             )
         if batch.slots:
             mixed = ViewOutputs(
@@ -184,7 +184,7 @@ class StudentStep:
                 epoch=batch.epoch,
                 partner_labels=candidates.partner_labels[selection.rows],
                 lam=candidates.lam[selection.rows],
-                rank_weight=distributed.world_size() * selection.num_picked / selection.global_num_picked,
+                process_weight=distributed.world_size() * selection.num_picked / selection.global_num_picked,
             )
         losses = self.objective(x, mixed)
 

@@ -16,14 +16,14 @@ from kdcache.losses import cross_entropy
 from kdcache.models import Network
 from kdcache.models.load import find_network
 from kdcache.report.progress import Reporter
-from kdcache.report.training_curves import draw_training_curves
+from kdcache.report.training_curves import plot_training_curves
 from kdcache.run.find import store_path
 from kdcache.run.folder import EpochMetrics, FinishedRun
 from kdcache.run.resolve import check_output, resolve_run
 from kdcache.run.writer import RunWriter
 from kdcache.setup import choose_compute, fresh_network, load_data
 from kdcache.training import evaluate, sgd, train_epochs
-from kdcache.views import Batch, Plan, ViewMaker
+from kdcache.views import Batch, ViewMaker, ViewPlan
 
 ACCURACY_GAP = 0.5
 """Percentage points by which a loaded network may differ from its published accuracy without a warning."""
@@ -61,7 +61,7 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
 
     # The images, each epoch cropped and flipped anew.
     data = load_data(config)
-    plan = Plan(len(data.train), data.image_size, data.card.padding, crop_flip=True, seed=config.seed)
+    plan = ViewPlan(len(data.train), data.image_size, data.card.padding, crop_flip=True, seed=config.seed)
     views = ViewMaker(data.train, plan, config.batch_size, compute.device)
 
     teacher = fresh_network(config, data).to(compute.device)
@@ -89,7 +89,7 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
     reporter.begin(title, config.epochs, len(data.train), run.path)
     train_epochs(run, progress, teacher, optimizer, views, step, compute, reporter)
     if distributed.is_main():
-        draw_training_curves(run.metrics, run.folder.curves_file)
+        plot_training_curves(run.metrics, run.folder.curves_file)
     return _store_clean_logits(run, teacher, data, compute)
 
 
@@ -147,8 +147,8 @@ def load_teacher(
     reporter.message(f"teacher {network.name} on {config.dataset} -> {run.path}: top-1 {accuracy.top1:.2f} %{beside}")
     if published is not None and abs(published - accuracy.top1) > ACCURACY_GAP:
         reporter.message(
-            "warning: that is more than half a point apart; was the network trained with another normalisation "
-            "(--mean, --std), for another image size, or on other data?"
+            "warning: measured and published accuracy differ by more than half a point. Was the network trained with a "
+            "different normalization (--mean, --std), for another image size, or on other data?"
         )
     return _store_clean_logits(run, network, data, compute)
 
@@ -156,7 +156,7 @@ def load_teacher(
 def _store_clean_logits(run: RunWriter, network: Network, data: Dataset, compute: Compute) -> FinishedRun:
     teacher = Teacher(network, compute)
     store = open_store(store_path(run.path), teacher, data)
-    plan = Plan(len(data.train), data.image_size, data.card.padding, crop_flip=False, seed=0)
+    plan = ViewPlan(len(data.train), data.image_size, data.card.padding, crop_flip=False, seed=0)
     cached_teacher = CachedTeacher(teacher, ViewMaker(data.train, plan, plan.samples, compute.device), store=store)
     for _ in cached_teacher.precompute_clean():
         if signals.stop_requested():

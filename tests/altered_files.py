@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from kdcache.answers import table
-from kdcache.answers.codec import DEFAULT_CODEC, Columns
+from kdcache.answers.encoding import DEFAULT_ENCODING, EncodedLogits
 from kdcache.answers.store import CLEAN, AnswerStore
 from kdcache.cards import CARDS
 from kdcache.config import StudentConfig, TeacherConfig
@@ -141,9 +141,9 @@ class Stores(FileKind):
         (self.outside / "zarr.json").write_text("not of the store")
 
     def open(self, path: Path) -> AnswerStore:
-        return AnswerStore.create_or_open(path, self.fingerprint, DEFAULT_CODEC, self.MADE_WITH)
+        return AnswerStore.create_or_open(path, self.fingerprint, DEFAULT_ENCODING, self.MADE_WITH)
 
-    def rows_of(self, name: str) -> Callable[[range], Columns]:
+    def rows_of(self, name: str) -> Callable[[range], EncodedLogits]:
         return lambda span: {"logits": self.rows[name][span.start : span.stop]}
 
     def fill(self, path: Path) -> None:

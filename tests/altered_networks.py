@@ -74,7 +74,7 @@ class PublishedCheckpoints(FileKind):
         """Read a file into a network, and return the network's fingerprint."""
         found = published.read(path)
         if recognize:  # slow: compares the file with every architecture
-            published.closest(found.state)
+            published.most_similar_network(found.state)
         network = build("resnet8", num_classes=3, seed=2)
         published.load_into(network, found.state, path)
         return checkpoint.fingerprint(network)

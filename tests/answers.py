@@ -6,7 +6,7 @@ import torch
 
 from kdcache import models
 from kdcache.answers.cached_teacher import CachedTeacher
-from kdcache.answers.codec import DEFAULT_CODEC, Codec
+from kdcache.answers.encoding import DEFAULT_ENCODING, LogitEncoding
 from kdcache.answers.open import make_cached_teacher, open_store
 from kdcache.answers.store import AnswerStore
 from kdcache.answers.teacher import Teacher
@@ -15,7 +15,7 @@ from kdcache.config import StudentConfig
 from kdcache.datasets import Card, Dataset, Split
 from kdcache.run.recorder import StudentRecorder
 from kdcache.run.statistics import StatisticsShape
-from kdcache.views import Plan, ViewMaker
+from kdcache.views import ViewMaker, ViewPlan
 
 CPU = torch.device("cpu")
 CLASSES = 4
@@ -30,13 +30,15 @@ def dataset(split: Split, padding: int = 4) -> Dataset:
     return Dataset(card, tuple("abcd"), split, split)
 
 
-def store(where: Path | str, of: Teacher, split: Split, codec: Codec = DEFAULT_CODEC, padding: int = 4) -> AnswerStore:
-    return open_store(where, of, dataset(split, padding), codec)
+def store(
+    where: Path | str, of: Teacher, split: Split, encoding: LogitEncoding = DEFAULT_ENCODING, padding: int = 4
+) -> AnswerStore:
+    return open_store(where, of, dataset(split, padding), encoding)
 
 
 def views(split: Split, aug: str = "cutmix-pick", seed: int = 0, batch_size: int = 64) -> ViewMaker:
     chosen = StudentConfig(aug=aug).augmentation
-    plan = Plan(len(split), 32, 4, crop_flip=chosen.crop_flip, seed=seed, mixes=chosen.mixes)
+    plan = ViewPlan(len(split), 32, 4, crop_flip=chosen.crop_flip, seed=seed, mixes=chosen.mixes)
     return ViewMaker(split, plan, batch_size, CPU)
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from kdcache.answers.codec import DEFAULT_CODEC, Columns
+from kdcache.answers.encoding import DEFAULT_ENCODING, EncodedLogits
 from kdcache.answers.location import StoreLocation
 from kdcache.answers.store import CLEAN
 from kdcache.answers.table import Table, fill_missing
@@ -12,7 +12,7 @@ ROWS = 25_000  # three chunks of float16
 
 
 def table(location: StoreLocation, path: str = CLEAN, rows: int = ROWS) -> Table:
-    return Table(location, path, rows, DEFAULT_CODEC.layout(CLASSES))
+    return Table(location, path, rows, DEFAULT_ENCODING.layout(CLASSES))
 
 
 def full_table(location: StoreLocation, path: str = CLEAN) -> Table:
@@ -22,10 +22,10 @@ def full_table(location: StoreLocation, path: str = CLEAN) -> Table:
     return one
 
 
-def rows_of(span: range) -> Columns:
+def rows_of(span: range) -> EncodedLogits:
     """Rows that depend on their position."""
     return {"logits": (torch.tensor(span)[:, None] % 2011 + torch.arange(CLASSES) / 128).half()}
 
 
-def equal(one: Columns | None, other: Columns) -> bool:
+def equal(one: EncodedLogits | None, other: EncodedLogits) -> bool:
     return one is not None and all(one[name].equal(other[name]) for name in other)

@@ -17,7 +17,7 @@ from kdcache.analysis.estimates import MeanStd
 from kdcache.analysis.groups import group_runs
 from kdcache.analysis.hardness import measure_hardness
 from kdcache.analysis.kl_ratio import ratio_curve
-from kdcache.analysis.teacher_std import compute_teacher_std
+from kdcache.analysis.teacher_std import std_of_mean_probability
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import KdcacheError, UsageError
 from kdcache.run.folder import EpochMetrics
@@ -127,16 +127,16 @@ def test_a_loaded_teacher_is_not_on_the_error_curves() -> None:
 
 def test_teacher_std_by_hand() -> None:
     # Class 0: 0, 3, 6 has a standard deviation of 3; class 1: 1, 1, 4 one of sqrt(3).
-    found = compute_teacher_std(np.array([[0.0, 1.0], [3.0, 1.0], [6.0, 4.0]]))
+    found = std_of_mean_probability(np.array([[0.0, 1.0], [3.0, 1.0], [6.0, 4.0]]))
     assert found is not None
     assert found.value == pytest.approx((3 + math.sqrt(3)) / 2)
-    assert compute_teacher_std(np.zeros((2, 5))) is None
+    assert std_of_mean_probability(np.zeros((2, 5))) is None
 
 
 @settings(max_examples=30, deadline=None)
 @given(arrays(np.float64, st.tuples(st.integers(3, 9), st.integers(1, 4)), elements=st.floats(0, 1, width=32)))
 def test_the_jackknife_leaves_out_one_group_at_a_time(means: np.ndarray) -> None:
-    found = compute_teacher_std(means)
+    found = std_of_mean_probability(means)
     assert found is not None
     one_by_one = [np.delete(means, place, 0).std(0, ddof=1).mean() for place in range(len(means))]
     np.testing.assert_allclose(found.jackknife, one_by_one, atol=1e-7)
@@ -144,7 +144,7 @@ def test_the_jackknife_leaves_out_one_group_at_a_time(means: np.ndarray) -> None
 
 def test_the_standard_error_matches_the_spread_of_repeated_draws() -> None:
     generator = np.random.Generator(np.random.PCG64(5))
-    found = [compute_teacher_std(generator.normal(size=(60, 3))) for _ in range(300)]
+    found = [std_of_mean_probability(generator.normal(size=(60, 3))) for _ in range(300)]
     values, errors = zip(*((one.value, one.error) for one in found if one), strict=True)
     assert np.mean(errors) == pytest.approx(np.std(values), rel=0.15)
 

@@ -85,7 +85,7 @@ def test_info_verify_and_prune(pictures: Path, teacher: Path, tmp_path: Path) ->
     assert run("prune").returncode == 2
     assert "deleted 2 tables" in run("prune", "--kind", "cutmix-1").stdout
     kinds = ("cutmix-2", "standard")
-    assert AnswerStore(store).tables() == [
+    assert AnswerStore(store).table_paths() == [
         f"replay/seed-0/epoch-000{epoch}/{kind}" for epoch in (0, 1) for kind in kinds
     ]
     assert "deleted 2 tables" in run("prune", "--after-epoch", "1").stdout

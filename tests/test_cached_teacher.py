@@ -10,15 +10,15 @@ import torch
 from kdcache.answers import budget
 from kdcache.answers.budget import count_new_views
 from kdcache.answers.cached_teacher import CachedTeacher
-from kdcache.answers.codec import DEFAULT_CODEC, Dense, TopK
+from kdcache.answers.encoding import DEFAULT_ENCODING, Dense, TopK
 from kdcache.answers.open import make_cached_teacher, make_reader
-from kdcache.answers.space import StoreSpace, default_limit
+from kdcache.answers.space import StoreContents, default_limit
 from kdcache.answers.store import AnswerStore
-from kdcache.answers.teacher import FORWARD_ROWS, Teacher
+from kdcache.answers.teacher import FORWARD_BATCH_SIZE, Teacher
 from kdcache.choices import CACHES
 from kdcache.datasets import Split
 from kdcache.errors import KdcacheError, UsageError
-from kdcache.views import Plan
+from kdcache.views import ViewPlan
 from tests import answers
 
 N = 150
@@ -29,7 +29,7 @@ def test_forwards_have_a_fixed_number_of_rows(noise: Split) -> None:
     rows: list[int] = []
     teacher.network.body.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
     assert teacher(noise.images).shape == (N, 4)
-    assert rows == [FORWARD_ROWS["cpu"]] * 3
+    assert rows == [FORWARD_BATCH_SIZE["cpu"]] * 3
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -57,7 +57,7 @@ def test_logits_that_are_not_finite_in_the_codec_raise(noise: Split) -> None:
     views = answers.views(noise)
     with pytest.raises(KdcacheError, match="expected values that are finite in float16"):
         CachedTeacher(teacher, views).logits(next(views.epoch(0)))
-    assert CachedTeacher(teacher, views, codec=Dense("float32")).logits(next(views.epoch(0))).isfinite().all()
+    assert CachedTeacher(teacher, views, encoding=Dense("float32")).logits(next(views.epoch(0))).isfinite().all()
 
 
 def test_logits_have_the_precision_of_the_codec_and_no_gradient(noise: Split) -> None:
@@ -123,13 +123,13 @@ def test_after_precompute_no_forwards_are_left(noise: Split, tmp_path: Path) -> 
 def test_crop_and_flip_views_are_computed_once_across_epochs_and_seeds(
     clean: bool, noise: Split, tmp_path: Path
 ) -> None:
-    epochs, where, space = 12, tmp_path / "store.zarr", StoreSpace(1, 0, has_clean=clean)
+    epochs, where, space = 12, tmp_path / "store.zarr", StoreContents(1, 0, has_clean=clean)
     if clean:
         list(answers.cached_teacher(where, noise, answers.views(noise, "none")).precompute_clean())
     views = answers.views(noise, "standard")
     new = count_new_views(views.plan, dict.fromkeys(range(epochs)), space)
     assert counted(answers.cached_teacher(where, noise, views, "standard", epochs), epochs) == (new, epochs * N - new)
-    space = StoreSpace.of_store(AnswerStore(where), read_commits=True)
+    space = StoreContents.of_store(AnswerStore(where), read_commits=True)
     other = answers.views(noise, "standard", seed=5)
     further = count_new_views(other.plan, dict.fromkeys(range(epochs)), space)
     assert 0 < further < new
@@ -148,7 +148,7 @@ def test_new_views_are_counted_as_by_a_set(noise: Split) -> None:
         seen |= {(sample, *crop, flip) for sample, crop, flip in rows}
     assert count_new_views(plan, dict.fromkeys(range(9))) == len(seen)
     center = {(sample, 4, 4, False) for sample in range(N)}
-    stored = StoreSpace(1, 0, has_clean=True)
+    stored = StoreContents(1, 0, has_clean=True)
     assert count_new_views(plan, dict.fromkeys(range(9)), stored) == len(seen - center)
 
 
@@ -160,7 +160,7 @@ def test_beyond_the_size_limit_stored_logits_are_used_and_others_computed(noise:
         cached_teacher = answers.cached_teacher(where, noise, views, "replay", 3, limit=int(3.5 * size))
         assert answers.all_logits(cached_teacher, 3) == expected
         assert cached_teacher.pop_counts().forwards == forwards
-        assert len(cached_teacher.store.tables()) == 3  # type: ignore[union-attr]
+        assert len(cached_teacher.store.table_paths()) == 3  # type: ignore[union-attr]
     # auto keeps all or nothing, but uses what is stored.
     cached_teacher = answers.cached_teacher(where, noise, views, "auto", 3, limit=int(3.5 * size))
     assert counted(cached_teacher, 3) == (3 * N, 3 * N)
@@ -175,7 +175,7 @@ def test_without_space_for_a_table_the_index_holds_what_fits_during_the_run(nois
         assert forwards + hits == epochs * N
         assert hits > limit // 8 // 8  # logits take 8 bytes, and a tenth of the views recur
     assert forwards < epochs * N - limit // 8  # the index still has the rows of the first time
-    assert cached_teacher.store.tables() == []  # type: ignore[union-attr]
+    assert cached_teacher.store.table_paths() == []  # type: ignore[union-attr]
 
 
 def test_clean_logits_are_in_the_order_of_the_samples(noise: Split, tmp_path: Path) -> None:
@@ -229,9 +229,9 @@ def test_a_store_with_another_fingerprint_is_refused(
         data = Split(images, noise.labels)
     if field == "plan version":
         monkeypatch.setattr("kdcache.answers.open.PLAN_VERSION", 99)
-    codec = TopK("float16", 2) if field == "dtype" else DEFAULT_CODEC
+    encoding = TopK("float16", 2) if field == "dtype" else DEFAULT_ENCODING
     with pytest.raises(UsageError) as refusal:
-        answers.store(where, teacher, data, codec, padding=5 if field == "padding" else 4)
+        answers.store(where, teacher, data, encoding, padding=5 if field == "padding" else 4)
     (line,) = refusal.value.problems
     assert f"store {where}: {field}: expected" in line
     assert f"got {first.fingerprint[field]}" in line
@@ -289,9 +289,9 @@ def test_over_240_epochs_each_distinct_view_is_computed_once(tmp_path: Path) -> 
 
 def test_auto_uses_the_index_if_it_saves_enough_and_keeps_all_or_nothing(noise: Split) -> None:
     def choose(aug: str, epochs: int, existing: frozenset[str] = frozenset(), limit: int = 10**6) -> tuple[int, bool]:
-        space = StoreSpace.with_tables(existing, 1000, limit)
+        space = StoreContents.with_tables(existing, 1000, limit)
         policy = budget.choose_policy("auto", answers.views(noise, aug).plan, epochs, space)
-        return len(policy.keep), policy.indexed
+        return len(policy.stored_kinds), policy.indexed
 
     gain = {epochs: epochs / (162 * (1 - (161 / 162) ** epochs)) for epochs in (100, 200)}
     assert gain[100] < 1.5 < gain[200]
@@ -306,10 +306,10 @@ def test_auto_uses_the_index_if_it_saves_enough_and_keeps_all_or_nothing(noise: 
 
 
 def test_too_many_samples_for_an_index() -> None:
-    plan = Plan(500_000, 32, 4, crop_flip=True, seed=0)
-    assert not budget.choose_policy("auto", plan, 240, StoreSpace(1, 10**9)).indexed
+    plan = ViewPlan(500_000, 32, 4, crop_flip=True, seed=0)
+    assert not budget.choose_policy("auto", plan, 240, StoreContents(1, 10**9)).indexed
     with pytest.raises(UsageError, match="expected at most 414252 samples with 162 views each, got 500000 samples"):
-        budget.choose_policy("standard", plan, 240, StoreSpace(1, 10**9))
+        budget.choose_policy("standard", plan, 240, StoreContents(1, 10**9))
 
 
 def test_the_default_limit_does_not_shrink_as_the_store_grows() -> None:
@@ -322,7 +322,7 @@ def test_without_space_for_clean_views_they_are_computed_once_per_run(noise: Spl
     views = answers.views(noise, "none")
     cached_teacher = answers.cached_teacher(tmp_path / "store.zarr", noise, views, "auto", 2, limit=N * 8)
     assert counted(cached_teacher, 2) == (N, N)
-    assert cached_teacher.store.tables() == []  # type: ignore[union-attr]
+    assert cached_teacher.store.table_paths() == []  # type: ignore[union-attr]
 
 
 def test_a_damaged_chunk_is_rewritten_even_without_space_for_new_tables(noise: Split, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from kdcache.cli import cli
 from kdcache.config import StudentConfig, TeacherConfig
-from kdcache.config.settings import BY_PRESET, GROUPS
+from kdcache.config.settings import GROUPS, SET_BY_PRESET
 from tests.processes import kdcache
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -196,7 +196,7 @@ def test_every_preset_has_the_settings_that_the_help_says_it_has() -> None:
         for table in ("teacher", "student"):
             config = {"teacher": TeacherConfig, "student": StudentConfig}[table]
             fields: dict[str, Any] = config.model_fields
-            by_preset = {name for name, field in fields.items() if field.json_schema_extra["shown"] == BY_PRESET}
+            by_preset = {name for name, field in fields.items() if field.json_schema_extra["shown"] == SET_BY_PRESET}
             assert len(by_preset) == 8
             assert by_preset <= document.keys() | document[table].keys(), (preset.name, table)
         TeacherConfig.load(preset)

@@ -63,8 +63,8 @@ def test_the_case_worked_out_by_hand() -> None:
         "overall": (3, 6),
         "different_classes": (2, 4),
         "same_class": (1, 2),
-        "despite_correct": (2, 6),
-        "given_correct": (2, 4),
+        "despite_both_images_correct": (2, 6),
+        "given_both_images_correct": (2, 4),
         "one_of_two": (5, 6),
         "one_of_two_given_disagreement": (2, 3),
         "in_top5": (5, 6),
@@ -110,7 +110,7 @@ def figures(found: DisagreementReport) -> dict[str, object]:
 
 def count_one_by_one(analyzed: AnalyzedTeacher, samples: int, aug: str) -> tuple[int, int]:
     """Count disagreement view by view: overall, and where both clean images are classified correctly."""
-    views, disagreements, despite_correct, done = analyzed.views(aug, seed=4), 0, 0, 0
+    views, disagreements, despite_both_images_correct, done = analyzed.views(aug, seed=4), 0, 0, 0
     labels, clean = analyzed.images.labels, analyzed.teacher(analyzed.images.images).argmax(1)
     for epoch in range(9):
         table = views.plan.epoch(epoch)
@@ -118,13 +118,13 @@ def count_one_by_one(analyzed: AnalyzedTeacher, samples: int, aug: str) -> tuple
         answers = analyzed.teacher(views.views(epoch, 1, range(views.plan.samples)))
         for place in range(views.plan.samples):
             if done == samples:
-                return disagreements, despite_correct
+                return disagreements, despite_both_images_correct
             pair = torch.from_numpy(table.order[[place, slot.partner[place]]])
             mixed = np.zeros(analyzed.data.num_classes)
             np.add.at(mixed, labels[pair].numpy(), [slot.lam[place], 1 - slot.lam[place]])
             differs = int(answers[place].half().argmax()) != int(mixed.argmax())
             disagreements += differs
-            despite_correct += differs and bool((clean[pair] == labels[pair]).all())
+            despite_both_images_correct += differs and bool((clean[pair] == labels[pair]).all())
             done += 1
     raise AssertionError
 
@@ -133,7 +133,7 @@ def count_one_by_one(analyzed: AnalyzedTeacher, samples: int, aug: str) -> tuple
 def test_the_report_agrees_with_counting_one_by_one(aug: str, teacher: Path) -> None:
     analyzed = load_analyzed_teacher(str(teacher), device="cpu")
     found = measure_disagreement(analyzed, samples=200, seed=4, aug=aug)
-    overall, right = found.counts.overall, found.counts.despite_correct
+    overall, right = found.counts.overall, found.counts.despite_both_images_correct
     assert (overall.count, overall.total) == (count_one_by_one(analyzed, 200, aug)[0], 200)
     assert (right.count, right.total) == (count_one_by_one(analyzed, 200, aug)[1], 200)
     assert 0 < overall.count < 200

@@ -25,7 +25,7 @@ from kdcache.errors import UsageError
 from kdcache.losses import ViewOutputs, build_objective, kl_divergence
 from kdcache.models import build
 from kdcache.run.folder import FinishedRun
-from kdcache.setup import fresh_network, load_data, open_cached_teacher, plan_of
+from kdcache.setup import fresh_network, load_data, make_plan, open_cached_teacher
 from kdcache.views import ViewMaker, rank_part
 from tests.processes import run_ranks
 
@@ -126,7 +126,7 @@ def test_batch_norm_uses_the_statistics_of_each_process(small: Settings, teacher
     process = start(2, "student-train", settings, tmp_path / "many")
     config = StudentConfig.load(**settings)
     data, cpu = load_data(config), Compute(torch.device("cpu"), "float32")
-    student, views = fresh_network(config, data), ViewMaker(data.train, plan_of(config, data), 32, cpu.device)
+    student, views = fresh_network(config, data), ViewMaker(data.train, make_plan(config, data), 32, cpu.device)
     cached_teacher = open_cached_teacher(config, data, views, cpu)
     objective = build_objective(config, student, cached_teacher.teacher.network, data.train.labels)
     optimizer = training.sgd(student, 0.02, 0.9, 5e-4)

@@ -12,7 +12,7 @@ from kdcache.config import StudentConfig
 from kdcache.doctor import HINT, OK, PROBLEM, Finding, run_checks
 from kdcache.machine import cores
 from kdcache.run.folder import FinishedRun
-from kdcache.self_test import Recipes, training_checks
+from kdcache.self_test import TrainFunctions, training_checks
 from tests.processes import kdcache
 
 QUICK = ["versions", "threads", "memory", "disk", "datasets"]
@@ -45,7 +45,7 @@ def test_a_machine_with_a_problem_exits_with_1(tmp_path: Path) -> None:
     assert done.stderr.splitlines() == ["kdcache: this machine has problems with disk"]
 
 
-def findings(recipes: Recipes, tmp_path: Path, device: str, precision: str = "auto") -> dict[str, Finding]:
+def findings(recipes: TrainFunctions, tmp_path: Path, device: str, precision: str = "auto") -> dict[str, Finding]:
     checks = training_checks(recipes, tmp_path / "runs", device, precision)
     return {finding.check: finding for finding in run_checks(checks)}
 
@@ -58,16 +58,16 @@ def test_a_student_that_ignores_the_store_or_differs_is_a_problem(tmp_path: Path
         seed = 1 if config.out is not None and config.out.name == "second" else 0
         return train_student(config.model_copy(update={"seed": seed, "view_seed": 0}))
 
-    found = findings(Recipes(train_teacher, without_store), tmp_path, "cpu", "float32")["self-test"]
+    found = findings(TrainFunctions(train_teacher, without_store), tmp_path, "cpu", "float32")["self-test"]
     assert found.state == PROBLEM
     assert "384 teacher forwards in spite of the store" in found.text
-    found = findings(Recipes(train_teacher, with_another_seed), tmp_path, "cpu", "float32")["self-test"]
+    found = findings(TrainFunctions(train_teacher, with_another_seed), tmp_path, "cpu", "float32")["self-test"]
     assert found.state == PROBLEM
     assert found.text.endswith("the same run twice gave other bits")
 
 
 def test_a_check_that_raises_is_a_problem(tmp_path: Path) -> None:
-    found = findings(Recipes(train_teacher, train_student), tmp_path, "mps")
+    found = findings(TrainFunctions(train_teacher, train_student), tmp_path, "mps")
     assert [found[name].state for name in TRAINING] == [OK, PROBLEM, PROBLEM]
     assert "--device" in found["precision"].text
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kdcache.choices import CRITERIA, LOSSES, MIXES, load
+from kdcache.choices import CRITERIA, LOSSES, MIXES, import_object
 from kdcache.losses import (
     DistillLoss,
     LossContext,
@@ -102,7 +102,7 @@ def test_a_loss_gets_the_views_that_it_is_declared_for(
     context = LossContext((), (), torch.arange(8), 4, 0)
     counted = Objective({"rows": 2.0}, {"rows": RowCount(context)})
     x = ViewOutputs(STUDENT[:5], None, None, torch.arange(5), torch.arange(5))
-    mixed = ViewOutputs(STUDENT[:3], None, None, torch.arange(3), torch.arange(3), rank_weight=0.5)
+    mixed = ViewOutputs(STUDENT[:3], None, None, torch.arange(3), torch.arange(3), process_weight=0.5)
     assert counted(x, mixed)["rows"] == 2 * expected
 
 
@@ -122,8 +122,8 @@ def test_top_scores_break_ties_by_position() -> None:
 
 
 def test_every_declared_implementation_exists() -> None:
-    assert all(issubclass(load(loss.implementation), DistillLoss) for loss in LOSSES.values())
-    assert all(callable(load(criterion.implementation)) for criterion in CRITERIA.values())
+    assert all(issubclass(import_object(loss.implementation), DistillLoss) for loss in LOSSES.values())
+    assert all(callable(import_object(criterion.implementation)) for criterion in CRITERIA.values())
     assert all(isinstance(find_mix(name), Mix) for name in MIXES)
 
 

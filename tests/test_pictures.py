@@ -20,14 +20,14 @@ from torchvision.transforms import v2
 
 from kdcache import datasets
 from kdcache.answers import budget
-from kdcache.answers.space import StoreSpace
+from kdcache.answers.space import StoreContents
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.datasets import Dataset, load, pictures, read
 from kdcache.datasets.check import check, hash_images
 from kdcache.datasets.pack import pack
 from kdcache.datasets.pictures import clean_view
 from kdcache.errors import UsageError
-from kdcache.views import Plan, ViewMaker
+from kdcache.views import ViewMaker, ViewPlan
 from kdcache.views.geometry import AREA, RATIO, random_resized_box
 from tests.samples import BAD, refusal, spoil, write_imagenet
 
@@ -113,8 +113,8 @@ def small(root: Path, workers: int = 0) -> Dataset:
     return load("imagenet", root=root, image_size=SIZE, workers=workers)
 
 
-def plan(samples: int, mixes: tuple[str, ...] = ("cutmix", "cutmix")) -> Plan:
-    return Plan(samples, SIZE, None, crop_flip=True, seed=3, mixes=mixes)
+def plan(samples: int, mixes: tuple[str, ...] = ("cutmix", "cutmix")) -> ViewPlan:
+    return ViewPlan(samples, SIZE, None, crop_flip=True, seed=3, mixes=mixes)
 
 
 def test_x_is_the_resized_and_flipped_crop_of_its_row(imagenet: Path) -> None:
@@ -202,13 +202,17 @@ def test_random_resized_crops_are_too_many_for_an_index() -> None:
     drawn = plan(100)
     assert not budget.index_fits(drawn)
     assert budget.expected_new_views(drawn, 10, known=5) == pytest.approx(10)
-    space = StoreSpace(1000, 10**9)
+    space = StoreContents(1000, 10**9)
     assert not budget.choose_policy("auto", drawn, 100, space).indexed
     assert "--cache standard" in refusal(lambda: budget.choose_policy("standard", drawn, 100, space))
 
 
 def test_plans_of_image_files_nest_like_others() -> None:
-    bare, whole, padded = plan(72, ()).epoch(4), plan(72).epoch(4), Plan(72, SIZE, 4, crop_flip=True, seed=3).epoch(4)
+    bare, whole, padded = (
+        plan(72, ()).epoch(4),
+        plan(72).epoch(4),
+        ViewPlan(72, SIZE, 4, crop_flip=True, seed=3).epoch(4),
+    )
     assert np.array_equal(bare.crop, whole.crop)
     for table in (whole, padded):
         assert np.array_equal(bare.order, table.order)
@@ -218,7 +222,7 @@ def test_plans_of_image_files_nest_like_others() -> None:
 def test_the_view_table_of_imagenet_takes_less_than_100_mb_and_200_mb_at_its_peak() -> None:
     tracemalloc.start()
     try:
-        table = Plan(1281167, 224, None, crop_flip=True, seed=0, mixes=("cutmix", "cutmix")).epoch(0)
+        table = ViewPlan(1281167, 224, None, crop_flip=True, seed=0, mixes=("cutmix", "cutmix")).epoch(0)
         held, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

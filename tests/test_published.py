@@ -23,8 +23,8 @@ from kdcache.compute import Compute
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import KdcacheError, UsageError
 from kdcache.models import REGISTRY, build, checkpoint, external
-from kdcache.models.export import FORMATS, Deployed, export
-from kdcache.models.published import closest, load_into, read
+from kdcache.models.export import FORMATS, ExportModule, export
+from kdcache.models.published import load_into, most_similar_network, read
 from kdcache.models.sizes import model_sizes
 from kdcache.setup import load_data
 from tests.processes import kdcache
@@ -137,12 +137,12 @@ def test_tensors_that_do_not_fit_are_listed_and_the_fitting_network_is_named() -
 def test_a_network_is_found_by_its_tensors(name: str) -> None:
     with torch.device("meta"):
         found = REGISTRY[name](17).state_dict()
-    assert closest(found) == name
+    assert most_similar_network(found) == name
 
 
 def test_other_tensors_fit_no_network() -> None:
-    assert closest({"a": torch.zeros(3, 3)}) is None
-    assert closest({"a": torch.zeros(3)}) is None
+    assert most_similar_network({"a": torch.zeros(3, 3)}) is None
+    assert most_similar_network({"a": torch.zeros(3)}) is None
 
 
 Settings = dict[str, Any]
@@ -317,7 +317,7 @@ def test_an_exported_network_predicts_the_same_classes(format: str, mini_run: Pa
         probabilities = torch.export.load(made.path).module()(images)
     else:
         with torch.inference_mode():
-            probabilities = Deployed(checkpoint.load(made.path))(images)
+            probabilities = ExportModule(checkpoint.load(made.path))(images)
     assert probabilities.sum(1).sub(1).abs().max() < 1e-5
     with torch.inference_mode():
         assert probabilities.argmax(1).equal(network(images).argmax(1))

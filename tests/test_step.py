@@ -14,7 +14,7 @@ from torch import Tensor
 from kdcache import models, training
 from kdcache.answers.cached_teacher import CachedTeacher
 from kdcache.answers.open import make_cached_teacher
-from kdcache.answers.teacher import FORWARD_ROWS, Teacher
+from kdcache.answers.teacher import FORWARD_BATCH_SIZE, Teacher
 from kdcache.choices import AUGMENTATIONS, CRITERIA, LOSSES, MIXES
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
@@ -23,7 +23,7 @@ from kdcache.losses import build_objective, cross_entropy, kd_loss, kl_divergenc
 from kdcache.losses.crd import ContrastMemory
 from kdcache.run.statistics import EpochStatistics
 from kdcache.training import FrozenRunningStats
-from kdcache.views import Batch, Plan, ViewMaker
+from kdcache.views import Batch, ViewMaker, ViewPlan
 from tests import answers
 
 CPU = Compute(torch.device("cpu"), "float32")
@@ -41,7 +41,7 @@ class Bench:
     def __init__(self, data: Split, compute: Compute = CPU, **settings: Any) -> None:
         config = StudentConfig(epochs=1, batch_size=SIZE, **settings)
         aug = config.augmentation
-        plan = Plan(len(data), 32, 4, crop_flip=aug.crop_flip, seed=3, mixes=aug.mixes)
+        plan = ViewPlan(len(data), 32, 4, crop_flip=aug.crop_flip, seed=3, mixes=aug.mixes)
         self.maker = ViewMaker(data, plan, SIZE, compute.device)
         self.batch: Batch = next(self.maker.epoch(0))
         self.student = models.build("resnet8", num_classes=4, seed=0).to(compute.device)
@@ -96,7 +96,7 @@ def test_scoring_uses_batch_statistics(noise: Split) -> None:
 @pytest.fixture
 def meta_device(monkeypatch: pytest.MonkeyPatch) -> Compute:
     """The meta device: reading a value from its tensors, for which a GPU would make the host wait, is an error."""
-    monkeypatch.setitem(FORWARD_ROWS, "meta", 64)
+    monkeypatch.setitem(FORWARD_BATCH_SIZE, "meta", 64)
     monkeypatch.setattr(Compute, "autocast", lambda compute: nullcontext())
     return Compute(torch.device("meta"), "float32")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdcache.answers.codec import Columns
+from kdcache.answers.encoding import EncodedLogits
 from kdcache.answers.location import StoreLocation
 from kdcache.answers.store import CLEAN, AnswerStore, ReplayTableName
 from kdcache.answers.table import fill_missing
@@ -35,16 +35,16 @@ def test_drop_keeps_other_tables_and_no_unfinished_files(noise: Split, tmp_path:
     litter.write_text("a killed writer left this")
     first_epoch = [name.path for name in store.replay_tables() if name.epoch == 0]
     store.drop([name.path for name in store.replay_tables() if name.epoch == 1])
-    assert sorted(store.tables()) == sorted([CLEAN, *first_epoch])
+    assert sorted(store.table_paths()) == sorted([CLEAN, *first_epoch])
     assert not (tmp_path / "store.zarr" / "replay" / "seed-0" / "epoch-0001").exists()
     assert not litter.exists()
     store.drop(first_epoch)
     assert not (tmp_path / "store.zarr" / "replay").exists()
-    assert store.tables() == [CLEAN]
+    assert store.table_paths() == [CLEAN]
     assert store.table(CLEAN).read(0) is not None
 
 
-@pytest.mark.parametrize("change", ["schema", "codec", "fingerprint", "json"])
+@pytest.mark.parametrize("change", ["schema", "encoding", "fingerprint", "json"])
 def test_damaged_attributes_are_an_error(change: str, noise: Split, tmp_path: Path) -> None:
     full_store(tmp_path, noise)
     path = tmp_path / "store.zarr" / "zarr.json"
@@ -52,7 +52,7 @@ def test_damaged_attributes_are_an_error(change: str, noise: Split, tmp_path: Pa
     if change == "json":
         path.write_text(path.read_text()[:-20])
     else:
-        changes = {"schema": "another", "codec": {"dtype": "float32"}, "fingerprint": {}}
+        changes = {"schema": "another", "encoding": {"dtype": "float32"}, "fingerprint": {}}
         document["attributes"][change] = changes[change]
         path.write_text(json.dumps(document))
     with pytest.raises(KdcacheError, match=r"store\.zarr"):
@@ -155,7 +155,7 @@ def test_a_store_may_have_any_name(name: str, noise: Split, tmp_path: Path, monk
     list(cached_teacher.precompute(1))
     list(cached_teacher.precompute_clean())
     kinds = ("cutmix-1", "cutmix-2", "standard")
-    assert AnswerStore(name).tables() == [CLEAN, *(ReplayTableName(0, 0, kind).path for kind in kinds)]
+    assert AnswerStore(name).table_paths() == [CLEAN, *(ReplayTableName(0, 0, kind).path for kind in kinds)]
 
 
 def test_a_folder_that_is_not_a_store_is_left_alone(noise: Split, tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_a_folder_that_is_not_a_store_is_left_alone(noise: Split, tmp_path: Path
 def test_unfinished_files_of_another_process_are_ignored(noise: Split, tmp_path: Path) -> None:
     (tmp_path / "store.zarr").mkdir()
     (tmp_path / "store.zarr" / "zarr.4711.partial").write_text("{")
-    assert answers.store(tmp_path / "store.zarr", answers.teacher(), noise).tables() == []
+    assert answers.store(tmp_path / "store.zarr", answers.teacher(), noise).table_paths() == []
 
 
 OPENER = """
@@ -215,7 +215,7 @@ def test_filling_waits_for_other_processes_last(holder: subprocess.Popen[str], t
     one = table(StoreLocation(tmp_path / "store.zarr"))
     order: list[range] = []
 
-    def compute_rows(span: range) -> Columns:
+    def compute_rows(span: range) -> EncodedLogits:
         order.append(span)
         if len(order) == 2:  # all others are done: the process that holds the lock dies
             holder.kill()

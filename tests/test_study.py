@@ -276,5 +276,8 @@ def test_committed_records_give_the_tables_on_their_page(
 def test_an_unreadable_archive_is_reported(tmp_path: Path) -> None:
     (tmp_path / "records.tar.xz").write_bytes(b"not an archive")
     for archive in (tmp_path / "records.tar.xz", tmp_path / "missing.tar.xz"):
-        with pytest.raises(UsageError, match=f"could not read archive {archive}"), extracted(archive):
+        with (
+            pytest.raises(UsageError, match=f"could not read {archive}: expected a tar file of run folders"),
+            extracted(archive),
+        ):
             pass

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from kdcache.answers.codec import DEFAULT_CODEC, Columns, Dense, TopK
+from kdcache.answers.encoding import DEFAULT_ENCODING, Dense, EncodedLogits, TopK
 from kdcache.answers.location import StoreLocation
 from kdcache.answers.store import CLEAN, AnswerStore, ReplayTableName, table_bytes
 from kdcache.answers.table import CHUNK_BYTES, LARGE_CHUNK_BYTES, MAX_SMALL_CHUNKS, Table, chunk_rows, fill_missing
@@ -73,7 +73,7 @@ class TestContract:
     def test_committed_chunks_are_not_computed_again(self, location: StoreLocation) -> None:
         computed: list[range] = []
 
-        def compute_rows(span: range) -> Columns:
+        def compute_rows(span: range) -> EncodedLogits:
             computed.append(span)
             return rows_of(span)
 
@@ -104,7 +104,7 @@ def test_a_store_at_a_url(bucket: str, noise: Split, tmp_path: Path) -> None:
     assert answers.all_logits(again, 2) == first
     assert again.pop_counts().forwards == 0
     AnswerStore(where).drop([name.path for name in AnswerStore(where).replay_tables()])
-    assert AnswerStore(where).tables() == []
+    assert AnswerStore(where).table_paths() == []
 
 
 def test_an_unsupported_url_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +125,7 @@ def test_damage_is_detected_and_repaired(file: str, damage: str, tmp_path: Path)
 
     computed = []
 
-    def compute_rows(span: range) -> Columns:
+    def compute_rows(span: range) -> EncodedLogits:
         computed.append(span)
         return rows_of(span)
 
@@ -188,12 +188,12 @@ def test_chunks_are_equal_and_neither_too_large_nor_too_many(rows: int, row_byte
     assert (chunks * size - rows) < chunks  # what the last chunk lacks is less than a row for each chunk
 
 
-@pytest.mark.parametrize("codec", [DEFAULT_CODEC, Dense("float32"), TopK("float16", 5)])
+@pytest.mark.parametrize("encoding", [DEFAULT_ENCODING, Dense("float32"), TopK("float16", 5)])
 @pytest.mark.parametrize(("samples", "classes"), [(6000, 10), (50_000, 100)])
-def test_the_size_of_a_table_is_predicted(codec: Dense | TopK, samples: int, classes: int, tmp_path: Path) -> None:
-    one = Table(StoreLocation(tmp_path), "replay/seed-0/epoch-0000/standard", samples, codec.layout(classes))
-    list(fill_missing([(one, lambda span: codec.encode(torch.randn(len(span), classes)))]))
-    assert one.location.size() == pytest.approx(table_bytes(samples, classes, codec), rel=0.02)
+def test_the_size_of_a_table_is_predicted(encoding: Dense | TopK, samples: int, classes: int, tmp_path: Path) -> None:
+    one = Table(StoreLocation(tmp_path), "replay/seed-0/epoch-0000/standard", samples, encoding.layout(classes))
+    list(fill_missing([(one, lambda span: encoding.encode(torch.randn(len(span), classes)))]))
+    assert one.location.size() == pytest.approx(table_bytes(samples, classes, encoding), rel=0.02)
 
 
 LOGITS = npst.arrays(np.float32, (3, 12), elements=st.floats(-100, 100, width=32))
@@ -202,8 +202,8 @@ LOGITS = npst.arrays(np.float32, (3, 12), elements=st.floats(-100, 100, width=32
 @given(logits=LOGITS)
 @settings(max_examples=100, deadline=None)
 def test_codecs_are_idempotent(logits: np.ndarray) -> None:
-    once = DEFAULT_CODEC.decode(DEFAULT_CODEC.encode(torch.from_numpy(logits)), 12)
-    assert DEFAULT_CODEC.decode(DEFAULT_CODEC.encode(once), 12).equal(once)
+    once = DEFAULT_ENCODING.decode(DEFAULT_ENCODING.encode(torch.from_numpy(logits)), 12)
+    assert DEFAULT_ENCODING.decode(DEFAULT_ENCODING.encode(once), 12).equal(once)
     assert (
         Dense("float32").decode(Dense("float32").encode(torch.from_numpy(logits)), 12).equal(torch.from_numpy(logits))
     )

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from kdcache.answers.codec import DEFAULT_CODEC, Columns
+from kdcache.answers.encoding import DEFAULT_ENCODING, EncodedLogits
 from kdcache.answers.fingerprint import digest
 from kdcache.answers.store import CLEAN, AnswerStore, ReplayTableName
 from kdcache.answers.table import Table, fill_missing
@@ -37,12 +37,12 @@ ROWS = torch.randn(120, 4, generator=torch.Generator().manual_seed(0)).half()
 TABLES = (CLEAN, "replay/seed-3/epoch-0000/standard", "replay/seed-3/epoch-0001/standard")
 
 
-def rows_of(span: range) -> Columns:
+def rows_of(span: range) -> EncodedLogits:
     return {"logits": ROWS[span.start : span.stop]}
 
 
 def opened(where: Path, **changes: object) -> AnswerStore:
-    return AnswerStore.create_or_open(where, {**FACTS, **changes}, DEFAULT_CODEC, {"torch": "2"})
+    return AnswerStore.create_or_open(where, {**FACTS, **changes}, DEFAULT_ENCODING, {"torch": "2"})
 
 
 @pytest.fixture
@@ -159,8 +159,8 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "true": (lambda found: found["fingerprint"].update({"samples": True}), "samples"),
     "classes": (lambda found: found["fingerprint"].update({"classes": 10**9}), "classes"),
     "no arithmetic": (lambda found: found["fingerprint"].update({"teacher precision": "float31"}), "teacher precision"),
-    "type": (lambda found: found["codec"].update({"dtype": "S1000000000"}), "codec"),
-    "top-k": (lambda found: found["codec"].update({"topk": 10**9}), "codec"),
+    "type": (lambda found: found["encoding"].update({"dtype": "S1000000000"}), "encoding"),
+    "top-k": (lambda found: found["encoding"].update({"topk": 10**9}), "encoding"),
     "list": (lambda found: found.update({"fingerprint": [1]}), "damaged"),
 }
 

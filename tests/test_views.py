@@ -13,15 +13,17 @@ from torchvision.transforms import v2
 from kdcache.choices import MIXES
 from kdcache.datasets import Split
 from kdcache.errors import UsageError
-from kdcache.views import Batch, EpochTable, Plan, ViewMaker, crop_flip, cutmix, mixup, rank_part, steps
+from kdcache.views import Batch, EpochTable, ViewMaker, ViewPlan, crop_flip, cutmix, mixup, rank_part, steps
 from kdcache.views.mixes import draw_cutmix
-from kdcache.views.plan import BLOCK, block_starts
+from kdcache.views.plan import SAMPLES_PER_BLOCK, block_starts
 
 CPU = torch.device("cpu")
 
 
-def plan(samples: int = 150, mix: str | None = "cutmix", slots: int = 2, seed: int = 0, crop_flip: bool = True) -> Plan:
-    return Plan(samples, 32, 4, crop_flip=crop_flip, seed=seed, mixes=(mix,) * slots if mix else ())
+def plan(
+    samples: int = 150, mix: str | None = "cutmix", slots: int = 2, seed: int = 0, crop_flip: bool = True
+) -> ViewPlan:
+    return ViewPlan(samples, 32, 4, crop_flip=crop_flip, seed=seed, mixes=(mix,) * slots if mix else ())
 
 
 def columns(table: EpochTable) -> dict[str, np.ndarray]:
@@ -71,7 +73,7 @@ def test_partners_permute_the_block_and_differ_between_slots(samples: int) -> No
     assert np.array_equal(np.sort(table.order), np.arange(samples))
     positions, starts = np.arange(samples), block_starts(samples)
     block = np.searchsorted(starts, positions, side="right")
-    assert np.diff(starts, append=samples).min() >= min(BLOCK, samples)
+    assert np.diff(starts, append=samples).min() >= min(SAMPLES_PER_BLOCK, samples)
     for slot in table.slots:
         assert not (slot.partner == positions).any()
         assert np.array_equal(block[slot.partner], block)
@@ -80,10 +82,10 @@ def test_partners_permute_the_block_and_differ_between_slots(samples: int) -> No
 
 
 def test_shifts_reach_every_position_of_the_block() -> None:
-    table = plan(BLOCK * 3000, slots=2).epoch(0)
+    table = plan(SAMPLES_PER_BLOCK * 3000, slots=2).epoch(0)
     for slot in table.slots:
-        shift = (slot.partner - np.arange(len(slot.partner)))[::BLOCK]
-        assert set(shift) == set(range(1, BLOCK))
+        shift = (slot.partner - np.arange(len(slot.partner)))[::SAMPLES_PER_BLOCK]
+        assert set(shift) == set(range(1, SAMPLES_PER_BLOCK))
 
 
 def test_plans_nest() -> None:
@@ -205,7 +207,7 @@ def test_mixed_labels_are_the_argmax_and_ties_go_to_the_lower_class(noise: Split
     assert made.mixed_labels().tolist() == [2, 1, 1, 1, 3]
 
 
-def reference_view(data: Split, drawn: Plan, table: EpochTable, position: int) -> np.ndarray:
+def reference_view(data: Split, drawn: ViewPlan, table: EpochTable, position: int) -> np.ndarray:
     """The x of a single position, (3, 32, 32) uint8."""
     image = data.images[table.order[position]].numpy()
     (top, left), pad = table.crop[position], drawn.padding
@@ -276,7 +278,7 @@ def test_cutout_blackens_a_square_of_half_the_side_and_lambda_is_1(noise: Split)
 
 @pytest.mark.parametrize("kind", ["clean", "standard", "mixup-1", "cutmix-3"])
 def test_the_plan_for_a_kind_has_that_view_in_its_last_slot(kind: str) -> None:
-    ending = replace(plan(), mixes=("cutmix",)).ending_with(kind)
+    ending = replace(plan(), mixes=("cutmix",)).with_last_kind(kind)
     assert ending.kinds[-1] == kind
     whole = replace(plan(), mixes=("trivialaugment", "mixup", "cutmix")).epoch(2)
     if kind == "cutmix-3":

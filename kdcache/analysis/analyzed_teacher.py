@@ -22,7 +22,7 @@ from kdcache.models import Network
 from kdcache.models.load import find_network, trained_network
 from kdcache.run.find import find_teacher_run, store_path
 from kdcache.run.folder import FinishedRun
-from kdcache.setup import load_data, plan_of
+from kdcache.setup import load_data, make_plan
 from kdcache.views import ViewMaker
 
 __all__ = ["SPLITS", "AnalyzedTeacher", "CleanPredictions", "load_analyzed_teacher"]
@@ -31,7 +31,7 @@ SPLITS = ("train", "val")
 
 TORCHVISION = "torchvision:"
 
-TORCHVISION_WEIGHTS = "IMAGENET1K_V1"
+DEFAULT_TORCHVISION_WEIGHTS = "IMAGENET1K_V1"
 """Default weights of torchvision's networks: those of the paper's teacher."""
 
 BATCH_SIZE = 256
@@ -73,7 +73,7 @@ class AnalyzedTeacher:
     def views(self, aug: str, seed: int, batch_size: int = BATCH_SIZE) -> ViewMaker:
         """Make the views that a student with this augmentation and view seed would see."""
         config = StudentConfig.load(dataset=self.data.card.name, aug=aug, seed=seed)
-        return ViewMaker(self.images, plan_of(config, self.data), batch_size, self.teacher.compute.device)
+        return ViewMaker(self.images, make_plan(config, self.data), batch_size, self.teacher.compute.device)
 
     def cached_teacher(self, views: ViewMaker, epochs: int) -> CachedTeacher:
         """Open the cached teacher for some epochs of views."""
@@ -105,7 +105,7 @@ class CleanPredictions:
             for chunk, rows in enumerate(table.chunks):  # one at a time: all of them may not fit into memory
                 columns = table.read(chunk)
                 if columns is not None:
-                    logits = cached_teacher.codec.decode(columns, cached_teacher.classes)
+                    logits = cached_teacher.encoding.decode(columns, cached_teacher.classes)
                     self._classes[rows.start : rows.stop] = logits.argmax(1)
 
     def classes(self, samples: Tensor) -> Tensor:
@@ -199,6 +199,6 @@ def _external_network(teacher: str | None, weights: str | None, data: Dataset) -
     if weights is None:
         if teacher is None or not teacher.startswith(TORCHVISION):
             raise UsageError(problem("--weights", expected=f"the weights of {teacher}", got="none"))
-        weights = TORCHVISION_WEIGHTS
+        weights = DEFAULT_TORCHVISION_WEIGHTS
     network, _ = find_network(weights, data, teacher)
     return network, f"{network.name} ({weights})"

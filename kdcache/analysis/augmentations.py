@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kdcache.analysis.analyzed_teacher import AnalyzedTeacher
 from kdcache.analysis.estimates import Proportion
-from kdcache.analysis.teacher_std import TeacherStd, compute_teacher_std
+from kdcache.analysis.teacher_std import TeacherStd, std_of_mean_probability
 from kdcache.choices import AUGMENTATIONS, MIXES
 from kdcache.config import StudentConfig
 from kdcache.errors import UsageError, problem
@@ -177,7 +177,7 @@ def score_augmentation(aug: str, parts: Sequence[RunningStatistics]) -> Augmenta
     diversity, images = added.diversity()
     return AugmentationScore(
         aug=aug,
-        std=compute_teacher_std(means.numpy()),
+        std=std_of_mean_probability(means.numpy()),
         groups=len(rows),
         entropy=added.entropy / added.views,
         disagreement=Proportion(added.disagreements, added.views),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kdcache.analysis.analyzed_teacher import AnalyzedTeacher
-from kdcache.analysis.disagreement_counts import TOP_K, DisagreementCounts, MixedSamples, count_disagreement
+from kdcache.analysis.disagreement_counts import TOP_K, LabelDisagreement, MixedSamples, count_disagreement
 from kdcache.analysis.estimates import Proportion
 from kdcache.views import Batch, ViewMaker
 
@@ -55,7 +55,7 @@ class DisagreementReport:
     seed : int
         View seed.
     class_names : tuple of str
-    counts : DisagreementCounts
+    counts : LabelDisagreement
     clean_error : Proportion
         The teacher's errors on the clean images that the samples are made of, which cause disagreement too.
     examples : tuple of Example
@@ -68,7 +68,7 @@ class DisagreementReport:
     aug: str
     seed: int
     class_names: tuple[str, ...]
-    counts: DisagreementCounts
+    counts: LabelDisagreement
     clean_error: Proportion
     examples: tuple[Example, ...]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from kdcache.analysis.estimates import Proportion
 from kdcache.views import Batch
 
-__all__ = ["DisagreementCounts", "MixedSamples", "count_disagreement"]
+__all__ = ["LabelDisagreement", "MixedSamples", "count_disagreement"]
 
 PAPER_PERCENT = 52.1
 """The paper's figure: CutMix samples of ImageNet, torchvision's ResNet34 (Section 4.3)."""
@@ -81,7 +81,7 @@ class MixedSamples:
 
 
 @dataclass(frozen=True)
-class DisagreementCounts:
+class LabelDisagreement:
     """Label disagreement: proportions of mixed views on which the teacher's class is not the argmax of the mixed label.
 
     Attributes
@@ -90,9 +90,9 @@ class DisagreementCounts:
         Disagreement on all samples.
     same_class, different_classes : Proportion
         Disagreement on pairs of images of one class, and of two classes.
-    despite_correct : Proportion
+    despite_both_images_correct : Proportion
         Disagreement although the teacher classifies both clean images correctly, among all samples.
-    given_correct : Proportion
+    given_both_images_correct : Proportion
         The same, among the samples whose clean images are both classified correctly.
     one_of_two, one_of_two_given_disagreement : Proportion
         The teacher's class is that of one of the two images; among all samples, and where the teacher disagrees.
@@ -107,8 +107,8 @@ class DisagreementCounts:
     overall: Proportion
     same_class: Proportion
     different_classes: Proportion
-    despite_correct: Proportion
-    given_correct: Proportion
+    despite_both_images_correct: Proportion
+    given_both_images_correct: Proportion
     one_of_two: Proportion
     one_of_two_given_disagreement: Proportion
     in_top5: Proportion
@@ -123,8 +123,8 @@ class DisagreementCounts:
             "disagreement": self.overall.as_json(),
             "same_class": self.same_class.as_json(),
             "different_classes": self.different_classes.as_json(),
-            "despite_both_images_correct": self.despite_correct.as_json(),
-            "given_both_images_correct": self.given_correct.as_json(),
+            "despite_both_images_correct": self.despite_both_images_correct.as_json(),
+            "given_both_images_correct": self.given_both_images_correct.as_json(),
             "predicts_one_of_the_two": self.one_of_two.as_json(),
             "predicts_one_of_the_two_given_disagreement": self.one_of_two_given_disagreement.as_json(),
             "label_in_top5": self.in_top5.as_json(),
@@ -135,7 +135,7 @@ class DisagreementCounts:
         }
 
 
-def count_disagreement(samples: MixedSamples, classes: int) -> DisagreementCounts:
+def count_disagreement(samples: MixedSamples, classes: int) -> LabelDisagreement:
     """Count the samples on which the teacher disagrees with the mixed label.
 
     Parameters
@@ -146,7 +146,7 @@ def count_disagreement(samples: MixedSamples, classes: int) -> DisagreementCount
 
     Returns
     -------
-    DisagreementCounts
+    LabelDisagreement
     """
     disagrees, same_class = samples.disagrees, samples.labels == samples.partner_labels
     everywhere = torch.ones_like(disagrees)
@@ -160,12 +160,12 @@ def count_disagreement(samples: MixedSamples, classes: int) -> DisagreementCount
         return [Proportion(count, total) for count, total in zip(counts.tolist(), totals.tolist(), strict=True)]
 
     by_lambda = enumerate(disagreement_by(bins, LAMBDA_BINS))
-    return DisagreementCounts(
+    return LabelDisagreement(
         overall=proportion(disagrees, everywhere),
         same_class=proportion(disagrees, same_class),
         different_classes=proportion(disagrees, ~same_class),
-        despite_correct=proportion(disagrees & samples.both_correct, everywhere),
-        given_correct=proportion(disagrees, samples.both_correct),
+        despite_both_images_correct=proportion(disagrees & samples.both_correct, everywhere),
+        given_both_images_correct=proportion(disagrees, samples.both_correct),
         one_of_two=proportion(samples.predicts_one_of_two, everywhere),
         one_of_two_given_disagreement=proportion(samples.predicts_one_of_two, disagrees),
         in_top5=proportion(samples.in_top5, everywhere),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["TeacherStd", "compute_teacher_std"]
+__all__ = ["TeacherStd", "std_of_mean_probability"]
 
 CLASSES_PER_BLOCK = 100
 """Classes computed together, to avoid a copy of all means."""
@@ -45,7 +45,7 @@ def _jackknife_error(values: np.ndarray) -> float:
     return math.sqrt((groups - 1) / groups * float(((values - values.mean()) ** 2).sum()))
 
 
-def compute_teacher_std(means: np.ndarray) -> TeacherStd | None:
+def std_of_mean_probability(means: np.ndarray) -> TeacherStd | None:
     """Compute the standard deviation of the mean probability.
 
     Parameters

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kdcache.answers.space import StoreSpace
+from kdcache.answers.space import StoreContents
 from kdcache.answers.store import CLEAN, ReplayTableName
 from kdcache.errors import UsageError, problem
-from kdcache.views.plan import STANDARD, Plan
+from kdcache.views.plan import STANDARD, ViewPlan
 
 __all__ = [
     "CacheCost",
@@ -41,22 +41,22 @@ class CachePolicy(NamedTuple):
 
     Attributes
     ----------
-    keep : set of str
+    stored_kinds : set of str
         Kinds of views for which replay tables are added. Existing tables are used in any case.
     indexed : bool
         Whether x is looked up by crop and flip, in whichever epoch it came up.
     """
 
-    keep: Set[str]
+    stored_kinds: Set[str]
     indexed: bool
 
 
-def index_fits(plan: Plan) -> bool:
+def index_fits(plan: ViewPlan) -> bool:
     """Tell whether the crop-and-flip index of a plan is small enough."""
     return 4 * plan.samples * plan.standard_views <= MAX_INDEX_BYTES
 
 
-def choose_policy(cache: str, plan: Plan, epochs: int, space: StoreSpace) -> CachePolicy:
+def choose_policy(cache: str, plan: ViewPlan, epochs: int, space: StoreContents) -> CachePolicy:
     """Decide what a run keeps and looks up.
 
     Parameters
@@ -64,9 +64,9 @@ def choose_policy(cache: str, plan: Plan, epochs: int, space: StoreSpace) -> Cac
     cache : str
         Value of ``--cache``, see `kdcache.choices.CACHES`. ``auto`` keeps all views or none, depending on whether all
         of them fit, and uses the index if it saves enough teacher forwards.
-    plan : Plan
+    plan : ViewPlan
     epochs : int
-    space : StoreSpace
+    space : StoreContents
 
     Raises
     ------
@@ -91,14 +91,14 @@ def choose_policy(cache: str, plan: Plan, epochs: int, space: StoreSpace) -> Cac
     return CachePolicy(frozenset(keep), indexed=saves_enough and index_fits(plan))
 
 
-def require_space(cache: str, plan: Plan, epochs: int, space: StoreSpace) -> None:
+def require_space(cache: str, plan: ViewPlan, epochs: int, space: StoreContents) -> None:
     """Raise a `UsageError` if ``--cache`` or ``--cache-limit`` leave nothing to precompute."""
     from rich.filesize import decimal
 
     if cache == "off" or (cache == "clean" and plan.crop_flip):
         choices = "auto, standard or replay" if plan.crop_flip else "auto or clean"
         raise UsageError(problem("--cache", expected=f"{choices}, which store logits of these views", got=cache))
-    if choose_policy(cache, plan, epochs, space).keep and space.max_tables:
+    if choose_policy(cache, plan, epochs, space).stored_kinds and space.max_tables:
         return
     if space.max_tables:
         needed, remedy = space.table_bytes * len(plan.kinds) * epochs, "Use --cache replay to store a part."
@@ -112,19 +112,19 @@ MissingRows = dict[int, np.ndarray | None]
 """By epoch, the positions of the views that are not stored; ``None`` for all positions."""
 
 
-def uncached_forwards(plan: Plan, epochs: int) -> int:
+def uncached_forwards(plan: ViewPlan, epochs: int) -> int:
     """Teacher forwards of a run without a store."""
     return plan.samples * epochs * len(plan.kinds)
 
 
-def teacher_forwards(plan: Plan, epochs: int, space: StoreSpace, indexed: bool, exact: bool = False) -> float:
+def teacher_forwards(plan: ViewPlan, epochs: int, space: StoreContents, indexed: bool, exact: bool = False) -> float:
     """Teacher forwards of a run that uses a store.
 
     Parameters
     ----------
-    plan : Plan
+    plan : ViewPlan
     epochs : int
-    space : StoreSpace
+    space : StoreContents
         Before the run.
     indexed : bool
         See `CachePolicy`.
@@ -147,7 +147,7 @@ def teacher_forwards(plan: Plan, epochs: int, space: StoreSpace, indexed: bool, 
     return forwards
 
 
-def _missing_rows(plan: Plan, epochs: int, space: StoreSpace, kind: str) -> MissingRows:
+def _missing_rows(plan: ViewPlan, epochs: int, space: StoreContents, kind: str) -> MissingRows:
     rows: MissingRows = dict.fromkeys(space.missing_epochs(plan, epochs, kind))
     for path, committed in space.incomplete.items():
         name = ReplayTableName.parse(path)
@@ -156,16 +156,16 @@ def _missing_rows(plan: Plan, epochs: int, space: StoreSpace, kind: str) -> Miss
     return rows
 
 
-def _num_rows(plan: Plan, rows: MissingRows) -> int:
+def _num_rows(plan: ViewPlan, rows: MissingRows) -> int:
     return sum(plan.samples if positions is None else len(positions) for positions in rows.values())
 
 
-def expected_new_views(plan: Plan, epochs: float, known: float = 0) -> float:
+def expected_new_views(plan: ViewPlan, epochs: float, known: float = 0) -> float:
     """Expected number of a sample's V crop-and-flip views that are new in some epochs: V (1 - (1 - 1/V)^E).
 
     Parameters
     ----------
-    plan : Plan
+    plan : ViewPlan
         With V > 1.
     epochs : float
         E.
@@ -176,7 +176,7 @@ def expected_new_views(plan: Plan, epochs: float, known: float = 0) -> float:
     return plan.standard_views * math.exp(log_unseen * known) * -math.expm1(log_unseen * epochs)
 
 
-def count_new_views(plan: Plan, rows: MissingRows, space: StoreSpace | None = None) -> int:
+def count_new_views(plan: ViewPlan, rows: MissingRows, space: StoreContents | None = None) -> int:
     """Count the crop-and-flip views at some positions of some epochs that do not recur, and are not in a store."""
     known = np.zeros(plan.samples * plan.standard_views, bool)
     if space is not None and rows:
@@ -190,7 +190,7 @@ def count_new_views(plan: Plan, rows: MissingRows, space: StoreSpace | None = No
     return count
 
 
-def _mark_stored_views(known: np.ndarray, plan: Plan, space: StoreSpace) -> None:
+def _mark_stored_views(known: np.ndarray, plan: ViewPlan, space: StoreContents) -> None:
     """Mark the crop-and-flip views that a store holds from any epoch of any view seed, or as clean views."""
     if space.has_clean:
         known[plan.clean_keys()[space.incomplete.get(CLEAN, slice(None))]] = True
@@ -201,7 +201,7 @@ def _mark_stored_views(known: np.ndarray, plan: Plan, space: StoreSpace) -> None
             known[_view_keys(replace(plan, seed=seed), epoch, positions)] = True
 
 
-def _view_keys(plan: Plan, epoch: int, positions: np.ndarray | None) -> np.ndarray:
+def _view_keys(plan: ViewPlan, epoch: int, positions: np.ndarray | None) -> np.ndarray:
     table = replace(plan, mixes=()).epoch(epoch)
     return plan.standard_keys(table, np.arange(plan.samples) if positions is None else positions)
 
@@ -235,7 +235,7 @@ class CacheCost(NamedTuple):
         return 2 + (self.first - uncached.first) // saved if saved > 0 else None
 
 
-def compare_caches(plan: Plan, epochs: int, space: StoreSpace) -> list[CacheCost]:
+def compare_caches(plan: ViewPlan, epochs: int, space: StoreContents) -> list[CacheCost]:
     """Count exactly what runs cost with each value of ``--cache``; the first one is ``off``."""
     uncached = uncached_forwards(plan, epochs)
     costs = [CacheCost("off", uncached, uncached, 0)]
@@ -243,7 +243,7 @@ def compare_caches(plan: Plan, epochs: int, space: StoreSpace) -> list[CacheCost
         if cache == "standard" and not index_fits(plan):
             continue
         policy = choose_policy(cache, plan, epochs, space)
-        after = space.after_run(plan, epochs, policy.keep)
+        after = space.after_run(plan, epochs, policy.stored_kinds)
         first, further = (
             round(teacher_forwards(plan, epochs, one, policy.indexed, exact=True)) for one in (space, after)
         )

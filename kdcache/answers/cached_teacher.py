@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kdcache import distributed
-from kdcache.answers.codec import DEFAULT_CODEC, Codec, Columns, require_finite
+from kdcache.answers.encoding import DEFAULT_ENCODING, EncodedLogits, LogitEncoding, require_finite
 from kdcache.answers.replay import Replay
 from kdcache.answers.store import CLEAN, AnswerStore
 from kdcache.answers.table import ComputeRows, fill_missing
@@ -51,13 +51,13 @@ class CachedTeacher:
     views : ViewMaker
         Makes the views of a chunk that the store lacks.
     store : AnswerStore, optional
-        Stores the logits of clean views, and determines the codec.
+        Stores the logits of clean views, and determines the encoding.
     replay : Replay, optional
         Stored logits by epoch, slot and position.
     view_index : CropFlipIndex, optional
         Logits of x by crop and flip, in whichever epoch they were computed.
-    codec : Codec, optional
-        Without a store, the codec that logits pass through.
+    encoding : LogitEncoding, optional
+        Without a store, the encoding that logits pass through.
 
     Attributes
     ----------
@@ -73,11 +73,11 @@ class CachedTeacher:
         store: AnswerStore | None = None,
         replay: Replay | None = None,
         view_index: CropFlipIndex | None = None,
-        codec: Codec = DEFAULT_CODEC,
+        encoding: LogitEncoding = DEFAULT_ENCODING,
     ) -> None:
         self.teacher, self.views, self.store = teacher, views, store
         self.replay, self.view_index = replay, view_index
-        self.codec = store.codec if store else codec
+        self.encoding = store.encoding if store else encoding
         self.classes = teacher.network.num_classes
         self.seconds = 0.0
         self._counts = TeacherCounts()
@@ -100,7 +100,7 @@ class CachedTeacher:
         Raises
         ------
         KdcacheError
-            If logits are not finite in the codec; on a GPU, only those that are stored are checked.
+            If logits are not finite in the encoding; on a GPU, only those that are stored are checked.
         """
         started = time.perf_counter()
         views = batch.views[first * len(batch) :]
@@ -134,7 +134,7 @@ class CachedTeacher:
         size, started = len(batch), time.perf_counter()
         self._count(forwards=size, requests=size)
         logits, features = self.teacher.with_features(batch.views[:size])
-        logits = self.codec.decode(self._encode(logits), self.classes)
+        logits = self.encoding.decode(self._encode(logits), self.classes)
         self.seconds += time.perf_counter() - started
         mixed = [self.logits(batch, first=1)] if batch.slots else []
         return torch.cat([logits, *mixed]), features
@@ -182,12 +182,12 @@ class CachedTeacher:
             columns = table.read_or_compute(chunk, self._compute_clean)
             assert columns is not None
             self._count(requests=len(samples))
-            yield samples, self.codec.decode(columns, self.classes)
+            yield samples, self.encoding.decode(columns, self.classes)
 
     def compute_logits(self, views: Tensor) -> Tensor:
         """Compute logits in a forward, whatever is stored: float32 (B, C)."""
         self._count(requests=len(views))
-        return self.codec.decode(self._compute(views), self.classes)
+        return self.encoding.decode(self._compute(views), self.classes)
 
     def pop_counts(self) -> TeacherCounts:
         """Return the counts of this process since the last call, and reset them."""
@@ -197,7 +197,7 @@ class CachedTeacher:
     def _count(self, forwards: int = 0, requests: int = 0) -> None:
         self._counts = self._counts.plus(TeacherCounts(forwards, requests))
 
-    def _look_up(self, batch: Batch, slot: int) -> tuple[np.ndarray, Columns]:
+    def _look_up(self, batch: Batch, slot: int) -> tuple[np.ndarray, EncodedLogits]:
         """Look up one slot of a batch: which rows are found, bool (B,), and their encoded logits."""
         if self.replay:
             columns = self.replay.rows(batch.epoch, slot, batch.positions, self._compute_chunk(batch.epoch, slot))
@@ -210,14 +210,14 @@ class CachedTeacher:
         return np.zeros(len(batch), bool), {}
 
     def _compute_chunk(self, epoch: int, slot: int) -> ComputeRows:
-        def compute_rows(positions: range) -> Columns:
+        def compute_rows(positions: range) -> EncodedLogits:
             starts = range(positions.start, positions.stop, BLOCK_VIEWS)
             blocks = [range(start, min(start + BLOCK_VIEWS, positions.stop)) for start in starts]
             return _concatenated([self._compute_block(epoch, slot, block) for block in blocks])
 
         return compute_rows
 
-    def _compute_block(self, epoch: int, slot: int, positions: range) -> Columns:
+    def _compute_block(self, epoch: int, slot: int, positions: range) -> EncodedLogits:
         if slot or not self.view_index:
             return _on_cpu(self._compute(self.views.views(epoch, slot, positions)))
         keys = self._keys(epoch, positions)
@@ -235,32 +235,32 @@ class CachedTeacher:
     def _keys(self, epoch: int, positions: range) -> np.ndarray:
         return self.views.plan.standard_keys(self.views.table(epoch), np.arange(positions.start, positions.stop))
 
-    def _compute_clean(self, samples: range) -> Columns:
+    def _compute_clean(self, samples: range) -> EncodedLogits:
         blocks = torch.arange(samples.start, samples.stop).split(BLOCK_VIEWS)
         images = (self.views.split.take(block).to(self.views.device) for block in blocks)
         return _concatenated([_on_cpu(self._compute(block)) for block in images])
 
-    def _compute(self, views: Tensor) -> Columns:
+    def _compute(self, views: Tensor) -> EncodedLogits:
         self._count(forwards=len(views))
         return self._encode(self.teacher(views))
 
-    def _encode(self, logits: Tensor) -> Columns:
-        columns = self.codec.encode(logits)
+    def _encode(self, logits: Tensor) -> EncodedLogits:
+        columns = self.encoding.encode(logits)
         # A check on a GPU would make the host wait. There, logits are checked when they are stored, or by the loss.
         if logits.device.type == "cpu":
             require_finite(columns)
         return columns
 
-    def _decode_into(self, logits: Tensor, rows: np.ndarray, columns: Columns) -> None:
+    def _decode_into(self, logits: Tensor, rows: np.ndarray, columns: EncodedLogits) -> None:
         on_device = {name: column.to(logits.device, non_blocking=True) for name, column in columns.items()}
-        logits[_indices(rows, logits.device)] = self.codec.decode(on_device, self.classes)
+        logits[_indices(rows, logits.device)] = self.encoding.decode(on_device, self.classes)
 
 
-def _concatenated(parts: list[Columns]) -> Columns:
+def _concatenated(parts: list[EncodedLogits]) -> EncodedLogits:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _on_cpu(columns: Columns) -> Columns:
+def _on_cpu(columns: EncodedLogits) -> EncodedLogits:
     if all(column.device.type == "cpu" for column in columns.values()):
         return columns  # checked when they were encoded
     copied = {name: column.cpu() for name, column in columns.items()}

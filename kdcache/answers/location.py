@@ -67,7 +67,8 @@ class DurableStore(LocalStore):
         """Write a key and sync it, with the folders that were created for it, to the disk."""
         path = self._path(key)
         if path.is_dir():
-            raise KdcacheError(problem(f"{path} in a store", expected="a file", got="a folder"))
+            remedy = "Remove the folder."
+            raise KdcacheError(problem(f"{path} in a store", expected="a file", got="a folder", remedy=remedy))
         existing = next(folder for folder in path.parents if folder.exists())
         try:
             await super().set(key, value)
@@ -134,7 +135,7 @@ class StoreLocation:
         self.store: Store
         if self.folder is not None:
             if self.folder.exists() and not self.folder.is_dir():
-                raise UsageError(problem("--store", expected="a folder or a URL", got=where))
+                raise UsageError(problem(f"--store {where}", expected="a folder or a URL", got="a file"))
             self.store = DurableStore(self.folder)
         else:
             self.store = MemoryStore() if where is None else _remote(self.where)
@@ -227,7 +228,7 @@ def _resolved(folder: Path) -> Path:
     try:
         return folder.expanduser().resolve()
     except (OSError, RuntimeError) as error:  # a cycle of symbolic links, or an unknown user in ~user
-        raise UsageError(problem(f"--store {folder}", got=first_line(error))) from None
+        raise UsageError(problem(f"could not resolve the path --store {folder}", got=first_line(error))) from None
 
 
 def _prefix(group: str) -> str:

@@ -6,10 +6,10 @@ from typing import Any
 
 from kdcache.answers.budget import choose_policy
 from kdcache.answers.cached_teacher import CachedTeacher
-from kdcache.answers.codec import DEFAULT_CODEC, Codec
+from kdcache.answers.encoding import DEFAULT_ENCODING, LogitEncoding
 from kdcache.answers.location import StoreLocation
 from kdcache.answers.replay import Replay
-from kdcache.answers.space import StoreSpace
+from kdcache.answers.space import StoreContents
 from kdcache.answers.store import AnswerStore
 from kdcache.answers.teacher import Teacher
 from kdcache.answers.view_index import CropFlipIndex
@@ -33,7 +33,7 @@ def open_answers(
     data: Dataset,
     compute: Compute,
     where: str | Path,
-    codec: Codec | None = None,
+    encoding: LogitEncoding | None = None,
     precision: str = "auto",
 ) -> tuple[Teacher, AnswerStore]:
     """Make a teacher of a network, and open the store of its logits for the training set, or create it.
@@ -45,15 +45,15 @@ def open_answers(
     compute : Compute
     where : str or Path
         Folder or URL of the store.
-    codec : Codec, optional
-        By default that of the store, or `DEFAULT_CODEC` for a new one.
+    encoding : LogitEncoding, optional
+        By default that of the store, or `DEFAULT_ENCODING` for a new one.
     precision : str
         With ``auto``, the teacher has the precision of an existing store; otherwise that of `compute`.
 
     Raises
     ------
     UsageError
-        If the store is for another teacher, dataset, precision, codec or version of the view plan.
+        If the store is for another teacher, dataset, precision, encoding or version of the view plan.
     KdcacheError
         If the store is damaged.
     """
@@ -61,23 +61,23 @@ def open_answers(
     store = AnswerStore(location) if location.holds_store() else None
     if store is not None and precision == "auto":
         compute = Compute(compute.device, store.precision)
-    codec = codec or (store.codec if store is not None else DEFAULT_CODEC)
+    encoding = encoding or (store.encoding if store is not None else DEFAULT_ENCODING)
     teacher = Teacher(network, compute)
     if store is None:
-        return teacher, open_store(location, teacher, data, codec)
-    store.require_fingerprint(_fingerprint(teacher, data), codec)
+        return teacher, open_store(location, teacher, data, encoding)
+    store.require_fingerprint(_fingerprint(teacher, data), encoding)
     return teacher, store
 
 
 def open_store(
-    where: StoreLocation | str | Path, teacher: Teacher, data: Dataset, codec: Codec = DEFAULT_CODEC
+    where: StoreLocation | str | Path, teacher: Teacher, data: Dataset, encoding: LogitEncoding = DEFAULT_ENCODING
 ) -> AnswerStore:
     """Open the store of a teacher's logits for a training set, or create it; for errors see `open_answers`."""
-    return AnswerStore.create_or_open(where, _fingerprint(teacher, data), codec, _made_with(teacher, data))
+    return AnswerStore.create_or_open(where, _fingerprint(teacher, data), encoding, _made_with(teacher, data))
 
 
 def _fingerprint(teacher: Teacher, data: Dataset) -> dict[str, Any]:
-    """What logits depend on, besides the codec."""
+    """What logits depend on, besides the encoding."""
     return {
         "teacher": teacher.fingerprint,
         "dataset": data.train.fingerprint,
@@ -124,12 +124,12 @@ def make_cached_teacher(
     progress : callable, optional
         If x are clean views, their logits are computed here, and their number is reported.
     """
-    plan, space = views.plan, StoreSpace.of_store(store, limit)
+    plan, space = views.plan, StoreContents.of_store(store, limit)
     policy = choose_policy(cache, plan, epochs, space)
     cached_teacher = CachedTeacher(teacher, views, store=store)
     if plan.crop_flip:
-        cached_teacher.replay = Replay(store, plan.seed, plan.kinds, policy.keep, space.limit)
-    elif policy.keep:
+        cached_teacher.replay = Replay(store, plan.seed, plan.kinds, policy.stored_kinds, space.limit)
+    elif policy.stored_kinds:
         for done in cached_teacher.precompute_clean():
             if progress is not None:
                 progress(done, plan.samples)
@@ -148,7 +148,7 @@ def make_reader(teacher: Teacher, views: ViewMaker, store: AnswerStore | None = 
     if not plan.crop_flip and store is not None:
         cached_teacher.view_index = CropFlipIndex.from_store(store, plan, 1, UNLIMITED)
     elif not plan.crop_flip:
-        layout = cached_teacher.codec.layout(cached_teacher.classes)
+        layout = cached_teacher.encoding.layout(cached_teacher.classes)
         cached_teacher.view_index = CropFlipIndex(plan.samples, plan.samples, layout)
     elif store is not None:
         cached_teacher.replay = Replay(store, plan.seed, plan.kinds)

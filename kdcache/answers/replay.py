@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from kdcache import distributed
-from kdcache.answers.codec import Columns
+from kdcache.answers.encoding import EncodedLogits
 from kdcache.answers.store import AnswerStore, ReplayTableName
 from kdcache.answers.table import ComputeRows, Table, fill_missing
 
@@ -19,8 +19,8 @@ class _Reader:
     """State of reading one table: the current chunks, and those that are being read ahead."""
 
     table: Table
-    current: dict[int, Columns | None] = field(default_factory=dict)
-    ahead: dict[int, "Future[Columns | None]"] = field(default_factory=dict)
+    current: dict[int, EncodedLogits | None] = field(default_factory=dict)
+    ahead: dict[int, "Future[EncodedLogits | None]"] = field(default_factory=dict)
 
 
 class Replay:
@@ -32,7 +32,7 @@ class Replay:
     seed : int
         View seed.
     kinds : sequence of str
-        Kind of view in each slot, see `kdcache.views.Plan.kinds`.
+        Kind of view in each slot, see `kdcache.views.ViewPlan.kinds`.
     keep : set of str, optional
         Kinds for which tables are created. Existing tables are read, and missing chunks written, in any case; unless
         `keep` is ``None``: then nothing is written.
@@ -44,7 +44,7 @@ class Replay:
         self, store: AnswerStore, seed: int, kinds: Sequence[str], keep: Set[str] | None = None, limit: int = 0
     ) -> None:
         self.store, self.seed, self.kinds, self.keep, self.limit = store, seed, kinds, keep, limit
-        self._tables = set(store.tables())
+        self._tables = set(store.table_paths())
         self._table_bytes = store.table_bytes
         self._readers: dict[int, _Reader] = {}
         self._epoch = -1
@@ -61,7 +61,7 @@ class Replay:
         self._tables.add(path)
         return True
 
-    def rows(self, epoch: int, slot: int, positions: range, compute_rows: ComputeRows) -> Columns | None:
+    def rows(self, epoch: int, slot: int, positions: range, compute_rows: ComputeRows) -> EncodedLogits | None:
         """Read the encoded logits of one slot; within an epoch, positions only increase.
 
         Parameters
@@ -73,7 +73,7 @@ class Replay:
 
         Returns
         -------
-        Columns or None
+        EncodedLogits or None
             ``None`` if the rows are missing and will not be written.
         """
         if not self._has_table(epoch, slot):
@@ -98,7 +98,7 @@ class Replay:
 
     def fill_missing(
         self, epochs: int, compute_rows: Callable[[int, int], ComputeRows]
-    ) -> Iterator[tuple[int, int, range, Columns]]:
+    ) -> Iterator[tuple[int, int, range, EncodedLogits]]:
         """Write the missing chunks of the first epochs, see `kdcache.answers.table.fill_missing`.
 
         Parameters
@@ -111,7 +111,7 @@ class Replay:
         ------
         epoch, slot : int
         positions : range
-        columns : Columns
+        columns : EncodedLogits
             The rows at these positions, which are in the store now.
         """
         places = {self._path(*place): place for place in self.tables(epochs)}
@@ -119,7 +119,7 @@ class Replay:
         for table, chunk, columns in fill_missing(work):
             yield *places[table.name], table.chunks[chunk], columns
 
-    def _chunk(self, reader: _Reader, chunk: int, compute_rows: ComputeRows) -> Columns | None:
+    def _chunk(self, reader: _Reader, chunk: int, compute_rows: ComputeRows) -> EncodedLogits | None:
         if chunk in reader.current:
             return reader.current[chunk]
         table, ahead = reader.table, reader.ahead.pop(chunk, None)

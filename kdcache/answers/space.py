@@ -7,12 +7,12 @@ from typing import Self
 
 import numpy as np
 
-from kdcache.answers.codec import Codec
+from kdcache.answers.encoding import LogitEncoding
 from kdcache.answers.location import StoreLocation
 from kdcache.answers.store import CLEAN, AnswerStore, ReplayTableName, parse_replay_tables, table_bytes
-from kdcache.views.plan import Plan
+from kdcache.views.plan import ViewPlan
 
-__all__ = ["StoreSpace", "default_limit"]
+__all__ = ["StoreContents", "default_limit"]
 
 DEFAULT_LIMIT_BYTES = 10 * 10**9
 """Default size limit of a store, unless `MAX_DISK_SHARE` is less."""
@@ -22,7 +22,7 @@ MAX_DISK_SHARE = 0.1
 
 
 @dataclass(frozen=True)
-class StoreSpace:
+class StoreContents:
     """The tables of a store, and its size limit.
 
     Parameters
@@ -65,7 +65,7 @@ class StoreSpace:
         read_commits : bool
             Whether to find out which tables are incomplete, which reads a small file for each chunk.
         """
-        paths, size = store.tables(), store.table_bytes
+        paths, size = store.table_paths(), store.table_bytes
         if limit is None:
             limit = default_limit(store.location.free_bytes(), len(paths) * size)
         space = cls.with_tables(paths, size, limit)
@@ -77,7 +77,7 @@ class StoreSpace:
         where: str | Path | None,
         samples: int,
         classes: int,
-        codec: Codec,
+        encoding: LogitEncoding,
         limit: int | None = None,
         read_commits: bool = False,
     ) -> Self:
@@ -87,7 +87,7 @@ class StoreSpace:
             return cls.of_store(AnswerStore(location), limit, read_commits)
         if limit is None:
             limit = default_limit(location.free_bytes(), 0)
-        return cls(table_bytes(samples, classes, codec), limit)
+        return cls(table_bytes(samples, classes, encoding), limit)
 
     @property
     def num_tables(self) -> int:
@@ -99,11 +99,11 @@ class StoreSpace:
         """Number of tables within the limit."""
         return self.limit // self.table_bytes
 
-    def missing_epochs(self, plan: Plan, epochs: int, kind: str) -> Set[int]:
+    def missing_epochs(self, plan: ViewPlan, epochs: int, kind: str) -> Set[int]:
         """Find the epochs of a plan that have no replay table of a kind."""
         return set(range(epochs)) - self.replay.get((plan.seed, kind), set())
 
-    def fits(self, plan: Plan, epochs: int) -> bool:
+    def fits(self, plan: ViewPlan, epochs: int) -> bool:
         """Tell whether all tables of a run are there or fit into the limit."""
         if plan.crop_flip:
             missing = sum(len(self.missing_epochs(plan, epochs, kind)) for kind in plan.kinds)
@@ -111,7 +111,7 @@ class StoreSpace:
             missing = int(not self.has_clean)
         return self.num_tables + missing <= self.max_tables
 
-    def after_run(self, plan: Plan, epochs: int, keep: Set[str]) -> Self:
+    def after_run(self, plan: ViewPlan, epochs: int, keep: Set[str]) -> Self:
         """Add the tables of the kinds that a run keeps, as far as they fit, and complete all that it uses."""
         if not plan.crop_flip:
             return replace(self, has_clean=self.has_clean or bool(keep), incomplete={})

@@ -1,7 +1,7 @@
 """The store of a teacher's logits for one dataset: its fingerprint, its tables and their sizes.
 
 The table ``clean`` has a row for each training sample; ``replay/seed-S/epoch-E/KIND`` has a row for each position of
-epoch E of the plan with view seed S, for each kind of view (`kdcache.views.Plan.kinds`). See ``docs/store.md``.
+epoch E of the plan with view seed S, for each kind of view (`kdcache.views.ViewPlan.kinds`). See ``docs/store.md``.
 """
 
 from __future__ import annotations  # so that sizes can be computed without torch
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self
 
 import zarr
 
-from kdcache.answers.codec import Codec, TopK, make_codec, row_bytes
+from kdcache.answers.encoding import LogitEncoding, TopK, make_encoding, row_bytes
 from kdcache.answers.fingerprint import digest, require_same_fingerprint
 from kdcache.answers.location import StoreLocation
 from kdcache.answers.table import DAMAGE, Table
@@ -27,7 +27,7 @@ __all__ = ["CLEAN", "AnswerStore", "ReplayTableName", "parse_replay_tables", "ta
 
 SCHEMA = "kdcache-answers-4"
 
-CHECKED_ATTRIBUTES = ("schema", "fingerprint", "made_with", "codec")
+CHECKED_ATTRIBUTES = ("schema", "fingerprint", "made_with", "encoding")
 """Attributes of a store that its attribute ``sha256`` covers."""
 
 MAX_TABLE_BYTES = 2**44
@@ -67,7 +67,7 @@ def parse_replay_tables(paths: Iterable[str], kind: str | None = None) -> list[R
 
 
 class AnswerStore:
-    """The logits of one teacher for one dataset, in one codec.
+    """The logits of one teacher for one dataset, in one encoding.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ class AnswerStore:
     samples, classes : int
     precision : str
         Of the teacher's forwards.
-    codec : Codec
+    encoding : LogitEncoding
     origin : str
         Digest of the fingerprint.
 
@@ -105,7 +105,11 @@ class AnswerStore:
             raise KdcacheError(problem(f"could not read the store {where}", got=first_line(error))) from None
         found: dict[str, Any] = dict(group.attrs)
         if found.get("schema") != SCHEMA:
-            raise KdcacheError(problem(f"store {where}: schema", expected=SCHEMA, got=found.get("schema")))
+            what, remedy = (
+                f"the store {where} was written by another version of kdcache",
+                "Name another one with --store.",
+            )
+            raise KdcacheError(problem(what, expected=SCHEMA, got=found.get("schema"), remedy=remedy))
         attributes = {name: found.get(name) for name in CHECKED_ATTRIBUTES}
         if found.get("sha256") != digest(attributes):
             raise KdcacheError(problem(f"store {where} is damaged", got="attributes that do not match their checksum"))
@@ -114,12 +118,15 @@ class AnswerStore:
             self.made_with: dict[str, Any] = dict(found["made_with"])
             self.samples, self.classes = (self.fingerprint[name] for name in ("samples", "classes"))
             self.precision = self.fingerprint["teacher precision"]
-            self.codec = make_codec(**found["codec"])
-            _check_attributes(self.samples, self.classes, self.precision, self.codec)
+            self.encoding = make_encoding(**found["encoding"])
+            _check_attributes(self.samples, self.classes, self.precision, self.encoding)
         except DAMAGE as error:
-            raise KdcacheError(problem(f"store {where} is damaged", got=f"an invalid attribute: {error}")) from None
-        if self.codec.name != self.fingerprint.get("dtype"):
-            raise KdcacheError(problem(f"store {where} is damaged", got="a codec that its fingerprint does not name"))
+            remedy = "Delete the store, or name another one with --store."
+            raise KdcacheError(problem(f"store {where} is damaged", got=f"{error}", remedy=remedy)) from None
+        if self.encoding.name != self.fingerprint.get("dtype"):
+            raise KdcacheError(
+                problem(f"store {where} is damaged", got="an encoding that its fingerprint does not name")
+            )
         self.origin = digest(self.fingerprint)
 
     @classmethod
@@ -127,7 +134,7 @@ class AnswerStore:
         cls,
         location: StoreLocation | str | Path,
         fingerprint: Mapping[str, Any],
-        codec: Codec,
+        encoding: LogitEncoding,
         made_with: Mapping[str, Any],
     ) -> Self:
         """Open the store in a place, or create it, for logits with a certain fingerprint.
@@ -137,7 +144,7 @@ class AnswerStore:
         location : StoreLocation, str or Path
         fingerprint : mapping
             What the logits depend on, with the ``samples`` and ``classes`` of the training set.
-        codec : Codec
+        encoding : LogitEncoding
         made_with : mapping
             Recorded in a new store, but not compared: versions, threads, rows of a forward.
 
@@ -149,39 +156,39 @@ class AnswerStore:
             If the store is damaged or cannot be read.
         """
         location = location if isinstance(location, StoreLocation) else StoreLocation(location)
-        codec.layout(fingerprint["classes"])  # raises for a topk that does not fit, before anything is created
+        encoding.layout(fingerprint["classes"])  # raises for a topk that does not fit, before anything is created
         if not location.holds_store():
             attributes: dict[str, Any] = {
                 "schema": SCHEMA,
-                "fingerprint": {**fingerprint, "dtype": codec.name},
+                "fingerprint": {**fingerprint, "dtype": encoding.name},
                 "made_with": dict(made_with),
-                "codec": asdict(codec),
+                "encoding": asdict(encoding),
             }
             with location.lock("attributes"):
                 if not location.holds_store():  # another process may have created it before we got the lock
                     attributes["sha256"] = digest(attributes)
                     zarr.create_group(location.store, attributes=attributes)
         store = cls(location)
-        store.require_fingerprint(fingerprint, codec)
+        store.require_fingerprint(fingerprint, encoding)
         return store
 
-    def require_fingerprint(self, fingerprint: Mapping[str, Any], codec: Codec) -> None:
+    def require_fingerprint(self, fingerprint: Mapping[str, Any], encoding: LogitEncoding) -> None:
         """Raise a `UsageError` if the logits in the store depend on anything else, see `create_or_open`."""
-        require_same_fingerprint(self.location.where, self.fingerprint, {**fingerprint, "dtype": codec.name})
+        require_same_fingerprint(self.location.where, self.fingerprint, {**fingerprint, "dtype": encoding.name})
 
     def table(self, path: str) -> Table:
         """Make the object for a table, which need not exist."""
-        return Table(self.location, path, self.samples, self.codec.layout(self.classes), self.origin)
+        return Table(self.location, path, self.samples, self.encoding.layout(self.classes), self.origin)
 
-    def tables(self) -> list[str]:
+    def table_paths(self) -> list[str]:
         """List the paths of the tables that exist, complete or not, in alphabetical order."""
-        arrays = "|".join((*self.codec.layout(self.classes), "commits"))
+        arrays = "|".join((*self.encoding.layout(self.classes), "commits"))
         found = (re.match(rf"(.+)/(?:{arrays})/", key) for key in self.location.list_keys())
         return sorted({match[1] for match in found if match})
 
     def replay_tables(self, kind: str | None = None) -> list[ReplayTableName]:
         """List the replay tables that exist, of one kind or all."""
-        return parse_replay_tables(self.tables(), kind)
+        return parse_replay_tables(self.table_paths(), kind)
 
     def drop(self, paths: Collection[str]) -> None:
         """Delete tables, the groups that become empty, and unfinished files of killed writers.
@@ -197,7 +204,7 @@ class AnswerStore:
                 raise UsageError(problem(what, expected="a store that is not in use", got=got))
             for path in paths:
                 self.location.delete_group(path)
-            remaining = self.tables()
+            remaining = self.table_paths()
             groups = {str(group) for path in paths for group in PurePosixPath(path).parents} - {"."}
             for group in groups:
                 if not any(path.startswith(f"{group}/") for path in remaining):
@@ -209,28 +216,28 @@ class AnswerStore:
     @property
     def table_bytes(self) -> int:
         """Size of a complete table in bytes, with its metadata."""
-        return table_bytes(self.samples, self.classes, self.codec)
+        return table_bytes(self.samples, self.classes, self.encoding)
 
 
-def _check_attributes(samples: object, classes: object, precision: object, codec: Codec) -> None:
+def _check_attributes(samples: object, classes: object, precision: object, encoding: LogitEncoding) -> None:
     """Raise a ``ValueError`` for sizes that no store has, before memory is allocated for them."""
     if precision not in PRECISIONS:
-        raise ValueError("teacher precision")
+        raise ValueError(f"an unknown teacher precision, {precision}")
     for name, size, limit in (("samples", samples, MAX_TABLE_BYTES), ("classes", classes, MAX_CLASSES)):
         if type(size) is not int or not 1 <= size <= limit:
-            raise ValueError(name)
+            raise ValueError(f"an impossible number of {name}, {size}")
     assert isinstance(samples, int)
     assert isinstance(classes, int)
-    if isinstance(codec, TopK) and not 1 <= codec.topk < classes:
-        raise ValueError("codec")
-    if samples * row_bytes(codec.layout(classes)) > MAX_TABLE_BYTES:
-        raise ValueError("samples")
+    if isinstance(encoding, TopK) and not 1 <= encoding.topk < classes:
+        raise ValueError(f"an impossible topk of {encoding.topk} for {classes} classes")
+    if samples * row_bytes(encoding.layout(classes)) > MAX_TABLE_BYTES:
+        raise ValueError(f"{samples} samples of {classes} classes, which no table can hold")
 
 
 @cache
-def table_bytes(samples: int, classes: int, codec: Codec) -> int:
+def table_bytes(samples: int, classes: int, encoding: LogitEncoding) -> int:
     """Compute the size of a complete table in bytes, with its metadata."""
-    example = Table(StoreLocation(), CLEAN, samples, codec.layout(classes))
+    example = Table(StoreLocation(), CLEAN, samples, encoding.layout(classes))
     example.create()
     chunk = example.chunk_rows * row_bytes(example.layout)
     # Each chunk comes with a checksum for every column, and a commit record with a checksum of its own.

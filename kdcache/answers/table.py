@@ -20,7 +20,7 @@ import zarr
 from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
-from kdcache.answers.codec import Columns, Layout, row_bytes
+from kdcache.answers.encoding import EncodedLogits, Layout, row_bytes
 from kdcache.errors import first_line
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ CHUNK_BYTES = 2 * 2**20
 LARGE_CHUNK_BYTES, MAX_SMALL_CHUNKS = 16 * 2**20, 500
 """Size of a chunk in tables that would have more than `MAX_SMALL_CHUNKS` chunks, each of which is a file."""
 
-ComputeRows = Callable[[range], Columns]
+ComputeRows = Callable[[range], EncodedLogits]
 """Computes the encoded logits of a range of rows, on the CPU."""
 
 log = logging.getLogger("kdcache")
@@ -109,7 +109,7 @@ class Table:
         """Number of rows in the record of each chunk, int64 (chunks,); 0 if the record is missing or damaged."""
         return np.array([self._record(chunk)[0] for chunk in range(len(self.chunks))], np.int64)
 
-    def read(self, chunk: int) -> Columns | None:
+    def read(self, chunk: int) -> EncodedLogits | None:
         """Read a chunk; ``None`` if it is not committed, or damaged, which is logged."""
         import torch
 
@@ -127,7 +127,7 @@ class Table:
             return None
         return {name: torch.from_numpy(column) for name, column in found.items()}
 
-    def read_or_compute(self, chunk: int, compute_rows: ComputeRows, wait: bool = True) -> Columns | None:
+    def read_or_compute(self, chunk: int, compute_rows: ComputeRows, wait: bool = True) -> EncodedLogits | None:
         """Read a chunk, or compute and write it under a lock, so that only one process computes it.
 
         Parameters
@@ -139,7 +139,7 @@ class Table:
 
         Returns
         -------
-        Columns or None
+        EncodedLogits or None
             ``None`` only if another process computes the chunk and `wait` is false.
         """
         found = self.read(chunk)
@@ -155,7 +155,7 @@ class Table:
                 self._write(chunk, found)
             return found
 
-    def _write(self, chunk: int, columns: Columns) -> None:
+    def _write(self, chunk: int, columns: EncodedLogits) -> None:
         """Write a chunk and then its record; the caller holds the lock."""
         arrays = {name: columns[name].numpy() for name in self.layout}
         span = self.chunks[chunk]
@@ -241,7 +241,7 @@ def _metadata(array: zarr.Array) -> dict[str, Any]:
     return {key: value for key, value in array.metadata.to_dict().items() if key != "attributes"}
 
 
-def fill_missing(work: Iterable[tuple[Table, ComputeRows]]) -> Iterator[tuple[Table, int, Columns]]:
+def fill_missing(work: Iterable[tuple[Table, ComputeRows]]) -> Iterator[tuple[Table, int, EncodedLogits]]:
     """Compute and write all missing or damaged chunks; several processes may do this at once and share the work.
 
     Parameters
@@ -252,7 +252,7 @@ def fill_missing(work: Iterable[tuple[Table, ComputeRows]]) -> Iterator[tuple[Ta
     ------
     table : Table
     chunk : int
-    columns : Columns
+    columns : EncodedLogits
         The rows of the chunk, which is in the store now.
     """
     pending = [(table, chunk, compute_rows) for table, compute_rows in work for chunk in range(len(table.chunks))]

@@ -10,9 +10,9 @@ from kdcache.compute import Compute
 from kdcache.models import FeatureNet, Network, checkpoint
 from kdcache.models.inference import fuse_for_inference
 
-__all__ = ["FORWARD_ROWS", "Teacher"]
+__all__ = ["FORWARD_BATCH_SIZE", "Teacher"]
 
-FORWARD_ROWS = {"cpu": 64, "cuda": 256, "mps": 256}
+FORWARD_BATCH_SIZE = {"cpu": 64, "cuda": 256, "mps": 256}
 """Rows Q of every forward of the teacher, by type of device.
 
 The last bits of a row of logits depend on the number of rows in the forward, but not on the other rows. With a fixed
@@ -36,7 +36,7 @@ class Teacher:
     def __init__(self, network: Network, compute: Compute) -> None:
         self.network = network.to(compute.device).eval().requires_grad_(False)
         self.compute = compute
-        self.rows = FORWARD_ROWS[compute.device.type]
+        self.rows = FORWARD_BATCH_SIZE[compute.device.type]
         # In bfloat16, rounding changes the logits more than folded batch norms do. In float32, nothing is fused.
         can_fuse = compute.device.type == "cpu" and compute.precision == "bfloat16"
         body = self.network.body

@@ -1,4 +1,4 @@
-"""Comparison of stored logits with the teacher's, and the error of a codec."""
+"""Comparison of stored logits with the teacher's, and the error of an encoding."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdcache.answers.cached_teacher import CachedTeacher
-from kdcache.answers.codec import Codec, require_finite
+from kdcache.answers.encoding import LogitEncoding, require_finite
 from kdcache.answers.location import StoreLocation
 from kdcache.answers.store import CLEAN, AnswerStore, ReplayTableName
 from kdcache.answers.teacher import Teacher
 from kdcache.datasets import Split
-from kdcache.views import Plan, ViewMaker
+from kdcache.views import ViewMaker, ViewPlan
 
-__all__ = ["CodecError", "TableCheck", "codec_error", "codec_error_on_clean", "verify"]
+__all__ = ["EncodingLoss", "TableCheck", "encoding_loss_on_clean", "measure_encoding_loss", "verify"]
 
 
 class TableCheck(NamedTuple):
@@ -61,7 +61,7 @@ def verify(
     split : Split
         The training images.
     padding : int or None
-        Of the crop, in pixels, see `kdcache.views.Plan`.
+        Of the crop, in pixels, see `kdcache.views.ViewPlan`.
     samples : int or None
         Number of rows to compare, rounded up to whole forwards; ``None`` compares all.
     seed : int
@@ -71,7 +71,7 @@ def verify(
     ------
     TableCheck
     """
-    tables = store.tables()
+    tables = store.table_paths()
     # The sample consists of blocks of neighboring rows, each of which is one forward.
     chunks = store.table(CLEAN).chunks  # the same in all tables
     starts = np.concatenate([np.arange(chunk.start, chunk.stop, teacher.rows) for chunk in chunks])
@@ -96,7 +96,7 @@ def _check(
         if columns is None:
             continue
         rows += len(span)
-        stored = store.codec.decode(columns, store.classes)
+        stored = store.encoding.decode(columns, store.classes)
         for start in starts[(starts >= span.start) & (starts < span.stop)].tolist():
             block = range(start, min(start + teacher.rows, span.stop))
             if name is None:
@@ -119,12 +119,12 @@ def _check(
 def _view_maker(name: ReplayTableName | None, teacher: Teacher, split: Split, padding: int | None) -> ViewMaker:
     """Make the views whose last slot is the one of a table."""
     seed, kind = (name.seed, name.kind) if name else (0, CLEAN)
-    plan = Plan(len(split), split.image_size, padding, crop_flip=True, seed=seed).ending_with(kind)
+    plan = ViewPlan(len(split), split.image_size, padding, crop_flip=True, seed=seed).with_last_kind(kind)
     return ViewMaker(split, plan, teacher.rows, teacher.compute.device)
 
 
-class CodecError(NamedTuple):
-    """What is lost when logits pass through a codec.
+class EncodingLoss(NamedTuple):
+    """What is lost when logits pass through an encoding.
 
     Attributes
     ----------
@@ -139,22 +139,24 @@ class CodecError(NamedTuple):
     argmax_changes: float
 
 
-def codec_error(logits: Tensor, codec: Codec, temperature: float) -> CodecError:
-    """Measure what is lost when logits (B, C) pass through a codec, at a temperature."""
-    columns = codec.encode(logits)
+def measure_encoding_loss(logits: Tensor, encoding: LogitEncoding, temperature: float) -> EncodingLoss:
+    """Measure what is lost when logits (B, C) pass through an encoding, at a temperature."""
+    columns = encoding.encode(logits)
     require_finite(columns)
-    decoded = codec.decode(columns, logits.shape[1])
+    decoded = encoding.decode(columns, logits.shape[1])
     log_p, log_q = ((one.double() / temperature).log_softmax(1) for one in (logits, decoded))
     kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
     argmax_changes = (decoded.argmax(1) != logits.argmax(1)).double().mean()
-    return CodecError(kl.mean().item(), kl.max().item(), argmax_changes.item())
+    return EncodingLoss(kl.mean().item(), kl.max().item(), argmax_changes.item())
 
 
-def codec_error_on_clean(where: str | Path, codec: Codec, temperature: float) -> CodecError | None:
-    """Measure what a codec loses on the clean views in a store of all logits; ``None`` if they are not stored."""
+def encoding_loss_on_clean(where: str | Path, encoding: LogitEncoding, temperature: float) -> EncodingLoss | None:
+    """Measure what an encoding loses on the clean views in a store of all logits; ``None`` if they are not stored."""
     location = StoreLocation(where)
     if not location.holds_store():
         return None
     store = AnswerStore(location)
     columns = store.table(CLEAN).read(0)  # one chunk is a large enough sample
-    return codec_error(store.codec.decode(columns, store.classes), codec, temperature) if columns else None
+    return (
+        measure_encoding_loss(store.encoding.decode(columns, store.classes), encoding, temperature) if columns else None
+    )

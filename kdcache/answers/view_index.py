@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kdcache.answers.codec import Columns, Layout, row_bytes
+from kdcache.answers.encoding import EncodedLogits, Layout, row_bytes
 from kdcache.answers.store import CLEAN, AnswerStore
-from kdcache.views.plan import STANDARD, Plan
+from kdcache.views.plan import STANDARD, ViewPlan
 
 __all__ = ["CropFlipIndex"]
 
 
 class CropFlipIndex:
-    """Maps keys of crop-and-flip views, see `kdcache.views.Plan.standard_keys`, to encoded logits.
+    """Maps keys of crop-and-flip views, see `kdcache.views.ViewPlan.standard_keys`, to encoded logits.
 
     The rows are in a memory-mapped temporary file, in the order in which they were added: training gathers rows from
     all over it, which from a zarr store would be a thousand times slower. The index is rebuilt from the store in each
@@ -35,28 +35,28 @@ class CropFlipIndex:
     def __init__(self, keys: int, capacity: int, layout: Layout, folder: Path | None = None) -> None:
         self._row = np.full(keys, -1, np.int32)
         self._rows, self._capacity = 0, min(capacity, keys)
-        self._columns: Columns = {}
+        self._columns: EncodedLogits = {}
         for name, (width, dtype) in layout.items():
             with tempfile.TemporaryFile(dir=folder) as file:  # the mapping keeps the file open
                 mapped = np.memmap(file, dtype, "w+", shape=(self._capacity, width))
             self._columns[name] = torch.from_numpy(mapped)
 
     @classmethod
-    def from_store(cls, store: AnswerStore, plan: Plan, epochs: int, limit: int) -> "CropFlipIndex":
+    def from_store(cls, store: AnswerStore, plan: ViewPlan, epochs: int, limit: int) -> "CropFlipIndex":
         """Build the index of a plan's crop-and-flip views from a store.
 
         Parameters
         ----------
         store : AnswerStore
             Its clean views and the x of every epoch and view seed are added. A clean view is the center crop.
-        plan : Plan
+        plan : ViewPlan
         epochs : int
             Further epochs for which there is to be capacity.
         limit : int
             Maximum size of the rows in bytes.
         """
         tables = store.replay_tables(STANDARD) if plan.crop_flip else []
-        layout = store.codec.layout(store.classes)
+        layout = store.encoding.layout(store.classes)
         capacity = min(plan.samples * (len(tables) + epochs + 1), max(limit // row_bytes(layout), 1))
         folder = store.location.folder.parent if store.location.folder else None
         index = cls(plan.samples * plan.standard_views, capacity, layout, folder)
@@ -74,7 +74,7 @@ class CropFlipIndex:
             if columns is not None:
                 self.add(keys[rows.start : rows.stop], columns)
 
-    def lookup(self, keys: np.ndarray) -> tuple[np.ndarray, Columns]:
+    def lookup(self, keys: np.ndarray) -> tuple[np.ndarray, EncodedLogits]:
         """Look up keys.
 
         Parameters
@@ -85,7 +85,7 @@ class CropFlipIndex:
         -------
         hit : ndarray of bool, shape (B,)
             Whether each key is in the index.
-        columns : Columns
+        columns : EncodedLogits
             The rows of the hits, in the order of the keys.
         """
         rows = self._row[keys]
@@ -93,12 +93,12 @@ class CropFlipIndex:
         chosen = torch.from_numpy(rows[hit].astype(np.int64))
         return hit, {name: column[chosen] for name, column in self._columns.items()}
 
-    def add(self, keys: np.ndarray, columns: Columns) -> None:
-        """Add rows while there is capacity; keys that are in the index keep their row."""
-        new, first = np.unique(keys, return_index=True)
+    def add(self, view_keys: np.ndarray, encoded: EncodedLogits) -> None:
+        """Add the encoded logits of views while there is capacity; views in the index keep theirs."""
+        new, first = np.unique(view_keys, return_index=True)
         first = first[self._row[new] < 0][: self._capacity - self._rows]
         rows = slice(self._rows, self._rows + len(first))
-        for name, column in columns.items():
+        for name, column in encoded.items():
             self._columns[name][rows] = column[torch.from_numpy(first)]
-        self._row[keys[first]] = np.arange(rows.start, rows.stop)
+        self._row[view_keys[first]] = np.arange(rows.start, rows.stop)
         self._rows = rows.stop

@@ -75,7 +75,7 @@ def _explain(error: Exception) -> tuple[str, int]:
         return first_line(error), KdcacheError.exit_code
     if _is_distributed() and any(word in str(error) for word in ("gloo", "NCCL", "ncclInternal")):
         what = "lost the connection to another process of this training"
-        return problem(what, got=first_line(error), remedy="Resume it with --resume."), KdcacheError.exit_code
+        return problem(what, got=first_line(error), remedy="Resume the training with --resume."), KdcacheError.exit_code
     message = f"unexpected {type(error).__name__}: {error} (run kdcache --debug to see the traceback)"
     return message, KdcacheError.exit_code
 

@@ -75,14 +75,14 @@ def disagreement(samples: int, aug: str, seed: int, out: Path | None, **selectio
     from kdcache.analysis.disagreement import measure_disagreement
     from kdcache.files import write_json
     from kdcache.report.analysis_tables import classes_table, disagreement_table
-    from kdcache.report.gallery import draw_disagreements
+    from kdcache.report.gallery import plot_disagreements
     from kdcache.report.tables import show
 
     teacher = load_analyzed_teacher(**selection)
     report = measure_disagreement(teacher, samples, seed, aug)
     folder = _output_folder(out, teacher)
     write_json(folder / "disagreement.json", report.as_json())
-    draw_disagreements(report, folder / "disagreement.png")
+    plot_disagreements(report, folder / "disagreement.png")
     show(disagreement_table(report))
     show(classes_table(report, max_rows=20))
     _print_files(folder, "disagreement.json", "disagreement.png")
@@ -106,7 +106,7 @@ def teacher(augs: tuple[str, ...], epochs: int, samples: int, seed: int, out: Pa
     from kdcache.analysis.augmentations import STUDENT_FREE, rank_augmentations
     from kdcache.files import write_json
     from kdcache.report.analysis_tables import augmentations_table
-    from kdcache.report.charts import draw_augmentation_scores
+    from kdcache.report.charts import plot_augmentation_scores
     from kdcache.report.style import write_figure
     from kdcache.report.tables import show
 
@@ -116,7 +116,7 @@ def teacher(augs: tuple[str, ...], epochs: int, samples: int, seed: int, out: Pa
     document = {"teacher": analyzed.name, "dataset": analyzed.data.card.name, "split": analyzed.split, "seed": seed}
     lines = [{**score.as_json(), "gap_to_best_and_error": score.gap_to(scores[0])} for score in scores]
     write_json(folder / "augmentations.json", {**document, "augmentations": lines})
-    write_figure(draw_augmentation_scores(scores), folder / "augmentations.png")
+    write_figure(plot_augmentation_scores(scores), folder / "augmentations.png")
     show(augmentations_table(analyzed.name, scores))
     _print_files(folder, "augmentations.json", "augmentations.png")
 
@@ -135,8 +135,8 @@ def kl_ratio(runs: tuple[Path, ...], data_root: Path | None, out: Path | None) -
     from kdcache.analysis.groups import group_runs
     from kdcache.analysis.kl_ratio import ratio_curves
     from kdcache.files import write_json
-    from kdcache.report.analysis_tables import hardness_table, ratios_table
-    from kdcache.report.charts import draw_hardness, draw_ratios
+    from kdcache.report.analysis_tables import hardness_table, kl_ratio_table
+    from kdcache.report.charts import plot_hardness, plot_kl_ratios
     from kdcache.report.style import write_figure
     from kdcache.report.tables import show
 
@@ -146,8 +146,8 @@ def kl_ratio(runs: tuple[Path, ...], data_root: Path | None, out: Path | None) -
     folder = _output_folder(out)
     written, images = ["kl-ratio.json"], []
     if curves:
-        show(ratios_table(curves))
-        write_figure(draw_ratios(curves), folder / "kl-ratio.png")
+        show(kl_ratio_table(curves))
+        write_figure(plot_kl_ratios(curves), folder / "kl-ratio.png")
         written.append("kl-ratio.png")
     for group in groups:
         run = group.runs[0]
@@ -156,7 +156,7 @@ def kl_ratio(runs: tuple[Path, ...], data_root: Path | None, out: Path | None) -
         images.append({"name": group.name, "run": str(run.path), **hardness.as_json()})
         show(hardness_table(f"{group.name} ({run.path})", hardness))
         number = len(images)
-        write_figure(draw_hardness(hardness), folder / f"hardness-{number}.png")
+        write_figure(plot_hardness(hardness), folder / f"hardness-{number}.png")
         written += [f"hardness-{number}.png", *_draw_images(run, hardness, data_root, folder, number)]
     if not curves and not images:
         raise UsageError(problem("runs", expected="students with a teacher", got="none with statistics of d"))
@@ -202,7 +202,7 @@ def curves(runs: tuple[Path, ...], out: Path | None) -> None:
     from kdcache.analysis.curves import error_curves
     from kdcache.files import write_json
     from kdcache.report.analysis_tables import errors_table
-    from kdcache.report.charts import draw_error_curves
+    from kdcache.report.charts import plot_error_curves
     from kdcache.report.style import write_figure
     from kdcache.report.tables import show
 
@@ -211,7 +211,7 @@ def curves(runs: tuple[Path, ...], out: Path | None) -> None:
         raise UsageError(problem("runs", expected="finished trainings", got="none"))
     folder = _output_folder(out)
     write_json(folder / "curves.json", [curve.as_json() for curve in found])
-    write_figure(draw_error_curves(found), folder / "curves.png")
+    write_figure(plot_error_curves(found), folder / "curves.png")
     show(errors_table(found))
     _print_files(folder, "curves.json", "curves.png")
 

@@ -47,27 +47,27 @@ def fill(config: StudentConfig) -> None:
 def plan(config: StudentConfig, students: int) -> None:
     """Count teacher forwards and bytes with each --cache."""
     from kdcache.answers.budget import compare_caches
-    from kdcache.answers.codec import TopK, make_codec
-    from kdcache.answers.space import StoreSpace
+    from kdcache.answers.encoding import TopK, make_encoding
+    from kdcache.answers.space import StoreContents
     from kdcache.config import TeacherConfig
-    from kdcache.report.stores import codec_line, costs_table
+    from kdcache.report.stores import costs_table, encoding_line
     from kdcache.report.tables import show
     from kdcache.run.find import find_teacher_run, store_path
     from kdcache.run.folder import newest_finished_run
-    from kdcache.setup import data_size, plan_for
+    from kdcache.setup import data_size, make_plan_for_size
 
-    size, codec = data_size(config), make_codec(config.store_dtype, config.topk)
+    size, encoding = data_size(config), make_encoding(config.store_dtype, config.topk)
     run = find_teacher_run(config.teacher) if config.teacher else newest_finished_run(TeacherConfig, config.dataset)
-    where = config.store or (store_path(run.path, codec) if run else None)
-    space = StoreSpace.at(where, size.samples, size.classes, codec, config.cache_limit, read_commits=True)
-    costs = compare_caches(plan_for(config, size.samples, size.card), config.epochs, space)
+    where = config.store or (store_path(run.path, encoding) if run else None)
+    space = StoreContents.at(where, size.samples, size.classes, encoding, config.cache_limit, read_commits=True)
+    costs = compare_caches(make_plan_for_size(config, size.samples, size.card), config.epochs, space)
     show(costs_table(costs, students, space.table_bytes))
     error = None
-    if run and isinstance(codec, TopK):
-        from kdcache.answers.verify import codec_error_on_clean
+    if run and isinstance(encoding, TopK):
+        from kdcache.answers.verify import encoding_loss_on_clean
 
-        error = codec_error_on_clean(store_path(run.path), codec, config.temperature)
-    click.echo(codec_line(codec, size.classes, error, config.temperature))
+        error = encoding_loss_on_clean(store_path(run.path), encoding, config.temperature)
+    click.echo(encoding_line(encoding, size.classes, error, config.temperature))
 
 
 @cache.command()
@@ -167,4 +167,5 @@ def prune(
         if view_seed in (None, name.seed) and (after_epoch is None or name.epoch >= after_epoch)
     ]
     found.drop(paths)
-    click.echo(f"deleted {len(paths)} tables; {found.location.where} has {file_size(found.location.size())} now")
+    size = file_size(found.location.size())
+    click.echo(f"deleted {len(paths)} tables of logits; the store {found.location.where} now takes {size}")

@@ -36,10 +36,10 @@ def doctor(runs: Path, data_root: Path, train: bool, device: str, precision: str
 
     checks = quick_checks(runs, data_root)
     if train:
-        from kdcache.self_test import Recipes, training_checks
+        from kdcache.self_test import TrainFunctions, training_checks
         from kdcache.stages import train_student, train_teacher
 
-        checks |= training_checks(Recipes(train_teacher, train_student), runs, device, precision)
+        checks |= training_checks(TrainFunctions(train_teacher, train_student), runs, device, precision)
     problems = []
     for finding in run_checks(checks):
         click.echo(f"{finding.state:<8}{finding.check}: {finding.text}")

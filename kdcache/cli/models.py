@@ -74,7 +74,7 @@ def predict(run: Path, images: tuple[Path, ...]) -> None:
     from kdcache.datasets.pictures import read_image
     from kdcache.errors import printable
     from kdcache.models import checkpoint
-    from kdcache.models.export import Deployed
+    from kdcache.models.export import ExportModule
     from kdcache.run.folder import FinishedRun
 
     path = FinishedRun(run).network_file
@@ -82,7 +82,7 @@ def predict(run: Path, images: tuple[Path, ...]) -> None:
     metadata = checkpoint.metadata(path)
     names = metadata.get("class_names") or [str(label) for label in range(network.num_classes)]
     sizes = network.image_size, metadata.get("shorter_side") or network.image_size
-    deployed = Deployed(network)
+    deployed = ExportModule(network)
     for image in images:
         with torch.inference_mode():
             (probabilities,) = deployed(read_image(image, *sizes)[None])

@@ -12,7 +12,7 @@ from kdcache.cli.options import DEVICE
 from kdcache.errors import KdcacheError, UsageError, problem
 
 if TYPE_CHECKING:
-    from kdcache.study.expand import TableCell
+    from kdcache.study.expand import StudyCell
 
 __all__ = ["reproduce"]
 
@@ -114,7 +114,7 @@ def reproduce(
             raise KdcacheError(f"runs that failed: {len(failed)}. The same command tries them again.")
 
 
-def _train(cells: "list[TableCell]", jobs: int, launcher: str, out: Path, options: dict[str, str]) -> list[str]:
+def _train(cells: "list[StudyCell]", jobs: int, launcher: str, out: Path, options: dict[str, str]) -> list[str]:
     from kdcache.study.launch import make_launcher
     from kdcache.study.training_runs import train_unfinished
 
@@ -132,7 +132,7 @@ def _parse_pairs(option: str, pairs: tuple[str, ...]) -> dict[str, str]:
     return dict(text.split("=", 1) for text in pairs)
 
 
-def _print_plan(cells: "list[TableCell]", commands: bool, time_steps: bool) -> None:
+def _print_plan(cells: "list[StudyCell]", commands: bool, time_steps: bool) -> None:
     """Print what a study costs: totals, a row for each row of the study and, if asked for, commands and hours."""
     from kdcache.report.tables import file_size, show
     from kdcache.study.cost import study_cost
@@ -151,10 +151,10 @@ def _print_plan(cells: "list[TableCell]", commands: bool, time_steps: bool) -> N
         limited = cost.limited.forwards + cost.without_store
         click.echo(f"within --cache-limit: {limited:,} teacher forwards, {file_size(cost.limited.stored_bytes)}")
     if time_steps:
-        from kdcache.study.timing import hours
+        from kdcache.study.timing import estimate_hours
 
         click.echo("timing each network for a second ...", err=True)
-        click.echo(f"hours on this machine, one run at a time, with the cache: {hours(cells):.1f}")
+        click.echo(f"hours on this machine, one run at a time, with the cache: {estimate_hours(cells):.1f}")
     show(study_cost_table(cells))
     if commands:
         for run in runs:

@@ -23,11 +23,11 @@ def views(config: StudentConfig, epoch: int, samples: int, out: Path) -> None:
 
     from kdcache.report.tables import show
     from kdcache.report.view_pictures import draw_views, views_table
-    from kdcache.setup import load_data, plan_of
+    from kdcache.setup import load_data, make_plan
     from kdcache.views import ViewMaker
 
     data = load_data(config)
-    plan = plan_of(config, data)
+    plan = make_plan(config, data)
     if samples > plan.samples:
         raise UsageError(problem("--samples", expected=f"at most {plan.samples} training images", got=samples))
     show(views_table(plan, data, epoch - 1, samples))

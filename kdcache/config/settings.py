@@ -9,8 +9,8 @@ from pydantic import Field
 from kdcache.errors import problem
 
 __all__ = [
-    "BY_PRESET",
     "GROUPS",
+    "SET_BY_PRESET",
     "Choice",
     "ChoiceSum",
     "Invalid",
@@ -23,7 +23,7 @@ __all__ = [
 GROUPS = ("data", "network", "recipe", "views", "loss", "cache", "run")
 """The groups of settings, in the order of the help pages."""
 
-BY_PRESET = "set by the preset"
+SET_BY_PRESET = "set by the preset"
 """Shown in place of the default of a setting that every preset states."""
 
 

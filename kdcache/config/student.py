@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, ByteSize, ValidationInfo, field_validator
 
 from kdcache.choices import AUGMENTATIONS, CACHES, CRITERIA, LOSSES, MIXES, STORE_DTYPES, Augmentation
-from kdcache.config.settings import BY_PRESET, Choice, ChoiceSum, Invalid, setting
+from kdcache.config.settings import SET_BY_PRESET, Choice, ChoiceSum, Invalid, setting
 from kdcache.config.training import Model, TrainingConfig
 
 __all__ = ["StudentConfig"]
@@ -26,7 +26,7 @@ class StudentConfig(TrainingConfig):
     table = "student"
     MAY_DIFFER_ON_RESUME = TrainingConfig.MAY_DIFFER_ON_RESUME | {"cache", "cache_limit", "store"}
 
-    model: Model = setting("network", "resnet8", "Network to train.", shown=BY_PRESET)
+    model: Model = setting("network", "resnet8", "Network to train.", shown=SET_BY_PRESET)
     teacher: Path | None = setting(
         "network", None, "Run folder of the teacher.", shown="the newest finished teacher of the dataset in runs/"
     )

@@ -18,7 +18,7 @@ from kdcache.choices import (
     MODELS,
     PRECISIONS,
 )
-from kdcache.config.settings import BY_PRESET, Choice, Invalid, check_text, setting, setting_problem
+from kdcache.config.settings import SET_BY_PRESET, Choice, Invalid, check_text, setting, setting_problem
 from kdcache.errors import UsageError, problem
 from kdcache.presets import read_settings
 
@@ -67,24 +67,28 @@ class TrainingConfig(BaseModel):
     )
     train_fraction: float = setting("data", 1.0, "Fraction of each class to train on.", gt=0, le=1)
     workers: int | None = setting("data", None, "Processes that decode images.", shown="one per core", ge=0)
-    model: Model = setting("network", "wrn_16_1", "Network to train.", shown=BY_PRESET)
+    model: Model = setting("network", "wrn_16_1", "Network to train.", shown=SET_BY_PRESET)
     features: tuple[str, ...] = setting(
         "network",
         (),
         "Modules of an external network whose outputs are its features, for losses on features; such as layer1,layer2.",
     )
-    epochs: int = setting("recipe", 24, "Passes over the training set.", shown=BY_PRESET, ge=1, le=MAX_COUNT)
-    batch_size: int = setting("recipe", 64, "Images per step.", shown=BY_PRESET, ge=2, le=MAX_COUNT)
-    lr: float = setting("recipe", 0.05, "Initial learning rate.", shown=BY_PRESET, gt=0, allow_inf_nan=False)
-    momentum: float = setting("recipe", 0.9, "Momentum of SGD.", shown=BY_PRESET, ge=0, lt=1)
-    weight_decay: float = setting("recipe", 5e-4, "Weight decay of SGD.", shown=BY_PRESET, ge=0, allow_inf_nan=False)
+    epochs: int = setting("recipe", 24, "Passes over the training set.", shown=SET_BY_PRESET, ge=1, le=MAX_COUNT)
+    batch_size: int = setting("recipe", 64, "Images per step.", shown=SET_BY_PRESET, ge=2, le=MAX_COUNT)
+    lr: float = setting("recipe", 0.05, "Initial learning rate.", shown=SET_BY_PRESET, gt=0, allow_inf_nan=False)
+    momentum: float = setting("recipe", 0.9, "Momentum of SGD.", shown=SET_BY_PRESET, ge=0, lt=1)
+    weight_decay: float = setting(
+        "recipe", 5e-4, "Weight decay of SGD.", shown=SET_BY_PRESET, ge=0, allow_inf_nan=False
+    )
     milestones: tuple[float, ...] = setting(
         "recipe",
         (0.625, 0.75, 0.875),
         "Fractions of the epochs after which the learning rate drops, in rising order.",
-        shown=BY_PRESET,
+        shown=SET_BY_PRESET,
     )
-    gamma: float = setting("recipe", 0.1, "Factor on the learning rate at each milestone.", shown=BY_PRESET, gt=0, le=1)
+    gamma: float = setting(
+        "recipe", 0.1, "Factor on the learning rate at each milestone.", shown=SET_BY_PRESET, gt=0, le=1
+    )
     evaluate_every: int = setting(
         "run", 1, "Epochs between evaluations. The last epoch is always evaluated.", ge=1, le=MAX_COUNT
     )

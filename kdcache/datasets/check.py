@@ -14,13 +14,13 @@ from kdcache.datasets.reading import read
 from kdcache.datasets.split import Dataset, Split
 from kdcache.errors import UsageError, problem
 
-__all__ = ["Report", "check", "hash_images"]
+__all__ = ["DatasetCheck", "check", "hash_images"]
 
-Progress = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Report:
+class DatasetCheck:
     """The result of checking a dataset.
 
     Attributes
@@ -35,8 +35,8 @@ class Report:
 
 
 def check(
-    name: str, progress: Progress = lambda done, total: None, workers: int | None = None, **place: object
-) -> Report:
+    name: str, progress: ProgressCallback = lambda done, total: None, workers: int | None = None, **place: object
+) -> DatasetCheck:
     """Hash and decode every image again, and compare the dataset with what is known of it.
 
     Parameters
@@ -54,16 +54,18 @@ def check(
     for (part, split), count in zip(splits.items(), data.card.counts or (), strict=False):
         if len(split) != count:
             expected = f"the {count} of the complete dataset"
-            problems.append(problem(f"images of {part}", expected=expected, got=len(split)))
+            problems.append(problem(f"number of {part} images", expected=expected, got=len(split)))
     if name.startswith(HDF5_PREFIX) and place.get("image_size") is None:
         stated = stated_fingerprints(Path(name.removeprefix(HDF5_PREFIX)).expanduser())
         for part, split in splits.items():
             if stated[part] not in (None, split.fingerprint):
                 problems.append(problem(f"fingerprint of {part}", expected=stated[part], got=split.fingerprint))
-    return Report(data, problems)
+    return DatasetCheck(data, problems)
 
 
-def hash_images(data: Dataset, progress: Progress = lambda done, total: None, decode_all: bool = False) -> list[str]:
+def hash_images(
+    data: Dataset, progress: ProgressCallback = lambda done, total: None, decode_all: bool = False
+) -> list[str]:
     """Hash every image file that was not hashed before, and list those that are known to be bad.
 
     Parameters
@@ -88,7 +90,7 @@ def hash_images(data: Dataset, progress: Progress = lambda done, total: None, de
     return lines
 
 
-def _check_split(split: Split, progress: Progress) -> list[str]:
+def _check_split(split: Split, progress: ProgressCallback) -> list[str]:
     if split.pictures is None:
         return []  # reading it was the check
     source, manifest = split.pictures.source, Manifest.load(split.pictures.source)

@@ -21,7 +21,7 @@ __all__ = ["ARCHIVES", "BY_HAND", "Archive", "fetch"]
 
 BLOCK_BYTES = 2**18
 
-Progress = Callable[[str, int, int], None]
+ProgressCallback = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ BY_HAND = {
 """How to get the datasets that cannot be downloaded."""
 
 
-def fetch(name: str, root: Path, progress: Progress = lambda file, done, total: None) -> Path | None:
+def fetch(name: str, root: Path, progress: ProgressCallback = lambda file, done, total: None) -> Path | None:
     """Download a dataset into the data root and unpack it, unless it is there already.
 
     Parameters
@@ -102,13 +102,16 @@ def fetch(name: str, root: Path, progress: Progress = lambda file, done, total: 
     try:
         write_folder_atomically(folder, lambda temporary: _unpack(files, folder.name, temporary))
     except (OSError, tarfile.TarError, zipfile.BadZipFile) as error:
-        raise KdcacheError(problem(f"could not unpack {name} into {folder}", got=first_line(error))) from error
+        remedy = f"Delete {downloads} and try again."
+        raise KdcacheError(
+            problem(f"could not unpack {name} into {folder}", got=first_line(error), remedy=remedy)
+        ) from error
     for file in files:
         file.unlink()
     return folder
 
 
-def _download(archive: Archive, folder: Path, progress: Progress) -> Path:
+def _download(archive: Archive, folder: Path, progress: ProgressCallback) -> Path:
     """Download a file, resuming an earlier attempt. It gets its name when its hash is verified."""
     path = folder / archive.url.rsplit("/", 1)[1]
     if path.is_file():

@@ -19,7 +19,7 @@ from kdcache.datasets.listing import (
 )
 from kdcache.datasets.sources import Files
 from kdcache.datasets.split import Dataset
-from kdcache.errors import UsageError, problem
+from kdcache.errors import UsageError, first_line, problem
 
 __all__ = ["load"]
 
@@ -97,7 +97,9 @@ def _synsets(kit: Path) -> dict[int, tuple[str, str]]:
         rows = loadmat(kit / META, squeeze_me=True)["synsets"]
         return {int(row["ILSVRC2012_ID"]): (str(row["WNID"]), str(row["words"])) for row in rows}
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise UsageError(problem(f"could not read {kit / META}", expected="the file of the kit", got=error)) from error
+        expected, got = f"{META} of ImageNet's development kit", first_line(error)
+        remedy = "Unpack ILSVRC2012_devkit_t12.tar.gz again."
+        raise UsageError(problem(f"could not read {kit / META}", expected=expected, got=got, remedy=remedy)) from error
 
 
 def _names(path: Path, folders: tuple[str, ...]) -> tuple[str, ...]:

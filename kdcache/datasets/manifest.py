@@ -25,10 +25,10 @@ __all__ = ["Manifest"]
 
 UNKNOWN, GOOD, BAD = range(3)
 
-BLOCK = 512
+PICTURES_PER_BLOCK = 512
 """Images that a worker hashes per request."""
 
-Progress = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 
 
 @dataclass(eq=False)
@@ -78,7 +78,7 @@ class Manifest:
         *,
         decode_all: bool = False,
         again: bool = False,
-        progress: Progress = lambda done, total: None,
+        progress: ProgressCallback = lambda done, total: None,
     ) -> None:
         """Hash the images whose hash is not known, and save the manifest.
 
@@ -95,7 +95,7 @@ class Manifest:
         """
         missing = ~self.hashed | (decode_all & (self.state == UNKNOWN)) | again
         rows = np.flatnonzero(missing)
-        blocks = np.split(rows, range(BLOCK, len(rows), BLOCK)) if len(rows) else []
+        blocks = np.split(rows, range(PICTURES_PER_BLOCK, len(rows), PICTURES_PER_BLOCK)) if len(rows) else []
         few = len(blocks) <= 1  # starting workers would take longer
         found = prefetch_map(partial(_hash_block, self.source, decode_all), blocks, 0 if few else workers)
         done = 0

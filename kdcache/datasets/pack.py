@@ -20,7 +20,7 @@ __all__ = ["draft_path", "pack"]
 SYNC_BYTES = 64 * 2**20
 """Bytes after which the draft is synced to the disk and its progress is recorded."""
 
-Progress = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 
 
 class _Payload(NamedTuple):
@@ -49,7 +49,7 @@ def draft_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.packing")
 
 
-def pack(data: Dataset, path: Path, progress: Progress = lambda done, total: None) -> None:
+def pack(data: Dataset, path: Path, progress: ProgressCallback = lambda done, total: None) -> None:
     """Pack a dataset into a file for ``hdf5:FILE``, with the same images, labels, class names and fingerprints.
 
     The draft beside it has its full size from the start, and records how much is written. A later call for the same

@@ -75,9 +75,9 @@ def read(
         with h5py.File(path) as file:
             found = file.attrs.get("format"), file.attrs.get("version")
             if found != (FORMAT, VERSION):
-                raise UsageError(
-                    problem(f"format of {path}", expected=f"{FORMAT} {VERSION}", got=" ".join(map(str, found)))
-                )
+                got = "no file of kdcache" if found == (None, None) else " ".join(map(str, found))
+                remedy = "Pack the dataset again with kdcache data pack."
+                raise UsageError(problem(f"format of {path}", expected=f"{FORMAT} {VERSION}", got=got, remedy=remedy))
             names = _class_names(file)
             card = card or _stated_card(file, name, len(names), image_size)
             if len(names) != card.classes:

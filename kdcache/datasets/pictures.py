@@ -30,7 +30,7 @@ FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
 MAX_PIXELS = 2**26
 """Number of pixels above which a picture is not decoded: a small file may claim to be huge."""
 
-BLOCK = 256
+PICTURES_PER_BLOCK = 256
 """Pictures that are submitted to the threads at once."""
 
 
@@ -116,8 +116,8 @@ class Pictures:
                 decode_one(place)
         else:
             with ThreadPoolExecutor(min(THREADS, default_workers())) as pool:
-                for start in range(0, len(pictures), BLOCK):
-                    list(pool.map(decode_one, range(start, min(start + BLOCK, len(pictures)))))
+                for start in range(0, len(pictures), PICTURES_PER_BLOCK):
+                    list(pool.map(decode_one, range(start, min(start + PICTURES_PER_BLOCK, len(pictures)))))
         return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 

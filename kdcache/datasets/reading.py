@@ -12,7 +12,7 @@ from kdcache.choices import FOLDER_PREFIX, HDF5_PREFIX
 from kdcache.datasets.split import Dataset, Split
 from kdcache.errors import UsageError, problem
 
-__all__ = ["found", "load", "read", "without_bad_images"]
+__all__ = ["list_available", "load", "read", "without_bad_images"]
 
 MAX_BYTES_IN_MEMORY = 2 * 2**30
 """Size up to which the images of a split are held in memory, if x is a crop of the clean view."""
@@ -114,7 +114,7 @@ def read(
     return dataset
 
 
-def found(root: Path) -> list[str]:
+def list_available(root: Path) -> list[str]:
     """List the datasets that can be read without a download: the shipped one, and those in a folder."""
     root = root.expanduser()
     named = [

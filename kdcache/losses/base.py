@@ -35,7 +35,7 @@ class ViewOutputs:
         Feature maps, first to last, and the vector that the classifier reads
         (`kdcache.models.Network.with_features`); empty unless a loss reads them. The teacher's are known for x alone:
         stored logits come without features.
-    rank_weight : float
+    process_weight : float
         Weight of a mean over these rows in the mean over all processes: 1 where each process has as many rows.
     """
 
@@ -49,7 +49,7 @@ class ViewOutputs:
     lam: Tensor | None = None
     student_features: tuple[Tensor, ...] = ()
     teacher_features: tuple[Tensor, ...] = ()
-    rank_weight: float = 1.0
+    process_weight: float = 1.0
 
 
 class LossContext(NamedTuple):

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from kdcache.choices import LOSSES, load
+from kdcache.choices import LOSSES, import_object
 from kdcache.config import StudentConfig
 from kdcache.losses.base import DistillLoss, LossContext, ViewOutputs
 from kdcache.models import Network
@@ -60,7 +60,7 @@ def _on_views(loss: nn.Module, acts_on: str, x: ViewOutputs | None, mixed: ViewO
     trained_on = [views for views in (x, mixed) if views is not None]
     # Cross-entropy alone is trained on mixed views without x.
     calls = {"x": [trained_on[:1]], "each": [[views] for views in trained_on], "pairs": [trained_on]}[acts_on]
-    terms: list[Tensor] = [views[0].rank_weight * loss(*views) for views in calls]
+    terms: list[Tensor] = [views[0].process_weight * loss(*views) for views in calls]
     return sum(terms[1:], terms[0])
 
 
@@ -68,7 +68,7 @@ def build_losses(names: Iterable[str], context: LossContext) -> dict[str, Distil
     """Build losses by name, their initial weights drawn from the context's seed."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(context.seed)
-        return {name: load(LOSSES[name].implementation)(context) for name in names}
+        return {name: import_object(LOSSES[name].implementation)(context) for name in names}
 
 
 def build_objective(config: StudentConfig, student: Network, teacher: Network | None, labels: Tensor) -> Objective:

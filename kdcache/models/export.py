@@ -13,7 +13,7 @@ from kdcache.files import write_atomically
 from kdcache.models import checkpoint
 from kdcache.models.network import Network
 
-__all__ = ["FORMATS", "Deployed", "Exported", "export"]
+__all__ = ["FORMATS", "ExportModule", "Exported", "export"]
 
 CHECKED_IMAGES = 64
 """Random images on which the exported file is compared with the network."""
@@ -22,7 +22,7 @@ TOLERANCE = 1e-3
 """Largest difference of a probability; other runtimes round differently."""
 
 
-class Deployed(nn.Module):
+class ExportModule(nn.Module):
     """A network with its preprocessing and softmax.
 
     Parameters
@@ -73,7 +73,7 @@ def export(network: Network, format: str, path: Path) -> Exported:
     """
     size = network.image_size
     images = torch.randint(0, 256, (CHECKED_IMAGES, 3, size, size), generator=torch.Generator().manual_seed(0)).byte()
-    deployed = Deployed(network.cpu()).eval()
+    deployed = ExportModule(network.cpu()).eval()
     with torch.inference_mode():
         expected = deployed(images)
     write, run = FORMATS[format]
@@ -94,22 +94,24 @@ def export(network: Network, format: str, path: Path) -> Exported:
             raise KdcacheError(problem(what, got=first_line(error))) from error
         if not difference <= TOLERANCE:
             what = f"exported probabilities differ from those of {network.name}, so {path} is not written"
-            raise KdcacheError(problem(what, expected=f"at most {TOLERANCE}", got=difference.item()))
+            raise KdcacheError(
+                problem(what, expected=f"a largest difference of at most {TOLERANCE}", got=difference.item())
+            )
 
     write_atomically(path, write_and_check)
     return Exported(path, difference.item())
 
 
-def _write_safetensors(deployed: Deployed, images: Tensor, path: Path) -> None:
+def _write_safetensors(deployed: ExportModule, images: Tensor, path: Path) -> None:
     checkpoint.save(deployed.network, path)
 
 
 def _run_safetensors(path: Path, images: Tensor) -> Tensor:
     with torch.inference_mode():
-        return Deployed(checkpoint.load(path))(images)
+        return ExportModule(checkpoint.load(path))(images)
 
 
-def _write_torch_export(deployed: Deployed, images: Tensor, path: Path) -> None:
+def _write_torch_export(deployed: ExportModule, images: Tensor, path: Path) -> None:
     batch = torch.export.Dim("batch", min=1)
     program = torch.export.export(deployed, (images,), dynamic_shapes=({0: batch},))
     with path.open("wb") as file:
@@ -122,7 +124,7 @@ def _run_torch_export(path: Path, images: Tensor) -> Tensor:
     return probabilities
 
 
-def _write_onnx(deployed: Deployed, images: Tensor, path: Path) -> None:
+def _write_onnx(deployed: ExportModule, images: Tensor, path: Path) -> None:
     import onnxruntime  # noqa: F401, fails early if it is missing
     import onnxscript  # noqa: F401
 
@@ -147,7 +149,7 @@ def _run_onnx(path: Path, images: Tensor) -> Tensor:
     return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
-Write = Callable[[Deployed, Tensor, Path], None]
+Write = Callable[[ExportModule, Tensor, Path], None]
 Run = Callable[[Path, Tensor], Tensor]
 
 FORMATS: dict[str, tuple[Write, Run]] = {

@@ -101,7 +101,7 @@ def _build_python(rest: str, num_classes: int, image_size: int) -> nn.Module:
         raise UsageError(
             problem(
                 f"the code of network {name} is not trusted",
-                remedy=f"If you trust it, run kdcache --trust {name} followed by the same command.",
+                remedy=f"If you trust it, add --trust {name} right after kdcache, before the command.",
             )
         )
     if os.getcwd() not in sys.path:

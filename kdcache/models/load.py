@@ -69,7 +69,7 @@ def find_network(
         stated = published.download_torchvision(model, str(weights))
     else:
         stated = published.read(Path(weights))
-    name = model or published.closest(stated.state)
+    name = model or published.most_similar_network(stated.state)
     if name is None:
         remedy = "Name the network with --model."
         raise UsageError(problem(f"weights {weights}", expected="the tensors of a known network", remedy=remedy))

@@ -18,7 +18,7 @@ from kdcache.errors import KdcacheError, UsageError, abbreviated, first_line, pr
 from kdcache.models.network import Network
 from kdcache.models.registry import REGISTRY
 
-__all__ = ["KNOWN_ACCURACY", "Published", "closest", "download_torchvision", "load_into", "read"]
+__all__ = ["KNOWN_ACCURACY", "Published", "download_torchvision", "load_into", "most_similar_network", "read"]
 
 KNOWN_ACCURACY = {
     ("cifar100", "wrn_40_2"): 75.61,
@@ -39,7 +39,7 @@ _PREFIXES = ("module.", "_orig_mod.")
 MAX_TENSORS_LISTED = 10
 
 MIN_SIMILARITY = 0.8
-"""Fraction of tensors that a file and a network must have in common for `closest` to name the network."""
+"""Fraction of tensors that a file and a network must have in common for `most_similar_network` to name the network."""
 
 # Plain data in published files besides the tensors: the options of the training command, and NumPy scalars, whose
 # module was renamed in NumPy 2.
@@ -236,7 +236,7 @@ def load_into(network: Network, state: dict[str, Tensor], where: object) -> None
         "of another shape or type": {key for key in expected.keys() & state.keys() if differs(key)},
     }
     if any(wrong.values()):
-        fitting = closest(state)
+        fitting = most_similar_network(state)
         remedy = f"The tensors fit {fitting}." if fitting not in (None, network.name) else None
         raise UsageError(
             *(
@@ -253,7 +253,7 @@ def load_into(network: Network, state: dict[str, Tensor], where: object) -> None
     network.body.load_state_dict(state)
 
 
-def closest(state: dict[str, Tensor]) -> str | None:
+def most_similar_network(state: dict[str, Tensor]) -> str | None:
     """Name the network of kdcache whose tensors are most similar, for any number of classes; ``None`` if none is."""
     shapes = {(name, tuple(tensor.shape)) for name, tensor in state.items()}
     matrices = [tensor for tensor in state.values() if tensor.ndim == 2]

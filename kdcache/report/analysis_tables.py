@@ -27,7 +27,7 @@ __all__ = [
     "errors_table",
     "groups_table",
     "hardness_table",
-    "ratios_table",
+    "kl_ratio_table",
     "runs_table",
 ]
 
@@ -40,8 +40,8 @@ def disagreement_table(report: DisagreementReport) -> TextTable:
         ("  pairs of different classes", counts.different_classes),
         ("  pairs of the same class", counts.same_class),
         *((f"  lambda {low:.1f} to {high:.1f}", proportion) for low, high, proportion in counts.by_lambda),
-        ("disagrees, both clean images correct", counts.despite_correct),
-        ("  as a share of samples with both images correct", counts.given_correct),
+        ("disagrees, both clean images correct", counts.despite_both_images_correct),
+        ("  as a share of samples with both images correct", counts.given_both_images_correct),
         ("teacher's class is that of one of the images", counts.one_of_two),
         ("  as a share of samples with disagreement", counts.one_of_two_given_disagreement),
         ("label in the teacher's top-5", counts.in_top5),
@@ -91,7 +91,7 @@ def augmentations_table(teacher: str, scores: Sequence[AugmentationScore]) -> Te
     )
 
 
-def ratios_table(curves: Iterable[RatioCurve]) -> TextTable:
+def kl_ratio_table(curves: Iterable[RatioCurve]) -> TextTable:
     """Mean KL ratio of each group of runs."""
     return make_table(
         "KL ratio r (Equation 3), mean over the steps",

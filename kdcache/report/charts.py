@@ -9,19 +9,19 @@ from matplotlib.ticker import MaxNLocator
 
 from kdcache.analysis.augmentations import AugmentationScore
 from kdcache.analysis.curves import ErrorCurve
-from kdcache.analysis.disagreement_counts import DisagreementCounts
+from kdcache.analysis.disagreement_counts import LabelDisagreement
 from kdcache.analysis.groups import RunGroup
 from kdcache.analysis.hardness import Hardness
 from kdcache.analysis.kl_ratio import RatioCurve
 from kdcache.report.style import SeriesStyle, series_styles
 
 __all__ = [
-    "draw_augmentation_scores",
     "draw_by_lambda",
-    "draw_error_curves",
-    "draw_hardness",
     "draw_over_epochs",
-    "draw_ratios",
+    "plot_augmentation_scores",
+    "plot_error_curves",
+    "plot_hardness",
+    "plot_kl_ratios",
 ]
 
 BAND_ALPHA = 0.18
@@ -59,7 +59,7 @@ def draw_over_epochs(groups: Sequence[RunGroup], name: str, label: str, scale: f
     return figure
 
 
-def draw_error_curves(curves: Sequence[ErrorCurve], stacked: bool = False) -> Figure:
+def plot_error_curves(curves: Sequence[ErrorCurve], stacked: bool = False) -> Figure:
     """Draw the test error by the total number of epochs, without and with augmentation (Figures 1 and 3).
 
     The two panels are side by side, or `stacked` for a narrow page.
@@ -86,7 +86,7 @@ def draw_error_curves(curves: Sequence[ErrorCurve], stacked: bool = False) -> Fi
     return figure
 
 
-def draw_ratios(curves: Sequence[RatioCurve]) -> Figure:
+def plot_kl_ratios(curves: Sequence[RatioCurve]) -> Figure:
     """Draw r over the iterations (Figure 4): mean and standard deviation over the steps."""
     figure, axes = _single_axes()
     for curve, style in zip(curves, series_styles(), strict=False):
@@ -97,7 +97,7 @@ def draw_ratios(curves: Sequence[RatioCurve]) -> Figure:
     return figure
 
 
-def draw_hardness(hardness: Hardness) -> Figure:
+def plot_hardness(hardness: Hardness) -> Figure:
     """Draw d over the epochs, and the share of hard images that stay hard."""
     figure = Figure(figsize=(9.6, 3.9), layout="constrained")
     d, transitions = figure.subplots(1, 2)
@@ -120,7 +120,7 @@ def draw_hardness(hardness: Hardness) -> Figure:
     return figure
 
 
-def draw_augmentation_scores(scores: Sequence[AugmentationScore]) -> Figure:
+def plot_augmentation_scores(scores: Sequence[AugmentationScore]) -> Figure:
     """Draw the metric of each augmentation with its 95 % interval, in the given order from the top."""
     known = [(score.aug, score.std) for score in scores if score.std is not None]
     figure = Figure(figsize=(7.2, 1.4 + 0.45 * len(known)), layout="constrained")
@@ -135,7 +135,7 @@ def draw_augmentation_scores(scores: Sequence[AugmentationScore]) -> Figure:
     return figure
 
 
-def draw_by_lambda(counts: DisagreementCounts) -> Figure:
+def draw_by_lambda(counts: LabelDisagreement) -> Figure:
     """Draw label disagreement by lambda with its 95 % interval."""
     figure, axes = _single_axes()
     style = next(series_styles())

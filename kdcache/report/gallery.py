@@ -13,12 +13,12 @@ from kdcache.analysis.hardness import Hardness
 from kdcache.datasets import Dataset
 from kdcache.report.style import write_figure
 
-__all__ = ["draw_disagreements", "draw_extremes", "format_probabilities"]
+__all__ = ["draw_extremes", "format_probabilities", "plot_disagreements"]
 
 COLUMNS, ROWS = 4, 2
 
 
-def draw_disagreements(report: DisagreementReport, path: Path) -> None:
+def plot_disagreements(report: DisagreementReport, path: Path) -> None:
     """Draw the samples on which the teacher disagrees most confidently, with the mixed label and the teacher's top-5.
 
     Parameters

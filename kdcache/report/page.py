@@ -25,10 +25,10 @@ from kdcache.report.analysis_tables import (
     disagreement_table,
     errors_table,
     groups_table,
-    ratios_table,
+    kl_ratio_table,
     runs_table,
 )
-from kdcache.report.charts import draw_by_lambda, draw_error_curves, draw_over_epochs, draw_ratios
+from kdcache.report.charts import draw_by_lambda, draw_over_epochs, plot_error_curves, plot_kl_ratios
 from kdcache.report.gallery import format_probabilities
 from kdcache.report.style import inline_svg
 from kdcache.run.records import RunRecord
@@ -72,7 +72,7 @@ def render_page(summary: RunSummary) -> str:
         curves=_curves(summary, chart),
         errors=errors_table(summary.errors),
         ratio=_ratio(summary.ratios, chart),
-        ratios=ratios_table(summary.ratios),
+        ratios=kl_ratio_table(summary.ratios),
         disagreements=[_disagreement(report, chart) for report in summary.disagreements],
         training_disagreement=_training_disagreement(summary.groups, chart),
         runs=runs_table(summary.runs),
@@ -90,7 +90,7 @@ def _curves(summary: RunSummary, chart: MakeChart) -> list[Chart]:
     if summary.errors:
         content = "; ".join(map(_describe_errors, summary.errors))
         title = "Test error by the total number of epochs: mean and standard deviation over the seeds"
-        charts.append(chart(title, content, lambda: draw_error_curves(summary.errors, stacked=True)))
+        charts.append(chart(title, content, lambda: plot_error_curves(summary.errors, stacked=True)))
     return charts
 
 
@@ -98,7 +98,7 @@ def _ratio(curves: Sequence[RatioCurve], chart: MakeChart) -> Chart | None:
     if not curves:
         return None
     content = "; ".join(f"{curve.name} from {curve.mean[0]:.2f} to {curve.mean[-1]:.2f}" for curve in curves)
-    return chart("Mean KL ratio r over the iterations, scaled to [0, 1]", content, lambda: draw_ratios(curves))
+    return chart("Mean KL ratio r over the iterations, scaled to [0, 1]", content, lambda: plot_kl_ratios(curves))
 
 
 def _training_disagreement(groups: Sequence[RunGroup], chart: MakeChart) -> Chart | None:

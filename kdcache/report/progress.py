@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kdcache.run.folder import EpochMetrics
-from kdcache.training import StepEvent
+from kdcache.training import EpochProgress
 
 __all__ = ["Bar", "Lines", "Reporter", "progress_bar", "terminal_reporter"]
 
@@ -31,7 +31,7 @@ class Reporter:
     def begin(self, title: str, epochs: int, images: int, folder: Path) -> None:
         """Start a training of `epochs` over `images` samples that writes to a run folder."""
 
-    def step(self, event: StepEvent) -> None:
+    def step(self, event: EpochProgress) -> None:
         """Report one or more optimizer steps."""
 
     def end_epoch(self, metrics: EpochMetrics) -> None:
@@ -99,8 +99,8 @@ class Bar(Reporter):
             self.progress.remove_task(previous)
         self.task = self.progress.add_task(f"epoch 1/{epochs}", total=epochs * images, loss="-", top1="-", speed="-")
 
-    def step(self, event: StepEvent) -> None:
-        done = self.epoch * self.images + event.images
+    def step(self, event: EpochProgress) -> None:
+        done = self.epoch * self.images + event.samples_done
         self.progress.update(self.task, completed=done, loss=f"{event.loss:.3f}")
 
     def end_epoch(self, metrics: EpochMetrics) -> None:

@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from kdcache.answers.budget import CacheCost
-from kdcache.answers.codec import DEFAULT_CODEC, Codec, row_bytes
+from kdcache.answers.encoding import DEFAULT_ENCODING, LogitEncoding, row_bytes
 from kdcache.answers.store import AnswerStore, ReplayTableName
 from kdcache.report.tables import TextTable, file_size
 
 if TYPE_CHECKING:
-    from kdcache.answers.verify import CodecError, TableCheck
+    from kdcache.answers.verify import EncodingLoss, TableCheck
 
-__all__ = ["checks_table", "codec_line", "costs_table", "store_table"]
+__all__ = ["checks_table", "costs_table", "encoding_line", "store_table"]
 
 
 def costs_table(costs: Sequence[CacheCost], students: int, table_bytes: int) -> TextTable:
@@ -27,14 +27,14 @@ def costs_table(costs: Sequence[CacheCost], students: int, table_bytes: int) -> 
     return TextTable("Teacher forwards and bytes", head, rows)
 
 
-def codec_line(codec: Codec, classes: int, error: "CodecError | None", temperature: float) -> str:
-    """Describe the size of a row of logits, and the error of its codec if that is known."""
-    size, default_size = (row_bytes(one.layout(classes)) for one in (codec, DEFAULT_CODEC))
-    line = f"the logits of a view take {size} bytes as {codec.name}"
+def encoding_line(encoding: LogitEncoding, classes: int, error: "EncodingLoss | None", temperature: float) -> str:
+    """Describe the size of a row of logits, and the error of its encoding if that is known."""
+    size, default_size = (row_bytes(one.layout(classes)) for one in (encoding, DEFAULT_ENCODING))
+    line = f"the logits of a view take {size} bytes as {encoding.name}"
     if error is None:
         return line
     return (
-        f"{line}, {default_size} as {DEFAULT_CODEC.name}; on clean images, their KL divergence from all logits at "
+        f"{line}, {default_size} as {DEFAULT_ENCODING.name}; on clean images, their KL divergence from all logits at "
         f"temperature {temperature:g} is {error.mean_kl:.2g} (at most {error.max_kl:.2g}), and "
         f"{100 * error.argmax_changes:.2g} % have another top class"
     )
@@ -43,7 +43,7 @@ def codec_line(codec: Codec, classes: int, error: "CodecError | None", temperatu
 def store_table(store: AnswerStore) -> TextTable:
     """Make the table of what a store holds: clean views, and views of each kind and view seed."""
     rows = []
-    for views, paths in _grouped(store.tables(), lambda path: path).items():
+    for views, paths in _grouped(store.table_paths(), lambda path: path).items():
         stored = sum(int(store.table(path).committed().sum()) for path in paths)
         size = sum(store.location.size(path) for path in paths)
         full = f"{100 * stored / (len(paths) * store.samples):.0f} %"

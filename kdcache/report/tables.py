@@ -18,7 +18,7 @@ __all__ = [
 ]
 
 REDIRECTED_WIDTH = 200
-"""Columns of a table whose output is a file or pipe."""
+"""EncodedLogits of a table whose output is a file or pipe."""
 
 Item = TypeVar("Item")
 

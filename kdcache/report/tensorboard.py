@@ -7,7 +7,7 @@ from typing import Any, Self
 from kdcache.errors import UsageError, problem
 from kdcache.report.progress import Reporter
 from kdcache.run.folder import EpochMetrics
-from kdcache.training import StepEvent
+from kdcache.training import EpochProgress
 
 __all__ = ["EVENTS", "TensorBoard"]
 
@@ -55,7 +55,7 @@ class TensorBoard(Reporter):
         self._writer = self._make_writer(str(folder / EVENTS))
         self.inner.begin(title, epochs, images, folder)
 
-    def step(self, event: StepEvent) -> None:
+    def step(self, event: EpochProgress) -> None:
         self.inner.step(event)
 
     def end_epoch(self, metrics: EpochMetrics) -> None:

@@ -13,7 +13,7 @@ from kdcache.report.analysis_tables import (
     disagreement_table,
     errors_table,
     groups_table,
-    ratios_table,
+    kl_ratio_table,
     runs_table,
 )
 from kdcache.report.tables import TextTable, to_markdown
@@ -26,7 +26,7 @@ SETTINGS = ("dataset", "model", "loss", "aug", "pick", "temperature", "alpha", "
 
 def as_markdown(summary: RunSummary) -> str:
     """Write all tables as Markdown."""
-    tables = [groups_table(summary.groups), errors_table(summary.errors), ratios_table(summary.ratios)]
+    tables = [groups_table(summary.groups), errors_table(summary.errors), kl_ratio_table(summary.ratios)]
     for report in summary.disagreements:
         tables += [disagreement_table(report), classes_table(report)]
     tables.append(runs_table(summary.runs))

@@ -7,10 +7,10 @@ from matplotlib.figure import Figure
 from kdcache.files import write_atomically
 from kdcache.run.folder import EpochMetrics
 
-__all__ = ["draw_training_curves"]
+__all__ = ["plot_training_curves"]
 
 
-def draw_training_curves(metrics: list[EpochMetrics], path: Path) -> None:
+def plot_training_curves(metrics: list[EpochMetrics], path: Path) -> None:
     """Draw training loss, test loss and test accuracy over the epochs.
 
     Parameters

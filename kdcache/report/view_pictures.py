@@ -9,13 +9,13 @@ from matplotlib.figure import Figure
 from kdcache.datasets import Dataset
 from kdcache.files import write_atomically
 from kdcache.report.tables import TextTable
-from kdcache.views import EpochTable, Plan, ViewMaker
+from kdcache.views import EpochTable, ViewMaker, ViewPlan
 from kdcache.views.geometry import random_resized_box
 
 __all__ = ["draw_views", "views_table"]
 
 
-def views_table(plan: Plan, data: Dataset, epoch: int, samples: int) -> TextTable:
+def views_table(plan: ViewPlan, data: Dataset, epoch: int, samples: int) -> TextTable:
     """Make a table of the views at the first positions of an epoch, which is counted from 0."""
     epoch_table = plan.epoch(epoch)
     rows = []
@@ -33,7 +33,7 @@ def views_table(plan: Plan, data: Dataset, epoch: int, samples: int) -> TextTabl
     return TextTable(f"View seed {plan.seed}, epoch {epoch + 1}", header, rows)
 
 
-def _crop(plan: Plan, data: Dataset, epoch_table: EpochTable, position: int) -> Sequence[int]:
+def _crop(plan: ViewPlan, data: Dataset, epoch_table: EpochTable, position: int) -> Sequence[int]:
     """Top and left of a padded crop; left, top, right and bottom of a random part of a picture."""
     if not plan.random_resized or data.train.pictures is None:
         offset: list[int] = epoch_table.crop[position].tolist()
@@ -70,7 +70,7 @@ def draw_views(views: ViewMaker, data: Dataset, epoch: int, samples: int, path: 
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
 
 
-def _captions(kind: str, plan: Plan, data: Dataset, epoch: int, samples: int) -> Iterator[str]:
+def _captions(kind: str, plan: ViewPlan, data: Dataset, epoch: int, samples: int) -> Iterator[str]:
     """Yield the class of each image, nothing for x, and lambda and the partner's class for x'."""
     epoch_table, names = plan.epoch(epoch), data.class_names
     for position in range(samples):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from kdcache import distributed, signals, tensor_files
 from kdcache.errors import KdcacheError, UsageError, first_line
 
-__all__ = ["Checkpoints", "Progress"]
+__all__ = ["Checkpoints", "TrainingState"]
 
 FORMAT = "kdcache-training-2"
 
@@ -29,7 +29,7 @@ log = logging.getLogger("kdcache")
 
 
 @dataclass
-class Progress:
+class TrainingState:
     """How far a training has come.
 
     Attributes
@@ -90,7 +90,7 @@ class Checkpoints:
         late = time.monotonic() - self._saved_at >= 60 * self.minutes
         return distributed.any_rank(late or signals.stop_requested())
 
-    def save(self, progress: Progress) -> None:
+    def save(self, progress: TrainingState) -> None:
         """Save a checkpoint, and stop if the process was asked to.
 
         Raises
@@ -103,7 +103,7 @@ class Checkpoints:
         if distributed.any_rank(signals.stop_requested()):
             raise signals.Stopped
 
-    def restore_latest(self) -> Progress | None:
+    def restore_latest(self) -> TrainingState | None:
         """Restore the newest readable checkpoint; ``None`` if there is none.
 
         Raises
@@ -119,7 +119,7 @@ class Checkpoints:
                 continue
             self._restore(state, path)
             del metadata["format"]
-            return Progress(**metadata, statistics=_with_prefix(state, "statistics"))
+            return TrainingState(**metadata, statistics=_with_prefix(state, "statistics"))
         return None
 
     def remove(self) -> None:
@@ -132,7 +132,7 @@ class Checkpoints:
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("epoch-*.safetensors"))
 
-    def _write(self, progress: Progress) -> None:
+    def _write(self, progress: TrainingState) -> None:
         state = {f"statistics/{name}": tensor for name, tensor in progress.statistics.items()}
         for name, module in self._modules.items():
             state |= {f"{name}/{key}": tensor for key, tensor in module.state_dict().items()}

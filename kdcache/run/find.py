@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from kdcache.answers.codec import DEFAULT_CODEC, Codec
+from kdcache.answers.encoding import DEFAULT_ENCODING, LogitEncoding
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import UsageError, problem
 from kdcache.run.folder import RUNS, FinishedRun, RunFolder, newest_finished_run
@@ -48,9 +48,9 @@ def find_teacher(config: StudentConfig) -> Path:
     return path
 
 
-def store_path(teacher: Path, codec: Codec = DEFAULT_CODEC) -> Path:
-    """Path of the store in a teacher's run folder: each codec has its own."""
-    return RunFolder(teacher).answers_store(None if codec == DEFAULT_CODEC else codec.name)
+def store_path(teacher: Path, encoding: LogitEncoding = DEFAULT_ENCODING) -> Path:
+    """Path of the store in a teacher's run folder: each encoding has its own."""
+    return RunFolder(teacher).answers_store(None if encoding == DEFAULT_ENCODING else encoding.name)
 
 
 def find_store(teacher: Path | None, store: str | None) -> str | Path:

@@ -77,7 +77,8 @@ class EpochMetrics:
     data_share, teacher_share : float or None
         Share of the training time spent waiting for views, and for the teacher's logits; on a GPU, host time.
     kl_ratio : float or None
-        Mean over the steps of r (Equation 3); ``None`` without picking, or where d of some candidate is unknown.
+        Mean over the steps of r, the mean d of the picks over the mean d of all candidates (Equation 3); ``None``
+        without picking, or where d of some candidate is unknown.
     label_disagreement : float or None
         Share of the mixed views whose label the teacher disagrees with.
     loss_parts : dict of str to float
@@ -213,7 +214,7 @@ class RunFolder:
         with FileLock(self.lock_file).held(wait=False) as free:
             return not free
 
-    def lock(self) -> FileLock:
+    def acquire_lock(self) -> FileLock:
         """Keep other processes from writing here until the lock is released or this process ends.
 
         Raises

@@ -10,7 +10,7 @@ from torch import Tensor
 from kdcache import distributed
 from kdcache.answers.cached_teacher import CachedTeacher, TeacherCounts
 from kdcache.losses import ViewOutputs
-from kdcache.run.checkpoint import Progress
+from kdcache.run.checkpoint import TrainingState
 from kdcache.run.statistics import EpochStatistics, StatisticsShape, StatisticsStore
 from kdcache.selection import Selection
 from kdcache.views import Batch
@@ -21,7 +21,7 @@ __all__ = ["Recorder", "StudentRecorder"]
 class Recorder:
     """Records nothing, as when a teacher is trained."""
 
-    def begin_epoch(self, progress: Progress) -> None:
+    def begin_epoch(self, progress: TrainingState) -> None:
         """Start an epoch, or continue the one that a checkpoint was written in."""
 
     def teacher_forwards(self) -> int:
@@ -29,7 +29,7 @@ class Recorder:
         return 0
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint within the epoch has to hold, as fields of `Progress`."""
+        """Return what a checkpoint within the epoch has to hold, as fields of `TrainingState`."""
         return {}
 
     def end_epoch(self, epoch: int, seconds: float) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class StudentRecorder(Recorder):
         self._counts, self._teacher_seconds = TeacherCounts(), 0.0
         self.statistics = EpochStatistics.empty(shape, device)
 
-    def begin_epoch(self, progress: Progress) -> None:
+    def begin_epoch(self, progress: TrainingState) -> None:
         """See `Recorder`."""
         self.statistics, self._counts = EpochStatistics.empty(self.shape, self.device), TeacherCounts()
         self._teacher_seconds = self.teacher.seconds if self.teacher else 0.0

@@ -51,7 +51,7 @@ def _resolve(config: Config) -> tuple[Config, FinishedRun | None]:
         what = f"--epochs: the run in {folder.path} is finished"
         raise UsageError(problem(what, expected=recorded.epochs, got=config.epochs))
     if folder.checkpoints_folder.exists():  # the process was killed right after it wrote the summary
-        lock = folder.lock()
+        lock = folder.acquire_lock()
         shutil.rmtree(folder.checkpoints_folder)
         lock.release()
     return config.model_copy(update=update), FinishedRun(folder.path)
@@ -116,13 +116,13 @@ def create_run_folder(config: TrainingConfig) -> tuple[RunFolder, FileLock]:
     check_output(config)
     if config.out is None:
         folder = RunFolder(_create_numbered(_default_name(config)))
-        return folder, folder.lock()
+        return folder, folder.acquire_lock()
     folder = RunFolder(config.out)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(problem(f"could not create --out {config.out}: {error.strerror}")) from None
-    lock = folder.lock()
+    lock = folder.acquire_lock()
     folder.remove_temporary_files()
     folder.clear()
     return folder, lock

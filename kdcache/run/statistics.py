@@ -46,7 +46,8 @@ class EpochStatistics:
     picked : Tensor of bool, shape (M, N)
         Which mixed views were trained on.
     kl_ratio : Tensor of float32, shape (T,)
-        r (Equation 3) of each step, over all candidates; NaN without picking, or if d of some candidate is unknown.
+        r of each step: mean d of the picks over mean d of all candidates (Equation 3). NaN without picking, or if d of
+        some candidate is unknown.
     disagreements : Tensor of float32, shape (T,)
         Mixed views of the step whose label the teacher disagrees with; NaN without a teacher or mixed views.
     losses : Tensor of float32, shape (T, L)
@@ -225,12 +226,14 @@ class StatisticsReader:
             group = zarr.open_group(path, mode="r")
             schema, written = group.attrs.get("schema"), group.attrs.get("epochs_written")
             if schema != SCHEMA or not isinstance(written, int):
-                raise KdcacheError(problem(f"{path}: schema", expected=SCHEMA, got=schema))
+                what = f"the statistics {path} were written by another version of kdcache"
+                raise KdcacheError(problem(what, expected=SCHEMA, got=schema, remedy="Train the run again."))
             return cls(path, written, cls._array(group, "d_x").shape[1])
         except FileNotFoundError:
             raise KdcacheError(problem(f"statistics {path}", expected="an existing store", got="nothing")) from None
         except READ_ERRORS as error:
-            raise KdcacheError(problem(f"could not read the statistics {path}: {first_line(error)}")) from None
+            what, remedy = f"could not read the statistics {path}", "Train the run again to record them anew."
+            raise KdcacheError(problem(what, got=first_line(error), remedy=remedy)) from None
 
     def epoch(self, epoch: int) -> StoredEpoch:
         """Read an epoch, counted from 0.
@@ -249,7 +252,8 @@ class StatisticsReader:
             picked = np.asarray(self._array(group, "picked")[epoch]) if mixed else np.empty(shape, bool)
         except READ_ERRORS as error:
             what = f"could not read epoch {epoch + 1} of the statistics {self.path}"
-            raise KdcacheError(problem(f"{what}: {first_line(error)}")) from None
+            remedy = "Train the run again to record them anew."
+            raise KdcacheError(problem(what, got=first_line(error), remedy=remedy)) from None
         floats = {name: values.astype(np.float32) for name, values in found.items()}
         return StoredEpoch(epoch, d_mixed=d_mixed.astype(np.float32), picked=picked.astype(bool), **floats)
 

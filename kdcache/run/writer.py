@@ -22,7 +22,7 @@ from kdcache.files import write_json, write_text
 from kdcache.locks import FileLock
 from kdcache.models import Network
 from kdcache.models.checkpoint import save
-from kdcache.run.checkpoint import Checkpoints, Progress
+from kdcache.run.checkpoint import Checkpoints, TrainingState
 from kdcache.run.folder import EpochMetrics, FinishedRun, RunFolder
 from kdcache.run.resolve import create_run_folder
 
@@ -81,7 +81,7 @@ class RunWriter:
         if self.config.resume:
             assert self.config.out is not None
             folder = RunFolder(self.config.out)
-            self._lock = folder.lock()
+            self._lock = folder.acquire_lock()
             _check_resumable(folder, origin)
             folder.remove_temporary_files()
         else:
@@ -91,7 +91,7 @@ class RunWriter:
             write_json(folder.environment_file, {**describe_environment(compute), "origin": origin})
         return folder.path
 
-    def restore(self, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> Progress:
+    def restore(self, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> TrainingState:
         """Restore the newest checkpoint of a resumed run; a new run starts from the beginning.
 
         Parameters
@@ -110,7 +110,7 @@ class RunWriter:
         """
         folder, config = self.folder, self.config
         self._checkpoints = Checkpoints(folder.checkpoints_folder, config.checkpoint_minutes, modules, optimizer)
-        progress = (self._checkpoints.restore_latest() if config.resume else None) or Progress()
+        progress = (self._checkpoints.restore_latest() if config.resume else None) or TrainingState()
         self.metrics = [EpochMetrics(**line) for line in progress.metrics]
         _check_epochs(config, self.metrics)
         position = (progress.epoch, progress.step)
@@ -131,7 +131,7 @@ class RunWriter:
             _write_count(self.folder.count_file, self._forwards_lost + self._forwards_until(teacher_forwards))
         return self._checkpoints.due()
 
-    def save_checkpoint(self, progress: Progress) -> None:
+    def save_checkpoint(self, progress: TrainingState) -> None:
         """Save a checkpoint, and stop if the process was asked to.
 
         Parameters
@@ -216,10 +216,12 @@ class RunWriter:
 def _check_resumable(folder: RunFolder, origin: Mapping[str, str]) -> None:
     """Refuse a run that is finished, or that has other images or another teacher."""
     if folder.is_finished:
-        raise UsageError(problem(f"run {folder.path}", expected="an unfinished run", got="one that was just finished"))
+        raise UsageError(problem(f"run folder {folder.path}", got="a run that another process has just finished"))
     recorded = folder.read_environment().get("origin", origin)  # a run that was killed at once has none
     if wrong := [name for name in origin if recorded.get(name) != origin[name]]:
-        lines = (problem(f"run {folder.path}: {one}", expected=recorded.get(one), got=origin[one]) for one in wrong)
+        lines = (
+            problem(f"run folder {folder.path}: {one}", expected=recorded.get(one), got=origin[one]) for one in wrong
+        )
         raise UsageError(*lines)
 
 

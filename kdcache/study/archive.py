@@ -35,5 +35,7 @@ def extracted(archive: Path) -> Iterator[Path]:
             with tarfile.open(archive) as file:
                 file.extractall(folder, filter="data")
         except (OSError, tarfile.TarError, EOFError) as error:
-            raise UsageError(problem(f"could not read archive {archive}: {first_line(error)}")) from None
+            raise UsageError(
+                problem(f"could not read {archive}", expected="a tar file of run folders", got=first_line(error))
+            ) from None
         yield Path(folder)

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kdcache.answers.budget import choose_policy, teacher_forwards, uncached_forwards
-from kdcache.answers.codec import make_codec
-from kdcache.answers.space import StoreSpace
+from kdcache.answers.encoding import make_encoding
+from kdcache.answers.space import StoreContents
 from kdcache.choices import FOLDER_PREFIX, HDF5_PREFIX
 from kdcache.config import StudentConfig, TrainingConfig
 from kdcache.run.find import store_path
-from kdcache.setup import DataSize, data_size, plan_for
-from kdcache.study.expand import PlannedRun, TableCell, list_runs, sort_by_seed
+from kdcache.setup import DataSize, data_size, make_plan_for_size
+from kdcache.study.expand import PlannedRun, StudyCell, list_runs, sort_by_seed
 
 __all__ = ["SharedStores", "StoreUse", "StudyCost", "run_forwards", "run_size", "study_cost"]
 
@@ -51,7 +51,7 @@ class StudyCost:
     limited: StoreUse
 
 
-def study_cost(cells: Sequence[TableCell]) -> StudyCost:
+def study_cost(cells: Sequence[StudyCell]) -> StudyCost:
     """Count the teacher forwards and bytes of a study.
 
     How many crop-and-flip views recur is expected, not counted. Datasets with a name are not read.
@@ -88,7 +88,7 @@ def run_forwards(run: PlannedRun) -> int:
         return size.samples
     if not run.config.needs_teacher:
         return 0
-    return uncached_forwards(plan_for(run.config, size.samples, size.card), run.config.epochs)
+    return uncached_forwards(make_plan_for_size(run.config, size.samples, size.card), run.config.epochs)
 
 
 class SharedStores:
@@ -104,22 +104,25 @@ class SharedStores:
 
     def __init__(self, limit: int | None, empty: bool) -> None:
         self.limit, self.empty = limit, empty
-        self.spaces: dict[Path, StoreSpace] = {}
+        self.spaces: dict[Path, StoreContents] = {}
 
     def train(self, run: PlannedRun) -> int:
         """Account for a student's training: its teacher forwards."""
         config, size = run.config, run_size(run)
         assert isinstance(config, StudentConfig)
         assert run.teacher is not None
-        plan, codec = plan_for(config, size.samples, size.card), make_codec(config.store_dtype, config.topk)
-        where = store_path(run.teacher.path, codec)
+        plan, encoding = (
+            make_plan_for_size(config, size.samples, size.card),
+            make_encoding(config.store_dtype, config.topk),
+        )
+        where = store_path(run.teacher.path, encoding)
         if where not in self.spaces:
             limit = config.cache_limit if self.limit is None else self.limit
-            space = StoreSpace.at(where, size.samples, size.classes, codec, limit)
+            space = StoreContents.at(where, size.samples, size.classes, encoding, limit)
             self.spaces[where] = replace(space, has_clean=True, replay={} if self.empty else space.replay)
         space = self.spaces[where]
         policy = choose_policy(config.cache, plan, config.epochs, space)
-        self.spaces[where] = space.after_run(plan, config.epochs, policy.keep)
+        self.spaces[where] = space.after_run(plan, config.epochs, policy.stored_kinds)
         return round(teacher_forwards(plan, config.epochs, space, policy.indexed))
 
     @property

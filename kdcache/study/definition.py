@@ -16,7 +16,7 @@ from kdcache.presets import read_toml
 from kdcache.study.claims import Claim
 from kdcache.study.paper import paper_rows
 
-__all__ = ["Pair", "Row", "Settings", "Study", "TrainingProtocol", "read_protocol", "read_study"]
+__all__ = ["Pair", "Settings", "Study", "StudyRow", "TrainingProtocol", "read_protocol", "read_study"]
 
 Settings = dict[str, Any]
 """Settings of a training run by name, plus the key ``config`` for a preset, as on the command line."""
@@ -46,7 +46,7 @@ class Pair(_Table):
         return self
 
 
-class Row(_Table):
+class StudyRow(_Table):
     """Settings that every run of a row shares, for all pairs and seeds.
 
     Students train for ``epoch_multiplier`` times the protocol's number of epochs. A file may list several multipliers:
@@ -60,7 +60,7 @@ class Row(_Table):
     settings: Settings = {}
 
     @model_validator(mode="after")
-    def _teacher_rows_have_no_settings(self) -> "Row":
+    def _teacher_rows_have_no_settings(self) -> "StudyRow":
         if self.kind == "teacher" and (self.settings or self.epoch_multiplier != 1):
             raise ValueError("no epoch_multiplier and no settings in a teacher row; the pair has the settings")
         return self
@@ -81,11 +81,11 @@ class Study(_Table):
 
     name: str
     title: str
-    figure: Literal["error-curves", "kl-ratio", "label-disagreement"] | None = None
+    figure_kind: Literal["error-curves", "kl-ratio", "label-disagreement"] | None = None
     paper_table: str | None = None
     pairs: tuple[str, ...] = ()
     profiles: Annotated[dict[str, tuple[str, ...]], Field(min_length=1)]
-    rows: Annotated[tuple[Row, ...], Field(min_length=1)]
+    rows: Annotated[tuple[StudyRow, ...], Field(min_length=1)]
     claims: tuple[Claim, ...] = ()
 
     @field_validator("rows", mode="before")

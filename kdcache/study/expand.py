@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 from kdcache.config import StudentConfig, TeacherConfig, TrainingConfig
 from kdcache.errors import UsageError, problem
 from kdcache.run.folder import RunFolder
-from kdcache.study.definition import Pair, Row, Settings, Study, TrainingProtocol, read_protocol
+from kdcache.study.definition import Pair, Settings, Study, StudyRow, TrainingProtocol, read_protocol
 
-__all__ = ["PlannedRun", "TableCell", "column_titles", "expand_study", "filter_cells", "list_runs", "sort_by_seed"]
+__all__ = ["PlannedRun", "StudyCell", "column_titles", "expand_study", "filter_cells", "list_runs", "sort_by_seed"]
 
 DATA_SETTINGS = {
     *("dataset", "data_root", "download", "image_size", "on_bad_image", "val_fraction", "train_fraction", "workers")
@@ -105,11 +105,11 @@ class PlannedRun:
 
 
 @dataclass(frozen=True)
-class TableCell:
+class StudyCell:
     """The runs of one row and pair, one per seed."""
 
     protocol: TrainingProtocol
-    row: Row
+    row: StudyRow
     pair: Pair
     runs: tuple[PlannedRun, ...]
 
@@ -119,7 +119,7 @@ class TableCell:
         return self.protocol.name, self.pair.name
 
 
-def list_runs(cells: Iterable[TableCell]) -> list[PlannedRun]:
+def list_runs(cells: Iterable[StudyCell]) -> list[PlannedRun]:
     """List the runs of some cells, each teacher before its students; a run of several cells is listed once."""
     found: dict[Path, PlannedRun] = {}
     for run in (run for cell in cells for run in cell.runs):
@@ -142,8 +142,8 @@ def column_titles(columns: Iterable[tuple[str, str]]) -> dict[tuple[str, str], s
 
 
 def filter_cells(
-    cells: Sequence[TableCell], pairs: Sequence[str] = (), rows: Sequence[str] = (), seeds: int | None = None
-) -> list[TableCell]:
+    cells: Sequence[StudyCell], pairs: Sequence[str] = (), rows: Sequence[str] = (), seeds: int | None = None
+) -> list[StudyCell]:
     """Select cells by pair and row, and the first `seeds` runs of each; what is not given selects everything.
 
     Raises
@@ -172,7 +172,7 @@ def expand_study(
     weights: Mapping[str, str] | None = None,
     common: Mapping[str, Any] | None = None,
     student: Mapping[str, Any] | None = None,
-) -> list[TableCell]:
+) -> list[StudyCell]:
     """Expand a study into its runs.
 
     Parameters
@@ -191,7 +191,7 @@ def expand_study(
 
     Returns
     -------
-    list of TableCell
+    list of StudyCell
         Ordered by protocol, pair and row.
 
     Raises
@@ -230,7 +230,7 @@ class _Planner:
     student: Mapping[str, Any]
     planned: dict[Path, PlannedRun] = field(default_factory=dict)
 
-    def cells(self, protocol: TrainingProtocol, pair: Pair, rows: Sequence[Row]) -> Iterator[TableCell]:
+    def cells(self, protocol: TrainingProtocol, pair: Pair, rows: Sequence[StudyRow]) -> Iterator[StudyCell]:
         with _naming_the_run(f"teacher, {pair.name}"):
             teacher = self._teacher(protocol, pair)
         seeds = range(max(protocol.seeds, self.seeds or 0))
@@ -238,7 +238,7 @@ class _Planner:
             with _naming_the_run(f"{row.name}, {pair.name}"):
                 students = (self._student(protocol, row, pair, teacher, seed) for seed in seeds)
                 runs = (teacher,) if row.kind == "teacher" else tuple(students)
-            yield TableCell(protocol, row, pair, runs)
+            yield StudyCell(protocol, row, pair, runs)
 
     def _teacher(self, protocol: TrainingProtocol, pair: Pair) -> PlannedRun:
         settings = {**protocol.common, **self.common, **pair.teacher}
@@ -252,7 +252,9 @@ class _Planner:
         options = ("--weights", str(weights), "--model", model, "--overwrite")
         return self._once(PlannedRun(path, "teacher-load", config, options=options))
 
-    def _student(self, protocol: TrainingProtocol, row: Row, pair: Pair, teacher: PlannedRun, seed: int) -> PlannedRun:
+    def _student(
+        self, protocol: TrainingProtocol, row: StudyRow, pair: Pair, teacher: PlannedRun, seed: int
+    ) -> PlannedRun:
         shared = {**protocol.common, **self.common, **protocol.student, **self.student}
         settings = {**shared, **pair.student, **row.settings, "seed": seed}
         config = _load(StudentConfig, settings)

@@ -8,20 +8,20 @@ from kdcache.files import write_json, write_text
 from kdcache.report.tables import TextTable, to_markdown
 from kdcache.run.records import RunRecord, load_runs
 from kdcache.study.definition import Study
-from kdcache.study.expand import TableCell, column_titles, list_runs
-from kdcache.study.result_tables import claims_table, details_table, paper_table
+from kdcache.study.expand import StudyCell, column_titles, list_runs
+from kdcache.study.result_tables import cells_table, claims_table, paper_table
 from kdcache.study.results import collect_results, evaluate_claims
 
 __all__ = ["write_results"]
 
 
-def write_results(study: Study, cells: Sequence[TableCell], out: Path, device: str = "auto") -> list[TextTable]:
+def write_results(study: Study, cells: Sequence[StudyCell], out: Path, device: str = "auto") -> list[TextTable]:
     """Write the results of the finished runs to ``<out>.md`` and ``<out>.json``, and the study's figure to PNG files.
 
     Parameters
     ----------
     study : Study
-    cells : sequence of TableCell
+    cells : sequence of StudyCell
     out : Path
         Path without suffix.
     device : str
@@ -34,14 +34,14 @@ def write_results(study: Study, cells: Sequence[TableCell], out: Path, device: s
     """
     results = collect_results(study, cells)
     claims = evaluate_claims(study, results)
-    tables = [paper_table(study, results), details_table(results)]
+    tables = [paper_table(study, results), cells_table(results)]
     document: dict[str, Any] = {"study": study.name, "cells": [result.as_json() for result in results]}
     if claims:
         tables.insert(0, claims_table(claims))
         document["claims"] = [claim.as_json() for claim in claims]
     _write(out, tables, document)  # before the figure, which may need a teacher
-    if study.figure is not None:
-        figure_tables, figure_data = _FIGURES[study.figure](cells, out, device)
+    if study.figure_kind is not None:
+        figure_tables, figure_data = _FIGURES[study.figure_kind](cells, out, device)
         tables += figure_tables
         _write(out, tables, {**document, **figure_data})
     return tables
@@ -56,7 +56,7 @@ FigureResult = tuple[list[TextTable], dict[str, Any]]
 """Tables and JSON data that belong to a figure."""
 
 
-def _load(cells: Iterable[TableCell]) -> list[RunRecord]:
+def _load(cells: Iterable[StudyCell]) -> list[RunRecord]:
     return load_runs([run.path for cell in cells for run in cell.runs if run.finished])[0]
 
 
@@ -65,11 +65,11 @@ def _picture(out: Path, number: int, total: int) -> Path:
     return out.with_name(f"{out.name}.png" if total == 1 else f"{out.name}-{number}.png")
 
 
-def _error_curves(cells: Sequence[TableCell], out: Path, device: str) -> FigureResult:
+def _error_curves(cells: Sequence[StudyCell], out: Path, device: str) -> FigureResult:
     """Draw the error by the number of epochs, one picture per column."""
     from kdcache.analysis.curves import error_curves
     from kdcache.report.analysis_tables import errors_table
-    from kdcache.report.charts import draw_error_curves
+    from kdcache.report.charts import plot_error_curves
     from kdcache.report.style import write_figure
 
     tables, data = [], {}
@@ -77,34 +77,34 @@ def _error_curves(cells: Sequence[TableCell], out: Path, device: str) -> FigureR
     for number, (column, title) in enumerate(titles.items(), start=1):
         curves = error_curves(_load(cell for cell in cells if cell.column == column))
         if curves:
-            write_figure(draw_error_curves(curves), _picture(out, number, len(titles)))
+            write_figure(plot_error_curves(curves), _picture(out, number, len(titles)))
             tables.append(errors_table(curves)._replace(title=f"Error (%) of {title} by the number of epochs"))
             data[title] = [curve.as_json() for curve in curves]
     return tables, {"error_curves": data}
 
 
-def _kl_ratio(cells: Sequence[TableCell], out: Path, device: str) -> FigureResult:
+def _kl_ratio(cells: Sequence[StudyCell], out: Path, device: str) -> FigureResult:
     """Draw r over the iterations, one curve per cell."""
     from kdcache.analysis.groups import RunGroup
     from kdcache.analysis.kl_ratio import ratio_curves
-    from kdcache.report.analysis_tables import ratios_table
-    from kdcache.report.charts import draw_ratios
+    from kdcache.report.analysis_tables import kl_ratio_table
+    from kdcache.report.charts import plot_kl_ratios
     from kdcache.report.style import write_figure
 
     loaded = [(", ".join(cell.column), _load([cell])) for cell in cells]
     curves, _ = ratio_curves(RunGroup(name, runs[0].config, tuple(runs)) for name, runs in loaded if runs)
     if not curves:
         return [], {}
-    write_figure(draw_ratios(curves), _picture(out, 1, 1))
-    return [ratios_table(curves)], {"kl_ratios": [curve.as_json() for curve in curves]}
+    write_figure(plot_kl_ratios(curves), _picture(out, 1, 1))
+    return [kl_ratio_table(curves)], {"kl_ratios": [curve.as_json() for curve in curves]}
 
 
-def _label_disagreement(cells: Sequence[TableCell], out: Path, device: str) -> FigureResult:
+def _label_disagreement(cells: Sequence[StudyCell], out: Path, device: str) -> FigureResult:
     """Measure label disagreement of each teacher, and draw examples."""
     from kdcache.analysis.analyzed_teacher import load_analyzed_teacher
     from kdcache.analysis.disagreement import measure_disagreement
     from kdcache.report.analysis_tables import disagreement_table
-    from kdcache.report.gallery import draw_disagreements
+    from kdcache.report.gallery import plot_disagreements
 
     tables, data = [], []
     teachers = list_runs(cells)
@@ -112,15 +112,15 @@ def _label_disagreement(cells: Sequence[TableCell], out: Path, device: str) -> F
         if run.finished:
             teacher = load_analyzed_teacher(str(run.path), data_root=run.config.data_root, device=device)
             report = measure_disagreement(teacher)
-            draw_disagreements(report, _picture(out, number, len(teachers)))
+            plot_disagreements(report, _picture(out, number, len(teachers)))
             tables.append(disagreement_table(report))
             data.append(report.as_json())
     return tables, {"label_disagreement": data}
 
 
-_FIGURES: dict[str, Callable[[Sequence[TableCell], Path, str], FigureResult]] = {
+_FIGURES: dict[str, Callable[[Sequence[StudyCell], Path, str], FigureResult]] = {
     "error-curves": _error_curves,
     "kl-ratio": _kl_ratio,
     "label-disagreement": _label_disagreement,
 }
-"""What to draw for each value of a study's key ``figure``."""
+"""What to draw for each value of a study's key ``figure_kind``."""

@@ -6,14 +6,14 @@ from kdcache.report.tables import TextTable, format_mean_std, make_table
 from kdcache.study.comparison import Comparison
 from kdcache.study.cost import run_forwards
 from kdcache.study.definition import Study
-from kdcache.study.expand import PlannedRun, TableCell, column_titles, list_runs
+from kdcache.study.expand import PlannedRun, StudyCell, column_titles, list_runs
 from kdcache.study.intervals import Interval
 from kdcache.study.results import CellResult, ClaimResult
 
-__all__ = ["claims_table", "comparison_table", "details_table", "paper_table", "study_cost_table"]
+__all__ = ["cells_table", "claims_table", "comparison_table", "paper_table", "study_cost_table"]
 
 
-def study_cost_table(cells: Sequence[TableCell]) -> TextTable:
+def study_cost_table(cells: Sequence[StudyCell]) -> TextTable:
     """Number of runs of each row, and their teacher forwards without a cache."""
     rows: dict[str, list[PlannedRun]] = {}
     for cell in cells:
@@ -49,7 +49,7 @@ def paper_table(study: Study, results: Sequence[CellResult]) -> TextTable:
     return TextTable(title, ("", *column_titles(columns).values()), lines)
 
 
-def details_table(results: Sequence[CellResult]) -> TextTable:
+def cells_table(results: Sequence[CellResult]) -> TextTable:
     """What a fair comparison of the rows depends on: epochs, views, number of runs and cost."""
     titles = column_titles(result.cell.column for result in results)
     return make_table(

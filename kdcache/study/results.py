@@ -8,7 +8,7 @@ from kdcache.analysis.estimates import MeanStd
 from kdcache.run.folder import FinishedRun
 from kdcache.study.claims import Decision, TestResult, evaluate_claim
 from kdcache.study.definition import Study
-from kdcache.study.expand import TableCell
+from kdcache.study.expand import StudyCell
 from kdcache.study.paper import paper_accuracy
 
 __all__ = ["CellResult", "ClaimResult", "collect_results", "evaluate_claims"]
@@ -22,7 +22,7 @@ class CellResult:
 
     Attributes
     ----------
-    cell : TableCell
+    cell : StudyCell
     by_seed : dict of int to float
         Top-1 accuracy after the last epoch in percent, by seed.
     last_top1, best_top1, last_top5 : MeanStd
@@ -32,7 +32,7 @@ class CellResult:
         Top-1 accuracy that the paper reports.
     """
 
-    cell: TableCell
+    cell: StudyCell
     by_seed: dict[int, float]
     last_top1: MeanStd
     best_top1: MeanStd
@@ -79,7 +79,7 @@ class CellResult:
         }
 
 
-def collect_results(study: Study, cells: Sequence[TableCell]) -> list[CellResult]:
+def collect_results(study: Study, cells: Sequence[StudyCell]) -> list[CellResult]:
     """Read the summaries of the finished runs, cell by cell."""
     results = []
     for cell in cells:

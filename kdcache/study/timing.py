@@ -16,15 +16,15 @@ from kdcache.losses import cross_entropy
 from kdcache.models.external import trust
 from kdcache.setup import DataSize
 from kdcache.study.cost import SharedStores, run_forwards, run_size, uses_store
-from kdcache.study.expand import TableCell, list_runs, sort_by_seed
+from kdcache.study.expand import StudyCell, list_runs, sort_by_seed
 
-__all__ = ["hours"]
+__all__ = ["estimate_hours"]
 
 SECONDS_PER_NETWORK = 1.0
 """Duration of timing a network."""
 
 
-def hours(cells: Sequence[TableCell]) -> float:
+def estimate_hours(cells: Sequence[StudyCell]) -> float:
     """Estimate how long the unfinished runs take, one after the other, with the stores as they are.
 
     Views, losses and reading data are not included.

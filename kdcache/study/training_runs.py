@@ -5,7 +5,7 @@ from pathlib import Path
 
 from kdcache.run.folder import FinishedRun
 from kdcache.setup import load_data
-from kdcache.study.expand import PlannedRun, TableCell, list_runs, sort_by_seed
+from kdcache.study.expand import PlannedRun, StudyCell, list_runs, sort_by_seed
 from kdcache.study.jobs import Job, Launcher
 from kdcache.study.launch import Attempt, launch
 
@@ -15,12 +15,12 @@ LOGS = "logs"
 """Folder, next to the run folders, with the output of each run."""
 
 
-def train_unfinished(cells: Sequence[TableCell], launcher: Launcher, report: Callable[[str], None]) -> list[str]:
+def train_unfinished(cells: Sequence[StudyCell], launcher: Launcher, report: Callable[[str], None]) -> list[str]:
     """Train the unfinished runs: the teachers first, then the students ordered by seed.
 
     Parameters
     ----------
-    cells : sequence of TableCell
+    cells : sequence of StudyCell
     launcher : Launcher
     report : callable
         Called with a line of text whenever a run ends.

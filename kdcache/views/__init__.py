@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from kdcache.views.plan import PLAN_VERSION, EpochTable, Plan, Slot, rank_part, steps
+from kdcache.views.plan import PLAN_VERSION, EpochTable, Slot, ViewPlan, rank_part, steps
 
 if TYPE_CHECKING:
     from kdcache.views.batch import Batch, ViewMaker
@@ -14,9 +14,9 @@ __all__ = [
     "PLAN_VERSION",
     "Batch",
     "EpochTable",
-    "Plan",
     "Slot",
     "ViewMaker",
+    "ViewPlan",
     "crop_flip",
     "cutmix",
     "mixup",

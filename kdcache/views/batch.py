@@ -16,7 +16,7 @@ from kdcache.datasets.workers import prefetch_map
 from kdcache.errors import UsageError, memory_explained, problem
 from kdcache.views.geometry import crop_flip, flip_some, random_resized_box, take
 from kdcache.views.mixes import find_mix
-from kdcache.views.plan import EpochTable, Plan, Slot, rank_part, steps
+from kdcache.views.plan import EpochTable, Slot, ViewPlan, rank_part, steps
 
 __all__ = ["Batch", "ViewMaker"]
 
@@ -45,7 +45,7 @@ class Batch:
         Share of the label that the sample keeps; the partner has the rest.
     random_score : Tensor of float32, shape (M B,)
     standard_keys : ndarray of int64, shape (B,)
-        Index of each x among all possible ones; see `Plan.standard_keys`.
+        Index of each x among all possible ones; see `ViewPlan.standard_keys`.
     """
 
     epoch: int
@@ -100,20 +100,20 @@ class ViewMaker:
     ----------
     split : Split
         The training images; a batch reads its samples and their partners, each once.
-    plan : Plan
+    plan : ViewPlan
     batch_size : int
         The views do not depend on it.
     device : torch.device
         Where the views are made; images are copied there as uint8.
     """
 
-    def __init__(self, split: Split, plan: Plan, batch_size: int, device: torch.device) -> None:
+    def __init__(self, split: Split, plan: ViewPlan, batch_size: int, device: torch.device) -> None:
         self.split, self.plan, self.device = split, plan, device
         self.steps = steps(plan.samples, batch_size)
         least = min(map(len, self.steps))
         if least < 2 * distributed.world_size() > 2:
             allowed = f"at most {least // 2}: a step of the epoch has {least} samples, and each needs 2"
-            raise UsageError(problem("processes", expected=allowed, got=distributed.world_size()))
+            raise UsageError(problem("number of processes", expected=allowed, got=distributed.world_size()))
         # Callers go through the epochs in order, so only the latest table is needed again.
         self.table = lru_cache(maxsize=1)(plan.epoch)
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcache.choices import MIXES, load
+from kdcache.choices import MIXES, import_object
 
 __all__ = [
     "Mix",
@@ -227,5 +227,5 @@ TRIVIALAUGMENT = Mix(draw_seed, trivialaugment, takes_partner=False)
 
 def find_mix(name: str) -> Mix:
     """Find a `Mix` by its name in `kdcache.choices.MIXES`."""
-    mix: Mix = load(MIXES[name])
+    mix: Mix = import_object(MIXES[name])
     return mix

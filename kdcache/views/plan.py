@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from kdcache.views.mixes import Mix, Words
 
 __all__ = [
-    "BLOCK",
     "CLEAN",
     "PLAN_VERSION",
+    "SAMPLES_PER_BLOCK",
     "STANDARD",
     "EpochTable",
-    "Plan",
     "Slot",
+    "ViewPlan",
     "block_starts",
     "format_kind",
     "parse_kind",
@@ -44,7 +44,7 @@ PLAN_VERSION = 1
 STANDARD, CLEAN = "standard", "clean"
 """Kinds of x: randomly cropped and flipped, or as in evaluation."""
 
-BLOCK = 64
+SAMPLES_PER_BLOCK = 64
 """Samples in a block. Partners come from the same block, so a batch of whole blocks reads no other images."""
 
 MIN_LAST_BATCH = 16
@@ -106,7 +106,7 @@ class EpochTable:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ViewPlan:
     """Everything that the view tables of a run depend on.
 
     Parameters
@@ -153,7 +153,7 @@ class Plan:
         mixed = (format_kind(mix, slot) for slot, mix in enumerate(self.mixes, start=1))
         return (STANDARD if self.crop_flip else CLEAN, *mixed)
 
-    def ending_with(self, kind: str) -> Plan:
+    def with_last_kind(self, kind: str) -> ViewPlan:
         """Return the plan whose last slot has a certain kind; since plans nest, the slots before it do not matter."""
         mix, slot = parse_kind(kind)
         return replace(self, crop_flip=kind != CLEAN, mixes=(mix,) * slot)
@@ -292,8 +292,8 @@ def _bounded(words: Words, count: int) -> np.ndarray:
 
 
 def block_starts(samples: int) -> np.ndarray:
-    """First position of each block; a last block with fewer than `BLOCK` samples joins the one before."""
-    return np.arange(max(1, samples // BLOCK)) * BLOCK
+    """First position of each block; a last block with fewer than `SAMPLES_PER_BLOCK` samples joins the one before."""
+    return np.arange(max(1, samples // SAMPLES_PER_BLOCK)) * SAMPLES_PER_BLOCK
 
 
 def steps(samples: int, batch_size: int) -> list[range]:

@@ -1,6 +1,6 @@
 """How logits are stored: all of them, or the largest ones and the total weight of the others.
 
-Logits pass through the codec before anyone uses them, even if they were computed just now. So logits that were read
+Logits pass through the encoding before anyone uses them, even if they were computed just now. So logits that were read
 from a store and logits that were computed are the same bits.
 """
 
@@ -19,9 +19,19 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["DEFAULT_CODEC", "Codec", "Columns", "Dense", "Layout", "TopK", "make_codec", "require_finite", "row_bytes"]
+__all__ = [
+    "DEFAULT_ENCODING",
+    "Dense",
+    "EncodedLogits",
+    "Layout",
+    "LogitEncoding",
+    "TopK",
+    "make_encoding",
+    "require_finite",
+    "row_bytes",
+]
 
-Columns = dict[str, "Tensor"]
+EncodedLogits = dict[str, "Tensor"]
 """Encoded logits: tensors by name, all with the same number of rows."""
 
 Layout = dict[str, tuple[int, np.dtype]]
@@ -47,18 +57,18 @@ class Dense:
 
     @property
     def name(self) -> str:
-        """Name of the codec, part of a store's fingerprint."""
+        """Name of the encoding, part of a store's fingerprint."""
         return self.dtype
 
     def layout(self, classes: int) -> Layout:
         """Describe the columns that hold the logits of a number of classes."""
         return {"logits": (classes, np.dtype(self.dtype))}
 
-    def encode(self, logits: Tensor) -> Columns:
+    def encode(self, logits: Tensor) -> EncodedLogits:
         """Encode logits (B, C); see `require_finite`."""
         return {"logits": logits.to(_torch_dtype(self.dtype))}
 
-    def decode(self, columns: Columns, classes: int) -> Tensor:
+    def decode(self, columns: EncodedLogits, classes: int) -> Tensor:
         """Decode to logits, float32 (B, C)."""
         return columns["logits"].float()
 
@@ -83,7 +93,7 @@ class TopK:
 
     @property
     def name(self) -> str:
-        """Name of the codec, part of a store's fingerprint."""
+        """Name of the encoding, part of a store's fingerprint."""
         return f"{self.dtype}-top{self.topk}"
 
     def layout(self, classes: int) -> Layout:
@@ -103,7 +113,7 @@ class TopK:
         }
         return {name: (width, np.dtype(dtype)) for name, (width, dtype) in layout.items()}
 
-    def encode(self, logits: Tensor) -> Columns:
+    def encode(self, logits: Tensor) -> EncodedLogits:
         """Encode logits (B, C); ``rest`` is the log-sum-exp of the dropped logits at `REST_TEMPERATURE`."""
         top, classes = logits.float().topk(self.topk, dim=1)
         others = (logits.float() / REST_TEMPERATURE).scatter(1, classes, -math.inf)
@@ -113,22 +123,22 @@ class TopK:
             "rest": others.logsumexp(1, keepdim=True),
         }
 
-    def decode(self, columns: Columns, classes: int) -> Tensor:
+    def decode(self, columns: EncodedLogits, classes: int) -> Tensor:
         """Decode to logits, float32 (B, C)."""
         each = REST_TEMPERATURE * (columns["rest"] - math.log(classes - self.topk))
         return each.expand(-1, classes).scatter(1, columns["classes"].long(), columns["top"].float())
 
 
-Codec = Dense | TopK
+LogitEncoding = Dense | TopK
 
-DEFAULT_CODEC = Dense()
+DEFAULT_ENCODING = Dense()
 """All logits in half precision."""
 
 
-def make_codec(dtype: str, topk: int | None = None) -> Codec:
-    """Make the codec for a dtype, of all logits or of the `topk` largest; a ``ValueError`` for anything else."""
+def make_encoding(dtype: str, topk: int | None = None) -> LogitEncoding:
+    """Make the encoding for a dtype, of all logits or of the `topk` largest; a ``ValueError`` for anything else."""
     if dtype not in STORE_DTYPES or not (topk is None or type(topk) is int):
-        raise ValueError("codec")
+        raise ValueError("encoding")
     return Dense(dtype) if topk is None else TopK(dtype, topk)
 
 
@@ -137,7 +147,7 @@ def row_bytes(layout: Layout) -> int:
     return sum(width * dtype.itemsize for width, dtype in layout.values())
 
 
-def require_finite(columns: Columns) -> None:
+def require_finite(columns: EncodedLogits) -> None:
     """Raise a `KdcacheError` if encoded logits are not finite. On a GPU, the host waits for the device."""
     for column in columns.values():
         if not column.isfinite().all():
