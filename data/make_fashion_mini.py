@@ -1,4 +1,4 @@
-"""Write ``fashion-mini.h5``: 600 Fashion-MNIST training images a class, and all the test images."""
+"""Write ``fashion-mini.h5``: 600 Fashion-MNIST training images per class, and all the test images."""
 
 import argparse
 import gzip
@@ -36,7 +36,7 @@ def read_idx(source: Path, name: str) -> np.ndarray:
     plain = source / name
     data = plain.read_bytes() if plain.exists() else gzip.decompress(plain.with_name(f"{name}.gz").read_bytes())
     if data[:3] != b"\0\0\x08":
-        raise SystemExit(f"{plain} is not an idx file of bytes")
+        raise SystemExit(f"{plain} is not an idx file of uint8")
     start = 4 + 4 * data[3]
     return np.frombuffer(data, np.uint8, offset=start).reshape(np.frombuffer(data[4:start], ">i4"))
 
@@ -44,8 +44,8 @@ def read_idx(source: Path, name: str) -> np.ndarray:
 def choose(labels: np.ndarray) -> np.ndarray:
     """Return the indices of the chosen images in ascending order.
 
-    Within a class those with the lowest SHA-256 of "seed class index" are taken: unlike a pseudo-random generator's
-    draws, that choice stays the same with every version of every library.
+    Within a class, those with the lowest SHA-256 of "seed class index": unlike a pseudo-random generator, this gives
+    the same choice with every version of every library.
     """
 
     chosen: list[int] = []
