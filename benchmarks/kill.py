@@ -41,7 +41,7 @@ that is not marked as written."""
 
 
 def main() -> None:
-    """Kill one kind of job, and write the page."""
+    """Kill jobs of one kind, and write the page."""
     parser = make_parser(__doc__)
     parser.add_argument("jobs", choices=TITLES)
     parser.add_argument("--n", type=int, default=24, help="kills of each job")
@@ -65,7 +65,7 @@ def make_jobs(kind: str, root: Path) -> dict[str, Job]:
         for folder in folders:
             folder.mkdir()
         write_study(undisturbed, pictures)
-        assert start_study(undisturbed).ended().returncode == 0
+        assert start_study(undisturbed).wait().returncode == 0
         return {"study": Study(pictures, undisturbed, disturbed)}
     small = small_settings(pictures)
     data = {key: small[key] for key in ("dataset", "image_size", "device", "precision")}

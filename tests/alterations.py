@@ -23,7 +23,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes] | None] = {
 """Damage that every store must detect in every one of its files."""
 
 
-def damage(path: Path, name: str) -> None:
+def damage_file(path: Path, name: str) -> None:
     """Damage a file in one of the `DAMAGES`."""
     change = DAMAGES[name]
     path.unlink() if change is None else path.write_bytes(change(path.read_bytes()))

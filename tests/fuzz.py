@@ -18,7 +18,7 @@ from random import Random
 from kdcache.errors import KdcacheError
 from tests.altered_files import Configs, FileKind, Images, PackedDatasets, RunFolders, Stores, Verdict
 from tests.altered_networks import Checkpoints, PublishedCheckpoints
-from tests.processes import started
+from tests.processes import start_process
 
 TIMEOUT_SECONDS = 30.0
 SETUP_SECONDS = 120.0
@@ -44,7 +44,7 @@ def fuzz(kind: str, folder: Path, seed: int, numbers: range) -> dict[int, Verdic
     verdicts: dict[int, Verdict] = {}
     while remaining := range(numbers.start + len(verdicts), numbers.stop):
         ours, theirs = multiprocessing.Pipe()
-        worker = started(_try_altered, kind, folder, seed, remaining, theirs, daemon=True)
+        worker = start_process(_try_altered, kind, folder, seed, remaining, theirs, daemon=True)
         theirs.close()
         try:
             assert ours.poll(SETUP_SECONDS), f"could not make the original files of kind {kind}"

@@ -17,8 +17,8 @@ from typing import Any
 
 from kdcache import training
 from kdcache.run.folder import FinishedRun
-from tests.alterations import DAMAGES, damage
-from tests.processes import outcome, started, work
+from tests.alterations import DAMAGES, damage_file
+from tests.processes import outcome, run_stage, start_process
 from tests.store_files import partial_writes, read_chunks, read_committed
 from tests.studies import RUNS, read_results, start_study, training_processes, wait_until, write_study
 
@@ -95,7 +95,7 @@ def _wait(processes: list[BaseProcess], seconds: float) -> None:
 
 
 class Training(Job):
-    """A training that writes a checkpoint after each step.
+    """A training that saves a checkpoint after each step.
 
     Parameters
     ----------
@@ -126,11 +126,12 @@ class Training(Job):
             store = self.run.with_suffix(".zarr")
             settings["store"] = str(store)
             if self.half_precomputed and self.run != self.undisturbed and not store.exists():
-                precomputing = started(work, "fill", {**settings, "loss": "kd", "resume": False})
+                filling = {**settings, "loss": "kd", "resume": False}
+                precomputing = start_process(run_stage, "precompute", filling, daemon=True)
                 _wait([precomputing], self.seconds / 4)
                 super().kill([precomputing], Random())
         self._partial = set(partial_writes(self.folder))
-        return [started(_train_with_a_checkpoint_per_step, self.kind, settings)]
+        return [start_process(_train_with_a_checkpoint_per_step, self.kind, settings, daemon=True)]
 
     def progress(self) -> str:
         return max((path.name for path in self.run.glob("checkpoints/epoch-*")), default="")
@@ -170,7 +171,7 @@ def make_training(name: str, settings: Settings, teacher: Path, folder: Path) ->
 
 def _train_with_a_checkpoint_per_step(kind: str, settings: Settings) -> None:
     training.LOSS_CHECK_STEPS = 1  # without influence on the result
-    work(kind, settings)
+    run_stage(kind, settings)
 
 
 class Precomputation(Job):
@@ -191,7 +192,7 @@ class Precomputation(Job):
     def __init__(self, name: str, settings: Settings, teacher: Path, folder: Path, epochs: int) -> None:
         self.settings = {**settings, "teacher": teacher, "aug": "cutmix-pick", "cache": "replay", "epochs": epochs}
         self.processes, self.damages = PRECOMPUTATIONS[name]
-        self.folder, self.counts = folder, Counter(kills=0)
+        self.folder, self.counts = folder, Counter(kills=0, lost=0)
         self.store = folder / "undisturbed.zarr"
         began = time.perf_counter()
         for process in self.start():
@@ -205,7 +206,7 @@ class Precomputation(Job):
     def start(self) -> list[BaseProcess]:
         self._committed, self._partial = read_committed(self.store), set(partial_writes(self.store))
         settings = {**self.settings, "store": str(self.store)}
-        return [started(work, "fill", settings) for _ in range(self.processes)]
+        return [start_process(run_stage, "precompute", settings, daemon=True) for _ in range(self.processes)]
 
     def progress(self) -> int:
         return sum(1 for _ in self.store.glob("replay/*/*/*/commits/c/*/0"))
@@ -220,7 +221,7 @@ class Precomputation(Job):
         self._damaged = set()
         if self.damages and killed and found:
             victim = rng.choice(sorted(found))
-            damage(self.store / victim, rng.choice(sorted(DAMAGES)))
+            damage_file(self.store / victim, rng.choice(sorted(DAMAGES)))
             self._damaged = {victim.replace("/commits/", "/logits/"), victim.replace("/logits/", "/commits/")}
             self.counts["damaged"] += 1
         return killed

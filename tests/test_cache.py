@@ -48,7 +48,7 @@ def test_the_plan_counts_what_happens(pictures: Path, teacher: Path, tmp_path: P
     student = kdcache(
         "student-train", *given, *["--model", "resnet8", "--batch-size", "30", "--out", "run"], cwd=tmp_path
     )
-    assert f"asked {SAMPLES} questions, {8 * SAMPLES} answered" in student.stdout, student.stderr
+    assert f"{SAMPLES} teacher forwards, {8 * SAMPLES} cache hits" in student.stdout, student.stderr
 
 
 def test_info_verify_and_prune(pictures: Path, teacher: Path, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_two_fills_at_once_share_the_work(pictures: Path, teacher: Path, tmp_pat
     ]
     counts = []
     for fill in fills:
-        done = fill.ended()
+        done = fill.wait()
         assert done.returncode == 0, done.stderr
         counts.append(forwards(done.stdout))
     assert sum(counts) == 180 * SAMPLES

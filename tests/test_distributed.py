@@ -27,7 +27,7 @@ from kdcache.models import build
 from kdcache.run.folder import FinishedRun
 from kdcache.setup import fresh_network, load_data, make_plan, open_cached_teacher
 from kdcache.views import ViewMaker, rank_part
-from tests.processes import in_ranks
+from tests.processes import run_ranks
 
 ROOT = Path(__file__).parents[1]
 Settings = dict[str, Any]
@@ -226,7 +226,7 @@ def accuracy(images: int) -> training.Accuracy:
 @pytest.mark.parametrize("images", [1, 2, 8])
 def test_each_image_is_evaluated_once_even_if_a_process_has_none(images: int) -> None:
     alone = accuracy(images)
-    for other in in_ranks(3, accuracy, images):
+    for other in run_ranks(3, accuracy, images):
         assert (other.top1, other.top5) == (alone.top1, alone.top5)
         assert other.loss == pytest.approx(alone.loss, rel=1e-5)
 

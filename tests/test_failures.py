@@ -22,14 +22,14 @@ from kdcache.datasets import Split
 from kdcache.errors import KdcacheError
 from kdcache.run.folder import FinishedRun
 from kdcache.views import ViewMaker, ViewPlan
-from tests.processes import begun, outcome
+from tests.processes import outcome, start_command
 
 Settings = dict[str, Any]
 
 
 def limited(limit: int, size: int, command: str, settings: Settings) -> "CompletedProcess[str]":
     """Run a command under a resource limit."""
-    return begun(command, settings, partial(resource.setrlimit, limit, (size, size))).ended()
+    return start_command(command, settings, partial(resource.setrlimit, limit, (size, size))).wait()
 
 
 @pytest.mark.parametrize(("room", "last"), [(60_000, "model.safetensors"), (400_000, "checkpoints/epoch-")])
@@ -103,7 +103,7 @@ def test_too_little_memory_outside_of_the_steps_names_remedies(
 ) -> None:
     settings = {**small, "model": f"python:tests.test_failures:{network.__name__}", "precision": precision}
     settings["out"] = tmp_path / "run"
-    done = begun("teacher-train", settings).ended()
+    done = start_command("teacher-train", settings).wait()
     assert (done.returncode, done.stderr) == (1, f"kdcache: out of memory for {line}\n")
     assert not (tmp_path / "run" / "summary.json").exists()
 
@@ -117,7 +117,7 @@ def limit_memory(megabytes: int = 40) -> None:
 
 def test_too_little_memory_elsewhere_is_not_reported_as_a_bug(small: Settings, tmp_path: Path) -> None:
     settings = {**small, "model": "ResNet50", "out": tmp_path / "run"}  # 94 MB of weights
-    done = begun("teacher-train", settings, limit_memory).ended()
+    done = start_command("teacher-train", settings, limit_memory).wait()
     assert done.returncode == 1, done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith("kdcache: out of memory: got ")
@@ -131,18 +131,18 @@ def test_a_store_that_vanishes_is_reported_and_the_run_can_be_resumed_with_it_or
     settings = {**small, "teacher": teacher, "aug": "cutmix", "epochs": 3, "cache": "replay"}
     settings |= {"store": disk / "store.zarr", "out": tmp_path / "run"}
     disk.mkdir()
-    training = begun("student-train", settings)
+    training = start_command("student-train", settings)
     while training.process.is_alive() and not (tmp_path / "run" / "metrics.jsonl").exists():
         time.sleep(0.002)
     disk.rename(away)
-    done = training.ended()
+    done = training.wait()
     stays = "expected a folder that stays where it is while somebody works with it, got one that is gone"
     assert (done.returncode, done.stderr) == (1, f"kdcache: store {disk / 'store.zarr'}: {stays}\n")
     assert not disk.exists()  # nothing was created in its place
     shutil.copytree(tmp_path / "run", tmp_path / "anew")
     outcomes = []
     for name, resume in (("anew", True), ("run", True), ("uninterrupted", False)):
-        ended = begun("student-train", settings | {"out": tmp_path / name, "resume": resume}).ended()
+        ended = start_command("student-train", settings | {"out": tmp_path / name, "resume": resume}).wait()
         assert ended.returncode == 0, ended.stderr
         outcomes.append(outcome(tmp_path / name))
         if name == "anew":
@@ -178,14 +178,14 @@ def test_a_missing_permission_is_named_and_the_run_can_be_resumed_with_it(
     before = (tmp_path / place).stat().st_mode
     (tmp_path / "store.zarr.lock").touch()
     (tmp_path / place).chmod(mode)
-    denied = begun("student-train", settings, unprivileged).ended()
+    denied = start_command("student-train", settings, unprivileged).wait()
     (tmp_path / place).chmod(before)
     assert denied.returncode == code, denied.stderr
     (line_printed,) = denied.stderr.splitlines()
     assert line_printed.startswith(f"kdcache: {line.format(root=tmp_path)}")
     assert [path for path in tmp_path.rglob("*") if path.name.endswith((".tmp", ".partial"))] == []
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
-    again = begun("student-train", settings | {"resume": True}, unprivileged).ended()
+    again = start_command("student-train", settings | {"resume": True}, unprivileged).wait()
     assert again.returncode == 0, again.stderr
 
 
@@ -199,7 +199,7 @@ def test_durations_do_not_depend_on_the_wall_clock(small: Settings, tmp_path: Pa
     runs = {}
     for name, prepare in (("jumps", backward_clock), ("runs", None)):
         settings = {**small, "epochs": 2, "batch_size": 4, "checkpoint_minutes": 1, "out": tmp_path / name}
-        done = begun("teacher-train", settings, prepare).ended()
+        done = start_command("teacher-train", settings, prepare).wait()
         assert done.returncode == 0, done.stderr
         runs[name] = FinishedRun(tmp_path / name)
     jumps = runs["jumps"]

@@ -10,7 +10,7 @@ from torch import Tensor
 from kdcache.losses import features
 from kdcache.losses.crd import ContrastMemory
 from kdcache.losses.logits import dkd_loss, kd_loss
-from tests.figures import BASE, golden, tensor
+from tests.reference import BASE, golden, tensor
 
 GOLDEN = golden("losses")["results"]
 LABELS = torch.tensor([(BASE + 7 * row) % 100 for row in range(8)])

@@ -24,7 +24,7 @@ from kdcache.losses import (
 )
 from kdcache.selection import Candidates, score, top_scores
 from kdcache.views.mixes import Mix, find_mix
-from tests.figures import tensor
+from tests.reference import tensor
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "losses.json").read_text())["results"]
 STUDENT, TEACHER = tensor(0, (8, 100), 6), tensor(1, (8, 100), 8)

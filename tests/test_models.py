@@ -14,9 +14,9 @@ from kdcache import tensor_files
 from kdcache.errors import UsageError
 from kdcache.files import write_atomically, write_json, write_text
 from kdcache.models import REGISTRY, Network, build, checkpoint
-from tests import figures
+from tests import reference
 
-GOLDEN = figures.golden("models")
+GOLDEN = reference.golden("models")
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 FAMILIES = ("resnet8", "resnet8x4", "wrn_16_2", "vgg8", "ResNet50", "MobileNetV2", "ShuffleV1", "ShuffleV2")
 
@@ -30,7 +30,7 @@ def network(name: str = "resnet8", seed: int = 3) -> Network:
 
 
 def pixels(batch: int = 2, size: int = 32) -> Tensor:
-    return ((figures.u(7, batch * 3 * size * size) + 1) * 128).to(torch.uint8).reshape(batch, 3, size, size)
+    return ((reference.u(7, batch * 3 * size * size) + 1) * 128).to(torch.uint8).reshape(batch, 3, size, size)
 
 
 def relative(actual: Tensor | float, expected: object) -> None:
@@ -46,11 +46,11 @@ def test_every_network_has_golden_values() -> None:
 @pytest.mark.parametrize("name", GOLDEN)
 def test_shapes_features_and_logits_equal_the_golden_values(name: str) -> None:
     expected, body = GOLDEN[name], build(name, num_classes=100).body.double().eval()
-    figures.fill(body)
+    reference.fill(body)
     assert [[key, list(value.shape)] for key, value in body.state_dict().items()] == expected["state"]
     assert sum(p.numel() for p in body.parameters() if p.requires_grad) == expected["params"]
     with torch.no_grad():
-        features, logits = body.features(figures.images()), body(figures.images())
+        features, logits = body.features(reference.images()), body(reference.images())
     assert [list(feature.shape) for feature in features] == expected["features"]
     relative(torch.stack([feature.norm() for feature in features]), expected["feature_norms"])
     relative(logits[:, :8], expected["logits_first8"])
@@ -72,8 +72,8 @@ def test_larger_images(name: str) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_feature_has_gradients(name: str) -> None:
     body = network(name).train().body
-    parts = [feature.square().mean() for feature in body.features(figures.images().float())]
-    torch.stack([*parts, body(figures.images().float()).mean()]).sum().backward()  # fails if a map was overwritten
+    parts = [feature.square().mean() for feature in body.features(reference.images().float())]
+    torch.stack([*parts, body(reference.images().float()).mean()]).sum().backward()  # fails if a map was overwritten
     assert all(p.grad is not None for p in body.parameters())
 
 

@@ -13,14 +13,14 @@ from kdcache.stages import train_student, train_teacher
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import UsageError
 from kdcache.run.folder import FinishedRun
-from tests.processes import Command, outcome, start
+from tests.processes import Command, outcome, start_training
 
 Settings = dict[str, Any]
 
 
 def interrupted(settings: Settings, out: Path) -> Path:
     """Start a student and kill it in its third epoch."""
-    process = start("student", **settings, out=out)
+    process = start_training("student", **settings, out=out)
     while process.is_alive() and not list(out.glob("checkpoints/epoch-0000002*")):
         time.sleep(0.002)
     process.kill()
@@ -98,7 +98,7 @@ def test_an_unfinished_run_with_the_same_settings_is_found_and_a_finished_one_is
 ) -> None:
     monkeypatch.chdir(tmp_path)
     settings = {**small, "epochs": 2, "batch_size": 3}
-    killed = start("teacher", **settings)
+    killed = start_training("teacher", **settings)
     while killed.is_alive() and not list(tmp_path.glob("runs/*/checkpoints/epoch-0000001*")):
         time.sleep(0.002)
     killed.kill()
@@ -130,7 +130,7 @@ def test_a_terminated_training_saves_a_checkpoint_within_the_epoch(
     while training.process.is_alive() and count.read_text() == before:  # until steps of this epoch are recorded
         time.sleep(0.002)
     training.process.terminate()
-    stopped = training.ended(60)
+    stopped = training.wait(60)
     assert stopped.returncode == 143
     assert stopped.stderr == "kdcache: stopped. Completed work is saved. Resume a training with --resume.\n"
     newest = max(path.name for path in tmp_path.glob("run/checkpoints/epoch-*"))
@@ -167,7 +167,7 @@ def test_a_run_is_not_resumed_with_another_teacher(
 
 def test_two_trainings_cannot_write_to_one_folder(small: Settings, teacher: Path, tmp_path: Path) -> None:
     settings = {**small, "teacher": teacher, "aug": "cutmix", "batch_size": 3, "epochs": 500, "out": tmp_path / "run"}
-    process = start("student", **settings)
+    process = start_training("student", **settings)
     while process.is_alive() and not (tmp_path / "run" / "metrics.jsonl").exists():
         time.sleep(0.002)
     for way in ({"resume": True}, {"overwrite": True}):

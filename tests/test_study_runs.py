@@ -20,7 +20,7 @@ def uninterrupted(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """Folder of a study that was not interrupted."""
     folder = tmp_path_factory.mktemp("study")
     write_study(folder, pictures)
-    ended = start_study(folder).ended()
+    ended = start_study(folder).wait()
     assert ended.returncode == 0, ended.stderr
     return folder
 
@@ -30,7 +30,7 @@ def test_students_of_a_study_share_the_cache_of_their_teacher(uninterrupted: Pat
     assert [cell["planned_runs"] for cell in cells] == [1] * 4
     # x and two candidates of 90 images in 8 epochs: the forwards of the CutMix-pick student alone.
     assert sum(cell["teacher_forwards"] for cell in cells) <= 1.1 * 3 * 90 * 8
-    again = start_study(uninterrupted).ended()
+    again = start_study(uninterrupted).wait()
     assert "4 of 4 runs are already finished" in again.stdout
 
 
@@ -56,14 +56,14 @@ def test_a_terminated_study_resumes_and_a_failed_run_is_tried_once_more(
     study = start_study(tmp_path, "--launcher", name, *options)
     wait_until(lambda: is_resumable(runs / RUNS["KD"]))
     study.process.terminate()
-    assert study.ended().returncode == 143
+    assert study.wait().returncode == 143
     assert not training_processes(tmp_path)
 
     study = start_study(tmp_path, "--launcher", name, *options)
     wait_until(lambda: is_resumable(runs / killed))
     for number in training_processes(runs / killed):
         os.kill(number, signal.SIGKILL)
-    ended = study.ended()
+    ended = study.wait()
     assert ended.returncode == 1
     assert re.search(rf"{re.escape(f'small/{killed}')}: failed with exit code -9 .*trying again", ended.stdout)
     assert re.search(r"cutmix-lr-1e.*failed with exit code 1 .*(nan|inf).*giving up", ended.stdout)

@@ -22,6 +22,7 @@ from kdcache.errors import UsageError
 from kdcache.losses import kl_divergence
 from kdcache.views.plan import STANDARD, format_kind, parse_kind
 from tests import answers
+from tests.alterations import DAMAGES, damage_file
 from tests.rows import CLASSES, ROWS, equal, full_table, rows_of, table
 
 
@@ -112,13 +113,6 @@ def test_an_unsupported_url_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
         StoreLocation("nothing://here")
 
 
-DAMAGES = {
-    "a bit": lambda content: content[:70] + bytes([content[70] ^ 4]) + content[71:],
-    "truncated": lambda content: content[:-3],
-    "emptied": lambda content: b"",
-    "zeroed": lambda content: bytes(len(content)),
-    "deleted": None,
-}
 FILES = ["logits/c/1/0", "commits/c/1/0", "logits/zarr.json", "commits/zarr.json"]
 
 
@@ -127,10 +121,7 @@ FILES = ["logits/c/1/0", "commits/c/1/0", "logits/zarr.json", "commits/zarr.json
 def test_damage_is_detected_and_repaired(file: str, damage: str, tmp_path: Path) -> None:
     location = full_table(StoreLocation(tmp_path / "store.zarr")).location
     path = tmp_path / "store.zarr" / CLEAN / file
-    content, change = path.read_bytes(), DAMAGES[damage]
-    if damage == "a bit" and len(content) < 80:
-        change = lambda content: bytes([content[0] ^ 4]) + content[1:]  # noqa: E731
-    path.unlink() if change is None else path.write_bytes(change(content))
+    damage_file(path, damage)
 
     computed = []
 

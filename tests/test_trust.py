@@ -30,18 +30,11 @@ from kdcache.datasets.pictures import read_image
 from kdcache.errors import KdcacheError, UsageError, problem
 from kdcache.models import build, checkpoint, published
 from kdcache.run.folder import FinishedRun, find_finished_runs
+from tests.alterations import MaliciousPickle
 
 FACTS = {"teacher": "t", "dataset": "d", "teacher precision": "bfloat16", "samples": 120, "classes": 4}
 ROWS = torch.randn(120, 4, generator=torch.Generator().manual_seed(0)).half()
 TABLES = (CLEAN, "replay/seed-3/epoch-0000/standard", "replay/seed-3/epoch-0001/standard")
-
-
-class Malice:
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, (f"touch {self.target}",)
 
 
 def rows_of(span: range) -> EncodedLogits:
@@ -73,7 +66,7 @@ def test_filters_of_zarr_version_2_are_never_run(store: Path) -> None:
     text = {"zarr_format": 2, "shape": [120, 4], "chunks": [120, 4], "dtype": "<f2", **filters}
     (array / "zarr.json").unlink()
     (array / ".zarray").write_text(json.dumps(text))
-    (array / "0.0").write_bytes(pickle.dumps(Malice(ran)))
+    (array / "0.0").write_bytes(pickle.dumps(MaliciousPickle(ran)))
     table = opened(store).table(CLEAN)
     assert table.read(0) is None
     assert table.read_or_compute(0, rows_of) is not None

@@ -14,7 +14,7 @@ import pytest
 
 from kdcache.datasets.workers import prefetch_map
 from kdcache.errors import KdcacheError
-from tests.processes import begun, outcome, started
+from tests.processes import outcome, start_command, start_process
 from tests.samples import write_imagenet
 
 Settings = dict[str, Any]
@@ -49,7 +49,7 @@ def exit_with_workers() -> None:
 
 
 def test_a_process_with_busy_workers_exits() -> None:
-    process = started(exit_with_workers)
+    process = start_process(exit_with_workers)
     process.join(30)
     assert process.exitcode == 0
 
@@ -61,7 +61,7 @@ def decoding(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, dict[s
     write_imagenet(root / "imagenet", train=24)
     settings: Settings = {"dataset": "imagenet", "data_root": root, "image_size": 32, "model": "resnet8"}
     settings |= {"batch_size": 4, "device": "cpu", "precision": "float32", "epochs": 3}
-    whole = begun("teacher-train", settings | {"workers": 0, "out": root / "whole"}).ended()
+    whole = start_command("teacher-train", settings | {"workers": 0, "out": root / "whole"}).wait()
     assert whole.returncode == 0, whole.stderr
     return settings, outcome(root / "whole")
 
@@ -72,7 +72,7 @@ def test_a_terminated_training_leaves_no_workers_and_is_resumed(
 ) -> None:
     """SIGTERM comes to the process or its group, and the run is resumed with another number of workers."""
     settings = decoding[0] | {"workers": 2, "out": tmp_path / "run"}
-    training = begun("teacher-train", settings, daemon=False)
+    training = start_command("teacher-train", settings, daemon=False)
     while training.process.is_alive() and not (
         list(tmp_path.glob("run/checkpoints/epoch-0000001-*")) and len(training.children()) == 2
     ):
@@ -80,11 +80,11 @@ def test_a_terminated_training_leaves_no_workers_and_is_resumed(
     children = training.children()
     assert training.process.pid and training.process.is_alive()  # noqa: PT018
     send(training.process.pid, signal.SIGTERM)
-    stopped = training.ended(60)
+    stopped = training.wait(60)
     assert (stopped.returncode, len(children)) == (143, 2)
     assert stopped.stderr == "kdcache: stopped. Completed work is saved. Resume a training with --resume.\n"
     assert all(map(gone, children))
     assert not max(tmp_path.glob("run/checkpoints/*")).name.endswith("step-0000000.safetensors")  # within an epoch
-    again = begun("teacher-train", settings | {"resume": True, "workers": workers}, daemon=False).ended()
+    again = start_command("teacher-train", settings | {"resume": True, "workers": workers}, daemon=False).wait()
     assert again.returncode == 0, again.stderr
     assert outcome(tmp_path / "run") == decoding[1]

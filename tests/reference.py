@@ -1,4 +1,4 @@
-"""The numbers that the golden figures were computed from; see tests/golden/README.md."""
+"""The inputs of the reference values in ``tests/golden``; see ``tests/golden/README.md``."""
 
 import json
 import math
@@ -18,7 +18,7 @@ def golden(name: str) -> dict[str, Any]:
 
 
 def u(i: int, n: int) -> Tensor:
-    """Sequence `i` of the generator: (n,) float64 in [-1, 1)."""
+    """Make sequence `i`: (n,) float64 in [-1, 1)."""
     h = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(2654435761) + np.uint64((i + 1) * 2246822519)
     h &= np.uint64(0xFFFFFFFF)
     h ^= h >> np.uint64(15)
@@ -28,18 +28,18 @@ def u(i: int, n: int) -> Tensor:
 
 
 def tensor(k: int, shape: tuple[int, ...], scale: float = 1.0) -> Tensor:
-    """The loss figures' tensor number `k`, float64."""
+    """Make input number `k` of the losses, float64."""
     return scale * u(BASE + k, math.prod(shape)).reshape(shape)
 
 
 def images() -> Tensor:
-    """The networks' input, (2, 3, 32, 32) float64."""
+    """Make the input of the networks, (2, 3, 32, 32) float64."""
     return 2 * u(-1, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)
 
 
 @torch.no_grad()
 def fill(module: nn.Module) -> None:
-    """Set every entry of the module's state from its place in ``state_dict()``."""
+    """Set every entry of a module's state dict from its position there."""
     for place, (key, value) in enumerate(module.state_dict().items()):
         s = u(place, value.numel()).reshape(value.shape)
         last = key.rpartition(".")[2]
