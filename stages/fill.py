@@ -71,6 +71,7 @@ def precompute_answers(config: StudentConfig, reporter: Reporter | None = None) 
     cached_teacher = open_cached_teacher(config, data, views, compute, reporter.precomputed)
     stored = total = plan.samples  # clean views are precomputed when the cached teacher is opened
     if plan.crop_flip:
+        stored = 0
         to_store, total = cached_teacher.num_stored(config.epochs), budget.uncached_forwards(plan, config.epochs)
         for stored in cached_teacher.precompute(config.epochs):
             reporter.precomputed(stored, to_store)

@@ -76,17 +76,18 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     optimizer = sgd(nn.ModuleList([student, objective]), config.lr, config.momentum, config.weight_decay)
 
     # The run folder; a resumed run continues from its last checkpoint.
-    run = RunWriter(config, compute, data, teacher.teacher if teacher else None)
-    progress = run.restore({"student": student, "objective": objective}, optimizer)
-    shape = StatisticsShape(plan.samples, plan.slots, len(views.steps), objective.names)
-    recorder = StudentRecorder(run.folder.statistics_store, config.epochs, shape, teacher, compute.device)
-    reporter.begin(f"student {config.model} on {config.dataset} -> {run.path}", config.epochs, plan.samples, run.path)
+    with RunWriter(config, compute, data, teacher.teacher if teacher else None) as run:
+        progress = run.restore({"student": student, "objective": objective}, optimizer)
+        shape = StatisticsShape(plan.samples, plan.slots, len(views.steps), objective.names)
+        recorder = StudentRecorder(run.folder.statistics_store, config.epochs, shape, teacher, compute.device)
+        title = f"student {config.model} on {config.dataset} -> {run.path}"
+        reporter.begin(title, config.epochs, plan.samples, run.path)
 
-    step = StudentStep(config, network, teacher, objective, optimizer, compute, recorder)
-    train_epochs(run, progress, student, optimizer, views, step, compute, reporter, recorder)
-    if distributed.is_main():
-        plot_training_curves(run.metrics, run.folder.curves_file)
-    return run.finish()
+        step = StudentStep(config, network, teacher, objective, optimizer, compute, recorder)
+        train_epochs(run, progress, student, optimizer, views, step, compute, reporter, recorder)
+        if distributed.is_main():
+            plot_training_curves(run.metrics, run.folder.curves_file)
+        return run.finish()
 
 
 class StudentStep:
@@ -188,14 +189,15 @@ class StudentStep:
             )
         losses = self.objective(x, mixed)
 
-        # Update the student, and the layers that losses train, by the sum.
+        # Update the student, and the layers that losses train, by the sum. Only the graph needs the features now.
+        del features, teacher_features, x, mixed
         loss = torch.stack(list(losses.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
 
         # Record d, the picks, the KL ratio r, and how often the teacher disagrees with the mixed label.
-        self.recorder.record(batch, teacher_logits, x, mixed, selection, candidates.kl, losses)
+        self.recorder.record(batch, teacher_logits, x_kl, mixed_kl, selection, candidates.kl, losses)
         return loss.detach()
 
     def _ask_teacher(self, batch: Batch) -> tuple[Tensor | None, list[Tensor]]:

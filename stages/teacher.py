@@ -83,14 +83,14 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
         return loss.detach()
 
     # The run folder; a resumed run continues from its last checkpoint.
-    run = RunWriter(config, compute, data)
-    progress = run.restore({"teacher": teacher}, optimizer)
-    title = f"teacher {config.model} on {config.dataset} -> {run.path}"
-    reporter.begin(title, config.epochs, len(data.train), run.path)
-    train_epochs(run, progress, teacher, optimizer, views, step, compute, reporter)
-    if distributed.is_main():
-        plot_training_curves(run.metrics, run.folder.curves_file)
-    return _store_clean_logits(run, teacher, data, compute)
+    with RunWriter(config, compute, data) as run:
+        progress = run.restore({"teacher": teacher}, optimizer)
+        title = f"teacher {config.model} on {config.dataset} -> {run.path}"
+        reporter.begin(title, config.epochs, len(data.train), run.path)
+        train_epochs(run, progress, teacher, optimizer, views, step, compute, reporter)
+        if distributed.is_main():
+            plot_training_curves(run.metrics, run.folder.curves_file)
+        return _store_clean_logits(run, teacher, data, compute)
 
 
 def load_teacher(
@@ -133,24 +133,26 @@ def load_teacher(
     network, published = find_network(weights, data, model, mean, std)
     network = network.to(compute.device)
     started = time.perf_counter()
-    run = RunWriter(config.model_copy(update={"model": network.name}), compute, data)
-    accuracy = evaluate(network, data.test, compute)
-    metrics = EpochMetrics(
-        epoch=0,
-        test_loss=accuracy.loss,
-        test_top1=accuracy.top1,
-        test_top5=accuracy.top5,
-        seconds=time.perf_counter() - started,
-    )
-    run.end_epoch(metrics, network)
-    beside = "" if published is None else f", published as {published:.2f} %"
-    reporter.message(f"teacher {network.name} on {config.dataset} -> {run.path}: top-1 {accuracy.top1:.2f} %{beside}")
-    if published is not None and abs(published - accuracy.top1) > ACCURACY_GAP:
-        reporter.message(
-            "warning: measured and published accuracy differ by more than half a point. Was the network trained with a "
-            "different normalization (--mean, --std), for another image size, or on other data?"
+    with RunWriter(config.model_copy(update={"model": network.name}), compute, data) as run:
+        accuracy = evaluate(network, data.test, compute)
+        metrics = EpochMetrics(
+            epoch=0,
+            test_loss=accuracy.loss,
+            test_top1=accuracy.top1,
+            test_top5=accuracy.top5,
+            seconds=time.perf_counter() - started,
         )
-    return _store_clean_logits(run, network, data, compute)
+        run.end_epoch(metrics, network)
+        beside = "" if published is None else f", published as {published:.2f} %"
+        reporter.message(
+            f"teacher {network.name} on {config.dataset} -> {run.path}: top-1 {accuracy.top1:.2f} %{beside}"
+        )
+        if published is not None and abs(published - accuracy.top1) > ACCURACY_GAP:
+            reporter.message(
+                "warning: measured and published accuracy differ by more than half a point. Was the network trained "
+                "with a different normalization (--mean, --std), for another image size, or on other data?"
+            )
+        return _store_clean_logits(run, network, data, compute)
 
 
 def _store_clean_logits(run: RunWriter, network: Network, data: Dataset, compute: Compute) -> FinishedRun:

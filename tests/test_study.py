@@ -14,6 +14,7 @@ from scipy import stats
 
 from kdcache.cli import cli
 from kdcache.errors import UsageError
+from kdcache.run.folder import RunFolder
 from kdcache.study.archive import extracted
 from kdcache.study.claims import Claim, Hypothesis, combine, evaluate_claim, evaluate_hypothesis
 from kdcache.study.cost import study_cost
@@ -281,3 +282,28 @@ def test_an_unreadable_archive_is_reported(tmp_path: Path) -> None:
             extracted(archive),
         ):
             pass
+
+
+def test_a_damaged_archive_is_reported(tmp_path: Path) -> None:
+    damaged, data = tmp_path / "records.tar.xz", (ROOT / "docs" / "results" / "precision.tar.xz").read_bytes()
+    for place in (len(data) // 2, len(data) - 40):  # within the records, and within the checksums behind them
+        damaged.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        with pytest.raises(UsageError, match=f"could not read {damaged}"), extracted(damaged):
+            pass
+
+
+def test_an_unfinished_run_keeps_its_device_and_precision(tmp_path: Path) -> None:
+    run = list_runs(expand_study(read_study("table1"), "mini", tmp_path))[0]
+    run.path.mkdir(parents=True)
+    RunFolder(run.path).config_file.write_text(run.config.model_copy(update={"device": "cpu"}).to_toml())
+    run.write_config()
+    assert run.problems() == []
+    reread = type(run.config).load(run.config_file, out=run.path, resume=True)
+    assert reread.differences(RunFolder(run.path).read_config()) == []
+
+
+def test_all_values_of_a_key_are_named(tmp_path: Path) -> None:
+    text = (ROOT / "configs" / "studies" / "figure1.toml").read_text()
+    (tmp_path / "mine.toml").write_text(text.replace('figure_kind = "error-curves"', 'figure_kind = "bars"'))
+    with pytest.raises(UsageError, match="'error-curves', 'kl-ratio' or 'label-disagreement', got bars"):
+        read_study(str(tmp_path / "mine.toml"))

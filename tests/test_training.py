@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +141,9 @@ def test_a_loss_that_becomes_nan_stops_the_run_and_keeps_the_network(small: Sett
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
     with pytest.raises(UsageError, match="finished run"):
         FinishedRun(tmp_path / "run")
+    look = f"assert not RunFolder(Path({str(tmp_path / 'run')!r})).in_use()"
+    code = f"from pathlib import Path\nfrom kdcache.run.folder import RunFolder\n{look}"
+    subprocess.run([sys.executable, "-c", code], check=True)  # another process may write there again
 
 
 def test_a_finished_run_is_not_overwritten_by_default(small: Settings, teacher: Path) -> None:

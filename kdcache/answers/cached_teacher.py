@@ -62,7 +62,7 @@ class CachedTeacher:
     Attributes
     ----------
     seconds : float
-        Time spent in `logits` and `logits_and_features`; the caller may reset it.
+        Time spent in `logits` and `logits_and_features`.
     """
 
     def __init__(
@@ -173,16 +173,6 @@ class CachedTeacher:
         for table, chunk, _ in fill_missing([(self.store.table(CLEAN), self._compute_clean)]):
             done += len(table.chunks[chunk])
             yield done
-
-    def clean_logits(self) -> Iterator[tuple[range, Tensor]]:
-        """Get the logits of the clean views of all samples, chunk by chunk: samples and logits, float32 (B, C)."""
-        assert self.store is not None
-        table = self.store.table(CLEAN)
-        for chunk, samples in enumerate(table.chunks):
-            columns = table.read_or_compute(chunk, self._compute_clean)
-            assert columns is not None
-            self._count(requests=len(samples))
-            yield samples, self.encoding.decode(columns, self.classes)
 
     def compute_logits(self, views: Tensor) -> Tensor:
         """Compute logits in a forward, whatever is stored: float32 (B, C)."""

@@ -174,4 +174,7 @@ def expected_by(detail: Any) -> str:
     message: str = detail["msg"]
     if message.startswith("Value error, "):
         return message.removeprefix("Value error, ")
-    return message.removeprefix("Input should be ").partition(", ")[0]  # what follows says why parsing failed
+    expected = message.removeprefix("Input should be ")
+    if detail["type"] == "literal_error":
+        return expected
+    return expected.partition(", ")[0]  # what follows says why parsing failed

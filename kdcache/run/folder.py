@@ -208,7 +208,7 @@ class RunFolder:
         return summary
 
     def in_use(self) -> bool:
-        """Tell whether another process writes here."""
+        """Tell whether another process writes here; not for the process that holds the lock, which would release it."""
         if not self.path.is_dir():
             return False
         with FileLock(self.lock_file).held(wait=False) as free:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from kdcache import distributed
 from kdcache.answers.cached_teacher import CachedTeacher, TeacherCounts
-from kdcache.losses import ViewOutputs
 from kdcache.run.checkpoint import TrainingState
 from kdcache.run.statistics import EpochStatistics, StatisticsShape, StatisticsStore
 from kdcache.selection import Selection
@@ -73,7 +72,6 @@ class StudentRecorder(Recorder):
         self.shape, self.teacher, self.device = shape, teacher, device
         self._store = StatisticsStore(path, epochs, shape) if distributed.is_main() else None
         self._counts, self._teacher_seconds = TeacherCounts(), 0.0
-        self.statistics = EpochStatistics.empty(shape, device)
 
     def begin_epoch(self, progress: TrainingState) -> None:
         """See `Recorder`."""
@@ -90,8 +88,8 @@ class StudentRecorder(Recorder):
         self,
         batch: Batch,
         teacher_logits: Tensor | None,
-        x: ViewOutputs | None,
-        mixed: ViewOutputs | None,
+        x_kl: Tensor | None,
+        mixed_kl: Tensor | None,
         selection: Selection,
         candidate_kl: Tensor | None,
         losses: Mapping[str, Tensor],
@@ -102,8 +100,8 @@ class StudentRecorder(Recorder):
         ----------
         batch : Batch
         teacher_logits : Tensor or None, shape ((1 + M) B, C)
-        x, mixed : ViewOutputs or None
-            What the student was trained on.
+        x_kl, mixed_kl : Tensor or None, shapes (B,) and (P,)
+            d of the views that the student was trained on; ``None`` without a teacher.
         selection : Selection
         candidate_kl : Tensor or None, shape (M B,)
             d of every candidate, where the student scored them.
@@ -115,12 +113,12 @@ class StudentRecorder(Recorder):
         picks = selection.rows[: selection.num_picked]
         picked = torch.zeros_like(batch.random_score, dtype=torch.bool).index_fill_(0, picks, True)
         statistics.picked.index_copy_(1, batch.samples, picked.view(slots))
-        if x is not None and x.kl is not None:
-            statistics.d_x.index_copy_(0, batch.samples, x.kl.detach())
-        if teacher_logits is None or mixed is None or mixed.kl is None:
+        if x_kl is not None:
+            statistics.d_x.index_copy_(0, batch.samples, x_kl.detach())
+        if teacher_logits is None or mixed_kl is None or not batch.slots:
             return
         if candidate_kl is None:
-            known = mixed.kl.detach()[: selection.num_picked]
+            known = mixed_kl.detach()[: selection.num_picked]
             d = torch.full_like(batch.random_score, torch.nan).index_copy_(0, picks, known)
         else:
             d = candidate_kl

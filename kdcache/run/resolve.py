@@ -52,8 +52,10 @@ def _resolve(config: Config) -> tuple[Config, FinishedRun | None]:
         raise UsageError(problem(what, expected=recorded.epochs, got=config.epochs))
     if folder.checkpoints_folder.exists():  # the process was killed right after it wrote the summary
         lock = folder.acquire_lock()
-        shutil.rmtree(folder.checkpoints_folder)
-        lock.release()
+        try:
+            shutil.rmtree(folder.checkpoints_folder)
+        finally:
+            lock.release()
     return config.model_copy(update=update), FinishedRun(folder.path)
 
 
@@ -123,8 +125,12 @@ def create_run_folder(config: TrainingConfig) -> tuple[RunFolder, FileLock]:
     except OSError as error:
         raise UsageError(problem(f"could not create --out {config.out}: {error.strerror}")) from None
     lock = folder.acquire_lock()
-    folder.remove_temporary_files()
-    folder.clear()
+    try:
+        folder.remove_temporary_files()
+        folder.clear()
+    except BaseException:
+        lock.release()
+        raise
     return folder, lock
 
 

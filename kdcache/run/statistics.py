@@ -162,6 +162,11 @@ class StatisticsStore:
         if not path.exists():
             write_folder_atomically(path, create)
         self._group = zarr.open_group(StoreLocation(path).store, mode="r+")
+        if (schema := self._group.attrs.get("schema")) != SCHEMA:
+            what = f"the statistics {path} were written by another version of kdcache"
+            raise KdcacheError(
+                problem(what, expected=SCHEMA, got=schema, remedy="Start the run again with --overwrite.")
+            )
         for name, array in self._group.arrays():
             array.resize(arrays[name][0])
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import nn
@@ -71,8 +72,22 @@ class RunWriter:
         self._checkpoints: Checkpoints | None = None
         self._forwards_lost = 0
         self._lock: FileLock | None = None
-        self.path = distributed.broadcast(self._open(compute, teacher) if distributed.is_main() else Path())
+        try:
+            self.path = distributed.broadcast(self._open(compute, teacher) if distributed.is_main() else Path())
+        except BaseException:
+            self._release_lock()
+            raise
         self.folder = RunFolder(self.path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._release_lock()
+
+    def _release_lock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     def _open(self, compute: Compute, teacher: Teacher | None) -> Path:
         origin = {"dataset": self.data.train.fingerprint}
@@ -200,8 +215,7 @@ class RunWriter:
             if self._checkpoints is not None:
                 self._checkpoints.remove()
             self.folder.count_file.unlink(missing_ok=True)
-        if self._lock is not None:
-            self._lock.release()
+        self._release_lock()
         distributed.barrier()
         return FinishedRun(self.path)
 

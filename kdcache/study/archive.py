@@ -1,6 +1,8 @@
 """Archives of a study's run folders, such as those in ``docs/results``."""
 
+import lzma
 import tarfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +11,9 @@ from tempfile import TemporaryDirectory
 from kdcache.errors import UsageError, first_line, problem
 
 __all__ = ["extracted"]
+
+READ_BYTES = 2**20
+"""Bytes that are read at once."""
 
 
 @contextmanager
@@ -34,7 +39,9 @@ def extracted(archive: Path) -> Iterator[Path]:
         try:
             with tarfile.open(archive) as file:
                 file.extractall(folder, filter="data")
-        except (OSError, tarfile.TarError, EOFError) as error:
+                while file.fileobj is not None and file.fileobj.read(READ_BYTES):
+                    pass  # to the end, where the checksum of a compressed file is
+        except (OSError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error) as error:
             raise UsageError(
                 problem(f"could not read {archive}", expected="a tar file of run folders", got=first_line(error))
             ) from None

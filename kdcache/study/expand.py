@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from kdcache.config import StudentConfig, TeacherConfig, TrainingConfig
 from kdcache.errors import UsageError, problem
+from kdcache.files import write_text
 from kdcache.run.folder import RunFolder
 from kdcache.study.definition import Pair, Settings, Study, StudyRow, TrainingProtocol, read_protocol
 
@@ -61,12 +62,17 @@ class PlannedRun:
     @property
     def arguments(self) -> tuple[str, ...]:
         """The command line, without the program's name."""
-        return (self.command, "--config", str(self.config_file), "--out", str(self.path), *self.options)
+        download = ("--download",) if self.config.download else ()  # which no file may ask for
+        return (self.command, "--config", str(self.config_file), "--out", str(self.path), *download, *self.options)
 
     def write_config(self) -> None:
-        """Write the settings to `config_file`."""
+        """Write the settings to `config_file`; an unfinished run keeps its device and precision."""
+        config, folder = self.config, RunFolder(self.path)
+        if folder.holds_run and not folder.is_finished:
+            existing = folder.read_config()
+            config = config.model_copy(update={"device": existing.device, "precision": existing.precision})
         self.config_file.parent.mkdir(parents=True, exist_ok=True)
-        self.config_file.write_text(self.config.to_toml(exclude={*self.config.CLI_ONLY, "resume"}), "utf-8")
+        write_text(self.config_file, config.to_toml(exclude={*config.CLI_ONLY, "resume"}))
 
     def problems(self) -> list[str]:
         """Name the settings in which a run that already exists in `path` differs from the planned one."""
