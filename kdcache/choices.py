@@ -8,7 +8,7 @@ import importlib.resources
 import json
 from functools import cache
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 __all__ = [
     "AUGMENTATIONS",
@@ -94,8 +94,8 @@ class LossInfo(NamedTuple):
     """
 
     implementation: str
-    reads: str
-    acts_on: str = "x"
+    reads: Literal["labels", "logits", "features"]
+    acts_on: Literal["x", "each", "pairs"] = "x"
     weight: float = 1.0
 
     @property

@@ -74,6 +74,9 @@ def score(criterion: str, candidates: Candidates) -> Tensor:
         The higher scores are picked first.
     """
     scores: Tensor = import_object(CRITERIA[criterion].implementation)(candidates)
+    if scores.shape != candidates.random_score.shape:
+        expected = f"one per candidate, {tuple(candidates.random_score.shape)}"
+        raise ValueError(f"criterion {criterion} returned scores of shape {tuple(scores.shape)}, expected {expected}")
     return scores
 
 

@@ -123,6 +123,8 @@ def test_top_scores_break_ties_by_position() -> None:
 
 def test_every_declared_implementation_exists() -> None:
     assert all(issubclass(import_object(loss.implementation), DistillLoss) for loss in LOSSES.values())
+    assert {loss.reads for loss in LOSSES.values()} <= {"labels", "logits", "features"}
+    assert {loss.acts_on for loss in LOSSES.values()} <= {"x", "each", "pairs"}
     assert all(callable(import_object(criterion.implementation)) for criterion in CRITERIA.values())
     assert all(isinstance(find_mix(name), Mix) for name in MIXES)
 
@@ -174,3 +176,20 @@ def test_no_rejected_candidate_scores_higher_than_a_pick(scores: list[int], data
     picks = top_scores(torch.tensor(scores, dtype=torch.float32), count).tolist()
     expected = sorted(range(len(scores)), key=lambda place: (-scores[place], place))[:count]
     assert picks == sorted(expected)
+
+
+def test_losses_and_criteria_of_a_wrong_shape_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class PerRow(DistillLoss):
+        def forward(self, views: ViewOutputs) -> Tensor:
+            return views.student.mean(1)
+
+    monkeypatch.setitem(LOSSES, "rows", LOSSES["ce"])
+    labels = torch.arange(8)
+    wrong = Objective({"rows": 1.0}, {"rows": PerRow(LossContext((), (), labels, 4, 0))})
+    with pytest.raises(ValueError, match=r"loss rows returned a tensor of shape \(8,\), expected \(\)"):
+        wrong(ViewOutputs(STUDENT, None, None, labels, labels), None)
+    candidates = Candidates(None, None, None, labels, labels, torch.ones(8), torch.ones(1, 8))
+    with pytest.raises(
+        ValueError, match=r"criterion teacher-entropy returned scores of shape \(8,\), expected one per"
+    ):
+        score("teacher-entropy", candidates._replace(teacher=TEACHER))

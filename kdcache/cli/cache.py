@@ -122,12 +122,15 @@ def verify(
     damaged = sum(check.damaged for check in checks)
     max_error = max((check.max_error for check in checks), default=0.0)
     if damaged or max_error > tolerance:
+        remedy = "Damaged chunks are computed again by student-train and cache fill."
+        if not damaged:
+            remedy = "If the code of an augmentation has changed, delete its logits with cache prune --kind."
         raise KdcacheError(
             problem(
                 "the store does not match the teacher",
                 expected=f"no damaged chunks and differences up to {tolerance:g}",
                 got=f"{damaged} damaged and {max_error:.3g}",
-                remedy="Damaged chunks are computed again by student-train and cache fill." if damaged else None,
+                remedy=remedy,
             )
         )
     compared, changes = (sum(getattr(check, name) for check in checks) for name in ("compared", "argmax_changes"))

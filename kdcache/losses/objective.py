@@ -49,10 +49,13 @@ class Objective(nn.Module):
         x, mixed : ViewOutputs or None
             ``None`` where the student is not trained on such views.
         """
-        return {
-            name: weight * _on_views(self.losses[name], LOSSES[name].acts_on, x, mixed)
-            for name, weight in self.weights.items()
-        }
+        found = {}
+        for name, weight in self.weights.items():
+            loss = _on_views(self.losses[name], LOSSES[name].acts_on, x, mixed)
+            if loss.shape != ():
+                raise ValueError(f"loss {name} returned a tensor of shape {tuple(loss.shape)}, expected ()")
+            found[name] = weight * loss
+        return found
 
 
 def _on_views(loss: nn.Module, acts_on: str, x: ViewOutputs | None, mixed: ViewOutputs | None) -> Tensor:
