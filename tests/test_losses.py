@@ -189,7 +189,5 @@ def test_losses_and_criteria_of_a_wrong_shape_are_named(monkeypatch: pytest.Monk
     with pytest.raises(ValueError, match=r"loss rows returned a tensor of shape \(8,\), expected \(\)"):
         wrong(ViewOutputs(STUDENT, None, None, labels, labels), None)
     candidates = Candidates(None, None, None, labels, labels, torch.ones(8), torch.ones(1, 8))
-    with pytest.raises(
-        ValueError, match=r"criterion teacher-entropy returned scores of shape \(8,\), expected one per"
-    ):
+    with pytest.raises(ValueError, match=r"criterion teacher-entropy returned scores of shape \(8,\)"):
         score("teacher-entropy", candidates._replace(teacher=TEACHER))
