@@ -14,10 +14,10 @@ import torch
 from common import make_parser, table, write_page
 
 from kdcache import models
-from kdcache.analysis.analyzed_teacher import AnalyzedTeacher
 from kdcache.analysis.augmentations import rank_augmentations
 from kdcache.analysis.disagreement import measure_disagreement
 from kdcache.analysis.hardness import measure_hardness
+from kdcache.analysis.inputs import AnalysisInputs
 from kdcache.answers.encoding import EncodedLogits
 from kdcache.answers.open import open_store
 from kdcache.answers.store import CLEAN, AnswerStore, ReplayTableName
@@ -77,7 +77,7 @@ def measure(samples: int, classes: int, folder: Path) -> list[tuple[str, str, st
         for span in spans:
             np.array(flat[span.start : span.stop])
 
-    analyzed = AnalyzedTeacher("random", None, data, "train", teacher, store, writes_store=False)
+    analyzed = AnalysisInputs("random", None, data, "train", teacher, store, writes_store=False)
     work: dict[str, Callable[[], object]] = {
         "fill a table": lambda: fill(CLEAN),
         "read a table": lambda: read(store),

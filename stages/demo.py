@@ -5,8 +5,8 @@ from pathlib import Path
 from kdcache.stages.student import train_student
 from kdcache.stages.teacher import load_teacher
 
-from kdcache.analysis.analyzed_teacher import load_analyzed_teacher
 from kdcache.analysis.disagreement import measure_disagreement
+from kdcache.analysis.inputs import load_analysis_inputs
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import UsageError, problem
 from kdcache.files import write_json
@@ -52,7 +52,7 @@ def run_demo(out: Path | None = None) -> None:
             config = StudentConfig.load(teacher=teacher.path, epochs=EPOCHS, out=out, **settings)
             students[trained_on] = train_student(config, reporter)
         reporter.message("measuring label disagreement on 10,000 CutMix samples")
-        found = measure_disagreement(load_analyzed_teacher(str(teacher.path)))
+        found = measure_disagreement(load_analysis_inputs(str(teacher.path)))
     write_json(folder / "disagreement.json", found.as_json())
     plot_disagreements(found, folder / "disagreement.png")
 

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from kdcache.analysis.analyzed_teacher import load_analyzed_teacher
 from kdcache.analysis.augmentations import STUDENT_FREE, RunningStatistics, rank_augmentations, score_augmentation
 from kdcache.analysis.curves import error_curves
 from kdcache.analysis.estimates import MeanStd
 from kdcache.analysis.groups import group_runs
 from kdcache.analysis.hardness import measure_hardness
+from kdcache.analysis.inputs import load_analysis_inputs
 from kdcache.analysis.kl_ratio import ratio_curve
 from kdcache.analysis.teacher_std import std_of_mean_probability
 from kdcache.config import StudentConfig, TeacherConfig
@@ -64,9 +64,9 @@ def test_images_that_stay_hard_and_images_that_become_hard() -> None:
     found = measure_hardness([epoch(0, rising), epoch(1, second), epoch(2, third), epoch(4, rising)])
     assert found is not None
     assert found.epochs == (0, 1, 2, 4)
-    assert [(share.count, share.total) for share in found.stayed] == [(1, 1), (0, 1), (0, 1)]
-    assert [(share.count, share.total) for share in found.became] == [(0, 9), (1, 9), (1, 9)]
-    assert (found.always.count, found.always.total) == (0, 10)
+    assert [(share.count, share.total) for share in found.stayed_hard] == [(1, 1), (0, 1), (0, 1)]
+    assert [(share.count, share.total) for share in found.became_hard] == [(0, 9), (1, 9), (1, 9)]
+    assert (found.always_hard.count, found.always_hard.total) == (0, 10)
     assert found.highest[:3] == ((9, 9.0), (8, 8.0), (7, 7.0))
     assert found.lowest[:2] == ((1, 1.0), (2, 2.0))
     assert dict(found.highest)[5] == 5.0  # a mean over the epochs in which it was seen
@@ -109,7 +109,7 @@ def test_error_against_the_total_number_of_epochs() -> None:
         for seed in (0, 1)
     ]
     curves = error_curves([*runs, run(9, 16)])  # the last one is unfinished
-    assert [(curve.name, curve.loss, curve.augmented) for curve in curves] == [
+    assert [(curve.name, curve.loss, curve.is_augmented) for curve in curves] == [
         ("resnet8 kd standard", "kd", True),
         ("resnet8 ce standard", "ce", True),
         ("resnet8 kd none", "kd", False),
@@ -177,7 +177,7 @@ def test_the_score_is_over_x_and_mixed_views_together() -> None:
 
 
 def test_augmentations_are_ranked_for_a_teacher(teacher: Path) -> None:
-    analyzed = load_analyzed_teacher(str(teacher), device="cpu")
+    analyzed = load_analysis_inputs(str(teacher), device="cpu")
     found = rank_augmentations(analyzed, STUDENT_FREE, epochs=2, seed=1, group_size=20)
     by_name = {one.aug: one for one in found}
     assert by_name.keys() == set(STUDENT_FREE)
@@ -196,7 +196,7 @@ def test_augmentations_are_ranked_for_a_teacher(teacher: Path) -> None:
 
 
 def test_sums_are_scored_and_augmentations_with_picking_are_refused(teacher: Path) -> None:
-    analyzed = load_analyzed_teacher(str(teacher), device="cpu")
+    analyzed = load_analysis_inputs(str(teacher), device="cpu")
     (found,) = rank_augmentations(analyzed, ["cutmix+cutout"], epochs=1, samples=40, group_size=20)
     assert (found.groups, found.disagreement.total) == (2, 80)
     for aug in ("cutmix-pick", "cutnix"):

@@ -11,10 +11,10 @@ import torch
 from kdcache.stages import train_teacher
 from torchvision.models import resnet18
 
-from kdcache.analysis.analyzed_teacher import AnalyzedTeacher, load_analyzed_teacher
 from kdcache.analysis.disagreement import DisagreementReport, measure_disagreement
 from kdcache.analysis.disagreement_counts import MixedSamples, count_disagreement
 from kdcache.analysis.estimates import Proportion
+from kdcache.analysis.inputs import AnalysisInputs, load_analysis_inputs
 from kdcache.answers.store import AnswerStore
 from kdcache.config import TeacherConfig
 from kdcache.errors import UsageError
@@ -108,7 +108,7 @@ def figures(found: DisagreementReport) -> dict[str, object]:
     return found.as_json() | {"teacher": None}
 
 
-def count_one_by_one(analyzed: AnalyzedTeacher, samples: int, aug: str) -> tuple[int, int]:
+def count_one_by_one(analyzed: AnalysisInputs, samples: int, aug: str) -> tuple[int, int]:
     """Count disagreement view by view: overall, and where both clean images are classified correctly."""
     views, disagreements, despite_both_images_correct, done = analyzed.views(aug, seed=4), 0, 0, 0
     labels, clean = analyzed.images.labels, analyzed.teacher(analyzed.images.images).argmax(1)
@@ -131,7 +131,7 @@ def count_one_by_one(analyzed: AnalyzedTeacher, samples: int, aug: str) -> tuple
 
 @pytest.mark.parametrize("aug", ["cutmix", "mixup"])
 def test_the_report_agrees_with_counting_one_by_one(aug: str, teacher: Path) -> None:
-    analyzed = load_analyzed_teacher(str(teacher), device="cpu")
+    analyzed = load_analysis_inputs(str(teacher), device="cpu")
     found = measure_disagreement(analyzed, samples=200, seed=4, aug=aug)
     overall, right = found.counts.overall, found.counts.despite_both_images_correct
     assert (overall.count, overall.total) == (count_one_by_one(analyzed, 200, aug)[0], 200)
@@ -147,7 +147,7 @@ def test_the_report_agrees_with_counting_one_by_one(aug: str, teacher: Path) -> 
 def test_a_teacher_trained_on_a_part_is_evaluated_on_that_part(small: dict[str, object], tmp_path: Path) -> None:
     part = {"train_fraction": 0.5, "val_fraction": 0.2, "out": tmp_path / "run"}
     run = train_teacher(TeacherConfig.load(**{**small, **part}))
-    analyzed = load_analyzed_teacher(str(run.path), device="cpu")
+    analyzed = load_analysis_inputs(str(run.path), device="cpu")
     assert len(analyzed.data.train) == 3 * 12  # half of the 24 images of each class that validation leaves
     assert measure_disagreement(analyzed, samples=20).counts.overall.total == 20
 
@@ -157,18 +157,18 @@ def test_results_do_not_depend_on_the_store_and_the_store_of_a_run_is_not_change
 ) -> None:
     run = shutil.copytree(teacher, tmp_path / "run")
     before = sorted(run.rglob("*"))
-    stored = measure_disagreement(load_analyzed_teacher(str(run), device="cpu"), samples=120)
+    stored = measure_disagreement(load_analysis_inputs(str(run), device="cpu"), samples=120)
     assert sorted(run.rglob("*")) == before
     shutil.rmtree(run / "answers.zarr")
-    assert figures(measure_disagreement(load_analyzed_teacher(str(run), device="cpu"), samples=120)) == figures(stored)
+    assert figures(measure_disagreement(load_analysis_inputs(str(run), device="cpu"), samples=120)) == figures(stored)
 
 
 def test_a_named_store_keeps_the_logits(teacher: Path, tmp_path: Path) -> None:
     place = str(tmp_path / "kept.zarr")
-    first = measure_disagreement(load_analyzed_teacher(str(teacher), store=place, device="cpu"), samples=90)
+    first = measure_disagreement(load_analysis_inputs(str(teacher), store=place, device="cpu"), samples=90)
     kept = [name for name in AnswerStore(place).tables() if "cutmix-1" in name]
     assert len(kept) == 1
-    analyzed = load_analyzed_teacher(str(teacher), store=place, device="cpu")
+    analyzed = load_analysis_inputs(str(teacher), store=place, device="cpu")
     views = analyzed.views("cutmix", seed=0)
     cached_teacher = analyzed.cached_teacher(views, epochs=1)
     for batch in views.epoch(0):
@@ -183,9 +183,9 @@ def test_an_external_network_on_any_images(pictures: Path, tmp_path: Path) -> No
     torch.manual_seed(2)
     torch.save(resnet18(num_classes=3).state_dict(), weights)
     images = {"dataset": f"folder:{pictures}", "image_size": 32, "device": "cpu"}
-    analyzed = load_analyzed_teacher("torchvision:resnet18", str(weights), split="val", **images)  # type: ignore[arg-type]
+    analyzed = load_analysis_inputs("torchvision:resnet18", str(weights), split="val", **images)  # type: ignore[arg-type]
     found = measure_disagreement(analyzed, samples=30)
     assert (found.split, found.clean_error.total) == ("val", 30)
     assert found.class_names == ("bright", "dark", "striped")
     with pytest.raises(UsageError, match="--dataset"):
-        load_analyzed_teacher("torchvision:resnet18", str(weights))
+        load_analysis_inputs("torchvision:resnet18", str(weights))

@@ -16,7 +16,7 @@ from kdcache.answers.encoding import DEFAULT_ENCODING, Dense, EncodedLogits, Top
 from kdcache.answers.location import StoreLocation
 from kdcache.answers.store import CLEAN, AnswerStore, ReplayTableName, table_bytes
 from kdcache.answers.table import CHUNK_BYTES, LARGE_CHUNK_BYTES, MAX_SMALL_CHUNKS, Table, chunk_rows, fill_missing
-from kdcache.answers.view_index import CropFlipIndex
+from kdcache.answers.view_index import CropFlipLookup
 from kdcache.datasets import Split
 from kdcache.errors import UsageError
 from kdcache.losses import kl_divergence
@@ -231,7 +231,7 @@ def test_a_top_k_of_all_classes_is_refused_before_anything_is_written(noise: Spl
 @settings(max_examples=100, deadline=None)
 def test_the_index_is_a_dictionary_that_keeps_the_first_row(keys: list[list[int]]) -> None:
     known: dict[int, float] = {}
-    index = CropFlipIndex(20, 20, {"logits": (2, np.dtype("float32"))})
+    index = CropFlipLookup(20, 20, {"logits": (2, np.dtype("float32"))})
     for number, some in enumerate(keys):
         index.add(np.array(some, np.int64), {"logits": torch.full((len(some), 2), float(number))})
         for key in some:

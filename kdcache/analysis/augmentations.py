@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdcache.analysis.analyzed_teacher import AnalyzedTeacher
 from kdcache.analysis.estimates import Proportion
+from kdcache.analysis.inputs import AnalysisInputs
 from kdcache.analysis.teacher_std import TeacherStd, std_of_mean_probability
 from kdcache.choices import AUGMENTATIONS, MIXES
 from kdcache.config import StudentConfig
@@ -187,7 +187,7 @@ def score_augmentation(aug: str, parts: Sequence[RunningStatistics]) -> Augmenta
 
 
 def rank_augmentations(
-    teacher: AnalyzedTeacher,
+    teacher: AnalysisInputs,
     augmentations: Iterable[str] = STUDENT_FREE,
     epochs: int = 3,
     samples: int = 10_000,
@@ -198,7 +198,7 @@ def rank_augmentations(
 
     Parameters
     ----------
-    teacher : AnalyzedTeacher
+    teacher : AnalysisInputs
     augmentations : iterable of str
         Values of ``--aug``.
     epochs : int
@@ -241,7 +241,7 @@ def rank_augmentations(
 
 
 def _collect(
-    teacher: AnalyzedTeacher, views: ViewMaker, first_slot: int, epochs: int, samples: int
+    teacher: AnalysisInputs, views: ViewMaker, first_slot: int, epochs: int, samples: int
 ) -> RunningStatistics:
     """Collect the statistics of x (`first_slot` 0 of a plan without mixes) or of the mixed views (1)."""
     group_size = len(views.steps[0])

@@ -37,7 +37,7 @@ class ErrorCurve:
     name : str
     loss : str or None
         ``None`` for teachers.
-    augmented : bool
+    is_augmented : bool
         Whether the views change from epoch to epoch.
     points : tuple of ErrorPoint
         By increasing number of epochs.
@@ -45,7 +45,7 @@ class ErrorCurve:
 
     name: str
     loss: str | None
-    augmented: bool
+    is_augmented: bool
     points: tuple[ErrorPoint, ...]
 
     def as_json(self) -> dict[str, Any]:
@@ -54,7 +54,7 @@ class ErrorCurve:
             {"epochs": point.epochs, "last_error": point.last.as_json(), "best_error": point.best.as_json()}
             for point in self.points
         ]
-        return {"name": self.name, "loss": self.loss, "augmented": self.augmented, "points": points}
+        return {"name": self.name, "loss": self.loss, "augmented": self.is_augmented, "points": points}
 
 
 def error_curves(runs: Iterable[RunRecord]) -> list[ErrorCurve]:

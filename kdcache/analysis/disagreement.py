@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcache.analysis.analyzed_teacher import AnalyzedTeacher
 from kdcache.analysis.disagreement_counts import TOP_K, LabelDisagreement, MixedSamples, count_disagreement
 from kdcache.analysis.estimates import Proportion
+from kdcache.analysis.inputs import AnalysisInputs
 from kdcache.views import Batch, ViewMaker
 
 __all__ = ["DisagreementReport", "Example", "measure_disagreement"]
@@ -83,7 +83,7 @@ class DisagreementReport:
 
 
 def measure_disagreement(
-    teacher: AnalyzedTeacher, samples: int = 10_000, seed: int = 0, aug: str = "cutmix"
+    teacher: AnalysisInputs, samples: int = 10_000, seed: int = 0, aug: str = "cutmix"
 ) -> DisagreementReport:
     """Measure label disagreement on mixed views, as the paper does on CutMix samples of the training set.
 
@@ -91,7 +91,7 @@ def measure_disagreement(
 
     Parameters
     ----------
-    teacher : AnalyzedTeacher
+    teacher : AnalysisInputs
     samples : int
         Number of mixed views, from as many epochs as needed.
     seed : int

@@ -30,12 +30,12 @@ class Hardness:
         Epochs with known d, counted from 0.
     median, low, high : tuple of float
         Of d over the images in each of these epochs, in nats; `low` and `high` are the 10th and 90th percentile.
-    stayed : tuple of Proportion
+    stayed_hard : tuple of Proportion
         For each epoch after the first: images that are hard, among those that were hard in the epoch before. A tenth
         is chance.
-    became : tuple of Proportion
+    became_hard : tuple of Proportion
         For each epoch after the first: images that are hard, among those that were not hard in the epoch before.
-    always : Proportion
+    always_hard : Proportion
         Images that are hard in every epoch, among all.
     highest, lowest : tuple of (int, float)
         Samples with the largest and the smallest mean d over the epochs, and this mean; the extreme first.
@@ -47,9 +47,9 @@ class Hardness:
     median: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
-    stayed: tuple[Proportion, ...]
-    became: tuple[Proportion, ...]
-    always: Proportion
+    stayed_hard: tuple[Proportion, ...]
+    became_hard: tuple[Proportion, ...]
+    always_hard: Proportion
     highest: tuple[tuple[int, float], ...]
     lowest: tuple[tuple[int, float], ...]
     most_forgotten: tuple[tuple[int, int], ...]
@@ -60,11 +60,11 @@ class Hardness:
             {"epoch": epoch + 1, "d_10": low, "d_median": median, "d_90": high}
             for epoch, low, median, high in zip(self.epochs, self.low, self.median, self.high, strict=True)
         ]
-        for line, stayed, became in zip(by_epoch[1:], self.stayed, self.became, strict=True):
+        for line, stayed, became in zip(by_epoch[1:], self.stayed_hard, self.became_hard, strict=True):
             line |= {"stayed_hard": stayed.as_json(), "became_hard": became.as_json()}
         return {
             "by_epoch": by_epoch,
-            "hard_in_every_epoch": self.always.as_json(),
+            "hard_in_every_epoch": self.always_hard.as_json(),
             "highest": [{"sample": sample, "mean_d": d} for sample, d in self.highest],
             "lowest": [{"sample": sample, "mean_d": d} for sample, d in self.lowest],
             "most_forgotten": [{"sample": sample, "times": times} for sample, times in self.most_forgotten],
@@ -118,9 +118,9 @@ def measure_hardness(epochs: Iterable[StoredEpoch], extremes: int = EXTREME_SAMP
         median=median,
         low=low,
         high=high,
-        stayed=tuple(stayed),
-        became=tuple(became),
-        always=Proportion(int((sums.times_hard == len(known)).sum()), len(mean)),
+        stayed_hard=tuple(stayed),
+        became_hard=tuple(became),
+        always_hard=Proportion(int((sums.times_hard == len(known)).sum()), len(mean)),
         highest=tuple((int(sample), float(mean[sample])) for sample in ascending[::-1][:extremes]),
         lowest=tuple((int(sample), float(mean[sample])) for sample in ascending[:extremes]),
         most_forgotten=tuple(

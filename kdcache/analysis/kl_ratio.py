@@ -12,14 +12,14 @@ from kdcache.errors import KdcacheError
 from kdcache.run.records import RunRecord
 from kdcache.run.statistics import StatisticsReader
 
-__all__ = ["BINS", "RatioCurve", "ratio_curve", "ratio_curves"]
+__all__ = ["BINS", "KLRatioCurve", "ratio_curve", "ratio_curves"]
 
 BINS = 50
 """Points of a curve; each is the mean over the steps in its part of the training."""
 
 
 @dataclass(frozen=True)
-class RatioCurve:
+class KLRatioCurve:
     """r over the iterations of a group of runs; iterations are scaled to [0, 1].
 
     Attributes
@@ -55,7 +55,7 @@ class RatioCurve:
         }
 
 
-def ratio_curve(name: str, runs: Iterable[np.ndarray], bins: int = BINS) -> RatioCurve | None:
+def ratio_curve(name: str, runs: Iterable[np.ndarray], bins: int = BINS) -> KLRatioCurve | None:
     """Summarize r over the steps of a group of runs.
 
     Parameters
@@ -67,7 +67,7 @@ def ratio_curve(name: str, runs: Iterable[np.ndarray], bins: int = BINS) -> Rati
 
     Returns
     -------
-    RatioCurve or None
+    KLRatioCurve or None
         ``None`` if r is unknown in all steps.
     """
     means: list[float | None] = []
@@ -84,7 +84,7 @@ def ratio_curve(name: str, runs: Iterable[np.ndarray], bins: int = BINS) -> Rati
         return None
     mean = total[filled] / count[filled]
     std = np.sqrt(np.maximum(squares[filled] / count[filled] - mean**2, 0))
-    return RatioCurve(
+    return KLRatioCurve(
         name,
         at=tuple(((np.flatnonzero(filled) + 0.5) / bins).tolist()),
         mean=tuple(mean.tolist()),
@@ -94,12 +94,12 @@ def ratio_curve(name: str, runs: Iterable[np.ndarray], bins: int = BINS) -> Rati
     )
 
 
-def ratio_curves(groups: Iterable[RunGroup]) -> tuple[list[RatioCurve], list[str]]:
+def ratio_curves(groups: Iterable[RunGroup]) -> tuple[list[KLRatioCurve], list[str]]:
     """Compute the curve of each group of runs that has one.
 
     Returns
     -------
-    curves : list of RatioCurve
+    curves : list of KLRatioCurve
     problems : list of str
         Messages about runs whose statistics could not be read.
     """

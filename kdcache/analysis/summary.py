@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdcache.analysis.analyzed_teacher import load_analyzed_teacher
 from kdcache.analysis.curves import ErrorCurve, error_curves
 from kdcache.analysis.disagreement import DisagreementReport, measure_disagreement
 from kdcache.analysis.groups import RunGroup, group_runs
-from kdcache.analysis.kl_ratio import RatioCurve, ratio_curves
+from kdcache.analysis.inputs import load_analysis_inputs
+from kdcache.analysis.kl_ratio import KLRatioCurve, ratio_curves
 from kdcache.config import StudentConfig
 from kdcache.errors import KdcacheError, UsageError
 from kdcache.run.records import RunRecord, load_runs
@@ -29,7 +29,7 @@ class RunSummary:
     runs : tuple of RunRecord
     groups : tuple of RunGroup
     errors : tuple of ErrorCurve
-    ratios : tuple of RatioCurve
+    ratios : tuple of KLRatioCurve
     disagreements : tuple of DisagreementReport
         Of each teacher of the runs.
     missing : tuple of str
@@ -39,7 +39,7 @@ class RunSummary:
     runs: tuple[RunRecord, ...]
     groups: tuple[RunGroup, ...]
     errors: tuple[ErrorCurve, ...]
-    ratios: tuple[RatioCurve, ...]
+    ratios: tuple[KLRatioCurve, ...]
     disagreements: tuple[DisagreementReport, ...]
     missing: tuple[str, ...]
 
@@ -96,7 +96,7 @@ def summarize_runs(
     disagreements = []
     for path in _teachers(runs) if samples else ():
         try:
-            teacher = load_analyzed_teacher(str(path), data_root=data_root, device=device)
+            teacher = load_analysis_inputs(str(path), data_root=data_root, device=device)
             disagreements.append(measure_disagreement(teacher, samples))
         except (KdcacheError, OSError) as error:
             missing += [f"label disagreement of {path}: {line}" for line in str(error).splitlines()]

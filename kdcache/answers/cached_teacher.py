@@ -14,7 +14,7 @@ from kdcache.answers.replay import Replay
 from kdcache.answers.store import CLEAN, AnswerStore
 from kdcache.answers.table import ComputeRows, fill_missing
 from kdcache.answers.teacher import Teacher
-from kdcache.answers.view_index import CropFlipIndex
+from kdcache.answers.view_index import CropFlipLookup
 from kdcache.views import Batch, ViewMaker
 
 __all__ = ["CachedTeacher", "TeacherCounts"]
@@ -54,7 +54,7 @@ class CachedTeacher:
         Stores the logits of clean views, and determines the encoding.
     replay : Replay, optional
         Stored logits by epoch, slot and position.
-    view_index : CropFlipIndex, optional
+    view_index : CropFlipLookup, optional
         Logits of x by crop and flip, in whichever epoch they were computed.
     encoding : LogitEncoding, optional
         Without a store, the encoding that logits pass through.
@@ -72,7 +72,7 @@ class CachedTeacher:
         *,
         store: AnswerStore | None = None,
         replay: Replay | None = None,
-        view_index: CropFlipIndex | None = None,
+        view_index: CropFlipLookup | None = None,
         encoding: LogitEncoding = DEFAULT_ENCODING,
     ) -> None:
         self.teacher, self.views, self.store = teacher, views, store

@@ -12,7 +12,7 @@ from kdcache.answers.replay import Replay
 from kdcache.answers.space import StoreContents
 from kdcache.answers.store import AnswerStore
 from kdcache.answers.teacher import Teacher
-from kdcache.answers.view_index import CropFlipIndex
+from kdcache.answers.view_index import CropFlipLookup
 from kdcache.compute import Compute
 from kdcache.datasets import Dataset
 from kdcache.environment import describe_environment
@@ -134,7 +134,7 @@ def make_cached_teacher(
             if progress is not None:
                 progress(done, plan.samples)
     if policy.indexed:
-        cached_teacher.view_index = CropFlipIndex.from_store(store, plan, epochs, space.limit)
+        cached_teacher.view_index = CropFlipLookup.from_store(store, plan, epochs, space.limit)
     return cached_teacher
 
 
@@ -146,10 +146,10 @@ def make_reader(teacher: Teacher, views: ViewMaker, store: AnswerStore | None = 
     plan = views.plan
     cached_teacher = CachedTeacher(teacher, views, store=store)
     if not plan.crop_flip and store is not None:
-        cached_teacher.view_index = CropFlipIndex.from_store(store, plan, 1, UNLIMITED)
+        cached_teacher.view_index = CropFlipLookup.from_store(store, plan, 1, UNLIMITED)
     elif not plan.crop_flip:
         layout = cached_teacher.encoding.layout(cached_teacher.classes)
-        cached_teacher.view_index = CropFlipIndex(plan.samples, plan.samples, layout)
+        cached_teacher.view_index = CropFlipLookup(plan.samples, plan.samples, layout)
     elif store is not None:
         cached_teacher.replay = Replay(store, plan.seed, plan.kinds)
     return cached_teacher

@@ -27,7 +27,7 @@ __all__ = ["CLEAN", "AnswerStore", "ReplayTableName", "parse_replay_tables", "ta
 
 SCHEMA = "kdcache-answers-5"
 
-CHECKED_ATTRIBUTES = ("schema", "fingerprint", "made_with", "encoding")
+CHECKSUMMED_ATTRIBUTES = ("schema", "fingerprint", "made_with", "encoding")
 """Attributes of a store that its attribute ``sha256`` covers."""
 
 MAX_TABLE_BYTES = 2**44
@@ -110,7 +110,7 @@ class AnswerStore:
                 "Name another one with --store.",
             )
             raise KdcacheError(problem(what, expected=SCHEMA, got=found.get("schema"), remedy=remedy))
-        attributes = {name: found.get(name) for name in CHECKED_ATTRIBUTES}
+        attributes = {name: found.get(name) for name in CHECKSUMMED_ATTRIBUTES}
         if found.get("sha256") != digest(attributes):
             raise KdcacheError(problem(f"store {where} is damaged", got="attributes that do not match their checksum"))
         try:
@@ -222,16 +222,16 @@ class AnswerStore:
 def _check_attributes(samples: object, classes: object, precision: object, encoding: LogitEncoding) -> None:
     """Raise a ``ValueError`` for sizes that no store has, before memory is allocated for them."""
     if precision not in PRECISIONS:
-        raise ValueError(f"an unknown teacher precision, {precision}")
+        raise ValueError(f"the attribute teacher precision, {precision}")
     for name, size, limit in (("samples", samples, MAX_TABLE_BYTES), ("classes", classes, MAX_CLASSES)):
         if type(size) is not int or not 1 <= size <= limit:
-            raise ValueError(f"an impossible number of {name}, {size}")
+            raise ValueError(f"the attribute {name}, {size}")
     assert isinstance(samples, int)
     assert isinstance(classes, int)
     if isinstance(encoding, TopK) and not 1 <= encoding.topk < classes:
-        raise ValueError(f"an impossible topk of {encoding.topk} for {classes} classes")
+        raise ValueError(f"the attribute topk, {encoding.topk}, for {classes} classes")
     if samples * row_bytes(encoding.layout(classes)) > MAX_TABLE_BYTES:
-        raise ValueError(f"{samples} samples of {classes} classes, which no table can hold")
+        raise ValueError(f"attributes of {samples} samples and {classes} classes, more than a table holds")
 
 
 @cache

@@ -17,7 +17,7 @@ from kdcache.answers.teacher import Teacher
 from kdcache.datasets import Split
 from kdcache.views import ViewMaker, ViewPlan
 
-__all__ = ["EncodingLoss", "TableCheck", "encoding_loss_on_clean", "measure_encoding_loss", "verify"]
+__all__ = ["EncodingError", "TableCheck", "encoding_error_on_clean", "measure_encoding_error", "verify"]
 
 
 class TableCheck(NamedTuple):
@@ -123,7 +123,7 @@ def _view_maker(name: ReplayTableName | None, teacher: Teacher, split: Split, pa
     return ViewMaker(split, plan, teacher.rows, teacher.compute.device)
 
 
-class EncodingLoss(NamedTuple):
+class EncodingError(NamedTuple):
     """What is lost when logits pass through an encoding.
 
     Attributes
@@ -139,7 +139,7 @@ class EncodingLoss(NamedTuple):
     argmax_changes: float
 
 
-def measure_encoding_loss(logits: Tensor, encoding: LogitEncoding, temperature: float) -> EncodingLoss:
+def measure_encoding_error(logits: Tensor, encoding: LogitEncoding, temperature: float) -> EncodingError:
     """Measure what is lost when logits (B, C) pass through an encoding, at a temperature."""
     columns = encoding.encode(logits)
     require_finite(columns)
@@ -147,10 +147,10 @@ def measure_encoding_loss(logits: Tensor, encoding: LogitEncoding, temperature: 
     log_p, log_q = ((one.double() / temperature).log_softmax(1) for one in (logits, decoded))
     kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
     argmax_changes = (decoded.argmax(1) != logits.argmax(1)).double().mean()
-    return EncodingLoss(kl.mean().item(), kl.max().item(), argmax_changes.item())
+    return EncodingError(kl.mean().item(), kl.max().item(), argmax_changes.item())
 
 
-def encoding_loss_on_clean(where: str | Path, encoding: LogitEncoding, temperature: float) -> EncodingLoss | None:
+def encoding_error_on_clean(where: str | Path, encoding: LogitEncoding, temperature: float) -> EncodingError | None:
     """Measure what an encoding loses on the clean views in a store of all logits; ``None`` if they are not stored."""
     location = StoreLocation(where)
     if not location.holds_store():
@@ -158,5 +158,7 @@ def encoding_loss_on_clean(where: str | Path, encoding: LogitEncoding, temperatu
     store = AnswerStore(location)
     columns = store.table(CLEAN).read(0)  # one chunk is a large enough sample
     return (
-        measure_encoding_loss(store.encoding.decode(columns, store.classes), encoding, temperature) if columns else None
+        measure_encoding_error(store.encoding.decode(columns, store.classes), encoding, temperature)
+        if columns
+        else None
     )

@@ -11,10 +11,10 @@ from kdcache.answers.encoding import EncodedLogits, Layout, row_bytes
 from kdcache.answers.store import CLEAN, AnswerStore
 from kdcache.views.plan import STANDARD, ViewPlan
 
-__all__ = ["CropFlipIndex"]
+__all__ = ["CropFlipLookup"]
 
 
-class CropFlipIndex:
+class CropFlipLookup:
     """Maps keys of crop-and-flip views, see `kdcache.views.ViewPlan.standard_keys`, to encoded logits.
 
     The rows are in a memory-mapped temporary file, in the order in which they were added: training gathers rows from
@@ -42,7 +42,7 @@ class CropFlipIndex:
             self._columns[name] = torch.from_numpy(mapped)
 
     @classmethod
-    def from_store(cls, store: AnswerStore, plan: ViewPlan, epochs: int, limit: int) -> "CropFlipIndex":
+    def from_store(cls, store: AnswerStore, plan: ViewPlan, epochs: int, limit: int) -> "CropFlipLookup":
         """Build the index of a plan's crop-and-flip views from a store.
 
         Parameters

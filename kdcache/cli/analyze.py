@@ -11,8 +11,8 @@ from kdcache.cli.options import DEVICE
 from kdcache.errors import KdcacheError, UsageError, problem
 
 if TYPE_CHECKING:
-    from kdcache.analysis.analyzed_teacher import AnalyzedTeacher
     from kdcache.analysis.hardness import Hardness
+    from kdcache.analysis.inputs import AnalysisInputs
     from kdcache.run.records import RunRecord
 
 __all__ = ["analyze"]
@@ -71,14 +71,14 @@ def disagreement(samples: int, aug: str, seed: int, out: Path | None, **selectio
     Overall, by lambda and by class, next to the teacher's error on the clean images; with a picture of the samples on
     which it disagrees most confidently. Writes disagreement.json and disagreement.png.
     """
-    from kdcache.analysis.analyzed_teacher import load_analyzed_teacher
     from kdcache.analysis.disagreement import measure_disagreement
+    from kdcache.analysis.inputs import load_analysis_inputs
     from kdcache.files import write_json
     from kdcache.report.analysis_tables import classes_table, disagreement_table
     from kdcache.report.gallery import plot_disagreements
     from kdcache.report.tables import show
 
-    teacher = load_analyzed_teacher(**selection)
+    teacher = load_analysis_inputs(**selection)
     report = measure_disagreement(teacher, samples, seed, aug)
     folder = _output_folder(out, teacher)
     write_json(folder / "disagreement.json", report.as_json())
@@ -102,15 +102,15 @@ def teacher(augs: tuple[str, ...], epochs: int, samples: int, seed: int, out: Pa
     the entropy of its predictions, how often it disagrees with the label, and how much its predictions for one image
     differ. Writes augmentations.json and augmentations.png.
     """
-    from kdcache.analysis.analyzed_teacher import load_analyzed_teacher
     from kdcache.analysis.augmentations import STUDENT_FREE, rank_augmentations
+    from kdcache.analysis.inputs import load_analysis_inputs
     from kdcache.files import write_json
     from kdcache.report.analysis_tables import augmentations_table
     from kdcache.report.charts import plot_augmentation_scores
     from kdcache.report.style import write_figure
     from kdcache.report.tables import show
 
-    analyzed = load_analyzed_teacher(**selection)
+    analyzed = load_analysis_inputs(**selection)
     scores = rank_augmentations(analyzed, augs or STUDENT_FREE, epochs, samples, seed)
     folder = _output_folder(out, analyzed)
     document = {"teacher": analyzed.name, "dataset": analyzed.data.card.name, "split": analyzed.split, "seed": seed}
@@ -159,7 +159,8 @@ def kl_ratio(runs: tuple[Path, ...], data_root: Path | None, out: Path | None) -
         write_figure(plot_hardness(hardness), folder / f"hardness-{number}.png")
         written += [f"hardness-{number}.png", *_draw_images(run, hardness, data_root, folder, number)]
     if not curves and not images:
-        raise UsageError(problem("runs", expected="students with a teacher", got="none with statistics of d"))
+        remedy = "Name run folders of students that were trained with a teacher."
+        raise UsageError(problem("no run has statistics of d, the KL divergence from the teacher", remedy=remedy))
     write_json(folder / "kl-ratio.json", {"kl_ratios": [curve.as_json() for curve in curves], "images": images})
     _print_files(folder, *written)
 
@@ -232,7 +233,7 @@ def _warn(lines: Sequence[str]) -> None:
         click.echo(f"kdcache: {line}", err=True)
 
 
-def _output_folder(out: Path | None, teacher: "AnalyzedTeacher | None" = None) -> Path:
+def _output_folder(out: Path | None, teacher: "AnalysisInputs | None" = None) -> Path:
     folder = out or (teacher.folder if teacher and teacher.folder else Path())
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -14,8 +14,8 @@ __all__ = ["cache"]
 VIEWS = ("dataset", "data_root", "image_size", "teacher", "aug", "pick", "candidates", "epochs", "seed", "view_seed")
 STORE = ("cache", "cache_limit", "store", "store_dtype", "topk")
 
-TEACHER = click.argument("teacher", required=False, type=click.Path(path_type=Path))
-WHERE = click.option("--store", help="Folder or URL of the store [answers.zarr in the teacher's run folder].")
+TEACHER_ARGUMENT = click.argument("teacher", required=False, type=click.Path(path_type=Path))
+STORE_OPTION = click.option("--store", help="Folder or URL of the store [answers.zarr in the teacher's run folder].")
 
 
 @click.group("cache", help=COMMANDS["cache"].about)
@@ -64,15 +64,15 @@ def plan(config: StudentConfig, students: int) -> None:
     show(costs_table(costs, students, space.table_bytes))
     error = None
     if run and isinstance(encoding, TopK):
-        from kdcache.answers.verify import encoding_loss_on_clean
+        from kdcache.answers.verify import encoding_error_on_clean
 
-        error = encoding_loss_on_clean(store_path(run.path), encoding, config.temperature)
+        error = encoding_error_on_clean(store_path(run.path), encoding, config.temperature)
     click.echo(encoding_line(encoding, size.classes, error, config.temperature))
 
 
 @cache.command()
-@TEACHER
-@WHERE
+@TEACHER_ARGUMENT
+@STORE_OPTION
 def info(teacher: Path | None, store: str | None) -> None:
     """Show what a store holds, and what its logits depend on."""
     from kdcache.answers.store import AnswerStore
@@ -87,8 +87,8 @@ def info(teacher: Path | None, store: str | None) -> None:
 
 
 @cache.command()
-@TEACHER
-@WHERE
+@TEACHER_ARGUMENT
+@STORE_OPTION
 @click.option("--samples", default=1000, show_default=True, type=click.IntRange(1), help="Views to compare.")
 @click.option("--all", "everything", is_flag=True, help="Compare all views.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the random sample.")
@@ -138,8 +138,8 @@ def verify(
 
 
 @cache.command()
-@TEACHER
-@WHERE
+@TEACHER_ARGUMENT
+@STORE_OPTION
 @click.option("--view-seed", type=click.IntRange(0), help="Delete the views of this view seed only.")
 @click.option("--kind", help="Delete one kind of view only: standard, cutmix-1, mixup-1, ...")
 @click.option("--after-epoch", type=click.IntRange(0), help="Keep this many epochs, and delete later ones.")

@@ -112,7 +112,9 @@ def _build_python(rest: str, num_classes: int, image_size: int) -> nn.Module:
             function = getattr(function, part)
         network = function(num_classes=num_classes)
     except Exception as error:  # the user's code may fail in any way
-        raise UsageError(problem(f"network {name}", got=f"{type(error).__name__}: {first_line(error)}")) from error
+        got = f"{type(error).__name__}: {first_line(error)}"
+        remedy = "Check that it can be imported and takes num_classes."
+        raise UsageError(problem(f"could not build network {name}", got=got, remedy=remedy)) from error
     if not isinstance(network, nn.Module):
         raise UsageError(problem(f"network {name}", expected="a torch.nn.Module", got=type(network).__name__))
     return network

@@ -9,7 +9,7 @@ from kdcache.analysis.disagreement_counts import PAPER_PERCENT
 from kdcache.analysis.estimates import Proportion
 from kdcache.analysis.groups import RunGroup
 from kdcache.analysis.hardness import Hardness
-from kdcache.analysis.kl_ratio import RatioCurve
+from kdcache.analysis.kl_ratio import KLRatioCurve
 from kdcache.report.tables import (
     TextTable,
     format_interval,
@@ -91,7 +91,7 @@ def augmentations_table(teacher: str, scores: Sequence[AugmentationScore]) -> Te
     )
 
 
-def kl_ratio_table(curves: Iterable[RatioCurve]) -> TextTable:
+def kl_ratio_table(curves: Iterable[KLRatioCurve]) -> TextTable:
     """Mean KL ratio of each group of runs."""
     return make_table(
         "KL ratio r (Equation 3), mean over the steps",
@@ -122,7 +122,7 @@ def errors_table(curves: Iterable[ErrorCurve]) -> TextTable:
 
 def hardness_table(name: str, hardness: Hardness) -> TextTable:
     """Distribution of d over the epochs, and how many hard images stay hard."""
-    transitions = zip(hardness.stayed, hardness.became, strict=True)
+    transitions = zip(hardness.stayed_hard, hardness.became_hard, strict=True)
     changes = [("-", "-"), *((format_percent(stayed), format_percent(became)) for stayed, became in transitions)]
     columns = (hardness.epochs, hardness.low, hardness.median, hardness.high, changes)
     rows = [

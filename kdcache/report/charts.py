@@ -12,7 +12,7 @@ from kdcache.analysis.curves import ErrorCurve
 from kdcache.analysis.disagreement_counts import LabelDisagreement
 from kdcache.analysis.groups import RunGroup
 from kdcache.analysis.hardness import Hardness
-from kdcache.analysis.kl_ratio import RatioCurve
+from kdcache.analysis.kl_ratio import KLRatioCurve
 from kdcache.report.style import SeriesStyle, series_styles
 
 __all__ = [
@@ -65,14 +65,14 @@ def plot_error_curves(curves: Sequence[ErrorCurve], stacked: bool = False) -> Fi
     The two panels are side by side, or `stacked` for a narrow page.
     """
     titles = {False: "without augmentation", True: "with augmentation"}
-    sides = [side for side in titles if any(curve.augmented is side for curve in curves)]
+    sides = [side for side in titles if any(curve.is_augmented is side for curve in curves)]
     rows, columns = (len(sides), 1) if stacked else (1, len(sides))
     figure = Figure(figsize=(0.6 + 5 * columns, 0.2 + 4.2 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flat
     styles = dict(zip((curve.name for curve in curves), series_styles(), strict=False))
     for axes, side in zip(panels, sides, strict=False):
         for curve in curves:
-            if curve.augmented is side:
+            if curve.is_augmented is side:
                 known = [(point.epochs, point.last) for point in curve.points if point.last.mean is not None]
                 mean, std = [last.mean or 0.0 for _, last in known], [last.std or 0.0 for _, last in known]
                 _draw_series(axes, [epochs for epochs, _ in known], mean, std, curve.name, styles[curve.name])
@@ -86,7 +86,7 @@ def plot_error_curves(curves: Sequence[ErrorCurve], stacked: bool = False) -> Fi
     return figure
 
 
-def plot_kl_ratios(curves: Sequence[RatioCurve]) -> Figure:
+def plot_kl_ratios(curves: Sequence[KLRatioCurve]) -> Figure:
     """Draw r over the iterations (Figure 4): mean and standard deviation over the steps."""
     figure, axes = _single_axes()
     for curve, style in zip(curves, series_styles(), strict=False):
@@ -108,8 +108,8 @@ def plot_hardness(hardness: Hardness) -> Figure:
     d.fill_between(epochs, hardness.low, hardness.high, color=first.color, alpha=BAND_ALPHA, label=band)
     d.set(xlabel="epoch", ylabel="d of x (nats)", ylim=(0, None))
     for proportions, label, style in (
-        (hardness.stayed, "hard images that were hard before", first),
-        (hardness.became, "other images that became hard", second),
+        (hardness.stayed_hard, "hard images that were hard before", first),
+        (hardness.became_hard, "other images that became hard", second),
     ):
         percent = [proportion.percent or 0.0 for proportion in proportions]
         transitions.plot(epochs[1:], percent, label=label, **style._asdict())

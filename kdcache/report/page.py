@@ -18,7 +18,7 @@ import kdcache
 from kdcache.analysis.curves import ErrorCurve
 from kdcache.analysis.disagreement import DisagreementReport, Example
 from kdcache.analysis.groups import RunGroup
-from kdcache.analysis.kl_ratio import RatioCurve
+from kdcache.analysis.kl_ratio import KLRatioCurve
 from kdcache.analysis.summary import RunSummary
 from kdcache.report.analysis_tables import (
     classes_table,
@@ -94,7 +94,7 @@ def _curves(summary: RunSummary, chart: MakeChart) -> list[Chart]:
     return charts
 
 
-def _ratio(curves: Sequence[RatioCurve], chart: MakeChart) -> Chart | None:
+def _ratio(curves: Sequence[KLRatioCurve], chart: MakeChart) -> Chart | None:
     if not curves:
         return None
     content = "; ".join(f"{curve.name} from {curve.mean[0]:.2f} to {curve.mean[-1]:.2f}" for curve in curves)

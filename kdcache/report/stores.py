@@ -9,7 +9,7 @@ from kdcache.answers.store import AnswerStore, ReplayTableName
 from kdcache.report.tables import TextTable, file_size
 
 if TYPE_CHECKING:
-    from kdcache.answers.verify import EncodingLoss, TableCheck
+    from kdcache.answers.verify import EncodingError, TableCheck
 
 __all__ = ["checks_table", "costs_table", "encoding_line", "store_table"]
 
@@ -27,7 +27,7 @@ def costs_table(costs: Sequence[CacheCost], students: int, table_bytes: int) -> 
     return TextTable("Teacher forwards and bytes", head, rows)
 
 
-def encoding_line(encoding: LogitEncoding, classes: int, error: "EncodingLoss | None", temperature: float) -> str:
+def encoding_line(encoding: LogitEncoding, classes: int, error: "EncodingError | None", temperature: float) -> str:
     """Describe the size of a row of logits, and the error of its encoding if that is known."""
     size, default_size = (row_bytes(one.layout(classes)) for one in (encoding, DEFAULT_ENCODING))
     line = f"the logits of a view take {size} bytes as {encoding.name}"

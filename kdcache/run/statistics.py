@@ -235,7 +235,10 @@ class StatisticsReader:
                 raise KdcacheError(problem(what, expected=SCHEMA, got=schema, remedy="Train the run again."))
             return cls(path, written, cls._array(group, "d_x").shape[1])
         except FileNotFoundError:
-            raise KdcacheError(problem(f"statistics {path}", expected="an existing store", got="nothing")) from None
+            remedy = "Train the run again to record them."
+            raise KdcacheError(
+                problem(f"statistics {path}", expected="a folder", got="nothing", remedy=remedy)
+            ) from None
         except READ_ERRORS as error:
             what, remedy = f"could not read the statistics {path}", "Train the run again to record them anew."
             raise KdcacheError(problem(what, got=first_line(error), remedy=remedy)) from None

@@ -210,7 +210,11 @@ def expand_study(
     protocols = {name: read_protocol(name) for names in study.profiles.values() for name in names}
     known = dict.fromkeys(pair.name for protocol in protocols.values() for pair in protocol.pairs)
     if unknown := [name for name in study.pairs if name not in known]:
-        raise UsageError(problem(f"pairs of {study.name}", expected=", ".join(known), got=unknown[0]))
+        raise UsageError(
+            problem(
+                f"teacher-student pairs in the file of study {study.name}", expected=", ".join(known), got=unknown[0]
+            )
+        )
     selected = [(protocols[name], pair) for name in study.profiles[profile] for pair in _pairs(study, protocols[name])]
     teachers = dict.fromkeys(str(pair.teacher["model"]) for _, pair in selected)
     if unused := [name for name in weights or () if name not in teachers]:

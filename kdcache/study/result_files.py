@@ -101,8 +101,8 @@ def _kl_ratio(cells: Sequence[StudyCell], out: Path, device: str) -> FigureResul
 
 def _label_disagreement(cells: Sequence[StudyCell], out: Path, device: str) -> FigureResult:
     """Measure label disagreement of each teacher, and draw examples."""
-    from kdcache.analysis.analyzed_teacher import load_analyzed_teacher
     from kdcache.analysis.disagreement import measure_disagreement
+    from kdcache.analysis.inputs import load_analysis_inputs
     from kdcache.report.analysis_tables import disagreement_table
     from kdcache.report.gallery import plot_disagreements
 
@@ -110,7 +110,7 @@ def _label_disagreement(cells: Sequence[StudyCell], out: Path, device: str) -> F
     teachers = list_runs(cells)
     for number, run in enumerate(teachers, start=1):
         if run.finished:
-            teacher = load_analyzed_teacher(str(run.path), data_root=run.config.data_root, device=device)
+            teacher = load_analysis_inputs(str(run.path), data_root=run.config.data_root, device=device)
             report = measure_disagreement(teacher)
             plot_disagreements(report, _picture(out, number, len(teachers)))
             tables.append(disagreement_table(report))

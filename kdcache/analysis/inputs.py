@@ -25,7 +25,7 @@ from kdcache.run.folder import FinishedRun
 from kdcache.setup import load_data, make_plan
 from kdcache.views import ViewMaker
 
-__all__ = ["SPLITS", "AnalyzedTeacher", "CleanPredictions", "load_analyzed_teacher"]
+__all__ = ["SPLITS", "AnalysisInputs", "CleanPredictions", "load_analysis_inputs"]
 
 SPLITS = ("train", "val")
 
@@ -38,7 +38,7 @@ BATCH_SIZE = 256
 
 
 @dataclass(frozen=True)
-class AnalyzedTeacher:
+class AnalysisInputs:
     """A teacher, images to evaluate it on, and a store of its logits for them.
 
     Attributes
@@ -121,7 +121,7 @@ class CleanPredictions:
         return self.classes(samples) == self.images.labels[samples]
 
 
-def load_analyzed_teacher(
+def load_analysis_inputs(
     teacher: str | None = None,
     weights: str | None = None,
     dataset: str | None = None,
@@ -130,7 +130,7 @@ def load_analyzed_teacher(
     split: str = "train",
     store: str | None = None,
     device: str = "auto",
-) -> AnalyzedTeacher:
+) -> AnalysisInputs:
     """Load a teacher and the images to evaluate it on.
 
     Parameters
@@ -179,9 +179,9 @@ def load_analyzed_teacher(
         folder, location = None, store
     evaluated = data if split == "train" else replace(data, train=data.test)
     if location is None:
-        return AnalyzedTeacher(name, folder, evaluated, split, Teacher(network, compute), None, writes_store=False)
+        return AnalysisInputs(name, folder, evaluated, split, Teacher(network, compute), None, writes_store=False)
     loaded, answers = open_answers(network, evaluated, compute, location)
-    return AnalyzedTeacher(name, folder, evaluated, split, loaded, answers, writes_store=store is not None)
+    return AnalysisInputs(name, folder, evaluated, split, loaded, answers, writes_store=store is not None)
 
 
 def _teacher_run(teacher: str | None, dataset: str | None) -> FinishedRun:
