@@ -160,7 +160,7 @@ def test_an_invalid_study_is_refused(change: str, where: str, tmp_path: Path) ->
 def test_unknown_pairs_are_refused(pictures: Path, tmp_path: Path) -> None:
     write_study(tmp_path, pictures)
     study = read_study(str(tmp_path / "four.toml")).model_copy(update={"pairs": ("ResNet8/ResNet9",)})
-    with pytest.raises(UsageError, match="pairs of four: expected ResNet8/ResNet8, got ResNet8/ResNet9"):
+    with pytest.raises(UsageError, match="in the file of study four: expected ResNet8/ResNet8, got ResNet8/ResNet9"):
         expand_study(study, "own", tmp_path)
 
 
