@@ -166,7 +166,7 @@ def test_results_do_not_depend_on_the_store_and_the_store_of_a_run_is_not_change
 def test_a_named_store_keeps_the_logits(teacher: Path, tmp_path: Path) -> None:
     place = str(tmp_path / "kept.zarr")
     first = measure_disagreement(load_analysis_inputs(str(teacher), store=place, device="cpu"), samples=90)
-    kept = [name for name in AnswerStore(place).tables() if "cutmix-1" in name]
+    kept = [name for name in AnswerStore(place).table_paths() if "cutmix-1" in name]
     assert len(kept) == 1
     analyzed = load_analysis_inputs(str(teacher), store=place, device="cpu")
     views = analyzed.views("cutmix", seed=0)

@@ -192,7 +192,7 @@ def test_tensorboard_gets_the_metrics_of_every_epoch(small: dict[str, object], t
     found.Reload()
     metrics = run.read_metrics()
     for name in ("test_top1", "kl_ratio", "label_disagreement", "teacher_forwards"):
-        logged = [(event.steps_done, event.value) for event in found.Scalars(name)]
+        logged = [(event.step, event.value) for event in found.Scalars(name)]
         assert logged == [(line.epoch, pytest.approx(getattr(line, name))) for line in metrics], name
     assert [event.value for event in found.Scalars("loss_parts/kd")] == [
         pytest.approx(line.loss_parts["kd"]) for line in metrics

@@ -161,7 +161,7 @@ def test_a_run_is_not_resumed_with_another_teacher(
     train_teacher(TeacherConfig.load(**{**small, "seed": 10, "out": teacher}))
     text = (out / "config.toml").read_text().replace(str(settings["teacher"]), str(teacher))
     (out / "config.toml").write_text(text)
-    with pytest.raises(UsageError, match=f"run {out}: teacher: expected [0-9a-f]*, got"):
+    with pytest.raises(UsageError, match=f"run folder {out}: teacher: expected [0-9a-f]*, got"):
         train_student(StudentConfig.load(out=out, resume=True))
 
 

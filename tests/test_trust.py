@@ -160,7 +160,7 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "classes": (lambda found: found["fingerprint"].update({"classes": 10**9}), "classes"),
     "no arithmetic": (lambda found: found["fingerprint"].update({"teacher precision": "float31"}), "teacher precision"),
     "type": (lambda found: found["encoding"].update({"dtype": "S1000000000"}), "encoding"),
-    "top-k": (lambda found: found["encoding"].update({"topk": 10**9}), "encoding"),
+    "top-k": (lambda found: found["encoding"].update({"topk": 10**9}), "topk"),
     "list": (lambda found: found.update({"fingerprint": [1]}), "damaged"),
 }
 
