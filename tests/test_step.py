@@ -21,6 +21,7 @@ from kdcache.config import StudentConfig
 from kdcache.datasets import Split
 from kdcache.losses import build_objective, cross_entropy, kd_loss, kl_divergence
 from kdcache.losses.crd import ContrastMemory
+from kdcache.run.checkpoint import TrainingState
 from kdcache.run.statistics import EpochStatistics
 from kdcache.training import FrozenRunningStats
 from kdcache.views import Batch, ViewMaker, ViewPlan
@@ -54,6 +55,7 @@ class Bench:
         optimizer = torch.optim.SGD(torch.nn.ModuleList([self.student, objective]).parameters(), lr=0.0)
         self.folder = tempfile.TemporaryDirectory()
         self.recorder = answers.recorder(Path(self.folder.name) / "statistics", self.maker, objective.names, teacher)
+        self.recorder.begin_epoch(TrainingState())
         self.step = StudentStep(
             config, training.WithFeatures(self.student), teacher, objective, optimizer, compute, self.recorder
         )
