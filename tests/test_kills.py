@@ -8,7 +8,7 @@ import pytest
 
 from tests.kills import PRECOMPUTATIONS, Precomputation, kill_and_resume, make_training
 
-KILLS = 4
+KILLS = 3
 
 
 @pytest.mark.parametrize("name", ["teacher", "student, cutmix-pick, replay", "student, crd+kd, no store"])
