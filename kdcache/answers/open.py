@@ -9,7 +9,7 @@ from kdcache.answers.cached_teacher import CachedTeacher
 from kdcache.answers.encoding import DEFAULT_ENCODING, LogitEncoding
 from kdcache.answers.location import StoreLocation
 from kdcache.answers.replay import Replay
-from kdcache.answers.space import StoreContents
+from kdcache.answers.space import UNLIMITED, StoreContents
 from kdcache.answers.store import AnswerStore
 from kdcache.answers.teacher import Teacher
 from kdcache.answers.view_index import CropFlipLookup
@@ -20,9 +20,6 @@ from kdcache.models import Network
 from kdcache.views import PLAN_VERSION, ViewMaker
 
 __all__ = ["make_cached_teacher", "make_reader", "open_answers", "open_store"]
-
-UNLIMITED = 2**62
-"""Size limit in bytes that no store reaches."""
 
 ProgressCallback = Callable[[int, int], None]
 """Receives how many of how many views have their logits in the store."""

@@ -12,7 +12,10 @@ from kdcache.answers.location import StoreLocation
 from kdcache.answers.store import CLEAN, AnswerStore, ReplayTableName, parse_replay_tables, table_bytes
 from kdcache.views.plan import ViewPlan
 
-__all__ = ["StoreContents", "default_limit"]
+__all__ = ["UNLIMITED", "StoreContents", "default_limit"]
+
+UNLIMITED = 2**62
+"""Size limit in bytes that no store reaches."""
 
 DEFAULT_LIMIT_BYTES = 10 * 10**9
 """Default size limit of a store, unless `MAX_DISK_SHARE` is less."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from kdcache.answers.budget import choose_policy, teacher_forwards, uncached_forwards
 from kdcache.answers.encoding import make_encoding
-from kdcache.answers.space import StoreContents
+from kdcache.answers.space import UNLIMITED, StoreContents
 from kdcache.choices import FOLDER_PREFIX, HDF5_PREFIX
 from kdcache.config import StudentConfig, TrainingConfig
 from kdcache.run.find import store_path
@@ -16,9 +16,6 @@ from kdcache.setup import DataSize, data_size, make_plan_for_size
 from kdcache.study.expand import PlannedRun, StudyCell, list_runs, sort_by_seed
 
 __all__ = ["SharedStores", "StoreUse", "StudyCost", "run_forwards", "run_size", "study_cost"]
-
-UNLIMITED = 2**63
-"""Size limit in bytes that no store reaches."""
 
 
 class StoreUse(NamedTuple):
