@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdcache.analysis.estimates import MeanStd
+from kdcache.analysis.estimates import DAMAGED, MeanStd
 from kdcache.config import StudentConfig, TrainingConfig
 from kdcache.run.records import RunRecord
 
@@ -39,10 +39,14 @@ class RunGroup:
 
     def result(self, name: str) -> MeanStd:
         """Summarize a number of the summaries over the finished runs."""
+        if any(run.summary_damaged for run in self.runs):
+            return DAMAGED
         return MeanStd.of(run.result(name) for run in self.finished)
 
     def by_epoch(self, name: str) -> list[tuple[int, MeanStd]]:
-        """Summarize a field of the metrics epoch by epoch, over the runs that have it."""
+        """Summarize a field of the metrics epoch by epoch, over the runs that have it; empty if a run's are damaged."""
+        if any(run.metrics_damaged for run in self.runs):
+            return []
         values: dict[int, list[float | None]] = {}
         for run in self.runs:
             for line in run.metrics:

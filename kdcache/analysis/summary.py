@@ -87,7 +87,7 @@ def summarize_runs(
     UsageError
         If there is no run.
     """
-    runs, missing = load_runs(paths)
+    runs, missing, _ = load_runs(paths)
     if not runs:
         raise UsageError(*missing or ["no run folder given"])
     groups = group_runs(runs)

@@ -4,10 +4,10 @@ import importlib.resources
 from pathlib import Path
 
 from kdcache import models
+from kdcache.choices import trust
 from kdcache.datasets import Dataset
 from kdcache.errors import UsageError, problem
 from kdcache.models import Network, checkpoint, published
-from kdcache.models.external import trust
 
 __all__ = ["SHIPPED", "find_network", "shipped_teacher", "trained_network"]
 
