@@ -156,7 +156,7 @@ def test_a_run_that_was_killed_at_the_start_can_be_resumed(
 def test_a_run_is_not_resumed_with_another_teacher(
     unfinished: tuple[Settings, Path], small: Settings, tmp_path: Path
 ) -> None:
-    settings, out = copied(unfinished, tmp_path)
+    _, out = copied(unfinished, tmp_path)
     teacher = tmp_path / "teacher"
     train_teacher(TeacherConfig.load(**{**small, "seed": 10, "out": teacher}))
     with pytest.raises(UsageError, match=f"run folder {out}: teacher: expected [0-9a-f]*, got"):

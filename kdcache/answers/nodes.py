@@ -62,9 +62,10 @@ def array_metadata(array: zarr.Array) -> dict[str, Any]:
 
 
 def _read_metadata(location: StoreLocation, path: str, kind: str) -> dict[str, Any]:
-    content = sync(location.store.get(f"{path}/zarr.json".lstrip("/"), default_buffer_prototype()))
+    key = f"{path}/zarr.json".lstrip("/")
+    content = sync(location.store.get(key, default_buffer_prototype()))
     if content is None:
-        raise FileNotFoundError(path)
+        raise FileNotFoundError(f"there is no {key}")
     found = parse_json(content.to_bytes())
     if not isinstance(found, dict) or found.get("zarr_format") != 3 or found.get("node_type") != kind:
         raise ValueError(f"no {kind} of zarr version 3")
