@@ -8,6 +8,7 @@ import numpy as np
 
 from kdcache.analysis.estimates import MeanStd
 from kdcache.analysis.groups import RunGroup
+from kdcache.checked_files import kind_of
 from kdcache.errors import KdcacheError
 from kdcache.run.records import RunRecord
 from kdcache.run.statistics_store import StatisticsReader
@@ -104,10 +105,12 @@ def ratio_curves(groups: Iterable[RunGroup]) -> tuple[list[KLRatioCurve], list[s
         Messages about statistics that could not be read. Their groups have no curve: without these runs it would be
         another one.
     """
-    curves, damaged = [], []
+    curves, damaged = [], list[str]()
     for group in groups:
         ratios, unread = [], list[str]()
         for run in group.runs:
+            if kind_of(run.folder.statistics_store) is None:  # as `load_runs` says
+                continue
             try:
                 ratios.append(_ratios(run))
             except KdcacheError as error:

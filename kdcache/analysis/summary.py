@@ -91,8 +91,8 @@ def summarize_runs(
     if not runs:
         raise UsageError(*missing or ["no run folder given"])
     groups = group_runs(runs)
-    ratios, problems = ratio_curves(group for group in groups if isinstance(group.config, StudentConfig))
-    missing += [line for line in problems if line not in missing]
+    ratios, damaged = ratio_curves(group for group in groups if isinstance(group.config, StudentConfig))
+    missing += damaged
     disagreements = []
     for path in _teachers(runs) if samples else ():
         try:
