@@ -138,7 +138,9 @@ def canonical(name: str) -> str:
     if not path:
         return name
     spelled = str(Path(os.path.expanduser(path)))
-    return f"{prefix}./{spelled}" if spelled.startswith("~") != path.startswith("~") else f"{prefix}{spelled}"
+    if spelled.startswith("~") and not path.startswith("~"):
+        spelled = f"./{spelled}"
+    return prefix + spelled
 
 
 def same_dataset(name: str, other: str) -> bool:

@@ -1,5 +1,6 @@
 """Packed files: reading, writing, interruption, checking."""
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -10,9 +11,11 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from kdcache.stages import train_teacher
 
 from kdcache import datasets
-from kdcache.datasets import CARDS, Dataset, load, packed, read
+from kdcache.config import TeacherConfig
+from kdcache.datasets import CARDS, Dataset, load, manifest, packed, read
 from kdcache.datasets.check import check
 from kdcache.datasets.manifest import Manifest
 from kdcache.datasets.pack import draft_path
@@ -426,3 +429,44 @@ def test_a_damaged_manifest_is_replaced(tmp_path: Path, monkeypatch: pytest.Monk
         manifest.write_bytes(content)
         assert read(data.card.name).train.fingerprint == first
     assert Manifest.load(datasets.read(data.card.name).train.pictures).entries["digest"].any(1).all()  # type: ignore[arg-type]
+
+
+def test_a_cache_folder_that_cannot_be_written_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file or a folder in its place, no home folder, an unknown user: hashes are then computed at each start."""
+    data = source("folder", tmp_path)
+    fingerprints = data.train.fingerprint, data.test.fingerprint
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as where no user has a home folder
+    for number, cache in enumerate((tmp_path / "file", tmp_path / "file" / "deep", Path("~nobody/x"), None)):
+        if cache is None:
+            monkeypatch.delenv("XDG_CACHE_HOME")
+        else:
+            monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+        manifest._say_once.cache_clear()
+        caplog.clear()
+        again = load(data.card.name, image_size=64)
+        assert (again.train.fingerprint, again.test.fingerprint) == fingerprints, number
+        (line,) = [record.message for record in caplog.records]
+        assert line.startswith("hashes of images are not kept, so that the next start hashes them again: got ")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (manifest._file(data.train.pictures.source.place)).mkdir(parents=True)  # type: ignore[union-attr]
+    assert load(data.card.name, image_size=64).train.fingerprint == fingerprints[0]
+
+
+def test_a_training_stops_where_a_test_image_has_changed_without_a_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget_changes(monkeypatch)
+    source("imagenet", tmp_path).hash()
+    changed = sorted((tmp_path / "imagenet/val").rglob("*.JPEG"))[4]
+    alter(changed)
+    config = TeacherConfig.load(
+        *("imagenet",),
+        **{"dataset": "imagenet", "data_root": tmp_path, "image_size": 32, "model": "resnet8", "epochs": 1},
+        **{"device": "cpu", "batch_size": 12, "workers": 0, "out": tmp_path / "run"},
+    )
+    message = refusal(lambda: train_teacher(config), KdcacheError)
+    assert f"{changed} is not the picture that was hashed" in message
+    assert json.loads((tmp_path / "run/environment.json").read_text())["origin"]["test set"]

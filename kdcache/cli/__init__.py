@@ -28,6 +28,7 @@ def main() -> NoReturn:
     debug = "--debug" in sys.argv[1:]
     logging.basicConfig(format="kdcache: %(message)s", level=logging.WARNING)
     logging.getLogger("kdcache").setLevel(logging.INFO)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where it cannot keep its cache of fonts
     handle_signals()
     keep_freed_memory()
     try:

@@ -111,6 +111,8 @@ def _image_files(paths: tuple[Path, ...]) -> list[Path]:
     """List files, and the images in folders; say what else lies in these."""
     from kdcache.datasets.listing import pictures_below
 
+    if not any(path.exists() for path in paths):
+        raise UsageError(*(problem(f"image {path} does not exist") for path in paths))
     found: list[Path] = []
     for path in paths:
         if not path.is_dir():

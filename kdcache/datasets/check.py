@@ -13,7 +13,7 @@ from kdcache.datasets.packed import stated_fingerprints
 from kdcache.datasets.pictures import Pictures
 from kdcache.datasets.reading import read
 from kdcache.datasets.split import Dataset, Split
-from kdcache.errors import UsageError, problem
+from kdcache.errors import KdcacheError, problem
 
 __all__ = ["DatasetCheck", "check", "hash_images"]
 
@@ -109,6 +109,6 @@ def _decoding_problems(pictures: Pictures, bad: np.ndarray) -> list[str]:
     for picture in bad.tolist():
         try:
             pictures.decode(picture)
-        except UsageError as error:
+        except KdcacheError as error:
             lines.append(str(error))
     return lines

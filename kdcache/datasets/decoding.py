@@ -1,5 +1,6 @@
 """Decoding: from the bytes of a picture to 8-bit RGB, and to its clean view."""
 
+import ctypes
 import io
 import logging
 import warnings
@@ -35,9 +36,13 @@ TURNS = {
 
 Count = TypeVar("Count", int, np.ndarray)
 
-# A picture is decoded, or its error says why not: what Pillow warns of is for programmers.
+# A picture is decoded, or its error says why not: what Pillow and its libtiff print beside that is for programmers.
 warnings.filterwarnings("ignore", module="PIL")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
+with suppress(AttributeError, OSError):  # where libtiff is a library of its own
+    libtiff = ctypes.CDLL(Image.core.__file__)
+    libtiff.TIFFSetErrorHandler(None)
+    libtiff.TIFFSetWarningHandler(None)
 
 
 class TooManyPixels(UsageError):
