@@ -40,7 +40,7 @@ Count = TypeVar("Count", int, np.ndarray)
 warnings.filterwarnings("ignore", module="PIL")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 with suppress(AttributeError, OSError):  # where libtiff is a library of its own
-    libtiff = ctypes.CDLL(Image.core.__file__)
+    libtiff = ctypes.CDLL(Image.core.__file__)  # type: ignore[attr-defined]
     libtiff.TIFFSetErrorHandler(None)
     libtiff.TIFFSetWarningHandler(None)
 
