@@ -182,7 +182,7 @@ def _parse(path: Path, content: bytes) -> dict[str, Any]:
 def _compare(path: Path, stated: object, computed: str) -> None:
     if stated != computed:
         what, remedy = (
-            f"{path} is damaged or was altered: its SHA-256",
+            f"could not read {path}, which is damaged or was altered: its SHA-256",
             "Restore it from a copy, or train the run again.",
         )
         raise UsageError(problem(what, expected=stated or "one in the file", got=computed, remedy=remedy))
