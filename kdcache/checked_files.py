@@ -164,8 +164,8 @@ def read_toml(path: Path) -> str:
         text = read_bytes(path).decode()
     except UnicodeDecodeError as error:
         raise UsageError(problem(f"could not read {path}", expected="TOML", got=first_line(error))) from None
-    content, _, stated = text.rpartition(TOML_CHECKSUM)
-    _compare(path, stated.removesuffix("\n"), digest(content))
+    content, found, stated = text.rpartition(TOML_CHECKSUM)
+    _compare(path, stated.removesuffix("\n") if found else None, digest(content))
     return text
 
 
