@@ -5,6 +5,7 @@ from pathlib import Path
 
 from kdcache.cards import Card
 from kdcache.choices import FOLDER_PREFIX
+from kdcache.datasets.class_names import check_class_names
 from kdcache.datasets.listing import MAX_NAMES_LISTED, class_folders, pictures_by_class
 from kdcache.datasets.split import Dataset
 from kdcache.errors import UsageError, abbreviated, problem
@@ -44,6 +45,7 @@ def read_parts(path: Path, card: Card, workers: int) -> Dataset:
             problem(f"folders of {path}", expected=f"train and {' or '.join(TEST_FOLDERS)}", got=present or "none")
         )
     classes, test_classes = class_folders(train), class_folders(test)
+    check_class_names([*classes, *test_classes], path)
     if odd := set(classes) ^ set(test_classes):
         expected, only = f"the same in train and {test.name}", abbreviated(odd, MAX_NAMES_LISTED)
         raise UsageError(problem(f"class folders of {path}", expected=expected, got=f"only in one of them: {only}"))

@@ -9,6 +9,7 @@ import numpy as np
 
 from kdcache.cards import CARDS, card_of
 from kdcache.choices import FOLDER_PREFIX, HDF5_PREFIX
+from kdcache.datasets.class_names import check_class_names
 from kdcache.datasets.split import Dataset, Split
 from kdcache.errors import UsageError, problem
 
@@ -99,7 +100,12 @@ def read(
     """Read a dataset as it is: no image file is decoded, and none is left out. See `load`."""
     from kdcache.datasets.workers import default_workers
 
-    workers = default_workers() if workers is None else workers
+    data = _read(name, root, image_size, download, default_workers() if workers is None else workers)
+    check_class_names(data.class_names, name)
+    return data
+
+
+def _read(name: str, root: Path, image_size: int | None, download: bool, workers: int) -> Dataset:
     if name.startswith(HDF5_PREFIX) and name != HDF5_PREFIX:
         from kdcache.datasets import packed
 
