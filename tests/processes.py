@@ -7,9 +7,11 @@ import hashlib
 import multiprocessing
 import os
 import pickle
+import socket
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -17,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo  # the first step of an optimizer imports it, which takes a second
 import torch.distributed as dist
 import zarr
 from kdcache.stages import precompute_answers, train_student, train_teacher
@@ -80,6 +83,20 @@ def start_command(
 def kdcache(*words: str, cwd: Path, prepare: Callable[[], None] | None = None) -> "CompletedProcess[str]":
     """Run a command to its end."""
     return Command(words, cwd, prepare).wait()
+
+
+def start_ranks(world_size: int, command: str, settings: dict[str, Any]) -> list[Command]:
+    """Start a command in each process of a process group, with the environment that torchrun gives to its workers."""
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        port = listener.getsockname()[1]
+    ranks = range(world_size)
+    return [start_command(command, settings, partial(_set_rank, rank, world_size, port)) for rank in ranks]
+
+
+def _set_rank(rank: int, world_size: int, port: int) -> None:
+    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_PORT": port}
+    os.environ |= {"MASTER_ADDR": "localhost", **{name: str(value) for name, value in variables.items()}}
 
 
 def _run_command(words: tuple[str, ...], cwd: Path, files: list[Path], prepare: Callable[[], None] | None) -> None:

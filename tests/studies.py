@@ -21,10 +21,10 @@ __all__ = [
 ]
 
 RUNS = {
-    "KD": "resnet8-resnet8-kd-standard-8epochs-seed0",
-    "KD+CutMix": "resnet8-resnet8-kd-cutmix-8epochs-seed0",
-    "KD+CutMix-pick": "resnet8-resnet8-kd-cutmix-pick-8epochs-seed0",
-    "KD+CutMix-pick (random)": "resnet8-resnet8-kd-cutmix-pick-random-8epochs-seed0",
+    "KD": "resnet8-resnet8-kd-standard-4epochs-seed0",
+    "KD+CutMix": "resnet8-resnet8-kd-cutmix-4epochs-seed0",
+    "KD+CutMix-pick": "resnet8-resnet8-kd-cutmix-pick-4epochs-seed0",
+    "KD+CutMix-pick (random)": "resnet8-resnet8-kd-cutmix-pick-random-4epochs-seed0",
 }
 """Folder name of each row's run."""
 
@@ -55,7 +55,7 @@ batch_size = 32
 device = "cpu"
 precision = "float32"
 [student]
-epochs = 8
+epochs = 4
 [[pairs]]
 name = "ResNet8/ResNet8"
 teacher = { model = "resnet8", epochs = 2 }

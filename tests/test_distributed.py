@@ -27,7 +27,7 @@ from kdcache.models import build
 from kdcache.run.folder import FinishedRun
 from kdcache.setup import fresh_network, load_data, make_plan, open_cached_teacher
 from kdcache.views import ViewMaker, rank_part
-from tests.processes import run_ranks
+from tests.processes import Command, run_ranks, start_ranks
 
 ROOT = Path(__file__).parents[1]
 Settings = dict[str, Any]
@@ -56,7 +56,7 @@ def reporting_network(num_classes: int) -> torch.nn.Module:
     return plain(num_classes)
 
 
-def start(ranks: int, command: str, settings: Settings, out: Path) -> "subprocess.Popen[str]":
+def start_torchrun(ranks: int, command: str, settings: Settings, out: Path) -> "subprocess.Popen[str]":
     """Start a training with several processes."""
     options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items() if name != "resume"]
     options += ["--resume"] if settings.get("resume") else []
@@ -71,10 +71,10 @@ def start(ranks: int, command: str, settings: Settings, out: Path) -> "subproces
                             stderr=subprocess.PIPE)  # fmt: skip
 
 
-def finished(process: "subprocess.Popen[str]", out: Path) -> FinishedRun:
-    output, errors = process.communicate(timeout=200)
-    assert process.returncode == 0, errors
-    assert output.count("run: ") == 1  # only the main process prints
+def finished(ranks: list[Command], out: Path) -> FinishedRun:
+    ended = [rank.wait() for rank in ranks]
+    assert [rank.returncode for rank in ended] == [0] * len(ranks), [rank.stderr for rank in ended]
+    assert ["run: " in rank.stdout for rank in ended] == [True] + [False] * (len(ranks) - 1)
     return FinishedRun(out)
 
 
@@ -107,23 +107,23 @@ def test_several_processes_match_a_single_one(
 ) -> None:
     settings = {**small, "model": PLAIN, "teacher": teacher, "epochs": 2, "lr": 0.1, **settings}
     stores = [{"store": str(tmp_path / name)} if "cache" in settings else {} for name in ("one.zarr", "many.zarr")]
-    process = start(ranks, "student-train", settings | stores[1], tmp_path / "many")
+    processes = start_ranks(ranks, "student-train", settings | stores[1] | {"out": tmp_path / "many"})
     one = train_student(StudentConfig.load(**settings, **stores[0], out=tmp_path / "one"))
-    assert_alike(one, finished(process, tmp_path / "many"))
+    assert_alike(one, finished(processes, tmp_path / "many"))
 
 
 def test_several_processes_train_a_teacher(small: Settings, tmp_path: Path) -> None:
     settings = {**small, "model": PLAIN, "epochs": 2, "batch_size": 7}
-    process = start(2, "teacher-train", settings, tmp_path / "many")
+    processes = start_ranks(2, "teacher-train", settings | {"out": tmp_path / "many"})
     one = train_teacher(TeacherConfig.load(**settings, out=tmp_path / "one"))
-    many = finished(process, tmp_path / "many")
+    many = finished(processes, tmp_path / "many")
     assert_alike(one, many)
     assert many.summary["teacher_forwards"] == 90
 
 
 def test_batch_norm_uses_the_statistics_of_each_process(small: Settings, teacher: Path, tmp_path: Path) -> None:
     settings = {**small, "teacher": teacher, "aug": "cutmix", "cache": "off", "lr": 0.02}
-    process = start(2, "student-train", settings, tmp_path / "many")
+    processes = start_ranks(2, "student-train", settings | {"out": tmp_path / "many"})
     config = StudentConfig.load(**settings)
     data, cpu = load_data(config), Compute(torch.device("cpu"), "float32")
     student, views = fresh_network(config, data), ViewMaker(data.train, make_plan(config, data), 32, cpu.device)
@@ -148,7 +148,7 @@ def test_batch_norm_uses_the_statistics_of_each_process(small: Settings, teacher
         sum(parts).backward()
         optimizer.step()
     single = train_student(StudentConfig.load(**settings, out=tmp_path / "one"))
-    many = load_file(finished(process, tmp_path / "many").path / "model.safetensors")
+    many = load_file(finished(processes, tmp_path / "many").path / "model.safetensors")
 
     def distance(other: dict[str, torch.Tensor]) -> float:
         return sum(float((many[name] - tensor).square().sum()) for name, tensor in other.items()) ** 0.5
@@ -162,7 +162,7 @@ def test_a_dead_process_stops_the_others_and_a_single_one_resumes(
     settings = {**small, "model": PLAIN, "teacher": teacher, "aug": "cutmix", "cache": "off", "epochs": 6}
     settings["batch_size"] = 9
     out = tmp_path / "many"
-    process = start(3, "student-train", settings | {"checkpoint_minutes": 1e-6}, out)
+    process = start_torchrun(3, "student-train", settings | {"checkpoint_minutes": 1e-6}, out)
     while process.poll() is None and not list(out.glob("checkpoints/epoch-0000001*")):
         time.sleep(0.01)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -188,15 +188,19 @@ def test_several_processes_resume(small: Settings, teacher: Path, tmp_path: Path
     settings = {**small, "model": PLAIN, "teacher": teacher, "aug": "cutmix-pick", "cache": "off", "epochs": 3}
     settings |= {"batch_size": 9, "loss": "crd+kd", "pick_scope": "rank", "checkpoint_minutes": 1e-6}
     whole, out = tmp_path / "whole", tmp_path / "broken"
-    expected = finished(start(2, "student-train", settings, whole), whole)
-    process = start(2, "student-train", settings, out)
+    expected = finished(start_ranks(2, "student-train", settings | {"out": whole}), whole)
+    process = start_torchrun(2, "student-train", settings, out)
     while process.poll() is None and not list(out.glob("checkpoints/epoch-0000001-*")):
         time.sleep(0.01)
     process.terminate()  # torchrun forwards SIGTERM
     _, errors = process.communicate(timeout=60)
     assert errors.count("kdcache: stopped. Completed work is saved.") == errors.count("kdcache: ") == 1
     assert not (out / "summary.json").exists()
-    again = finished(start(2, "student-train", settings | {"resume": True}, out), out)
+    process = start_torchrun(2, "student-train", settings | {"resume": True}, out)
+    output, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert output.count("run: ") == 1  # only the main process prints
+    again = FinishedRun(out)
     assert again.summary["resumed"][0]["epoch"] > 1
     assert_alike(expected, again)
     picked = zarr.open_group(again.path / "statistics.zarr", mode="r")["picked"]
@@ -207,7 +211,7 @@ def test_distributed_processes_exit_without_finalizing_the_interpreter(small: Se
     settings = {**small, "model": "python:tests.test_distributed:reporting_network"}
     ends = {}
     for processes in (1, 2):
-        process = start(processes, "teacher-train", settings, tmp_path / str(processes))
+        process = start_torchrun(processes, "teacher-train", settings, tmp_path / str(processes))
         output, ends[processes] = process.communicate(timeout=200)
         assert process.returncode == 0
         assert f"run: {tmp_path / str(processes)}" in output

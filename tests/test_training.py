@@ -342,17 +342,19 @@ def test_students_with_one_view_seed_share_the_logits(
     assert again.summary["teacher_forwards"] > 0
 
 
+def two_layers(num_classes: int) -> torch.nn.Module:
+    """A network that is soon compiled."""
+    layers = (torch.nn.Conv2d(3, 8, 3, 2, 1), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1))
+    return torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(8, num_classes))
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for processors with g++")
 def test_a_compiled_student_differs_only_by_rounding(
     small: Settings, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
-    settings = {
-        "aug": "cutmix-pick",
-        "cache": "off",
-        "precision": "float32",
-        "batch_size": 30,
-    }  # equal steps compile once
+    settings = {"aug": "cutmix-pick", "cache": "off", "precision": "float32", "model": f"python:{__name__}:two_layers"}
+    settings["batch_size"] = 30  # equal steps compile once
     plain = student(small, teacher, tmp_path / "plain", **settings)
     assert not (tmp_path / "compiled").exists()
     run = student(small, teacher, tmp_path / "run", compile=True, **settings)
