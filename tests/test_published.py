@@ -24,9 +24,9 @@ from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import KdcacheError, UsageError
 from kdcache.models import REGISTRY, build, checkpoint, external
 from kdcache.models.export import FORMATS, ExportModule, export
-from kdcache.models.placement import load_into, most_similar_network
 from kdcache.models.published import read
 from kdcache.models.sizes import model_sizes
+from kdcache.models.weights import load_into, most_similar_network
 from kdcache.setup import load_data
 from tests.processes import kdcache
 

@@ -25,7 +25,7 @@ _CODES = {"WordNet ID": re.compile(r"n\d{8}"), "number": re.compile(r"(class|lab
 
 
 def check_class_names(stated: Sequence[str], expected: Sequence[str], where: object, remedy: str | None = None) -> None:
-    """Compare the names that a file states with those of the data, as far as they can be compared.
+    """Compare the names that a file states with as many of the data, as far as they can be compared.
 
     The same class may have another of its synonyms as its name, and WordNet IDs or numbers may stand for names.
 
@@ -34,8 +34,6 @@ def check_class_names(stated: Sequence[str], expected: Sequence[str], where: obj
     UsageError
         If a class has another position, or most names are others.
     """
-    if len(stated) != len(expected):
-        raise UsageError(problem(f"{where}: number of classes", expected=len(expected), got=len(stated)))
     if _code(stated) != _code(expected):
         return
     ours, theirs = ([_comparable(name) for name in names] for names in (expected, stated))

@@ -16,8 +16,8 @@ from kdcache.models.class_order import (
     reorder_classes,
 )
 from kdcache.models.external import trust
-from kdcache.models.placement import load_into, most_similar_network
 from kdcache.models.published import Normalization, Published
+from kdcache.models.weights import load_into, most_similar_network
 
 __all__ = ["SHIPPED", "find_network", "shipped_teacher", "trained_network"]
 
@@ -141,17 +141,18 @@ def _normalize(
 def _order_classes(network: Network, stated: Published, data: Dataset, where: object, class_order: str | None) -> None:
     """Bring the classes of a network into the order of the data."""
     names = data.class_names
+    in_weights = next((each for each in stated.class_names if len(each) == len(names)), None)
     if class_order is not None:
         positions = read_class_order(class_order, names)
         in_file = [""] * len(names)
         for label, position in enumerate(positions):
             in_file[position] = names[label]
-        if stated.class_names:
-            check_class_names(stated.class_names, in_file, f"weights {where}", "Correct --class-order.")
+        if in_weights:
+            check_class_names(in_weights, in_file, f"weights {where}", "Correct --class-order.")
         reorder_classes(network, positions)
-    elif stated.class_names:
+    elif in_weights:
         remedy = "Give the order of classes in the weights with --class-order, if they are the same."
-        check_class_names(stated.class_names, names, f"weights {where}", remedy)
+        check_class_names(in_weights, names, f"weights {where}", remedy)
     elif list(names) == sorted(names) != natural_order(names):
         log.warning(
             "the classes of the weights are taken to be in alphabetical order, such as 1, 10, 2; "

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcache.errors import KdcacheError, UsageError, first_line, problem
-from kdcache.models.placement import Entries, is_plain
+from kdcache.models.layouts import Entries, State, is_plain
 from kdcache.models.plain_data import PlainArray
 from kdcache.models.weights_file import read_document
 
@@ -61,19 +60,19 @@ class Published(NamedTuple):
     Attributes
     ----------
     entries : Entries
-        The tensors of each dictionary in the file, see `kdcache.models.placement`.
+        The tensors of each dictionary in the file, see `kdcache.models.layouts`.
     accuracy : float or None
         Top-1 accuracy in percent, if it is stated.
     normalization : Normalization or None
         If it is stated.
-    class_names : tuple of str or None
-        In the order of the logits, if they are stated.
+    class_names : tuple of tuple of str
+        What may be the names of the classes, in the order of the logits.
     """
 
     entries: Entries
     accuracy: float | None = None
     normalization: Normalization | None = None
-    class_names: tuple[str, ...] | None = None
+    class_names: tuple[tuple[str, ...], ...] = ()
 
 
 def read(path: Path) -> Published:
@@ -99,9 +98,8 @@ def read(path: Path) -> Published:
     if (stated := sum(held.values())) > path.stat().st_size:
         raise UsageError(problem(f"weights {path}: bytes of tensors", expected=path.stat().st_size, got=stated))
     card = {**document, **_files_beside(path)}
-    return Published(
-        entries, _accuracy(document.get("accuracy")), _normalization(card, "the checkpoint"), _class_names(card)
-    )
+    accuracy, normalization = _accuracy(document.get("accuracy")), _normalization(card, "the checkpoint")
+    return Published(entries, accuracy, normalization, tuple(_class_names(card)))
 
 
 def read_torchvision(model: str, weights: str) -> Published:
@@ -146,9 +144,8 @@ def read_torchvision(model: str, weights: str) -> Published:
         means, stds = tuple(transforms.mean), tuple(transforms.std)
     accuracy = chosen.meta.get("_metrics", {}).get("ImageNet-1K", {}).get("acc@1")
     normalization = Normalization(means, stds, f"torchvision for {chosen}")
-    return found._replace(
-        accuracy=accuracy, normalization=normalization, class_names=tuple(chosen.meta.get("categories", ())) or None
-    )
+    names = tuple(chosen.meta.get("categories", ()))
+    return found._replace(accuracy=accuracy, normalization=normalization, class_names=(names,))
 
 
 def _file_name(url: str) -> str:
@@ -169,15 +166,17 @@ def _download(url: str) -> Path:
     return path
 
 
-def _entries(node: Mapping[Any, Any], path: str, depth: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
+def _entries(node: Mapping[Any, Any], path: str, depth: int) -> Iterator[tuple[str, State]]:
     """List the dictionaries that hold tensors by name, with the path of keys that leads to each."""
-    tensors: OrderedDict[str, Tensor] = OrderedDict(
+    tensors = State(
         (_DENSENET.sub(r"\1\2", name), value)
         for name, value in node.items()
         if isinstance(name, str) and isinstance(value, Tensor)
     )
     if tensors:
-        vars(tensors)["_metadata"] = getattr(node, "_metadata", None)  # versions of modules, as torch keeps them
+        versions = getattr(node, "_metadata", None)  # where torch keeps them
+        if isinstance(versions, dict):
+            tensors.versions = {module: facts for module, facts in versions.items() if isinstance(facts, dict)}
         yield path, tensors
     for name, value in node.items():
         if isinstance(name, str) and isinstance(value, Mapping) and depth:
@@ -233,13 +232,10 @@ def _normalization(document: Mapping[Any, Any], source: str) -> Normalization | 
     return None
 
 
-def _class_names(document: Mapping[Any, Any]) -> tuple[str, ...] | None:
+def _class_names(document: Mapping[Any, Any]) -> Iterator[tuple[str, ...]]:
     for facts in _facts(document):
-        lists = [_texts(_values(facts.get(key))) for key in _CLASS_LISTS]
-        by_index = [_in_order(facts.get(key)) for key in _CLASSES_BY_INDEX]
-        if found := next(filter(None, [*lists, *by_index]), None):
-            return found
-    return None
+        yield from filter(None, (_texts(_values(facts.get(key))) for key in _CLASS_LISTS))
+        yield from filter(None, (_in_order(facts.get(key)) for key in _CLASSES_BY_INDEX))
 
 
 def _in_order(found: object) -> tuple[str, ...]:
