@@ -333,7 +333,10 @@ OTHER: dict[str, tuple[Callable[[Path], object], str]] = {
     "JSON": (lambda path: path.write_text('{"epoch": 3}'), "a JSON document"),
     "empty": (lambda path: path.write_bytes(b""), "an empty file"),
     "zeros": (lambda path: path.write_bytes(bytes(4096)), "zeros"),
-    "TorchScript": (lambda path: torch.jit.script(nn.ReLU()).save(str(path)), "a program of TorchScript"),
+    "TorchScript": (
+        lambda path: archive(path, ("a/data.pkl", "a/constants.pkl", "a/code/a.py")),
+        "a program of TorchScript",
+    ),
     "torch.export": (lambda path: archive(path, ("a/archive_format", "a/models/m.json")), "a program of torch.export"),
     "module": (lambda path: torch.save(nn.ReLU(), path), r"contain code, which is not run: .*activation\.ReLU"),
     "archive": (lambda path: archive(path, ("model.pth", "LICENSE"), True), "other files: LICENSE, model.pth. Unpack"),
