@@ -334,7 +334,7 @@ OTHER: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda path: path.write_bytes(b""), "an empty file"),
     "zeros": (lambda path: path.write_bytes(bytes(4096)), "zeros"),
     "TorchScript": (
-        lambda path: archive(path, ("a/data.pkl", "a/constants.pkl", "a/code/a.py")),
+        lambda path: archive(path, ("a/data.pkl", "a/constants.pkl")),
         "a program of TorchScript",
     ),
     "torch.export": (lambda path: archive(path, ("a/archive_format", "a/models/m.json")), "a program of torch.export"),
