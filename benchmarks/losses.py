@@ -30,9 +30,7 @@ def main() -> None:
         root = Path(name)
         settings["teacher"] = load_teacher(SHIPPED, TeacherConfig.load(out=root / "teacher")).path
         rows = [
-            trial(loss, aug, settings, root / f"{loss}-{aug}")
-            for loss in chosen.losses
-            for aug in augmentations(loss)
+            trial(loss, aug, settings, root / f"{loss}-{aug}") for loss in chosen.losses for aug in augmentations(loss)
         ]
     write_page(
         chosen.out,
@@ -48,7 +46,7 @@ def augmentations(loss: str) -> tuple[str, ...]:
     """List augmentations whose views a sum is trained on."""
     acts_on = {LOSSES[name].acts_on for name in loss.split("+")}
     if "pairs" in acts_on:
-        return ("trivialaugment",)
+        return ("randaugment",)
     return ("standard", "cutmix-pick") if loss == "ce" or "each" in acts_on else ("standard",)
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "IMAGE_SIZES",
     "LOSSES",
     "MAX_CLASSES",
+    "MAX_PIXELS",
     "MIXES",
     "MODELS",
     "MODEL_PREFIXES",
@@ -32,6 +33,7 @@ __all__ = [
     "Augmentation",
     "Criterion",
     "LossInfo",
+    "MixInfo",
     "ModelSize",
     "import_object",
 ]
@@ -44,6 +46,9 @@ BAD_IMAGES = ("error", "skip")
 
 IMAGE_SIZES = (32, 1024)
 """Smallest and largest image size of a network, in pixels."""
+
+MAX_PIXELS = 2**26
+"""Pixels above which a picture is not decoded, by default."""
 
 MAX_CLASSES = 2**20
 """A file that claims more classes than this is refused."""
@@ -198,14 +203,31 @@ CRITERIA = {
 }
 
 
+class MixInfo(NamedTuple):
+    """How a mix is declared.
+
+    Attributes
+    ----------
+    implementation : str
+        ``module:function`` that makes the `kdcache.views.mixes.Mix`; its parameters are the options of the mix.
+    takes_partner : bool
+        Whether x' is made from two images; if not, the label stays.
+    """
+
+    implementation: str
+    takes_partner: bool = True
+
+
 MIXES = {
-    "mixup": "kdcache.views.mixes:MIXUP",
-    "cutmix": "kdcache.views.mixes:CUTMIX",
-    "cutout": "kdcache.views.mixes:CUTOUT",
-    "autoaugment": "kdcache.views.mixes:AUTOAUGMENT",
-    "trivialaugment": "kdcache.views.mixes:TRIVIALAUGMENT",
+    "mixup": MixInfo("kdcache.views.mixes:make_mixup"),
+    "cutmix": MixInfo("kdcache.views.mixes:make_cutmix"),
+    "cutout": MixInfo("kdcache.views.erasing:make_cutout", takes_partner=False),
+    "erasing": MixInfo("kdcache.views.erasing:make_erasing", takes_partner=False),
+    "autoaugment": MixInfo("kdcache.views.policies:make_autoaugment", takes_partner=False),
+    "randaugment": MixInfo("kdcache.views.policies:make_randaugment", takes_partner=False),
+    "trivialaugment": MixInfo("kdcache.views.policies:make_trivialaugment", takes_partner=False),
 }
-"""What makes an x' of x: mixing with another image, or a strong augmentation. ``module:name`` of its `Mix`."""
+"""What makes an x' of x: mixing with another image, or a strong augmentation. Options: `kdcache.config.augs`."""
 
 
 class Augmentation(NamedTuple):

@@ -11,6 +11,7 @@ from kdcache import datasets
 from kdcache.answers.encoding import make_encoding
 from kdcache.answers.store import AnswerStore
 from kdcache.config import StudentConfig, TrainingConfig
+from kdcache.config.augs import with_mean_color
 from kdcache.datasets import Card, Dataset
 from kdcache.run.find import store_path
 from kdcache.run.folder import FinishedRun, RunFolder
@@ -69,6 +70,7 @@ def load_data(config: TrainingConfig) -> Dataset:
         image_size=config.image_size,
         download=config.download,
         on_bad_image=config.on_bad_image,
+        max_pixels=config.max_pixels,
         val_fraction=config.val_fraction,
         train_fraction=config.train_fraction,
         workers=config.workers,
@@ -131,7 +133,8 @@ def make_plan(config: StudentConfig, data: Dataset) -> ViewPlan:
 def make_plan_for_size(config: StudentConfig, samples: int, card: Card) -> ViewPlan:
     """Make the view plan of a config for a number of samples of a dataset, which need not be loaded."""
     augmentation, size, seed = config.augmentation, card.image_size, config.effective_view_seed
-    return ViewPlan(samples, size, card.padding, augmentation.crop_flip, seed, augmentation.mixes)
+    mixes = tuple(with_mean_color(mix, card.mean) for mix in augmentation.mixes)
+    return ViewPlan(samples, size, card.padding, augmentation.crop_flip, seed, mixes)
 
 
 def open_cached_teacher(

@@ -17,7 +17,7 @@ from kdcache.models.base import FeatureNet, pool
 from tests.test_step import SIZE, Bench
 
 AUGS = (*AUGMENTATIONS, *MIXES, "cutmix+mixup")
-KEEPS_LABEL = ("cutout", "autoaugment", "trivialaugment")
+KEEPS_LABEL = ("cutout", "erasing", "autoaugment", "randaugment", "trivialaugment")
 
 ON_X = {"ce", "crd", "sp", "at", "fitnet", "rkd", "pkt", "cc", "vid", "nst"}
 ON_EACH = {"kd", "dkd", "dist", "nkd", "rld", "ofa", "ttm", "wttm", "ctkd", "mlkd-one-view"}

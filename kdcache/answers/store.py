@@ -25,7 +25,7 @@ from kdcache.views.plan import CLEAN, parse_kind
 
 __all__ = ["CLEAN", "AnswerStore", "ReplayTableName", "parse_replay_tables", "table_bytes"]
 
-SCHEMA = "kdcache-answers-5"
+SCHEMA = "kdcache-answers-6"
 
 CHECKSUMMED_ATTRIBUTES = ("schema", "fingerprint", "made_with", "encoding")
 """Attributes of a store that its attribute ``sha256`` covers."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, ByteSize, ValidationInfo, field_validator
 
-from kdcache.choices import AUGMENTATIONS, CACHES, CRITERIA, LOSSES, MIXES, STORE_DTYPES, Augmentation, import_object
+from kdcache.choices import AUGMENTATIONS, CACHES, CRITERIA, LOSSES, MIXES, STORE_DTYPES, Augmentation
 from kdcache.config.losses import LossOptions, as_table, loss_weights, merge_loss_options, trains_on_mixed_views
 from kdcache.config.settings import SET_BY_PRESET, Choice, ChoiceSum, Invalid, setting
 from kdcache.config.training import Model, TrainingConfig
@@ -233,8 +233,8 @@ def _pairs(loss: str) -> bool:
 
 
 def _keeps_label(mix: str) -> bool:
-    """Whether an x' is made from one image. Imports torch, so it is asked only where a loss acts on pairs."""
-    return not import_object(MIXES[mix]).takes_partner
+    """Whether an x' is made from one image."""
+    return not MIXES[mix].takes_partner
 
 
 def _needs_mixes(aug: str) -> Invalid:

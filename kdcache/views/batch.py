@@ -13,7 +13,7 @@ from torch import Tensor
 from kdcache import distributed
 from kdcache.datasets import Split
 from kdcache.datasets.workers import prefetch_map
-from kdcache.errors import UsageError, memory_explained, problem
+from kdcache.errors import KdcacheError, UsageError, memory_explained, problem
 from kdcache.views.geometry import crop_flip, flip_some, random_resized_box, take
 from kdcache.views.mixes import find_mix
 from kdcache.views.plan import EpochTable, Slot, ViewPlan, rank_part, steps
@@ -178,7 +178,7 @@ class ViewMaker:
         views = [x]
         for slot in slots:
             second = take(standard, self._tensor(np.searchsorted(rows, slot.partner[own])))
-            views.append(find_mix(slot.kind).apply(x, second, self._tensor(slot.parameters[own])))
+            views.append(_apply(slot.mix, x, second, torch.from_numpy(slot.parameters[own])))
         return views
 
     def _standard_views(self, table: EpochTable, rows: np.ndarray, images: Tensor) -> Tensor:
@@ -198,6 +198,21 @@ class ViewMaker:
 
     def _column(self, slots: list[np.ndarray]) -> Tensor:
         return self._tensor(np.concatenate(slots) if slots else np.empty(0, np.float32))
+
+
+def _apply(name: str, first: Tensor, second: Tensor, parameters: Tensor) -> Tensor:
+    """Make the x' of a batch; raise `KdcacheError` if they are of a wrong shape or type."""
+    mix = find_mix(name)
+    made = mix.apply(first, second, parameters)
+    dtype = torch.float32 if mix.gives_float else torch.uint8
+    if (made.dtype, made.shape, made.device) != (dtype, first.shape, first.device):
+        expected, got = (
+            f"{str(kind).removeprefix('torch.')} of shape {tuple(shape)} on {device}"
+            for kind, shape, device in ((dtype, first.shape, first.device), (made.dtype, made.shape, made.device))
+        )
+        remedy = "Views are uint8, 0 to 255; the Mix of one that gives float32 in the same range says gives_float=True."
+        raise KdcacheError(problem(f"augmentation {name}: its views", expected=expected, got=got, remedy=remedy))
+    return made
 
 
 def _explain_memory(images: int) -> AbstractContextManager[None]:

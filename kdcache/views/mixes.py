@@ -5,52 +5,139 @@ exactly rounded operations only (+ - * / sqrt), so that rows are the same on eve
 """
 
 from collections.abc import Callable
-from functools import cache
-from typing import Any, NamedTuple
+from functools import cache, partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kdcache.choices import MIXES, import_object
+from kdcache.config.augs import parse_mix
+from kdcache.errors import KdcacheError, UsageError, problem
+from kdcache.views.beta import beta_lambdas
+from kdcache.views.words import Words, below, high, low
 
 __all__ = [
     "Mix",
-    "autoaugment",
+    "Words",
+    "box_edges",
     "cutmix",
-    "cutout",
     "draw_cutmix",
-    "draw_cutout",
     "draw_mixup",
-    "draw_seed",
+    "draw_rows",
     "find_mix",
+    "make_cutmix",
+    "make_mixup",
     "mixup",
-    "trivialaugment",
 ]
 
-Words = np.ndarray[Any, np.dtype[np.uint64]]
-Transform = Callable[[Tensor], Tensor]
+
+class Mix(NamedTuple):
+    """One way to make x' from x.
+
+    Attributes
+    ----------
+    draw : callable
+        From random words (N, 2) and the side of the images in pixels: the parameters (N, K) of each row, and lambda
+        (N,), float32, the share of the label that its own image keeps.
+    apply : callable
+        From the x of a batch, the x of its partners, and the parameters, a tensor on the CPU: the x'.
+    probability : float
+        Fraction of the samples that are mixed. The others are their own partner, and lambda is 1; so mixing has to
+        leave an image that is mixed with itself as it is.
+    gives_float : bool
+        Whether the x' are float32, 0 to 255; otherwise they are uint8.
+    """
+
+    draw: Callable[[Words, int], tuple[np.ndarray, np.ndarray]]
+    apply: Callable[[Tensor, Tensor, Tensor], Tensor]
+    probability: float = 1.0
+    gives_float: bool = False
+
+    def mixed(self, words: Words) -> np.ndarray:
+        """Tell which samples are mixed, from the lower halves of their first words: bool (N,)."""
+        return low(words[:, 0]) < int(self.probability * 2**32)
 
 
-def draw_mixup(words: Words, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw lambda from Beta(1, 1), the uniform distribution, in steps of 2^-24.
+@cache
+def find_mix(text: str) -> Mix:
+    """Find a `Mix` by its name and options, see `kdcache.config.augs.parse_mix`."""
+    try:
+        name, options = parse_mix(text)
+    except ValueError:
+        expected = f"one of {', '.join(MIXES)}, with options as in the names of kinds of views"
+        raise UsageError(problem("augmentation", expected=expected, got=text)) from None
+    mix: Mix = import_object(MIXES[name].implementation)(**options)
+    return mix
 
-    mixup: Zhang et al., 2018, arXiv:1710.09412.
+
+def draw_rows(text: str, words: Words, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw some rows of the view table.
+
+    Parameters
+    ----------
+    text : str
+        A mix with its options.
+    words : ndarray of uint64, shape (N, 2)
+    size : int
+        Side of the images in pixels.
+
+    Returns
+    -------
+    parameters : ndarray, shape (N, K)
+    lam : ndarray of float32, shape (N,)
+    alone : ndarray of bool, shape (N,)
+        Whether x' is made from x alone.
+
+    Raises
+    ------
+    KdcacheError
+        If the mix draws something of a wrong shape, type or range.
+    """
+    mix = find_mix(text)
+    parameters, lam = mix.draw(words, size)
+    _check_rows(text, parameters, lam, len(words))
+    if not MIXES[parse_mix(text)[0]].takes_partner:
+        return parameters, lam, np.ones(len(words), bool)
+    alone = ~mix.mixed(words)
+    return parameters, np.where(alone, np.float32(1), lam), alone
+
+
+def _check_rows(mix: str, parameters: np.ndarray, lam: np.ndarray, count: int) -> None:
+    expected, got = f"parameters of shape ({count}, K)", str(parameters.shape)
+    if parameters.ndim == 2 and len(parameters) == count:
+        expected, got = f"float32 lambdas of shape ({count},)", f"{lam.dtype} of shape {lam.shape}"
+        if (lam.dtype, lam.shape) == (np.float32, (count,)):
+            if ((lam >= 0) & (lam <= 1)).all():
+                return
+            expected, got = "lambdas from 0 to 1", f"{lam.min()} to {lam.max()}"
+    raise KdcacheError(problem(f"augmentation {mix}: what it draws", expected=expected, got=got))
+
+
+def make_mixup(alpha: float = 1.0, probability: float = 1.0) -> Mix:
+    """mixup: Zhang et al., 2018, arXiv:1710.09412. For the options see `kdcache.config.augs.MixingOptions`."""
+    return Mix(partial(draw_mixup, alpha=alpha), mixup, probability, gives_float=True)
+
+
+def draw_mixup(words: Words, size: int, alpha: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Draw lambda from Beta(alpha, alpha), in steps of 2^-24.
 
     Parameters
     ----------
     words : ndarray of uint64, shape (N, 2)
     size : int
         Side of the images in pixels; not used.
+    alpha : float
 
     Returns
     -------
     parameters : ndarray of float32, shape (N, 1)
-        lambda, in [0, 1).
+        lambda, in [0, 1], without 1 if alpha is 1.
     lam : ndarray of float32, shape (N,)
         Share of the label that the sample keeps: lambda.
     """
-    lam = ((words[:, 0] >> np.uint64(40)) * np.float64(2.0**-24)).astype(np.float32)
+    lam = beta_lambdas(words[:, 0] >> np.uint64(40), 24, alpha).astype(np.float32)
     return lam[:, None], lam
 
 
@@ -67,19 +154,24 @@ def mixup(first: Tensor, second: Tensor, parameters: Tensor) -> Tensor:
     -------
     Tensor of float32, shape (B, C, H, W)
     """
-    return torch.lerp(second.float(), first.float(), parameters[:, :, None, None])
+    lam = parameters.to(first.device, non_blocking=True)
+    return torch.lerp(second.float(), first.float(), lam[:, :, None, None])
 
 
-def draw_cutmix(words: Words, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a box of area 1 - lambda, lambda from Beta(1, 1), at a uniform center, clipped.
+def make_cutmix(alpha: float = 1.0, probability: float = 1.0) -> Mix:
+    """CutMix: Yun et al., 2019, arXiv:1905.04899. For the options see `kdcache.config.augs.MixingOptions`."""
+    return Mix(partial(draw_cutmix, alpha=alpha), cutmix, probability)
 
-    CutMix: Yun et al., 2019, arXiv:1905.04899.
+
+def draw_cutmix(words: Words, size: int, alpha: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a box of area 1 - lambda, lambda from Beta(alpha, alpha), at a uniform center, clipped.
 
     Parameters
     ----------
     words : ndarray of uint64, shape (N, 2)
     size : int
         Side of the images in pixels.
+    alpha : float
 
     Returns
     -------
@@ -88,19 +180,19 @@ def draw_cutmix(words: Words, size: int) -> tuple[np.ndarray, np.ndarray]:
     lam : ndarray of float32, shape (N,)
         Exact fraction of the area outside the clipped box.
     """
-    lam_before_clipping = (words[:, 0] >> np.uint64(32)) * np.float64(2.0**-32)
+    lam_before_clipping = beta_lambdas(high(words[:, 0]), 32, alpha)
     half = (size * np.sqrt(1.0 - lam_before_clipping)).astype(np.int64) // 2
-    edges = _edges(words[:, 1], half, size)
+    edges = box_edges(words[:, 1], half, size)
     top, bottom, left, right = edges
     lam = 1.0 - (bottom - top) * (right - left) / (size * size)
     return np.stack(edges, axis=1).astype(np.int16), lam.astype(np.float32)
 
 
-def _edges(words: Words, half: np.ndarray, size: int) -> list[np.ndarray]:
+def box_edges(words: Words, half: np.ndarray, size: int) -> list[np.ndarray]:
     """Put a square at a uniform center and clip it: top, bottom, left, right, each (N,)."""
     edges = []
-    for word in (words >> np.uint64(32), words & np.uint64(0xFFFFFFFF)):
-        center = (word * np.uint64(size) >> np.uint64(32)).astype(np.int64)
+    for word in (high(words), low(words)):
+        center = below(word, size)
         edges += [np.maximum(center - half, 0), np.minimum(center + half, size)]
     return edges
 
@@ -120,7 +212,7 @@ def cutmix(first: Tensor, second: Tensor, parameters: Tensor) -> Tensor:
         Of the dtype of ``first``.
     """
     channels, height, width = first.shape[1:]
-    top, bottom, left, right = parameters[:, :, None].unbind(1)
+    top, bottom, left, right = parameters.to(first.device, non_blocking=True)[:, :, None].unbind(1)
     row = torch.arange(height, device=first.device)
     column = torch.arange(width, device=first.device).repeat_interleave(channels)
     box = ((row >= top) & (row < bottom)).byte()[:, :, None] * ((column >= left) & (column < right)).byte()[:, None]
@@ -128,104 +220,3 @@ def cutmix(first: Tensor, second: Tensor, parameters: Tensor) -> Tensor:
     outer, inner = (images.permute(0, 2, 3, 1).flatten(2) for images in (first, second))
     mixed = outer * (1 - box) + inner * box
     return mixed.unflatten(2, (width, channels)).permute(0, 3, 1, 2)
-
-
-def draw_cutout(words: Words, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a square of half the image's side at a uniform center, clipped.
-
-    Cutout: DeVries and Taylor, 2017, arXiv:1708.04552. Parameters and returns as in `draw_cutmix`; lambda is 1.
-    """
-    quarter = np.full(len(words), size // 4)
-    return np.stack(_edges(words[:, 1], quarter, size), axis=1).astype(np.int16), np.ones(len(words), np.float32)
-
-
-def cutout(first: Tensor, second: Tensor, parameters: Tensor) -> Tensor:
-    """Fill a box of each view with black; see `cutmix`. The second image is not used."""
-    return cutmix(first, torch.zeros_like(first), parameters)
-
-
-def draw_seed(words: Words, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw the seed of each image's random transform, int64 (N, 1); lambda is 1."""
-    return (words[:, :1] >> np.uint64(1)).astype(np.int64), np.ones(len(words), np.float32)
-
-
-def autoaugment(first: Tensor, second: Tensor, parameters: Tensor) -> Tensor:
-    """Apply AutoAugment (Cubuk et al., 2019, arXiv:1805.09501): the CIFAR-10 policy up to 64 pixels, else ImageNet's.
-
-    Parameters
-    ----------
-    first : Tensor of uint8, shape (B, 3, H, W)
-    second : Tensor
-        Not used.
-    parameters : Tensor of int64, shape (B, 1)
-        Seed of each image.
-
-    Returns
-    -------
-    Tensor of uint8, shape (B, 3, H, W)
-    """
-    return _seeded(_autoaugment("CIFAR10" if first.shape[-1] <= 64 else "IMAGENET"), first, parameters)
-
-
-def trivialaugment(first: Tensor, second: Tensor, parameters: Tensor) -> Tensor:
-    """Apply TrivialAugment, wide (Müller and Hutter, 2021, arXiv:2103.10158); see `autoaugment`."""
-    return _seeded(_trivialaugment(), first, parameters)
-
-
-# torchvision takes seconds to import.
-@cache
-def _autoaugment(policy: str) -> Transform:
-    from torchvision.transforms import v2
-
-    transform: Transform = v2.AutoAugment(v2.AutoAugmentPolicy[policy])
-    return transform
-
-
-@cache
-def _trivialaugment() -> Transform:
-    from torchvision.transforms import v2
-
-    transform: Transform = v2.TrivialAugmentWide()
-    return transform
-
-
-def _seeded(transform: Transform, images: Tensor, seeds: Tensor) -> Tensor:
-    """Transform each image with its own seed."""
-    views = []
-    with torch.random.fork_rng(devices=[]):
-        for image, seed in zip(images, seeds[:, 0].tolist(), strict=True):
-            torch.default_generator.manual_seed(seed)
-            views.append(transform(image))
-    return torch.stack(views)
-
-
-class Mix(NamedTuple):
-    """One way to make x' from x.
-
-    Attributes
-    ----------
-    draw : callable
-        From random words (N, 2) and the side of the images in pixels: the parameters (N, K) of each row, and lambda
-        (N,), the share of the label that its own image keeps.
-    apply : callable
-        From the x of a batch, the x of its partners, and the parameters: the x'.
-    takes_partner : bool
-        Whether x' is made from two images.
-    """
-
-    draw: Callable[[Words, int], tuple[np.ndarray, np.ndarray]]
-    apply: Callable[[Tensor, Tensor, Tensor], Tensor]
-    takes_partner: bool = True
-
-
-MIXUP = Mix(draw_mixup, mixup)
-CUTMIX = Mix(draw_cutmix, cutmix)
-CUTOUT = Mix(draw_cutout, cutout, takes_partner=False)
-AUTOAUGMENT = Mix(draw_seed, autoaugment, takes_partner=False)
-TRIVIALAUGMENT = Mix(draw_seed, trivialaugment, takes_partner=False)
-
-
-def find_mix(name: str) -> Mix:
-    """Find a `Mix` by its name in `kdcache.choices.MIXES`."""
-    mix: Mix = import_object(MIXES[name])
-    return mix

@@ -21,7 +21,7 @@ import numpy as np
 from kdcache.errors import UsageError, problem
 
 if TYPE_CHECKING:
-    from kdcache.views.mixes import Mix, Words
+    from kdcache.views.words import Words
 
 __all__ = [
     "CLEAN",
@@ -63,19 +63,19 @@ class Slot:
 
     Attributes
     ----------
-    kind : str
-        How x' is made from x, a key of `kdcache.choices.MIXES`.
+    mix : str
+        How x' is made from x, see `kdcache.config.augs.format_mix`.
     partner : ndarray of int64, shape (N,)
-        Position of the other image, never the row's own; the row's own where the kind takes no partner.
+        Position of the other image; the row's own where x' is made from x alone.
     parameters : ndarray, shape (N, K)
-        A box, a lambda or a seed, depending on the kind; see `kdcache.views.mixes`.
+        A box, a lambda or operations, depending on the mix; see `kdcache.views.mixes`.
     lam : ndarray of float32, shape (N,)
         Share of the label that the sample keeps; its partner has the rest.
     random_score : ndarray of float32, shape (N,)
         Uniform numbers in [0, 1), the scores of the ``random`` criterion.
     """
 
-    kind: str
+    mix: str
     partner: np.ndarray
     parameters: np.ndarray
     lam: np.ndarray
@@ -122,7 +122,7 @@ class ViewPlan:
     seed : int
         The view seed.
     mixes : tuple of str
-        Kind of each x' of a sample, keys of `kdcache.choices.MIXES`.
+        How each x' of a sample is made, see `kdcache.config.augs.format_mix`.
 
     Raises
     ------
@@ -215,20 +215,19 @@ class ViewPlan:
 
     def _slots(self, epoch: int) -> tuple[Slot, ...]:
         slots = []
-        for slot, (kind, partner) in enumerate(zip(self.mixes, self._partners(epoch), strict=True)):
-            parameters, lam = self._draw(kind, epoch, slot)
+        for slot, (mix, partner) in enumerate(zip(self.mixes, self._partners(epoch), strict=True)):
+            parameters, lam, alone = self._draw(mix, epoch, slot)
             random_score = (self._words(RANDOM_SCORE, epoch, slot) >> np.uint64(40)) * np.float64(2.0**-24)
-            other = partner if _find_mix(kind).takes_partner else np.arange(self.samples)
-            slots.append(Slot(kind, other, parameters, lam, random_score.astype(np.float32)))
+            other = np.where(alone, np.arange(self.samples), partner)
+            slots.append(Slot(mix, other, parameters, lam, random_score.astype(np.float32)))
         return tuple(slots)
 
-    def _draw(self, kind: str, epoch: int, slot: int) -> tuple[np.ndarray, np.ndarray]:
-        """Draw the parameters and lambdas of a slot."""
+    def _draw(self, mix: str, epoch: int, slot: int) -> tuple[np.ndarray, ...]:
+        """Draw the parameters and lambdas of a slot, and which of its x' are made from x alone."""
         stream = self._stream(MIX, epoch, slot)
         counts = [min(ROWS_PER_DRAW, self.samples - start) for start in range(0, self.samples, ROWS_PER_DRAW)]
-        drawn = [_find_mix(kind).draw(stream.random_raw(2 * count).reshape(-1, 2), self.image_size) for count in counts]
-        parameters, lam = (np.concatenate(column) for column in zip(*drawn, strict=True))
-        return parameters, lam
+        drawn = [_draw_rows(mix, stream.random_raw(2 * count).reshape(-1, 2), self.image_size) for count in counts]
+        return tuple(np.concatenate(column) for column in zip(*drawn, strict=True))
 
     def _partners(self, epoch: int) -> Iterator[np.ndarray]:
         """For each slot, the partners' positions: s further in the block, cyclically, s differing between slots."""
@@ -260,8 +259,8 @@ def format_kind(mix: str, slot: int) -> str:
     Parameters
     ----------
     mix : str
-        `STANDARD` or `CLEAN` in slot 0. In other slots the name of a mix, which states each parameter that is not the
-        default: views that differ have different kinds.
+        `STANDARD` or `CLEAN` in slot 0. In other slots the name of a mix, which states each option that is not the
+        default (`kdcache.config.augs.format_mix`): views that differ have different kinds.
     slot : int
     """
     return f"{mix}-{slot}" if slot else mix
@@ -270,7 +269,7 @@ def format_kind(mix: str, slot: int) -> str:
 def parse_kind(kind: str) -> tuple[str, int]:
     """Parse the result of `format_kind` into the mix and the slot; any other text is a ``ValueError``.
 
-    The name of a mix may contain letters, digits, ``-`` and ``_``, and ``=``, ``.`` and ``,`` for parameters.
+    The name of a mix may contain letters, digits, ``-`` and ``_``, and ``=``, ``.`` and ``,`` for options.
     """
     if kind in (STANDARD, CLEAN):
         return kind, 0
@@ -280,10 +279,10 @@ def parse_kind(kind: str) -> tuple[str, int]:
     return found[1], int(found[2])
 
 
-def _find_mix(name: str) -> Mix:
-    from kdcache.views.mixes import find_mix  # which imports torch
+def _draw_rows(mix: str, words: Words, size: int) -> tuple[np.ndarray, ...]:
+    from kdcache.views.mixes import draw_rows  # which imports torch
 
-    return find_mix(name)
+    return draw_rows(mix, words, size)
 
 
 def _bounded(words: Words, count: int) -> np.ndarray:

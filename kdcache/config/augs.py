@@ -1,0 +1,186 @@
+"""The options of augmentations, and the names of kinds of views that state them. Nothing here imports torch."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+
+from kdcache.choices import MIXES
+from kdcache.config.settings import Invalid
+
+__all__ = [
+    "BETA_SHAPES",
+    "AugOptions",
+    "AutoAugmentOptions",
+    "CutoutOptions",
+    "ErasingOptions",
+    "MixingOptions",
+    "RandAugmentOptions",
+    "format_mix",
+    "parse_mix",
+    "with_mean_color",
+]
+
+BETA_SHAPES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.8, 1.0, 2.0, 4.0)
+"""The a of Beta(a, a) whose quantiles are in ``data/beta_quantiles.json``; 1 needs none."""
+
+
+def _check_alpha(alpha: float) -> float:
+    if alpha not in BETA_SHAPES:
+        raise Invalid(f"one of {', '.join(map(_text, BETA_SHAPES))}")
+    return alpha
+
+
+def _check_fill(fill: str) -> str:
+    if fill not in ("black", "mean") and not re.fullmatch("[0-9a-f]{6}", fill):
+        raise Invalid("black, mean, or a color RRGGBB in hexadecimal")
+    return "black" if fill == "000000" else fill
+
+
+Alpha = Annotated[float, AfterValidator(_check_alpha)]
+Probability = Annotated[float, Field(ge=0.01, le=1)]
+Fill = Annotated[str, AfterValidator(_check_fill)]
+"""``mean`` is the mean color of the dataset, from its card; the name of the kind states the color."""
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_flags(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise Invalid("a value other than true and false")
+        return value
+
+
+class MixingOptions(_Options):
+    """Options of ``mixup`` and ``cutmix``.
+
+    Attributes
+    ----------
+    alpha : float
+        a of Beta(a, a), the distribution of lambda.
+    probability : float
+        Fraction of the samples that are mixed. The x' of the others is x.
+    """
+
+    alpha: Alpha = 1.0
+    probability: Probability = 1.0
+
+
+class CutoutOptions(_Options):
+    """Options of ``cutout``.
+
+    Attributes
+    ----------
+    side : float
+        Side of the square, as a fraction of the image's.
+    fill : str
+    """
+
+    side: Annotated[float, Field(ge=1 / 16, le=1)] = 0.5
+    fill: Fill = "black"
+
+
+class ErasingOptions(_Options):
+    """Options of ``erasing``.
+
+    Attributes
+    ----------
+    probability : float
+        Fraction of the samples of which a part is erased. The x' of the others is x.
+    fill : str
+    """
+
+    probability: Probability = 0.5
+    fill: Fill = "black"
+
+
+class AutoAugmentOptions(_Options):
+    """Options of ``autoaugment``.
+
+    Attributes
+    ----------
+    policy : str
+        The dataset that the policy was learned on; ``auto`` is CIFAR-10 up to 64 pixels, else ImageNet.
+    """
+
+    policy: Literal["auto", "cifar10", "imagenet"] = "auto"
+
+
+class RandAugmentOptions(_Options):
+    """Options of ``randaugment``.
+
+    Attributes
+    ----------
+    number : int
+        Operations on each image.
+    magnitude : int
+        Of 30, the strongest.
+    """
+
+    number: Annotated[int, Field(ge=1, le=8)] = 2
+    magnitude: Annotated[int, Field(ge=1, le=30)] = 9
+
+
+class AugOptions(BaseModel):
+    """The options of every augmentation that has some, by its name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mixup: MixingOptions = MixingOptions()
+    cutmix: MixingOptions = MixingOptions()
+    cutout: CutoutOptions = CutoutOptions()
+    erasing: ErasingOptions = ErasingOptions()
+    autoaugment: AutoAugmentOptions = AutoAugmentOptions()
+    randaugment: RandAugmentOptions = RandAugmentOptions()
+
+
+def format_mix(name: str, options: Mapping[str, Any]) -> str:
+    """Name a mix with its options, such as ``cutmix,alpha=0.2``; options that have their defaults are left out.
+
+    Parameters
+    ----------
+    name : str
+        A key of `kdcache.choices.MIXES`.
+    options : mapping
+        Some of its options.
+    """
+    stated = _complete(name, options).model_dump(exclude_defaults=True) if options else {}
+    return ",".join([name, *(f"{option}={_text(value)}" for option, value in stated.items())])
+
+
+def parse_mix(text: str) -> tuple[str, dict[str, Any]]:
+    """Parse the result of `format_mix` into the name and all options; any other text is a ``ValueError``."""
+    name, *stated = text.split(",")
+    given = dict(option.split("=", 1) for option in stated)
+    if name not in MIXES or format_mix(name, given) != text:
+        raise ValueError(f"not the name of a mix: {text}")
+    return name, _complete(name, given).model_dump() if name in AugOptions.model_fields else {}
+
+
+def with_mean_color(mix: str, mean: Sequence[float]) -> str:
+    """Name a mix with the color of ``fill=mean`` instead of the word.
+
+    Parameters
+    ----------
+    mix : str
+    mean : sequence of float
+        Mean of red, green and blue, on a scale of 0 to 1.
+    """
+    name, options = parse_mix(mix)
+    if options.get("fill") != "mean":
+        return mix
+    return format_mix(name, {**options, "fill": bytes(round(255 * value) for value in mean).hex()})
+
+
+def _complete(name: str, options: Mapping[str, Any]) -> BaseModel:
+    """Validate the options of one mix; a mistake is a ``ValueError``."""
+    complete: BaseModel = getattr(AugOptions.model_validate({name: options}), name)
+    return complete
+
+
+def _text(value: float | str) -> str:
+    return str(value).removesuffix(".0")

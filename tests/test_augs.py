@@ -1,0 +1,157 @@
+"""Augmentations and their options: names of kinds, draws, and that nothing else is read or changed."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import Tensor
+
+from kdcache.answers.store import ReplayTableName
+from kdcache.choices import MIXES
+from kdcache.config.augs import BETA_SHAPES, AugOptions, format_mix, parse_mix, with_mean_color
+from kdcache.datasets import Split
+from kdcache.errors import UsageError
+from kdcache.views import ViewMaker, ViewPlan
+from kdcache.views.mixes import find_mix
+from kdcache.views.plan import format_kind, parse_kind
+from tests import answers
+
+CPU = torch.device("cpu")
+
+CHANGED = {
+    "mixup": {"alpha": 0.2, "probability": 0.5},
+    "cutmix": {"alpha": 0.2, "probability": 0.5},
+    "cutout": {"side": 0.25, "fill": "7d7b70"},
+    "erasing": {"probability": 1.0, "fill": "7d7b70"},
+    "autoaugment": {"policy": "imagenet"},
+    "randaugment": {"number": 3, "magnitude": 15},
+}
+"""Another value of every option."""
+
+
+def plan(*mixes: str, samples: int = 150, seed: int = 0) -> ViewPlan:
+    return ViewPlan(samples, 32, 4, crop_flip=True, seed=seed, mixes=mixes)
+
+
+def changed_alone() -> Iterator[str]:
+    """Every option of every mix, changed alone."""
+    for name, options in CHANGED.items():
+        yield from (format_mix(name, {option: value}) for option, value in options.items())
+
+
+def test_every_option_is_listed_above() -> None:
+    for name, field in AugOptions.model_fields.items():
+        assert CHANGED[name].keys() == type(field.default).model_fields.keys()
+    assert CHANGED.keys() == AugOptions.model_fields.keys() <= MIXES.keys()
+
+
+ANY_OPTIONS = st.sampled_from(sorted(CHANGED)).flatmap(
+    lambda name: st.tuples(
+        st.just(name),
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "alpha": st.sampled_from(BETA_SHAPES),
+                "probability": st.floats(0.01, 1),
+                "side": st.floats(0.0625, 1),
+                "fill": st.sampled_from(["black", "mean"]) | st.binary(min_size=3, max_size=3).map(bytes.hex),
+                "policy": st.sampled_from(["auto", "cifar10", "imagenet"]),
+                "number": st.integers(1, 8),
+                "magnitude": st.integers(1, 30),
+            },
+        ).map(lambda options: {key: value for key, value in options.items() if key in CHANGED[name]}),
+    )
+)
+
+
+@given(first=ANY_OPTIONS, second=ANY_OPTIONS, slot=st.integers(1, 63))
+def test_a_kind_names_all_options_and_can_be_parsed(
+    first: tuple[str, dict[str, Any]], second: tuple[str, dict[str, Any]], slot: int
+) -> None:
+    complete = {}
+    for name, options in (first, second):
+        text = format_mix(name, options)
+        found, values = parse_mix(text)
+        assert found == name
+        assert format_mix(found, values) == text
+        assert parse_kind(format_kind(text, slot)) == (text, slot)
+        table = ReplayTableName(3, 7, format_kind(text, slot))
+        assert ReplayTableName.parse(table.path) == table
+        complete[text] = (found, tuple(values.items()))
+        assert all(values[key] == value or (key, value) == ("fill", "000000") for key, value in options.items())
+    # Equal names exactly for equal options.
+    assert len(complete) == len(set(complete.values()))
+
+
+def test_a_kind_with_the_defaults_is_the_name_alone() -> None:
+    defaults = {name: field.default.model_dump() for name, field in AugOptions.model_fields.items()}
+    assert [format_mix(name, defaults.get(name, {})) for name in MIXES] == list(MIXES)
+    assert format_mix("cutmix", {"probability": "0.50", "alpha": 0.2}) == "cutmix,alpha=0.2,probability=0.5"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "cutmux", "cutmix,", "cutmix,alpha", "cutmix,alpha=1", "cutmix,alpha=0.20", "cutmix,alpha=0.7"),
+        *("cutmix,side=0.5", "cutmix,probability=0.5,alpha=0.2", "trivialaugment,number=2", "cutout,fill=000000"),
+        *("cutmix,alpha=0.2,alpha=0.2", "cutmix,alpha=0.2-1", "cutout,fill=7D7B70", "randaugment,number=2.5"),
+    ],
+)
+def test_other_names_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        parse_mix(text)
+    with pytest.raises(UsageError, match="augmentation: expected one of mixup, cutmix"):
+        find_mix(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *(("cutmix", {"alpha": value}) for value in (0, 0.7, "nan", "inf", True, "x")),
+        *(("mixup", {"probability": value}) for value in (0, 0.001, 1.01, "nan", True)),
+        *(("cutout", {"side": value}) for value in (0, 0.06, 1.1, "nan")),
+        *(("cutout", {"fill": value}) for value in ("white", "#7d7b70", 123456, "7d7b7", "7d7b700")),
+        *(("randaugment", {"number": value}) for value in (0, 9, 1.5, True)),
+        *(("randaugment", {"magnitude": value}) for value in (0, 31)),
+        ("autoaugment", {"policy": "svhn"}),
+    ],
+)
+def test_values_out_of_range_are_refused(name: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        AugOptions.model_validate({name: options})
+
+
+def test_the_mean_color_is_part_of_the_name() -> None:
+    mean = (0.5071, 0.4867, 0.4408)
+    assert with_mean_color("cutout,side=0.25,fill=mean", mean) == "cutout,side=0.25,fill=817c70"
+    assert with_mean_color("cutout,fill=mean", (0.0, 0.0, 0.0)) == "cutout"
+    assert with_mean_color("cutmix", mean) == "cutmix"
+    with pytest.raises(ValueError, match="hex"):
+        find_mix("cutout,fill=mean")
+
+
+def test_answers_to_other_options_are_no_cache_hits(noise: Split, tmp_path: Path) -> None:
+    def counts(mix: str) -> dict[str, int]:
+        cached = answers.cached_teacher(tmp_path / "store.zarr", noise, ViewMaker(noise, plan(mix), 64, CPU))
+        answers.all_logits(cached, 1)
+        return cached.pop_counts().as_metrics()
+
+    assert counts("cutmix") == {"teacher_forwards": 300, "cache_hits": 0}
+    for mix in CHANGED.keys() - {"cutmix"}:
+        assert counts(mix) == {"teacher_forwards": 150, "cache_hits": 150}  # x is stored
+    for mix in changed_alone():
+        assert counts(mix) == {"teacher_forwards": 150, "cache_hits": 150}
+        assert counts(mix) == {"teacher_forwards": 0, "cache_hits": 300}
+
+
+def test_another_option_makes_other_views(noise: Split) -> None:
+    def views(mix: str) -> Tensor:
+        return ViewMaker(noise, plan(mix), 64, CPU).views(0, 1, range(150))
+
+    for mix in changed_alone():
+        assert not views(mix).equal(views(parse_mix(mix)[0]))
