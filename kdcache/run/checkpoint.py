@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from kdcache import distributed, signals, tensor_files
 from kdcache.checked_files import FILE, FOLDER, kind_of
 from kdcache.errors import KdcacheError, UsageError, first_line
+from kdcache.models.base import load_state
 from kdcache.run.contents import check_environment
 from kdcache.run.folder import RunFolder
 
@@ -159,7 +160,7 @@ class Checkpoints:
     def _restore(self, state: Mapping[str, Tensor], path: Path) -> None:
         try:
             for name, module in self._modules.items():
-                module.load_state_dict(_with_prefix(state, name))
+                load_state(module, _with_prefix(state, name))
             for number, parameter in enumerate(self._parameters):
                 if buffers := _with_prefix(state, f"optimizer/{number}"):
                     # A fused step walks through memory: the buffers need the memory layout of the parameter.
