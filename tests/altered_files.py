@@ -4,7 +4,7 @@ import io
 import json
 import shutil
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -48,7 +48,7 @@ class Configs(FileKind):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        settings: dict[str, Any] = {"aug": "cutmix-pick", "loss": "crd:0.8+kd", "keep": 0.25, "milestones": (0.5, 0.75)}
+        settings: dict[str, Any] = {"aug": "cutmix-pick", "loss": "dkd:0.8+kd", "keep": 0.25, "milestones": (0.5, 0.75)}
         self.original = StudentConfig.load(**settings, store="here.zarr", cache_limit="2 GB")
         self.text = self.original.to_toml()
 
@@ -77,13 +77,17 @@ def _as_toml(document: Any) -> str:
     """Write an altered TOML document, even if it is not valid any more."""
     if not isinstance(document, dict):
         return json.dumps(document)
-    lines = []
-    for name, value in document.items():
+    return "\n".join(_toml_lines(document))
+
+
+def _toml_lines(table: dict[str, Any], *names: str) -> Iterator[str]:
+    for name, value in table.items():
+        if not isinstance(value, dict):
+            yield f"{name} = {json.dumps(value, ensure_ascii=False)}"
+    for name, value in table.items():
         if isinstance(value, dict):
-            lines += [f"[{name}]", *(f"{key} = {json.dumps(item, ensure_ascii=False)}" for key, item in value.items())]
-        else:
-            lines.append(f"{name} = {json.dumps(value, ensure_ascii=False)}")
-    return "\n".join(lines)
+            yield f"[{'.'.join([*names, name])}]"
+            yield from _toml_lines(value, *names, name)
 
 
 class RunFolders(FileKind):

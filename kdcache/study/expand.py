@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kdcache.config import StudentConfig, TeacherConfig, TrainingConfig
+from kdcache.config.losses import as_table
 from kdcache.errors import UsageError, problem
 from kdcache.files import write_text
 from kdcache.run.folder import RunFolder
@@ -273,9 +274,12 @@ class _Planner:
         if config.needs_teacher:
             words.append(teacher.path.name.removeprefix("teacher-"))
             settings["teacher"] = teacher.path
-        words += [settings.get("loss", "kd"), settings.get("aug", "standard")]
+        words += [config.loss, config.aug]
         for name, value in row.settings.items():
-            if name not in ("loss", "aug"):
+            if name == "losses":
+                options = as_table(value).items()
+                words += [f"{loss}.{key}-{one}" for loss, table in options for key, one in table.items()]
+            elif name not in ("loss", "aug"):
                 words.append(value if name == "pick" else f"{name}-{value}")
         path = teacher.path.parent / _folder_name([*words, f"{epochs}epochs", f"seed{seed}"])
         config = _load(StudentConfig, {**settings, "epochs": epochs}, path)

@@ -18,7 +18,7 @@ from kdcache.views.geometry import crop_flip, flip_some, random_resized_box, tak
 from kdcache.views.mixes import find_mix
 from kdcache.views.plan import EpochTable, Slot, ViewPlan, rank_part, steps
 
-__all__ = ["Batch", "ViewMaker"]
+__all__ = ["Batch", "ViewMaker", "hard_labels"]
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,20 @@ class Batch:
 
     def mixed_labels(self) -> Tensor:
         """Argmax of each mixed label, (M B,) int64. Ties go to the lower class."""
-        own = self.labels.repeat(self.slots)
-        lower = torch.minimum(own, self.partner_labels)
-        by_share = torch.where(self.lam > 0.5, own, self.partner_labels)
-        return torch.where(self.lam == 0.5, lower, by_share)
+        return hard_labels(self.labels.repeat(self.slots), self.partner_labels, self.lam)
+
+
+def hard_labels(labels: Tensor, partner_labels: Tensor, lam: Tensor) -> Tensor:
+    """Argmax of each mixed label, int64 (R,). Ties go to the lower class.
+
+    Parameters
+    ----------
+    labels, partner_labels : Tensor of int64, shape (R,)
+    lam : Tensor of float32, shape (R,)
+        Share of the label that belongs to ``labels``.
+    """
+    by_share = torch.where(lam > 0.5, labels, partner_labels)
+    return torch.where(lam == 0.5, torch.minimum(labels, partner_labels), by_share)
 
 
 class _Request(NamedTuple):
