@@ -68,7 +68,7 @@ def find_mix(text: str) -> Mix:
     except ValueError:
         expected = f"one of {', '.join(MIXES)}, with options as in the names of kinds of views"
         raise UsageError(problem("augmentation", expected=expected, got=text)) from None
-    mix: Mix = import_object(MIXES[name].implementation)(**options)
+    mix: Mix = import_object(MIXES[name].implementation)(**(options.model_dump() if options else {}))
     return mix
 
 
