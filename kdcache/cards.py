@@ -1,11 +1,13 @@
 """What is known of each dataset before it is read. Nothing here imports torch."""
 
+import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from kdcache.choices import FOLDER_PREFIX, HDF5_PREFIX
 from kdcache.errors import UsageError, problem
 
-__all__ = ["CARDS", "Card", "card_of", "resized"]
+__all__ = ["CARDS", "Card", "canonical", "card_of", "resized", "same_dataset"]
 
 DEFAULT_FOLDER_SIZE = 64
 """Image size of ``folder:PATH`` in pixels, unless ``--image-size`` gives another."""
@@ -130,6 +132,29 @@ CARDS = {
 }
 
 
+def canonical(name: str) -> str:
+    """Spell the name of a dataset in one way: ``folder:base`` for ``folder:./base/``, and a home folder for ``~``."""
+    prefix, path = _split_prefix(name)
+    if not path:
+        return name
+    spelled = str(Path(os.path.expanduser(path)))
+    if spelled.startswith("~") and not path.startswith("~"):
+        spelled = f"./{spelled}"
+    return prefix + spelled
+
+
+def same_dataset(name: str, other: str) -> bool:
+    """Whether two names mean the same dataset, seen from the current folder."""
+    (prefix, path), (other_prefix, other_path) = _split_prefix(canonical(name)), _split_prefix(canonical(other))
+    return prefix == other_prefix and (path == other_path or os.path.realpath(path) == os.path.realpath(other_path))
+
+
+def _split_prefix(name: str) -> tuple[str, str]:
+    """Split ``folder:PATH`` and ``hdf5:FILE`` into the prefix and the path, which all other names lack."""
+    prefix = next((prefix for prefix in (FOLDER_PREFIX, HDF5_PREFIX) if name.startswith(prefix)), name)
+    return prefix, name.removeprefix(prefix)
+
+
 def card_of(name: str, image_size: int | None = None) -> Card:
     """Find the card of a dataset by its name, without reading data.
 
@@ -147,6 +172,7 @@ def card_of(name: str, image_size: int | None = None) -> Card:
     """
     if name in CARDS:
         return resized(CARDS[name], image_size)
+    name = canonical(name)
     path = name.removeprefix(FOLDER_PREFIX)
     if path in ("", name):
         known = ", ".join((*CARDS, f"{FOLDER_PREFIX}PATH", f"{HDF5_PREFIX}FILE"))

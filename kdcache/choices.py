@@ -24,6 +24,7 @@ __all__ = [
     "IMAGE_SIZES",
     "LOSSES",
     "MAX_CLASSES",
+    "MAX_PIXELS",
     "MIXES",
     "MODELS",
     "MODEL_PREFIXES",
@@ -45,6 +46,9 @@ BAD_IMAGES = ("error", "skip")
 
 IMAGE_SIZES = (32, 1024)
 """Smallest and largest image size of a network, in pixels."""
+
+MAX_PIXELS = 2**26
+"""Pixels above which a picture is not decoded, by default."""
 
 MAX_CLASSES = 2**20
 """A file that claims more classes than this is refused."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from kdcache import __version__, datasets
 from kdcache.errors import first_line, printable
-from kdcache.files import write_atomically
+from kdcache.files import expanded, write_atomically
 from kdcache.machine import cores, free_memory, schedulable_cores
 
 __all__ = ["HINT", "OK", "PROBLEM", "Finding", "nearest_folder", "quick_checks", "run_checks"]
@@ -160,7 +160,7 @@ def list_datasets(root: Path) -> Finding:
 
 def nearest_folder(folder: Path) -> Path:
     """Find the folder itself, or its nearest parent that exists."""
-    folder = folder.expanduser().absolute()
+    folder = expanded(folder).absolute()
     return next(path for path in (folder, *folder.parents) if path.is_dir())
 
 

@@ -4,6 +4,7 @@ Every message is one line in one form: what is wrong and where, what was expecte
 it. Any other exception that reaches the command line is a bug in kdcache, and is reported as such.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -23,6 +24,9 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "could not create a p
 
 MAX_VALUE_CHARS = 500
 """Length at which a message truncates a bad value, which may come from a file of any size."""
+
+ADDRESS = re.compile(r" ?<[^<>]* at 0x[0-9a-fA-F]+>")
+"""How Python prints an object, such as the file that a library could not read."""
 
 
 class KdcacheError(Exception):
@@ -76,8 +80,8 @@ def _short(value: object) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """First line of an error's message, or the name of its type if the message is empty."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """First line of an error's message, without addresses in memory, or the name of its type if it is empty."""
+    return (ADDRESS.sub("", str(error)).strip().splitlines() or [type(error).__name__])[0]
 
 
 def abbreviated(names: Iterable[str], limit: int) -> str:

@@ -9,9 +9,17 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from kdcache.errors import KdcacheError, first_line, problem
+from kdcache.errors import KdcacheError, UsageError, first_line, problem
 
-__all__ = ["rename_durably", "write_atomically", "write_folder_atomically", "write_json", "write_text"]
+__all__ = ["expanded", "rename_durably", "write_atomically", "write_folder_atomically", "write_json", "write_text"]
+
+
+def expanded(path: str | Path) -> Path:
+    """Replace ``~`` and ``~user`` by a home folder; `UsageError` if there is none."""
+    found = os.path.expanduser(path)
+    if str(found).startswith("~"):
+        raise UsageError(problem(f"no home folder for {Path(path).parts[0]} of {path}"))
+    return Path(found)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

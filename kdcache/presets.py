@@ -125,9 +125,12 @@ def read_toml(chosen: str | Path, option: str, kind: str, folder: str = ".") -> 
         if entry.name.endswith(".toml")
     }
     try:
-        return tomllib.loads((shipped.get(str(chosen)) or Path(chosen)).read_text("utf-8"))
+        # TOML has no byte order mark, but some editors write one.
+        return tomllib.loads((shipped.get(str(chosen)) or Path(chosen)).read_text("utf-8-sig"))
     except FileNotFoundError:
         expected = f"a TOML file or a {kind} ({', '.join(sorted(shipped))})"
         raise UsageError(problem(option, expected=expected, got=chosen)) from None
+    except UnicodeDecodeError as error:
+        raise UsageError(problem(f"could not read {chosen} as TOML", expected="UTF-8", got=first_line(error))) from None
     except (OSError, ValueError, RecursionError) as error:  # not all that tomllib raises is its own
         raise UsageError(problem(f"could not read {chosen} as TOML", got=first_line(error))) from None

@@ -70,6 +70,7 @@ def load_data(config: TrainingConfig) -> Dataset:
         image_size=config.image_size,
         download=config.download,
         on_bad_image=config.on_bad_image,
+        max_pixels=config.max_pixels,
         val_fraction=config.val_fraction,
         train_fraction=config.train_fraction,
         workers=config.workers,

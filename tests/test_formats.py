@@ -209,7 +209,7 @@ def remove(pattern: str) -> Callable[[Path], object]:
         (remove("val/*"), ["class folders of", "the same in train and val", "a, b"]),
         (remove("train/a/*"), ["without an image", "/train", "got a"]),
         (remove("val/b/*"), ["without an image", "/val", "got b"]),
-        (lambda root: (root / "val").rename(root / "valid"), ["train and val or test", "got train, valid"]),
+        (lambda root: (root / "train").rename(root / "first"), ["train and val or test", "got first, val"]),
         (lambda root: (root / "val/b").rename(root / "val/c"), ["only in one of them: b, c"]),
         (remove("*/b"), ["at least 2", "got 1"]),
         (ruin("train/b/1.png", b"text"), ["could not decode", "train/b/1.png"]),

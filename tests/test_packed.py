@@ -1,5 +1,6 @@
 """Packed files: reading, writing, interruption, checking."""
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -10,9 +11,11 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from kdcache.stages import train_teacher
 
 from kdcache import datasets
-from kdcache.datasets import CARDS, Dataset, load, packed, read
+from kdcache.config import TeacherConfig
+from kdcache.datasets import CARDS, Dataset, load, manifest, packed, read
 from kdcache.datasets.check import check
 from kdcache.datasets.manifest import Manifest
 from kdcache.datasets.pack import draft_path
@@ -253,7 +256,12 @@ def test_an_interrupted_pack_is_resumed(tmp_path: Path, monkeypatch: pytest.Monk
     first, total = calls[-1], sum(file.stat().st_size for file in (tmp_path / "imagenet").rglob("*.JPEG"))
     reads: list[int] = []
     of = Files.read
-    monkeypatch.setattr(Files, "read", lambda self, picture: reads.append(len(of(self, picture))) or of(self, picture))
+
+    def counted(self: Files, picture: int, max_bytes: int) -> bytes:
+        reads.append(len(of(self, picture, max_bytes)))
+        return of(self, picture, max_bytes)
+
+    monkeypatch.setattr(Files, "read", counted)
     write(data, path)
     assert sum(reads) == total - first
     assert read(f"hdf5:{path}").train.take(torch.arange(24)).equal(data.train.take(torch.arange(24)))
@@ -306,15 +314,78 @@ def test_damage_of_a_packed_file_is_found(tmp_path: Path) -> None:
     assert "fingerprint of train" in problems[1]
 
 
-def test_a_change_that_keeps_size_and_time_is_found(tmp_path: Path) -> None:
+def alter(path: Path, place: int = -20) -> None:
+    """Change a byte of a file that keeps its size and its time of modification, as rsync and tar do."""
+    state, content = path.stat(), bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def forget_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a file's stamp be its size, as if nothing else that the system records had changed."""
+    monkeypatch.setattr("kdcache.datasets.sources._stamp", lambda state: (state.st_size, 0, 0, 0))
+
+
+@pytest.mark.parametrize("kind", ["folder", "packed"])
+def test_a_change_that_keeps_size_and_time_is_noticed(kind: str, tmp_path: Path) -> None:
+    """By the time of change, which programs that copy files cannot set."""
+    data = source("folder", tmp_path)
+    name, changed = data.card.name, next((tmp_path / "imagenet/val").rglob("*_1.JPEG"))
+    if kind == "packed":
+        changed = tmp_path / "x.h5"
+        name = f"hdf5:{changed}"
+        write(data, changed)
+    place = -20
+    if kind == "packed":
+        with h5py.File(changed) as file:
+            place = file["test/blob"].id.get_offset() + 700
+    before = read(name)
+    fingerprints = before.train.fingerprint, before.test.fingerprint
+    alter(changed, place)
+    after = read(name)
+    assert after.train.fingerprint == fingerprints[0]
+    assert after.test.fingerprint != fingerprints[1]
+
+
+@pytest.mark.parametrize("kind", ["folder", "imagenet", "packed"])
+def test_a_change_without_a_trace_is_noticed_when_the_image_is_decoded(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget_changes(monkeypatch)
+    changed, place = None, -20
+    data = source("imagenet" if kind == "imagenet" else "folder", tmp_path)
+    given: dict[str, object] = {"name": data.card.name, "root": tmp_path, "image_size": 32, "workers": 0}
+    if kind == "packed":
+        changed = tmp_path / "x.h5"
+        write(data, changed)
+        given["name"] = f"hdf5:{changed}"
+        with h5py.File(changed) as file:
+            place = file["train/blob"].id.get_offset() + file["train/offsets"][4] - 20
+    loaded = load(**given)  # type: ignore[arg-type]
+    loaded.hash()
+    changed = changed or sorted((tmp_path / "imagenet/train").rglob("*.JPEG"))[3]
+    alter(changed, place)
+
+    def decode_again() -> None:
+        again = load(**given)  # type: ignore[arg-type]
+        again.hash()
+        again.train.take(torch.arange(24))
+
+    message = refusal(decode_again, KdcacheError)
+    assert "is not the picture that was hashed" in message
+    assert ("picture 3 of" if kind == "packed" else changed.name) in message
+    if kind == "imagenet":  # it is noticed in a training that runs, too
+        assert "is not the picture" in refusal(lambda: loaded.train.take(torch.tensor([3])), KdcacheError)
+
+
+def test_a_change_without_a_trace_is_found_by_a_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forget_changes(monkeypatch)
     data = source("folder", tmp_path)
     before = data.train.fingerprint
     picture = next((tmp_path / "imagenet/train").rglob("*_3.JPEG"))
-    state, changed = picture.stat(), bytearray(picture.read_bytes())
-    changed[-20] ^= 1
-    picture.write_bytes(changed)
-    os.utime(picture, ns=(state.st_atime_ns, state.st_mtime_ns))
-    assert read(data.card.name).train.fingerprint == before  # the manifest relies on size and time
+    alter(picture)
+    assert read(data.card.name).train.fingerprint == before
     (line,) = check(data.card.name).problems
     assert str(picture) in line
     assert read(data.card.name).train.fingerprint != before
@@ -331,7 +402,12 @@ def test_each_image_is_hashed_once_until_it_changes(tmp_path: Path, monkeypatch:
     data = source("folder", tmp_path)
     reads: list[str] = []
     of = Files.read
-    monkeypatch.setattr(Files, "read", lambda self, picture: reads.append(self.name(picture)) or of(self, picture))
+
+    def counted(self: Files, picture: int, max_bytes: int) -> bytes:
+        reads.append(self.name(picture))
+        return of(self, picture, max_bytes)
+
+    monkeypatch.setattr(Files, "read", counted)
     first = data.train.fingerprint
     assert len(reads) == 24
     assert read(data.card.name).train.fingerprint == first
@@ -352,4 +428,45 @@ def test_a_damaged_manifest_is_replaced(tmp_path: Path, monkeypatch: pytest.Monk
         (manifest,) = (tmp_path / "cache" / "kdcache").iterdir()
         manifest.write_bytes(content)
         assert read(data.card.name).train.fingerprint == first
-    assert Manifest.load(datasets.read(data.card.name).train.pictures.source).hashed.all()  # type: ignore[union-attr]
+    assert Manifest.load(datasets.read(data.card.name).train.pictures).entries["digest"].any(1).all()  # type: ignore[arg-type]
+
+
+def test_a_cache_folder_that_cannot_be_written_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file or a folder in its place, no home folder, an unknown user: hashes are then computed at each start."""
+    data = source("folder", tmp_path)
+    fingerprints = data.train.fingerprint, data.test.fingerprint
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as where no user has a home folder
+    for number, cache in enumerate((tmp_path / "file", tmp_path / "file" / "deep", Path("~nobody/x"), None)):
+        if cache is None:
+            monkeypatch.delenv("XDG_CACHE_HOME")
+        else:
+            monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+        manifest._say_once.cache_clear()
+        caplog.clear()
+        again = load(data.card.name, image_size=64)
+        assert (again.train.fingerprint, again.test.fingerprint) == fingerprints, number
+        (line,) = [record.message for record in caplog.records]
+        assert line.startswith("hashes of images are not kept, so that the next start hashes them again: got ")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (manifest._file(data.train.pictures.source.place)).mkdir(parents=True)  # type: ignore[union-attr]
+    assert load(data.card.name, image_size=64).train.fingerprint == fingerprints[0]
+
+
+def test_a_training_stops_where_a_test_image_has_changed_without_a_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget_changes(monkeypatch)
+    source("imagenet", tmp_path).hash()
+    changed = sorted((tmp_path / "imagenet/val").rglob("*.JPEG"))[4]
+    alter(changed)
+    config = TeacherConfig.load(
+        *("imagenet",),
+        **{"dataset": "imagenet", "data_root": tmp_path, "image_size": 32, "model": "resnet8", "epochs": 1},
+        **{"device": "cpu", "batch_size": 12, "workers": 0, "out": tmp_path / "run"},
+    )
+    message = refusal(lambda: train_teacher(config), KdcacheError)
+    assert f"{changed} is not the picture that was hashed" in message
+    assert json.loads((tmp_path / "run/environment.json").read_text())["origin"]["test set"]

@@ -24,8 +24,8 @@ from kdcache.answers.space import StoreContents
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.datasets import Dataset, load, pictures, read
 from kdcache.datasets.check import check, hash_images
+from kdcache.datasets.decoding import clean_view
 from kdcache.datasets.pack import pack
-from kdcache.datasets.pictures import clean_view
 from kdcache.errors import UsageError
 from kdcache.views import ViewMaker, ViewPlan
 from kdcache.views.geometry import AREA, RATIO, random_resized_box
@@ -172,7 +172,7 @@ def test_views_do_not_depend_on_batch_size_or_workers(imagenet: Path) -> None:
 def test_each_image_of_a_step_is_decoded_once(imagenet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, decoded = small(imagenet), []
     of = pictures.decode
-    monkeypatch.setattr(pictures, "decode", lambda data, name: decoded.append(name) or of(data, name))
+    monkeypatch.setattr(pictures, "decode", lambda data, name, *limits: decoded.append(name) or of(data, name, *limits))
     (batch,) = ViewMaker(data.train, plan(72, ("cutmix",) * 3), 72, CPU).epoch(0)
     assert len(batch.views) == 4 * 72
     assert sorted(decoded) == sorted(str(path) for path in (imagenet / "imagenet/train").rglob("*.JPEG"))

@@ -13,6 +13,7 @@ from kdcache.answers.location import StoreLocation
 from kdcache.answers.open import make_cached_teacher, make_reader, open_answers
 from kdcache.answers.store import CLEAN, AnswerStore
 from kdcache.answers.teacher import Teacher
+from kdcache.cards import same_dataset
 from kdcache.choices import MODEL_PREFIXES
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
@@ -158,7 +159,7 @@ def load_analysis_inputs(
     external = any((teacher or "").startswith(prefix) for prefix, _ in MODEL_PREFIXES)
     if weights is None and not external:
         run = _teacher_run(teacher, dataset)
-        own_images = dataset in (None, run.config.dataset)
+        own_images = dataset is None or same_dataset(dataset, run.config.dataset)
         root = data_root or run.config.data_root
         if own_images:  # with the run's train_fraction and val_fraction
             size = image_size or run.config.image_size

@@ -28,6 +28,7 @@ def main() -> NoReturn:
     debug = "--debug" in sys.argv[1:]
     logging.basicConfig(format="kdcache: %(message)s", level=logging.WARNING)
     logging.getLogger("kdcache").setLevel(logging.INFO)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where it cannot keep its cache of fonts
     handle_signals()
     keep_freed_memory()
     try:
@@ -137,7 +138,7 @@ COMMANDS = {
     "views": Command("views", "Show the views of an epoch as a table and a picture."),
     "models": Command("models", "List the networks with their sizes, and the pairs of the paper."),
     "export": Command("models", "Export a network for deployment: pixels in, probabilities out."),
-    "predict": Command("models", "Predict the classes of image files."),
+    "predict": Command("models", "Predict the classes of image files, and of those in folders."),
     "doctor": Command("doctor", "Check whether this machine is ready for training."),
     "demo": Command("demo", "Run the whole method on the shipped images in a few minutes."),
 }

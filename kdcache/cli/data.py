@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kdcache.choices import BAD_IMAGES
+from kdcache.choices import BAD_IMAGES, MAX_PIXELS
 from kdcache.cli import COMMANDS
-from kdcache.errors import KdcacheError, UsageError, problem
+from kdcache.errors import KdcacheError, UsageError, printable, problem
+from kdcache.files import expanded
 
 if TYPE_CHECKING:
     from kdcache.cards import Card
+    from kdcache.datasets import Dataset
 
 __all__ = ["data"]
 
@@ -18,6 +20,13 @@ NAME = click.argument("dataset")
 SIZE = click.option("--image-size", type=click.IntRange(32), help="Resize images to this height and width, in pixels.")
 WORKERS = click.option(
     "--workers", type=click.IntRange(0), help="Processes that hash and decode images. [default: one per core]"
+)
+MAX = click.option(
+    "--max-pixels",
+    default=MAX_PIXELS,
+    show_default=True,
+    type=click.IntRange(1, 2**31),
+    help="Pixels above which an image is not decoded.",
 )
 ROOT = click.option(
     "--data-root",
@@ -47,7 +56,8 @@ def list_(data_root: Path) -> None:
         rows.append((card.name, str(card.classes or 1000), counts, card.training, "yes" if present else "no"))
     show(TextTable(f"Datasets (data root: {data_root})", ("dataset", "classes", "images", "x", "present"), rows))
     click.echo(
-        "Also folder:PATH (train/ and val/ with a folder for each class), and hdf5:FILE (from 'kdcache data pack')."
+        "Also folder:PATH (train/ and val/ with a folder for each class, or such folders alone), and hdf5:FILE (from "
+        "'kdcache data pack')."
     )
 
 
@@ -55,14 +65,15 @@ def list_(data_root: Path) -> None:
 @NAME
 @ROOT
 @SIZE
-def info(dataset: str, data_root: Path, image_size: int | None) -> None:
+@MAX
+def info(dataset: str, data_root: Path, image_size: int | None, max_pixels: int) -> None:
     """Show the facts of a dataset, and if it is present, its images, classes and fingerprints."""
     from kdcache.datasets import CARDS, read
     from kdcache.datasets.check import hash_images
     from kdcache.report.progress import progress_bar
 
     try:
-        found = read(dataset, root=data_root, image_size=image_size)
+        found = read(dataset, root=data_root, image_size=image_size, max_pixels=max_pixels)
     except UsageError as error:
         if dataset not in CARDS:
             raise
@@ -70,11 +81,16 @@ def info(dataset: str, data_root: Path, image_size: int | None) -> None:
         click.echo(f"not present: {error}")
         return
     _print_card(found.card)
-    with progress_bar("hashing") as progress:
-        hash_images(found, progress)
+    unreadable = None
+    try:
+        with progress_bar("hashing") as progress:
+            hash_images(found, progress)
+    except UsageError as error:
+        unreadable = error
     for part, split in (("training", found.train), ("test", found.test)):
         click.echo(f"{part} images: {len(split):,}")
-        click.echo(f"fingerprint: {split.fingerprint}")
+        click.echo(f"fingerprint: {f'none, {unreadable}' if unreadable else split.fingerprint}")
+    _print_kinds(found)
     counts = found.train.labels.bincount(minlength=found.num_classes).tolist()
     named = (f"{name} ({count})" for name, count in zip(found.class_names, counts, strict=True))
     click.echo(f"classes (training images): {', '.join(named)}")
@@ -96,7 +112,7 @@ def fetch(dataset: str, data_root: Path) -> None:
     if dataset not in CARDS:
         raise UsageError(problem("dataset to download", expected=f"one of {', '.join(ARCHIVES)}", got=dataset))
     with progress_bar(f"downloading {dataset}") as progress:
-        folder = download(dataset, data_root.expanduser(), lambda file, done, total: progress(done, total))
+        folder = download(dataset, expanded(data_root), lambda file, done, total: progress(done, total))
     click.echo(f"{dataset}: {folder or 'ships with kdcache'} (license: {CARDS[dataset].license})")
 
 
@@ -112,9 +128,16 @@ def fetch(dataset: str, data_root: Path) -> None:
     type=click.Choice(BAD_IMAGES),
     help="What to do about image files that cannot be decoded.",
 )
+@MAX
 @WORKERS
 def pack(
-    dataset: str, file: Path, data_root: Path, image_size: int | None, on_bad_image: str, workers: int | None
+    dataset: str,
+    file: Path,
+    data_root: Path,
+    image_size: int | None,
+    on_bad_image: str,
+    max_pixels: int,
+    workers: int | None,
 ) -> None:
     """Pack a dataset into one file for --dataset hdf5:FILE. Training on it gives the same bits.
 
@@ -126,7 +149,7 @@ def pack(
     from kdcache.datasets.pack import pack as write
     from kdcache.report.progress import progress_bar
 
-    found = read(dataset, root=data_root, image_size=image_size, workers=workers)
+    found = read(dataset, root=data_root, image_size=image_size, workers=workers, max_pixels=max_pixels)
     with progress_bar("decoding") as progress:
         bad = hash_images(found, progress, decode_all=True)
     if bad and on_bad_image == "error":
@@ -143,18 +166,34 @@ def pack(
 @NAME
 @ROOT
 @SIZE
+@MAX
 @WORKERS
-def check(dataset: str, data_root: Path, image_size: int | None, workers: int | None) -> None:
+def check(dataset: str, data_root: Path, image_size: int | None, max_pixels: int, workers: int | None) -> None:
     """Hash and decode every image again, compare the counts, and list every bad image."""
     from kdcache.datasets.check import check as check_dataset
     from kdcache.report.progress import progress_bar
 
     with progress_bar("checking") as progress:
-        report = check_dataset(dataset, progress, workers, root=data_root, image_size=image_size)
+        report = check_dataset(dataset, progress, workers, root=data_root, image_size=image_size, max_pixels=max_pixels)
     found = report.data
+    _print_kinds(found)
     if report.problems:
         raise KdcacheError("\n".join([*report.problems, f"{dataset}: {len(report.problems)} problems"]))
     click.echo(f"{dataset}: {len(found.train):,} training and {len(found.test):,} test images, no problems")
+
+
+def _print_kinds(found: "Dataset") -> None:
+    """Print the kinds of image files, if there are several, and what lies beside them and is not taken as one."""
+    from kdcache.datasets.sources import Files, describe_kinds
+
+    splits = (found.train, found.test)
+    for place, source in {
+        split.pictures.source.place: split.pictures.source for split in splits if split.pictures
+    }.items():
+        if isinstance(source, Files) and len(kinds := source.kinds()) > 1:
+            click.echo(f"image files in {printable(place)}: {describe_kinds(kinds)}")
+        if others := source.describe_others():
+            click.echo(f"not taken as images in {printable(place)}: {others}")
 
 
 def _print_card(card: "Card") -> None:

@@ -6,6 +6,7 @@ import click
 
 from kdcache.choices import IMAGE_SIZES, MODEL_PREFIXES, MODELS
 from kdcache.cli import COMMANDS
+from kdcache.errors import KdcacheError, UsageError, printable, problem
 from kdcache.presets import read_toml
 
 __all__ = ["export", "models", "predict"]
@@ -67,28 +68,60 @@ def export(run: Path, format: str, out: Path | None) -> None:
 @click.command("predict", help=COMMANDS["predict"].about)
 @RUN
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-def predict(run: Path, images: tuple[Path, ...]) -> None:
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(1, 2**31),
+    help="Pixels above which an image is not decoded. [default: the run's]",
+)
+def predict(run: Path, images: tuple[Path, ...], max_pixels: int | None) -> None:
     """Predict classes."""
     import torch
 
     from kdcache.datasets.pictures import read_image
-    from kdcache.errors import printable
     from kdcache.models import checkpoint
     from kdcache.models.export import ExportModule
     from kdcache.run.folder import FinishedRun
 
-    path = FinishedRun(run).network_file
-    network = checkpoint.load(path)
-    metadata = checkpoint.metadata(path)
+    folder = FinishedRun(run)
+    network = checkpoint.load(folder.network_file)
+    metadata = checkpoint.metadata(folder.network_file)
     names = metadata.get("class_names") or [str(label) for label in range(network.num_classes)]
     sizes = network.image_size, metadata.get("shorter_side") or network.image_size
-    deployed = ExportModule(network)
-    for image in images:
+    deployed, files, bad = ExportModule(network), _image_files(images), 0
+    for image in files:
+        try:
+            pixels = read_image(image, *sizes, max_pixels or folder.config.max_pixels)
+        except UsageError as error:
+            click.echo(f"kdcache: {error}", err=True)
+            bad += 1
+            continue
         with torch.inference_mode():
-            (probabilities,) = deployed(read_image(image, *sizes)[None])
+            (probabilities,) = deployed(pixels[None])
         top = probabilities.topk(min(5, len(names)))
         guesses = (
             f"{printable(names[label])} {probability:.3f}"
             for label, probability in zip(top.indices, top.values, strict=True)
         )
-        click.echo(f"{image}: {', '.join(guesses)}")
+        click.echo(f"{printable(image)}: {', '.join(guesses)}")
+    if bad:
+        raise KdcacheError(problem("images without a prediction", got=f"{bad} of {len(files)}"))
+
+
+def _image_files(paths: tuple[Path, ...]) -> list[Path]:
+    """List files, and the images in folders; say what else lies in these."""
+    from kdcache.datasets.listing import pictures_below
+
+    if not any(path.exists() for path in paths):
+        raise UsageError(*(problem(f"image {path} does not exist") for path in paths))
+    found: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        files = pictures_below(path)
+        found += map(files.path, range(len(files)))
+        if others := files.describe_others():
+            click.echo(f"kdcache: not taken as images in {printable(path)}: {others}", err=True)
+        if not len(files):
+            raise UsageError(problem(f"folder {path}", expected="images", got="none"))
+    return found

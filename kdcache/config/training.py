@@ -7,13 +7,14 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
-from kdcache.cards import CARDS
+from kdcache.cards import CARDS, canonical
 from kdcache.choices import (
     BAD_IMAGES,
     DEVICES,
     FOLDER_PREFIX,
     HDF5_PREFIX,
     IMAGE_SIZES,
+    MAX_PIXELS,
     MODEL_PREFIXES,
     MODELS,
     PRECISIONS,
@@ -24,7 +25,11 @@ from kdcache.presets import read_settings
 
 __all__ = ["CONFIG_FILE", "Model", "TeacherConfig", "TrainingConfig"]
 
-Dataset = Annotated[str, AfterValidator(Choice(tuple(CARDS), ((FOLDER_PREFIX, "PATH"), (HDF5_PREFIX, "FILE"))))]
+Dataset = Annotated[
+    str,
+    AfterValidator(Choice(tuple(CARDS), ((FOLDER_PREFIX, "PATH"), (HDF5_PREFIX, "FILE")))),
+    AfterValidator(canonical),
+]
 Model = Annotated[str, AfterValidator(Choice(tuple(MODELS), MODEL_PREFIXES))]
 Device = Annotated[str, AfterValidator(Choice(DEVICES))]
 BadImages = Annotated[str, AfterValidator(Choice(BAD_IMAGES))]
@@ -62,6 +67,13 @@ class TrainingConfig(BaseModel):
         le=IMAGE_SIZES[1],
     )
     on_bad_image: BadImages = setting("data", "error", "What to do about an image file that cannot be decoded.")
+    max_pixels: int = setting(
+        "data",
+        MAX_PIXELS,
+        "Pixels above which an image is not decoded, as it is stored or after its shorter side is resized.",
+        ge=1,
+        le=2**31,
+    )
     val_fraction: float = setting(
         "data", 0.0, "Fraction of each class held out for validation, which then selects the best epoch.", ge=0, lt=1
     )
@@ -251,8 +263,8 @@ class TeacherConfig(TrainingConfig):
 
     table = "teacher"
     USED_WHEN_LOADING: ClassVar[tuple[str, ...]] = (
-        *("dataset", "data_root", "download", "image_size", "val_fraction", "train_fraction"),
-        *("device", "precision", "out", "overwrite"),
+        *("dataset", "data_root", "download", "image_size", "on_bad_image", "max_pixels", "val_fraction"),
+        *("train_fraction", "workers", "device", "precision", "out", "overwrite"),
     )
     """Settings that apply to a teacher that is loaded instead of trained."""
 

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
+from kdcache.cards import canonical
 from kdcache.choices import HDF5_PREFIX
 from kdcache.datasets.manifest import Manifest
 from kdcache.datasets.packed import stated_fingerprints
-from kdcache.datasets.pictures import decode
+from kdcache.datasets.pictures import Pictures
 from kdcache.datasets.reading import read
 from kdcache.datasets.split import Dataset, Split
-from kdcache.errors import UsageError, problem
+from kdcache.errors import KdcacheError, problem
 
 __all__ = ["DatasetCheck", "check", "hash_images"]
 
@@ -46,7 +47,7 @@ def check(
         Called with the number of images of a split that are checked, and their total.
     workers : int, optional
     **place
-        ``root`` and ``image_size``, see `kdcache.datasets.read`.
+        ``root``, ``image_size`` and ``max_pixels``, see `kdcache.datasets.read`.
     """
     data = read(name, workers=workers, **place)  # type: ignore[arg-type]
     splits = {"train": data.train, "test": data.test}
@@ -56,7 +57,7 @@ def check(
             expected = f"the {count} of the complete dataset"
             problems.append(problem(f"number of {part} images", expected=expected, got=len(split)))
     if name.startswith(HDF5_PREFIX) and place.get("image_size") is None:
-        stated = stated_fingerprints(Path(name.removeprefix(HDF5_PREFIX)).expanduser())
+        stated = stated_fingerprints(Path(canonical(name).removeprefix(HDF5_PREFIX)))
         for part, split in splits.items():
             if stated[part] not in (None, split.fingerprint):
                 problems.append(problem(f"fingerprint of {part}", expected=stated[part], got=split.fingerprint))
@@ -84,30 +85,30 @@ def hash_images(
     lines: list[str] = []
     for split in (data.train, data.test):
         if split.pictures is not None:
-            manifest = Manifest.load(split.pictures.source)
-            manifest.update(split.pictures.workers, decode_all=decode_all, progress=progress)
-            lines += _decoding_problems(split, manifest.bad)
+            manifest = Manifest.load(split.pictures)
+            manifest.update(decode_all=decode_all, progress=progress)
+            lines += _decoding_problems(split.pictures, manifest.bad)
     return lines
 
 
 def _check_split(split: Split, progress: ProgressCallback) -> list[str]:
     if split.pictures is None:
         return []  # reading it was the check
-    source, manifest = split.pictures.source, Manifest.load(split.pictures.source)
-    before, known = manifest.digests.copy(), manifest.hashed.copy()
-    manifest.update(split.pictures.workers, decode_all=True, again=True, progress=progress)
-    changed = np.flatnonzero(known & (manifest.digests != before).any(1))
-    return _decoding_problems(split, manifest.bad) + [
-        f"{source.name(picture)} changed, but neither its size nor its time did" for picture in changed.tolist()
+    pictures, manifest = split.pictures, Manifest.load(split.pictures)
+    before = manifest.entries["digest"].copy()
+    manifest.update(decode_all=True, again=True, progress=progress)
+    changed = before.any(1) & (manifest.entries["digest"] != before).any(1)
+    return _decoding_problems(pictures, manifest.bad) + [
+        problem(f"{pictures.source.name(picture)} changed, but neither its size nor its times did")
+        for picture in np.flatnonzero(changed).tolist()
     ]
 
 
-def _decoding_problems(split: Split, pictures: np.ndarray) -> list[str]:
-    assert split.pictures is not None
-    source, lines = split.pictures.source, []
-    for picture in pictures.tolist():
+def _decoding_problems(pictures: Pictures, bad: np.ndarray) -> list[str]:
+    lines = []
+    for picture in bad.tolist():
         try:
-            decode(source.read(picture), source.name(picture))
-        except UsageError as error:
+            pictures.decode(picture)
+        except KdcacheError as error:
             lines.append(str(error))
     return lines

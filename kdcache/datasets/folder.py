@@ -1,17 +1,31 @@
 """A dataset of the user's own: a folder of image files for each class."""
 
+import logging
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
+
+import numpy as np
 
 from kdcache.cards import Card
 from kdcache.choices import FOLDER_PREFIX
 from kdcache.datasets.listing import MAX_NAMES_LISTED, class_folders, pictures_by_class
-from kdcache.datasets.split import Dataset
+from kdcache.datasets.sources import Files
+from kdcache.datasets.split import Dataset, Split
 from kdcache.errors import UsageError, abbreviated, problem
 
 __all__ = ["load", "read_parts"]
 
-TEST_FOLDERS = ("val", "test")
+TRAIN_FOLDERS = ("train", "training")
+TEST_FOLDERS = ("val", "valid", "validation", "test", "testing")
+"""Names of the folders of the training and the test set, in any case; the first one that exists is read."""
+
+EXPECTED = "train and val or test"
+
+TEST_SHARE, TEST_KEY = 0.2, b"kdcache test images"
+"""Share of each class that becomes the test set of a dataset without one, and the key that chooses it."""
+
+log = logging.getLogger("kdcache")
 
 
 def load(card: Card, root: Path, workers: int) -> Dataset:
@@ -20,34 +34,89 @@ def load(card: Card, root: Path, workers: int) -> Dataset:
     Parameters
     ----------
     card : Card
-        Its name is ``folder:PATH``. PATH contains ``train`` and ``val`` (or ``test``), each with the same folders, one
-        for each class. The classes are numbered in alphabetical order.
+        Its name is ``folder:PATH``. PATH contains a folder of `TRAIN_FOLDERS` and one of `TEST_FOLDERS`, each with the
+        same folders, one for each class. Without the latter, or with folders of classes alone, a fifth of each class
+        becomes the test set. The classes are numbered in alphabetical order.
 
     Raises
     ------
     UsageError
         If a folder is missing or empty, the classes differ, or there are fewer than two.
     """
-    path = Path(card.name.removeprefix(FOLDER_PREFIX)).expanduser()
+    path = Path(card.name.removeprefix(FOLDER_PREFIX))
     if not path.is_dir():
         raise UsageError(problem(f"dataset folder {path} does not exist"))
-    return read_parts(path, card, workers)
+    folders = class_folders(path)
+    train, test = _find(folders, TRAIN_FOLDERS), _find(folders, TEST_FOLDERS)
+    if test is not None or (train is None and len(folders) < 2):
+        return read_parts(path, card, workers)
+    if train is None and (inner := [name for name in folders if _find(class_folders(path / name), TRAIN_FOLDERS)]):
+        remedy = f"Did you mean {FOLDER_PREFIX}{path / inner[0]}?"
+        raise UsageError(problem(f"folders of {path}", expected=EXPECTED, got="datasets", remedy=remedy))
+    unread = [] if train is None else sorted(set(folders) - {train})
+    return _read_and_split(path / (train or "."), unread, card, workers)
 
 
 def read_parts(path: Path, card: Card, workers: int) -> Dataset:
-    """List the images of ``train`` and ``val`` (or ``test``). Classes are named after their folders."""
-    train = path / "train"
-    test = next((path / name for name in TEST_FOLDERS if (path / name).is_dir()), None)
-    if not train.is_dir() or test is None:
-        present = abbreviated((entry.name for entry in path.iterdir() if entry.is_dir()), MAX_NAMES_LISTED)
-        raise UsageError(
-            problem(f"folders of {path}", expected=f"train and {' or '.join(TEST_FOLDERS)}", got=present or "none")
-        )
+    """List the images of a training and a test set. Classes are named after their folders."""
+    folders = class_folders(path)
+    train_name, test_name = _find(folders, TRAIN_FOLDERS), _find(folders, TEST_FOLDERS)
+    if train_name is None or test_name is None:
+        present = abbreviated(folders, MAX_NAMES_LISTED)
+        raise UsageError(problem(f"folders of {path}", expected=EXPECTED, got=present or "none"))
+    train, test = path / train_name, path / test_name
+    if unread := [name for name in folders if name.lower() in TEST_FOLDERS and name != test_name]:
+        log.info("%s: the test set is %s; not read: %s", path, test_name, ", ".join(unread))
     classes, test_classes = class_folders(train), class_folders(test)
     if odd := set(classes) ^ set(test_classes):
-        expected, only = f"the same in train and {test.name}", abbreviated(odd, MAX_NAMES_LISTED)
+        expected, only = f"the same in {train_name} and {test_name}", abbreviated(odd, MAX_NAMES_LISTED)
         raise UsageError(problem(f"class folders of {path}", expected=expected, got=f"only in one of them: {only}"))
-    if len(classes) < 2:
-        raise UsageError(problem(f"class folders of {train}", expected="at least 2", got=len(classes)))
+    _check_classes(train, classes)
     listings = [pictures_by_class(part, classes, card, workers) for part in (train, test)]
     return Dataset(replace(card, classes=len(classes)), tuple(classes), train=listings[0], test=listings[1])
+
+
+def _read_and_split(part: Path, unread: list[str], card: Card, workers: int) -> Dataset:
+    """List the images of all classes, and make a fifth of each the test set."""
+    classes = class_folders(part)
+    _check_classes(part, classes)
+    whole = pictures_by_class(part, classes, card, workers)
+    is_test = _choose_test(whole, classes)
+    train, test = (whole.part(np.flatnonzero(chosen)) for chosen in (~is_test, is_test))
+    log.info(
+        "%s has no test set: %d of its %d images, the same ones in every run, are the test set%s",
+        part.parent if unread else part,
+        *(len(test), len(whole)),
+        f"; not read: {abbreviated(unread, MAX_NAMES_LISTED)}" if unread else "",
+    )
+    return Dataset(replace(card, classes=len(classes)), tuple(classes), train, test)
+
+
+def _choose_test(whole: Split, classes: list[str]) -> np.ndarray:
+    """Choose the images of each class whose paths have the smallest hashes: a new image moves few of the others."""
+    assert whole.pictures is not None
+    files, labels = whole.pictures.source, whole.labels.numpy()
+    assert isinstance(files, Files)
+    hashes = b"".join(sha256(TEST_KEY + files.relative_path(image)).digest()[:8] for image in range(len(files)))
+    order, counts = np.lexsort((np.frombuffer(hashes, ">u8"), labels)), np.bincount(labels)
+    if (counts < 2).any():
+        few = abbreviated((classes[label] for label in np.flatnonzero(counts < 2)), MAX_NAMES_LISTED)
+        raise UsageError(
+            problem(f"classes of {files.root}, which has no test set", expected="at least 2 images", got=few)
+        )
+    wanted = np.maximum(1, np.rint(TEST_SHARE * counts)).astype(int)
+    rank = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    chosen = np.empty(len(order), bool)
+    chosen[order] = rank < np.repeat(wanted, counts)
+    return chosen
+
+
+def _find(folders: list[str], names: tuple[str, ...]) -> str | None:
+    """Find the first of some names among folders, spelled in lower case if both spellings are there."""
+    return next((folder for name in names for folder in sorted(folders, reverse=True) if folder.lower() == name), None)
+
+
+def _check_classes(part: Path, classes: list[str]) -> None:
+    if len(classes) < 2:
+        got = f"{len(classes)} ({classes[0]})" if classes else "none"
+        raise UsageError(problem(f"class folders of {part}", expected="at least 2", got=got))

@@ -1,5 +1,6 @@
 """ImageNet (ILSVRC 2012) in its usual layouts."""
 
+import csv
 import os
 import re
 from dataclasses import replace
@@ -10,6 +11,7 @@ import numpy as np
 from kdcache.cards import Card
 from kdcache.datasets.folder import read_parts
 from kdcache.datasets.listing import (
+    MAX_NAMES_LISTED,
     class_folders,
     class_names,
     distinct_names,
@@ -19,12 +21,16 @@ from kdcache.datasets.listing import (
 )
 from kdcache.datasets.sources import Files
 from kdcache.datasets.split import Dataset
-from kdcache.errors import UsageError, first_line, problem
+from kdcache.errors import UsageError, abbreviated, first_line, problem
 
 __all__ = ["load"]
 
 TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 DEVKIT = (".", "data", "ILSVRC2012_devkit_t12/data", "../ILSVRC2012_devkit_t12/data")
+KAGGLE = "ILSVRC/Data/CLS-LOC"
+"""Folder of ``train`` and ``val`` in the competition's archive; its lists lie three folders above."""
+
+SOLUTION = "LOC_val_solution.csv"
 WORDLISTS = ("words.txt", "LOC_synset_mapping.txt")
 FLAT = re.compile(r"ILSVRC2012_val_(\d{8})\.jpe?g", re.IGNORECASE)
 
@@ -38,8 +44,9 @@ def load(card: Card, root: Path, workers: int) -> Dataset:
     root : Path
         The folder ``imagenet``, or one that contains it. It has ``train/<wnid>`` and either ``val/<wnid>``, or ``val``
         with all images. The latter needs the development kit beside it: its ground truth, and ``meta.mat``, which maps
-        its numbers to classes. Classes are numbered in alphabetical order of their folders, as in torchvision's
-        weights, and named by the kit, a word list, or torchvision.
+        its numbers to classes; or Kaggle's ``LOC_val_solution.csv``. Kaggle's archive may be given at any level.
+        Classes are numbered in alphabetical order of their folders, as in torchvision's weights, and named by the kit,
+        a word list, or torchvision.
     workers : int
 
     Raises
@@ -47,7 +54,8 @@ def load(card: Card, root: Path, workers: int) -> Dataset:
     UsageError
         If something is missing or inconsistent.
     """
-    path = find_folder(root, card, "train")
+    levels = KAGGLE.split("/")
+    path = find_folder(root, card, *("/".join([*levels[start:], "train"]) for start in (3, 2, 1, 0)))
     validation = path / "val"
     flat = _flat_pictures(validation) if validation.is_dir() and not class_folders(validation) else []
     data = _with_flat_validation(path, flat, card, workers) if flat else read_parts(path, card, workers)
@@ -62,26 +70,45 @@ def _flat_pictures(validation: Path) -> list[tuple[int, str]]:
 
 def _with_flat_validation(path: Path, flat: list[tuple[int, str]], card: Card, workers: int) -> Dataset:
     classes = class_folders(path / "train")
-    kit = _kit(path)
-    if kit is None:
-        what = f"{path / 'val'} has no labels"
-        remedy = f"Put {TRUTH} and {META} into {path / DEVKIT[2]}, or sort the images into a folder for each class."
-        raise UsageError(problem(what, remedy=remedy))
-    truth = [int(line) for line in (kit / TRUTH).read_text("utf-8").split()]
-    if flat[-1][0] > len(truth):
-        expected = f"a line for each image, up to {flat[-1][1]}"
-        raise UsageError(problem(str(kit / TRUTH), expected=expected, got=f"{len(truth)} lines"))
-    wnids = {number: wnid for number, (wnid, _) in _synsets(kit).items()}
     numbered = {wnid: label for label, wnid in enumerate(classes)}
-    of_classes = [wnids.get(truth[number - 1], "") for number, _ in flat]
+    of_classes = _classes_of(path, flat)
     if unknown := set(of_classes) - numbered.keys():
-        raise UsageError(
-            problem(f"classes of {path / 'val'}", expected=f"those of {path / 'train'}", got=", ".join(sorted(unknown)))
-        )
+        got = abbreviated(unknown, MAX_NAMES_LISTED)
+        raise UsageError(problem(f"classes of {path / 'val'}", expected=f"those of {path / 'train'}", got=got))
     labels = np.array([numbered[wnid] for wnid in of_classes])
     test = picture_split(Files.of(path / "val", (os.fsencode(name) for _, name in flat)), labels, card, workers)
     train = pictures_by_class(path / "train", classes, card, workers)
     return Dataset(replace(card, classes=len(classes)), tuple(classes), train, test)
+
+
+def _classes_of(path: Path, flat: list[tuple[int, str]]) -> list[str]:
+    """Find the class of each validation image in the lists beside them."""
+    if kit := _kit(path):
+        truth = [int(line) for line in (kit / TRUTH).read_text("utf-8-sig").split()]
+        if flat[-1][0] > len(truth):
+            expected = f"a line for each image, up to {flat[-1][1]}"
+            raise UsageError(problem(str(kit / TRUTH), expected=expected, got=f"{len(truth)} lines"))
+        wnids = {number: wnid for number, (wnid, _) in _synsets(kit).items()}
+        return [wnids.get(truth[number - 1], "") for number, _ in flat]
+    if solution := _beside(path, SOLUTION):
+        rows = csv.reader(solution.read_text("utf-8-sig", errors="replace").splitlines())
+        wnids_by_image = {row[0]: row[1].partition(" ")[0] for row in rows if len(row) == 2}
+        if absent := [name for _, name in flat if Path(name).stem not in wnids_by_image]:
+            got = abbreviated(absent, MAX_NAMES_LISTED)
+            raise UsageError(problem(str(solution), expected="a line for each image of val", got=f"none for {got}"))
+        return [wnids_by_image[Path(name).stem] for _, name in flat]
+    remedy = (
+        f"Put {TRUTH} and {META} into {path / DEVKIT[2]}, or {SOLUTION} beside val, or sort the images into a folder "
+        "for each class."
+    )
+    raise UsageError(problem(f"{path / 'val'} has no labels", remedy=remedy))
+
+
+def _beside(path: Path, name: str) -> Path | None:
+    """Find a list beside ``train``, or where Kaggle's archive has it."""
+    path = path.absolute()
+    above = [path.parents[2]] if path.match(KAGGLE) else []
+    return next((place / name for place in (path, *above) if (place / name).is_file()), None)
 
 
 def _kit(path: Path) -> Path | None:
@@ -103,9 +130,8 @@ def _synsets(kit: Path) -> dict[int, tuple[str, str]]:
 
 
 def _names(path: Path, folders: tuple[str, ...]) -> tuple[str, ...]:
-    lists = [path / name for name in WORDLISTS]
-    if any(one.is_file() for one in lists):
-        return class_names(lists, folders)
+    if wordlist := next((found for name in WORDLISTS if (found := _beside(path, name))), None):
+        return class_names([wordlist], folders)
     if kit := _kit(path):
         try:
             words = {wnid: text.split(",")[0] for wnid, text in _synsets(kit).values()}

@@ -1,80 +1,86 @@
 """The hashes of encoded images, and whether they can be decoded: kept, so that each is computed once.
 
 A manifest is a file in the user's cache folder (``$XDG_CACHE_HOME/kdcache``, or ``~/.cache/kdcache``). For each image
-it holds the SHA-256 of its bytes, and whether it can be decoded. An entry is valid as long as the path, the size and
-the modification time of its file are the same.
+it holds the SHA-256 of its bytes, and whether it can be decoded. An entry is valid as long as the path, the size, the
+times of modification and of change, and the inode of its file are the same. Where the folder cannot be written, images
+are hashed at each start.
 """
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
-from kdcache.datasets.pictures import decode
-from kdcache.datasets.sources import Source
+from kdcache.datasets.decoding import TooManyPixels, too_many_pixels
+from kdcache.datasets.pictures import Pictures
 from kdcache.datasets.workers import prefetch_map
-from kdcache.errors import UsageError
+from kdcache.errors import KdcacheError, UsageError, first_line, problem
 from kdcache.files import write_atomically
 
-__all__ = ["Manifest"]
+__all__ = ["Manifest", "picture_digests"]
 
-UNKNOWN, GOOD, BAD = range(3)
+UNKNOWN, HASHED, GOOD, BAD = range(4)
+
+ENTRY = np.dtype([("digest", "u1", 32), ("state", "u1"), ("longer", "<i4"), ("shorter", "<i4")])
+"""What is known of an image: SHA-256, one of the states above, and its sides in pixels. The sides are known of an image
+that was decoded, or has too many pixels for that."""
 
 PICTURES_PER_BLOCK = 512
 """Images that a worker hashes per request."""
 
 ProgressCallback = Callable[[int, int], None]
 
+log = logging.getLogger("kdcache")
+
 
 @dataclass(eq=False)
 class Manifest:
-    """The known hashes and states of the images of a source.
+    """What is known of the images of a source.
 
     Parameters
     ----------
-    source : Source
-    stamps : ndarray of int64, shape (files, 2)
-        Size and modification time of the files, now.
-    digests : ndarray of uint8, shape (N, 32)
-        SHA-256 of each image.
-    hashed : ndarray of bool, shape (N,)
-        Which of the digests are known.
-    state : ndarray of uint8, shape (N,)
-        `UNKNOWN`, `GOOD`, or `BAD` for an image that cannot be decoded.
+    pictures : Pictures
+        Images of the source; only these are hashed and decoded, and bad within their limits.
+    stamps : ndarray of int64, shape (files, 4)
+        Stamps of the files, now.
+    entries : ndarray of `ENTRY`, shape (N,)
+        For each image of the source.
     """
 
-    source: Source
+    pictures: Pictures
     stamps: np.ndarray
-    digests: np.ndarray
-    hashed: np.ndarray
-    state: np.ndarray
+    entries: np.ndarray
 
     @classmethod
-    def load(cls, source: Source) -> "Manifest":
+    def load(cls, pictures: Pictures) -> "Manifest":
         """Read the manifest of a source; what is not known or no longer valid is left empty."""
-        count = len(source)
-        manifest = cls(
-            source, source.stamps(), np.zeros((count, 32), np.uint8), np.zeros(count, bool), np.zeros(count, np.uint8)
-        )
+        source = pictures.source
+        manifest = cls(pictures, source.stamps(), np.zeros(len(source), ENTRY))
         try:
-            with np.load(_file(source), allow_pickle=False) as stored:
-                if stored["listing"].tobytes() != source.listing():
-                    return manifest
-                same = np.broadcast_to((stored["stamps"] == manifest.stamps).all(1), count)
-                manifest.digests[same], manifest.hashed[same] = stored["digests"][same], stored["hashed"][same]
-                manifest.state[same] = stored["state"][same]
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
-            pass  # missing or damaged: everything is hashed again
+            with np.load(_file(source.place), allow_pickle=False) as stored:
+                if stored["listing"].tobytes() == source.listing():
+                    same = np.broadcast_to((stored["stamps"] == manifest.stamps).all(1), len(source))
+                    manifest.entries[same] = stored["entries"][same]
+        except Exception:  # missing, or damaged in any way: everything is hashed again
+            pass
+        manifest._apply_limits()
         return manifest
+
+    def _apply_limits(self) -> None:
+        """Judge the size of images anew: the limits may differ from those under which they were decoded."""
+        longer, shorter, state = (self.entries[name] for name in ("longer", "shorter", "state"))
+        limits = self.pictures.max_pixels, self.pictures.shorter_side
+        too_large = too_many_pixels(longer.astype(np.int64), shorter.astype(np.int64), *limits)
+        state[(state == GOOD) & too_large] = BAD
+        state[(state == BAD) & (longer > 0) & ~too_large] = HASHED
 
     def update(
         self,
-        workers: int,
         *,
         decode_all: bool = False,
         again: bool = False,
@@ -82,73 +88,116 @@ class Manifest:
     ) -> None:
         """Hash the images whose hash is not known, and save the manifest.
 
+        From then on, reading one of the images raises an error if it has other bytes.
+
         Parameters
         ----------
-        workers : int
-            Number of processes.
         decode_all : bool
-            Whether to decode the images whose state is unknown, too.
+            Whether to decode the images whose state is unknown, too. Then an image that cannot be read is a bad one.
         again : bool
             Whether to hash and decode known images again.
         progress : callable
             Called with the number of images that are done, and their total.
+
+        Raises
+        ------
+        UsageError
+            If an image cannot be read.
         """
-        missing = ~self.hashed | (decode_all & (self.state == UNKNOWN)) | again
-        rows = np.flatnonzero(missing)
-        blocks = np.split(rows, range(PICTURES_PER_BLOCK, len(rows), PICTURES_PER_BLOCK)) if len(rows) else []
-        few = len(blocks) <= 1  # starting workers would take longer
-        found = prefetch_map(partial(_hash_block, self.source, decode_all), blocks, 0 if few else workers)
+        chosen = self.pictures.indices
+        state = self.entries["state"][chosen]
+        missing = chosen[(state == UNKNOWN) | (decode_all & (state == HASHED)) | again]
+        blocks = np.split(missing, range(PICTURES_PER_BLOCK, len(missing), PICTURES_PER_BLOCK)) if len(missing) else []
+        workers = self.pictures.workers if len(blocks) > 1 else 0  # starting workers would take longer
+        found = prefetch_map(partial(_hash_block, self.pictures, decode_all), blocks, workers)
         done = 0
-        for block, (digests, state) in zip(blocks, found, strict=True):
-            self.digests[block], self.hashed[block] = digests, True
-            if decode_all:
-                self.state[block] = state
-            done += len(block)
-            progress(done, len(rows))
-        if len(rows):
-            self._save()
+        try:
+            for block, entries in zip(blocks, found, strict=True):
+                self.entries[block] = entries
+                done += len(block)
+                progress(done, len(missing))
+        finally:
+            if done:
+                self._save()
+        source, digests = self.pictures.source, self.entries["digest"]
+        if source.digests is not None:  # those of other pictures of this source
+            unknown = ~digests.any(1)
+            digests[unknown] = source.digests[unknown]
+        source.digests = digests
 
     @property
     def bad(self) -> np.ndarray:
         """Indices of the images that cannot be decoded, as far as they are known."""
-        return np.flatnonzero(self.state == BAD)
+        chosen = self.pictures.indices
+        return chosen[self.entries["state"][chosen] == BAD]
 
     def _save(self) -> None:
-        path = _file(self.source)
-        listing = np.frombuffer(self.source.listing(), np.uint8)
+        source, entries = self.pictures.source, self.entries.copy()
+        entries[~entries["digest"].any(1)] = 0  # a file that could not be read may be readable the next time
+        listing = np.frombuffer(source.listing(), np.uint8)
 
         def write(temporary: Path) -> None:
             with temporary.open("wb") as file:
-                np.savez(
-                    file,
-                    listing=listing,
-                    stamps=self.stamps,
-                    digests=self.digests,
-                    hashed=self.hashed,
-                    state=self.state,
-                )
+                np.savez(file, listing=listing, stamps=self.stamps, entries=entries)
 
         try:
+            path = _file(source.place)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, write)
-        except OSError:
-            pass  # everything is hashed again the next time
+        except (OSError, KdcacheError) as error:
+            _say_once(
+                problem(
+                    "hashes of images are not kept, so that the next start hashes them again", got=first_line(error)
+                )
+            )
 
 
-def _hash_block(source: Source, decode_all: bool, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    digests, state = np.empty((len(rows), 32), np.uint8), np.zeros(len(rows), np.uint8)
-    for place, picture in enumerate(rows.tolist()):
-        data = source.read(picture)
-        digests[place] = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
+def picture_digests(pictures: Pictures) -> np.ndarray:
+    """SHA-256 of each picture, uint8 (N, 32). Those that are not known are hashed."""
+    known, chosen = pictures.source.digests, pictures.indices
+    if known is None or not known[chosen].any(1).all():
+        Manifest.load(pictures).update()
+        known = pictures.source.digests
+    assert known is not None
+    return known[chosen]
+
+
+def _hash_block(pictures: Pictures, decode_all: bool, block: np.ndarray) -> np.ndarray:
+    entries = np.zeros(len(block), ENTRY)
+    for place, picture in enumerate(block.tolist()):
+        entry = entries[place]
+        try:
+            data = pictures.source.read(picture, pictures.max_bytes)
+        except UsageError:
+            if not decode_all:
+                raise
+            entry["state"] = BAD
+            continue
+        entry["digest"] = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
+        entry["state"] = HASHED
         if decode_all:
-            try:
-                decode(data, "")
-                state[place] = GOOD
-            except UsageError:
-                state[place] = BAD
-    return digests, state
+            entry["state"], entry["longer"], entry["shorter"] = _try_to_decode(pictures, data)
+    return entries
 
 
-def _file(source: Source) -> Path:
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "kdcache" / f"{hashlib.sha256(source.place.encode()).hexdigest()[:32]}.npz"
+def _try_to_decode(pictures: Pictures, data: bytes) -> tuple[int, int, int]:
+    try:
+        size = pictures.decode_bytes(data, "").size
+    except TooManyPixels as error:
+        return BAD, max(error.size), min(error.size)
+    except UsageError:
+        return BAD, 0, 0
+    return GOOD, max(size), min(size)
+
+
+def _file(place: str) -> Path:
+    """File of the manifest of a source. Without a home folder, there is no place for it: `OSError`."""
+    home = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    if home.startswith("~"):
+        raise FileNotFoundError("no home folder, and no XDG_CACHE_HOME")
+    return Path(home) / "kdcache" / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:32]}.npz"
+
+
+@cache
+def _say_once(line: str) -> None:
+    log.warning(line)

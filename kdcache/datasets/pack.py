@@ -9,10 +9,9 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
-from kdcache.datasets.manifest import Manifest
 from kdcache.datasets.packed import FORMAT, VERSION, card_to_json
 from kdcache.datasets.split import Dataset, Split
-from kdcache.errors import KdcacheError, UsageError, problem
+from kdcache.errors import UsageError, problem
 from kdcache.files import rename_durably, write_atomically
 
 __all__ = ["draft_path", "pack"]
@@ -115,21 +114,10 @@ def _payload(split: Split) -> _Payload:
         ends = np.arange(1, len(split) + 1) * int(np.prod(shape[1:]))
         return _Payload("images", shape, ends, lambda image: images[image].contiguous().numpy().tobytes())
     pictures = split.pictures
-    manifest, source = Manifest.load(pictures.source), pictures.source
-    manifest.update(pictures.workers)
-    sizes = source.sizes() if pictures.chosen is None else source.sizes()[pictures.chosen]
-
-    def read(image: int) -> bytes:
-        picture = pictures.index_in_source(image)
-        data = source.read(picture)
-        if hashlib.sha256(data).digest() != manifest.digests[picture].tobytes():
-            raise KdcacheError(
-                problem(f"{source.name(picture)} changed while it was packed", remedy="Run the command again.")
-            )
-        return data
-
+    split.hash()  # what is read from here on is what the fingerprint is of
+    sizes = pictures.source.sizes()[pictures.indices]
     ends = np.cumsum(sizes)
-    return _Payload("blob", (int(ends[-1]),), ends, read)
+    return _Payload("blob", (int(ends[-1]),), ends, lambda image: pictures.read(pictures.index_in_source(image)))
 
 
 def _create_draft(path: Path, data: Dataset, payloads: dict[str, _Payload], identity: str) -> None:

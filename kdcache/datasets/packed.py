@@ -42,7 +42,7 @@ def load(card: Card, root: Path, workers: int) -> Dataset:
 
 def load_file(name: str, image_size: int | None, workers: int) -> Dataset:
     """Read ``hdf5:FILE``, with the card that the file states, or else the card of ``folder:PATH``."""
-    return read(Path(name.removeprefix(HDF5_PREFIX)).expanduser(), None, name, image_size, workers)
+    return read(Path(name.removeprefix(HDF5_PREFIX)), None, name, image_size, workers)
 
 
 def read(
@@ -71,6 +71,8 @@ def read(
     UsageError
         If the file is missing, damaged, or has other content.
     """
+    if not path.is_file():  # h5py would wait for a FIFO
+        raise UsageError(problem(f"could not read {path}", expected="a complete HDF5 file", got="no such file"))
     try:
         with h5py.File(path) as file:
             found = file.attrs.get("format"), file.attrs.get("version")
@@ -85,8 +87,8 @@ def read(
             train, test = (_split(file, part, card, workers) for part in ("train", "test"))
             return Dataset(card, names, train, test)
     except _DAMAGE as error:
-        reason = "no such file" if not path.exists() else first_line(error)
-        raise UsageError(problem(f"could not read {path}", expected="a complete HDF5 file", got=reason)) from error
+        expected, got = "a complete HDF5 file", first_line(error)
+        raise UsageError(problem(f"could not read {path}", expected=expected, got=got)) from error
 
 
 def card_to_json(card: Card) -> str:

@@ -1,10 +1,10 @@
 """Pictures, which are encoded images of any size, and how they become images of one size on demand."""
 
-import io
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -12,23 +12,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from kdcache.choices import MAX_PIXELS
+from kdcache.datasets.decoding import clean_view, decode
 from kdcache.datasets.sources import Files, Source
 from kdcache.datasets.workers import default_workers, in_worker
-from kdcache.errors import UsageError, first_line, problem
+from kdcache.errors import KdcacheError, problem
 
-__all__ = ["Box", "Pictures", "clean_view", "decode", "read_image"]
+__all__ = ["Box", "Pictures", "read_image"]
 
 Box = tuple[int, int, int, int]
 """A box of pixels: left, top, right, bottom, the latter two exclusive."""
 
 THREADS = 8
 """Threads that decode in the main process. Pillow releases the GIL while it decodes and resizes."""
-
-# Pillow reads many more, some by running other programs, and decides by the content, not by the name.
-FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
-
-MAX_PIXELS = 2**26
-"""Number of pixels above which a picture is not decoded: a small file may claim to be huge."""
 
 PICTURES_PER_BLOCK = 256
 """Pictures that are submitted to the threads at once."""
@@ -47,6 +43,8 @@ class Pictures:
         Length to which the shorter side is resized for the clean view, before the center crop.
     workers : int
         Processes that decode ahead.
+    max_pixels : int
+        Pixels above which a picture is not decoded, and an eighth of the bytes above which its file is not read.
     chosen : ndarray of int64, shape (N,), optional
         Indices of the pictures in the source, in this order; all by default.
     """
@@ -55,10 +53,21 @@ class Pictures:
     size: int
     shorter_side: int
     workers: int = 0
+    max_pixels: int = MAX_PIXELS
     chosen: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.source) if self.chosen is None else len(self.chosen)
+
+    @property
+    def indices(self) -> np.ndarray:
+        """Indices of the pictures in the source, int64 (N,)."""
+        return np.arange(len(self.source)) if self.chosen is None else self.chosen
+
+    @property
+    def max_bytes(self) -> int:
+        """Bytes above which a picture is not read."""
+        return 8 * self.max_pixels
 
     def part(self, rows: np.ndarray) -> "Pictures":
         """Select some of the pictures."""
@@ -99,8 +108,33 @@ class Pictures:
 
     def dimensions(self, sample: int) -> tuple[int, int]:
         """Width and height of a picture, in pixels."""
-        picture = self.index_in_source(sample)
-        return decode(self.source.read(picture), self.source.name(picture)).size
+        return self.decode(self.index_in_source(sample)).size
+
+    def read(self, picture: int) -> bytes:
+        """Read the encoded bytes of a picture of the source.
+
+        Raises
+        ------
+        UsageError
+            If it cannot be read.
+        KdcacheError
+            If they are not those that were hashed.
+        """
+        data, digests = self.source.read(picture, self.max_bytes), self.source.digests
+        if digests is not None:
+            known = digests[picture].tobytes()
+            if any(known) and known != sha256(data).digest():
+                what = f"{self.source.name(picture)} is not the picture that was hashed"
+                raise KdcacheError(problem(what, remedy="Hash the dataset again with 'kdcache data check'."))
+        return data
+
+    def decode(self, picture: int) -> Image.Image:
+        """Decode a picture of the source, see `kdcache.datasets.decoding.decode`."""
+        return self.decode_bytes(self.read(picture), self.source.name(picture))
+
+    def decode_bytes(self, data: bytes, name: str) -> Image.Image:
+        """Decode a picture within the limits of these."""
+        return decode(data, name, self.max_pixels, self.shorter_side)
 
     def _decoded(self, samples: Tensor, view: Callable[[int, Image.Image], Image.Image]) -> Tensor:
         """Decode pictures into channels-last order, in threads unless this is a worker."""
@@ -108,8 +142,7 @@ class Pictures:
         images = np.empty((len(pictures), self.size, self.size, 3), np.uint8)
 
         def decode_one(place: int) -> None:
-            picture = pictures[place]
-            images[place] = np.asarray(view(place, decode(self.source.read(picture), self.source.name(picture))))
+            images[place] = np.asarray(view(place, self.decode(pictures[place])))
 
         if in_worker() or len(pictures) == 1:
             for place in range(len(pictures)):
@@ -121,48 +154,9 @@ class Pictures:
         return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
-def decode(data: bytes, name: str) -> Image.Image:
-    """Decode a picture to 8-bit RGB: gray is repeated, CMYK converted, transparency dropped.
-
-    Parameters
-    ----------
-    data : bytes
-    name : str
-        Name of the picture for messages.
-
-    Raises
-    ------
-    UsageError
-        If it is not a picture, damaged, or has more than 8 bits per channel.
-    """
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}")
-            mode, rgb = image.mode, image.convert("RGB")
-    except Exception as error:  # Pillow raises many types for damaged files
-        reason = first_line(error).replace(" <_io.BytesIO object>", "") if data else "an empty file"
-        raise UsageError(problem(f"could not decode {name}", expected="an image file", got=reason)) from error
-    if mode.startswith(("I", "F")):  # Pillow would clip them to white
-        raise UsageError(problem(f"could not decode {name}", expected="8 bits per channel", got=f"Pillow mode {mode}"))
-    return rgb
-
-
-def clean_view(rgb: Image.Image, size: int, shorter_side: int) -> Image.Image:
-    """Resize the shorter side (bilinear, antialiased), and crop the center.
-
-    The pixels equal those of torchvision's Resize and CenterCrop, without importing torchvision, which takes a second.
-    """
-    shorter = min(rgb.size)
-    width, height = (shorter_side if side == shorter else int(shorter_side * side / shorter) for side in rgb.size)
-    resized = rgb if rgb.size == (width, height) else rgb.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return resized.crop((left, top, left + size, top + size))
-
-
-def read_image(path: str | Path, size: int, shorter_side: int | None = None) -> Tensor:
+def read_image(path: str | Path, size: int, shorter_side: int | None = None, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Read the clean view of an image file: (3, size, size) uint8, see `clean_view`."""
     path = Path(path)
-    rgb = decode(Files.of(path.parent, [os.fsencode(path.name)]).read(0), str(path))
-    image = np.array(clean_view(rgb, size, shorter_side or size))
-    return torch.from_numpy(image).permute(2, 0, 1).contiguous()
+    files = Files.of(path.parent, [os.fsencode(path.name)])
+    pictures = Pictures(files, size, shorter_side or size, max_pixels=max_pixels)
+    return pictures.clean(torch.zeros(1, dtype=torch.long))[0]

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from kdcache.cards import CARDS, card_of
-from kdcache.choices import FOLDER_PREFIX, HDF5_PREFIX
+from kdcache.cards import CARDS, canonical, card_of
+from kdcache.choices import FOLDER_PREFIX, HDF5_PREFIX, MAX_PIXELS
 from kdcache.datasets.split import Dataset, Split
-from kdcache.errors import UsageError, problem
+from kdcache.errors import UsageError, printable, problem
+from kdcache.files import expanded
 
 __all__ = ["list_available", "load", "read", "without_bad_images"]
 
@@ -35,6 +36,7 @@ def load(
     val_fraction: float = 0.0,
     train_fraction: float = 1.0,
     workers: int | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Dataset:
     """Read a dataset and prepare it for a training.
 
@@ -42,7 +44,8 @@ def load(
     ----------
     name : str
         A key of `CARDS`; ``folder:PATH`` for a folder that contains ``train`` and ``val`` (or ``test``), each with a
-        folder of images for each class; ``hdf5:FILE`` for a file that ``kdcache data pack`` wrote.
+        folder of images for each class, or has another layout of `kdcache.datasets.folder`; ``hdf5:FILE`` for a file
+        that ``kdcache data pack`` wrote.
     root : Path
         Folder of the downloaded datasets.
     image_size : int, optional
@@ -58,6 +61,8 @@ def load(
         Fraction of each class of the remaining images to train on. A smaller fraction is a subset of a larger one.
     workers : int, optional
         Processes that decode images; by default one per core.
+    max_pixels : int
+        Pixels above which an image is not decoded.
 
     Returns
     -------
@@ -73,7 +78,10 @@ def load(
     KdcacheError
         If a download fails.
     """
-    data = read(name, root=root, image_size=image_size, download=download, workers=workers)
+    data = read(name, root=root, image_size=image_size, download=download, workers=workers, max_pixels=max_pixels)
+    for split in (data.train, data.test):
+        if split.pictures is not None and (others := split.pictures.source.describe_others()):
+            log.info("%s: not taken as images: %s", split.pictures.source.place, others)
     if on_bad_image == "skip":
         data = without_bad_images(data)
     if data.card.padding is not None:
@@ -95,6 +103,7 @@ def read(
     image_size: int | None = None,
     download: bool = False,
     workers: int | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Dataset:
     """Read a dataset as it is: no image file is decoded, and none is left out. See `load`."""
     from kdcache.datasets.workers import default_workers
@@ -103,20 +112,21 @@ def read(
     if name.startswith(HDF5_PREFIX) and name != HDF5_PREFIX:
         from kdcache.datasets import packed
 
-        return packed.load_file(name, image_size, workers)
-    card, root = card_of(name, image_size), root.expanduser()
-    if download:
-        from kdcache.datasets.fetch import fetch
+        data = packed.load_file(canonical(name), image_size, workers)
+    else:
+        card, root = card_of(name, image_size), expanded(root)
+        if download:
+            from kdcache.datasets.fetch import fetch
 
-        fetch(card.name, root)
-    reader = import_module(f"kdcache.datasets.{card.reader}")  # torchvision alone takes seconds to import
-    dataset: Dataset = reader.load(card, root, workers)
-    return dataset
+            fetch(card.name, root)
+        reader = import_module(f"kdcache.datasets.{card.reader}")  # torchvision alone takes seconds to import
+        data = reader.load(card, root, workers)
+    return replace(data, train=data.train.limited(max_pixels), test=data.test.limited(max_pixels))
 
 
 def list_available(root: Path) -> list[str]:
     """List the datasets that can be read without a download: the shipped one, and those in a folder."""
-    root = root.expanduser()
+    root = expanded(root)
     named = [
         name
         for name, card in CARDS.items()
@@ -141,14 +151,13 @@ def _sound_part(split: Split) -> Split:
         return split
     from kdcache.datasets.manifest import Manifest
 
-    pictures, manifest = split.pictures, Manifest.load(split.pictures.source)
-    manifest.update(pictures.workers, decode_all=True)
-    chosen = np.arange(len(split)) if pictures.chosen is None else pictures.chosen
-    bad = np.isin(chosen, manifest.bad)
+    pictures, manifest = split.pictures, Manifest.load(split.pictures)
+    manifest.update(decode_all=True)
+    bad = np.isin(pictures.indices, manifest.bad)
     if bad.all():
         raise UsageError(problem(f"images of {pictures.source.place}", expected="at least one that can be decoded"))
-    for picture in chosen[bad][:MAX_BAD_IMAGES_LISTED].tolist():
-        log.warning("left out, because it cannot be decoded: %s", pictures.source.name(picture))
+    for picture in manifest.bad[:MAX_BAD_IMAGES_LISTED].tolist():
+        log.warning("left out, because it cannot be decoded: %s", printable(pictures.source.name(picture)))
     return split.part(np.flatnonzero(~bad)) if bad.any() else split
 
 

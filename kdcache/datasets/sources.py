@@ -1,46 +1,77 @@
 """Where pictures, which are encoded images of any size, are stored: in a file each, or together in one file."""
 
 import os
+import stat
+from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
-from kdcache.errors import UsageError, problem
+from kdcache.errors import UsageError, printable, problem
 
-__all__ = ["Blob", "Files", "Source", "concatenate"]
+__all__ = ["Blob", "Files", "Source", "concatenate", "describe_kinds"]
+
+OTHER_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+MAX_KINDS_LISTED = 8
+
+HEIC_SUFFIXES = frozenset((".heic", ".heif", ".hif"))
+"""Suffixes of the pictures of phones, which are decoded only where ``pillow-heif`` is installed."""
 
 
-class Source(Protocol):
+class Source(ABC):
     """Where pictures are stored. It takes a few dozen bytes of memory per picture."""
 
+    digests: np.ndarray | None = None
+    """SHA-256 of the pictures, uint8 (N, 32), as far as they were hashed, else zeros; see `Manifest.update`."""
+
+    others: Counter[str]
+    """What lies beside the pictures and is not taken as one: how many of each kind."""
+
+    @abstractmethod
     def __len__(self) -> int: ...
 
     @property
+    @abstractmethod
     def place(self) -> str:
         """A name that is unique on this machine."""
 
-    def read(self, picture: int) -> bytes:
-        """Read the encoded bytes of a picture."""
+    @abstractmethod
+    def read(self, picture: int, max_bytes: int) -> bytes:
+        """Read the encoded bytes of a picture; more bytes than allowed raise `UsageError`."""
 
+    @abstractmethod
     def name(self, picture: int) -> str:
         """Name of a picture for messages."""
 
+    @abstractmethod
     def listing(self) -> bytes:
         """Hash of the list of pictures."""
 
+    @abstractmethod
     def stamps(self) -> np.ndarray:
-        """Size and modification time of each file, int64 (files, 2); one file per picture, or one for all."""
+        """What changes when a file does, see `_stamp`: int64 (files, 4); one file per picture, or one for all."""
 
+    @abstractmethod
     def sizes(self) -> np.ndarray:
         """Number of bytes of each picture, int64 (N,)."""
 
+    def describe_others(self) -> str:
+        """Describe what is not taken as a picture, by kind: ``12 .txt, 3 hidden``; empty if there is nothing."""
+        heic = " (HEIC needs: pip install 'kdcache[heic]')" if HEIC_SUFFIXES & self.others.keys() else ""
+        return describe_kinds(self.others) + heic
 
-@dataclass(frozen=True, eq=False)
-class Files:
+
+@dataclass(eq=False)
+class Files(Source):
     """Pictures in a file each.
 
     Parameters
@@ -50,11 +81,14 @@ class Files:
         The concatenated paths below it; a list of strings would take several times the memory.
     ends : ndarray of int64, shape (N,)
         Offset at which each path ends.
+    others : Counter
+        See `Source`.
     """
 
     root: Path
     names: bytes
     ends: np.ndarray
+    others: Counter[str] = field(default_factory=Counter)
 
     @classmethod
     def of(cls, root: Path, names: Iterable[bytes]) -> "Files":
@@ -69,17 +103,34 @@ class Files:
         """See `Source`."""
         return str(self.root.absolute())
 
+    def relative_path(self, picture: int) -> bytes:
+        """Path of a picture below the root."""
+        start = self.ends[picture - 1] if picture else 0
+        return self.names[start : self.ends[picture]]
+
     def path(self, picture: int) -> Path:
         """Path of a picture."""
-        start = self.ends[picture - 1] if picture else 0
-        return self.root / os.fsdecode(self.names[start : self.ends[picture]])
+        return self.root / os.fsdecode(self.relative_path(picture))
 
-    def read(self, picture: int) -> bytes:
-        """See `Source`."""
+    def kinds(self) -> Counter[str]:
+        """Count the pictures by suffix."""
+        names = map(self.relative_path, range(len(self)))
+        return Counter(os.fsdecode(os.path.splitext(name)[1]).lower() for name in names)
+
+    def read(self, picture: int, max_bytes: int) -> bytes:
+        """See `Source`. A FIFO or a device is not waited for."""
+        path = self.path(picture)
         try:
-            return self.path(picture).read_bytes()
+            with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:
+                state = os.fstat(file.fileno())
+                if not stat.S_ISREG(state.st_mode):
+                    got = next((kind for test, kind in OTHER_KINDS if test(state.st_mode)), "a device")
+                    raise UsageError(problem(f"could not read {path}", expected="a regular file", got=got))
+                if state.st_size > max_bytes:
+                    raise UsageError(_length_problem(str(path), state.st_size, max_bytes))
+                return file.read() or b""
         except OSError as error:
-            raise UsageError(problem(f"could not read {self.path(picture)}", got=error.strerror)) from error
+            raise UsageError(problem(f"could not read {path}", got=error.strerror)) from error
 
     def name(self, picture: int) -> str:
         """See `Source`."""
@@ -90,14 +141,13 @@ class Files:
         return sha256(self.ends.tobytes() + self.names).digest()
 
     def stamps(self) -> np.ndarray:
-        """See `Source`."""
-        found = np.empty((len(self), 2), np.int64)
+        """See `Source`. A file that is not there has zeros."""
+        found, root = np.zeros((len(self), 4), np.int64), os.fsencode(self.root)
         for picture in range(len(self)):
             try:
-                state = self.path(picture).stat()
-            except OSError as error:
-                raise UsageError(problem(f"could not read {self.path(picture)}", got=error.strerror)) from error
-            found[picture] = state.st_size, state.st_mtime_ns
+                found[picture] = _stamp(os.stat(os.path.join(root, self.relative_path(picture))))
+            except OSError:
+                continue  # reading it says why
         return found
 
     def sizes(self) -> np.ndarray:
@@ -105,8 +155,8 @@ class Files:
         return self.stamps()[:, 0]
 
 
-@dataclass(frozen=True, eq=False)
-class Blob:
+@dataclass(eq=False)
+class Blob(Source):
     """Pictures that are concatenated in one file.
 
     Parameters
@@ -121,6 +171,7 @@ class Blob:
     path: Path
     part: str
     offsets: np.ndarray
+    others: Counter[str] = field(default_factory=Counter, init=False)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -130,9 +181,11 @@ class Blob:
         """See `Source`."""
         return f"{self.path.absolute()}#{self.part}"
 
-    def read(self, picture: int) -> bytes:
+    def read(self, picture: int, max_bytes: int) -> bytes:
         """See `Source`. The file is not memory-mapped, because its pages would count as memory of this process."""
         start, stop = self.offsets[picture : picture + 2].tolist()
+        if stop - start > max_bytes:
+            raise UsageError(_length_problem(self.name(picture), stop - start, max_bytes))
         with self.path.open("rb", buffering=0) as file:
             return os.pread(file.fileno(), stop - start, start)
 
@@ -146,12 +199,30 @@ class Blob:
 
     def stamps(self) -> np.ndarray:
         """See `Source`."""
-        state = self.path.stat()
-        return np.array([[state.st_size, state.st_mtime_ns]], np.int64)
+        return np.array([_stamp(self.path.stat())], np.int64)
 
     def sizes(self) -> np.ndarray:
         """See `Source`."""
         return np.diff(self.offsets)
+
+
+def describe_kinds(counts: Counter[str]) -> str:
+    """List kinds of files and their numbers, the most frequent first."""
+    kinds = counts.most_common()
+    text = ", ".join(f"{count:,} {kind}" for kind, count in kinds[:MAX_KINDS_LISTED])
+    if more := kinds[MAX_KINDS_LISTED:]:
+        text += f", {sum(count for _, count in more):,} of {len(more)} other kinds"
+    return printable(text)
+
+
+def _stamp(state: os.stat_result) -> tuple[int, int, int, int]:
+    """Size, times of modification and of change, and inode: programs that copy files set the first two alone."""
+    return state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino
+
+
+def _length_problem(name: str, size: int, max_bytes: int) -> str:
+    remedy = "--max-pixels changes the limit, which is 8 bytes per pixel."
+    return problem(f"could not read {name}", expected=f"at most {max_bytes} bytes", got=size, remedy=remedy)
 
 
 def concatenate(parts: Iterable[bytes]) -> tuple[bytes, np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations  # annotations do not import torch
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from kdcache.datasets.pictures import Box, Pictures
 
 __all__ = ["Dataset", "Split"]
+
+DECODING = "upright"
+"""Names how pictures are decoded, in their fingerprint: turned as EXIF says."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,20 +99,33 @@ class Split:
         images = None if self.images is None else self.images[rows]
         return Split(images, self.labels[rows], self.pictures.part(rows) if self.pictures else None)
 
+    def limited(self, max_pixels: int) -> Split:
+        """Set the limit on the pixels of a picture."""
+        return replace(self, pictures=replace(self.pictures, max_pixels=max_pixels)) if self.pictures else self
+
     def hold(self) -> Split:
-        """Decode all images into memory."""
+        """Decode all images into memory. They are hashed before, so that these are the images of the fingerprint."""
         import torch
 
         if self.images is not None:
             return self
-        return Split(self.take(torch.arange(len(self))), self.labels, self.pictures)
+        self.hash()
+        return replace(self, images=self.take(torch.arange(len(self))))
+
+    def hash(self) -> None:
+        """Hash the pictures that were not hashed before. A picture that changes from then on is not decoded."""
+        if self.pictures is not None:
+            from kdcache.datasets.manifest import picture_digests
+
+            picture_digests(self.pictures)
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the content, in hexadecimal.
 
-        For `pictures`, of their encoded bytes, the sizes to which they are resized, and the labels; each is hashed only
-        once, see `kdcache.datasets.manifest`. Otherwise of the shape, the images and the labels.
+        For `pictures`, of their encoded bytes, how they are decoded, the sizes to which they are resized, and the
+        labels; each is hashed only once, see `kdcache.datasets.manifest`. Otherwise of the shape, the images and the
+        labels.
         """
         if self.pictures is not None:
             return self._fingerprint_of(self.pictures)
@@ -120,13 +136,10 @@ class Split:
         return digest.hexdigest()
 
     def _fingerprint_of(self, pictures: Pictures) -> str:
-        from kdcache.datasets.manifest import Manifest
+        from kdcache.datasets.manifest import picture_digests
 
-        manifest = Manifest.load(pictures.source)
-        manifest.update(pictures.workers)
-        chosen = slice(None) if pictures.chosen is None else pictures.chosen
-        digest = hashlib.sha256(repr((len(self), pictures.size, pictures.shorter_side)).encode())
-        digest.update(manifest.digests[chosen].tobytes())
+        digest = hashlib.sha256(repr((DECODING, len(self), pictures.size, pictures.shorter_side)).encode())
+        digest.update(picture_digests(pictures).tobytes())
         digest.update(self.labels.numpy().tobytes())
         return digest.hexdigest()
 
@@ -154,6 +167,12 @@ class Dataset:
     test: Split
     val: Split | None = None
     skipped: int = 0
+
+    def hash(self) -> None:
+        """Hash the pictures, see `Split.hash`."""
+        for split in (self.train, self.val, self.test):
+            if split is not None:
+                split.hash()
 
     @property
     def num_classes(self) -> int:

@@ -34,9 +34,9 @@ def load(card: Card, root: Path, workers: int) -> Dataset:
     card : Card
     root : Path
         The folder of the dataset, or one that contains it. In Stanford's layout it has ``wnids.txt``, ``words.txt``,
-        ``train/<wnid>/images``, and ``val`` with ``images`` and ``val_annotations.txt``; classes are numbered in
-        alphabetical order of their WordNet IDs. In the authors' layout it has ``train/batch.npy`` and
-        ``val/batch.npy``.
+        ``train/<wnid>/images``, and ``val`` with ``images`` and ``val_annotations.txt``; the validation images may
+        have been sorted into a folder for each class. Classes are numbered in alphabetical order of their WordNet IDs.
+        In the authors' layout it has ``train/batch.npy`` and ``val/batch.npy``.
     workers : int
 
     Raises
@@ -49,27 +49,40 @@ def load(card: Card, root: Path, workers: int) -> Dataset:
             train, val = (_of_batch(place / part / BATCH, card) for part in ("train", "val"))
             return Dataset(card, tuple(f"class {label}" for label in range(card.classes or 0)), train, val)
     path = find_folder(root, card, "wnids.txt")
-    classes = sorted((path / "wnids.txt").read_text("utf-8").split())
+    classes = sorted((path / "wnids.txt").read_text("utf-8-sig").split())
     if len(classes) != card.classes:
         raise UsageError(problem(f"{path / 'wnids.txt'}", expected=f"{card.classes} classes", got=len(classes)))
-    for part in ("train", "val/images"):
-        if not (path / part).is_dir():
-            raise UsageError(problem(f"folder {path / part} does not exist"))
-    if missing := set(classes) - set(class_folders(path / "train")):
-        expected, absent = "a folder for each class of wnids.txt", abbreviated(missing, MAX_NAMES_LISTED)
-        raise UsageError(problem(f"{path / 'train'}", expected=expected, got=f"none for {absent}"))
+    _check_folders(path / "train", classes)
     train = pictures_by_class(path / "train", classes, card, workers)
-    return Dataset(card, class_names([path / "words.txt"], classes), train, _annotated(path, classes, card, workers))
+    return Dataset(card, class_names([path / "words.txt"], classes), train, _validation(path, classes, card, workers))
+
+
+def _check_folders(part: Path, classes: list[str]) -> None:
+    if not part.is_dir():
+        raise UsageError(problem(f"folder {part} does not exist"))
+    if missing := set(classes) - set(class_folders(part)):
+        expected, absent = "a folder for each class of wnids.txt", abbreviated(missing, MAX_NAMES_LISTED)
+        raise UsageError(problem(str(part), expected=expected, got=f"none for {absent}"))
+
+
+def _validation(path: Path, classes: list[str], card: Card, workers: int) -> Split:
+    """List the validation images, which may have been sorted into a folder for each class, here or there."""
+    for place in (path / "val", path / "val" / "images"):
+        if place.is_dir() and set(classes) & set(class_folders(place)):
+            _check_folders(place, classes)
+            return pictures_by_class(place, classes, card, workers)
+    return _annotated(path, classes, card, workers)
 
 
 def _annotated(path: Path, classes: list[str], card: Card, workers: int) -> Split:
     """List the validation images in the order of their annotations."""
-    annotations = path / "val" / "val_annotations.txt"
-    if not annotations.is_file():
-        raise UsageError(problem(f"{annotations} does not exist"))
+    annotations, images = path / "val" / "val_annotations.txt", path / "val" / "images"
+    for place, exists in ((images, images.is_dir()), (annotations, annotations.is_file())):
+        if not exists:
+            raise UsageError(problem(f"{place} does not exist"))
     numbered = {wnid: label for label, wnid in enumerate(classes)}
     names, labels = [], []
-    for line, text in enumerate(annotations.read_text("utf-8").splitlines(), 1):
+    for line, text in enumerate(annotations.read_text("utf-8-sig").splitlines(), 1):
         words = text.split("\t")
         if len(words) < 2 or words[1] not in numbered:
             expected = "the name of an image, a tab, and a class of wnids.txt"
@@ -78,7 +91,6 @@ def _annotated(path: Path, classes: list[str], card: Card, workers: int) -> Spli
         labels.append(numbered[words[1]])
     if not names:
         raise UsageError(problem(f"{annotations}", expected="a line for each image", got="none"))
-    images = path / "val" / "images"
     if absent := set(names) - set(os.listdir(images)):
         raise UsageError(
             problem(f"images of {annotations} missing in {images}", got=abbreviated(absent, MAX_NAMES_LISTED))

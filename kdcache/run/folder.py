@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kdcache.cards import same_dataset
 from kdcache.config import CONFIG_FILE, StudentConfig, TeacherConfig, TrainingConfig
 from kdcache.errors import UsageError, first_line, problem
 from kdcache.locks import FileLock
@@ -301,4 +302,4 @@ def newest_finished_run(
 ) -> FinishedRun | None:
     """Find the newest finished run of a kind, for one dataset or for any; ``None`` if there is none."""
     runs = (run for run in find_finished_runs(parent) if isinstance(run.config, kind))
-    return next((run for run in runs if dataset in (None, run.config.dataset)), None)
+    return next((run for run in runs if dataset is None or same_dataset(dataset, run.config.dataset)), None)

@@ -74,6 +74,7 @@ class RunWriter:
         self._lock: FileLock | None = None
         try:
             self.path = distributed.broadcast(self._open(compute, teacher) if distributed.is_main() else Path())
+            data.hash()  # from here on, in every process, an image that changes stops the training
         except BaseException:
             self._release_lock()
             raise
@@ -90,7 +91,7 @@ class RunWriter:
             self._lock.release()
 
     def _open(self, compute: Compute, teacher: Teacher | None) -> Path:
-        origin = {"dataset": self.data.train.fingerprint}
+        origin = {"dataset": self.data.train.fingerprint, "test set": self.data.test.fingerprint}
         if teacher is not None:
             origin |= {"teacher": teacher.fingerprint, "teacher precision": teacher.compute.precision}
         if self.config.resume:

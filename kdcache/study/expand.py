@@ -22,7 +22,17 @@ from kdcache.study.definition import Pair, Settings, Study, StudyRow, TrainingPr
 __all__ = ["PlannedRun", "StudyCell", "column_titles", "expand_study", "filter_cells", "list_runs", "sort_by_seed"]
 
 DATA_SETTINGS = {
-    *("dataset", "data_root", "download", "image_size", "on_bad_image", "val_fraction", "train_fraction", "workers")
+    *(
+        "dataset",
+        "data_root",
+        "download",
+        "image_size",
+        "on_bad_image",
+        "max_pixels",
+        "val_fraction",
+        "train_fraction",
+        "workers",
+    )
 }
 """Settings that determine which images are loaded."""
 
