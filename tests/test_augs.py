@@ -44,8 +44,7 @@ CHANGED = {
 
 
 def options_of(name: str, given: dict[str, Any]) -> Options | None:
-    options: Options | None = getattr(AugOptions.model_validate({name: given} if given else {}), name, None)
-    return options
+    return AugOptions.model_validate({name: given}).of(name)
 
 
 def plan(*mixes: str, samples: int = 150, seed: int = 0) -> ViewPlan:
@@ -106,7 +105,7 @@ def test_a_kind_names_all_options_and_can_be_parsed(
 def test_a_kind_with_the_defaults_is_the_name_alone() -> None:
     defaults = AugOptions().completed(tuple(MIXES))
     for name in MIXES:
-        assert format_mix(name, getattr(defaults, name, None)) == name
+        assert format_mix(name, defaults.of(name)) == name
     given = options_of("cutmix", {"probability": "0.50", "alpha": 0.2})
     assert format_mix("cutmix", given) == "cutmix,alpha=0.2,probability=0.5"
 

@@ -175,10 +175,9 @@ def with_mean_color(mix: str, mean: Sequence[float]) -> str:
 
 def _complete(name: str, options: Mapping[str, Any]) -> Options | None:
     """Validate the options of a mix; a mistake is a ``ValueError``. ``None`` for a mix that has none."""
-    if not options and name not in AugOptions.model_fields:
+    if not options and name not in AugOptions.names():
         return None
-    complete: Options = getattr(AugOptions.model_validate({name: options}), name)
-    return complete
+    return AugOptions.model_validate({name: options}).of(name)
 
 
 def _text(value: float | str) -> str:

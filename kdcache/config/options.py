@@ -1,9 +1,10 @@
 """Options of losses and augmentations: tables in a config file, ``NAME.OPTION=VALUE`` on the command line."""
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict
+from pydantic.fields import FieldInfo
 
 from kdcache.config.settings import Invalid
 
@@ -38,26 +39,30 @@ class OptionTables(BaseModel):
 
     def completed(self, names: Collection[str]) -> Self:
         """Add the defaults of what a config uses."""
-        fields = type(self).model_fields
-        complete = {
-            field: getattr(self, field) or self._kinds()[name]()
-            for field, name in ((field, declared.alias or field) for field, declared in fields.items())
-            if name in names
-        }
-        return self.model_copy(update=complete)
+        used = [(key, field) for key, field in self._fields() if (field.alias or key) in names]
+        return self.model_copy(update={key: getattr(self, key) or _kind(field)() for key, field in used})
+
+    def of(self, name: str) -> Options | None:
+        """Return the options of one loss or augmentation, if it has some and they are known."""
+        found: dict[str, Options | None] = {field.alias or key: getattr(self, key) for key, field in self._fields()}
+        return found.get(name)
 
     @classmethod
     def names(cls) -> dict[str, tuple[str, ...]]:
         """Names of the options of each loss or augmentation."""
-        return {name: tuple(kind.model_fields) for name, kind in cls._kinds().items()}
+        return {field.alias or name: tuple(_kind(field).model_fields) for name, field in cls._fields()}
 
     @classmethod
-    def _kinds(cls) -> dict[str, type[Options]]:
-        # The annotations are ``kind | None``.
-        return {field.alias or name: field.annotation.__args__[0] for name, field in cls.model_fields.items()}  # type: ignore[union-attr]
+    def _fields(cls) -> Iterable[tuple[str, FieldInfo]]:
+        return cls.model_fields.items()
 
     def __str__(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in dotted(self.model_dump()).items())
+
+
+def _kind(field: FieldInfo) -> type[Options]:
+    kind: type[Options] = get_args(field.annotation)[0]  # of ``kind | None``
+    return kind
 
 
 def dotted(tables: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Any]:

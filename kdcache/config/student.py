@@ -224,7 +224,7 @@ class StudentConfig(TrainingConfig):
         base = _augmentation(self.aug)
         pick = self.pick or base.pick
         number = self.candidates or max(len(base.mixes), 2 if pick else 1)
-        names = [format_mix(name, getattr(self.augs, name, None)) for name in base.mixes]
+        names = [format_mix(name, self.augs.of(name)) for name in base.mixes]
         mixes = tuple(islice(cycle(names), number))
         return base._replace(mixes=mixes, pick=pick, keep=self.keep or base.keep)
 
