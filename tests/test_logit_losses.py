@@ -265,3 +265,31 @@ def test_the_refined_loss_has_no_order_below_the_lowest_class() -> None:
 def test_rld_with_the_teachers_class_is_dkd() -> None:
     top = TEACHER.argmax(1)
     torch.testing.assert_close(rld_loss(STUDENT, TEACHER, top, 4.0, 4.0), dkd_loss(STUDENT, TEACHER, top, 4.0))
+
+
+TERM_VALUES = {
+    "dkd": "dkd_a1_b8_T4",
+    "dist": "dist_cifar_b1_g1_T4",
+    "nkd": "nkd_T1_g1.5",
+    "rld": "rld_cifar_a1_b8_T4_aT1",
+    "ofa": "ofa_eps1",
+    "ttm": "ttm_l0.1",
+    "wttm": "wttm_l0.2",
+    "mlkd": "mlkd_cifar_T4_w0.9_ce0.1_peaked_total",
+    "crld": "crld_cifar_ce1_wv2_cv0.5_T4_tw0.9_ts0.2_peaked_total",
+}
+
+
+@pytest.mark.parametrize("name", TERM_VALUES)
+def test_terms_with_their_default_options_match_the_reference(name: str) -> None:
+    (term,) = build_losses([name], LossContext((), (), LABELS, 4.0, 0)).values()
+    teachers = (PEAKED, STRONG_PEAKED) if name in TWO_VIEWS else (TEACHER, STRONG_TEACHER)
+    calls = [views_of(STUDENT, teachers[0], LABELS), views_of(STRONG_STUDENT, teachers[1], LABELS, mixed=True)]
+    found = term(*(calls if name in TWO_VIEWS else calls[:1]))
+    assert found.item() == pytest.approx(GOLDEN[TERM_VALUES[name]]["value"], rel=1e-9)
+
+
+def test_the_multi_level_loss_of_one_view_has_its_weight_outside() -> None:
+    (term,) = build_losses(["mlkd-one-view"], LossContext((), (), LABELS, 4.0, 0)).values()
+    expected = GOLDEN["mlkd_oneview_cifar_T4_w0.9_ce0.1_logit_part"]["value"]
+    assert 0.9 * term(views_of(STUDENT, TEACHER, LABELS)).item() == pytest.approx(expected, rel=1e-9)

@@ -70,7 +70,7 @@ def test_gradients_reach_the_student_and_the_term_but_not_the_teacher(
     assert all(p.grad is not None and p.grad.isfinite().all() for p in bench.step.objective.parameters())
     assert all(p.grad is None for p in bench.teacher.parameters())
     # x goes through the teacher once, with its features, and each candidate once.
-    expected = SIZE * {"cutmix-pick": 3, "cutout": 2, "standard": 1}[aug]
+    expected = SIZE * {"cutmix-pick": 3, "randaugment": 2, "standard": 1}[aug]
     assert bench.step.teacher is not None
     assert bench.step.teacher.pop_counts() == (expected, expected)
 

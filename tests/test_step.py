@@ -37,7 +37,7 @@ TERMS = [name for name in LOSSES if name not in ("ce", "kd")]
 
 def mixing_aug(name: str) -> str:
     """An --aug that makes x' which a loss takes, also beside kd."""
-    return "cutout" if LOSSES[name].acts_on == "pairs" else "cutmix-pick"
+    return "randaugment" if LOSSES[name].acts_on == "pairs" else "cutmix-pick"
 
 
 class Bench:

@@ -16,7 +16,7 @@ def dist_loss(
 ) -> Tensor:
     """Correlate the softened probabilities of student and teacher, within each row and within each class.
 
-    Huang et al., "Knowledge Distillation from A Stronger Teacher", 2022, arXiv:2205.10536, Equations 7 to 9.
+    Huang et al., "Knowledge Distillation from A Stronger Teacher", 2022, arXiv:2205.10536.
 
     Parameters
     ----------

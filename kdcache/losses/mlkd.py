@@ -20,8 +20,8 @@ the weak view."""
 def mlkd_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0, standardized: bool = False) -> Tensor:
     """Multi-level logit distillation of one view: of instances at five temperatures, of the batch, and of classes.
 
-    Jin, Wang and Lin, "Multi-Level Logit Distillation", 2023 (CVPR), Equations 6 to 11, as in the authors' code, which
-    weights whole terms by the shares of rows and classes that its masks of confidence keep.
+    Jin, Wang and Lin, "Multi-Level Logit Distillation", CVPR 2023, as in the authors' code, which weights whole terms
+    by the shares of rows and classes that its masks of confidence keep.
 
     Parameters
     ----------

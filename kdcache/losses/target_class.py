@@ -64,7 +64,7 @@ def nkd_loss(student: Tensor, teacher: Tensor, labels: Tensor, temperature: floa
     """Normalized knowledge distillation: cross-entropies of the target class and, normalized, of the other classes.
 
     Yang et al., "From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with Normalized Loss
-    and Customized Soft Labels", 2023, arXiv:2303.13005, Equation 8.
+    and Customized Soft Labels", 2023, arXiv:2303.13005.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def rld_loss(
 ) -> Tensor:
     """Refined logit distillation: the teacher's confidence, and its order of the classes that it puts below the label.
 
-    Sun et al., "Knowledge Distillation with Refined Logits", 2024, arXiv:2408.07703, Equation 9. The first term moves
+    Sun et al., "Knowledge Distillation with Refined Logits", 2024, arXiv:2408.07703. The first term moves
     the student's probability of the label to the teacher's largest one. The second compares the classes whose logit is
     below that of the label in the teacher; the label and whatever the teacher prefers to it are left out.
 
@@ -142,7 +142,7 @@ def ofa_loss(
     """One-for-all distillation: a cross-entropy against the teacher in which the target class has more weight.
 
     Hao et al., "One-for-All: Bridge the Gap Between Heterogeneous Architectures in Knowledge Distillation", 2023,
-    arXiv:2310.19444, Equation 6, for the final logits; the authors also train a classifier at each stage.
+    arXiv:2310.19444. This is the loss of the final logits; the authors also train a classifier at each stage.
 
     Parameters
     ----------
