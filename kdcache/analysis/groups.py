@@ -7,6 +7,7 @@ from typing import Any
 
 from kdcache.analysis.estimates import DAMAGED, MeanStd
 from kdcache.config import StudentConfig, TrainingConfig
+from kdcache.config.options import dotted
 from kdcache.run.records import RunRecord
 
 __all__ = ["RunGroup", "group_runs"]
@@ -80,7 +81,10 @@ def group_runs(runs: Iterable[RunRecord], ignoring: Collection[str] = ()) -> lis
 
 def _settings(config: TrainingConfig, ignoring: Collection[str]) -> dict[str, Any]:
     excluded = IGNORED_SETTINGS | config.MAY_DIFFER_ON_RESUME | config.NOT_RECORDED | set(ignoring)
-    return {"kind": config.table, **config.model_dump(mode="json", exclude=set(excluded))}
+    settings: dict[str, Any] = {"kind": config.table}
+    for name, value in config.model_dump(mode="json", exclude=set(excluded)).items():
+        settings |= dotted(value) if isinstance(value, dict) else {name: value}
+    return settings
 
 
 def _names(configs: Sequence[TrainingConfig], ignoring: Collection[str]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from kdcache.choices import PYTHON_PREFIX, require_trusted
 from kdcache.config import StudentConfig, TeacherConfig, TrainingConfig
-from kdcache.config.losses import as_table
+from kdcache.config.options import as_tables, dotted
 from kdcache.errors import UsageError, problem
 from kdcache.files import write_text
 from kdcache.run.folder import RunFolder
@@ -290,9 +290,8 @@ class _Planner:
             settings["teacher"] = teacher.path
         words += [config.loss, config.aug]
         for name, value in row.settings.items():
-            if name == "losses":
-                options = as_table(value).items()
-                words += [f"{loss}.{key}-{one}" for loss, table in options for key, one in table.items()]
+            if name in ("losses", "augs"):
+                words += [f"{option}-{one}" for option, one in dotted(as_tables(value)).items()]
             elif name not in ("loss", "aug"):
                 words.append(value if name == "pick" else f"{name}-{value}")
         path = teacher.path.parent / _folder_name([*words, f"{epochs}epochs", f"seed{seed}"])
