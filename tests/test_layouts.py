@@ -139,7 +139,10 @@ def write_kaggle(root: Path) -> Path:
 def test_imagenet_from_kaggle(level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_kaggle(tmp_path / "kaggle")
     (tmp_path / "imagenet").symlink_to(root)
+    (root / "ILSVRC/Data/CLS-LOC/val/other.JPEG").touch()
     data = read("imagenet", root=tmp_path if level == "link" else root / level)
+    assert data.test.pictures is not None
+    assert data.test.pictures.source.describe_others() == "1 of other names"
     assert data.test.labels.tolist() == [1, 0, 2, 0, 2, 1, 0, 2, 1]
     assert (len(data.train), data.class_names) == (24, ("crane", "tench", "snail"))
     monkeypatch.chdir(root / "ILSVRC" / "Data" / "CLS-LOC")
