@@ -73,6 +73,8 @@ def read_metadata(path: Path, format: str) -> dict[str, Any]:
 
 def is_tensor_file(path: Path) -> bool:
     """Whether a file was written by `save`; ``False`` if it cannot be read."""
+    if not path.is_file():  # opening a pipe would wait
+        return False
     try:
         with safe_open(path, "pt") as file:
             return _ENTRY in (file.metadata() or {})

@@ -100,6 +100,8 @@ def load_teacher(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     reporter: Reporter | None = None,
+    weights_entry: str | None = None,
+    class_order: str | None = None,
 ) -> FinishedRun:
     """Make a run folder for a trained network: evaluate it, and store its logits for the clean training images.
 
@@ -113,8 +115,13 @@ def load_teacher(
     model : str, optional
         Architecture; by default the one that the file names, or whose tensors have these names and shapes.
     mean, std : tuple of float, optional
-        Normalization that the network was trained with; by default that of the weights, or the dataset's.
+        Normalization that the network was trained with; by default that of the weights, the network's library, or the
+        dataset.
     reporter : Reporter, optional
+    weights_entry : str, optional
+        Name of the tensors to load, if the file has several networks; averaged (EMA) weights by default.
+    class_order : str, optional
+        Order of the classes in the weights: ``natural``, or a file with a name per line; by default the dataset's.
 
     Returns
     -------
@@ -130,7 +137,7 @@ def load_teacher(
     check_output(config)
     compute = Compute.choose(config.device, config.precision)
     data = load_data(config)
-    network, published = find_network(weights, data, model, mean, std)
+    network, published = find_network(weights, data, model, mean, std, weights_entry, class_order)
     network = network.to(compute.device)
     started = time.perf_counter()
     with RunWriter(config.model_copy(update={"model": network.name}), compute, data) as run:

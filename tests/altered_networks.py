@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from kdcache import tensor_files
-from kdcache.models import build, checkpoint, published
+from kdcache.models import build, checkpoint, published, weights
 from tests.alterations import (
     UNEXPECTED,
     MaliciousPickle,
@@ -74,9 +74,9 @@ class PublishedCheckpoints(FileKind):
         """Read a file into a network, and return the network's fingerprint."""
         found = published.read(path)
         if recognize:  # slow: compares the file with every architecture
-            published.most_similar_network(found.state)
+            weights.most_similar_network(found.entries)
         network = build("resnet8", num_classes=3, seed=2)
-        published.load_into(network, found.state, path)
+        weights.load_into(network, found.entries, path)
         return checkpoint.fingerprint(network)
 
     def try_altered(self, rng: Random) -> Verdict:

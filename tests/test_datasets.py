@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import shutil
 import subprocess
 import sys
 from importlib.resources import files
@@ -87,6 +88,34 @@ def test_card_states_the_mean_and_deviation(mini: Dataset) -> None:
 
 
 # Splits
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "words"),
+    [
+        (["cat", "caf\udce9"], ["cat", "caf\udce9"], r"expected UTF-8, got 'caf\udce9'. Rename the class."),
+        (["cat", "caf\u00e9"], ["cat", "cafe\u0301"], r"got 'caf\xe9' and 'cafe\u0301', which look the same"),
+        (["caf\u00e9", "cafe\u0301"], ["caf\u00e9", "cafe\u0301"], "which look the same"),
+    ],
+)
+@pytest.mark.parametrize("reader", ["folder", "imagenet"])
+def test_class_names_that_cannot_be_stored_or_told_apart_are_refused(
+    train: list[str], val: list[str], words: str, reader: str, tmp_path: Path
+) -> None:
+    for part, names in (("train", train), ("val", val)):
+        for name in names:
+            (tmp_path / part / name).mkdir(parents=True)
+            (tmp_path / part / name / "a.png").write_bytes(b"not decoded here")
+    name = f"folder:{tmp_path}" if reader == "folder" else reader
+    assert words in refusal(lambda: load(name, root=tmp_path, workers=0))
+
+
+def test_packed_class_names_are_checked_too(tmp_path: Path) -> None:
+    shutil.copy(SHIPPED, tmp_path / "packed.h5")
+    with h5py.File(tmp_path / "packed.h5", "a") as file:
+        del file.attrs["class_names"]
+        file.attrs["class_names"] = ["caf\u00e9", "cafe\u0301", *"cdefghij"]
+    assert "which look the same" in refusal(lambda: load(f"hdf5:{tmp_path / 'packed.h5'}", image_size=32))
 
 
 def test_take_selects_samples() -> None:

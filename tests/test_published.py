@@ -24,8 +24,9 @@ from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import KdcacheError, UsageError
 from kdcache.models import REGISTRY, build, checkpoint, external
 from kdcache.models.export import FORMATS, ExportModule, export
-from kdcache.models.published import load_into, most_similar_network, read
+from kdcache.models.published import read
 from kdcache.models.sizes import model_sizes
+from kdcache.models.weights import load_into, most_similar_network
 from kdcache.setup import load_data
 from tests.processes import kdcache
 
@@ -60,15 +61,16 @@ def test_every_published_layout_is_read(layout: str, old: bool, tmp_path: Path) 
     path = tmp_path / "published.pth"
     torch.save(LAYOUTS[layout](state()), path, _use_new_zipfile_serialization=not old)
     found = read(path)
-    assert all(found.state[key].equal(value) for key, value in state().items())
-    assert len(found.state) == len(state())
+    network = build("resnet8", num_classes=3)
+    load_into(network, found.entries, path)
+    assert all(network.body.state_dict()[key].equal(value) for key, value in state().items())
     expected = {"RepDistiller": 75.61, "RepDistiller's best": 75.61, "mdistiller": 79.42}.get(layout)
     assert found.accuracy == (pytest.approx(expected, abs=1e-3) if expected else None)
 
 
 def test_safetensors_of_other_projects_are_read(tmp_path: Path) -> None:
     save_file({key: value.contiguous() for key, value in state().items()}, tmp_path / "published.safetensors")
-    assert read(tmp_path / "published.safetensors").state.keys() == state().keys()
+    assert read(tmp_path / "published.safetensors").entries[""].keys() == state().keys()
 
 
 class Malice:
@@ -117,19 +119,17 @@ def test_incomplete_files_give_one_message(bad: str, tmp_path: Path) -> None:
 def test_tensors_that_do_not_fit_are_listed_and_the_fitting_network_is_named() -> None:
     network = build("resnet8x4", num_classes=3)
     with pytest.raises(UsageError) as caught:
-        load_into(network, state("resnet32x4"), "published.pth")
+        load_into(network, {"": state("resnet32x4")}, "published.pth")
     (line,) = caught.value.problems  # resnet32x4 has all tensors of resnet8x4, in the same shapes
     assert "unknown: expected those of resnet8x4, got" in line
     assert line.endswith("and 134 more. The tensors fit resnet32x4.")
     assert line.count(",") >= 10
-    with pytest.raises(
-        UsageError, match=r"of another shape or type: expected those of resnet8, got fc\.bias, fc\.weight$"
-    ):
-        load_into(build("resnet8", num_classes=4), state(classes=3), "published.pth")
+    with pytest.raises(UsageError, match=r"number of classes: expected 4, as in the data, got 3\."):
+        load_into(build("resnet8", num_classes=4), {"": state(classes=3)}, "published.pth")
     changed = state()
     changed["fc.scale"] = changed.pop("fc.weight")
     with pytest.raises(UsageError) as caught:
-        load_into(build("resnet8", num_classes=3), changed, "published.pth")
+        load_into(build("resnet8", num_classes=3), {"": changed}, "published.pth")
     assert [line[-9:] for line in caught.value.problems] == ["fc.weight", " fc.scale"]
 
 
@@ -137,12 +137,12 @@ def test_tensors_that_do_not_fit_are_listed_and_the_fitting_network_is_named() -
 def test_a_network_is_found_by_its_tensors(name: str) -> None:
     with torch.device("meta"):
         found = REGISTRY[name](17).state_dict()
-    assert most_similar_network(found) == name
+    assert most_similar_network({"": found}) == name
 
 
 def test_other_tensors_fit_no_network() -> None:
-    assert most_similar_network({"a": torch.zeros(3, 3)}) is None
-    assert most_similar_network({"a": torch.zeros(3)}) is None
+    assert most_similar_network({"": {"a": torch.zeros(3, 3)}}) is None
+    assert most_similar_network({"": {"a": torch.zeros(3)}}) is None
 
 
 Settings = dict[str, Any]

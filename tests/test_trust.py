@@ -28,7 +28,7 @@ from kdcache.config.settings import UNWRITABLE
 from kdcache.datasets import packed
 from kdcache.datasets.pictures import read_image
 from kdcache.errors import KdcacheError, UsageError, problem
-from kdcache.models import build, checkpoint, published
+from kdcache.models import build, checkpoint, published, weights
 from kdcache.run.folder import FinishedRun, find_finished_runs
 from tests.alterations import MaliciousPickle
 
@@ -295,13 +295,13 @@ def test_tensors_of_unusual_kinds_are_named(way: str, tmp_path: Path) -> None:
     path = tmp_path / "published.pth"
     torch.save({"model": {**state(), "fc.weight": ODD[way](state()["fc.weight"])}, "accuracy": torch.tensor([])}, path)
     with pytest.raises(UsageError, match=r"dense, of real numbers, got fc\.weight"):
-        published.read(path)
+        weights.load_into(build("resnet8", num_classes=3), published.read(path).entries, path)
 
 
 def test_integers_are_not_accepted_as_weights(tmp_path: Path) -> None:
     rounded = {key: value.int() if key == "fc.weight" else value for key, value in state().items()}
     with pytest.raises(UsageError, match=r"another shape or type: .* got fc\.weight"):
-        published.load_into(build("resnet8", num_classes=3), rounded, "published.pth")
+        weights.load_into(build("resnet8", num_classes=3), {"": rounded}, "published.pth")
 
 
 # Datasets

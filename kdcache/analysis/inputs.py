@@ -131,6 +131,8 @@ def load_analysis_inputs(
     split: str = "train",
     store: str | None = None,
     device: str = "auto",
+    weights_entry: str | None = None,
+    class_order: str | None = None,
 ) -> AnalysisInputs:
     """Load a teacher and the images to evaluate it on.
 
@@ -150,6 +152,8 @@ def load_analysis_inputs(
     store : str, optional
         Store to read and write. By default the store of a teacher's run is read, and nothing is written.
     device : str
+    weights_entry, class_order : str, optional
+        Of weights, see `kdcache.models.load.find_network`.
 
     Raises
     ------
@@ -158,6 +162,9 @@ def load_analysis_inputs(
     """
     external = any((teacher or "").startswith(prefix) for prefix, _ in MODEL_PREFIXES)
     if weights is None and not external:
+        for option, value in (("--weights-entry", weights_entry), ("--class-order", class_order)):
+            if value is not None:
+                raise UsageError(problem(option, expected="a network of other weights", got="a run of kdcache"))
         run = _teacher_run(teacher, dataset)
         own_images = dataset is None or same_dataset(dataset, run.config.dataset)
         root = data_root or run.config.data_root
@@ -175,7 +182,7 @@ def load_analysis_inputs(
         if dataset is None:
             raise UsageError(problem("--dataset", expected="a dataset, which this teacher does not name", got="none"))
         data = datasets.load(dataset, root=data_root or Path("datasets"), image_size=image_size)
-        network, name = _external_network(teacher, weights, data)
+        network, name = _external_network(teacher, weights, data, weights_entry, class_order)
         compute = Compute.choose(device)
         folder, location = None, store
     evaluated = data if split == "train" else replace(data, train=data.test)
@@ -196,10 +203,12 @@ def _teacher_run(teacher: str | None, dataset: str | None) -> FinishedRun:
     return FinishedRun(run.config.teacher)
 
 
-def _external_network(teacher: str | None, weights: str | None, data: Dataset) -> tuple[Network, str]:
+def _external_network(
+    teacher: str | None, weights: str | None, data: Dataset, entry: str | None, class_order: str | None
+) -> tuple[Network, str]:
     if weights is None:
         if teacher is None or not teacher.startswith(TORCHVISION):
             raise UsageError(problem("--weights", expected=f"the weights of {teacher}", got="none"))
         weights = DEFAULT_TORCHVISION_WEIGHTS
-    network, _ = find_network(weights, data, teacher)
+    network, _ = find_network(weights, data, teacher, entry=entry, class_order=class_order)
     return network, f"{network.name} ({weights})"

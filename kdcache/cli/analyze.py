@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kdcache.cli import COMMANDS
-from kdcache.cli.options import DEVICE
+from kdcache.cli.options import CLASS_ORDER, DEVICE, WEIGHTS_ENTRY
 from kdcache.errors import KdcacheError, UsageError, problem
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ TEACHER_OPTIONS = (
         help="Run folder of a teacher, or of a student to take its teacher, or a network [the newest teacher].",
     ),
     click.option("--weights", help="Weights of a network: a file, or torchvision's name for them [IMAGENET1K_V1]."),
+    WEIGHTS_ENTRY,
+    CLASS_ORDER,
     click.option("--dataset", help="Dataset to evaluate the teacher on [the run's]."),
     click.option("--data-root", type=PATH, help="Folder of the datasets [the run's, or datasets]."),
     click.option("--image-size", type=click.IntRange(32), help="Side of a folder's images, in pixels [the run's]."),

@@ -14,10 +14,23 @@ from kdcache.choices import DEVICES
 from kdcache.config import TrainingConfig
 from kdcache.config.settings import GROUPS, Choice, ChoiceSum
 
-__all__ = ["DEVICE", "GroupedCommand", "settings"]
+__all__ = ["CLASS_ORDER", "DEVICE", "WEIGHTS_ENTRY", "GroupedCommand", "settings"]
 
 DEVICE = click.option(
     "--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Device to compute on."
+)
+
+WEIGHTS_ENTRY = click.option(
+    "--weights-entry",
+    metavar="NAME",
+    help="Tensors to load, if the file has those of several networks, such as model_ema. [default: EMA weights first]",
+)
+
+CLASS_ORDER = click.option(
+    "--class-order",
+    metavar="natural|FILE",
+    help="Order of the classes in the weights: natural (by number, as timm sorts folders), or a file with the names of "
+    "the classes in that order, one a line. [default: that of the dataset]",
 )
 
 TYPE_NAMES = {int: "INTEGER", float: "FLOAT", Path: "PATH", str: "TEXT", ByteSize: "SIZE"}

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kdcache.cli import COMMANDS
-from kdcache.cli.options import GroupedCommand, settings
+from kdcache.cli.options import CLASS_ORDER, WEIGHTS_ENTRY, GroupedCommand, settings
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import UsageError, problem
 
@@ -73,32 +73,37 @@ def _parse_channels(context: click.Context, option: click.Parameter, text: str |
     required=True,
     help="Checkpoint file, 'shipped', or with --model torchvision:NAME the name of weights such as IMAGENET1K_V1.",
 )
+@WEIGHTS_ENTRY
 @click.option("--model", help="Network. [default: named in the file, or found by its tensors]")
 @click.option(
     "--mean",
     metavar="FLOAT,...",
     callback=_parse_channels,
-    help="Mean of each channel that the network was trained with, 0 to 1. [default: of the weights, or the dataset]",
+    help="Mean of each channel in training, 0 to 1. [default: of the weights, the network's library, or the dataset]",
 )
 @click.option(
     "--std",
     metavar="FLOAT,...",
     callback=_parse_channels,
-    help="Standard deviation of each channel. [default: of the weights, or the dataset]",
+    help="Standard deviation of each channel. [default: of the weights, the network's library, or the dataset]",
 )
+@CLASS_ORDER
 def teacher_load(
     config: TeacherConfig,
     weights: str,
+    weights_entry: str | None,
     model: str | None,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
+    class_order: str | None,
 ) -> None:
     """Load a teacher."""
     from kdcache.report.progress import terminal_reporter
     from kdcache.stages.teacher import load_teacher
 
     with terminal_reporter() as reporter:
-        _print_result(reporter, load_teacher(weights, config, model, mean, std, reporter))
+        run = load_teacher(weights, config, model, mean, std, reporter, weights_entry, class_order)
+        _print_result(reporter, run)
 
 
 def _print_result(reporter: "Reporter", run: "FinishedRun") -> None:

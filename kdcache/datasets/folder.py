@@ -9,6 +9,7 @@ import numpy as np
 
 from kdcache.cards import Card
 from kdcache.choices import FOLDER_PREFIX
+from kdcache.datasets.class_names import check_class_names
 from kdcache.datasets.listing import MAX_NAMES_LISTED, class_folders, pictures_by_class
 from kdcache.datasets.sources import Files
 from kdcache.datasets.split import Dataset, Split
@@ -68,6 +69,7 @@ def read_parts(path: Path, card: Card, workers: int) -> Dataset:
     if unread := [name for name in folders if name.lower() in TEST_FOLDERS and name != test_name]:
         log.info("%s: the test set is %s; not read: %s", path, test_name, ", ".join(unread))
     classes, test_classes = class_folders(train), class_folders(test)
+    check_class_names([*classes, *test_classes], path)
     if odd := set(classes) ^ set(test_classes):
         expected, only = f"the same in {train_name} and {test_name}", abbreviated(odd, MAX_NAMES_LISTED)
         raise UsageError(problem(f"class folders of {path}", expected=expected, got=f"only in one of them: {only}"))

@@ -9,6 +9,7 @@ import numpy as np
 
 from kdcache.cards import CARDS, canonical, card_of
 from kdcache.choices import FOLDER_PREFIX, HDF5_PREFIX, MAX_PIXELS
+from kdcache.datasets.class_names import check_class_names
 from kdcache.datasets.split import Dataset, Split
 from kdcache.errors import UsageError, printable, problem
 from kdcache.files import expanded
@@ -121,6 +122,7 @@ def read(
             fetch(card.name, root)
         reader = import_module(f"kdcache.datasets.{card.reader}")  # torchvision alone takes seconds to import
         data = reader.load(card, root, workers)
+    check_class_names(data.class_names, name)
     return replace(data, train=data.train.limited(max_pixels), test=data.test.limited(max_pixels))
 
 

@@ -1,9 +1,13 @@
 """What the networks have in common: the protocol for features, and initial weights."""
 
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-__all__ = ["FeatureNet", "init_convolutions", "init_linear", "pool"]
+__all__ = ["FeatureNet", "init_convolutions", "init_linear", "load_state", "pool", "state_versions"]
 
 
 class FeatureNet(nn.Module):
@@ -58,3 +62,32 @@ def init_linear(layer: nn.Linear) -> None:
     """Initialize the weights of a linear layer from N(0, 0.01**2), and its bias with zero."""
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)
+
+
+def state_versions(module: nn.Module) -> dict[str, Any]:
+    """Versions of a module and those in it, which torch keeps beside a state dict."""
+    versions: dict[str, Any] = vars(module.state_dict())["_metadata"]
+    return versions
+
+
+def load_state(
+    module: nn.Module, state: Mapping[str, Tensor], versions: Mapping[str, Any] | None = None, strict: bool = True
+) -> Any:
+    """Load tensors into a module.
+
+    Parameters
+    ----------
+    module : Module
+    state : mapping of str to Tensor
+    versions : mapping, optional
+        The versions of its modules that wrote them, which some need to convert tensors, and MNASNet to load any; by
+        default the present ones.
+    strict : bool
+
+    Returns
+    -------
+    missing_keys, unexpected_keys : list of str
+    """
+    given = OrderedDict(state)
+    vars(given)["_metadata"] = dict(state_versions(module) if versions is None else versions)
+    return module.load_state_dict(given, strict=strict)

@@ -11,6 +11,7 @@ from torch import Tensor
 from kdcache import tensor_files
 from kdcache.choices import IMAGE_SIZES
 from kdcache.errors import UsageError, abbreviated, problem
+from kdcache.models.base import load_state
 from kdcache.models.network import Network
 from kdcache.models.registry import build, expected_state
 
@@ -98,7 +99,7 @@ def load(path: Path) -> Network:
     except UsageError as error:
         raise UsageError(*(_with_path(path, line) for line in error.problems)) from error
     _check_state(path, state, network.body.state_dict())
-    network.body.load_state_dict(state)
+    load_state(network.body, state)
     return network
 
 

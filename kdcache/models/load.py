@@ -1,18 +1,30 @@
 """Trained networks, loaded for some data: from a file of kdcache, a published checkpoint, or torchvision."""
 
 import importlib.resources
+import logging
 from pathlib import Path
 
 from kdcache import models
 from kdcache.datasets import Dataset
 from kdcache.errors import UsageError, problem
 from kdcache.models import Network, checkpoint, published
+from kdcache.models.class_order import (
+    NATURAL,
+    check_class_names,
+    natural_order,
+    read_class_order,
+    reorder_classes,
+)
 from kdcache.models.external import trust
+from kdcache.models.published import Normalization, Published
+from kdcache.models.weights import load_into, most_similar_network
 
 __all__ = ["SHIPPED", "find_network", "shipped_teacher", "trained_network"]
 
 SHIPPED = "shipped"
 """Stands for the file of the ``fashion-mini`` teacher that comes with kdcache."""
+
+log = logging.getLogger("kdcache")
 
 
 def trained_network(weights: Path, data: Dataset) -> Network:
@@ -21,7 +33,7 @@ def trained_network(weights: Path, data: Dataset) -> Network:
     Raises
     ------
     UsageError
-        If it has another number of classes, or another image size.
+        If it has another number of classes, other classes or another order of them, or another image size.
     """
     network = checkpoint.load(weights)
     expected = {"number of classes": data.num_classes, "image size": data.image_size}
@@ -33,6 +45,8 @@ def trained_network(weights: Path, data: Dataset) -> Network:
     ]
     if problems:
         raise UsageError(*problems)
+    if names := checkpoint.metadata(weights).get("class_names"):
+        check_class_names(names, data.class_names, f"teacher {weights}")
     return network
 
 
@@ -42,8 +56,12 @@ def find_network(
     model: str | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    entry: str | None = None,
+    class_order: str | None = None,
 ) -> tuple[Network, float | None]:
     """Load a trained network for some data from a file of kdcache, a published checkpoint, or torchvision's weights.
+
+    What is chosen, assumed or left out on the way is logged.
 
     Parameters
     ----------
@@ -53,23 +71,38 @@ def find_network(
     model : str, optional
         Name of the network; by default the one that the file names, or that its tensors fit.
     mean, std : tuple of float, optional
-        Normalization; by default that of the weights, or of the data.
+        Normalization; by default that of the weights, of the network's library, or of the data.
+    entry : str, optional
+        Name of the tensors to load, if the file has several networks; averaged (EMA) weights by default.
+    class_order : str, optional
+        Order of the classes in the weights, see `kdcache.models.class_order.read_class_order`; by default that of the
+        data.
 
     Returns
     -------
     network : Network
     published : float or None
         Published top-1 accuracy in percent, if it is known.
+
+    Raises
+    ------
+    UsageError
+        If the file cannot be read, or does not fit the network or the data.
     """
     if weights == SHIPPED:
         weights = shipped_teacher()
-    if Path(weights).suffix == ".safetensors" and checkpoint.is_kdcache_file(Path(weights)):
-        return trained_network(Path(weights), data), None
-    if model and model.startswith("torchvision:") and not Path(weights).exists():
-        stated = published.download_torchvision(model, str(weights))
-    else:
-        stated = published.read(Path(weights))
-    name = model or published.most_similar_network(stated.state)
+    if checkpoint.is_kdcache_file(Path(weights)):
+        given = {"--mean": mean, "--std": std, "--weights-entry": entry, "--class-order": class_order}
+        if options := ", ".join(option for option, value in given.items() if value is not None):
+            remedy = "Leave the options out."
+            raise UsageError(problem(f"{options}: {weights}, a file of kdcache, states this itself", remedy=remedy))
+        network = trained_network(Path(weights), data)
+        if model not in (None, network.name):
+            raise UsageError(problem(f"--model for {weights}", expected=network.name, got=model))
+        return network, None
+    torchvision = model is not None and model.startswith("torchvision:")
+    stated = published.read_torchvision(str(model), str(weights)) if torchvision else published.read(Path(weights))
+    name = model or most_similar_network(stated.entries)
     if name is None:
         remedy = "Name the network with --model."
         raise UsageError(problem(f"weights {weights}", expected="the tensors of a known network", remedy=remedy))
@@ -78,12 +111,54 @@ def find_network(
         name,
         num_classes=data.num_classes,
         image_size=data.image_size,
-        mean=mean or stated.mean or data.card.mean,
-        std=std or stated.std or data.card.std,
+        mean=mean or data.card.mean,
+        std=std or data.card.std,
         seed=0,
     )
-    published.load_into(network, stated.state, weights)
+    load_into(network, stated.entries, weights, entry)
+    _normalize(network, stated, data, mean, std)
+    _order_classes(network, stated, data, weights, class_order)
     return network, published.KNOWN_ACCURACY.get((data.card.name, name)) or stated.accuracy
+
+
+def _normalize(
+    network: Network,
+    stated: Published,
+    data: Dataset,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+) -> None:
+    """Give a network the normalization that is stated first: by the user, its weights, its library, the data."""
+    known = stated.normalization or published.stated_by(network.body)
+    found = known or Normalization(data.card.mean, data.card.std, f"the data, {data.card.name}")
+    network.set_normalization(mean or found.mean, std or found.std)
+    if mean is None or std is None:
+        log.info("normalization: mean %s, std %s, from %s", network.mean, network.std, found.source)
+    if known is None and mean is None and network.name in published.TRANSFORMING:
+        log.warning("if %s was trained with transform_input, add --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5", network.name)
+
+
+def _order_classes(network: Network, stated: Published, data: Dataset, where: object, class_order: str | None) -> None:
+    """Bring the classes of a network into the order of the data."""
+    names = data.class_names
+    in_weights = next((each for each in stated.class_names if len(each) == len(names)), None)
+    if class_order is not None:
+        positions = read_class_order(class_order, names)
+        in_file = [""] * len(names)
+        for label, position in enumerate(positions):
+            in_file[position] = names[label]
+        if in_weights:
+            check_class_names(in_weights, in_file, f"weights {where}", "Correct --class-order.")
+        reorder_classes(network, positions)
+    elif in_weights:
+        remedy = "Give the order of classes in the weights with --class-order, if they are the same."
+        check_class_names(in_weights, names, f"weights {where}", remedy)
+    elif list(names) == sorted(names) != natural_order(names):
+        log.warning(
+            "the classes of the weights are taken to be in alphabetical order, such as 1, 10, 2; "
+            "if they are in the order of numbers, as timm sorts them, add --class-order %s",
+            NATURAL,
+        )
 
 
 def shipped_teacher() -> Path:

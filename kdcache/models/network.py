@@ -52,10 +52,13 @@ class Network(nn.Module):
         self.name = name
         self.num_classes = num_classes
         self.image_size = image_size
-        self.mean = tuple(mean)
-        self.std = tuple(std)
         self.feature_names = feature_names
         self._extractor: FeatureExtractor | None = None
+        self.set_normalization(mean, std)
+
+    def set_normalization(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        """Replace the normalization of each channel."""
+        self.mean, self.std = tuple(mean), tuple(std)
         scale = [1 / (255 * s) for s in self.std]
         shift = [-m / s for m, s in zip(self.mean, self.std, strict=True)]
         # Repeated to the width of the largest image: normalizing rows takes half the time of normalizing pixels.

@@ -1,24 +1,24 @@
-"""Published checkpoints of other projects, in the usual layouts. No code in them is run."""
+"""Published checkpoints of other projects: their tensors, and what they state about the network."""
 
-import argparse
-import pickle
+import json
+import math
 import re
-import warnings
-import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlparse
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kdcache.errors import KdcacheError, UsageError, abbreviated, first_line, problem
-from kdcache.models.network import Network
-from kdcache.models.registry import REGISTRY
+from kdcache.errors import KdcacheError, UsageError, first_line, problem
+from kdcache.models.layouts import Entries, State, is_plain
+from kdcache.models.plain_data import PlainArray
+from kdcache.models.weights_file import read_document
 
-__all__ = ["KNOWN_ACCURACY", "Published", "download_torchvision", "load_into", "most_similar_network", "read"]
+__all__ = ["KNOWN_ACCURACY", "TRANSFORMING", "Normalization", "Published", "read", "read_torchvision", "stated_by"]
 
 KNOWN_ACCURACY = {
     ("cifar100", "wrn_40_2"): 75.61,
@@ -30,27 +30,28 @@ KNOWN_ACCURACY = {
 }
 """Top-1 accuracy in % of the teachers published with Tian et al., "Contrastive Representation Distillation" (2020)."""
 
-_HOLDERS = ("model", "state_dict", "model_state_dict", "net")
-"""Keys under which a file may keep its tensors."""
+MAX_DEPTH = 4
+"""Levels of dictionaries that are searched for tensors and facts."""
 
-_PREFIXES = ("module.", "_orig_mod.")
-"""Prefixes that DataParallel and torch.compile add to the names of tensors."""
+# DenseNets of before torch 0.4, torchvision's published ones among them, have names that modules may no longer have.
+_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 
-MAX_TENSORS_LISTED = 10
+_CLASS_LISTS = ("class_names", "classes", "CLASSES", "label_names", "categories", "names", "labels")
+_CLASSES_BY_INDEX = ("class_to_idx", "idx_to_class", "id2label", "label2id", "names")
+"""Keys under which projects keep the names of classes."""
 
-MIN_SIMILARITY = 0.8
-"""Fraction of tensors that a file and a network must have in common for `most_similar_network` to name the network."""
+TRANSFORMING = ("torchvision:googlenet", "torchvision:inception_v3")
+"""Networks whose weights torchvision published for -1..1; with them it turns on ``transform_input``, which converts."""
 
-# Plain data in published files besides the tensors: the options of the training command, and NumPy scalars, whose
-# module was renamed in NumPy 2.
-_SCALAR = np.float64(0).__reduce__()[0]
-_HARMLESS: list[Any] = [
-    argparse.Namespace,
-    (_SCALAR, "numpy.core.multiarray.scalar"),
-    (_SCALAR, "numpy._core.multiarray.scalar"),
-    np.dtype,
-    *(type(np.dtype(name)) for name in ("float64", "float32", "int64")),
-]
+_HASH = re.compile(r"-([0-9a-f]{8,})\.")
+
+
+class Normalization(NamedTuple):
+    """Mean and standard deviation of each channel on a scale of 0 to 1, and in words where they are stated."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    source: str
 
 
 class Published(NamedTuple):
@@ -58,18 +59,20 @@ class Published(NamedTuple):
 
     Attributes
     ----------
-    state : dict of str to Tensor
-        Names have no prefixes of wrappers.
+    entries : Entries
+        The tensors of each dictionary in the file, see `kdcache.models.layouts`.
     accuracy : float or None
-        Top-1 accuracy in percent, if the file states it.
-    mean, std : tuple of float or None
-        Normalization, if the weights state it.
+        Top-1 accuracy in percent, if it is stated.
+    normalization : Normalization or None
+        If it is stated.
+    class_names : tuple of tuple of str
+        What may be the names of the classes, in the order of the logits.
     """
 
-    state: dict[str, Tensor]
+    entries: Entries
     accuracy: float | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    normalization: Normalization | None = None
+    class_names: tuple[tuple[str, ...], ...] = ()
 
 
 def read(path: Path) -> Published:
@@ -78,193 +81,182 @@ def read(path: Path) -> Published:
     Parameters
     ----------
     path : Path
-        A plain state dict, or one under ``model``, ``state_dict``, ``model_state_dict`` or ``net``, as RepDistiller,
-        mdistiller and others write them.
+        Its tensors may be at the top level or in dictionaries below it.
 
     Raises
     ------
     UsageError
         If the file is missing, damaged, has no tensors, or contains code.
     """
-    if not path.is_file():
-        raise UsageError(problem(f"weights {path}", expected="a file", got="a folder" if path.is_dir() else "nothing"))
-    document: dict[Any, Any] = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
-    holder = next((document[name] for name in _HOLDERS if isinstance(document.get(name), dict)), document)
-    state = {
-        _without_prefixes(name): value
-        for name, value in holder.items()
-        if isinstance(name, str) and isinstance(value, Tensor)
-    }
-    if not state:
+    document = read_document(path)
+    entries = dict(_entries(document, "", MAX_DEPTH))
+    if not entries:
         names = ", ".join(name for name in document if isinstance(name, str))
         raise UsageError(problem(f"weights {path}", expected="tensors by name", got=names[:80] or "none"))
-    if odd := sorted(name for name, value in state.items() if not _is_plain(value)):
-        raise UsageError(
-            problem(
-                f"weights {path}: tensors", expected="dense, of real numbers", got=abbreviated(odd, MAX_TENSORS_LISTED)
-            )
-        )
-    held = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in state.values()}
+    tensors = [tensor for entry in entries.values() for tensor in entry.values() if is_plain(tensor)]
+    held = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     if (stated := sum(held.values())) > path.stat().st_size:
         raise UsageError(problem(f"weights {path}: bytes of tensors", expected=path.stat().st_size, got=stated))
-    return Published(state, accuracy=_number(document.get("accuracy")))
+    card = {**document, **_files_beside(path)}
+    accuracy, normalization = _accuracy(document.get("accuracy")), _normalization(card, "the checkpoint")
+    return Published(entries, accuracy, normalization, tuple(_class_names(card)))
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is dense, real, and on the CPU, as the state of a network is."""
-    dense = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_nested
-    return dense and tensor.device.type == "cpu" and not tensor.is_complex()
+def read_torchvision(model: str, weights: str) -> Published:
+    """Read weights of a network of torchvision: a file, or those that torchvision publishes, which are downloaded.
 
-
-def download_torchvision(model: str, weights: str) -> Published:
-    """Download weights of torchvision.
+    A file that has the name of published weights, as in torch's cache folder, is taken for these.
 
     Parameters
     ----------
     model : str
         ``torchvision:NAME``.
     weights : str
-        Their name in torchvision, such as ``IMAGENET1K_V1`` or ``DEFAULT``.
+        A file, or a name in torchvision, such as ``IMAGENET1K_V1`` or ``DEFAULT``.
 
     Raises
     ------
     UsageError
-        If there are no such weights.
+        If there are no such weights, or the file cannot be read.
     KdcacheError
         If the download fails.
     """
     from torchvision.models import get_model_weights
 
+    path = Path(weights)
     try:
-        known = get_model_weights(model.removeprefix("torchvision:"))
-        chosen = known[weights]
-    except (KeyError, ValueError) as error:
-        expected = "a file, or the name of weights in torchvision"
-        raise UsageError(problem(f"weights of {model}", expected=expected, got=weights)) from error
-    try:
-        state = chosen.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except Exception as error:  # the network is down, or the disk is full
-        raise KdcacheError(problem(f"could not download {chosen.url}", got=first_line(error))) from error
+        known: Mapping[str, Any] = get_model_weights(model.removeprefix("torchvision:")).__members__
+    except ValueError:
+        known = {}
+    chosen = next((each for each in known.values() if path.name == _file_name(each.url)), None)
+    if not path.exists():
+        chosen = known.get(weights)
+        if chosen is None:
+            expected = f"a file, or one of {', '.join(known)}" if known else "a file"
+            raise UsageError(problem(f"weights of {model}", expected=expected, got=weights))
+        path = _download(chosen.url)
+    found = read(path)
+    if chosen is None:
+        return found
     transforms = chosen.transforms()
-    metrics: dict[str, dict[str, float]] = chosen.meta.get("_metrics", {})
-    accuracy = metrics.get("ImageNet-1K", {}).get("acc@1")
-    return Published(dict(state), accuracy, tuple(transforms.mean), tuple(transforms.std))
+    means, stds = (0.5,) * 3, (0.5,) * 3
+    if model not in TRANSFORMING:
+        means, stds = tuple(transforms.mean), tuple(transforms.std)
+    accuracy = chosen.meta.get("_metrics", {}).get("ImageNet-1K", {}).get("acc@1")
+    normalization = Normalization(means, stds, f"torchvision for {chosen}")
+    names = tuple(chosen.meta.get("categories", ()))
+    return found._replace(accuracy=accuracy, normalization=normalization, class_names=(names,))
 
 
-def _number(value: object) -> float | None:
+def _file_name(url: str) -> str:
+    return Path(urlparse(url).path).name
+
+
+def _download(url: str) -> Path:
+    """Download a file into torch's cache folder, unless it is there."""
+    path = Path(torch.hub.get_dir(), "checkpoints", _file_name(url))
+    if path.exists():
+        return path
+    checksum = _HASH.search(path.name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), checksum[1] if checksum else None, progress=False)
+    except Exception as error:  # the network is down, or the disk is full
+        raise KdcacheError(problem(f"could not download {url}", got=first_line(error))) from error
+    return path
+
+
+def _entries(node: Mapping[Any, Any], path: str, depth: int) -> Iterator[tuple[str, State]]:
+    """List the dictionaries that hold tensors by name, with the path of keys that leads to each."""
+    tensors = State(
+        (_DENSENET.sub(r"\1\2", name), value)
+        for name, value in node.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
+    )
+    if tensors:
+        versions = getattr(node, "_metadata", None)  # where torch keeps them
+        if isinstance(versions, dict):
+            tensors.versions = {module: facts for module, facts in versions.items() if isinstance(facts, dict)}
+        yield path, tensors
+    for name, value in node.items():
+        if isinstance(name, str) and isinstance(value, Mapping) and depth:
+            yield from _entries(value, f"{path}.{name}" if path else name, depth - 1)
+
+
+def _files_beside(path: Path) -> dict[str, Any]:
+    """Read what projects on the Hugging Face Hub put beside their weights."""
+    found: dict[str, Any] = {}
+    if path.stem in ("model", "pytorch_model"):
+        for name in ("config.json", "preprocessor_config.json"):
+            try:
+                content = json.loads((path.parent / name).read_text("utf-8"))
+            except (OSError, ValueError, RecursionError):
+                continue
+            found[name] = content
+    return found
+
+
+def _facts(node: object, depth: int = MAX_DEPTH) -> Iterator[Mapping[Any, Any]]:
+    """List the dictionaries and namespaces of a document, outermost first."""
+    mapping = node if isinstance(node, Mapping) else getattr(node, "__dict__", None)
+    if not isinstance(mapping, Mapping):
+        return
+    yield mapping
+    if depth:
+        for value in mapping.values():
+            if not isinstance(value, Tensor | PlainArray):
+                yield from _facts(value, depth - 1)
+
+
+def _values(value: object) -> list[Any]:
+    if isinstance(value, PlainArray):
+        return value.values or []
+    return list(value) if isinstance(value, list | tuple) else []
+
+
+def stated_by(body: nn.Module) -> Normalization | None:
+    """Find the normalization that the library of a network states for it, as timm does."""
+    configurations = {name: getattr(body, name, None) for name in ("pretrained_cfg", "default_cfg")}
+    return _normalization(configurations, "the library of the network")
+
+
+def _normalization(document: Mapping[Any, Any], source: str) -> Normalization | None:
+    for facts in _facts(document):
+        for prefix in ("", "image_"):
+            mean, std = (_values(facts.get(f"{prefix}{name}")) for name in ("mean", "std"))
+            if len(mean) == len(std) == 3 and all(isinstance(value, float | int) for value in mean + std):
+                scale = 255 if max(map(abs, mean)) > 1 else 1  # some projects normalize pixels 0..255
+                means, stds = ([value / scale for value in values] for values in (mean, std))
+                if all(0 <= value <= 1 for value in means) and all(0 < value <= 1 for value in stds):
+                    return Normalization(tuple(means), tuple(stds), source)
+    return None
+
+
+def _class_names(document: Mapping[Any, Any]) -> Iterator[tuple[str, ...]]:
+    for facts in _facts(document):
+        yield from filter(None, (_texts(_values(facts.get(key))) for key in _CLASS_LISTS))
+        yield from filter(None, (_in_order(facts.get(key)) for key in _CLASSES_BY_INDEX))
+
+
+def _in_order(found: object) -> tuple[str, ...]:
+    """Sort names by their indices 0, 1, ..., which may be text, and keys or values; nothing if these are others."""
+    if not isinstance(found, Mapping):
+        return ()
+    for pairs in (found.items(), [(index, name) for name, index in found.items()]):
+        with suppress(ValueError, TypeError):
+            names = {int(index): name for index, name in pairs}
+            if sorted(names) == list(range(len(found))):
+                return _texts([names[index] for index in sorted(names)])
+    return ()
+
+
+def _texts(values: list[Any]) -> tuple[str, ...]:
+    return tuple(values) if len(values) > 1 and all(isinstance(value, str) for value in values) else ()
+
+
+def _accuracy(value: object) -> float | None:
     if isinstance(value, Tensor):
-        value = value.item() if _is_plain(value) and value.numel() == 1 else None
-    if not isinstance(value, int | float | np.integer | np.floating):
+        value = value.item() if is_plain(value) and value.numel() == 1 else None
+    if not isinstance(value, int | float | np.floating) or not math.isfinite(value):
         return None
     return float(value) if 0 <= value <= 100 else None
-
-
-def _load_safetensors(path: Path) -> dict[Any, Any]:
-    try:
-        return dict(load_file(path))
-    except (SafetensorError, OSError) as error:
-        raise UsageError(
-            problem(f"weights {path}", expected="a complete safetensors file", got=first_line(error))
-        ) from error
-
-
-def _check_archive(path: Path) -> None:
-    """Raise `ValueError` for a damaged archive, which torch would not notice, or one that expands when unpacked."""
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-        names = [entry.filename.lower() for entry in entries]  # torch looks them up regardless of case
-        if len(names) > len(set(names)):
-            raise ValueError("two entries with the same name")
-        if any(
-            entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size for entry in entries
-        ):
-            raise ValueError("compressed entries, which torch.save does not write")
-        if sum(entry.file_size for entry in entries) > path.stat().st_size:
-            raise ValueError("entries larger than the file")
-        for entry in entries:
-            if entry.CRC:  # torch.save can leave checksums out
-                with archive.open(entry) as content:
-                    while content.read(2**20):  # raises if the checksum is wrong
-                        pass
-
-
-def _load_pickle(path: Path) -> dict[Any, Any]:
-    try:
-        if zipfile.is_zipfile(path):
-            _check_archive(path)
-        with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about old formats
-            document = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch's message ends with advice to run the code; only the reason is passed on.
-        if code := re.search(r"GLOBAL (\S+)", str(error)):
-            what = f"weights {path} contain code, which is not run"
-            raise UsageError(problem(what, expected="tensors and plain data", got=code[1])) from error
-        reason = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
-        expected = "a complete checkpoint of tensors and plain data"
-        raise UsageError(problem(f"weights {path}", expected=expected, got=reason[1] if reason else None)) from error
-    except Exception as error:  # truncated and empty files fail in many ways
-        raise UsageError(problem(f"weights {path}", expected="a complete checkpoint", got=first_line(error))) from error
-    if not isinstance(document, dict):
-        raise UsageError(problem(f"weights {path}", expected="a dictionary", got=type(document).__name__))
-    return document
-
-
-def _without_prefixes(name: str) -> str:
-    while prefix := next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None):
-        name = name.removeprefix(prefix)
-    return name
-
-
-def load_into(network: Network, state: dict[str, Tensor], where: object) -> None:
-    """Load tensors into a network.
-
-    Raises
-    ------
-    UsageError
-        If names or shapes differ. The message names the network that the tensors would fit.
-    """
-    expected = network.body.state_dict()
-
-    def differs(key: str) -> bool:
-        floats = [tensor.is_floating_point() for tensor in (expected[key], state[key])]
-        return expected[key].shape != state[key].shape or floats[0] != floats[1]
-
-    wrong = {
-        "missing": expected.keys() - state.keys(),
-        "unknown": state.keys() - expected.keys(),
-        "of another shape or type": {key for key in expected.keys() & state.keys() if differs(key)},
-    }
-    if any(wrong.values()):
-        fitting = most_similar_network(state)
-        remedy = f"The tensors fit {fitting}." if fitting not in (None, network.name) else None
-        raise UsageError(
-            *(
-                problem(
-                    f"weights {where}: tensors {what}",
-                    expected=f"those of {network.name}",
-                    got=abbreviated(names, MAX_TENSORS_LISTED),
-                    remedy=remedy,
-                )
-                for what, names in wrong.items()
-                if names
-            )
-        )
-    network.body.load_state_dict(state)
-
-
-def most_similar_network(state: dict[str, Tensor]) -> str | None:
-    """Name the network of kdcache whose tensors are most similar, for any number of classes; ``None`` if none is."""
-    shapes = {(name, tuple(tensor.shape)) for name, tensor in state.items()}
-    matrices = [tensor for tensor in state.values() if tensor.ndim == 2]
-    classes = len(matrices[-1]) if matrices else 1
-    similarity = {name: _similarity(shapes, name, classes) for name in REGISTRY}
-    best = max(similarity, key=lambda name: similarity[name])
-    return best if similarity[best] > MIN_SIMILARITY else None
-
-
-def _similarity(shapes: set[tuple[str, tuple[int, ...]]], name: str, classes: int) -> float:
-    with torch.device("meta"):
-        body: nn.Module = REGISTRY[name](classes)
-    own = {(key, tuple(tensor.shape)) for key, tensor in body.state_dict().items()}
-    return len(own & shapes) / len(own | shapes)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from kdcache import distributed, signals, tensor_files
 from kdcache.errors import KdcacheError, UsageError, first_line
+from kdcache.models.base import load_state
 
 __all__ = ["Checkpoints", "TrainingState"]
 
@@ -155,7 +156,7 @@ class Checkpoints:
     def _restore(self, state: Mapping[str, Tensor], path: Path) -> None:
         try:
             for name, module in self._modules.items():
-                module.load_state_dict(_with_prefix(state, name))
+                load_state(module, _with_prefix(state, name))
         except RuntimeError as error:
             raise KdcacheError(f"checkpoint {path} does not fit the run: {first_line(error)}") from None
         for number, parameter in enumerate(self._parameters):

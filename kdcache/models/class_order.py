@@ -1,0 +1,137 @@
+"""The order of a network's classes: as its file states it, as the user gives it, and changed to that of the data."""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from kdcache.errors import UsageError, abbreviated, first_line, problem
+from kdcache.models.network import Network
+
+__all__ = ["NATURAL", "check_class_names", "natural_order", "read_class_order", "reorder_classes"]
+
+NATURAL = "natural"
+"""The order of names with numbers in them by these numbers, ignoring case, as timm sorts class folders."""
+
+MAX_NAMES_LISTED = 5
+
+TEST_IMAGES = 8
+
+# What stands for a name and does not say which class it is.
+_CODES = {"WordNet ID": re.compile(r"n\d{8}"), "number": re.compile(r"(class|label)?[ _-]?\d+")}
+
+
+def check_class_names(stated: Sequence[str], expected: Sequence[str], where: object, remedy: str | None = None) -> None:
+    """Compare the names that a file states with as many of the data, as far as they can be compared.
+
+    The same class may have another of its synonyms as its name, and WordNet IDs or numbers may stand for names.
+
+    Raises
+    ------
+    UsageError
+        If a class has another position, or most names are others.
+    """
+    if _code(stated) != _code(expected):
+        return
+    ours, theirs = ([_comparable(name) for name in names] for names in (expected, stated))
+    positions = {name: index for index, name in enumerate(theirs) if theirs.count(name) == 1}
+    elsewhere = [index for index, name in enumerate(ours) if positions.get(name, index) != index]
+    different = [index for index, name in enumerate(ours) if theirs[index] != name]
+    if elsewhere or 2 * len(different) > len(ours):
+        first = min(elsewhere or different)
+        what, wanted = f"{where}: class {first}", f"{expected[first]!r}, as in the data"
+        raise UsageError(problem(what, expected=wanted, got=repr(stated[first]), remedy=remedy))
+
+
+def _code(names: Sequence[str]) -> str | None:
+    return next((kind for kind, code in _CODES.items() if all(map(code.fullmatch, names))), None)
+
+
+def _comparable(name: str) -> str:
+    return same_form(name.split(",")[0]).casefold().replace("_", " ")
+
+
+def same_form(name: str) -> str:
+    """Bring a name into Unicode's composed form, without space around it."""
+    return unicodedata.normalize("NFC", name).strip()
+
+
+def natural_order(names: Sequence[str]) -> list[str]:
+    """Sort names as `NATURAL` says."""
+
+    def key(name: str) -> list[str | int]:
+        return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", name.lower())]
+
+    return sorted(names, key=key)
+
+
+def read_class_order(order: str, names: Sequence[str]) -> list[int]:
+    """Find the position of each class of the data in a checkpoint.
+
+    Parameters
+    ----------
+    order : str
+        `NATURAL`, or a file with the names in the checkpoint's order, one a line.
+    names : sequence of str
+        The names in the order of the data.
+
+    Raises
+    ------
+    UsageError
+        If the file cannot be read, or has other names than the data.
+    """
+    if order == NATURAL:
+        listed = natural_order(names)
+    else:
+        try:
+            listed = Path(order).read_text("utf-8-sig").splitlines()
+        except (OSError, ValueError) as error:
+            expected, got = f"{NATURAL}, or a file of names in UTF-8", getattr(error, "strerror", first_line(error))
+            raise UsageError(problem(f"--class-order {order}", expected=expected, got=got)) from error
+    given = [same_form(name) for name in listed if name.strip()]
+    wanted = [same_form(name) for name in names]
+    if len(given) != len(wanted):
+        expected = f"{len(wanted)} names, one for each class of the data"
+        raise UsageError(problem(f"--class-order {order}", expected=expected, got=len(given)))
+    if sorted(given) != sorted(wanted):
+        missing = abbreviated(set(wanted) - set(given), MAX_NAMES_LISTED)
+        unknown = abbreviated(set(given) - set(wanted), MAX_NAMES_LISTED)
+        got = f"{unknown or 'a name twice'} instead of {missing}"
+        raise UsageError(problem(f"--class-order {order}", expected="the class names of the data", got=got))
+    return [given.index(name) for name in wanted]
+
+
+@torch.no_grad()
+def reorder_classes(network: Network, positions: list[int]) -> None:
+    """Change the order of a network's classes.
+
+    Parameters
+    ----------
+    network : Network
+    positions : list of int
+        For each class of the new order, its position in the present one.
+
+    Raises
+    ------
+    UsageError
+        If the layers that give the logits are not found.
+    """
+    size = network.image_size
+    images = torch.randint(0, 256, (TEST_IMAGES, 3, size, size), generator=torch.Generator().manual_seed(0)).byte()
+    was_training, rows = network.training, torch.tensor(positions)
+    before = network.eval()(images)
+    layers = [
+        module
+        for module in network.body.modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and len(module.weight) == network.num_classes
+    ]
+    for layer in reversed(layers):  # distilled transformers have two, whose mean is taken
+        for parameter in layer.parameters(recurse=False):
+            parameter.copy_(parameter[rows])
+        if torch.allclose(network(images), before[:, rows], rtol=1e-3, atol=1e-3 * float(before.std())):
+            network.train(was_training)
+            return
+    raise UsageError(problem(f"--class-order: the last layer of {network.name}", expected="a linear layer"))

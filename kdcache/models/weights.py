@@ -1,0 +1,140 @@
+"""Weights from a checkpoint, loaded into a network, with all differences named."""
+
+import logging
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from kdcache.errors import UsageError, abbreviated, first_line, problem
+from kdcache.models.base import load_state, state_versions
+from kdcache.models.layouts import COUNTER, Entries, Place, choose_place, find_places, is_plain, take, without_wrappers
+from kdcache.models.network import Network
+from kdcache.models.registry import REGISTRY
+
+__all__ = ["load_into", "most_similar_network"]
+
+log = logging.getLogger("kdcache")
+
+MAX_TENSORS_LISTED = 10
+
+MIN_SIMILARITY = 0.8
+"""Fraction of tensors that a file and a network must have in common for `most_similar_network` to name the network."""
+
+# Counters of AveragedModel and thop, indices that the constructors of transformers compute, and the classifiers that
+# GoogLeNet and Inception have in training alone.
+_UNREAD = re.compile(
+    rf"(.*\.)?(n_averaged|num_updates|total_ops|total_params|{COUNTER}|relative_position_index|position_ids)"
+    r"|(aux1|aux2|AuxLogits)\..*"
+)
+
+
+def load_into(network: Network, entries: Entries, where: object, choice: str | None = None) -> None:
+    """Load tensors into a network, and log which ones if the checkpoint has others.
+
+    Parameters
+    ----------
+    network : Network
+    entries : Entries
+    where : object
+        The file, for the messages.
+    choice : str, optional
+        Load what is under this name, the keys and prefixes that lead to it joined by dots.
+
+    Raises
+    ------
+    UsageError
+        If names or shapes differ. The message names the network that the tensors would fit.
+    """
+    expected = network.body.state_dict()
+    entries = without_wrappers(entries, expected)
+    place, others = choose_place(entries, expected, where, choice)
+    tensors, beside = take(place, others, entries[place.entry])
+    if odd := sorted(name for name, value in tensors.items() if not is_plain(value)):
+        names = abbreviated(odd, MAX_TENSORS_LISTED)
+        raise UsageError(problem(f"weights {where}: tensors", expected="dense, of real numbers", got=names))
+
+    def differs(key: str) -> bool:
+        floats = [tensor.is_floating_point() for tensor in (expected[key], tensors[key])]
+        return expected[key].shape != tensors[key].shape or floats[0] != floats[1]
+
+    other_shape = {key for key in expected.keys() & tensors.keys() if differs(key)}
+    if classes := _other_classes(network, tensors, other_shape):
+        what, remedy = f"weights {where}: number of classes", "A teacher must know the classes of the data."
+        raise UsageError(problem(what, expected=f"{network.num_classes}, as in the data", got=classes, remedy=remedy))
+    missing, unknown = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
+    if not other_shape:
+        try:
+            versions = {"": state_versions(network.body)[""], **tensors.versions}
+            missing, unknown = map(set, load_state(network.body, tensors, versions, strict=False))
+        except Exception as error:  # the network's own code may convert tensors, or refuse them
+            what = f"weights {where} do not fit {network.name}"
+            raise UsageError(problem(what, got=first_line(error))) from error
+    wrong = {
+        "missing": set() if all(name.endswith(COUNTER) for name in missing) else missing,
+        "unknown": set() if all(map(_UNREAD.fullmatch, unknown)) else unknown,
+        "of another shape or type": other_shape,
+    }
+    if any(wrong.values()):
+        raise UsageError(*_differences(network, entries, where, wrong))
+    _report(where, place, others, {*beside, *unknown})
+
+
+def _other_classes(network: Network, tensors: Mapping[str, Tensor], differing: set[str]) -> int | None:
+    """Tell for how many classes tensors are that differ from a network's in their number of classes alone."""
+    expected = network.body.state_dict()
+    own, given = ({tuple(state[key].shape[:1]) for key in differing} for state in (expected, tensors))
+    rests = all(expected[key].shape[1:] == tensors[key].shape[1:] for key in differing)
+    if not rests or own != {(network.num_classes,)} or own == given or len(given) > 1:
+        return None
+    return next(iter(given))[0]
+
+
+def _differences(network: Network, entries: Entries, where: object, wrong: Mapping[str, set[str]]) -> list[str]:
+    fitting = most_similar_network(entries)
+    remedy = f"The tensors fit {fitting}." if fitting not in (None, network.name) else None
+    return [
+        problem(
+            f"weights {where}: tensors {what}",
+            expected=f"those of {network.name}",
+            got=abbreviated(names, MAX_TENSORS_LISTED),
+            remedy=remedy,
+        )
+        for what, names in wrong.items()
+        if names
+    ]
+
+
+def most_similar_network(entries: Entries) -> str | None:
+    """Name the network of kdcache whose tensors are most similar, for any number of classes; ``None`` if none is."""
+    similarity = {name: _similarity(entries, name) for name in REGISTRY}
+    best = max(similarity, key=lambda name: similarity[name])
+    return best if similarity[best] > MIN_SIMILARITY else None
+
+
+def _similarity(entries: Entries, name: str) -> float:
+    with torch.device("meta"):
+        expected = REGISTRY[name](1).state_dict()
+    entries = without_wrappers(entries, expected)
+    place = max(find_places(entries, expected), key=lambda place: place.fit, default=None)
+    if place is None:
+        return 0
+    given, own = (
+        {(key, tuple(tensor.shape)) for key, tensor in state.items() if not key.endswith(COUNTER)}
+        for state in (take(place, [], entries[place.entry])[0], expected)
+    )
+    return len(own & given) / len(own | given)
+
+
+def _report(where: object, place: Place, others: list[Place], left_out: set[str]) -> None:
+    if others:
+        names = ", ".join(dict.fromkeys(other.name for other in others))
+        kind = "averaged (EMA) weights" if not place.rank[0] else "weights"
+        log.warning(
+            "%s: took the %s in %s; there are others in %s, which --weights-entry chooses",
+            *(where, kind, place.name, names),
+        )
+    if left_out:
+        names = abbreviated(left_out, MAX_TENSORS_LISTED)
+        log.info("%s: left out, because the network does not have them: %s", where, names)
