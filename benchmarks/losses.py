@@ -30,9 +30,7 @@ def main() -> None:
         root = Path(name)
         settings["teacher"] = load_teacher(SHIPPED, TeacherConfig.load(out=root / "teacher")).path
         rows = [
-            trial(loss, aug, settings, root / f"{loss}-{aug}")
-            for loss in chosen.losses
-            for aug in ("standard", "cutmix-pick")
+            trial(loss, aug, settings, root / f"{loss}-{aug}") for loss in chosen.losses for aug in augmentations(loss)
         ]
     write_page(
         chosen.out,
@@ -42,6 +40,14 @@ def main() -> None:
         "resumed run ends with network, metrics and statistics of the run that was not killed.",
         table(("loss", "views", "epoch 1", f"epoch {chosen.epochs}", "decreases", "top-1", "same bits"), rows),
     )
+
+
+def augmentations(loss: str) -> tuple[str, ...]:
+    """List augmentations whose views a sum is trained on."""
+    acts_on = {LOSSES[name].acts_on for name in loss.split("+")}
+    if "pairs" in acts_on:
+        return ("randaugment",)
+    return ("standard", "cutmix-pick") if loss == "ce" or "each" in acts_on else ("standard",)
 
 
 def trial(loss: str, aug: str, settings: dict[str, Any], folder: Path) -> tuple[str, ...]:

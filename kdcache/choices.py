@@ -6,9 +6,12 @@ their own table in `kdcache.cards`.
 
 import importlib.resources
 import json
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
+
+from kdcache.errors import UsageError, problem
 
 __all__ = [
     "AUGMENTATIONS",
@@ -26,6 +29,7 @@ __all__ = [
     "MODELS",
     "MODEL_PREFIXES",
     "PRECISIONS",
+    "PYTHON_PREFIX",
     "STORE_DTYPES",
     "Augmentation",
     "Criterion",
@@ -33,6 +37,9 @@ __all__ = [
     "MixInfo",
     "ModelSize",
     "import_object",
+    "is_trusted",
+    "require_trusted",
+    "trust",
 ]
 
 FOLDER_PREFIX, HDF5_PREFIX = "folder:", "hdf5:"
@@ -83,7 +90,12 @@ MODEL_PREFIXES = (("torchvision:", "NAME"), ("timm:", "NAME"), ("python:", "MODU
 """Prefixes of external networks, with what follows."""
 
 
-class LossInfo(NamedTuple):
+Reads = Literal["labels", "logits", "features"]
+ActsOn = Literal["x", "each", "pairs"]
+
+
+@dataclass(frozen=True)
+class LossInfo:
     """How a loss is declared.
 
     Attributes
@@ -91,17 +103,34 @@ class LossInfo(NamedTuple):
     implementation : str
         ``module:class`` of its `kdcache.losses.DistillLoss`.
     reads : str
-        ``labels``, ``logits`` of the teacher, or its ``features``.
+        ``labels``, ``logits`` of the teacher, or its ``features``, which are known for x alone.
     acts_on : str
         ``x``; ``each`` of x and x', apart; or ``pairs`` of x and x' of the same image.
     weight : float
         Its weight in its published recipe.
+    cross_entropy : float
+        The weight of cross-entropy beside it there; 0 for a loss that has a cross-entropy of its own.
+
+    Raises
+    ------
+    ValueError
+        If it reads or acts on something else.
     """
 
     implementation: str
-    reads: Literal["labels", "logits", "features"]
-    acts_on: Literal["x", "each", "pairs"] = "x"
+    reads: Reads
+    acts_on: ActsOn = "x"
     weight: float = 1.0
+    cross_entropy: float = 1.0
+
+    def __post_init__(self) -> None:
+        for field, value, known in (("reads", self.reads, Reads), ("acts_on", self.acts_on, ActsOn)):
+            if value not in get_args(known):
+                expected = f"one of {', '.join(get_args(known))}"
+                raise ValueError(problem(f"{field} of {self.implementation}", expected=expected, got=value))
+        if self.features and self.acts_on != "x":
+            what = f"acts_on of {self.implementation}, which reads features"
+            raise ValueError(problem(what, expected="x", got=self.acts_on))
 
     @property
     def teacher(self) -> bool:
@@ -117,7 +146,25 @@ class LossInfo(NamedTuple):
 LOSSES = {
     "ce": LossInfo("kdcache.losses.terms:CrossEntropy", reads="labels"),
     "kd": LossInfo("kdcache.losses.terms:KnowledgeDistillation", reads="logits", acts_on="each"),
-    "dkd": LossInfo("kdcache.losses.terms:DecoupledKD", reads="logits"),
+    "dkd": LossInfo("kdcache.losses.target_class:DecoupledKD", reads="logits", acts_on="each"),
+    "dist": LossInfo("kdcache.losses.dist:DIST", reads="logits", acts_on="each", weight=2.0),
+    "nkd": LossInfo("kdcache.losses.target_class:NormalizedKD", reads="logits", acts_on="each"),
+    "rld": LossInfo("kdcache.losses.target_class:RefinedLogits", reads="logits", acts_on="each"),
+    "ofa": LossInfo("kdcache.losses.target_class:OneForAll", reads="logits", acts_on="each"),
+    "ttm": LossInfo("kdcache.losses.temperature:TransformedMatching", reads="logits", acts_on="each", weight=45.0),
+    "wttm": LossInfo("kdcache.losses.temperature:WeightedMatching", reads="logits", acts_on="each", weight=4.0),
+    "ctkd": LossInfo(
+        "kdcache.losses.temperature:CurriculumTemperature",
+        reads="logits",
+        acts_on="each",
+        weight=0.9,
+        cross_entropy=0.1,
+    ),
+    "mlkd": LossInfo("kdcache.losses.mlkd:MultiLevelKD", reads="logits", acts_on="pairs", cross_entropy=0.0),
+    "mlkd-one-view": LossInfo(
+        "kdcache.losses.mlkd:OneViewMultiLevelKD", reads="logits", acts_on="each", weight=0.9, cross_entropy=0.1
+    ),
+    "crld": LossInfo("kdcache.losses.crld:CrossViewKD", reads="logits", acts_on="pairs", cross_entropy=0.0),
     "crd": LossInfo("kdcache.losses.crd:CRD", reads="features", weight=0.8),
     "sp": LossInfo("kdcache.losses.terms:SimilarityPreserving", reads="features", weight=3000.0),
     "at": LossInfo("kdcache.losses.terms:AttentionTransfer", reads="features", weight=1000.0),
@@ -213,6 +260,36 @@ AUGMENTATIONS = {
     "cutmix-pick": Augmentation(mixes=("cutmix",), pick="kld"),
 }
 """The augmentations that are not sums of mixes."""
+
+
+PYTHON_PREFIX = "python:"
+
+_trusted: set[str] = set()
+
+
+def trust(name: str) -> None:
+    """Allow the code of a ``python:`` network to be imported, because the user named it.
+
+    Checkpoints and configs name networks too, and nothing that is read from a file may decide which code runs.
+
+    Parameters
+    ----------
+    name : str
+        ``python:module:callable``. Other names have no effect.
+    """
+    _trusted.add(name)
+
+
+def is_trusted(name: str) -> bool:
+    """Whether a network may be built: the user named its code, or it has none of its own."""
+    return not name.startswith(PYTHON_PREFIX) or name in _trusted
+
+
+def require_trusted(name: str) -> None:
+    """Raise a `UsageError` unless a network may be built."""
+    if not is_trusted(name):
+        remedy = f"If you trust it, add --trust {name} right after kdcache, before the command."
+        raise UsageError(problem(f"the code of network {name} is not trusted", remedy=remedy))
 
 
 @cache

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from kdcache.errors import UsageError, first_line, problem
 
-__all__ = ["FileSettings", "read_settings", "read_toml"]
+__all__ = ["FileSettings", "read_recipe", "read_settings", "read_toml"]
 
 
 class FileSettings(NamedTuple):
@@ -72,6 +72,32 @@ def read_settings(
         ]
     merged = {**document, **contents[kind]}
     return FileSettings({key: value for key, value in merged.items() if key in tables[kind]}, problems)
+
+
+RECIPE_KEYS = ("loss", "temperature", "alpha", "losses")
+"""What a published recipe of a loss may set; epochs, rates and views are those of the training."""
+
+
+def read_recipe(recipe: str | Path) -> FileSettings:
+    """Read the settings of a recipe: a name in ``configs/recipes/published.toml``, or the path of a file.
+
+    Raises
+    ------
+    UsageError
+        If there is no such recipe, or the file is not TOML.
+    """
+    published = read_toml("published", "--recipe", "recipe", "recipes")
+    if str(recipe) in published:
+        document = published[str(recipe)]
+    elif Path(recipe).is_file():
+        document = read_toml(recipe, "--recipe", "recipe", "recipes")
+    else:
+        expected = f"a TOML file or one of {', '.join(published)}"
+        raise UsageError(problem("--recipe", expected=expected, got=recipe))
+    expected = f"one of {', '.join(RECIPE_KEYS)}"
+    unknown = sorted(document.keys() - set(RECIPE_KEYS))
+    problems = [problem(f"{recipe}: unknown key {key}", expected=expected) for key in unknown]
+    return FileSettings({key: value for key, value in document.items() if key in RECIPE_KEYS}, problems)
 
 
 def read_toml(chosen: str | Path, option: str, kind: str, folder: str = ".") -> dict[str, Any]:

@@ -79,7 +79,8 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     with RunWriter(config, compute, data, teacher.teacher if teacher else None) as run:
         progress = run.restore({"student": student, "objective": objective}, optimizer)
         shape = StatisticsShape(plan.samples, plan.slots, len(views.steps), objective.names)
-        recorder = StudentRecorder(run.folder.statistics_store, config.epochs, shape, teacher, compute.device)
+        place = run.folder.statistics_store
+        recorder = StudentRecorder(place, config.epochs, shape, teacher, compute.device, run.metrics)
         title = f"student {config.model} on {config.dataset} -> {run.path}"
         reporter.begin(title, config.epochs, plan.samples, run.path)
 
@@ -120,6 +121,7 @@ class StudentStep:
         self.config, self.teacher, self.optimizer, self.compute = config, teacher, optimizer, compute
         self.recorder = recorder
         self.trains_on_x = objective.trains_on_x(mixing=bool(config.augmentation.mixes))
+        self.total_loss = objective.total
         self.student, self.ddp_student = student, distributed.wrap_ddp(student, broadcast_buffers=True)
         self.objective = distributed.wrap_ddp(objective, broadcast_buffers=False)
         self.frozen_running_stats = FrozenRunningStats(student)
@@ -189,9 +191,10 @@ class StudentStep:
             )
         losses = self.objective(x, mixed)
 
-        # Update the student, and the layers that losses train, by the sum. Only the graph needs the features now.
+        # Update the student, and the layers that losses train, by the sum, in which a loss may still be warming up.
+        # Only the graph needs the features now.
         del features, teacher_features, x, mixed
-        loss = torch.stack(list(losses.values())).sum()
+        loss = self.total_loss(losses, batch.epoch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()

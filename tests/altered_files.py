@@ -1,10 +1,10 @@
-"""Kinds of files that `tests.fuzz` alters, except networks: configs, run folders, stores, packed datasets, images."""
+"""Kinds of files that `tests.fuzz` alters: configs, stores, packed datasets, images."""
 
 import io
 import json
 import shutil
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -18,11 +18,10 @@ from kdcache.answers import table
 from kdcache.answers.encoding import DEFAULT_ENCODING, EncodedLogits
 from kdcache.answers.store import CLEAN, AnswerStore
 from kdcache.cards import CARDS
-from kdcache.config import StudentConfig, TeacherConfig
+from kdcache.config import StudentConfig
 from kdcache.datasets import packed
 from kdcache.datasets.pictures import read_image
-from kdcache.run.folder import FinishedRun, find_finished_runs
-from tests.alterations import alter_bytes, alter_document, alter_json, alter_store
+from tests.alterations import alter_bytes, alter_document, alter_store
 
 
 class Verdict(NamedTuple):
@@ -48,7 +47,7 @@ class Configs(FileKind):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        settings: dict[str, Any] = {"aug": "cutmix-pick", "loss": "crd:0.8+kd", "keep": 0.25, "milestones": (0.5, 0.75)}
+        settings: dict[str, Any] = {"aug": "cutmix-pick", "loss": "dkd:0.8+kd", "keep": 0.25, "milestones": (0.5, 0.75)}
         self.original = StudentConfig.load(**settings, store="here.zarr", cache_limit="2 GB")
         self.text = self.original.to_toml()
 
@@ -59,7 +58,7 @@ class Configs(FileKind):
         elif rng.random() < 0.05:
             path.write_text(rng.choice(("a = " + "[" * 50_000, "a = " + "9" * 5000, "[student]\n" * 2, "[[student]]")))
         else:
-            path.write_text(_as_toml(alter_document(tomllib.loads(self.text), rng)), "utf-8", "surrogatepass")
+            path.write_text(as_toml(alter_document(tomllib.loads(self.text), rng)), "utf-8", "surrogatepass")
         config = StudentConfig.load(path)
         if config == self.original:
             return Verdict("unchanged")
@@ -73,49 +72,21 @@ class Configs(FileKind):
         return Verdict("wrong", f"unknown keys {unknown}") if unknown else Verdict("different")
 
 
-def _as_toml(document: Any) -> str:
+def as_toml(document: Any) -> str:
     """Write an altered TOML document, even if it is not valid any more."""
     if not isinstance(document, dict):
         return json.dumps(document)
-    lines = []
-    for name, value in document.items():
+    return "\n".join(_toml_lines(document))
+
+
+def _toml_lines(table: dict[str, Any], *names: str) -> Iterator[str]:
+    for name, value in table.items():
+        if not isinstance(value, dict):
+            yield f"{name} = {json.dumps(value, ensure_ascii=False)}"
+    for name, value in table.items():
         if isinstance(value, dict):
-            lines += [f"[{name}]", *(f"{key} = {json.dumps(item, ensure_ascii=False)}" for key, item in value.items())]
-        else:
-            lines.append(f"{name} = {json.dumps(value, ensure_ascii=False)}")
-    return "\n".join(lines)
-
-
-class RunFolders(FileKind):
-    """Run folders: settings, summary and metrics."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        numbers = {"epochs": 1, "last_top1": 50.0, "last_top5": 90.0, "best_top1": 50.0, "best_epoch": 1}
-        counts = {"teacher_forwards": 3, "cache_hits": 4, "seconds": 1.5, "finished_at": 1e9}
-        summary = {"kind": "teacher", "dataset": "cifar10", "model": "resnet8", **numbers, **counts}
-        metrics = {"epoch": 1, "test_loss": 1.0, "test_top1": 50.0, "test_top5": 90.0, "seconds": 1.0}
-        self.files = {
-            "summary.json": json.dumps(summary).encode(),
-            "metrics.jsonl": json.dumps(metrics).encode() + b"\n",
-            "config.toml": TeacherConfig.load(dataset="cifar10").to_toml().encode(),
-        }
-        self.path = folder / "runs" / "one"
-        self.path.mkdir(parents=True)
-        self.original = self.read(self.files)
-
-    def read(self, files: dict[str, bytes]) -> tuple[object, ...]:
-        for name, content in files.items():
-            (self.path / name).write_bytes(content)
-        find_finished_runs(self.path.parent)
-        run = FinishedRun(self.path)
-        return run.summary, run.read_metrics(), run.config
-
-    def try_altered(self, rng: Random) -> Verdict:
-        name = rng.choice(sorted(self.files))
-        alter = alter_json if name.endswith(("json", "jsonl")) and rng.random() < 0.6 else alter_bytes
-        found = self.read({**self.files, name: alter(self.files[name], rng)})
-        return Verdict("unchanged" if found == self.original else "different")
+            yield f"[{'.'.join([*names, name])}]"
+            yield from _toml_lines(value, *names, name)
 
 
 class Stores(FileKind):

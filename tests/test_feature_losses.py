@@ -9,7 +9,8 @@ from torch import Tensor
 
 from kdcache.losses import features
 from kdcache.losses.crd import ContrastMemory
-from kdcache.losses.logits import dkd_loss, kd_loss
+from kdcache.losses.logits import kd_loss
+from kdcache.losses.target_class import dkd_loss
 from tests.reference import BASE, golden, tensor
 
 GOLDEN = golden("losses")["results"]

@@ -17,12 +17,25 @@ from kdcache.datasets import Split
 from kdcache.losses import LossContext, ViewOutputs, build_losses
 from kdcache.losses.crd import CRD
 from tests import answers
-from tests.test_step import Bench
+from tests.reference import tensor
+from tests.test_step import TERMS, Bench, mixing_aug
 
 SIZE = 32
 Settings = dict[str, Any]
 
-TERMS = [name for name in LOSSES if name not in ("ce", "kd")]
+
+def trained_sums() -> list[tuple[str, str, str]]:
+    """Each loss in sums and with views such that the student is trained on all views that are paid for."""
+    found = []
+    for name in TERMS:
+        if LOSSES[name].acts_on != "pairs":
+            found.append((name, name, "standard"))
+        found.append((name, f"{name}+kd" if LOSSES[name].acts_on == "x" else name, mixing_aug(name)))
+    return found
+
+
+DOMINATED = {"vid": "vid:20", "vid+kd": "vid:20+kd", "ofa": "ofa:20", "wttm": "wttm:40", "rkd+kd": "rkd:5+kd"}
+"""Sums in which other terms would dominate on so few images, with other weights."""
 
 
 @pytest.mark.parametrize(
@@ -47,16 +60,17 @@ def test_malformed_sums_are_refused(loss: str) -> None:
         StudentConfig(loss=loss)
 
 
-@pytest.mark.parametrize("aug", ["standard", "cutmix-pick"])
-@pytest.mark.parametrize("name", TERMS)
-def test_gradients_reach_the_student_and_the_term_but_not_the_teacher(name: str, aug: str, noise: Split) -> None:
-    bench = Bench(noise, aug=aug, loss=f"ce:0+{name}:1")
+@pytest.mark.parametrize(("name", "loss", "aug"), trained_sums())
+def test_gradients_reach_the_student_and_the_term_but_not_the_teacher(
+    name: str, loss: str, aug: str, noise: Split
+) -> None:
+    bench = Bench(noise, aug=aug, loss=f"ce:0+{loss.replace(name, f'{name}:1', 1)}")
     bench.step(bench.batch)
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in bench.student.parameters())
     assert all(p.grad is not None and p.grad.isfinite().all() for p in bench.step.objective.parameters())
     assert all(p.grad is None for p in bench.teacher.parameters())
     # x goes through the teacher once, with its features, and each candidate once.
-    expected = SIZE * (3 if aug == "cutmix-pick" else 1)
+    expected = SIZE * {"cutmix-pick": 3, "randaugment": 2, "standard": 1}[aug]
     assert bench.step.teacher is not None
     assert bench.step.teacher.pop_counts() == (expected, expected)
 
@@ -133,12 +147,12 @@ def student(small: Settings, teacher: Path, out: Path, **more: Any) -> dict[str,
     return {name: [line["loss_parts"][name] for line in lines] for name in lines[0]["loss_parts"]}
 
 
-@pytest.mark.parametrize("aug", ["standard", "cutmix-pick"])
-@pytest.mark.parametrize("name", TERMS)
-def test_each_term_is_recorded_and_falls(name: str, aug: str, small: Settings, teacher: Path, tmp_path: Path) -> None:
-    loss = {"vid": "vid:20"}.get(name, name)  # on so few images the cross-entropy would dominate
-    parts = student(small, teacher, tmp_path / "run", loss=loss, aug=aug, epochs=4, batch_size=15)
-    assert parts.keys() == {"ce", name}
+@pytest.mark.parametrize(("name", "loss", "aug"), trained_sums())
+def test_each_term_is_recorded_and_falls(
+    name: str, loss: str, aug: str, small: Settings, teacher: Path, tmp_path: Path
+) -> None:
+    parts = student(small, teacher, tmp_path / "run", loss=DOMINATED.get(loss, loss), aug=aug, epochs=4, batch_size=15)
+    assert name in parts
     assert parts[name][-1] < parts[name][0]
 
 
@@ -150,3 +164,39 @@ def test_terms_are_recorded_separately_and_weight_0_changes_the_student(
     assert both.keys() == none.keys() == {"ce", "sp", "kd"}
     assert none["sp"] == [0.0, 0.0]
     assert both["kd"] != none["kd"]
+
+
+SHAPES = ((4, 8, 8), (4, 8, 8), (6, 4, 4), (8, 2, 2), (8,))
+"""Maps of a stem and of three stages, and the vector."""
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("at", {1, 2, 3}),
+        ("nst", {1, 2, 3}),
+        ("vid", {1, 2, 3}),
+        ("sp", {3}),
+        ("fitnet", {2}),
+        ("rkd", {4}),
+        ("crd", {4}),
+    ],
+)
+def test_a_loss_reads_the_features_that_its_recipe_names(name: str, read: set[int]) -> None:
+    labels = torch.arange(6) % 3
+    (term,) = build_losses([name], LossContext(SHAPES, SHAPES, labels, 4.0, 0)).values()
+    student, teacher = ([tensor(k + i, (6, *shape)).float() for i, shape in enumerate(SHAPES)] for k in (0, 10))
+    for feature in student:
+        feature.requires_grad_()
+    logits = torch.zeros(6, 3)
+    views = ViewOutputs(logits, logits, None, labels, torch.arange(6), 0, None, None, tuple(student), tuple(teacher))
+    term(views).backward()
+    assert {place for place, feature in enumerate(student) if feature.grad is not None} == read
+
+
+def test_the_variances_of_vid_begin_at_the_published_value() -> None:
+    (term,) = build_losses(["vid"], LossContext(SHAPES, SHAPES, torch.arange(3), 4.0, 0)).values()
+    variances = [torch.nn.functional.softplus(raw) + term.MIN_VARIANCE for raw in term.raw_variances]
+    assert [len(variance) for variance in variances] == [4, 6, 8]
+    assert torch.cat(variances).tolist() == pytest.approx([5.0] * 18)
+    assert term.MIN_VARIANCE == 1e-5

@@ -1,6 +1,7 @@
 """Losses and pick criteria: golden figures, hand-worked cases, extremes, and their declarations."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,7 +99,7 @@ class RowCount(DistillLoss):
 def test_a_loss_gets_the_views_that_it_is_declared_for(
     acts_on: str, expected: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(LOSSES, "rows", LOSSES["kd"]._replace(acts_on=acts_on))
+    monkeypatch.setitem(LOSSES, "rows", replace(LOSSES["kd"], acts_on=acts_on))
     context = LossContext((), (), torch.arange(8), 4, 0)
     counted = Objective({"rows": 2.0}, {"rows": RowCount(context)})
     x = ViewOutputs(STUDENT[:5], None, None, torch.arange(5), torch.arange(5))

@@ -2,7 +2,9 @@
 
 import copy
 import tempfile
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +35,29 @@ SIZE = 32
 TERMS = [name for name in LOSSES if name not in ("ce", "kd")]
 
 
+def mixing_aug(name: str) -> str:
+    """An --aug that makes x' which a loss takes, also beside kd."""
+    return "randaugment" if LOSSES[name].acts_on == "pairs" else "cutmix-pick"
+
+
 class Bench:
     """A student, a teacher and the first batch of a setting, recording the rows that reach the teacher.
 
-    Steps have a learning rate of 0: gradients and statistics tell what they do, and the weights stay.
+    Both networks are built from a seed each, by default as ResNet8. Steps have a learning rate of 0: gradients and
+    statistics tell what they do, and the weights stay.
     """
 
-    def __init__(self, data: Split, compute: Compute = CPU, **settings: Any) -> None:
+    def __init__(
+        self, data: Split, compute: Compute = CPU, build: Callable[..., models.Network] | None = None, **settings: Any
+    ) -> None:
+        build = build or partial(models.build, "resnet8", num_classes=4)
         config = StudentConfig(epochs=1, batch_size=SIZE, **settings)
         aug = config.augmentation
         plan = ViewPlan(len(data), 32, 4, crop_flip=aug.crop_flip, seed=3, mixes=aug.mixes)
         self.maker = ViewMaker(data, plan, SIZE, compute.device)
         self.batch: Batch = next(self.maker.epoch(0))
-        self.student = models.build("resnet8", num_classes=4, seed=0).to(compute.device)
-        self.teacher = models.build("resnet8", num_classes=4, seed=1)
+        self.student = build(seed=0).to(compute.device)
+        self.teacher = build(seed=1)
         self.rows: list[Tensor] = []
         self.teacher.body.register_forward_pre_hook(lambda _, given: self.rows.append(given[0].clone()))
         teacher = CachedTeacher(Teacher(self.teacher, compute), self.maker) if config.needs_teacher else None
@@ -124,7 +135,8 @@ def steps_before_a_value_is_read(bench: Bench, compute: Compute) -> int:
         ("ce", "standard"),
         ("kd", "none"),
         ("kd", "mixup"),
-        *((f"{name}+kd", "cutmix-pick") for name in TERMS),
+        ("kd", "randaugment+erasing"),
+        *((f"{name}+kd", mixing_aug(name)) for name in TERMS),
     ],
 )
 def test_steps_do_not_wait_for_the_device(loss: str, aug: str, noise: Split, meta_device: Compute) -> None:
@@ -190,6 +202,17 @@ def test_d_and_label_disagreement_without_picking(noise: Split) -> None:
     labels = torch.where(batch.lam > 0.5, batch.labels, batch.partner_labels)  # this batch has no ties
     assert not (batch.lam == 0.5).any()
     assert statistics.disagreements[0] == (teacher[SIZE:].argmax(1) != labels).sum()
+
+
+def test_label_disagreement_is_a_share_of_the_mixed_views(noise: Split) -> None:
+    bench = Bench(noise, aug="cutmix-pick")
+    disagreeing = 0
+    for batch in bench.maker.epoch(0):
+        bench.step(batch)
+        logits = bench.step.teacher.logits(batch)[len(batch) :]  # type: ignore[union-attr]
+        disagreeing += int((logits.argmax(1) != batch.mixed_labels()).sum())
+    assert bench.statistics.label_disagreement() == pytest.approx(disagreeing / (2 * len(noise)))
+    assert 0 < disagreeing < 2 * len(noise)
 
 
 @pytest.mark.parametrize("pick", ["teacher-entropy", "random"])

@@ -4,6 +4,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from kdcache.checked_files import write_toml
 from kdcache.cli import cli
+from kdcache.config import StudentConfig
 from kdcache.errors import UsageError
 from kdcache.run.folder import RunFolder
 from kdcache.study.archive import extracted
@@ -24,8 +27,12 @@ from kdcache.study.intervals import mean_interval
 from kdcache.study.launch import make_launcher
 from kdcache.study.paper import paper_accuracy
 from kdcache.study.result_files import write_results
+from kdcache.study.result_tables import paper_table
+from kdcache.study.results import collect_results
 from kdcache.study.training_runs import train_unfinished
 from tests.studies import STUDY, write_study
+
+ROOT = Path(__file__).parents[1]
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -75,6 +82,87 @@ def test_accuracies_of_the_paper_are_found() -> None:
     imagenet = paper_accuracy("table5", "crd", "ResNet34/ResNet18", "imagenet")
     assert imagenet is not None
     assert imagenet.mean == 71.38
+
+
+def test_accuracies_that_could_not_be_read_without_doubt_are_printed_as_uncertain(tmp_path: Path) -> None:
+    study = read_study("table3")
+    results = collect_results(study, expand_study(study, "paper", tmp_path))
+    uncertain = [result.cell for result in results if result.paper and result.paper.uncertain]
+    doubtful = {(cell.row.name, cell.pair.name) for cell in uncertain}
+    assert doubtful == {
+        ("KD+CutMix-pick long", "ResNet56/ResNet20"),
+        ("KD+CutMix-pick long", "ResNet32x4/ShuffleNetV2"),
+        ("CRD+CutMix-pick", "ResNet56/ResNet20"),
+    }
+    table = paper_table(study, results)
+    (long,) = (row for before, row in pairwise(table.rows) if before[0] == "KD+CutMix-pick long")
+    cells = dict(zip(table.header, long, strict=True))
+    assert cells["ResNet56/ResNet20"] == "71.66, uncertain"
+    assert cells["ResNet32x4/ShuffleNetV2"] == "77.90 (0.30), uncertain"
+    assert cells["WRN-40-2/WRN-16-2"] == "76.41 (0.10)"
+    assert {result.as_json()["paper"]["uncertain"] for result in results if result.paper} == {False, True}
+
+
+@pytest.mark.parametrize("study", ["table3", "table4", "table5"])
+def test_crd_rows_have_the_recipe_that_the_paper_compares_with(study: str, tmp_path: Path) -> None:
+    cells = [cell for cell in expand_study(read_study(study), "paper", tmp_path) if "CRD" in cell.row.name]
+    assert len(cells) >= 1
+    for run in list_runs(cells):
+        if isinstance(run.config, StudentConfig):
+            assert run.config.loss_weights == {"ce": 1, "kd": 1, "crd": 0.8}
+
+
+MOBILE = {"MobileNetV2", "ShuffleV2"}
+
+
+@pytest.mark.parametrize("study", ["table3", "table4"])
+def test_mobile_networks_have_the_rate_of_the_authors_code(study: str, tmp_path: Path) -> None:
+    runs = list_runs(expand_study(read_study(study), "paper", tmp_path))
+    rates = {run.config.model: run.config.lr for run in runs if isinstance(run.config, StudentConfig)}
+    assert {model: rate for model, rate in rates.items() if model in MOBILE} == dict.fromkeys(MOBILE, 0.01)
+    assert {rate for model, rate in rates.items() if model not in MOBILE} == {0.05}
+
+
+def test_presets_give_mobile_networks_the_rate_of_the_authors_code() -> None:
+    students = {path.stem: StudentConfig.load(path) for path in (ROOT / "configs").glob("*.toml")}
+    mobile = {name: config.lr for name, config in students.items() if config.model in MOBILE}
+    assert mobile == {"cifar100-mobile": 0.01}
+    assert students["cifar100"].lr == students["tiny-imagenet"].lr == 0.05
+
+
+def test_a_row_with_options_of_losses_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text(
+        'title = "T"\n[profiles]\nown = ["mini"]\n'
+        '[[rows]]\nname = "A"\nsettings = { loss = "dkd" }\n'
+        '[[rows]]\nname = "B"\nsettings = { loss = "dkd", losses.dkd = { beta = 2, target = "label" } }\n'
+        '[[rows]]\nname = "C"\nsettings = { recipe = "kd-standardized" }\n'
+    )
+    cells = expand_study(read_study(str(own)), "own", tmp_path)
+    names = [cell.runs[0].path.name for cell in cells]
+    assert [name.removeprefix("resnet8-resnet20-shipped-") for name in names] == [
+        "dkd-standard-100epochs-seed0",
+        "dkd-standard-dkd.beta-2-dkd.target-label-100epochs-seed0",
+        "ce-0.1+kd-9-standard-recipe-kd-standardized-100epochs-seed0",
+    ]
+    config = cells[1].runs[0].config
+    assert isinstance(config, StudentConfig)
+    assert config.losses.dkd is not None
+    assert config.losses.dkd.beta == 2
+    assert cells[2].runs[0].config.temperature == 2  # type: ignore[attr-defined]
+
+
+def test_a_row_adds_options_to_those_of_all_rows(tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text(
+        'title = "T"\n[profiles]\nown = ["mini"]\n'
+        '[[rows]]\nname = "A"\nsettings = { augs.cutmix = { probability = 0.5 } }\n'
+    )
+    shared = {"aug": "cutmix", "augs": {"cutmix": {"alpha": 0.2}}}
+    run = expand_study(read_study(str(own)), "own", tmp_path, student=shared)[0].runs[0]
+    assert "-cutmix.probability-0.5-" in run.path.name
+    assert isinstance(run.config, StudentConfig)
+    assert run.config.augmentation.mixes == ("cutmix,alpha=0.2,probability=0.5",)
 
 
 @given(st.lists(st.floats(-50, 50), min_size=2, max_size=12), st.sampled_from([0.9, 0.95, 0.99]))
@@ -295,7 +383,7 @@ def test_a_damaged_archive_is_reported(tmp_path: Path) -> None:
 def test_an_unfinished_run_keeps_its_device_and_precision(tmp_path: Path) -> None:
     run = list_runs(expand_study(read_study("table1"), "mini", tmp_path))[0]
     run.path.mkdir(parents=True)
-    RunFolder(run.path).config_file.write_text(run.config.model_copy(update={"device": "cpu"}).to_toml())
+    write_toml(RunFolder(run.path).config_file, run.config.model_copy(update={"device": "cpu"}).to_toml())
     run.write_config()
     assert run.problems() == []
     reread = type(run.config).load(run.config_file, out=run.path, resume=True)

@@ -12,7 +12,8 @@ from pydantic.fields import FieldInfo
 
 from kdcache.choices import DEVICES
 from kdcache.config import TrainingConfig
-from kdcache.config.settings import GROUPS, Choice, ChoiceSum
+from kdcache.config.options import as_tables
+from kdcache.config.settings import GROUPS, Choice, ChoiceSum, flag_of, option_form
 
 __all__ = ["CLASS_ORDER", "DEVICE", "WEIGHTS_ENTRY", "GroupedCommand", "settings"]
 
@@ -82,14 +83,17 @@ def settings(kind: type[Config], fields: Iterable[str] | None = None) -> Callabl
         The settings that apply to the command; all by default.
     """
     chosen = list(kind.model_fields if fields is None else fields)
+    named = [*chosen, *(["recipe"] if "loss" in chosen else [])]
 
     def decorate(run: Run) -> Run:
         @wraps(run)  # keeps the options that it has already
         def resolve(config: str | None, **options: Any) -> None:
-            given = {name: options.pop(name) for name in chosen}
+            given = {name: options.pop(name) for name in named}
             run(kind.load(config, **given), **options)
 
         command: Run = resolve
+        if "loss" in chosen:
+            command = RECIPE(command)
         for name in reversed(chosen):  # click lists the option that was added last first
             command = _option(name, kind.model_fields[name])(command)
         return click.option("--config", metavar="TEXT", help=CONFIG_HELP)(command)
@@ -97,13 +101,22 @@ def settings(kind: type[Config], fields: Iterable[str] | None = None) -> Callabl
     return decorate
 
 
+RECIPE = click.option(
+    "--recipe",
+    cls=SettingOption,
+    group="loss",
+    metavar="TEXT",
+    help="Published recipe of a loss: a name in configs/recipes/published.toml, such as dkd-imagenet, or a TOML file. "
+    "Overrides the preset; options override it.",
+)
+
 CONFIG_HELP = "TOML file, or name of a preset. [default: the preset of the dataset]"
 
 
 def _option(name: str, field: FieldInfo) -> Callable[[Run], Run]:
     """Make the option of a setting. The config checks its value, so that all problems are reported together."""
     declared: Any = field.json_schema_extra
-    flag, group, text = f"--{name.replace('_', '-')}", declared["group"], field.description
+    flag, group, text = flag_of(name, field), declared["group"], field.description
     validator, metavar = _validator_of(field), _type_name(field.annotation)
     if isinstance(validator, Choice) and not validator.prefixes:
         choices = f"[{'|'.join(validator.values)}]"
@@ -115,7 +128,13 @@ def _option(name: str, field: FieldInfo) -> Callable[[Run], Run]:
     if default := declared["shown"] or _default_text(field):
         text = f"{text} [default: {default}]"
     kind: dict[str, Any] = {"is_flag": True} if field.annotation is bool else {"metavar": metavar}
-    return click.option(flag, cls=SettingOption, group=group, default=None, help=text, **kind)
+    if declared["flag"]:
+        kind = {"metavar": option_form(flag), "multiple": True, "callback": _parse_options}
+    return click.option(flag, name, cls=SettingOption, group=group, default=None, help=text, **kind)
+
+
+def _parse_options(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> Any:
+    return as_tables(texts) or None
 
 
 def _validator_of(field: FieldInfo) -> Choice | ChoiceSum | None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import Field
+from pydantic.fields import FieldInfo
 
 from kdcache.errors import problem
 
@@ -16,6 +17,8 @@ __all__ = [
     "Invalid",
     "check_text",
     "expected_by",
+    "flag_of",
+    "option_form",
     "setting",
     "setting_problem",
 ]
@@ -27,7 +30,9 @@ SET_BY_PRESET = "set by the preset"
 """Shown in place of the default of a setting that every preset states."""
 
 
-def setting(group: str, default: Any, text: str, *, shown: str | None = None, **limits: Any) -> Any:
+def setting(
+    group: str, default: Any, text: str, *, shown: str | None = None, flag: str | None = None, **limits: Any
+) -> Any:
     """Declare a setting.
 
     Parameters
@@ -39,10 +44,23 @@ def setting(group: str, default: Any, text: str, *, shown: str | None = None, **
         Help text.
     shown : str, optional
         What the help page shows as the default, where `default` does not tell.
+    flag : str, optional
+        Its option on the command line, where that is not its name. Such an option may be given several times.
     **limits
         Passed to pydantic's ``Field``.
     """
-    return Field(default, description=text, json_schema_extra={"group": group, "shown": shown}, **limits)
+    return Field(default, description=text, json_schema_extra={"group": group, "shown": shown, "flag": flag}, **limits)
+
+
+def flag_of(name: str, field: FieldInfo) -> str:
+    """Return the option of a setting on the command line."""
+    declared: Any = field.json_schema_extra
+    return declared["flag"] or f"--{name.replace('_', '-')}"
+
+
+def option_form(flag: str) -> str:
+    """Show what is given to ``--loss-option`` or ``--aug-option``."""
+    return f"{flag.removeprefix('--').removesuffix('-option').upper()}.NAME=VALUE"
 
 
 # Control characters, of which NUL ends a file name, and lone surrogates: a TOML file cannot hold them.

@@ -1,14 +1,19 @@
 """The settings of a student's training."""
 
+from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, ByteSize, ValidationInfo, field_validator
 
 from kdcache.choices import AUGMENTATIONS, CACHES, CRITERIA, LOSSES, MIXES, STORE_DTYPES, Augmentation
+from kdcache.config.augs import AugOptions, format_mix
+from kdcache.config.losses import LossOptions, loss_weights, trains_on_mixed_views
+from kdcache.config.options import OptionTables, as_tables, merge_tables
 from kdcache.config.settings import SET_BY_PRESET, Choice, ChoiceSum, Invalid, setting
 from kdcache.config.training import Model, TrainingConfig
+from kdcache.presets import read_recipe
 
 __all__ = ["StudentConfig"]
 
@@ -34,9 +39,22 @@ class StudentConfig(TrainingConfig):
         "loss",
         "kd",
         "Losses and their weights. A loss without a weight has its published one. Unless ce is among them, kd comes "
-        "with cross-entropy at weight 1 - alpha (Equation 1), any other sum with cross-entropy at weight 1.",
+        "with cross-entropy at weight 1 - alpha (Equation 1), any other sum with cross-entropy at the weight of its "
+        "recipe, mostly 1. Losses on features act on x alone: docs/losses.md says what each loss acts on.",
     )
-    aug: Aug = setting("views", "standard", "Views of the images that the student is trained on.")
+    aug: Aug = setting(
+        "views", "standard", "Views of the images that the student is trained on.", validate_default=True
+    )
+    augs: AugOptions = setting(
+        "views",
+        AugOptions(),
+        "An option of an augmentation, such as cutmix.alpha=0.2; may be given several times. "
+        + "; ".join(f"{mix}: {', '.join(names)}" for mix, names in AugOptions.names().items())
+        + ".",
+        shown="see docs/augmentations.md",
+        flag="--aug-option",
+        validate_default=True,
+    )
     pick: Pick | None = setting(
         "views",
         None,
@@ -58,6 +76,16 @@ class StudentConfig(TrainingConfig):
     )
     temperature: float = setting("loss", 4.0, "Temperature tau of the soft targets.", gt=0, allow_inf_nan=False)
     alpha: float = setting("loss", 0.9, "Weight of the soft targets in the loss on x.", ge=0, le=1)
+    losses: LossOptions = setting(
+        "loss",
+        LossOptions(),
+        "A constant of a loss, such as dkd.beta=6; may be given several times. "
+        + "; ".join(f"{loss}: {', '.join(names)}" for loss, names in LossOptions.names().items())
+        + ".",
+        shown="as published, see docs/losses.md",
+        flag="--loss-option",
+        validate_default=True,
+    )
     view_seed: int | None = setting("views", None, "Seed of the views.", shown="--seed", ge=0, lt=2**63)
     cache: Cache = setting(
         "cache",
@@ -79,6 +107,78 @@ class StudentConfig(TrainingConfig):
         "cache", None, "Keep only this many logits per view, and the total weight of the others.", shown="all", ge=1
     )
 
+    @field_validator("aug")
+    @classmethod
+    def _check_aug(cls, aug: str, info: ValidationInfo) -> str:
+        loss, mixes = info.data.get("loss"), _augmentation(aug).mixes
+        if loss is None:  # --loss has a problem of its own
+            return aug
+        if _pairs(loss) and not (len(mixes) == 1 and _augmentation(aug).pick is None and _keeps_label(mixes[0])):
+            keeping = ", ".join(filter(_keeps_label, MIXES))
+            raise Invalid(f"one of {keeping}, since --loss {loss} compares x with an x' of the same image and label")
+        if mixes and not trains_on_mixed_views(loss_weights(loss, alpha=0.9)):
+            on_mixed = ", ".join(name for name, declared in LOSSES.items() if declared.acts_on == "each")
+            raise Invalid(
+                f"one of none, standard, since --loss {loss} is not trained on x'",
+                f"Add a loss that is, such as --loss {loss}+kd; there are {on_mixed}.",
+            )
+        return aug
+
+    @field_validator("alpha")
+    @classmethod
+    def _check_alpha(cls, alpha: float, info: ValidationInfo) -> float:
+        aug, loss = info.data.get("aug"), info.data.get("loss")
+        if aug and loss and _augmentation(aug).mixes and not trains_on_mixed_views(loss_weights(loss, alpha)):
+            raise Invalid(f"more than 0 with --aug {aug}, since kd alone is trained on x'")
+        return alpha
+
+    @field_validator("losses", "augs", mode="before")
+    @classmethod
+    def _read_options(cls, given: Any, info: ValidationInfo) -> Any:
+        tables = as_tables(given)
+        if not isinstance(tables, Mapping | OptionTables):
+            form, example = {
+                "losses": ("LOSS.NAME=VALUE", "dkd.beta=6"), "augs": ("AUG.NAME=VALUE", "cutmix.alpha=0.2")
+            }[str(info.field_name)]  # fmt: skip
+            raise Invalid(f"{form}, such as {example}")
+        return tables
+
+    @field_validator("augs")
+    @classmethod
+    def _complete_augs(cls, augs: AugOptions, info: ValidationInfo) -> AugOptions:
+        aug = info.data.get("aug")
+        if aug is None:  # --aug has a problem of its own
+            return augs
+        names = _augmentation(aug).mixes
+        augs.require_used(names, "augmentations in --aug", "augmentation")
+        return augs.completed(names)
+
+    @field_validator("losses")
+    @classmethod
+    def _complete_losses(cls, losses: LossOptions, info: ValidationInfo) -> LossOptions:
+        loss, epochs = info.data.get("loss"), info.data.get("epochs")
+        if loss is None or epochs is None:  # they have problems of their own
+            return losses
+        return losses.completed_for(loss_weights(loss, alpha=0.9), epochs)
+
+    @classmethod
+    def _read_files(
+        cls, file: str | Path | None, options: dict[str, Any]
+    ) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
+        layers, problems = super()._read_files(file, options)
+        if (recipe := options.pop("recipe", None)) is not None:
+            settings, more = read_recipe(recipe)
+            return {**layers, str(recipe): settings}, [*problems, *more]
+        return layers, problems
+
+    @classmethod
+    def combined(cls, layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Combine layers of settings as `TrainingConfig.combined` does, and tables of options option by option."""
+        combined = super().combined(layers)
+        for name in combined.keys() & {"losses", "augs"}:
+            combined[name] = merge_tables([layer[name] for layer in layers if name in layer])
+        return combined
+
     @field_validator("pick")
     @classmethod
     def _check_pick(cls, pick: str | None, info: ValidationInfo) -> str | None:
@@ -88,6 +188,8 @@ class StudentConfig(TrainingConfig):
         base = _augmentation(aug)
         if pick is not None and not base.mixes:
             raise _needs_mixes(aug)
+        if pick is not None and loss is not None and _pairs(loss):
+            raise Invalid(f"no value, since --loss {loss} compares x with the x' of every image")
         criterion = pick or base.pick
         if loss == "ce" and criterion is not None and CRITERIA[criterion].teacher:
             without = ", ".join(name for name, reads in CRITERIA.items() if not reads.teacher)
@@ -105,6 +207,8 @@ class StudentConfig(TrainingConfig):
             raise _needs_mixes(aug)
         if candidates < kinds:
             raise Invalid(f"at least {kinds}, one of each kind in --aug {aug}")
+        if candidates > 1 and (loss := info.data.get("loss")) and _pairs(loss):
+            raise Invalid(f"1, since --loss {loss} compares x with one x'")
         return candidates
 
     @field_validator("keep")
@@ -121,8 +225,15 @@ class StudentConfig(TrainingConfig):
         base = _augmentation(self.aug)
         pick = self.pick or base.pick
         number = self.candidates or max(len(base.mixes), 2 if pick else 1)
-        mixes = tuple(islice(cycle(base.mixes), number))
+        names = [format_mix(name, self.augs.of(name)) for name in base.mixes]
+        mixes = tuple(islice(cycle(names), number))
         return base._replace(mixes=mixes, pick=pick, keep=self.keep or base.keep)
+
+    @property
+    def views(self) -> str:
+        """``aug``, with the options that are not the default."""
+        stated = [mix for mix in dict.fromkeys(self.augmentation.mixes) if "," in mix]
+        return f"{self.aug} ({'; '.join(stated)})" if stated else self.aug
 
     @property
     def needs_teacher(self) -> bool:
@@ -139,13 +250,7 @@ class StudentConfig(TrainingConfig):
     @property
     def loss_weights(self) -> dict[str, float]:
         """The weight of each loss, including cross-entropy."""
-        stated = dict(part.partition(":")[::2] for part in self.loss.split("+"))
-        weights = {name: float(weight) if weight else LOSSES[name].weight for name, weight in stated.items()}
-        if "ce" in weights:
-            return weights
-        if "kd" in weights:
-            return {"ce": 1 - self.alpha, **weights, "kd": self.alpha * weights["kd"]}
-        return {"ce": 1.0, **weights}
+        return loss_weights(self.loss, self.alpha)
 
     @property
     def effective_view_seed(self) -> int:
@@ -155,6 +260,16 @@ class StudentConfig(TrainingConfig):
 
 def _augmentation(aug: str) -> Augmentation:
     return AUGMENTATIONS.get(aug) or Augmentation(mixes=tuple(aug.split("+")))
+
+
+def _pairs(loss: str) -> bool:
+    """Whether a sum has a loss on pairs of x and x'."""
+    return any(LOSSES[name].acts_on == "pairs" for name in loss_weights(loss, alpha=0.9))
+
+
+def _keeps_label(mix: str) -> bool:
+    """Whether an x' is made from one image."""
+    return not MIXES[mix].takes_partner
 
 
 def _needs_mixes(aug: str) -> Invalid:

@@ -1,13 +1,14 @@
 """The settings of a teacher's training, and those that a student's has too."""
 
 import json
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from kdcache.cards import CARDS, canonical
+from kdcache.checked_files import kind_of, read_toml
 from kdcache.choices import (
     BAD_IMAGES,
     DEVICES,
@@ -18,8 +19,9 @@ from kdcache.choices import (
     MODEL_PREFIXES,
     MODELS,
     PRECISIONS,
+    trust,
 )
-from kdcache.config.settings import SET_BY_PRESET, Choice, Invalid, check_text, setting, setting_problem
+from kdcache.config.settings import SET_BY_PRESET, Choice, Invalid, check_text, flag_of, setting, setting_problem
 from kdcache.errors import UsageError, problem
 from kdcache.presets import read_settings
 
@@ -178,7 +180,8 @@ class TrainingConfig(BaseModel):
             A TOML file, or the name of a preset. Defaults to the config of the run in ``out`` if ``resume`` is given,
             else to the preset of the dataset.
         **options
-            Settings that override the file; ``None`` means not given.
+            Settings that override the file; ``None`` means not given. The code of a network named here is trusted, not
+            that of one named by the file.
 
         Raises
         ------
@@ -186,25 +189,50 @@ class TrainingConfig(BaseModel):
             With one line for each problem of the settings.
         """
         options = {name: value for name, value in options.items() if value is not None}
-        file = file or cls._default_file(options)
-        layer, problems = read_settings(file, cls.table, *_file_keys(), cls.CLI_ONLY) if file else ({}, [])
+        trust(str(options.get("model")))  # the user named it, so its code may run
+        layers, problems = cls._read_files(file or cls._default_file(options), options)
         try:
-            config = cls(**{**layer, **options})
+            config = cls(**cls.combined([*layers.values(), options]))
         except ValidationError as error:
             for detail in error.errors():
-                name = str(detail["loc"][0])
-                from_file = name in layer and name not in options
-                where = f"{file}: {name}" if from_file else f"--{name.replace('_', '-')}"
-                problems.append(setting_problem(where, detail))
+                problems.append(setting_problem(cls._origin(detail["loc"], layers, options), detail))
         if problems:
             raise UsageError(*problems)
         return config
 
     @classmethod
+    def _read_files(
+        cls, file: str | Path | None, options: dict[str, Any]
+    ) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
+        """Read the settings of each file, the most important one last, and the problems of the files."""
+        if file is None:
+            return {}, []
+        settings, problems = read_settings(file, cls.table, *_file_keys(), cls.CLI_ONLY)
+        return {str(file): settings}, problems
+
+    @classmethod
+    def combined(cls, layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Combine layers of settings, of which later ones override earlier ones."""
+        return {name: value for layer in layers for name, value in layer.items()}
+
+    @classmethod
+    def _origin(
+        cls, loc: Sequence[str | int], layers: Mapping[str, Mapping[str, Any]], options: Mapping[str, Any]
+    ) -> str:
+        """Name a setting by the option or the file that gave it."""
+        name, *keys = map(str, loc)
+        if not _holds(options, loc):
+            for file, settings in reversed([*layers.items()]):
+                if _holds(settings, loc):
+                    return f"{file}: {'.'.join([name, *keys])}"
+        return " ".join([flag_of(name, cls.model_fields[name]), *([".".join(keys)] if keys else [])])
+
+    @classmethod
     def _default_file(cls, options: Mapping[str, Any]) -> str | Path | None:
         if options.get("resume") and options.get("out"):
             recorded = Path(options["out"]) / CONFIG_FILE
-            if recorded.is_file():
+            if kind_of(recorded) is not None:
+                read_toml(recorded)  # raises if it is damaged
                 return recorded
         card = CARDS.get(str(options.get("dataset", cls.model_fields["dataset"].default)))
         return card.preset if card else None
@@ -219,21 +247,21 @@ class TrainingConfig(BaseModel):
         run : TrainingConfig
             The settings that the run was started with.
         """
-        free = self.NOT_RECORDED | self.MAY_DIFFER_ON_RESUME | {"epochs"}
+        # A teacher may have been moved: its weights are compared, not its folder.
+        free = self.NOT_RECORDED | self.MAY_DIFFER_ON_RESUME | {"epochs", "teacher"}
         found = []
         for name in type(self).model_fields.keys() - free:
             now, recorded = getattr(self, name), getattr(run, name)
-            if now != recorded and not (name == "teacher" and now is None):
-                found.append(problem(f"--{name.replace('_', '-')}", expected=f"{recorded}, as in the run", got=now))
+            if now != recorded:
+                flag = flag_of(name, type(self).model_fields[name])
+                found.append(problem(flag, expected=f"{recorded}, as in the run", got=now))
         return sorted(found)
 
     def to_toml(self, exclude: Set[str] | None = None) -> str:
         """Write the settings, by default without `NOT_RECORDED`, in the format that ``--config`` reads."""
         excluded = set(self.NOT_RECORDED if exclude is None else exclude)
         settings = self.model_dump(mode="json", exclude=excluded, exclude_none=True)
-        # JSON's strings, numbers, booleans and arrays are valid TOML, except how JSON escapes non-ASCII characters.
-        lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in settings.items())
-        return "\n".join([f"[{self.table}]", *lines]) + "\n"
+        return "\n".join([f"[{self.table}]", *_toml_lines(self.table, settings)]) + "\n"
 
 
 class TeacherConfig(TrainingConfig):
@@ -245,6 +273,28 @@ class TeacherConfig(TrainingConfig):
         *("train_fraction", "workers", "device", "precision", "out", "overwrite"),
     )
     """Settings that apply to a teacher that is loaded instead of trained."""
+
+
+def _holds(settings: Any, loc: Sequence[str | int]) -> bool:
+    """Whether a nested mapping has a value at some keys."""
+    for key in loc:
+        if not (isinstance(settings, Mapping) and key in settings):
+            return False
+        settings = settings[key]
+    return True
+
+
+def _toml_lines(table: str, settings: Mapping[str, Any]) -> Iterator[str]:
+    """Write settings, those in tables of their own last."""
+    tables = {key: value for key, value in settings.items() if isinstance(value, dict)}
+    # JSON's strings, numbers, booleans and arrays are valid TOML, except how JSON escapes non-ASCII characters.
+    for key in settings:
+        if key not in tables:
+            yield f"{key} = {json.dumps(settings[key], ensure_ascii=False)}"
+    for key, value in tables.items():
+        if any(not isinstance(one, dict) for one in value.values()):
+            yield f"[{table}.{key}]"
+        yield from _toml_lines(f"{table}.{key}", value)
 
 
 def _file_keys() -> tuple[list[str], dict[str, list[str]]]:

@@ -5,6 +5,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from kdcache.config.losses import LossOptions
+from kdcache.views.batch import hard_labels
+
 __all__ = ["DistillLoss", "LossContext", "ViewOutputs"]
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -51,6 +54,26 @@ class ViewOutputs:
     teacher_features: tuple[Tensor, ...] = ()
     process_weight: float = 1.0
 
+    def hard_labels(self) -> Tensor:
+        """Labels of x, or the class with the larger part of each mixed label, int64 (R,)."""
+        if self.partner_labels is None or self.lam is None:
+            return self.labels
+        return hard_labels(self.labels, self.partner_labels, self.lam)
+
+    def target_classes(self, target: str) -> Tensor:
+        """Target class of each row, for losses that treat one class apart, int64 (R,).
+
+        Parameters
+        ----------
+        target : str
+            For an x', ``teacher`` takes the teacher's first class, which may be right where the mixed label is not,
+            and ``label`` the larger part of the mixed label. For x it is the label.
+        """
+        if target == "label" or self.lam is None:
+            return self.hard_labels()
+        assert self.teacher is not None
+        return self.teacher.argmax(1)
+
 
 class LossContext(NamedTuple):
     """What a loss may depend on when it is built.
@@ -65,6 +88,8 @@ class LossContext(NamedTuple):
         tau.
     seed : int
         For the random numbers that a loss draws.
+    options : LossOptions
+        The options of all losses; a loss whose options are ``None`` has the published ones.
     """
 
     student_shapes: Shapes
@@ -72,6 +97,7 @@ class LossContext(NamedTuple):
     labels: Tensor
     temperature: float
     seed: int
+    options: LossOptions = LossOptions()
 
 
 class DistillLoss(nn.Module):
@@ -81,7 +107,15 @@ class DistillLoss(nn.Module):
     weight. A loss that acts on pairs of x and x' is called with both records. Trainable layers are its parameters;
     what it remembers between steps are its buffers, which checkpoints hold. Under ``torchrun``, a loss that relates
     the rows of a batch to each other relates those of one process.
+
+    Attributes
+    ----------
+    warm_up : float
+        Epochs over which the weight of the loss rises linearly, W: in epoch e, counted from 1, it is min(e / W, 1)
+        of the whole.
     """
+
+    warm_up: float = 0.0
 
     def __init__(self, context: LossContext) -> None:
         super().__init__()

@@ -5,33 +5,61 @@ from torch import Tensor
 from torch.nn import functional
 
 __all__ = [
+    "at_least_float32",
     "cross_entropy",
-    "dkd_loss",
     "entropy",
+    "expectation",
     "kd_loss",
     "kl_divergence",
+    "log_softmax",
     "mixed_cross_entropy",
+    "standardize",
 ]
 
-
-def _log_softmax(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    return functional.log_softmax(wide / temperature, dim=1)
+_EPSILON = 1e-7
 
 
-def _expectation(log_p: Tensor, values: Tensor) -> Tensor:
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Convert half precision to float32."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def log_softmax(logits: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
+    """Logarithm of the softmax over classes at a temperature, in float32 at least, shape (B, C)."""
+    return functional.log_softmax(at_least_float32(logits) / temperature, dim=1)
+
+
+def expectation(log_p: Tensor, values: Tensor) -> Tensor:
     """Sum p * values over the classes. Where p underflows to 0, log p is still finite, so p log p is 0."""
     return (log_p.exp() * values).sum(dim=1)
 
 
-def kl_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def standardize(logits: Tensor) -> Tensor:
+    """Standardize the logits of each row: mean 0 and standard deviation 1 over the classes.
+
+    Sun et al., "Logit Standardization in Knowledge Distillation", 2024, arXiv:2403.01427, Algorithm 1.
+
+    Parameters
+    ----------
+    logits : Tensor, shape (B, C)
+
+    Returns
+    -------
+    Tensor, shape (B, C)
+        The deviation has the divisor C - 1, as in the authors' code.
+    """
+    wide = at_least_float32(logits)
+    return (wide - wide.mean(1, keepdim=True)) / (_EPSILON + wide.std(1, keepdim=True))
+
+
+def kl_divergence(student: Tensor, teacher: Tensor, temperature: float | Tensor) -> Tensor:
     """Kullback-Leibler divergence of the student from the teacher, row by row: d of Equation 2.
 
     Parameters
     ----------
     student, teacher : Tensor, shape (B, C)
         Logits; q and p are their softmax at the temperature.
-    temperature : float
+    temperature : float or Tensor, shape ()
         tau.
 
     Returns
@@ -39,8 +67,8 @@ def kl_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tenso
     Tensor of float32 (float64 where both are), shape (B,)
         ``sum_c p log(p / q)``, in nats.
     """
-    log_p, log_q = _log_softmax(teacher, temperature), _log_softmax(student, temperature)
-    return _expectation(log_p, log_p - log_q)
+    log_p, log_q = log_softmax(teacher, temperature), log_softmax(student, temperature)
+    return expectation(log_p, log_p - log_q)
 
 
 def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -62,38 +90,6 @@ def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return temperature**2 * kl_divergence(student, teacher, temperature).mean()
 
 
-def dkd_loss(
-    student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, alpha: float = 1.0, beta: float = 8.0
-) -> Tensor:
-    """Decoupled knowledge distillation: alpha times the target-class term plus beta times the non-target-class term.
-
-    Zhao et al., "Decoupled Knowledge Distillation", 2022, arXiv:2203.08679, Equation 7.
-
-    Parameters
-    ----------
-    student, teacher : Tensor, shape (B, C)
-    labels : Tensor of int64, shape (B,)
-    temperature : float
-    alpha, beta : float
-        Weights of the two terms.
-
-    Returns
-    -------
-    Tensor, shape ()
-    """
-    target = labels[:, None]
-    other = torch.arange(teacher.shape[1] - 1, device=labels.device)
-    other = other + (other >= target)  # every class but the label's; a boolean mask would make the host wait
-    binary, non_target = [], []
-    for logits in (teacher, student):
-        log_p = _log_softmax(logits, temperature)
-        rest = log_p.gather(1, other).logsumexp(1, keepdim=True)
-        binary.append(torch.cat([log_p.gather(1, target), rest], 1))
-        non_target.append(log_p.gather(1, other) - rest)
-    terms = [_expectation(p, p - q).mean() for p, q in (binary, non_target)]
-    return temperature**2 * (alpha * terms[0] + beta * terms[1])
-
-
 def entropy(logits: Tensor) -> Tensor:
     """Entropy of each row's softmax at temperature 1, in nats.
 
@@ -105,8 +101,8 @@ def entropy(logits: Tensor) -> Tensor:
     -------
     Tensor, shape (B,)
     """
-    log_p = _log_softmax(logits)
-    return -_expectation(log_p, log_p)
+    log_p = log_softmax(logits)
+    return -expectation(log_p, log_p)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -121,7 +117,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     -------
     Tensor, shape ()
     """
-    return functional.nll_loss(_log_softmax(logits), labels)
+    return functional.nll_loss(log_softmax(logits), labels)
 
 
 def mixed_cross_entropy(logits: Tensor, labels: Tensor, partner_labels: Tensor, lam: Tensor) -> Tensor:
@@ -139,6 +135,6 @@ def mixed_cross_entropy(logits: Tensor, labels: Tensor, partner_labels: Tensor, 
     -------
     Tensor, shape ()
     """
-    log_q = _log_softmax(logits)
+    log_q = log_softmax(logits)
     own, partner = (functional.nll_loss(log_q, target, reduction="none") for target in (labels, partner_labels))
     return (lam * own + (1 - lam) * partner).mean()

@@ -31,6 +31,7 @@ class Objective(nn.Module):
         super().__init__()
         self.weights = dict(weights)
         self.losses = nn.ModuleDict(losses)
+        self._warm_ups = {name: loss.warm_up for name, loss in losses.items()}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -42,7 +43,7 @@ class Objective(nn.Module):
         return not mixing or self.weights.keys() != {"ce"}
 
     def forward(self, x: ViewOutputs | None, mixed: ViewOutputs | None) -> dict[str, Tensor]:
-        """Compute each loss of a step times its weight, shape (); the sum of them is what is minimized.
+        """Compute each loss of a step times its weight, shape (); `total` is what is minimized.
 
         Parameters
         ----------
@@ -56,6 +57,22 @@ class Objective(nn.Module):
                 raise ValueError(f"loss {name} returned a tensor of shape {tuple(loss.shape)}, expected ()")
             found[name] = weight * loss
         return found
+
+    def total(self, losses: Mapping[str, Tensor], epoch: int) -> Tensor:
+        """Sum up the losses of a step, those in their warm-up with the part of it that has passed.
+
+        Parameters
+        ----------
+        losses : mapping of str to Tensor
+            What `forward` returned.
+        epoch : int
+            Counted from 0.
+        """
+        now = epoch + 1
+        warmed = [
+            loss if now >= (warm_up := self._warm_ups[name]) else now / warm_up * loss for name, loss in losses.items()
+        ]
+        return torch.stack(warmed).sum()
 
 
 def _on_views(loss: nn.Module, acts_on: str, x: ViewOutputs | None, mixed: ViewOutputs | None) -> Tensor:
@@ -88,5 +105,5 @@ def build_objective(config: StudentConfig, student: Network, teacher: Network | 
     """
     networks = [student, teacher] if teacher is not None and config.needs_features else []
     shapes = [network.feature_shapes() for network in networks] or [(), ()]
-    context = LossContext(shapes[0], shapes[1], labels, config.temperature, config.seed)
+    context = LossContext(shapes[0], shapes[1], labels, config.temperature, config.seed, config.losses)
     return Objective(config.loss_weights, build_losses(config.loss_weights, context))

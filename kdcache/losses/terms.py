@@ -1,4 +1,4 @@
-"""The terms that an objective may sum up: each loss as a module, with the layers that it trains."""
+"""Cross-entropy, distillation, and losses on features as terms of an objective, with the layers that they train."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kdcache.config.losses import KDOptions
 from kdcache.losses.base import DistillLoss, LossContext, ViewOutputs
 from kdcache.losses.features import (
     at_loss,
@@ -19,13 +20,12 @@ from kdcache.losses.features import (
     sp_loss,
     vid_loss,
 )
-from kdcache.losses.logits import cross_entropy, dkd_loss, mixed_cross_entropy
+from kdcache.losses.logits import cross_entropy, kd_loss, mixed_cross_entropy, standardize
 
 __all__ = [
     "AttentionTransfer",
     "CorrelationCongruence",
     "CrossEntropy",
-    "DecoupledKD",
     "FitNet",
     "KnowledgeDistillation",
     "NeuronSelectivity",
@@ -47,29 +47,20 @@ class CrossEntropy(DistillLoss):
 
 
 class KnowledgeDistillation(DistillLoss):
-    """`kd_loss`, from the divergence that the step has computed already."""
+    """`kd_loss`, from the divergence that the step has computed already, or of standardized logits."""
 
     def __init__(self, context: LossContext) -> None:
         super().__init__(context)
         self.temperature = context.temperature
-
-    def forward(self, views: ViewOutputs) -> Tensor:
-        """See `DistillLoss`."""
-        assert views.kl is not None
-        return self.temperature**2 * views.kl.mean()
-
-
-class DecoupledKD(DistillLoss):
-    """`dkd_loss` with the published weights 1 and 8."""
-
-    def __init__(self, context: LossContext) -> None:
-        super().__init__(context)
-        self.temperature = context.temperature
+        self.standardize = (context.options.kd or KDOptions()).standardize
 
     def forward(self, views: ViewOutputs) -> Tensor:
         """See `DistillLoss`."""
         assert views.teacher is not None
-        return dkd_loss(views.student, views.teacher, views.labels, self.temperature)
+        assert views.kl is not None
+        if self.standardize:
+            return kd_loss(standardize(views.student), standardize(views.teacher), self.temperature)
+        return self.temperature**2 * views.kl.mean()
 
 
 class MapsLoss(DistillLoss):

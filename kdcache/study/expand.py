@@ -12,7 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+from kdcache.choices import PYTHON_PREFIX, require_trusted
 from kdcache.config import StudentConfig, TeacherConfig, TrainingConfig
+from kdcache.config.options import as_tables, dotted
 from kdcache.errors import UsageError, problem
 from kdcache.files import write_text
 from kdcache.run.folder import RunFolder
@@ -73,7 +75,10 @@ class PlannedRun:
     def arguments(self) -> tuple[str, ...]:
         """The command line, without the program's name."""
         download = ("--download",) if self.config.download else ()  # which no file may ask for
-        return (self.command, "--config", str(self.config_file), "--out", str(self.path), *download, *self.options)
+        model = self.config.model
+        trust = ("--trust", model) if model.startswith(PYTHON_PREFIX) else ()
+        files = ("--config", str(self.config_file), "--out", str(self.path))
+        return (*trust, self.command, *files, *download, *self.options)
 
     def write_config(self) -> None:
         """Write the settings to `config_file`; an unfinished run keeps its device and precision."""
@@ -275,17 +280,19 @@ class _Planner:
     def _student(
         self, protocol: TrainingProtocol, row: StudyRow, pair: Pair, teacher: PlannedRun, seed: int
     ) -> PlannedRun:
-        shared = {**protocol.common, **self.common, **protocol.student, **self.student}
-        settings = {**shared, **pair.student, **row.settings, "seed": seed}
+        shared = (protocol.common, self.common, protocol.student, self.student)
+        settings = StudentConfig.combined([*shared, pair.student, row.settings, {"seed": seed}])
         config = _load(StudentConfig, settings)
         epochs = row.epoch_multiplier * config.epochs
         words = [settings["model"]]
         if config.needs_teacher:
             words.append(teacher.path.name.removeprefix("teacher-"))
             settings["teacher"] = teacher.path
-        words += [settings.get("loss", "kd"), settings.get("aug", "standard")]
+        words += [config.loss, config.aug]
         for name, value in row.settings.items():
-            if name not in ("loss", "aug"):
+            if name in ("losses", "augs"):
+                words += [f"{option}-{one}" for option, one in dotted(as_tables(value)).items()]
+            elif name not in ("loss", "aug"):
                 words.append(value if name == "pick" else f"{name}-{value}")
         path = teacher.path.parent / _folder_name([*words, f"{epochs}epochs", f"seed{seed}"])
         config = _load(StudentConfig, {**settings, "epochs": epochs}, path)
@@ -318,6 +325,7 @@ def _naming_the_run(what: str) -> Iterator[None]:
 def _load(kind: type[Config], settings: Settings, out: Path | None = None) -> Config:
     """Validate settings, which may name a preset by the key ``config``."""
     options = {name: value for name, value in settings.items() if name != "config"}
+    require_trusted(str(options.get("model")))  # a file named it, not the user
     return kind.load(settings.get("config"), **options, out=out)
 
 

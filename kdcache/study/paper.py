@@ -2,15 +2,33 @@
 
 import importlib.resources
 import json
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from kdcache.analysis.estimates import MeanStd
 
-__all__ = ["paper_accuracy", "paper_rows"]
+__all__ = ["PaperAccuracy", "paper_accuracy", "paper_rows"]
 
 RUNS_PER_MEAN = 3
 """Number of runs behind each mean of the paper. A table with a single pair reports single runs."""
+
+
+@dataclass(frozen=True)
+class PaperAccuracy(MeanStd):
+    """A top-1 accuracy of the paper in percent.
+
+    Attributes
+    ----------
+    uncertain : bool
+        Whether the number could not be read without doubt.
+    """
+
+    uncertain: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """Convert to plain data."""
+        return {**super().as_json(), "uncertain": self.uncertain}
 
 
 def paper_rows(table: str) -> tuple[str, ...]:
@@ -18,7 +36,7 @@ def paper_rows(table: str) -> tuple[str, ...]:
     return tuple(_paper().get(table, {}).get("rows", ()))
 
 
-def paper_accuracy(table: str | None, row: str | None, pair: str, dataset: str) -> MeanStd | None:
+def paper_accuracy(table: str | None, row: str | None, pair: str, dataset: str) -> PaperAccuracy | None:
     """Look up a top-1 accuracy in percent.
 
     Parameters
@@ -34,16 +52,18 @@ def paper_accuracy(table: str | None, row: str | None, pair: str, dataset: str) 
 
     Returns
     -------
-    MeanStd or None
+    PaperAccuracy or None
         ``None`` if the paper does not report this row, pair and dataset, or its number is not readable.
     """
     if table is None or row is None or dataset != _paper()[table]["dataset"]:
         return None
     found, rows = _paper()[table], _paper()[table]["rows"]
     if "pair" in found:
-        return MeanStd(1, rows[row]["top1"], None) if pair == found["pair"] else None
+        return PaperAccuracy(1, rows[row]["top1"], None) if pair == found["pair"] else None
     cell = rows[row].get(pair)
-    return MeanStd(RUNS_PER_MEAN, cell["mean"], cell.get("std")) if cell else None
+    if not cell:
+        return None
+    return PaperAccuracy(RUNS_PER_MEAN, cell["mean"], cell.get("std"), uncertain=cell.get("uncertain", False))
 
 
 @cache

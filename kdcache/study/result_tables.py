@@ -8,6 +8,7 @@ from kdcache.study.cost import run_forwards
 from kdcache.study.definition import Study
 from kdcache.study.expand import PlannedRun, StudyCell, column_titles, list_runs
 from kdcache.study.intervals import Interval
+from kdcache.study.paper import PaperAccuracy
 from kdcache.study.results import CellResult, ClaimResult
 
 __all__ = ["cells_table", "claims_table", "comparison_table", "paper_table", "study_cost_table"]
@@ -40,7 +41,7 @@ def paper_table(study: Study, results: Sequence[CellResult]) -> TextTable:
         of_row = [by_cell[row.name, column] for column in columns]
         lines.append((row.name, *map(_ours, of_row)))
         if any(result.paper for result in of_row):
-            lines.append(("  paper", *(format_mean_std(result.paper) if result.paper else "-" for result in of_row)))
+            lines.append(("  paper", *(_papers(result.paper) for result in of_row)))
             lines.append(("  difference", *(_signed(result.difference) for result in of_row)))
     runs = list_runs(result.cell for result in results)
     finished = sum(run.finished for run in runs)
@@ -116,7 +117,7 @@ def _views(result: CellResult) -> str | None:
     config = result.cell.runs[0].config
     if not _is_trained(result):
         return None
-    views, pick = getattr(config, "aug", "standard"), getattr(config, "pick", None)
+    views, pick = getattr(config, "views", "standard"), getattr(config, "pick", None)
     return f"{views} by {pick}" if pick else views
 
 
@@ -124,6 +125,12 @@ def _ours(result: CellResult) -> str:
     partial = result.finished_runs < result.planned_runs
     count = f" [{result.finished_runs} of {result.planned_runs}]" if partial else ""
     return f"{format_mean_std(result.last_top1)}{count}"
+
+
+def _papers(accuracy: PaperAccuracy | None) -> str:
+    if accuracy is None:
+        return "-"
+    return format_mean_std(accuracy) + (", uncertain" if accuracy.uncertain else "")
 
 
 def _signed(value: float | None) -> str:

@@ -9,7 +9,7 @@ from kdcache.run.folder import FinishedRun
 from kdcache.study.claims import Decision, TestResult, evaluate_claim
 from kdcache.study.definition import Study
 from kdcache.study.expand import StudyCell
-from kdcache.study.paper import paper_accuracy
+from kdcache.study.paper import PaperAccuracy, paper_accuracy
 
 __all__ = ["CellResult", "ClaimResult", "collect_results", "evaluate_claims"]
 
@@ -28,7 +28,7 @@ class CellResult:
     last_top1, best_top1, last_top5 : MeanStd
     teacher_forwards, cache_hits : int
         Total over the runs.
-    paper : MeanStd or None
+    paper : PaperAccuracy or None
         Top-1 accuracy that the paper reports.
     """
 
@@ -39,7 +39,7 @@ class CellResult:
     last_top5: MeanStd
     teacher_forwards: int
     cache_hits: int
-    paper: MeanStd | None
+    paper: PaperAccuracy | None
 
     @property
     def finished_runs(self) -> int:

@@ -18,7 +18,7 @@ from kdcache.views.geometry import crop_flip, flip_some, random_resized_box, tak
 from kdcache.views.mixes import find_mix
 from kdcache.views.plan import EpochTable, Slot, ViewPlan, rank_part, steps
 
-__all__ = ["Batch", "ViewMaker"]
+__all__ = ["Batch", "ViewMaker", "hard_labels"]
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,20 @@ class Batch:
 
     def mixed_labels(self) -> Tensor:
         """Argmax of each mixed label, (M B,) int64. Ties go to the lower class."""
-        own = self.labels.repeat(self.slots)
-        lower = torch.minimum(own, self.partner_labels)
-        by_share = torch.where(self.lam > 0.5, own, self.partner_labels)
-        return torch.where(self.lam == 0.5, lower, by_share)
+        return hard_labels(self.labels.repeat(self.slots), self.partner_labels, self.lam)
+
+
+def hard_labels(labels: Tensor, partner_labels: Tensor, lam: Tensor) -> Tensor:
+    """Argmax of each mixed label, int64 (R,). Ties go to the lower class.
+
+    Parameters
+    ----------
+    labels, partner_labels : Tensor of int64, shape (R,)
+    lam : Tensor of float32, shape (R,)
+        Share of the label that belongs to ``labels``.
+    """
+    by_share = torch.where(lam > 0.5, labels, partner_labels)
+    return torch.where(lam == 0.5, torch.minimum(labels, partner_labels), by_share)
 
 
 class _Request(NamedTuple):
@@ -168,7 +178,7 @@ class ViewMaker:
         views = [x]
         for slot in slots:
             second = take(standard, self._tensor(np.searchsorted(rows, slot.partner[own])))
-            views.append(_apply(slot.mix, x, second, torch.from_numpy(slot.parameters[own])))
+            views.append(_apply(slot.mix, x, second, slot.parameters[own]))
         return views
 
     def _standard_views(self, table: EpochTable, rows: np.ndarray, images: Tensor) -> Tensor:
@@ -190,7 +200,7 @@ class ViewMaker:
         return self._tensor(np.concatenate(slots) if slots else np.empty(0, np.float32))
 
 
-def _apply(name: str, first: Tensor, second: Tensor, parameters: Tensor) -> Tensor:
+def _apply(name: str, first: Tensor, second: Tensor, parameters: np.ndarray) -> Tensor:
     """Make the x' of a batch; raise `KdcacheError` if they are of a wrong shape or type."""
     mix = find_mix(name)
     made = mix.apply(first, second, parameters)

@@ -1,0 +1,109 @@
+"""What each loss is trained on: with every augmentation, each kind of view that is paid for gets a gradient."""
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kdcache.choices import AUGMENTATIONS, LOSSES, MIXES, LossInfo
+from kdcache.config import StudentConfig
+from kdcache.datasets import Split
+from kdcache.models import Network
+from kdcache.models.base import FeatureNet, pool
+from tests.test_step import SIZE, Bench
+
+AUGS = (*AUGMENTATIONS, *MIXES, "cutmix+mixup")
+KEEPS_LABEL = ("cutout", "erasing", "autoaugment", "randaugment", "trivialaugment")
+
+ON_X = {"ce", "crd", "sp", "at", "fitnet", "rkd", "pkt", "cc", "vid", "nst"}
+ON_EACH = {"kd", "dkd", "dist", "nkd", "rld", "ofa", "ttm", "wttm", "ctkd", "mlkd-one-view"}
+ON_PAIRS = {"mlkd", "crld"}
+
+
+class Stub(FeatureNet):
+    """A network that takes milliseconds, with the features that losses read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 4, 4), nn.Conv2d(4, 8, 3, 2, padding=1)
+        self.third, self.fc = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 4)
+
+    @property
+    def head(self) -> nn.Linear:
+        return self.fc
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        maps = [self.first(images)]
+        for layer in (self.second, self.third, self.third):
+            maps.append(layer(functional.leaky_relu(maps[-1])))
+        return [*maps, pool(maps[-1])]
+
+
+def stub(seed: int) -> Network:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        normalization = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+        return Network(Stub(), name="stub", num_classes=4, image_size=32, **normalization)
+
+
+@cache
+def is_refused(loss: str, aug: str) -> bool:
+    try:
+        StudentConfig(loss=loss, aug=aug)
+    except ValidationError:
+        return True
+    return False
+
+
+def test_losses_are_declared_for_the_views_that_they_are_known_to_act_on() -> None:
+    for acts_on, names in (("x", ON_X), ("each", ON_EACH), ("pairs", ON_PAIRS)):
+        assert {name: LOSSES[name].acts_on for name in names} == dict.fromkeys(names, acts_on)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_views_that_no_loss_reads_are_refused(name: str) -> None:
+    for aug in AUGS:
+        mixes = StudentConfig(aug=aug).augmentation.mixes
+        if name == "ce":
+            expected = aug == "cutmix-pick"  # whose criterion needs a teacher
+        elif LOSSES[name].acts_on == "pairs":
+            expected = aug not in KEEPS_LABEL
+        else:
+            expected = bool(mixes) and LOSSES[name].acts_on == "x"
+        assert is_refused(name, aug) == expected, aug
+        if mixes and name != "ce" and LOSSES[name].acts_on == "x":
+            assert not is_refused(f"{name}+kd", aug)
+            assert is_refused(f"{name}+kd:0", aug)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_view_that_is_paid_for_gets_a_gradient(name: str, noise: Split) -> None:
+    for aug in AUGS:
+        # Of a loss alone the gradient is its own. A loss on x needs another one for the x'.
+        loss = "ce" if name == "ce" else f"ce:0+{name}:1"
+        if is_refused(loss, aug):
+            loss = f"{loss}+kd:1"
+        if is_refused(loss, aug):
+            continue
+        bench = Bench(noise, build=stub, loss=loss, aug=aug)
+        batch = replace(bench.batch, views=bench.batch.views.float().requires_grad_())
+        bench.step(batch)
+        assert batch.views.grad is not None
+        gradients = batch.views.grad.flatten(1).abs().sum(1)
+        assert gradients.isfinite().all()
+        # The teacher pays for all views; without it, cross-entropy on x' leaves x out.
+        assert (gradients[:SIZE] > 0).any() == (bench.step.teacher is not None or not batch.slots), aug
+        assert (gradients[SIZE:] > 0).any() == (batch.slots > 0), aug
+
+
+def test_a_declaration_with_an_unknown_value_fails() -> None:
+    with pytest.raises(ValueError, match="acts_on of m:c: expected one of x, each, pairs, got both"):
+        LossInfo("m:c", reads="logits", acts_on="both")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="reads of m:c: expected one of labels, logits, features, got maps"):
+        LossInfo("m:c", reads="maps")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="acts_on of m:c, which reads features: expected x, got each"):
+        LossInfo("m:c", reads="features", acts_on="each")
