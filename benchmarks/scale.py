@@ -25,7 +25,8 @@ from kdcache.answers.table import fill_missing
 from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute
 from kdcache.datasets import Card, Dataset, Split
-from kdcache.run.statistics import EpochStatistics, StatisticsReader, StatisticsShape, StatisticsStore
+from kdcache.run.statistics import EpochStatistics, StatisticsShape
+from kdcache.run.statistics_store import StatisticsReader, StatisticsStore
 
 TABLES = (CLEAN, ReplayTableName(0, 0, "standard").path, ReplayTableName(0, 0, "cutmix-1").path)
 EPOCHS = 5

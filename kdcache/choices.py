@@ -11,7 +11,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any, Literal, NamedTuple, get_args
 
-from kdcache.errors import problem
+from kdcache.errors import UsageError, problem
 
 __all__ = [
     "AUGMENTATIONS",
@@ -29,6 +29,7 @@ __all__ = [
     "MODELS",
     "MODEL_PREFIXES",
     "PRECISIONS",
+    "PYTHON_PREFIX",
     "STORE_DTYPES",
     "Augmentation",
     "Criterion",
@@ -36,6 +37,9 @@ __all__ = [
     "MixInfo",
     "ModelSize",
     "import_object",
+    "is_trusted",
+    "require_trusted",
+    "trust",
 ]
 
 FOLDER_PREFIX, HDF5_PREFIX = "folder:", "hdf5:"
@@ -256,6 +260,36 @@ AUGMENTATIONS = {
     "cutmix-pick": Augmentation(mixes=("cutmix",), pick="kld"),
 }
 """The augmentations that are not sums of mixes."""
+
+
+PYTHON_PREFIX = "python:"
+
+_trusted: set[str] = set()
+
+
+def trust(name: str) -> None:
+    """Allow the code of a ``python:`` network to be imported, because the user named it.
+
+    Checkpoints and configs name networks too, and nothing that is read from a file may decide which code runs.
+
+    Parameters
+    ----------
+    name : str
+        ``python:module:callable``. Other names have no effect.
+    """
+    _trusted.add(name)
+
+
+def is_trusted(name: str) -> bool:
+    """Whether a network may be built: the user named its code, or it has none of its own."""
+    return not name.startswith(PYTHON_PREFIX) or name in _trusted
+
+
+def require_trusted(name: str) -> None:
+    """Raise a `UsageError` unless a network may be built."""
+    if not is_trusted(name):
+        remedy = f"If you trust it, add --trust {name} right after kdcache, before the command."
+        raise UsageError(problem(f"the code of network {name} is not trusted", remedy=remedy))
 
 
 @cache

@@ -52,8 +52,9 @@ def choose_compute(config: TrainingConfig) -> Compute:
     import torch
 
     from kdcache.compute import Compute
+    from kdcache.run.checkpoint import recorded_environment
 
-    recorded = RunFolder(config.out).read_environment() if config.resume and config.out else {}
+    recorded = recorded_environment(RunFolder(config.out)) if config.resume and config.out else {}
     compute = Compute.choose(config.device, recorded.get("precision", config.precision))
     threads, current = recorded.get("threads"), torch.get_num_threads()
     if compute.device.type == "cpu" and isinstance(threads, int) and 0 < threads != current:
@@ -108,9 +109,7 @@ def data_size(config: TrainingConfig, approximate: bool = False) -> DataSize:
 def fresh_network(config: TrainingConfig, data: Dataset) -> Network:
     """Build the network that a config names, with initial weights from its seed and the normalization of its data."""
     from kdcache import models
-    from kdcache.models.external import trust
 
-    trust(config.model)  # the user named it, so its code may run
     network = models.build(
         config.model,
         num_classes=data.num_classes,

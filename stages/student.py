@@ -79,7 +79,8 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     with RunWriter(config, compute, data, teacher.teacher if teacher else None) as run:
         progress = run.restore({"student": student, "objective": objective}, optimizer)
         shape = StatisticsShape(plan.samples, plan.slots, len(views.steps), objective.names)
-        recorder = StudentRecorder(run.folder.statistics_store, config.epochs, shape, teacher, compute.device)
+        place = run.folder.statistics_store
+        recorder = StudentRecorder(place, config.epochs, shape, teacher, compute.device, run.metrics)
         title = f"student {config.model} on {config.dataset} -> {run.path}"
         reporter.begin(title, config.epochs, plan.samples, run.path)
 

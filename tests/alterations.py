@@ -178,7 +178,7 @@ def alter_store(root: Path, name: str, outside: Path, rng: Random) -> None:
             os.replace(path.with_name("copied"), path)
         case 2:  # replace a whole array or table by another one
             groups = [path.parent for path in sorted(root.rglob("zarr.json")) if not path.parent.is_symlink()]
-            groups.remove(root)
+            groups = [group for group in groups if group != root]
             source, target = rng.choice(groups), rng.choice(groups)
             if source != target and source not in target.parents and target not in source.parents:
                 shutil.rmtree(target)

@@ -1,4 +1,4 @@
-"""Kinds of files that `tests.fuzz` alters, except networks: configs, run folders, stores, packed datasets, images."""
+"""Kinds of files that `tests.fuzz` alters: configs, stores, packed datasets, images."""
 
 import io
 import json
@@ -18,11 +18,10 @@ from kdcache.answers import table
 from kdcache.answers.encoding import DEFAULT_ENCODING, EncodedLogits
 from kdcache.answers.store import CLEAN, AnswerStore
 from kdcache.cards import CARDS
-from kdcache.config import StudentConfig, TeacherConfig
+from kdcache.config import StudentConfig
 from kdcache.datasets import packed
 from kdcache.datasets.pictures import read_image
-from kdcache.run.folder import FinishedRun, find_finished_runs
-from tests.alterations import alter_bytes, alter_document, alter_json, alter_store
+from tests.alterations import alter_bytes, alter_document, alter_store
 
 
 class Verdict(NamedTuple):
@@ -59,7 +58,7 @@ class Configs(FileKind):
         elif rng.random() < 0.05:
             path.write_text(rng.choice(("a = " + "[" * 50_000, "a = " + "9" * 5000, "[student]\n" * 2, "[[student]]")))
         else:
-            path.write_text(_as_toml(alter_document(tomllib.loads(self.text), rng)), "utf-8", "surrogatepass")
+            path.write_text(as_toml(alter_document(tomllib.loads(self.text), rng)), "utf-8", "surrogatepass")
         config = StudentConfig.load(path)
         if config == self.original:
             return Verdict("unchanged")
@@ -73,7 +72,7 @@ class Configs(FileKind):
         return Verdict("wrong", f"unknown keys {unknown}") if unknown else Verdict("different")
 
 
-def _as_toml(document: Any) -> str:
+def as_toml(document: Any) -> str:
     """Write an altered TOML document, even if it is not valid any more."""
     if not isinstance(document, dict):
         return json.dumps(document)
@@ -88,38 +87,6 @@ def _toml_lines(table: dict[str, Any], *names: str) -> Iterator[str]:
         if isinstance(value, dict):
             yield f"[{'.'.join([*names, name])}]"
             yield from _toml_lines(value, *names, name)
-
-
-class RunFolders(FileKind):
-    """Run folders: settings, summary and metrics."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        numbers = {"epochs": 1, "last_top1": 50.0, "last_top5": 90.0, "best_top1": 50.0, "best_epoch": 1}
-        counts = {"teacher_forwards": 3, "cache_hits": 4, "seconds": 1.5, "finished_at": 1e9}
-        summary = {"kind": "teacher", "dataset": "cifar10", "model": "resnet8", **numbers, **counts}
-        metrics = {"epoch": 1, "test_loss": 1.0, "test_top1": 50.0, "test_top5": 90.0, "seconds": 1.0}
-        self.files = {
-            "summary.json": json.dumps(summary).encode(),
-            "metrics.jsonl": json.dumps(metrics).encode() + b"\n",
-            "config.toml": TeacherConfig.load(dataset="cifar10").to_toml().encode(),
-        }
-        self.path = folder / "runs" / "one"
-        self.path.mkdir(parents=True)
-        self.original = self.read(self.files)
-
-    def read(self, files: dict[str, bytes]) -> tuple[object, ...]:
-        for name, content in files.items():
-            (self.path / name).write_bytes(content)
-        find_finished_runs(self.path.parent)
-        run = FinishedRun(self.path)
-        return run.summary, run.read_metrics(), run.config
-
-    def try_altered(self, rng: Random) -> Verdict:
-        name = rng.choice(sorted(self.files))
-        alter = alter_json if name.endswith(("json", "jsonl")) and rng.random() < 0.6 else alter_bytes
-        found = self.read({**self.files, name: alter(self.files[name], rng)})
-        return Verdict("unchanged" if found == self.original else "different")
 
 
 class Stores(FileKind):

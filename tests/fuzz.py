@@ -16,8 +16,9 @@ from pathlib import Path
 from random import Random
 
 from kdcache.errors import KdcacheError
-from tests.altered_files import Configs, FileKind, Images, PackedDatasets, RunFolders, Stores, Verdict
+from tests.altered_files import Configs, FileKind, Images, PackedDatasets, Stores, Verdict
 from tests.altered_networks import Checkpoints, PublishedCheckpoints
+from tests.altered_runs import ResumedRuns, RunFolders
 from tests.processes import start_process
 
 TIMEOUT_SECONDS = 30.0
@@ -28,6 +29,7 @@ MEMORY_BYTES = 512 * 2**20
 KINDS: dict[str, type[FileKind]] = {
     "config": Configs,
     "run folder": RunFolders,
+    "resumed run": ResumedRuns,
     "checkpoint": Checkpoints,
     "published": PublishedCheckpoints,
     "store": Stores,
@@ -35,7 +37,7 @@ KINDS: dict[str, type[FileKind]] = {
     "image": Images,
 }
 
-PASSED = ("rejected", "unchanged", "different")
+PASSED = ("rejected", "unchanged", "named", "different")
 FAILED = ("traceback", "crash", "hang", "memory", "wrong")
 
 

@@ -22,7 +22,8 @@ from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import KdcacheError, UsageError
 from kdcache.run.folder import EpochMetrics
 from kdcache.run.records import RunRecord
-from kdcache.run.statistics import EpochStatistics, StatisticsReader, StatisticsShape, StatisticsStore, StoredEpoch
+from kdcache.run.statistics import EpochStatistics, StatisticsShape
+from kdcache.run.statistics_store import StatisticsReader, StatisticsStore, StoredEpoch
 
 
 def run(number: int = 0, epochs: int = 4, top1: float | None = None, **settings: object) -> RunRecord:
@@ -221,7 +222,7 @@ def statistics(tmp_path: Path) -> Path:
 
 def test_statistics_are_read_as_written(statistics: Path) -> None:
     reader = StatisticsReader.open(statistics)
-    assert (reader.epochs, reader.samples) == (2, 5)
+    assert reader.epochs == 2
     first, second = reader
     assert second.d_x.tolist() == [1, 2, 3, 4, 5]
     assert np.isnan(first.d_mixed[0]).all()

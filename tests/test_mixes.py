@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kdcache.choices import MIXES, MixInfo
 from kdcache.config.augs import BETA_SHAPES
@@ -88,11 +90,13 @@ def test_views_read_and_change_no_random_state_and_no_value_of_the_device(mix: s
         assert made.equal(views(3))
     finally:
         torch.set_num_threads(threads)
-    rows = torch.from_numpy(plan(mix).epoch(2).slots[0].parameters[:40])
-    first, second = (torch.empty(40, 3, 32, 32, dtype=torch.uint8, device="meta") for _ in range(2))
-    # On the meta device reading a value, for which a GPU would make the host wait, is an error.
-    on_meta = find_mix(mix).apply(first, second, rows)
-    assert (on_meta.shape, on_meta.dtype) == (made.shape, made.dtype)
+    rows = plan(mix).epoch(2).slots[0].parameters[:40]
+    # Where there are no values, reading one, for which a GPU would make the host wait, is an error.
+    for device, mode in (("meta", nullcontext()), ("cuda:0", FakeTensorMode())):
+        with mode:
+            first, second = (torch.empty(40, 3, 32, 32, dtype=torch.uint8, device=device) for _ in range(2))
+            empty = find_mix(mix).apply(first, second, rows)
+        assert (empty.shape, empty.dtype, empty.device) == (made.shape, made.dtype, first.device)
 
 
 @pytest.mark.parametrize("alpha", BETA_SHAPES)

@@ -147,7 +147,7 @@ def test_a_view_does_not_depend_on_its_batch(seed: int, side: int, count: int) -
         make_randaugment(4, 30),
         make_trivialaugment(),
     ):
-        rows = torch.from_numpy(mix.draw(words, side)[0])
+        rows = mix.draw(words, side)[0]
         together = mix.apply(x, x, rows)
         channels_last = mix.apply(x.contiguous(memory_format=torch.channels_last), x, rows)
         assert together.dtype == torch.uint8

@@ -17,12 +17,12 @@ from kdcache.stages.teacher import load_teacher
 from PIL import Image
 from safetensors.torch import save_file
 
-from kdcache import training
+from kdcache import choices, training
 from kdcache.choices import MODELS
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import KdcacheError, UsageError
-from kdcache.models import REGISTRY, build, checkpoint, external
+from kdcache.models import REGISTRY, build, checkpoint
 from kdcache.models.export import FORMATS, ExportModule, export
 from kdcache.models.published import read
 from kdcache.models.sizes import model_sizes
@@ -384,7 +384,7 @@ def test_networks_and_pairs_of_the_paper_are_listed(tmp_path: Path) -> None:
 
 
 def test_trust_in_one_network_is_not_trust_in_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(external, "_trusted", set())
-    external.trust("python:collections:OrderedDict")
+    monkeypatch.setattr(choices, "_trusted", set())
+    choices.trust("python:collections:OrderedDict")
     with pytest.raises(UsageError, match="If you trust it"):
         build("python:os:system", num_classes=3)

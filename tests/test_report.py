@@ -17,6 +17,7 @@ from kdcache.stages import train_student
 from PIL import Image
 
 from kdcache.analysis.summary import RunSummary, summarize_runs
+from kdcache.checked_files import write_toml
 from kdcache.cli import cli
 from kdcache.config import StudentConfig
 from kdcache.errors import UsageError
@@ -25,6 +26,7 @@ from kdcache.report.progress import Reporter
 from kdcache.report.tables import TextTable, to_markdown
 from kdcache.report.tensorboard import TensorBoard
 from kdcache.report.text_formats import TEXT_FORMATS
+from tests.run_files import change_config, change_json
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -120,11 +122,11 @@ def test_missing_files_are_listed_and_the_rest_is_shown(runs: Path, tmp_path: Pa
     (folder / "young").mkdir()
     shutil.copy(folder / "pick-1" / "config.toml", folder / "young")
     (folder / "broken").mkdir()
-    (folder / "broken" / "config.toml").write_text('[student]\nmodel = "resnet9"\n')
+    write_toml(folder / "broken" / "config.toml", '[student]\nmodel = "resnet9"\n')
     (folder / "teacher" / "model.safetensors").write_bytes(b"cut short")
     shutil.rmtree(folder / "pick-0" / "statistics.zarr")
     for config in folder.glob("*/config.toml"):
-        config.write_text(config.read_text().replace(str(runs), str(folder)))
+        change_config(config, lambda text: text.replace(str(runs), str(folder)))
     found = summarize_runs([folder, tmp_path / "nowhere"], samples=20, device="cpu")
     for place, words in (
         ("pick-1", "unfinished"),
@@ -207,9 +209,7 @@ def test_a_report_needs_a_run(tmp_path: Path) -> None:
 def test_names_from_files_are_escaped(runs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "<img src=x onerror=alert(1)>"
     shutil.copytree(runs / "labels", folder)
-    environment = json.loads((folder / "environment.json").read_text())
-    environment["command"] = ["kdcache", "</pre><script>alert(1)</script>"]
-    (folder / "environment.json").write_text(json.dumps(environment))
+    change_json(folder / "environment.json", command=["kdcache", "</pre><script>alert(1)</script>"])
     parsed = ParsedPage(render_page(summarize_runs([folder], samples=0)))
     assert parsed.of("script") == []
     assert parsed.of("img") == []

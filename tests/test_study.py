@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from kdcache.checked_files import write_toml
 from kdcache.cli import cli
 from kdcache.config import StudentConfig
 from kdcache.errors import UsageError
@@ -369,7 +370,7 @@ def test_a_damaged_archive_is_reported(tmp_path: Path) -> None:
 def test_an_unfinished_run_keeps_its_device_and_precision(tmp_path: Path) -> None:
     run = list_runs(expand_study(read_study("table1"), "mini", tmp_path))[0]
     run.path.mkdir(parents=True)
-    RunFolder(run.path).config_file.write_text(run.config.model_copy(update={"device": "cpu"}).to_toml())
+    write_toml(RunFolder(run.path).config_file, run.config.model_copy(update={"device": "cpu"}).to_toml())
     run.write_config()
     assert run.problems() == []
     reread = type(run.config).load(run.config_file, out=run.path, resume=True)

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -12,6 +13,7 @@ import pytest
 
 from tests.kills import Study, kill_and_resume
 from tests.processes import kdcache, outcome
+from tests.run_files import change_config, change_json
 from tests.studies import RUNS, is_resumable, start_study, training_processes, wait_until, write_study
 
 
@@ -79,12 +81,10 @@ def copies(run: Path, folder: Path, accuracies: dict[int, float], **settings: st
     for seed, accuracy in accuracies.items():
         copy = folder / f"{'-'.join(settings.values())}-{seed}"
         shutil.copytree(run, copy)
-        text = (copy / "config.toml").read_text()
         for name, value in {"seed": str(seed), **settings}.items():
-            text = re.sub(rf"(?m)^{name} = .*$", f"{name} = {value}", text)
-        (copy / "config.toml").write_text(text)
-        summary = json.loads((copy / "summary.json").read_text())
-        (copy / "summary.json").write_text(json.dumps({**summary, "last_top1": accuracy}))
+            line = partial(re.sub, rf"(?m)^{name} = .*$", f"{name} = {value}")
+            change_config(copy / "config.toml", line)
+        change_json(copy / "summary.json", last_top1=accuracy)
         made.append(str(copy))
     return made
 

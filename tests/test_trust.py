@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from kdcache import checked_files
 from kdcache.answers.encoding import DEFAULT_ENCODING, EncodedLogits
 from kdcache.answers.fingerprint import digest
 from kdcache.answers.store import CLEAN, AnswerStore, ReplayTableName
@@ -31,6 +32,7 @@ from kdcache.errors import KdcacheError, UsageError, problem
 from kdcache.models import build, checkpoint, published, weights
 from kdcache.run.folder import FinishedRun, find_finished_runs
 from tests.alterations import MaliciousPickle
+from tests.run_files import change_json
 
 FACTS = {"teacher": "t", "dataset": "d", "teacher precision": "bfloat16", "samples": 120, "classes": 4}
 ROWS = torch.randn(120, 4, generator=torch.Generator().manual_seed(0)).half()
@@ -225,9 +227,8 @@ def test_every_text_is_recorded_or_refused(text: str, tmp_path_factory: pytest.T
 def test_a_run_with_an_incomplete_summary_is_skipped(teacher: Path, tmp_path: Path) -> None:
     for name in ("whole", "without", "odd", "deep"):
         shutil.copytree(teacher, tmp_path / name, ignore=shutil.ignore_patterns("answers.zarr"))
-    summary = FinishedRun(teacher).summary
-    (tmp_path / "without" / "summary.json").write_text(json.dumps({**summary, "finished_at": None}))
-    (tmp_path / "odd" / "summary.json").write_text(json.dumps({**summary, "kind": [], "seconds": "1"}))
+    change_json(tmp_path / "without" / "summary.json", finished_at=None)
+    change_json(tmp_path / "odd" / "summary.json", kind=[], seconds="1")
     (tmp_path / "deep" / "summary.json").write_text("[" * 100_000)
     assert [run.path.name for run in find_finished_runs(tmp_path)] == ["whole"]
     (tmp_path / "whole" / "metrics.jsonl").write_text('{"epoch": 1}')
@@ -373,9 +374,16 @@ def test_control_characters_in_class_names_are_escaped(tmp_path: Path) -> None:
     names = ("\x1b[2Ja", "b\nc")
     checkpoint.save(build("resnet8", num_classes=2, seed=1), run / "model.safetensors", class_names=names)
     numbers = dict.fromkeys(("epochs", "last_top1", "last_top5", "best_top1", "best_epoch", "teacher_forwards"), 1)
-    more = {"kind": "teacher", "cache_hits": 0, "seconds": 1, "finished_at": 1}
-    (run / "summary.json").write_text(json.dumps({**numbers, **more}))
-    (run / "config.toml").write_text(TeacherConfig.load().to_toml())
+    more = {
+        "kind": "teacher",
+        "dataset": "cifar10",
+        "model": "resnet8",
+        "cache_hits": 0,
+        "seconds": 1,
+        "finished_at": 1,
+    }
+    checked_files.write_json(run / "summary.json", {**numbers, **more})
+    checked_files.write_toml(run / "config.toml", TeacherConfig.load().to_toml())
     Image.new("RGB", (32, 32)).save(tmp_path / "picture.png")
     done = kdcache("predict", "run", "picture.png", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -1,10 +1,10 @@
 """Test error against the total number of epochs (Figures 1 and 3)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdcache.analysis.estimates import MeanStd
+from kdcache.analysis.estimates import DAMAGED, MeanStd
 from kdcache.analysis.groups import group_runs
 from kdcache.config import StudentConfig
 from kdcache.run.records import RunRecord
@@ -69,18 +69,24 @@ def error_curves(runs: Iterable[RunRecord]) -> list[ErrorCurve]:
     -------
     list of ErrorCurve
     """
-    trained = [run for run in runs if run.finished and run.config.epochs == run.result("epochs")]
+    trained = [run for run in runs if run.summary_damaged or run.config.epochs == run.result("epochs")]
     curves = []
     for group in group_runs(trained, ignoring=("epochs",)):
         points = []
         for epochs in sorted({run.config.epochs for run in group.runs}):
             same = [run for run in group.runs if run.config.epochs == epochs]
-            last, best = (MeanStd.of(_error(run, name) for run in same) for name in ("last_top1", "best_top1"))
+            last, best = (_mean_error(same, name) for name in ("last_top1", "best_top1"))
             points.append(ErrorPoint(epochs, last, best))
         student = group.config if isinstance(group.config, StudentConfig) else None
         augmented = student is None or student.aug != "none"
         curves.append(ErrorCurve(group.name, student.loss if student else None, augmented, tuple(points)))
     return curves
+
+
+def _mean_error(runs: Sequence[RunRecord], name: str) -> MeanStd:
+    if any(run.summary_damaged for run in runs):
+        return DAMAGED
+    return MeanStd.of(_error(run, name) for run in runs)
 
 
 def _error(run: RunRecord, name: str) -> float | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-__all__ = ["MeanStd", "Proportion"]
+__all__ = ["DAMAGED", "MeanStd", "Proportion"]
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,14 @@ class MeanStd:
         ``None`` without values.
     std : float or None
         With n - 1 in the denominator; ``None`` with fewer than two values.
+    damaged : bool
+        Whether a file that a value comes from is damaged: the mean of the others would be another figure.
     """
 
     n: int
     mean: float | None
     std: float | None
+    damaged: bool = False
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> "MeanStd":
@@ -37,7 +40,11 @@ class MeanStd:
 
     def as_json(self) -> dict[str, Any]:
         """Convert to plain data."""
-        return {"n": self.n, "mean": self.mean, "std": self.std}
+        return {"n": self.n, "mean": self.mean, "std": self.std} | ({"damaged": True} if self.damaged else {})
+
+
+DAMAGED = MeanStd(0, None, None, damaged=True)
+"""Stands for a figure that a damaged file would change."""
 
 
 @dataclass(frozen=True)

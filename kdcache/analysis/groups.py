@@ -5,8 +5,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdcache.analysis.estimates import MeanStd
+from kdcache.analysis.estimates import DAMAGED, MeanStd
 from kdcache.config import StudentConfig, TrainingConfig
+from kdcache.config.options import dotted
 from kdcache.run.records import RunRecord
 
 __all__ = ["RunGroup", "group_runs"]
@@ -39,10 +40,14 @@ class RunGroup:
 
     def result(self, name: str) -> MeanStd:
         """Summarize a number of the summaries over the finished runs."""
+        if any(run.summary_damaged for run in self.runs):
+            return DAMAGED
         return MeanStd.of(run.result(name) for run in self.finished)
 
     def by_epoch(self, name: str) -> list[tuple[int, MeanStd]]:
-        """Summarize a field of the metrics epoch by epoch, over the runs that have it."""
+        """Summarize a field of the metrics epoch by epoch, over the runs that have it; empty if a run's are damaged."""
+        if any(run.metrics_damaged for run in self.runs):
+            return []
         values: dict[int, list[float | None]] = {}
         for run in self.runs:
             for line in run.metrics:
@@ -76,7 +81,10 @@ def group_runs(runs: Iterable[RunRecord], ignoring: Collection[str] = ()) -> lis
 
 def _settings(config: TrainingConfig, ignoring: Collection[str]) -> dict[str, Any]:
     excluded = IGNORED_SETTINGS | config.MAY_DIFFER_ON_RESUME | config.NOT_RECORDED | set(ignoring)
-    return {"kind": config.table, **config.model_dump(mode="json", exclude=set(excluded))}
+    settings: dict[str, Any] = {"kind": config.table}
+    for name, value in config.model_dump(mode="json", exclude=set(excluded)).items():
+        settings |= dotted(value) if isinstance(value, dict) else {name: value}
+    return settings
 
 
 def _names(configs: Sequence[TrainingConfig], ignoring: Collection[str]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from kdcache.analysis.estimates import Proportion
-from kdcache.run.statistics import StoredEpoch
+from kdcache.run.statistics_store import StoredEpoch
 
 __all__ = ["HARD_SHARE", "Hardness", "measure_hardness"]
 

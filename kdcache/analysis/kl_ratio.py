@@ -8,9 +8,10 @@ import numpy as np
 
 from kdcache.analysis.estimates import MeanStd
 from kdcache.analysis.groups import RunGroup
+from kdcache.checked_files import kind_of
 from kdcache.errors import KdcacheError
 from kdcache.run.records import RunRecord
-from kdcache.run.statistics import StatisticsReader
+from kdcache.run.statistics_store import StatisticsReader
 
 __all__ = ["BINS", "KLRatioCurve", "ratio_curve", "ratio_curves"]
 
@@ -100,21 +101,25 @@ def ratio_curves(groups: Iterable[RunGroup]) -> tuple[list[KLRatioCurve], list[s
     Returns
     -------
     curves : list of KLRatioCurve
-    problems : list of str
-        Messages about runs whose statistics could not be read.
+    damaged : list of str
+        Messages about statistics that could not be read. Their groups have no curve: without these runs it would be
+        another one.
     """
-    curves, problems = [], []
+    curves, damaged = [], list[str]()
     for group in groups:
-        ratios = []
+        ratios, unread = [], list[str]()
         for run in group.runs:
+            if kind_of(run.folder.statistics_store) is None:  # as `load_runs` says
+                continue
             try:
                 ratios.append(_ratios(run))
             except KdcacheError as error:
-                problems += str(error).splitlines()
-        curve = ratio_curve(group.name, ratios)
+                unread += [f"no KL ratio of {group.name}: {line}" for line in str(error).splitlines()]
+        damaged += unread
+        curve = None if unread else ratio_curve(group.name, ratios)
         if curve is not None:
             curves.append(curve)
-    return curves, problems
+    return curves, damaged
 
 
 def _ratios(run: RunRecord) -> np.ndarray:

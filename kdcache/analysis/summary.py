@@ -87,12 +87,12 @@ def summarize_runs(
     UsageError
         If there is no run.
     """
-    runs, missing = load_runs(paths)
+    runs, missing, _ = load_runs(paths)
     if not runs:
         raise UsageError(*missing or ["no run folder given"])
     groups = group_runs(runs)
-    ratios, problems = ratio_curves(group for group in groups if isinstance(group.config, StudentConfig))
-    missing += [line for line in problems if line not in missing]
+    ratios, damaged = ratio_curves(group for group in groups if isinstance(group.config, StudentConfig))
+    missing += damaged
     disagreements = []
     for path in _teachers(runs) if samples else ():
         try:

@@ -18,7 +18,8 @@ import zarr
 from kdcache.answers.encoding import LogitEncoding, TopK, make_encoding, row_bytes
 from kdcache.answers.fingerprint import digest, require_same_fingerprint
 from kdcache.answers.location import StoreLocation
-from kdcache.answers.table import DAMAGE, Table
+from kdcache.answers.nodes import DAMAGE, read_attributes
+from kdcache.answers.table import Table
 from kdcache.choices import MAX_CLASSES, PRECISIONS
 from kdcache.errors import KdcacheError, UsageError, first_line, problem
 from kdcache.views.plan import CLEAN, parse_kind
@@ -100,10 +101,9 @@ class AnswerStore:
         if not self.location.holds_store():
             raise UsageError(problem("--store", expected="a store that exists", got=where))
         try:
-            group = zarr.open_group(self.location.store, mode="r", zarr_format=3)
+            found = read_attributes(self.location)
         except DAMAGE as error:
             raise KdcacheError(problem(f"could not read the store {where}", got=first_line(error))) from None
-        found: dict[str, Any] = dict(group.attrs)
         if found.get("schema") != SCHEMA:
             what, remedy = (
                 f"the store {where} was written by another version of kdcache",

@@ -13,7 +13,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import zarr
@@ -21,6 +21,7 @@ from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
 from kdcache.answers.encoding import EncodedLogits, Layout, row_bytes
+from kdcache.answers.nodes import DAMAGE, array_metadata, open_array, read_attributes
 from kdcache.errors import first_line
 
 if TYPE_CHECKING:
@@ -40,9 +41,6 @@ ComputeRows = Callable[[range], EncodedLogits]
 """Computes the encoded logits of a range of rows, on the CPU."""
 
 log = logging.getLogger("kdcache")
-
-# Raised by zarr and its codecs for damaged data. An OSError is not damage.
-DAMAGE = (KeyError, TypeError, ValueError, RuntimeError, AttributeError)
 
 
 def chunk_rows(rows: int, row_bytes: int) -> int:
@@ -98,7 +96,7 @@ class Table:
         """Delete the unreadable metadata of the groups around the arrays; zarr writes them again."""
         for path in (PurePosixPath(self.name), *PurePosixPath(self.name).parents[:-1]):
             try:
-                zarr.open_group(self.location.store, path=str(path), mode="r", zarr_format=3)
+                read_attributes(self.location, str(path))
             except FileNotFoundError:
                 continue
             except DAMAGE as error:
@@ -195,9 +193,8 @@ class Table:
         """Open an array; ``None`` if it does not exist or has other metadata than it should have."""
         path = f"{self.name}/{name}"
         try:
-            # Zarr version 2 supports filters that run code.
-            array = zarr.open_array(self.location.store, path=path, mode="r+", zarr_format=3)
-            found, expected = (_metadata(one) for one in (array, self._create_array(MemoryStore(), name)))
+            array = open_array(self.location, path)
+            found, expected = (array_metadata(one) for one in (array, self._create_array(MemoryStore(), name)))
         except FileNotFoundError:
             return None
         except DAMAGE as error:
@@ -234,11 +231,6 @@ class Table:
             log.warning(
                 "%s: chunk %d of %s is damaged (%s) and is not used", self.location.where, chunk, self.name, reason
             )
-
-
-def _metadata(array: zarr.Array) -> dict[str, Any]:
-    """Describe how an array is stored: shape, chunks, dtype, codecs."""
-    return {key: value for key, value in array.metadata.to_dict().items() if key != "attributes"}
 
 
 def fill_missing(work: Iterable[tuple[Table, ComputeRows]]) -> Iterator[tuple[Table, int, EncodedLogits]]:

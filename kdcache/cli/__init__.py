@@ -169,7 +169,7 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 def cli(debug: bool, trust: tuple[str, ...]) -> None:
     """Handle the options before the command. ``--debug`` is handled in `main`, which catches every error."""
     if trust:
-        from kdcache.models import external
+        from kdcache import choices
 
         for name in trust:
-            external.trust(name)
+            choices.trust(name)

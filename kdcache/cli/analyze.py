@@ -13,7 +13,7 @@ from kdcache.errors import KdcacheError, UsageError, problem
 if TYPE_CHECKING:
     from kdcache.analysis.hardness import Hardness
     from kdcache.analysis.inputs import AnalysisInputs
-    from kdcache.run.records import RunRecord
+    from kdcache.run.records import LoadedRuns, RunRecord
 
 __all__ = ["analyze"]
 
@@ -142,9 +142,10 @@ def kl_ratio(runs: tuple[Path, ...], data_root: Path | None, out: Path | None) -
     from kdcache.report.style import write_figure
     from kdcache.report.tables import show
 
-    groups = [group for group in group_runs(_load_runs(runs)) if group.config.table == "student"]
-    curves, problems = ratio_curves(groups)
-    _warn(problems)
+    loaded = _load_runs(runs)
+    groups = [group for group in group_runs(loaded.runs) if group.config.table == "student"]
+    curves, unread = ratio_curves(groups)
+    _warn(unread)
     folder = _output_folder(out)
     written, images = ["kl-ratio.json"], []
     if curves:
@@ -160,16 +161,19 @@ def kl_ratio(runs: tuple[Path, ...], data_root: Path | None, out: Path | None) -
         number = len(images)
         write_figure(plot_hardness(hardness), folder / f"hardness-{number}.png")
         written += [f"hardness-{number}.png", *_draw_images(run, hardness, data_root, folder, number)]
-    if not curves and not images:
+    damaged = [*loaded.damaged, *unread]
+    if not curves and not images and not damaged:
         remedy = "Name run folders of students that were trained with a teacher."
         raise UsageError(problem("no run has statistics of d, the KL divergence from the teacher", remedy=remedy))
-    write_json(folder / "kl-ratio.json", {"kl_ratios": [curve.as_json() for curve in curves], "images": images})
+    ratios = [curve.as_json() for curve in curves]
+    write_json(folder / "kl-ratio.json", {"kl_ratios": ratios, "images": images, "damaged": damaged})
     _print_files(folder, *written)
+    _require_undamaged(damaged)
 
 
 def _measure_hardness(run: "RunRecord") -> "Hardness | None":
     from kdcache.analysis.hardness import measure_hardness
-    from kdcache.run.statistics import StatisticsReader
+    from kdcache.run.statistics_store import StatisticsReader
 
     try:
         return measure_hardness(StatisticsReader.open(run.folder.statistics_store))
@@ -209,7 +213,8 @@ def curves(runs: tuple[Path, ...], out: Path | None) -> None:
     from kdcache.report.style import write_figure
     from kdcache.report.tables import show
 
-    found = error_curves(_load_runs(runs))
+    loaded = _load_runs(runs)
+    found = error_curves(loaded.runs)
     if not found:
         raise UsageError(problem("runs", expected="finished trainings", got="none"))
     folder = _output_folder(out)
@@ -217,17 +222,26 @@ def curves(runs: tuple[Path, ...], out: Path | None) -> None:
     write_figure(plot_error_curves(found), folder / "curves.png")
     show(errors_table(found))
     _print_files(folder, "curves.json", "curves.png")
+    _require_undamaged(loaded.damaged)
 
 
-def _load_runs(paths: Sequence[Path]) -> "list[RunRecord]":
+def _load_runs(paths: Sequence[Path]) -> "LoadedRuns":
     """Load runs, and warn about what is missing."""
     from kdcache.run.records import load_runs
 
-    runs, problems = load_runs(paths)
-    if not runs:
-        raise UsageError(*problems)
-    _warn(problems)
-    return runs
+    loaded = load_runs(paths)
+    if not loaded.runs:
+        raise UsageError(*loaded.problems)
+    _warn(loaded.problems)
+    return loaded
+
+
+def _require_undamaged(damaged: Sequence[str]) -> None:
+    """Fail at the end of an analysis that had to leave out figures."""
+    if damaged:
+        raise KdcacheError(
+            problem("figures that damaged files would change are left out", got=f"{len(damaged)} problems")
+        )
 
 
 def _warn(lines: Sequence[str]) -> None:

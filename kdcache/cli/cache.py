@@ -11,7 +11,19 @@ from kdcache.errors import KdcacheError, UsageError, printable, problem
 
 __all__ = ["cache"]
 
-VIEWS = ("dataset", "data_root", "image_size", "teacher", "aug", "pick", "candidates", "epochs", "seed", "view_seed")
+VIEWS = (
+    "dataset",
+    "data_root",
+    "image_size",
+    "teacher",
+    "aug",
+    "augs",
+    "pick",
+    "candidates",
+    "epochs",
+    "seed",
+    "view_seed",
+)
 STORE = ("cache", "cache_limit", "store", "store_dtype", "topk")
 
 TEACHER_ARGUMENT = click.argument("teacher", required=False, type=click.Path(path_type=Path))

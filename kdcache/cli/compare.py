@@ -44,9 +44,11 @@ def compare(context: click.Context, runs: tuple[Path, ...], confidence_level: fl
         raise UsageError(problem("kdcache compare", expected="run folders on both sides of --, as in A0 A1 -- B0 B1"))
     sides = []
     for paths in (runs, right):
-        records, problems = load_runs(paths)
-        sides.append(records)
-        for line in problems:
+        loaded = load_runs(paths)
+        if loaded.damaged:  # the difference of the others would be another figure
+            raise UsageError(*loaded.damaged)
+        sides.append(loaded.runs)
+        for line in loaded.problems:
             click.echo(f"kdcache: {line}", err=True)
     comparison = compare_runs(sides[0], sides[1], confidence_level)
     if format_ == "json":

@@ -12,8 +12,8 @@ from pydantic.fields import FieldInfo
 
 from kdcache.choices import DEVICES
 from kdcache.config import TrainingConfig
-from kdcache.config.losses import as_table
-from kdcache.config.settings import GROUPS, Choice, ChoiceSum, flag_of
+from kdcache.config.options import as_tables
+from kdcache.config.settings import GROUPS, Choice, ChoiceSum, flag_of, option_form
 
 __all__ = ["CLASS_ORDER", "DEVICE", "WEIGHTS_ENTRY", "GroupedCommand", "settings"]
 
@@ -129,12 +129,12 @@ def _option(name: str, field: FieldInfo) -> Callable[[Run], Run]:
         text = f"{text} [default: {default}]"
     kind: dict[str, Any] = {"is_flag": True} if field.annotation is bool else {"metavar": metavar}
     if declared["flag"]:
-        kind = {"metavar": "LOSS.NAME=VALUE", "multiple": True, "callback": _parse_loss_options}
+        kind = {"metavar": option_form(flag), "multiple": True, "callback": _parse_options}
     return click.option(flag, name, cls=SettingOption, group=group, default=None, help=text, **kind)
 
 
-def _parse_loss_options(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> Any:
-    return as_table(texts) or None
+def _parse_options(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> Any:
+    return as_tables(texts) or None
 
 
 def _validator_of(field: FieldInfo) -> Choice | ChoiceSum | None:

@@ -13,7 +13,9 @@ __all__ = ["views"]
 
 
 @click.command("views", help=COMMANDS["views"].about)
-@settings(StudentConfig, ("dataset", "data_root", "image_size", "aug", "pick", "candidates", "seed", "view_seed"))
+@settings(
+    StudentConfig, ("dataset", "data_root", "image_size", "aug", "augs", "pick", "candidates", "seed", "view_seed")
+)
 @click.option("--epoch", default=1, show_default=True, type=click.IntRange(1), help="Epoch, counted from 1.")
 @click.option("--samples", default=8, show_default=True, type=click.IntRange(1, 64), help="Samples to show.")
 @click.option("--out", default="views.png", show_default=True, type=click.Path(path_type=Path), help="File to write.")

@@ -4,9 +4,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from kdcache.choices import MIXES
+from kdcache.config.options import Options, OptionTables
 from kdcache.config.settings import Invalid
 
 __all__ = [
@@ -44,9 +45,7 @@ Fill = Annotated[str, AfterValidator(_check_fill)]
 """``mean`` is the mean color of the dataset, from its card; the name of the kind states the color."""
 
 
-class _Options(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class _NumbersAndWords(Options):
     @field_validator("*", mode="before")
     @classmethod
     def _refuse_flags(cls, value: Any) -> Any:
@@ -55,7 +54,7 @@ class _Options(BaseModel):
         return value
 
 
-class MixingOptions(_Options):
+class MixingOptions(_NumbersAndWords):
     """Options of ``mixup`` and ``cutmix``.
 
     Attributes
@@ -70,7 +69,7 @@ class MixingOptions(_Options):
     probability: Probability = 1.0
 
 
-class CutoutOptions(_Options):
+class CutoutOptions(_NumbersAndWords):
     """Options of ``cutout``.
 
     Attributes
@@ -84,7 +83,7 @@ class CutoutOptions(_Options):
     fill: Fill = "black"
 
 
-class ErasingOptions(_Options):
+class ErasingOptions(_NumbersAndWords):
     """Options of ``erasing``.
 
     Attributes
@@ -98,7 +97,7 @@ class ErasingOptions(_Options):
     fill: Fill = "black"
 
 
-class AutoAugmentOptions(_Options):
+class AutoAugmentOptions(_NumbersAndWords):
     """Options of ``autoaugment``.
 
     Attributes
@@ -110,7 +109,7 @@ class AutoAugmentOptions(_Options):
     policy: Literal["auto", "cifar10", "imagenet"] = "auto"
 
 
-class RandAugmentOptions(_Options):
+class RandAugmentOptions(_NumbersAndWords):
     """Options of ``randaugment``.
 
     Attributes
@@ -125,40 +124,37 @@ class RandAugmentOptions(_Options):
     magnitude: Annotated[int, Field(ge=1, le=30)] = 9
 
 
-class AugOptions(BaseModel):
-    """The options of every augmentation that has some, by its name."""
+class AugOptions(OptionTables):
+    """The options of every augmentation that has some; ``None`` for one that is not in ``--aug``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    mixup: MixingOptions = MixingOptions()
-    cutmix: MixingOptions = MixingOptions()
-    cutout: CutoutOptions = CutoutOptions()
-    erasing: ErasingOptions = ErasingOptions()
-    autoaugment: AutoAugmentOptions = AutoAugmentOptions()
-    randaugment: RandAugmentOptions = RandAugmentOptions()
+    mixup: MixingOptions | None = None
+    cutmix: MixingOptions | None = None
+    cutout: CutoutOptions | None = None
+    erasing: ErasingOptions | None = None
+    autoaugment: AutoAugmentOptions | None = None
+    randaugment: RandAugmentOptions | None = None
 
 
-def format_mix(name: str, options: Mapping[str, Any]) -> str:
+def format_mix(name: str, options: Options | None) -> str:
     """Name a mix with its options, such as ``cutmix,alpha=0.2``; options that have their defaults are left out.
 
     Parameters
     ----------
     name : str
         A key of `kdcache.choices.MIXES`.
-    options : mapping
-        Some of its options.
+    options : Options or None
     """
-    stated = _complete(name, options).model_dump(exclude_defaults=True) if options else {}
+    stated = options.model_dump(exclude_defaults=True) if options else {}
     return ",".join([name, *(f"{option}={_text(value)}" for option, value in stated.items())])
 
 
-def parse_mix(text: str) -> tuple[str, dict[str, Any]]:
-    """Parse the result of `format_mix` into the name and all options; any other text is a ``ValueError``."""
+def parse_mix(text: str) -> tuple[str, Options | None]:
+    """Parse the result of `format_mix` into the name and the options; any other text is a ``ValueError``."""
     name, *stated = text.split(",")
-    given = dict(option.split("=", 1) for option in stated)
-    if name not in MIXES or format_mix(name, given) != text:
+    options = _complete(name, dict(option.split("=", 1) for option in stated))
+    if name not in MIXES or format_mix(name, options) != text:
         raise ValueError(f"not the name of a mix: {text}")
-    return name, _complete(name, given).model_dump() if name in AugOptions.model_fields else {}
+    return name, options
 
 
 def with_mean_color(mix: str, mean: Sequence[float]) -> str:
@@ -171,15 +167,17 @@ def with_mean_color(mix: str, mean: Sequence[float]) -> str:
         Mean of red, green and blue, on a scale of 0 to 1.
     """
     name, options = parse_mix(mix)
-    if options.get("fill") != "mean":
+    if options is None or getattr(options, "fill", None) != "mean":
         return mix
-    return format_mix(name, {**options, "fill": bytes(round(255 * value) for value in mean).hex()})
+    color = bytes(round(255 * value) for value in mean).hex()
+    return format_mix(name, _complete(name, {**options.model_dump(), "fill": color}))
 
 
-def _complete(name: str, options: Mapping[str, Any]) -> BaseModel:
-    """Validate the options of one mix; a mistake is a ``ValueError``."""
-    complete: BaseModel = getattr(AugOptions.model_validate({name: options}), name)
-    return complete
+def _complete(name: str, options: Mapping[str, Any]) -> Options | None:
+    """Validate the options of a mix; a mistake is a ``ValueError``. ``None`` for a mix that has none."""
+    if not options and name not in AugOptions.names():
+        return None
+    return AugOptions.model_validate({name: options}).of(name)
 
 
 def _text(value: float | str) -> str:

@@ -4,13 +4,13 @@ The defaults are the published ones; where a paper has several, those for CIFAR-
 ``docs/losses.md`` explains each option, and ``configs/recipes`` has the published combinations.
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Collection, Mapping
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from kdcache.choices import LOSSES
-from kdcache.config.settings import Invalid
+from kdcache.config.options import Options, OptionTables
 
 __all__ = [
     "CRLDOptions",
@@ -26,9 +26,7 @@ __all__ = [
     "RLDOptions",
     "TTMOptions",
     "WTTMOptions",
-    "as_table",
     "loss_weights",
-    "merge_loss_options",
     "trains_on_mixed_views",
 ]
 
@@ -45,17 +43,13 @@ LONGEST_WARM_UP, WARM_UP_SHARE = 20.0, 12
 """A warm-up takes this many epochs, but at most one in so many of a training: 20 of the published 240."""
 
 
-class _Options(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class KDOptions(_Options):
+class KDOptions(Options):
     """Options of ``kd``. Its temperature is ``--temperature``."""
 
     standardize: bool = False
 
 
-class DKDOptions(_Options):
+class DKDOptions(Options):
     """Options of ``dkd``."""
 
     alpha: Weight = 1.0
@@ -66,7 +60,7 @@ class DKDOptions(_Options):
     warm_up: WarmUp = None
 
 
-class DISTOptions(_Options):
+class DISTOptions(Options):
     """Options of ``dist``."""
 
     beta: Weight = 1.0
@@ -74,7 +68,7 @@ class DISTOptions(_Options):
     temperature: Positive = 4.0
 
 
-class NKDOptions(_Options):
+class NKDOptions(Options):
     """Options of ``nkd``."""
 
     gamma: Weight = 1.5
@@ -82,7 +76,7 @@ class NKDOptions(_Options):
     target: Target = "teacher"
 
 
-class RLDOptions(_Options):
+class RLDOptions(Options):
     """Options of ``rld``."""
 
     alpha: Weight = 1.0
@@ -93,7 +87,7 @@ class RLDOptions(_Options):
     warm_up: WarmUp = None
 
 
-class OFAOptions(_Options):
+class OFAOptions(Options):
     """Options of ``ofa``."""
 
     exponent: Positive = 1.0
@@ -101,19 +95,19 @@ class OFAOptions(_Options):
     target: Target = "teacher"
 
 
-class TTMOptions(_Options):
+class TTMOptions(Options):
     """Options of ``ttm``."""
 
     exponent: Positive = 0.1
 
 
-class WTTMOptions(_Options):
+class WTTMOptions(Options):
     """Options of ``wttm``."""
 
     exponent: Positive = 0.2
 
 
-class CTKDOptions(_Options):
+class CTKDOptions(Options):
     """Options of ``ctkd``."""
 
     lowest_temperature: Positive = 1.0
@@ -121,7 +115,7 @@ class CTKDOptions(_Options):
     ramp: Positive = 10.0
 
 
-class MLKDOptions(_Options):
+class MLKDOptions(Options):
     """Options of ``mlkd-one-view``."""
 
     temperature: Positive = 4.0
@@ -135,7 +129,7 @@ class MLKDTwoViewOptions(MLKDOptions):
     ce_weight: Weight = 0.1
 
 
-class CRLDOptions(_Options):
+class CRLDOptions(Options):
     """Options of ``crld``."""
 
     ce_weight: Weight = 1.0
@@ -146,10 +140,8 @@ class CRLDOptions(_Options):
     strong_threshold: Probability = 0.2
 
 
-class LossOptions(BaseModel):
+class LossOptions(OptionTables):
     """The options of every loss that has some, by the name of the loss; ``None`` for a loss that is not in the sum."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", serialize_by_alias=True)
 
     kd: KDOptions | None = None
     dkd: DKDOptions | None = None
@@ -164,7 +156,7 @@ class LossOptions(BaseModel):
     mlkd_one_view: MLKDOptions | None = Field(None, alias="mlkd-one-view")
     crld: CRLDOptions | None = None
 
-    def completed(self, names: Collection[str], epochs: int) -> "LossOptions":
+    def completed_for(self, names: Collection[str], epochs: int) -> "LossOptions":
         """Add the defaults of the losses in a sum.
 
         Parameters
@@ -179,67 +171,14 @@ class LossOptions(BaseModel):
         Invalid
             If there are options of other losses.
         """
-        given = self.model_dump(exclude_unset=True, exclude_none=True)
-        if unused := [name for loss in given.keys() - set(names) for name in _dotted(loss, given[loss]) or [loss]]:
-            raise Invalid("options of losses in --loss", f"Leave out {', '.join(sorted(unused))}, or add the loss.")
-        warm_up = min(LONGEST_WARM_UP, epochs / WARM_UP_SHARE)
-        complete = {}
-        for name, field in type(self).model_fields.items():
-            loss = field.alias or name
-            if loss in names:
-                own = getattr(self, name) or _kind(field.annotation)()
-                is_open = getattr(own, "warm_up", warm_up) is None
-                complete[name] = own.model_copy(update={"warm_up": warm_up}) if is_open else own
-        return self.model_copy(update=complete)
-
-    @classmethod
-    def names(cls) -> dict[str, tuple[str, ...]]:
-        """Names of the options of each loss."""
-        fields = cls.model_fields.items()
-        return {field.alias or name: tuple(_kind(field.annotation).model_fields) for name, field in fields}
-
-    def __str__(self) -> str:
-        given = self.model_dump(exclude_none=True)
-        texts = (f"{name}={value}" for loss, options in given.items() for name, value in _dotted(loss, options).items())
-        return ", ".join(texts)
-
-
-def _dotted(loss: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{loss}.{name}": value for name, value in options.items()}
-
-
-def _kind(annotation: Any) -> type[_Options]:
-    kind: type[_Options] = annotation.__args__[0]  # of ``kind | None``
-    return kind
-
-
-def as_table(given: Any) -> Any:
-    """Turn texts such as ``dkd.beta=6`` into a table; anything else, or a text of another form, is left as it is."""
-    if not isinstance(given, list | tuple):
-        return given
-    table: dict[str, dict[str, str]] = {}
-    for text in given:
-        key, equals, value = str(text).partition("=")
-        loss, dot, option = key.partition(".")
-        if not (equals and dot):
-            return given
-        table.setdefault(loss.strip(), {})[option.strip()] = value.strip()
-    return table
-
-
-def merge_loss_options(layers: Sequence[Any]) -> Any:
-    """Combine the options of several layers, later ones first; a layer that is not a table hides the ones before."""
-    merged: Any = {}
-    for layer in map(as_table, layers):
-        if not isinstance(layer, Mapping) or not isinstance(merged, Mapping):
-            merged = layer
-            continue
-        merged = {**merged, **{loss: _overridden(merged.get(loss), options) for loss, options in layer.items()}}
-    return merged
-
-
-def _overridden(before: Any, after: Any) -> Any:
-    return {**before, **after} if isinstance(before, Mapping) and isinstance(after, Mapping) else after
+        self.require_used(names, "losses in --loss", "loss")
+        complete, warm_up = self.completed(names), min(LONGEST_WARM_UP, epochs / WARM_UP_SHARE)
+        warming = {
+            name: own.model_copy(update={"warm_up": warm_up})
+            for name, own in complete
+            if own is not None and getattr(own, "warm_up", warm_up) is None
+        }
+        return complete.model_copy(update=warming)
 
 
 def loss_weights(loss: str, alpha: float) -> dict[str, float]:

@@ -18,6 +18,7 @@ __all__ = [
     "check_text",
     "expected_by",
     "flag_of",
+    "option_form",
     "setting",
     "setting_problem",
 ]
@@ -55,6 +56,11 @@ def flag_of(name: str, field: FieldInfo) -> str:
     """Return the option of a setting on the command line."""
     declared: Any = field.json_schema_extra
     return declared["flag"] or f"--{name.replace('_', '-')}"
+
+
+def option_form(flag: str) -> str:
+    """Show what is given to ``--loss-option`` or ``--aug-option``."""
+    return f"{flag.removeprefix('--').removesuffix('-option').upper()}.NAME=VALUE"
 
 
 # Control characters, of which NUL ends a file name, and lone surrogates: a TOML file cannot hold them.

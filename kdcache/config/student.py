@@ -8,7 +8,9 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, ByteSize, ValidationInfo, field_validator
 
 from kdcache.choices import AUGMENTATIONS, CACHES, CRITERIA, LOSSES, MIXES, STORE_DTYPES, Augmentation
-from kdcache.config.losses import LossOptions, as_table, loss_weights, merge_loss_options, trains_on_mixed_views
+from kdcache.config.augs import AugOptions, format_mix
+from kdcache.config.losses import LossOptions, loss_weights, trains_on_mixed_views
+from kdcache.config.options import OptionTables, as_tables, merge_tables
 from kdcache.config.settings import SET_BY_PRESET, Choice, ChoiceSum, Invalid, setting
 from kdcache.config.training import Model, TrainingConfig
 from kdcache.presets import read_recipe
@@ -42,6 +44,16 @@ class StudentConfig(TrainingConfig):
     )
     aug: Aug = setting(
         "views", "standard", "Views of the images that the student is trained on.", validate_default=True
+    )
+    augs: AugOptions = setting(
+        "views",
+        AugOptions(),
+        "An option of an augmentation, such as cutmix.alpha=0.2; may be given several times. "
+        + "; ".join(f"{mix}: {', '.join(names)}" for mix, names in AugOptions.names().items())
+        + ".",
+        shown="see docs/augmentations.md",
+        flag="--aug-option",
+        validate_default=True,
     )
     pick: Pick | None = setting(
         "views",
@@ -120,13 +132,26 @@ class StudentConfig(TrainingConfig):
             raise Invalid(f"more than 0 with --aug {aug}, since kd alone is trained on x'")
         return alpha
 
-    @field_validator("losses", mode="before")
+    @field_validator("losses", "augs", mode="before")
     @classmethod
-    def _read_losses(cls, losses: Any) -> Any:
-        table = as_table(losses)
-        if not isinstance(table, Mapping | LossOptions):
-            raise Invalid("LOSS.NAME=VALUE, such as dkd.beta=6")
-        return table
+    def _read_options(cls, given: Any, info: ValidationInfo) -> Any:
+        tables = as_tables(given)
+        if not isinstance(tables, Mapping | OptionTables):
+            form, example = {
+                "losses": ("LOSS.NAME=VALUE", "dkd.beta=6"), "augs": ("AUG.NAME=VALUE", "cutmix.alpha=0.2")
+            }[str(info.field_name)]  # fmt: skip
+            raise Invalid(f"{form}, such as {example}")
+        return tables
+
+    @field_validator("augs")
+    @classmethod
+    def _complete_augs(cls, augs: AugOptions, info: ValidationInfo) -> AugOptions:
+        aug = info.data.get("aug")
+        if aug is None:  # --aug has a problem of its own
+            return augs
+        names = _augmentation(aug).mixes
+        augs.require_used(names, "augmentations in --aug", "augmentation")
+        return augs.completed(names)
 
     @field_validator("losses")
     @classmethod
@@ -134,7 +159,7 @@ class StudentConfig(TrainingConfig):
         loss, epochs = info.data.get("loss"), info.data.get("epochs")
         if loss is None or epochs is None:  # they have problems of their own
             return losses
-        return losses.completed(loss_weights(loss, alpha=0.9), epochs)
+        return losses.completed_for(loss_weights(loss, alpha=0.9), epochs)
 
     @classmethod
     def _read_files(
@@ -148,8 +173,10 @@ class StudentConfig(TrainingConfig):
 
     @classmethod
     def _combined(cls, layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        options = [layer["losses"] for layer in layers if "losses" in layer]
-        return super()._combined(layers) | ({"losses": merge_loss_options(options)} if options else {})
+        combined = super()._combined(layers)
+        for name in combined.keys() & {"losses", "augs"}:
+            combined[name] = merge_tables([layer[name] for layer in layers if name in layer])
+        return combined
 
     @field_validator("pick")
     @classmethod
@@ -197,8 +224,15 @@ class StudentConfig(TrainingConfig):
         base = _augmentation(self.aug)
         pick = self.pick or base.pick
         number = self.candidates or max(len(base.mixes), 2 if pick else 1)
-        mixes = tuple(islice(cycle(base.mixes), number))
+        names = [format_mix(name, self.augs.of(name)) for name in base.mixes]
+        mixes = tuple(islice(cycle(names), number))
         return base._replace(mixes=mixes, pick=pick, keep=self.keep or base.keep)
+
+    @property
+    def views(self) -> str:
+        """``aug``, with the options that are not the default."""
+        stated = [mix for mix in dict.fromkeys(self.augmentation.mixes) if "," in mix]
+        return f"{self.aug} ({'; '.join(stated)})" if stated else self.aug
 
     @property
     def needs_teacher(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from kdcache.cards import CARDS, canonical
+from kdcache.checked_files import kind_of, read_toml
 from kdcache.choices import (
     BAD_IMAGES,
     DEVICES,
@@ -18,6 +19,7 @@ from kdcache.choices import (
     MODEL_PREFIXES,
     MODELS,
     PRECISIONS,
+    trust,
 )
 from kdcache.config.settings import SET_BY_PRESET, Choice, Invalid, check_text, flag_of, setting, setting_problem
 from kdcache.errors import UsageError, problem
@@ -178,7 +180,8 @@ class TrainingConfig(BaseModel):
             A TOML file, or the name of a preset. Defaults to the config of the run in ``out`` if ``resume`` is given,
             else to the preset of the dataset.
         **options
-            Settings that override the file; ``None`` means not given.
+            Settings that override the file; ``None`` means not given. The code of a network named here is trusted, not
+            that of one named by the file.
 
         Raises
         ------
@@ -186,6 +189,7 @@ class TrainingConfig(BaseModel):
             With one line for each problem of the settings.
         """
         options = {name: value for name, value in options.items() if value is not None}
+        trust(str(options.get("model")))  # the user named it, so its code may run
         layers, problems = cls._read_files(file or cls._default_file(options), options)
         try:
             config = cls(**cls._combined([*layers.values(), options]))
@@ -227,7 +231,8 @@ class TrainingConfig(BaseModel):
     def _default_file(cls, options: Mapping[str, Any]) -> str | Path | None:
         if options.get("resume") and options.get("out"):
             recorded = Path(options["out"]) / CONFIG_FILE
-            if recorded.is_file():
+            if kind_of(recorded) is not None:
+                read_toml(recorded)  # raises if it is damaged
                 return recorded
         card = CARDS.get(str(options.get("dataset", cls.model_fields["dataset"].default)))
         return card.preset if card else None
@@ -242,11 +247,12 @@ class TrainingConfig(BaseModel):
         run : TrainingConfig
             The settings that the run was started with.
         """
-        free = self.NOT_RECORDED | self.MAY_DIFFER_ON_RESUME | {"epochs"}
+        # A teacher may have been moved: its weights are compared, not its folder.
+        free = self.NOT_RECORDED | self.MAY_DIFFER_ON_RESUME | {"epochs", "teacher"}
         found = []
         for name in type(self).model_fields.keys() - free:
             now, recorded = getattr(self, name), getattr(run, name)
-            if now != recorded and not (name == "teacher" and now is None):
+            if now != recorded:
                 flag = flag_of(name, type(self).model_fields[name])
                 found.append(problem(flag, expected=f"{recorded}, as in the run", got=now))
         return sorted(found)

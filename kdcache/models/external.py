@@ -10,24 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdcache.choices import require_trusted
 from kdcache.errors import UsageError, first_line, problem
 
-__all__ = ["SOURCES", "FeatureExtractor", "build_body", "build_meta_body", "trust"]
-
-_trusted: set[str] = set()
-
-
-def trust(name: str) -> None:
-    """Allow the code of a ``python:`` network to be imported, because the user named it.
-
-    Checkpoints name their networks too, and nothing that is read from a file may decide which code runs.
-
-    Parameters
-    ----------
-    name : str
-        ``python:module:callable``. Other names have no effect.
-    """
-    _trusted.add(name)
+__all__ = ["SOURCES", "FeatureExtractor", "build_body", "build_meta_body"]
 
 
 def build_body(name: str, num_classes: int, image_size: int) -> nn.Module:
@@ -97,13 +83,7 @@ def _build_timm(rest: str, num_classes: int, image_size: int) -> nn.Module:
 def _build_python(rest: str, num_classes: int, image_size: int) -> nn.Module:
     name = f"python:{rest}"
     module, _, attribute = rest.partition(":")
-    if name not in _trusted:
-        raise UsageError(
-            problem(
-                f"the code of network {name} is not trusted",
-                remedy=f"If you trust it, add --trust {name} right after kdcache, before the command.",
-            )
-        )
+    require_trusted(name)
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 from kdcache import models
+from kdcache.choices import trust
 from kdcache.datasets import Dataset
 from kdcache.errors import UsageError, problem
 from kdcache.models import Network, checkpoint, published
@@ -15,7 +16,6 @@ from kdcache.models.class_order import (
     read_class_order,
     reorder_classes,
 )
-from kdcache.models.external import trust
 from kdcache.models.published import Normalization, Published
 from kdcache.models.weights import load_into, most_similar_network
 

@@ -42,7 +42,7 @@ def build(
     ----------
     name : str
         A key of `REGISTRY`, ``torchvision:NAME``, ``timm:NAME``, or ``python:module:callable``. The callable gets
-        ``num_classes``, and must have been trusted, see `kdcache.models.external.trust`.
+        ``num_classes``, and must have been trusted, see `kdcache.choices.trust`.
     num_classes : int
         Width of the logits.
     image_size : int

@@ -95,13 +95,17 @@ def file_size(size: int) -> str:
 def format_mean_std(value: MeanStd, digits: int = 2) -> str:
     """Format a mean with its standard deviation, such as ``75.59 (0.22)``."""
     if value.mean is None:
-        return "-"
+        return _unknown(value)
     return f"{value.mean:.{digits}f}" + ("" if value.std is None else f" ({value.std:.{digits}f})")
 
 
 def format_whole(value: MeanStd) -> str:
     """Format a mean as a whole number."""
-    return "-" if value.mean is None else f"{value.mean:.0f}"
+    return _unknown(value) if value.mean is None else f"{value.mean:.0f}"
+
+
+def _unknown(value: MeanStd) -> str:
+    return "damaged" if value.damaged else "-"
 
 
 def format_percent(value: Proportion) -> str:

@@ -5,23 +5,31 @@ or buffers, of the optimizer and of the random generators, and the statistics of
 metadata.
 """
 
+import json
 import logging
+import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from kdcache import distributed, signals, tensor_files
+from kdcache.checked_files import FILE, FOLDER, kind_of
 from kdcache.errors import KdcacheError, UsageError, first_line
 from kdcache.models.base import load_state
+from kdcache.run.contents import check_environment
+from kdcache.run.folder import RunFolder
 
-__all__ = ["Checkpoints", "TrainingState"]
+__all__ = ["Checkpoints", "TrainingState", "recorded_environment", "remove_checkpoints"]
 
-FORMAT = "kdcache-training-2"
+FORMAT = "kdcache-training-3"
+
+NAME = re.compile(r"epoch-\d{7}-step-\d{7}\.safetensors", re.ASCII)
 
 CHECKPOINTS_KEPT = 2
 """If the newest one is damaged, the run resumes from the one before."""
@@ -49,9 +57,13 @@ class TrainingState:
         Metrics of the completed epochs.
     resumed : list of dict
         Where the training was resumed: epoch, counted from 1, and steps of it that were done.
+    settings, environment : dict
+        The settings and the environment of the run, as in its files.
     statistics : dict of str to Tensor
         Statistics of the epoch so far; empty before its first step.
     """
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
 
     epoch: int = 0
     step: int = 0
@@ -60,6 +72,8 @@ class TrainingState:
     teacher_counts: list[int] = field(default_factory=list)
     metrics: list[dict[str, Any]] = field(default_factory=list)
     resumed: list[dict[str, int]] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
     statistics: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -112,26 +126,16 @@ class Checkpoints:
         KdcacheError
             If it does not fit the modules.
         """
-        for path in reversed(self._files()):
-            try:
-                state, metadata = tensor_files.load(path, FORMAT)
-            except UsageError as error:
-                log.warning("could not read checkpoint %s, using the one before: %s", path, first_line(error))
-                continue
-            self._restore(state, path)
-            del metadata["format"]
-            return TrainingState(**metadata, statistics=_with_prefix(state, "statistics"))
-        return None
+        latest = _read_latest(self.folder)
+        if latest is None:
+            return None
+        path, state, progress = latest
+        self._restore(state, path)
+        return progress
 
     def remove(self) -> None:
         """Remove the checkpoints of a finished run."""
-        for path in self._files():
-            path.unlink()
-        if self.folder.exists() and not any(self.folder.iterdir()):
-            self.folder.rmdir()
-
-    def _files(self) -> list[Path]:
-        return sorted(self.folder.glob("epoch-*.safetensors"))
+        remove_checkpoints(self.folder)
 
     def _write(self, progress: TrainingState) -> None:
         state = {f"statistics/{name}": tensor for name, tensor in progress.statistics.items()}
@@ -148,8 +152,8 @@ class Checkpoints:
         self.folder.mkdir(exist_ok=True)
         path = self.folder / f"epoch-{progress.epoch:07d}-step-{progress.step:07d}.safetensors"
         tensor_files.save(path, state, {"format": FORMAT, **metadata})
-        older = [file for file in self._files() if file < path]
-        unreadable = [file for file in self._files() if file > path]  # else the run had resumed from there
+        older = [file for file in _files(self.folder) if file < path]
+        unreadable = [file for file in _files(self.folder) if file > path]  # else the run had resumed from there
         for file in (*older[: 1 - CHECKPOINTS_KEPT], *unreadable):
             file.unlink()
 
@@ -157,18 +161,82 @@ class Checkpoints:
         try:
             for name, module in self._modules.items():
                 load_state(module, _with_prefix(state, name))
-        except RuntimeError as error:
+            for number, parameter in enumerate(self._parameters):
+                if buffers := _with_prefix(state, f"optimizer/{number}"):
+                    # A fused step walks through memory: the buffers need the memory layout of the parameter.
+                    self._optimizer.state[parameter] = {
+                        key: torch.empty_like(parameter).copy_(value) for key, value in buffers.items()
+                    }
+            torch.set_rng_state(state["random/cpu"])
+            for device, generator in _device_generators().items():
+                if f"random/{device}" in state:
+                    generator.set_rng_state(state[f"random/{device}"])
+        except (RuntimeError, KeyError, TypeError) as error:
             raise KdcacheError(f"checkpoint {path} does not fit the run: {first_line(error)}") from None
-        for number, parameter in enumerate(self._parameters):
-            if buffers := _with_prefix(state, f"optimizer/{number}"):
-                # A fused step walks through memory: the buffers need the memory layout of the parameter.
-                self._optimizer.state[parameter] = {
-                    key: torch.empty_like(parameter).copy_(value) for key, value in buffers.items()
-                }
-        torch.set_rng_state(state["random/cpu"])
-        for device, generator in _device_generators().items():
-            if f"random/{device}" in state:
-                generator.set_rng_state(state[f"random/{device}"])
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove the checkpoints in a folder, and the folder if nothing else is in it."""
+    for path in _files(folder):
+        path.unlink()
+    if kind_of(folder) == FOLDER and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def recorded_environment(folder: RunFolder) -> dict[str, Any]:
+    """Read the environment that a run was started in; if its file is damaged or missing, from the newest checkpoint.
+
+    Returns
+    -------
+    dict
+        Empty for a run that was killed before it wrote either.
+
+    Raises
+    ------
+    UsageError
+        If the file is damaged and there is no checkpoint.
+    """
+    damage = None
+    try:
+        if recorded := folder.read_environment():
+            return recorded
+    except UsageError as error:
+        damage = error
+    if latest := _read_latest(folder.checkpoints_folder):
+        path, _, progress = latest
+        return check_environment(path, progress.environment)
+    if damage is not None:
+        raise damage
+    return {}
+
+
+_TRAINING_STATE = TypeAdapter(TrainingState)
+
+
+def _read_latest(folder: Path) -> tuple[Path, dict[str, Tensor], TrainingState] | None:
+    """Read the newest readable checkpoint in a folder: its path, its tensors, and how far the training had come."""
+    for path in reversed(_files(folder)):
+        try:
+            state, metadata = tensor_files.load(path, FORMAT)
+        except UsageError as error:
+            log.warning("could not read checkpoint %s, using the one before: %s", path, first_line(error))
+            continue
+        del metadata["format"]
+        try:
+            progress = _TRAINING_STATE.validate_json(json.dumps(metadata))
+        except ValidationError as error:
+            detail = error.errors()[0]
+            where = ".".join(map(str, detail["loc"]))
+            raise KdcacheError(f"checkpoint {path} does not fit the run: {where}: {detail['msg']}") from None
+        return path, state, replace(progress, statistics=_with_prefix(state, "statistics"))
+    return None
+
+
+def _files(folder: Path) -> list[Path]:
+    """List the checkpoints in a folder, the oldest first. What a link leads to is not the run's."""
+    if kind_of(folder) != FOLDER:
+        return []
+    return sorted(path for path in folder.iterdir() if NAME.fullmatch(path.name) and kind_of(path) == FILE)
 
 
 def _device_generators() -> dict[str, Any]:

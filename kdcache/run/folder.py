@@ -14,22 +14,25 @@
 ``summary.json``             the result; without it the run is unfinished
 ===========================  ==============================================================
 
-Each file is written atomically: it is complete or absent.
+Each file is written atomically: it is complete or absent. Each one that is read has a checksum, see
+`kdcache.checked_files`.
 """
 
-import json
+import logging
+import os
 import re
 import shutil
-from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kdcache import checked_files
 from kdcache.cards import same_dataset
+from kdcache.checked_files import FILE, FOLDER, kind_of, require_kind
 from kdcache.config import CONFIG_FILE, StudentConfig, TeacherConfig, TrainingConfig
-from kdcache.errors import UsageError, first_line, problem
+from kdcache.errors import UsageError, problem
 from kdcache.locks import FileLock
 from kdcache.presets import read_toml
+from kdcache.run.contents import EpochMetrics, check_environment, check_metrics, check_summary
 
 __all__ = [
     "RUNS",
@@ -44,67 +47,13 @@ __all__ = [
 RUNS = Path("runs")
 """Parent of the run folders of trainings without ``--out``, relative to the current folder."""
 
-SUMMARY_NUMBERS = (
-    *("epochs", "last_top1", "last_top5", "best_top1", "best_epoch"),
-    *("teacher_forwards", "cache_hits", "seconds", "finished_at"),
-)
-"""Numbers that every summary has."""
-
 CONFIGS: dict[str, type[TrainingConfig]] = {config.table: config for config in (TeacherConfig, StudentConfig)}
 """The config of each kind of run, by its table in ``config.toml``."""
 
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.(tmp|old)")
+"""Names that `kdcache.files` gives to what it has not finished."""
 
-@dataclass(frozen=True)
-class EpochMetrics:
-    """One line of ``metrics.jsonl``.
-
-    Attributes
-    ----------
-    epoch : int
-        Counted from 1; 0 for a network that was loaded and evaluated, not trained.
-    seconds : float
-        Duration of the epoch, evaluation included.
-    test_loss : float or None
-        Mean cross-entropy on the test set, in nats; ``None`` if the epoch was not evaluated.
-    test_top1, test_top5 : float or None
-        Accuracy on the test set, in percent.
-    val_loss, val_top1 : float or None
-        The same on the part of the training set held out for validation.
-    lr : float or None
-    train_loss : float or None
-        Mean of the training loss over the steps.
-    images_per_second : float or None
-        Training samples per second, without evaluation.
-    data_share, teacher_share : float or None
-        Share of the training time spent waiting for views, and for the teacher's logits; on a GPU, host time.
-    kl_ratio : float or None
-        Mean over the steps of r, the mean d of the picks over the mean d of all candidates (Equation 3); ``None``
-        without picking, or where d of some candidate is unknown.
-    label_disagreement : float or None
-        Share of the mixed views whose label the teacher disagrees with.
-    loss_parts : dict of str to float
-        Mean over the steps of each loss of a sum, times its weight.
-    teacher_forwards, cache_hits : int
-        Views that went through the teacher, and views whose logits came from the cache.
-    """
-
-    epoch: int
-    seconds: float
-    test_loss: float | None = None
-    test_top1: float | None = None
-    test_top5: float | None = None
-    val_loss: float | None = None
-    val_top1: float | None = None
-    lr: float | None = None
-    train_loss: float | None = None
-    images_per_second: float | None = None
-    data_share: float | None = None
-    teacher_share: float | None = None
-    kl_ratio: float | None = None
-    label_disagreement: float | None = None
-    loss_parts: dict[str, float] = field(default_factory=dict)
-    teacher_forwards: int = 0
-    cache_hits: int = 0
+log = logging.getLogger("kdcache")
 
 
 class RunFolder:
@@ -141,12 +90,25 @@ class RunFolder:
     @property
     def holds_run(self) -> bool:
         """Whether a training has begun here."""
-        return self.config_file.is_file()
+        return kind_of(self.config_file) is not None
 
     @property
     def is_finished(self) -> bool:
         """Whether the run has finished."""
-        return self.summary_file.is_file()
+        return kind_of(self.summary_file) is not None
+
+    def require_own_entries(self) -> None:
+        """Check that the folder's files and folders are such, and not links that lead elsewhere, or FIFOs.
+
+        Raises
+        ------
+        UsageError
+        """
+        files = (self.config_file, self.environment_file, self.metrics_file, self.network_file, self.curves_file)
+        for file in (*files, self.summary_file, self.count_file, self.lock_file):
+            require_kind(file, FILE)
+        for folder in (self.statistics_store, self.checkpoints_folder):
+            require_kind(folder, FOLDER)
 
     def read_config(self) -> TrainingConfig:
         """Read the settings; their type tells the kind of the run.
@@ -154,11 +116,13 @@ class RunFolder:
         Raises
         ------
         UsageError
-            If the folder holds no run, or the settings are invalid.
+            If the folder holds no run, or the settings are damaged or invalid.
         """
         if not self.holds_run:
             found = f"a folder without {CONFIG_FILE}" if self.path.is_dir() else "nothing"
             raise UsageError(problem(f"run folder {self.path}", expected="a folder that a training wrote", got=found))
+        self.require_own_entries()
+        checked_files.read_toml(self.config_file)
         document = read_toml(self.config_file, str(self.config_file), "preset")
         kind = next((kind for table, kind in CONFIGS.items() if table in document), None)
         if kind is None:
@@ -174,7 +138,9 @@ class RunFolder:
         UsageError
             If the file is damaged.
         """
-        return _read_json(self.environment_file) if self.environment_file.exists() else {}
+        if kind_of(self.environment_file) is None:
+            return {}
+        return check_environment(self.environment_file, checked_files.read_json(self.environment_file))
 
     def read_metrics(self) -> list[EpochMetrics]:
         """Read the metrics of the completed epochs.
@@ -184,11 +150,7 @@ class RunFolder:
         UsageError
             If the file is missing or damaged.
         """
-        try:
-            lines = self.metrics_file.read_text("utf-8").splitlines()
-            return [EpochMetrics(**json.loads(line)) for line in lines]
-        except (OSError, ValueError, TypeError, RecursionError) as error:
-            raise UsageError(problem(f"could not read {self.metrics_file}: {first_line(error)}")) from None
+        return check_metrics(self.metrics_file, checked_files.read_lines(self.metrics_file))
 
     def read_summary(self) -> dict[str, Any]:
         """Read the summary.
@@ -203,10 +165,7 @@ class RunFolder:
             remedy = "Finish it with --resume." if self.holds_run else None
             line = problem(f"run folder {self.path}", expected="a finished run", got=state or "nothing", remedy=remedy)
             raise UsageError(line)
-        summary = _read_json(self.summary_file)
-        if wrong := [name for name in SUMMARY_NUMBERS if type(summary.get(name)) not in (int, float)]:
-            raise UsageError(problem(f"{self.summary_file}: {', '.join(wrong)}", expected="numbers"))
-        return summary
+        return check_summary(self.summary_file, checked_files.read_json(self.summary_file))
 
     def in_use(self) -> bool:
         """Tell whether another process writes here; not for the process that holds the lock, which would release it."""
@@ -231,8 +190,8 @@ class RunFolder:
 
     def entries(self) -> list[Path]:
         """List the content, except the lock and temporary files of killed processes."""
-        ignored = re.compile(rf"{re.escape(self.lock_file.name)}|\..*\.tmp")
-        return [entry for entry in self.path.iterdir() if not ignored.fullmatch(entry.name)]
+        ours = (entry for entry in self.path.iterdir() if not TEMPORARY.fullmatch(entry.name))
+        return [entry for entry in ours if entry != self.lock_file]
 
     def clear(self) -> None:
         """Remove everything. Interrupted, the folder still holds a run, but never one that looks finished."""
@@ -243,10 +202,14 @@ class RunFolder:
     def remove_temporary_files(self) -> None:
         """Remove incomplete files of a process that was killed."""
         for folder in (self.path, self.checkpoints_folder):
-            for temporary in folder.glob(".*.tmp"):
-                shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
-        for partial in self.statistics_store.rglob("*.partial"):
-            partial.unlink()
+            for entry in folder.iterdir() if kind_of(folder) == FOLDER else ():
+                if TEMPORARY.fullmatch(entry.name):
+                    shutil.rmtree(entry) if kind_of(entry) == FOLDER else entry.unlink()
+        if kind_of(self.statistics_store) == FOLDER:
+            for parent, _, names in os.walk(self.statistics_store):
+                for name in names:
+                    if name.endswith(".partial"):
+                        Path(parent, name).unlink()
 
 
 class FinishedRun(RunFolder):
@@ -273,27 +236,20 @@ class FinishedRun(RunFolder):
         self.config = self.read_config()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(problem(f"could not read {path}: {first_line(error)}")) from None
-    if not isinstance(document, dict):
-        raise UsageError(problem(str(path), expected="a JSON object", got=f"a {type(document).__name__}"))
-    return document
-
-
 def run_folders(parent: Path) -> list[RunFolder]:
     """List the run folders in a folder, finished or not, by name."""
     return [RunFolder(config.parent) for config in sorted(parent.glob(f"*/{CONFIG_FILE}"))]
 
 
 def find_finished_runs(parent: Path = RUNS) -> list[FinishedRun]:
-    """List the finished runs in a folder, the newest first; damaged ones are skipped."""
+    """List the finished runs in a folder, the newest first; damaged ones are reported and skipped."""
     runs = []
     for folder in run_folders(parent):
-        with suppress(UsageError):
-            runs.append(FinishedRun(folder.path))
+        if folder.is_finished:
+            try:
+                runs.append(FinishedRun(folder.path))
+            except UsageError as error:
+                log.warning("skipping the run %s: %s", folder.path, error.problems[0])
     return sorted(runs, key=lambda run: float(run.summary["finished_at"]), reverse=True)
 
 

@@ -1,6 +1,6 @@
 """What a training records step by step: nothing for a teacher, per-sample statistics for a student."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,9 @@ from torch import Tensor
 from kdcache import distributed
 from kdcache.answers.cached_teacher import CachedTeacher, TeacherCounts
 from kdcache.run.checkpoint import TrainingState
-from kdcache.run.statistics import EpochStatistics, StatisticsShape, StatisticsStore
+from kdcache.run.folder import EpochMetrics
+from kdcache.run.statistics import EpochStatistics, StatisticsShape
+from kdcache.run.statistics_store import StatisticsStore
 from kdcache.selection import Selection
 from kdcache.views import Batch
 
@@ -57,6 +59,8 @@ class StudentRecorder(Recorder):
     shape : StatisticsShape
     teacher : CachedTeacher or None
     device : torch.device
+    done : sequence of EpochMetrics
+        The completed epochs of a resumed run, whose statistics are checked.
 
     Attributes
     ----------
@@ -67,10 +71,17 @@ class StudentRecorder(Recorder):
     statistics: EpochStatistics
 
     def __init__(
-        self, path: Path, epochs: int, shape: StatisticsShape, teacher: CachedTeacher | None, device: torch.device
+        self,
+        path: Path,
+        epochs: int,
+        shape: StatisticsShape,
+        teacher: CachedTeacher | None,
+        device: torch.device,
+        done: Sequence[EpochMetrics] = (),
     ) -> None:
         self.shape, self.teacher, self.device = shape, teacher, device
-        self._store = StatisticsStore(path, epochs, shape) if distributed.is_main() else None
+        checksums = [line.statistics_sha256 or "" for line in done]
+        self._store = StatisticsStore(path, epochs, shape, checksums) if distributed.is_main() else None
         self._counts, self._teacher_seconds = TeacherCounts(), 0.0
 
     def begin_epoch(self, progress: TrainingState) -> None:
@@ -78,8 +89,7 @@ class StudentRecorder(Recorder):
         self.statistics, self._counts = EpochStatistics.empty(self.shape, self.device), TeacherCounts()
         self._teacher_seconds = self.teacher.seconds if self.teacher else 0.0
         if progress.statistics:
-            columns = {name: column.to(self.device) for name, column in progress.statistics.items()}
-            self.statistics = EpochStatistics(**columns).split()
+            self.statistics = self.statistics.like(progress.statistics).split()
             if distributed.is_main():
                 self._counts = TeacherCounts(*progress.teacher_counts)
 
@@ -138,14 +148,14 @@ class StudentRecorder(Recorder):
     def end_epoch(self, epoch: int, seconds: float) -> dict[str, Any]:
         """See `Recorder`."""
         statistics, counts = self.statistics.merged(), self._all_counts()
-        if self._store is not None:
-            self._store.write(epoch, statistics)
+        checksum = self._store.write(epoch, statistics) if self._store is not None else None
         waited = self.teacher.seconds - self._teacher_seconds if self.teacher else None
         return {
             "teacher_share": None if waited is None else waited / seconds,
             "kl_ratio": statistics.mean_kl_ratio(),
             "label_disagreement": statistics.label_disagreement(),
             "loss_parts": dict(zip(self.shape.losses, statistics.losses.mean(0).tolist(), strict=True)),
+            "statistics_sha256": checksum,
             **counts.as_metrics(),
         }
 

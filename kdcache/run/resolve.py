@@ -1,15 +1,16 @@
 """Which run folder a training writes to: a new one, one to overwrite, or one to resume."""
 
 import re
-import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 from kdcache import distributed
+from kdcache.checked_files import kind_of
 from kdcache.config import StudentConfig, TrainingConfig
 from kdcache.errors import UsageError, problem
 from kdcache.locks import FileLock
+from kdcache.run.checkpoint import remove_checkpoints
 from kdcache.run.folder import RUNS, FinishedRun, RunFolder, run_folders
 
 __all__ = ["check_output", "create_run_folder", "resolve_run"]
@@ -44,16 +45,18 @@ def _resolve(config: Config) -> tuple[Config, FinishedRun | None]:
     recorded = _config_of(folder, type(config))
     if problems := config.differences(recorded):
         raise UsageError(*(f"could not resume {folder.path}: {line}" for line in problems))
-    update = {"out": folder.path} | ({"teacher": recorded.teacher} if isinstance(recorded, StudentConfig) else {})
+    update: dict[str, Path | None] = {"out": folder.path}
+    if isinstance(recorded, StudentConfig):
+        update["teacher"] = _teacher_of(config) or recorded.teacher
     if not folder.is_finished:
         return config.model_copy(update=update), None
     if config.epochs != recorded.epochs:
         what = f"--epochs: the run in {folder.path} is finished"
         raise UsageError(problem(what, expected=recorded.epochs, got=config.epochs))
-    if folder.checkpoints_folder.exists():  # the process was killed right after it wrote the summary
+    if kind_of(folder.checkpoints_folder) is not None:  # the process was killed right after it wrote the summary
         lock = folder.acquire_lock()
         try:
-            shutil.rmtree(folder.checkpoints_folder)
+            remove_checkpoints(folder.checkpoints_folder)
         finally:
             lock.release()
     return config.model_copy(update=update), FinishedRun(folder.path)
@@ -64,12 +67,17 @@ def _to_resume(config: TrainingConfig) -> RunFolder | None:
     if config.out is not None:
         folder = RunFolder(config.out)
         return folder if folder.holds_run else None
-    for folder in sorted(run_folders(RUNS), key=lambda folder: folder.config_file.stat().st_mtime, reverse=True):
+    for folder in sorted(run_folders(RUNS), key=lambda folder: folder.config_file.lstat().st_mtime, reverse=True):
         with suppress(UsageError):
             recorded = _config_of(folder, type(config))
-            if not folder.is_finished and recorded.epochs == config.epochs and not config.differences(recorded):
+            same = recorded.epochs == config.epochs and _teacher_of(config) in (None, _teacher_of(recorded))
+            if not folder.is_finished and same and not config.differences(recorded):
                 return folder
     return None
+
+
+def _teacher_of(config: TrainingConfig) -> Path | None:
+    return config.teacher if isinstance(config, StudentConfig) else None
 
 
 def _config_of(folder: RunFolder, kind: type[Config]) -> Config:

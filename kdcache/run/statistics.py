@@ -1,27 +1,16 @@
-"""Per-sample and per-step statistics of a run: collected on the device, stored epoch by epoch."""
+"""Per-sample and per-step statistics of an epoch, collected on the device. `statistics_store` writes them."""
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
-import zarr
 from torch import Tensor
-from zarr.codecs import BloscCodec, Crc32cCodec
 
 from kdcache import distributed
-from kdcache.answers.location import StoreLocation
-from kdcache.errors import KdcacheError, first_line, problem
-from kdcache.files import write_folder_atomically
+from kdcache.errors import KdcacheError, problem
 
-__all__ = ["EpochStatistics", "StatisticsReader", "StatisticsShape", "StatisticsStore", "StoredEpoch"]
-
-SCHEMA = "kdcache-statistics-3"
-
-READ_ERRORS = (KeyError, TypeError, ValueError, RuntimeError, OSError, IndexError)
-"""What zarr and its codecs raise for metadata and chunks that are damaged or missing."""
+__all__ = ["EpochStatistics", "StatisticsShape"]
 
 
 class StatisticsShape(NamedTuple):
@@ -78,6 +67,21 @@ class EpochStatistics:
             losses=unknown(steps, len(losses)),
         )
 
+    def like(self, columns: Mapping[str, Tensor]) -> "EpochStatistics":
+        """Take columns from a checkpoint, on this device.
+
+        Raises
+        ------
+        KdcacheError
+            If they are not of the same names, types and shapes.
+        """
+        given, own = (
+            {name: (column.dtype, column.shape) for name, column in one.items()} for one in (columns, vars(self))
+        )
+        if given != own:
+            raise KdcacheError(problem("statistics in the checkpoint", expected=_short(own), got=_short(given)))
+        return EpochStatistics(**{name: column.to(self.d_x.device) for name, column in columns.items()})
+
     def merged(self) -> "EpochStatistics":
         """Combine the statistics of all processes."""
         return EpochStatistics(
@@ -104,6 +108,10 @@ class EpochStatistics:
         return _number(self.disagreements.sum() / self.d_mixed.numel()) if self.d_mixed.numel() else None
 
 
+def _short(columns: Mapping[str, tuple[torch.dtype, torch.Size]]) -> str:
+    return ", ".join(f"{name} {tuple(shape)}" for name, (_, shape) in sorted(columns.items()))
+
+
 def _known_anywhere(d: Tensor) -> Tensor:
     found = distributed.all_reduce_max(torch.where(d.isnan(), -torch.inf, d))
     return torch.where(found.isinf(), torch.nan, found)
@@ -115,163 +123,3 @@ def _zero_if_known(sums: Tensor) -> Tensor:
 
 def _number(value: Tensor) -> float | None:
     return None if value.isnan() else value.item()
-
-
-class StatisticsStore:
-    """Writes the statistics of a run to a zarr store.
-
-    The arrays are ``d_x`` (E, N), ``d_mixed`` (E, M, N), ``picked`` (E, M, N), ``kl_ratio`` (E, T), ``disagreements``
-    (E, T) and ``losses`` (E, T, L); empty ones are left out. d is stored in float16, whose relative error of at most
-    2^-11 is far below its spread. The attribute ``losses`` names the losses; ``epochs_written`` counts the epochs, and
-    is updated after the arrays.
-
-    Parameters
-    ----------
-    path : Path
-        Created if missing, filled with NaN. A resumed run continues its store; with more epochs, the arrays grow.
-    epochs : int
-        E.
-    shape : StatisticsShape
-    """
-
-    def __init__(self, path: Path, epochs: int, shape: StatisticsShape) -> None:
-        samples, slots, steps, losses = shape
-        arrays: dict[str, tuple[tuple[int, ...], str, Any]] = {
-            "d_x": ((epochs, samples), "float16", np.nan),
-            "d_mixed": ((epochs, slots, samples), "float16", np.nan),
-            "picked": ((epochs, slots, samples), "bool", False),
-            "kl_ratio": ((epochs, steps), "float32", np.nan),
-            "disagreements": ((epochs, steps), "float32", np.nan),
-            "losses": ((epochs, steps, len(losses)), "float32", np.nan),
-        }
-
-        def create(folder: Path) -> None:
-            attributes = {"schema": SCHEMA, "epochs_written": 0, "losses": list(losses)}
-            group = zarr.create_group(folder, attributes=attributes)
-            for name, (shape, dtype, fill_value) in arrays.items():
-                if 0 not in shape:
-                    group.create_array(
-                        name,
-                        shape=shape,
-                        chunks=(1, *shape[1:]),  # each epoch is a chunk of its own, written once
-                        dtype=dtype,
-                        compressors=(BloscCodec(cname="zstd"), Crc32cCodec()),
-                        fill_value=fill_value,
-                    )
-
-        if not path.exists():
-            write_folder_atomically(path, create)
-        self._group = zarr.open_group(StoreLocation(path).store, mode="r+")
-        if (schema := self._group.attrs.get("schema")) != SCHEMA:
-            what = f"the statistics {path} were written by another version of kdcache"
-            raise KdcacheError(
-                problem(what, expected=SCHEMA, got=schema, remedy="Start the run again with --overwrite.")
-            )
-        for name, array in self._group.arrays():
-            array.resize(arrays[name][0])
-
-    def write(self, epoch: int, statistics: EpochStatistics) -> None:
-        """Write the statistics of an epoch, counted from 0, and wait until they are on the disk."""
-        for name, array in self._group.arrays():
-            array[epoch] = getattr(statistics, name).cpu().numpy()
-        self._group.attrs["epochs_written"] = epoch + 1
-
-
-@dataclass(frozen=True)
-class StoredEpoch:
-    """The statistics of one epoch as stored.
-
-    Attributes
-    ----------
-    epoch : int
-        Counted from 0.
-    d_x : ndarray of float32, shape (N,)
-    d_mixed : ndarray of float32, shape (M, N)
-    picked : ndarray of bool, shape (M, N)
-    kl_ratio, disagreements : ndarray of float32, shape (T,)
-        See `EpochStatistics`.
-    """
-
-    epoch: int
-    d_x: np.ndarray
-    d_mixed: np.ndarray
-    picked: np.ndarray
-    kl_ratio: np.ndarray
-    disagreements: np.ndarray
-
-
-@dataclass(frozen=True)
-class StatisticsReader:
-    """Reads the statistics of a run, finished or not, one epoch at a time to save memory.
-
-    Parameters
-    ----------
-    path : Path
-        Of a store that `StatisticsStore` wrote.
-    epochs : int
-        Epochs written.
-    samples : int
-        N.
-    """
-
-    path: Path
-    epochs: int
-    samples: int
-
-    @classmethod
-    def open(cls, path: Path) -> "StatisticsReader":
-        """Open a store.
-
-        Raises
-        ------
-        KdcacheError
-            If it is missing or damaged.
-        """
-        try:
-            group = zarr.open_group(path, mode="r")
-            schema, written = group.attrs.get("schema"), group.attrs.get("epochs_written")
-            if schema != SCHEMA or not isinstance(written, int):
-                what = f"the statistics {path} were written by another version of kdcache"
-                raise KdcacheError(problem(what, expected=SCHEMA, got=schema, remedy="Train the run again."))
-            return cls(path, written, cls._array(group, "d_x").shape[1])
-        except FileNotFoundError:
-            remedy = "Train the run again to record them."
-            raise KdcacheError(
-                problem(f"statistics {path}", expected="a folder", got="nothing", remedy=remedy)
-            ) from None
-        except READ_ERRORS as error:
-            what, remedy = f"could not read the statistics {path}", "Train the run again to record them anew."
-            raise KdcacheError(problem(what, got=first_line(error), remedy=remedy)) from None
-
-    def epoch(self, epoch: int) -> StoredEpoch:
-        """Read an epoch, counted from 0.
-
-        Raises
-        ------
-        KdcacheError
-            If it is damaged.
-        """
-        try:
-            group = zarr.open_group(self.path, mode="r")
-            found = {name: np.asarray(self._array(group, name)[epoch]) for name in ("d_x", "kl_ratio", "disagreements")}
-            mixed = "d_mixed" in group  # a run without mixed views has no such arrays
-            shape = (0, self.samples)
-            d_mixed = np.asarray(self._array(group, "d_mixed")[epoch]) if mixed else np.empty(shape, np.float32)
-            picked = np.asarray(self._array(group, "picked")[epoch]) if mixed else np.empty(shape, bool)
-        except READ_ERRORS as error:
-            what = f"could not read epoch {epoch + 1} of the statistics {self.path}"
-            remedy = "Train the run again to record them anew."
-            raise KdcacheError(problem(what, got=first_line(error), remedy=remedy)) from None
-        floats = {name: values.astype(np.float32) for name, values in found.items()}
-        return StoredEpoch(epoch, d_mixed=d_mixed.astype(np.float32), picked=picked.astype(bool), **floats)
-
-    def __iter__(self) -> Iterator[StoredEpoch]:
-        """Read all epochs written, one after the other."""
-        return map(self.epoch, range(self.epochs))
-
-    @staticmethod
-    def _array(group: zarr.Group, name: str) -> zarr.Array:
-        array = group[name]
-        if not isinstance(array, zarr.Array):
-            raise TypeError(f"{name} is not an array")
-        return array

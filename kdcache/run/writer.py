@@ -1,33 +1,35 @@
 """The writer of a run folder, from the first file to the summary; see `kdcache.run.folder`."""
 
-import json
+import logging
 import math
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import nn
 
-from kdcache import distributed
+from kdcache import checked_files, distributed
 from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute
 from kdcache.config import TrainingConfig
 from kdcache.datasets import Dataset
 from kdcache.environment import describe_environment
-from kdcache.errors import KdcacheError, UsageError, problem
-from kdcache.files import write_json, write_text
+from kdcache.errors import KdcacheError, UsageError, first_line, problem
 from kdcache.locks import FileLock
 from kdcache.models import Network
 from kdcache.models.checkpoint import save
-from kdcache.run.checkpoint import Checkpoints, TrainingState
+from kdcache.run.checkpoint import Checkpoints, TrainingState, recorded_environment
+from kdcache.run.contents import check_metrics
 from kdcache.run.folder import EpochMetrics, FinishedRun, RunFolder
+from kdcache.run.forward_count import ForwardCount, read_count
 from kdcache.run.resolve import create_run_folder
 
 __all__ = ["RunWriter"]
+
+log = logging.getLogger("kdcache")
 
 
 class RunWriter:
@@ -70,13 +72,15 @@ class RunWriter:
         self._resumed: list[dict[str, int]] = []
         self._seconds_before, self._started = 0.0, time.perf_counter()
         self._checkpoints: Checkpoints | None = None
-        self._forwards_lost = 0
+        self._environment: dict[str, Any] = {}
+        self._count: ForwardCount | None = None
+        self._forwards_lost: int | None = 0
         self._lock: FileLock | None = None
         try:
             self.path = distributed.broadcast(self._open(compute, teacher) if distributed.is_main() else Path())
             data.hash()  # from here on, in every process, an image that changes stops the training
         except BaseException:
-            self._release_lock()
+            self._release()
             raise
         self.folder = RunFolder(self.path)
 
@@ -84,9 +88,12 @@ class RunWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._release_lock()
+        self._release()
 
-    def _release_lock(self) -> None:
+    def _release(self) -> None:
+        if self._count is not None:
+            self._count.close()
+            self._count = None
         if self._lock is not None:
             self._lock.release()
 
@@ -98,13 +105,19 @@ class RunWriter:
             assert self.config.out is not None
             folder = RunFolder(self.config.out)
             self._lock = folder.acquire_lock()
-            _check_resumable(folder, origin)
+            self._environment = _resumable_environment(folder, origin)
             folder.remove_temporary_files()
+            count = read_count(folder.count_file) if self._environment else 0
         else:
             folder, self._lock = create_run_folder(self.config)
-            write_text(folder.config_file, self.config.to_toml())
-        if not folder.environment_file.exists():
-            write_json(folder.environment_file, {**describe_environment(compute), "origin": origin})
+            checked_files.write_toml(folder.config_file, self.config.to_toml())
+            count = 0
+        self._count, self._forwards_lost = ForwardCount(folder.count_file, count), count
+        if not self._environment:
+            self._environment = {**describe_environment(compute), "origin": origin}
+        elif not _holds_environment(folder):
+            log.warning("%s is missing or damaged, and is written as in the checkpoint", folder.environment_file)
+        checked_files.write_json(folder.environment_file, self._environment)
         return folder.path
 
     def restore(self, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> TrainingState:
@@ -127,24 +140,40 @@ class RunWriter:
         folder, config = self.folder, self.config
         self._checkpoints = Checkpoints(folder.checkpoints_folder, config.checkpoint_minutes, modules, optimizer)
         progress = (self._checkpoints.restore_latest() if config.resume else None) or TrainingState()
-        self.metrics = [EpochMetrics(**line) for line in progress.metrics]
+        self.metrics = check_metrics(folder.checkpoints_folder, progress.metrics)
+        _check_settings(config, progress)
         _check_epochs(config, self.metrics)
         position = (progress.epoch, progress.step)
         if distributed.any_rank(position != distributed.broadcast(position)):
             raise KdcacheError(f"the processes read different checkpoints: each must see the run folder {folder.path}")
         self._resumed, self._seconds_before = progress.resumed, progress.seconds
         if config.resume and distributed.is_main():
-            write_text(folder.config_file, config.to_toml())  # the number of epochs may have changed
+            checked_files.write_toml(folder.config_file, config.to_toml())  # the number of epochs may have changed
             self._resumed.append({"epoch": progress.epoch + 1, "step": progress.step})
-            known = self._forwards_until(sum(progress.teacher_counts[:1]))
-            self._forwards_lost = max(0, _read_count(folder.count_file) - known)
+            self._forwards_lost = self._forwards_since(progress)
+            if self.metrics:  # the checkpoint has what these files must hold
+                self._write_metrics()
+            if self.metrics and not progress.step:
+                network = modules[config.table]
+                assert isinstance(network, Network)
+                self._write_network(network)
         return progress
+
+    def _forwards_since(self, progress: TrainingState) -> int | None:
+        """Count the teacher forwards since the checkpoint, which are made again; ``None`` if that is unknown."""
+        if self._forwards_lost is None:
+            what = f"{self.folder.count_file} is missing or damaged"
+            log.warning("%s: the teacher forwards since the checkpoint are unknown, and not in the summary", what)
+            return None
+        return max(0, self._forwards_lost - self._forwards_until(sum(progress.teacher_counts[:1])))
 
     def checkpoint_due(self, teacher_forwards: int = 0) -> bool:
         """Tell whether to save a checkpoint now, and record the teacher forwards of the current epoch."""
         assert self._checkpoints is not None
         if teacher_forwards and distributed.is_main():
-            _write_count(self.folder.count_file, self._forwards_lost + self._forwards_until(teacher_forwards))
+            assert self._count is not None
+            known = self._forwards_until(teacher_forwards)
+            self._count.write(None if self._forwards_lost is None else self._forwards_lost + known)
         return self._checkpoints.due()
 
     def save_checkpoint(self, progress: TrainingState) -> None:
@@ -153,11 +182,12 @@ class RunWriter:
         Parameters
         ----------
         progress : Progress
-            Of the current epoch; the metrics, times and resumptions of the run are filled in.
+            Of the current epoch; what is known of the run is filled in.
         """
         assert self._checkpoints is not None
         progress.metrics = [asdict(line) for line in self.metrics]
         progress.resumed, progress.seconds = self._resumed, self._seconds()
+        progress.settings, progress.environment = _recorded(self.config), self._environment
         self._checkpoints.save(progress)
 
     def end_epoch(self, metrics: EpochMetrics, network: Network) -> None:
@@ -174,12 +204,17 @@ class RunWriter:
         elif not math.isfinite(metrics.test_loss):
             raise KdcacheError(f"the test loss became {metrics.test_loss} after the last step of epoch {metrics.epoch}")
         self.metrics.append(metrics)
-        if not distributed.is_main():
-            return
+        if distributed.is_main():
+            self._write_network(network)
+            self._write_metrics()
+
+    def _write_network(self, network: Network) -> None:
+        last = self.metrics[-1]
         facts = {"class_names": self.data.class_names, "shorter_side": self.data.card.shorter_side}
-        save(network, self.folder.network_file, epoch=metrics.epoch, top1=metrics.test_top1, **facts)
-        lines = (json.dumps(asdict(line), allow_nan=False) + "\n" for line in self.metrics)
-        write_text(self.folder.metrics_file, "".join(lines))
+        save(network, self.folder.network_file, epoch=last.epoch, top1=last.test_top1, **facts)
+
+    def _write_metrics(self) -> None:
+        checked_files.write_lines(self.folder.metrics_file, map(asdict, self.metrics))
 
     def finish(self, teacher_forwards: int = 0, cache_hits: int = 0) -> FinishedRun:
         """Write the summary, which marks the run as finished, and release the folder.
@@ -212,11 +247,11 @@ class RunWriter:
             "finished_at": time.time(),
         }
         if distributed.is_main():
-            write_json(self.folder.summary_file, summary)
+            checked_files.write_json(self.folder.summary_file, summary)
             if self._checkpoints is not None:
                 self._checkpoints.remove()
             self.folder.count_file.unlink(missing_ok=True)
-        self._release_lock()
+        self._release()
         distributed.barrier()
         return FinishedRun(self.path)
 
@@ -228,16 +263,44 @@ class RunWriter:
         return self._seconds_before + time.perf_counter() - self._started
 
 
-def _check_resumable(folder: RunFolder, origin: Mapping[str, str]) -> None:
-    """Refuse a run that is finished, or that has other images or another teacher."""
+def _resumable_environment(folder: RunFolder, origin: Mapping[str, str]) -> dict[str, Any]:
+    """Read the environment of a run; refuse one that is finished, or that has other images or another teacher."""
     if folder.is_finished:
         raise UsageError(problem(f"run folder {folder.path}", got="a run that another process has just finished"))
-    recorded = folder.read_environment().get("origin", origin)  # a run that was killed at once has none
+    environment = recorded_environment(folder)
+    recorded = environment.get("origin", origin)  # a run that was killed at once has none
     if wrong := [name for name in origin if recorded.get(name) != origin[name]]:
         lines = (
             problem(f"run folder {folder.path}: {one}", expected=recorded.get(one), got=origin[one]) for one in wrong
         )
         raise UsageError(*lines)
+    return environment
+
+
+def _holds_environment(folder: RunFolder) -> bool:
+    try:
+        return bool(folder.read_environment())
+    except UsageError:
+        return False
+
+
+def _recorded(config: TrainingConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude=set(config.NOT_RECORDED))
+
+
+def _check_settings(config: TrainingConfig, progress: TrainingState) -> None:
+    """Refuse settings that are not those of the checkpoint."""
+    if progress.epoch != len(progress.metrics):
+        what = f"epoch of the checkpoint, which has the metrics of {len(progress.metrics)} epochs"
+        raise KdcacheError(problem(what, expected=len(progress.metrics), got=progress.epoch))
+    if not progress.settings:  # no checkpoint yet
+        return
+    try:
+        recorded = type(config)(**progress.settings)
+    except ValueError as error:
+        raise KdcacheError(problem("settings in the checkpoint", got=first_line(error))) from None
+    if problems := config.differences(recorded):
+        raise UsageError(*problems)
 
 
 def _check_epochs(config: TrainingConfig, metrics: list[EpochMetrics]) -> None:
@@ -250,19 +313,3 @@ def _check_epochs(config: TrainingConfig, metrics: list[EpochMetrics]) -> None:
         if line.lr != rate:
             expected = f"a number that keeps the learning rate {line.lr:g} of the completed epoch {line.epoch}"
             raise UsageError(problem("--epochs", expected=expected, got=f"{config.epochs}, which makes it {rate:g}"))
-
-
-def _write_count(path: Path, count: int) -> None:
-    """Overwrite a number by one with as many digits, in one call: a kill leaves either the old or the new number."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
-    try:
-        os.pwrite(descriptor, f"{count:020}".encode(), 0)
-    finally:
-        os.close(descriptor)
-
-
-def _read_count(path: Path) -> int:
-    try:
-        return int(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return 0

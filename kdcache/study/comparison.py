@@ -102,5 +102,5 @@ def _describe(config: TrainingConfig, name: str) -> str:
         return "standard"
     augmentation = config.augmentation
     if not augmentation.pick:
-        return config.aug
-    return f"{config.aug}, {augmentation.keep:g} of {len(augmentation.mixes)} by {augmentation.pick}"
+        return config.views
+    return f"{config.views}, {augmentation.keep:g} of {len(augmentation.mixes)} by {augmentation.pick}"

@@ -12,8 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+from kdcache.choices import PYTHON_PREFIX, require_trusted
 from kdcache.config import StudentConfig, TeacherConfig, TrainingConfig
-from kdcache.config.losses import as_table
+from kdcache.config.options import as_tables, dotted
 from kdcache.errors import UsageError, problem
 from kdcache.files import write_text
 from kdcache.run.folder import RunFolder
@@ -74,7 +75,10 @@ class PlannedRun:
     def arguments(self) -> tuple[str, ...]:
         """The command line, without the program's name."""
         download = ("--download",) if self.config.download else ()  # which no file may ask for
-        return (self.command, "--config", str(self.config_file), "--out", str(self.path), *download, *self.options)
+        model = self.config.model
+        trust = ("--trust", model) if model.startswith(PYTHON_PREFIX) else ()
+        files = ("--config", str(self.config_file), "--out", str(self.path))
+        return (*trust, self.command, *files, *download, *self.options)
 
     def write_config(self) -> None:
         """Write the settings to `config_file`; an unfinished run keeps its device and precision."""
@@ -286,9 +290,8 @@ class _Planner:
             settings["teacher"] = teacher.path
         words += [config.loss, config.aug]
         for name, value in row.settings.items():
-            if name == "losses":
-                options = as_table(value).items()
-                words += [f"{loss}.{key}-{one}" for loss, table in options for key, one in table.items()]
+            if name in ("losses", "augs"):
+                words += [f"{option}-{one}" for option, one in dotted(as_tables(value)).items()]
             elif name not in ("loss", "aug"):
                 words.append(value if name == "pick" else f"{name}-{value}")
         path = teacher.path.parent / _folder_name([*words, f"{epochs}epochs", f"seed{seed}"])
@@ -322,6 +325,7 @@ def _naming_the_run(what: str) -> Iterator[None]:
 def _load(kind: type[Config], settings: Settings, out: Path | None = None) -> Config:
     """Validate settings, which may name a preset by the key ``config``."""
     options = {name: value for name, value in settings.items() if name != "config"}
+    require_trusted(str(options.get("model")))  # a file named it, not the user
     return kind.load(settings.get("config"), **options, out=out)
 
 

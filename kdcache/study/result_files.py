@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from kdcache.errors import KdcacheError, UsageError
 from kdcache.files import write_json, write_text
 from kdcache.report.tables import TextTable, to_markdown
 from kdcache.run.records import RunRecord, load_runs
@@ -57,7 +58,10 @@ FigureResult = tuple[list[TextTable], dict[str, Any]]
 
 
 def _load(cells: Iterable[StudyCell]) -> list[RunRecord]:
-    return load_runs([run.path for cell in cells for run in cell.runs if run.finished])[0]
+    loaded = load_runs([run.path for cell in cells for run in cell.runs if run.finished])
+    if loaded.damaged:
+        raise UsageError(*loaded.damaged)
+    return loaded.runs
 
 
 def _picture(out: Path, number: int, total: int) -> Path:
@@ -92,7 +96,9 @@ def _kl_ratio(cells: Sequence[StudyCell], out: Path, device: str) -> FigureResul
     from kdcache.report.style import write_figure
 
     loaded = [(", ".join(cell.column), _load([cell])) for cell in cells]
-    curves, _ = ratio_curves(RunGroup(name, runs[0].config, tuple(runs)) for name, runs in loaded if runs)
+    curves, damaged = ratio_curves(RunGroup(name, runs[0].config, tuple(runs)) for name, runs in loaded if runs)
+    if damaged:
+        raise KdcacheError("\n".join(damaged))
     if not curves:
         return [], {}
     write_figure(plot_kl_ratios(curves), _picture(out, 1, 1))

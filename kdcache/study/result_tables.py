@@ -117,7 +117,7 @@ def _views(result: CellResult) -> str | None:
     config = result.cell.runs[0].config
     if not _is_trained(result):
         return None
-    views, pick = getattr(config, "aug", "standard"), getattr(config, "pick", None)
+    views, pick = getattr(config, "views", "standard"), getattr(config, "pick", None)
     return f"{views} by {pick}" if pick else views
 
 

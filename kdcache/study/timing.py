@@ -13,7 +13,6 @@ from kdcache.choices import CRITERIA
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig, TrainingConfig
 from kdcache.losses import cross_entropy
-from kdcache.models.external import trust
 from kdcache.setup import DataSize
 from kdcache.study.cost import SharedStores, run_forwards, run_size, uses_store
 from kdcache.study.expand import StudyCell, list_runs, sort_by_seed
@@ -75,7 +74,6 @@ class _Network(NamedTuple):
         return Compute.choose(self.device, self.precision)
 
     def build(self) -> models.Network:
-        trust(self.model)
         return models.build(self.model, num_classes=self.classes, image_size=self.image_size, seed=0)
 
     def random_images(self, count: int) -> torch.Tensor:

@@ -178,7 +178,7 @@ class ViewMaker:
         views = [x]
         for slot in slots:
             second = take(standard, self._tensor(np.searchsorted(rows, slot.partner[own])))
-            views.append(_apply(slot.mix, x, second, torch.from_numpy(slot.parameters[own])))
+            views.append(_apply(slot.mix, x, second, slot.parameters[own]))
         return views
 
     def _standard_views(self, table: EpochTable, rows: np.ndarray, images: Tensor) -> Tensor:
@@ -200,7 +200,7 @@ class ViewMaker:
         return self._tensor(np.concatenate(slots) if slots else np.empty(0, np.float32))
 
 
-def _apply(name: str, first: Tensor, second: Tensor, parameters: Tensor) -> Tensor:
+def _apply(name: str, first: Tensor, second: Tensor, parameters: np.ndarray) -> Tensor:
     """Make the x' of a batch; raise `KdcacheError` if they are of a wrong shape or type."""
     mix = find_mix(name)
     made = mix.apply(first, second, parameters)

@@ -68,7 +68,7 @@ def draw_erasing(words: Words, size: int, probability: float = 0.5) -> tuple[np.
     return edges.astype(np.int16), np.ones(len(words), np.float32)
 
 
-def fill_box(first: Tensor, second: Tensor, parameters: Tensor, color: bytes) -> Tensor:
+def fill_box(first: Tensor, second: Tensor, parameters: np.ndarray, color: bytes) -> Tensor:
     """Fill a box of each view with a color; see `kdcache.views.mixes.cutmix`. The second image is not used."""
     filled = torch.tensor(list(color), dtype=torch.uint8).to(first.device, non_blocking=True)
     return cutmix(first, filled[:, None, None].expand_as(first), parameters)

@@ -42,7 +42,7 @@ class Mix(NamedTuple):
         From random words (N, 2) and the side of the images in pixels: the parameters (N, K) of each row, and lambda
         (N,), float32, the share of the label that its own image keeps.
     apply : callable
-        From the x of a batch, the x of its partners, and the parameters, a tensor on the CPU: the x'.
+        From the x of a batch, the x of its partners, and the rows of parameters, which are still on the host: the x'.
     probability : float
         Fraction of the samples that are mixed. The others are their own partner, and lambda is 1; so mixing has to
         leave an image that is mixed with itself as it is.
@@ -51,7 +51,7 @@ class Mix(NamedTuple):
     """
 
     draw: Callable[[Words, int], tuple[np.ndarray, np.ndarray]]
-    apply: Callable[[Tensor, Tensor, Tensor], Tensor]
+    apply: Callable[[Tensor, Tensor, np.ndarray], Tensor]
     probability: float = 1.0
     gives_float: bool = False
 
@@ -68,7 +68,7 @@ def find_mix(text: str) -> Mix:
     except ValueError:
         expected = f"one of {', '.join(MIXES)}, with options as in the names of kinds of views"
         raise UsageError(problem("augmentation", expected=expected, got=text)) from None
-    mix: Mix = import_object(MIXES[name].implementation)(**options)
+    mix: Mix = import_object(MIXES[name].implementation)(**(options.model_dump() if options else {}))
     return mix
 
 
@@ -141,20 +141,20 @@ def draw_mixup(words: Words, size: int, alpha: float = 1.0) -> tuple[np.ndarray,
     return lam[:, None], lam
 
 
-def mixup(first: Tensor, second: Tensor, parameters: Tensor) -> Tensor:
+def mixup(first: Tensor, second: Tensor, parameters: np.ndarray | Tensor) -> Tensor:
     """Blend two batches of views: lambda * first + (1 - lambda) * second.
 
     Parameters
     ----------
     first, second : Tensor, shape (B, C, H, W)
         Pixel values, 0 to 255.
-    parameters : Tensor of float32, shape (B, 1)
+    parameters : ndarray or Tensor of float32, shape (B, 1)
 
     Returns
     -------
     Tensor of float32, shape (B, C, H, W)
     """
-    lam = parameters.to(first.device, non_blocking=True)
+    lam = torch.as_tensor(parameters).to(first.device, non_blocking=True)
     return torch.lerp(second.float(), first.float(), lam[:, :, None, None])
 
 
@@ -197,13 +197,13 @@ def box_edges(words: Words, half: np.ndarray, size: int) -> list[np.ndarray]:
     return edges
 
 
-def cutmix(first: Tensor, second: Tensor, parameters: Tensor) -> Tensor:
+def cutmix(first: Tensor, second: Tensor, parameters: np.ndarray | Tensor) -> Tensor:
     """Fill a box of each view with the pixels of its partner.
 
     Parameters
     ----------
     first, second : Tensor, shape (B, C, H, W)
-    parameters : Tensor of int16, shape (B, 4)
+    parameters : ndarray or Tensor of int16, shape (B, 4)
         Top, bottom, left, right, as drawn by `draw_cutmix`.
 
     Returns
@@ -212,7 +212,7 @@ def cutmix(first: Tensor, second: Tensor, parameters: Tensor) -> Tensor:
         Of the dtype of ``first``.
     """
     channels, height, width = first.shape[1:]
-    top, bottom, left, right = parameters.to(first.device, non_blocking=True)[:, :, None].unbind(1)
+    top, bottom, left, right = torch.as_tensor(parameters).to(first.device, non_blocking=True)[:, :, None].unbind(1)
     row = torch.arange(height, device=first.device)
     column = torch.arange(width, device=first.device).repeat_interleave(channels)
     box = ((row >= top) & (row < bottom)).byte()[:, :, None] * ((column >= left) & (column < right)).byte()[:, None]

@@ -31,6 +31,10 @@ BLEND_UNIT = 1000
 """A factor of 1 when two images are blended; all magnitudes of the policies are multiples of a thousandth."""
 
 
+BYTES_AT_ONCE = 2**17
+"""Bytes of images that a CPU works on at once: intermediate results take several times as much of its cache."""
+
+
 def apply_operations(images: Tensor, operations: np.ndarray, values: np.ndarray) -> Tensor:
     """Apply an operation to each image.
 
@@ -50,11 +54,13 @@ def apply_operations(images: Tensor, operations: np.ndarray, values: np.ndarray)
         In the memory format of ``images``.
     """
     results = images.clone()
+    at_once = max(1, BYTES_AT_ONCE // images[0].numel()) if images.device.type == "cpu" else len(images)
     for names, function in _FUNCTIONS.items():
         rows = np.flatnonzero(np.isin(operations, [OPERATIONS.index(name) for name in names]))
-        if len(rows):
-            index = torch.from_numpy(rows).to(images.device, non_blocking=True)
-            chosen = torch.from_numpy(values[rows].astype(np.int32)).to(images.device, non_blocking=True)
+        for start in range(0, len(rows), at_once):
+            part = rows[start : start + at_once]
+            index = torch.from_numpy(part).to(images.device, non_blocking=True)
+            chosen = torch.from_numpy(values[part].astype(np.int32)).to(images.device, non_blocking=True)
             results.index_copy_(0, index, function(images.index_select(0, index), chosen[..., None, None, None]))
     return results
 

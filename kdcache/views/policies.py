@@ -119,12 +119,11 @@ def _table(magnitudes: Magnitudes, height: int, width: int) -> np.ndarray:
     return table
 
 
-def _apply(magnitudes: Magnitudes, images: Tensor, parameters: Tensor) -> Tensor:
-    """Apply the operations in the rows of ``parameters``, one step after the other."""
-    rows = parameters.numpy()
+def _apply(magnitudes: Magnitudes, images: Tensor, rows: np.ndarray) -> Tensor:
+    """Apply the operations of each row, one step after the other."""
     table = _table(magnitudes, *images.shape[2:])
     for step in range(0, rows.shape[1], 2):
-        operations, levels = rows[:, step], rows[:, step + 1]
+        operations, levels = rows[:, step : step + 2].T
         images = apply_operations(images, operations, table[operations, levels])
     return images
 
