@@ -168,8 +168,8 @@ class RunFolder:
         return check_summary(self.summary_file, checked_files.read_json(self.summary_file))
 
     def in_use(self) -> bool:
-        """Tell whether another process writes here; not for the process that holds the lock, which would release it."""
-        if not self.path.is_dir():
+        """Tell whether a training writes here."""
+        if not self.lock_file.exists():
             return False
         with FileLock(self.lock_file).held(wait=False) as free:
             return not free
