@@ -40,6 +40,7 @@ def find_teacher(config: StudentConfig) -> Path:
         If there is none, or the student would overwrite it.
     """
     path = config.teacher or find_teacher_run(None, config.dataset, "name one with --teacher").path
+    RunFolder(path).require_own_entries()
     if not RunFolder(path).network_file.is_file():
         remedy = "Make one from weights with 'kdcache teacher-load --weights FILE'."
         raise UsageError(problem("--teacher", expected="a teacher's run folder", got=path, remedy=remedy))

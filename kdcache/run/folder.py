@@ -84,8 +84,16 @@ class RunFolder:
         self.summary_file = path / "summary.json"
 
     def answers_store(self, format: str | None = None) -> Path:
-        """Locate the store of a teacher's logits in a format; by default in the default format."""
-        return self.path / ("answers.zarr" if format is None else f"answers-{format}.zarr")
+        """Locate the store of a teacher's logits in a format; by default in the default format.
+
+        Raises
+        ------
+        UsageError
+            If there is a link or anything else than a folder.
+        """
+        path = self.path / ("answers.zarr" if format is None else f"answers-{format}.zarr")
+        require_kind(path, FOLDER, remedy="Name a store in another place with --store.")
+        return path
 
     @property
     def holds_run(self) -> bool:
