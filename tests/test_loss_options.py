@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from kdcache.stages import train_student
 from torch import Tensor
 
+from kdcache.checked_files import write_toml
 from kdcache.choices import LOSSES
 from kdcache.cli import cli
 from kdcache.config import StudentConfig
@@ -201,7 +202,7 @@ def test_the_warm_up_is_kept_when_a_run_is_resumed_with_more_epochs(
     settings = {**small, "teacher": teacher, "out": tmp_path / "run", "cache": "off", "loss": "rld"}
     started = StudentConfig.load(**{**settings, "epochs": 48})
     RunFolder(tmp_path / "run").path.mkdir()
-    RunFolder(tmp_path / "run").config_file.write_text(started.to_toml())
+    write_toml(RunFolder(tmp_path / "run").config_file, started.to_toml())
     resumed = StudentConfig.load(**{**settings, "epochs": 96}, resume=True)
     assert resumed.losses == started.losses
     assert resumed.losses.rld is not None

@@ -135,6 +135,7 @@ def steps_before_a_value_is_read(bench: Bench, compute: Compute) -> int:
         ("ce", "standard"),
         ("kd", "none"),
         ("kd", "mixup"),
+        ("kd", "randaugment+erasing"),
         *((f"{name}+kd", mixing_aug(name)) for name in TERMS),
     ],
 )

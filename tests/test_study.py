@@ -152,6 +152,19 @@ def test_a_row_with_options_of_losses_has_a_folder_of_its_own(tmp_path: Path) ->
     assert cells[2].runs[0].config.temperature == 2  # type: ignore[attr-defined]
 
 
+def test_a_row_adds_options_to_those_of_all_rows(tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text(
+        'title = "T"\n[profiles]\nown = ["mini"]\n'
+        '[[rows]]\nname = "A"\nsettings = { augs.cutmix = { probability = 0.5 } }\n'
+    )
+    shared = {"aug": "cutmix", "augs": {"cutmix": {"alpha": 0.2}}}
+    run = expand_study(read_study(str(own)), "own", tmp_path, student=shared)[0].runs[0]
+    assert "-cutmix.probability-0.5-" in run.path.name
+    assert isinstance(run.config, StudentConfig)
+    assert run.config.augmentation.mixes == ("cutmix,alpha=0.2,probability=0.5",)
+
+
 @given(st.lists(st.floats(-50, 50), min_size=2, max_size=12), st.sampled_from([0.9, 0.95, 0.99]))
 def test_an_interval_is_that_of_students_t(values: list[float], level: float) -> None:
     found = mean_interval(values, level)

@@ -95,6 +95,18 @@ class TestContract:
         location.delete("replay/nowhere")
         assert not location.has("replay/nowhere")
 
+    def test_a_table_may_have_the_options_of_an_augmentation_in_its_name(self, location: StoreLocation) -> None:
+        kinds = ("cutmix-1", "cutmix,alpha=0.2,probability=0.5-1", "cutmix,alpha=0.2-1")
+        paths = [ReplayTableName(1, 0, kind).path for kind in kinds]
+        for path in paths[:2]:
+            full_table(location, path)
+        folders = {key.rpartition("/c/")[0].rpartition("/")[0] for key in location.list_keys("replay") if "/c/" in key}
+        assert folders == set(paths[:2])
+        assert not location.has(paths[2])
+        location.delete_group(paths[1])
+        assert location.list_keys(paths[0])
+        assert not location.list_keys(paths[1])
+
 
 def test_a_store_at_a_url(bucket: str, noise: Split, tmp_path: Path) -> None:
     where = f"{bucket}/{tmp_path.name}/store.zarr"

@@ -172,8 +172,9 @@ class StudentConfig(TrainingConfig):
         return layers, problems
 
     @classmethod
-    def _combined(cls, layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        combined = super()._combined(layers)
+    def combined(cls, layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Combine layers of settings as `TrainingConfig.combined` does, and tables of options option by option."""
+        combined = super().combined(layers)
         for name in combined.keys() & {"losses", "augs"}:
             combined[name] = merge_tables([layer[name] for layer in layers if name in layer])
         return combined

@@ -192,7 +192,7 @@ class TrainingConfig(BaseModel):
         trust(str(options.get("model")))  # the user named it, so its code may run
         layers, problems = cls._read_files(file or cls._default_file(options), options)
         try:
-            config = cls(**cls._combined([*layers.values(), options]))
+            config = cls(**cls.combined([*layers.values(), options]))
         except ValidationError as error:
             for detail in error.errors():
                 problems.append(setting_problem(cls._origin(detail["loc"], layers, options), detail))
@@ -211,7 +211,7 @@ class TrainingConfig(BaseModel):
         return {str(file): settings}, problems
 
     @classmethod
-    def _combined(cls, layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def combined(cls, layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Combine layers of settings, of which later ones override earlier ones."""
         return {name: value for layer in layers for name, value in layer.items()}
 

@@ -114,7 +114,7 @@ def find_places(entries: Entries, expected: Mapping[str, Tensor]) -> Iterator[Pl
             yield Place(entry, (first,), _fit(expected, keys, tensors, first))
             rest = [key for key in keys if first + key not in tensors]
             others = Counter(prefix for key in rest for prefix in prefixes.get(key, ()))
-            apart = [prefix for prefix in others if not prefix.startswith(first) and not first.startswith(prefix)]
+            apart = [prefix for prefix in others if not prefix.startswith(first)]
             if apart:
                 second = max(apart, key=lambda prefix: others[prefix])
                 yield Place(entry, (first, second), _fit(expected, keys, tensors, first, second))
@@ -167,15 +167,19 @@ def take(place: Place, others: list[Place], tensors: Mapping[str, Tensor]) -> tu
     def prefix_of(name: str) -> str | None:
         return next((prefix for prefix in place.prefixes if name.startswith(prefix)), None)
 
+    first = place.prefixes[0]
     taken, beside = State(), []
     for name, tensor in tensors.items():
-        prefix = prefix_of(name)
         if name.startswith(copies):
             continue
+        prefix = prefix_of(name)
+        key = name.removeprefix(prefix or "")
         if prefix is None and len(place.prefixes) == 1:
             beside.append(name)
+        elif prefix != first and first + key in tensors:  # the other part of the network has its own
+            taken[name] = tensor
         else:
-            taken[name.removeprefix(prefix or "")] = tensor
+            taken[key] = tensor
     taken.versions = {
         f"{module}.".removeprefix(prefix).rstrip("."): version
         for module, version in _versions(tensors).items()

@@ -22,11 +22,11 @@ MAX_TENSORS_LISTED = 10
 MIN_SIMILARITY = 0.8
 """Fraction of tensors that a file and a network must have in common for `most_similar_network` to name the network."""
 
-# Counters of AveragedModel and thop, indices that the constructors of transformers compute, and the classifiers that
+# Of AveragedModel, thop and training scripts; what the constructors of transformers compute; and the classifiers that
 # GoogLeNet and Inception have in training alone.
 _UNREAD = re.compile(
-    rf"(.*\.)?(n_averaged|num_updates|total_ops|total_params|{COUNTER}|relative_position_index|position_ids)"
-    r"|(aux1|aux2|AuxLogits)\..*"
+    rf"(.*\.)?(n_averaged|total_ops|total_params|{COUNTER}|relative_position_index|position_ids|attn_mask)"
+    r"|(best_?)?(acc|accuracy|prec|top|loss)\d?|lr|decay|(aux1|aux2|AuxLogits)\..*"
 )
 
 
@@ -73,12 +73,18 @@ def load_into(network: Network, entries: Entries, where: object, choice: str | N
             raise UsageError(problem(what, got=first_line(error))) from error
     wrong = {
         "missing": set() if all(name.endswith(COUNTER) for name in missing) else missing,
-        "unknown": set() if all(map(_UNREAD.fullmatch, unknown)) else unknown,
+        "unknown": set() if all(_is_unread(name, tensors.get(name)) for name in unknown) else unknown,
         "of another shape or type": other_shape,
     }
     if any(wrong.values()):
         raise UsageError(*_differences(network, entries, where, wrong))
     _report(where, place, others, {*beside, *unknown})
+
+
+def _is_unread(name: str, tensor: Tensor | None) -> bool:
+    """Whether no forward reads a tensor that a network does not have: a counter, or something known by its name."""
+    is_counter = tensor is not None and tensor.numel() == 1 and not tensor.is_floating_point()
+    return is_counter or _UNREAD.fullmatch(name) is not None
 
 
 def _other_classes(network: Network, tensors: Mapping[str, Tensor], differing: set[str]) -> int | None:

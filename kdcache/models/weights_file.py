@@ -224,6 +224,8 @@ def _without_advice(reason: str) -> str | None:
     """Shorten a reason of torch's to its facts."""
     if reason.startswith("Unsupported operand"):
         return "a pickle protocol other than 2, which torch.save writes"
+    if reason.startswith("Invalid magic number"):
+        return "a pickle that torch.save did not write"
     if not _ADVICE.search(reason):
         return reason or None
     kind = re.search(r"but got <class '([^']+)'>", reason)

@@ -280,8 +280,8 @@ class _Planner:
     def _student(
         self, protocol: TrainingProtocol, row: StudyRow, pair: Pair, teacher: PlannedRun, seed: int
     ) -> PlannedRun:
-        shared = {**protocol.common, **self.common, **protocol.student, **self.student}
-        settings = {**shared, **pair.student, **row.settings, "seed": seed}
+        shared = (protocol.common, self.common, protocol.student, self.student)
+        settings = StudentConfig.combined([*shared, pair.student, row.settings, {"seed": seed}])
         config = _load(StudentConfig, settings)
         epochs = row.epoch_multiplier * config.epochs
         words = [settings["model"]]

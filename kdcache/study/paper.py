@@ -63,7 +63,7 @@ def paper_accuracy(table: str | None, row: str | None, pair: str, dataset: str) 
     cell = rows[row].get(pair)
     if not cell:
         return None
-    return PaperAccuracy(RUNS_PER_MEAN, cell["mean"], cell.get("std"), cell.get("uncertain", False))
+    return PaperAccuracy(RUNS_PER_MEAN, cell["mean"], cell.get("std"), uncertain=cell.get("uncertain", False))
 
 
 @cache
