@@ -12,7 +12,7 @@ from typing import NamedTuple
 from kdcache import __version__, datasets
 from kdcache.errors import first_line, printable
 from kdcache.files import expanded, write_atomically
-from kdcache.machine import cores, free_memory, schedulable_cores
+from kdcache.machine import cores, default_threads, free_memory, threads_advice
 
 __all__ = ["HINT", "OK", "PROBLEM", "Finding", "nearest_folder", "quick_checks", "run_checks"]
 
@@ -97,19 +97,13 @@ def check_versions() -> Finding:
 
 def check_threads() -> Finding:
     """Compare the threads that torch will start with the cores, and with the load of other processes."""
-    variable, available = os.environ.get("OMP_NUM_THREADS"), cores()
-    threads = int(variable) if variable and variable.isdigit() else schedulable_cores()
-    setting = f"OMP_NUM_THREADS={variable}" if variable else "OMP_NUM_THREADS is not set"
-    text = f"{threads} for {available} cores ({setting})"
-    load = os.getloadavg()[0]
-    if threads > available:
-        return Finding("threads", HINT, f"{text}. More threads than cores are slow: set OMP_NUM_THREADS={available}")
-    if threads > 1 and load > available / 2:
-        advice = f"set OMP_NUM_THREADS={max(1, available // 2)}"
-        return Finding("threads", HINT, f"{text}. Other processes use {load:.1f} cores: {advice}")
-    if threads > 1 and variable is None:
-        advice = f"For two runs at once, set OMP_NUM_THREADS={available // 2} for each"
-        return Finding("threads", OK, f"{text}. {advice}")
+    threads, reason = default_threads()
+    available = cores()
+    text = f"{threads} for {available} cores ({reason})"
+    if advice := threads_advice(threads):
+        return Finding("threads", HINT, f"{text}. {advice[0].upper()}{advice[1:]}")
+    if threads > 1:
+        return Finding("threads", OK, f"{text}. For two trainings at once, use --threads {threads // 2} for each")
     return Finding("threads", OK, text)
 
 

@@ -11,7 +11,15 @@ from safetensors import SafetensorError
 
 from kdcache.errors import KdcacheError, UsageError, first_line, problem
 
-__all__ = ["expanded", "rename_durably", "write_atomically", "write_folder_atomically", "write_json", "write_text"]
+__all__ = [
+    "expanded",
+    "rename_durably",
+    "require_writable",
+    "write_atomically",
+    "write_folder_atomically",
+    "write_json",
+    "write_text",
+]
 
 
 def expanded(path: str | Path) -> Path:
@@ -51,6 +59,24 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise KdcacheError(problem(f"could not write {path}", got=first_line(error))) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_writable(folder: Path) -> None:
+    """Create a folder for the output of a command, and check before its work that files can be written there.
+
+    Raises
+    ------
+    UsageError
+        If not, naming ``--out``.
+    """
+    temporary = folder / f".try.{secrets.token_hex(4)}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        remedy = "Name another place with --out."
+        raise UsageError(problem(f"could not write to {folder}", got=error.strerror, remedy=remedy)) from None
 
 
 def rename_durably(draft: Path, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Locks between processes, which the kernel releases when a process dies.
+"""Locks between processes and between the threads of one, which the kernel releases when their process dies.
 
 `filelock` locks whole files: a store of answers, which locks each of thousands of chunks, would need a file for each.
 Here one empty file holds a lock for every name.
@@ -6,8 +6,13 @@ Here one empty file holds a lock for every name.
 
 import fcntl
 import hashlib
+import io
 import logging
 import os
+import stat
+import struct
+import sys
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,12 +23,25 @@ __all__ = ["FileLock"]
 
 log = logging.getLogger("kdcache")
 
-# Closing any descriptor of a file drops all locks that the process holds on it: each file is opened once, for good.
-_descriptors: dict[tuple[int, int], int] = {}
+# These locks belong to the open file, not to the process: each lock has a file of its own, so that threads exclude one
+# another, and closing a file releases no other lock. Python has no names for them on macOS.
+SET_LOCK: int = getattr(fcntl, "F_OFD_SETLK", 90)
+SET_LOCK_WAITING: int = getattr(fcntl, "F_OFD_SETLKW", 91)
+
+# A forked child has the files of its parent, and with them the locks, even after the parent has died.
+_files: "weakref.WeakSet[io.FileIO]" = weakref.WeakSet()
+
+
+def _close_in_child() -> None:
+    for file in list(_files):
+        file.close()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
 
 
 class FileLock:
-    """An exclusive lock on a name within a lock file. Within one process it excludes nobody.
+    """An exclusive lock on a name within a lock file.
 
     Parameters
     ----------
@@ -35,8 +53,7 @@ class FileLock:
 
     def __init__(self, path: Path, name: str | None = None) -> None:
         self.path, self.name = path, name
-        self._start, self._length = _byte_range(name)
-        self._descriptor: int | None = None
+        self._file: io.FileIO | None = None
 
     def acquire(self, wait: bool = True) -> bool:
         """Acquire the lock.
@@ -44,7 +61,7 @@ class FileLock:
         Parameters
         ----------
         wait : bool
-            Whether to wait for another process that holds it.
+            Whether to wait for another process or thread that holds it.
 
         Returns
         -------
@@ -54,24 +71,31 @@ class FileLock:
         Raises
         ------
         KdcacheError
-            Where the lock file is a symbolic link.
+            Where the lock file cannot be written, or is no regular file.
         """
-        descriptor = _open(self.path)
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, self._length, self._start)
-        except (BlockingIOError, PermissionError):
-            if not wait:
-                return False
-            log.info("waiting for the process that holds the lock on %s in %s", self.name or "everything", self.path)
-            fcntl.lockf(descriptor, fcntl.LOCK_EX, self._length, self._start)
-        self._descriptor = descriptor
+            file = _open(self.path)
+        except OSError as error:
+            raise KdcacheError(problem(f"could not write {self.path}", got=error.strerror)) from error
+        try:
+            acquired = self._lock(file, SET_LOCK)
+            if not acquired and wait:
+                log.info("waiting for the lock on %s in %s, which is held elsewhere", self.name or "all", self.path)
+                acquired = self._lock(file, SET_LOCK_WAITING)
+        except OSError as error:
+            file.close()
+            raise KdcacheError(problem(f"could not lock {self.path}", got=error.strerror)) from error
+        if not acquired:
+            file.close()
+            return False
+        self._file = file
         return True
 
     def release(self) -> None:
         """Release the lock, if it is held."""
-        if self._descriptor is not None:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_UN, self._length, self._start)
-            self._descriptor = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     @contextmanager
     def held(self, wait: bool = True) -> Iterator[bool]:
@@ -82,17 +106,31 @@ class FileLock:
         finally:
             self.release()
 
+    def _lock(self, file: io.FileIO, command: int) -> bool:
+        start, length = _byte_range(self.name)
+        if sys.platform == "darwin":
+            request = struct.pack("qqihh", start, length, 0, fcntl.F_WRLCK, os.SEEK_SET)
+        else:
+            request = struct.pack("hhqqi0q", fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
+        try:
+            fcntl.fcntl(file, command, request)
+        except (BlockingIOError, PermissionError):
+            return False
+        return True
 
-def _open(path: Path) -> int:
+
+def _open(path: Path) -> io.FileIO:
+    """Open a lock file; as one that does not block, so that a named pipe is refused instead of waited for."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_symlink():
         raise KdcacheError(problem(f"lock file {path}", expected="a regular file", got="a symbolic link"))
-    path.touch()
-    status = path.stat()
-    key = status.st_dev, status.st_ino
-    if key not in _descriptors:
-        _descriptors[key] = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    return _descriptors[key]
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    file = io.FileIO(path, "r+", opener=lambda name, _: os.open(name, flags, 0o666))
+    _files.add(file)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise KdcacheError(problem(f"lock file {path}", expected="a regular file", got="another kind of file"))
+    return file
 
 
 def _byte_range(name: str | None) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations  # so that plans can be made without torch
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -10,9 +11,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from kdcache import datasets
 from kdcache.answers.encoding import make_encoding
 from kdcache.answers.store import AnswerStore
-from kdcache.config import StudentConfig, TrainingConfig
+from kdcache.config import StudentConfig, TeacherConfig, TrainingConfig
 from kdcache.config.augs import with_mean_color
 from kdcache.datasets import Card, Dataset
+from kdcache.errors import UsageError, problem
+from kdcache.machine import threads_advice
 from kdcache.run.find import store_path
 from kdcache.run.folder import FinishedRun, RunFolder
 from kdcache.views.plan import ViewPlan
@@ -31,6 +34,7 @@ __all__ = [
     "data_size",
     "fresh_network",
     "load_data",
+    "load_run_data",
     "make_plan",
     "make_plan_for_size",
     "open_cached_teacher",
@@ -45,9 +49,14 @@ log = logging.getLogger("kdcache")
 
 
 def choose_compute(config: TrainingConfig) -> Compute:
-    """Choose the device and precision of a training; a resumed run keeps its precision and its number of threads.
+    """Choose the device, the precision and the number of threads of a training; a resumed run keeps the latter two.
 
-    Sets torch's number of threads, since the order of sums depends on it.
+    Sets torch's number of threads, since the order of sums depends on it, and reports if the cores are not free.
+
+    Raises
+    ------
+    UsageError
+        If the device is not available, or the run to resume has another number of threads than ``--threads``.
     """
     import torch
 
@@ -56,10 +65,23 @@ def choose_compute(config: TrainingConfig) -> Compute:
 
     recorded = recorded_environment(RunFolder(config.out)) if config.resume and config.out else {}
     compute = Compute.choose(config.device, recorded.get("precision", config.precision))
-    threads, current = recorded.get("threads"), torch.get_num_threads()
-    if compute.device.type == "cpu" and isinstance(threads, int) and 0 < threads != current:
-        log.info("computing with %d threads, not %d, as the run did before: rounding depends on it", threads, current)
+    before, current = recorded.get("threads"), torch.get_num_threads()
+    if not isinstance(before, int) or before < 1:
+        before = None
+    if before is not None and config.threads not in (None, before):
+        raise UsageError(problem("--threads", expected=f"{before}, as in the run", got=config.threads))
+    threads = config.threads
+    if threads is None and before != current and compute.device.type == "cpu":
+        threads = before
+        if before is not None:
+            log.info(
+                "computing with %d threads, not %d, as the run did before: rounding depends on it", before, current
+            )
+    if threads is not None:
         torch.set_num_threads(threads)
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    if alone and compute.device.type == "cpu" and (advice := threads_advice(torch.get_num_threads())):
+        log.info("%s", advice)
     return compute
 
 
@@ -141,19 +163,55 @@ def open_cached_teacher(
 ) -> CachedTeacher:
     """Open the cached teacher of a student, see `kdcache.answers.open`; `compute` is that of the student."""
     from kdcache.answers.cached_teacher import CachedTeacher
-    from kdcache.answers.open import make_cached_teacher, open_answers
+    from kdcache.answers.location import StoreLocation
+    from kdcache.answers.open import make_cached_teacher, may_write, open_answers
     from kdcache.answers.teacher import Teacher
     from kdcache.models.load import trained_network
 
     assert config.teacher is not None
     encoding = make_encoding(config.store_dtype, config.topk)
     network = trained_network(RunFolder(config.teacher).network_file, data)
-    if config.cache == "off":
+    where = config.store or store_path(config.teacher, encoding)
+    if config.cache == "off" or not (
+        StoreLocation(where).holds_store() or may_write(StoreLocation(where), config.cache)
+    ):
         encoding.layout(data.num_classes)  # raises for a topk that does not fit
         return CachedTeacher(Teacher(network, compute), views, encoding=encoding)
-    where = config.store or store_path(config.teacher, encoding)
-    teacher, store = open_answers(network, data, compute, where, encoding, config.precision)
+    teacher, store = open_answers(network, data, compute, where, encoding, config.precision, config.image_settings)
     return make_cached_teacher(teacher, views, store, config.cache, config.epochs, config.cache_limit, progress)
+
+
+def load_run_data(run: RunFolder, dataset: str | None = None, data_root: Path | None = None) -> Dataset:
+    """Load the images that a run was trained on, which may have been moved.
+
+    Parameters
+    ----------
+    run : RunFolder
+    dataset : str, optional
+        Where they are now, by default where they were.
+    data_root : Path, optional
+        Folder of the downloaded datasets, by default the run's.
+
+    Raises
+    ------
+    UsageError
+        If the images there are others.
+    """
+    config = run.read_config()
+    places = {"dataset": dataset or config.dataset, "data_root": data_root or config.data_root}
+    data = load_data(config.model_copy(update={**places, "download": False}))
+    if not _is_trained_on(run, data):
+        remedy = "If they were moved, name their place with --dataset."
+        expected = f"the images that {run.path} was trained on"
+        raise UsageError(problem(f"--dataset {places['dataset']}", expected=expected, got="others", remedy=remedy))
+    return data
+
+
+def _is_trained_on(run: RunFolder, data: Dataset) -> bool:
+    """Whether a run was trained on some images, by their fingerprint; true if it recorded none."""
+    origin = run.read_environment().get("origin")
+    recorded = origin.get("dataset") if isinstance(origin, dict) else None
+    return recorded is None or recorded == data.train.fingerprint
 
 
 def verify_run(
@@ -162,16 +220,27 @@ def verify_run(
     samples: int | None = None,
     seed: int = 0,
     device: str = "auto",
+    dataset: str | None = None,
     data_root: Path | None = None,
 ) -> Iterator[TableCheck]:
-    """Verify the store of a teacher's run, or another store of its logits, see `kdcache.answers.verify.verify`."""
+    """Verify the store of a teacher's run, or another store of its logits, see `kdcache.answers.verify.verify`.
+
+    The images are those that the store is for, which may have been moved to another `dataset` or `data_root`.
+    """
     from kdcache.answers.open import open_answers
     from kdcache.answers.verify import verify
     from kdcache.compute import Compute
     from kdcache.models.load import trained_network
 
-    where = AnswerStore(store or store_path(run.path)).location.where  # raises if there is no store
-    data = load_data(run.config.model_copy(update={"data_root": data_root or run.config.data_root}))
+    existing = AnswerStore(store or store_path(run.path))  # raises if there is none
+    images = run.config.image_settings
+    images |= {name: existing.image_settings[name] for name in images.keys() & existing.image_settings.keys()}
+    places = {"dataset": dataset, "data_root": data_root}
+    images |= {name: place for name, place in places.items() if place is not None}
+    config = TeacherConfig.load(**images)
+    data = load_data(config)
     network = trained_network(run.network_file, data)
-    teacher, found = open_answers(network, data, Compute.choose(device), where)
+    teacher, found = open_answers(
+        network, data, Compute.choose(device), existing.location.where, image_settings=config.image_settings
+    )
     yield from verify(found, teacher, data.train, data.card.padding, samples, seed)

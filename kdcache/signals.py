@@ -15,14 +15,14 @@ class Stopped(BaseException):
 
 
 _stop_requested = False
-_deferred = False
+_deferring = 0  # trainings, of which each thread may have one
 
 
 def on_sigterm(number: int, frame: object) -> None:
     """Handle SIGTERM: raise `Stopped`, or within `defer_stop` only set `stop_requested`."""
     global _stop_requested
     _stop_requested = True
-    if not _deferred:
+    if not _deferring:
         raise Stopped
 
 
@@ -45,11 +45,11 @@ def defer_stop() -> Iterator[None]:
     Stopped
         At the end, if SIGTERM was received and the code inside did not stop.
     """
-    global _deferred
-    _deferred = True
+    global _deferring
+    _deferring += 1
     try:
         yield
     finally:
-        _deferred = False
+        _deferring -= 1
     if _stop_requested:
         raise Stopped

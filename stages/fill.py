@@ -5,12 +5,13 @@ from typing import NamedTuple
 
 from kdcache.answers import budget
 from kdcache.answers.encoding import make_encoding
+from kdcache.answers.location import StoreLocation
 from kdcache.answers.space import StoreContents
-from kdcache.compute import Compute
 from kdcache.config import StudentConfig
+from kdcache.errors import UsageError, problem
 from kdcache.report.progress import Reporter
 from kdcache.run.find import find_teacher, store_path
-from kdcache.setup import load_data, make_plan, open_cached_teacher
+from kdcache.setup import choose_compute, load_data, make_plan, open_cached_teacher
 from kdcache.views import ViewMaker
 
 __all__ = ["PrecomputeResult", "precompute_answers"]
@@ -57,7 +58,7 @@ def precompute_answers(config: StudentConfig, reporter: Reporter | None = None) 
     """
     reporter = reporter or Reporter()
     started = time.perf_counter()
-    compute = Compute.choose(config.device, config.precision)
+    compute = choose_compute(config)
     data = load_data(config)
     teacher = find_teacher(config)
     config = config.model_copy(update={"teacher": teacher})
@@ -68,6 +69,9 @@ def precompute_answers(config: StudentConfig, reporter: Reporter | None = None) 
     where = config.store or store_path(teacher, encoding)
     space = StoreContents.at(where, plan.samples, data.num_classes, encoding, config.cache_limit)
     budget.require_space(config.cache, plan, config.epochs, space)
+    if error := StoreLocation(where).write_error():
+        what, remedy = f"the store {where} cannot be written", "Name another one with --store."
+        raise UsageError(problem(what, got=error, remedy=remedy))
     cached_teacher = open_cached_teacher(config, data, views, compute, reporter.precomputed)
     stored = total = plan.samples  # clean views are precomputed when the cached teacher is opened
     if plan.crop_flip:

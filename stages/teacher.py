@@ -134,8 +134,8 @@ def load_teacher(
         If the file cannot be read, or does not fit the network or the data.
     """
     reporter = reporter or Reporter()
-    check_output(config)
-    compute = Compute.choose(config.device, config.precision)
+    check_output(config, resumable=False)
+    compute = choose_compute(config)
     data = load_data(config)
     network, published = find_network(weights, data, model, mean, std, weights_entry, class_order)
     network = network.to(compute.device)
@@ -164,7 +164,7 @@ def load_teacher(
 
 def _store_clean_logits(run: RunWriter, network: Network, data: Dataset, compute: Compute) -> FinishedRun:
     teacher = Teacher(network, compute)
-    store = open_store(store_path(run.path), teacher, data)
+    store = open_store(store_path(run.path), teacher, data, image_settings=run.config.image_settings)
     plan = ViewPlan(len(data.train), data.image_size, data.card.padding, crop_flip=False, seed=0)
     cached_teacher = CachedTeacher(teacher, ViewMaker(data.train, plan, plan.samples, compute.device), store=store)
     for _ in cached_teacher.precompute_clean():

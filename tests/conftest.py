@@ -8,6 +8,7 @@ import pytest
 import torch
 from kdcache.stages import train_teacher
 
+from kdcache import machine
 from kdcache.config import TeacherConfig
 from kdcache.datasets import Split
 from tests.samples import small_settings, write_pictures
@@ -22,6 +23,12 @@ def manifests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("MPLCONFIGDIR", matplotlib.get_configdir())  # with its cache of fonts
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no training report those of other tests."""
+    monkeypatch.setattr(machine, "count_other_trainings", lambda: 0)
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ import torch.distributed as dist
 import zarr
 from kdcache.stages import precompute_answers, train_student, train_teacher
 
-from kdcache import cli
+from kdcache import cli, machine
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.run.folder import FinishedRun
 
@@ -124,6 +124,7 @@ def start_process(function: Callable[..., object], *arguments: object, daemon: b
 
 def _call(function: Callable[..., object], *arguments: object) -> None:
     torch.set_num_threads(1)
+    machine.count_other_trainings = lambda: 0  # those of other tests
     multiprocessing.set_start_method(None, force=True)  # as in a process started by a shell
     function(*arguments)
 

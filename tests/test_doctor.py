@@ -1,16 +1,18 @@
 """``kdcache doctor`` on machines with and without problems."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kdcache.stages import train_student, train_teacher
 
-from kdcache import doctor, self_test
+from kdcache import doctor, machine, self_test
 from kdcache.config import StudentConfig
 from kdcache.doctor import HINT, OK, PROBLEM, Finding, run_checks
-from kdcache.machine import cores
+from kdcache.machine import _is_training, count_other_trainings
 from kdcache.run.folder import FinishedRun
 from kdcache.self_test import TrainFunctions, training_checks
 from tests.processes import kdcache
@@ -73,16 +75,61 @@ def test_a_check_that_raises_is_a_problem(tmp_path: Path) -> None:
 
 
 def test_threads_are_compared_with_cores_and_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", str(cores() + 1))
+    for name, value in (("cores", 4), ("_physical_cores", 4), ("busy_cores", 0.0), ("count_other_trainings", 0)):
+        monkeypatch.setattr(machine, name, lambda value=value: value)
+    monkeypatch.setattr(doctor, "cores", machine.cores)
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
     found = doctor.check_threads()
     assert found.state == HINT
-    assert f"set OMP_NUM_THREADS={cores()}" in found.text
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    monkeypatch.setattr(doctor, "cores", lambda: 4)
-    monkeypatch.setattr(os, "getloadavg", lambda: (3.5, 0.0, 0.0))
-    assert "use 3.5 cores: set OMP_NUM_THREADS=2" in doctor.check_threads().text
-    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    assert "5 threads share 4 cores, which is slow: start with --threads 4" in found.text
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
     assert doctor.check_threads().state == OK
+    monkeypatch.setattr(machine, "busy_cores", lambda: 2.4)
+    found = doctor.check_threads()
+    assert found.state == HINT
+    assert "Other programs use 2.4 of 4 cores: start with --threads 2" in found.text
+    monkeypatch.setattr(machine, "count_other_trainings", lambda: 1)
+    found = doctor.check_threads()
+    assert "Another training of kdcache runs on this machine (4 cores): start each with --threads 2, or" in found.text
+    monkeypatch.setattr(machine, "count_other_trainings", lambda: 3)
+    found = doctor.check_threads()
+    assert "3 other trainings of kdcache run on this machine (4 cores): start each with --threads 1" in found.text
+
+
+def test_the_threads_are_those_that_torch_starts() -> None:
+    code = (
+        "import torch; from kdcache.machine import default_threads; print(torch.get_num_threads(), default_threads())"
+    )
+    cases = ({}, {"OMP_NUM_THREADS": "1"}, {"OMP_NUM_THREADS": "1,2"}, {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "1"})
+    for variables in cases:
+        environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env={**environment, **variables}, capture_output=True, text=True, check=True
+        )
+        threads, found = done.stdout.split(maxsplit=1)
+        assert f"({threads}," in found, variables
+
+
+def test_a_training_is_told_from_its_command_line() -> None:
+    command = "kdcache student-train --aug standard"
+    running = (command, f"/bin/python /bin/{command}", f"python -X -m {command}", "kdcache --debug cache fill")
+    others = (f"timeout 5 {command}", f"python torchrun -m {command}", "kdcache cache info", "kdcache", "")
+    assert [line for line in running if not _is_training(line.split())] == []
+    assert [line for line in others if _is_training(line.split())] == []
+
+
+def test_another_training_is_counted_once_with_its_workers(tmp_path: Path) -> None:
+    (tmp_path / "kdcache").write_text("import os, sys; os.fork(); os.write(1, b'up\\n'); sys.stdin.read()")
+    before = count_other_trainings()
+    command = [sys.executable, str(tmp_path / "kdcache"), "student-train"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert [process.stdout.readline() for _ in range(2)] == ["up\n"] * 2
+        assert count_other_trainings() == before + 1
+        process.stdin.close()
+    assert count_other_trainings() == before
 
 
 def test_the_precision_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:

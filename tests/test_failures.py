@@ -163,7 +163,8 @@ def unprivileged() -> None:
     ("place", "mode", "code", "line"),
     [
         (".", 0o555, 2, "could not create --out {root}/run: Permission denied"),
-        ("store.zarr", 0o555, 1, "could not write {root}/store.zarr/"),
+        ("store.zarr", 0o555, 2, "--cache replay stores logits in {root}/store.zarr, which cannot be written: got "
+         "Permission denied. Use --cache auto, "),
         ("teacher/model.safetensors", 0o000, 2, "checkpoint {root}/teacher/model.safetensors: expected a complete "
          "safetensors file, got [Errno 13] Permission denied"),
     ],

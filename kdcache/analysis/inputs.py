@@ -1,5 +1,6 @@
 """The teacher of an analysis, with the images it is evaluated on: those of its run, or any others."""
 
+import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,12 +22,14 @@ from kdcache.datasets import Dataset, Split
 from kdcache.errors import UsageError, problem
 from kdcache.models import Network
 from kdcache.models.load import find_network, trained_network
-from kdcache.run.find import find_teacher_run, store_path
+from kdcache.run.find import find_teacher_run, store_path, teacher_of
 from kdcache.run.folder import FinishedRun
-from kdcache.setup import load_data, make_plan
+from kdcache.setup import load_run_data, make_plan
 from kdcache.views import ViewMaker
 
 __all__ = ["SPLITS", "AnalysisInputs", "CleanPredictions", "load_analysis_inputs"]
+
+log = logging.getLogger("kdcache")
 
 SPLITS = ("train", "val")
 
@@ -56,6 +59,8 @@ class AnalysisInputs:
     store : AnswerStore or None
     writes_store : bool
         Whether new logits are added to the store.
+    has_own_images : bool
+        Whether these are the images that the teacher's run was trained on, or the split beside them.
     """
 
     name: str
@@ -65,6 +70,7 @@ class AnalysisInputs:
     teacher: Teacher
     store: AnswerStore | None
     writes_store: bool
+    has_own_images: bool
 
     @property
     def images(self) -> Split:
@@ -144,13 +150,14 @@ def load_analysis_inputs(
     weights : str, optional
         Weights of a network: a file, or torchvision's name for them.
     dataset : str, optional
-        By default that of the run.
+        Another dataset, or the place to which that of the run was moved. By default that of the run.
     data_root : Path, optional
     image_size : int, optional
     split : str
         One of `SPLITS`.
     store : str, optional
-        Store to read and write. By default the store of a teacher's run is read, and nothing is written.
+        Store to read and write. By default the store of a teacher's run is read, if it is for these images, and
+        nothing is written.
     device : str
     weights_entry, class_order : str, optional
         Of weights, see `kdcache.models.load.find_network`.
@@ -160,19 +167,15 @@ def load_analysis_inputs(
     UsageError
         If there is no such teacher, or it does not fit the images or the store.
     """
+    if store is not None and (error := StoreLocation(store).write_error()):
+        raise UsageError(problem(f"--store {store}", expected="a store that can be written", got=error))
     external = any((teacher or "").startswith(prefix) for prefix, _ in MODEL_PREFIXES)
     if weights is None and not external:
         for option, value in (("--weights-entry", weights_entry), ("--class-order", class_order)):
             if value is not None:
                 raise UsageError(problem(option, expected="a network of other weights", got="a run of kdcache"))
         run = _teacher_run(teacher, dataset)
-        own_images = dataset is None or same_dataset(dataset, run.config.dataset)
-        root = data_root or run.config.data_root
-        if own_images:  # with the run's train_fraction and val_fraction
-            size = image_size or run.config.image_size
-            data = load_data(run.config.model_copy(update={"data_root": root, "image_size": size, "download": False}))
-        else:
-            data = datasets.load(str(dataset), root=root, image_size=image_size)
+        data, own_images = _images(run, dataset, data_root, image_size)
         network, name, folder = trained_network(run.network_file, data), str(run.path), run.path
         compute = Compute.choose(device, run.config.precision)
         own_store = store_path(run.path)
@@ -184,12 +187,29 @@ def load_analysis_inputs(
         data = datasets.load(dataset, root=data_root or Path("datasets"), image_size=image_size)
         network, name = _external_network(teacher, weights, data, weights_entry, class_order)
         compute = Compute.choose(device)
-        folder, location = None, store
+        folder, location, own_images = None, store, False
     evaluated = data if split == "train" else replace(data, train=data.test)
     if location is None:
-        return AnalysisInputs(name, folder, evaluated, split, Teacher(network, compute), None, writes_store=False)
+        return AnalysisInputs(name, folder, evaluated, split, Teacher(network, compute), None, False, own_images)
     loaded, answers = open_answers(network, evaluated, compute, location)
-    return AnalysisInputs(name, folder, evaluated, split, loaded, answers, writes_store=store is not None)
+    return AnalysisInputs(name, folder, evaluated, split, loaded, answers, store is not None, own_images)
+
+
+def _images(
+    run: FinishedRun, dataset: str | None, data_root: Path | None, image_size: int | None
+) -> tuple[Dataset, bool]:
+    """Load the images of a run, wherever they are now, or of another dataset, and tell which."""
+    if image_size in (None, run.config.image_size):
+        try:
+            return load_run_data(run, dataset, data_root), True
+        except UsageError:
+            if dataset is None or same_dataset(dataset, run.config.dataset):
+                raise
+    other, root = dataset or run.config.dataset, data_root or run.config.data_root
+    size = image_size if other in datasets.CARDS else image_size or run.config.image_size
+    data = datasets.load(other, root=root, image_size=size)
+    log.info("%s is not what %s was trained on", data.card.name, run.path)
+    return data, False
 
 
 def _teacher_run(teacher: str | None, dataset: str | None) -> FinishedRun:
@@ -200,7 +220,7 @@ def _teacher_run(teacher: str | None, dataset: str | None) -> FinishedRun:
         return run
     if run.config.teacher is None:
         raise UsageError(problem(f"run {run.path}", expected="a teacher, or a student with a teacher", got="neither"))
-    return FinishedRun(run.config.teacher)
+    return FinishedRun(teacher_of(run.path, run.config.teacher))
 
 
 def _external_network(

@@ -11,7 +11,8 @@ from kdcache.analysis.groups import RunGroup, group_runs
 from kdcache.analysis.inputs import load_analysis_inputs
 from kdcache.analysis.kl_ratio import KLRatioCurve, ratio_curves
 from kdcache.config import StudentConfig
-from kdcache.errors import KdcacheError, UsageError
+from kdcache.errors import KdcacheError, UsageError, problem
+from kdcache.run.find import teacher_of
 from kdcache.run.records import RunRecord, load_runs
 
 __all__ = ["RESULTS", "RunSummary", "summarize_runs"]
@@ -68,7 +69,11 @@ class RunSummary:
 
 
 def summarize_runs(
-    paths: Sequence[Path], samples: int = 2000, data_root: Path | None = None, device: str = "auto"
+    paths: Sequence[Path],
+    samples: int = 2000,
+    data_root: Path | None = None,
+    device: str = "auto",
+    dataset: str | None = None,
 ) -> RunSummary:
     """Summarize runs, and measure label disagreement of their teachers.
 
@@ -81,6 +86,8 @@ def summarize_runs(
     data_root : Path, optional
         Folder of the datasets, by default as recorded in the runs.
     device : str
+    dataset : str, optional
+        The place to which the images of the runs were moved.
 
     Raises
     ------
@@ -94,9 +101,12 @@ def summarize_runs(
     ratios, damaged = ratio_curves(group for group in groups if isinstance(group.config, StudentConfig))
     missing += damaged
     disagreements = []
-    for path in _teachers(runs) if samples else ():
+    for path, named_by in _teachers(runs).items() if samples else ():
         try:
-            teacher = load_analysis_inputs(str(path), data_root=data_root, device=device)
+            place = teacher_of(named_by, path)
+            teacher = load_analysis_inputs(str(place), dataset=dataset, data_root=data_root, device=device)
+            if not teacher.has_own_images:
+                raise UsageError(problem(f"--dataset {dataset}", expected=f"the images that {place} was trained on"))
             disagreements.append(measure_disagreement(teacher, samples))
         except (KdcacheError, OSError) as error:
             missing += [f"label disagreement of {path}: {line}" for line in str(error).splitlines()]
@@ -104,11 +114,11 @@ def summarize_runs(
     return RunSummary(tuple(runs), tuple(groups), tuple(curves), tuple(ratios), tuple(disagreements), tuple(missing))
 
 
-def _teachers(runs: Sequence[RunRecord]) -> list[Path]:
-    """List the teachers of the students, and the finished teachers, each once."""
-    found: dict[Path, Path] = {}
+def _teachers(runs: Sequence[RunRecord]) -> dict[Path, Path]:
+    """List the teachers of the students, and the finished teachers, each once, with the first run that names it."""
+    found: dict[Path, tuple[Path, Path]] = {}
     for run in runs:
         path = run.config.teacher if isinstance(run.config, StudentConfig) else run.path if run.finished else None
         if path is not None:
-            found.setdefault(path.resolve(), path)
-    return list(found.values())
+            found.setdefault(path.resolve(), (path, run.path))
+    return dict(found.values())

@@ -117,7 +117,9 @@ def uncached_forwards(plan: ViewPlan, epochs: int) -> int:
     return plan.samples * epochs * len(plan.kinds)
 
 
-def teacher_forwards(plan: ViewPlan, epochs: int, space: StoreContents, indexed: bool, exact: bool = False) -> float:
+def teacher_forwards(
+    plan: ViewPlan, epochs: int, space: StoreContents, indexed: bool, exact: bool = False, features: bool = False
+) -> float:
     """Teacher forwards of a run that uses a store.
 
     Parameters
@@ -130,12 +132,14 @@ def teacher_forwards(plan: ViewPlan, epochs: int, space: StoreContents, indexed:
         See `CachePolicy`.
     exact : bool
         Whether the crop-and-flip views that recur are counted from the plan. By default their number is expected.
+    features : bool
+        Whether the teacher's features are needed, for which every x goes through the teacher in every epoch.
     """
     if not plan.crop_flip:
         missing = int(np.sum(~space.incomplete[CLEAN])) if CLEAN in space.incomplete else 0
-        return missing if space.has_clean else plan.samples
-    forwards = 0.0
-    for kind in plan.kinds:
+        return (missing if space.has_clean else plan.samples) + (plan.samples * epochs if features else 0)
+    forwards = float(plan.samples * epochs) if features else 0.0
+    for kind in plan.kinds[1:] if features else plan.kinds:
         rows = _missing_rows(plan, epochs, space, kind)
         if not (indexed and kind == STANDARD):
             forwards += _num_rows(plan, rows)
@@ -235,17 +239,20 @@ class CacheCost(NamedTuple):
         return 2 + (self.first - uncached.first) // saved if saved > 0 else None
 
 
-def compare_caches(plan: ViewPlan, epochs: int, space: StoreContents) -> list[CacheCost]:
-    """Count exactly what runs cost with each value of ``--cache``; the first one is ``off``."""
+def compare_caches(plan: ViewPlan, epochs: int, space: StoreContents, features: bool = False) -> list[CacheCost]:
+    """Count exactly what runs cost with each value of ``--cache``; the first one is ``off``.
+
+    With `features`, losses read the teacher's features, see `teacher_forwards`.
+    """
     uncached = uncached_forwards(plan, epochs)
     costs = [CacheCost("off", uncached, uncached, 0)]
     for cache in ("standard", "replay", "auto") if plan.crop_flip else ("clean", "auto"):
         if cache == "standard" and not index_fits(plan):
             continue
         policy = choose_policy(cache, plan, epochs, space)
-        after = space.after_run(plan, epochs, policy.stored_kinds)
+        after = space.after_run(plan, epochs, policy.stored_kinds - set(plan.kinds[:1] if features else ()))
         first, further = (
-            round(teacher_forwards(plan, epochs, one, policy.indexed, exact=True)) for one in (space, after)
+            round(teacher_forwards(plan, epochs, one, policy.indexed, True, features)) for one in (space, after)
         )
         costs.append(CacheCost(cache, first, further, after.num_tables - space.num_tables))
     return costs

@@ -14,7 +14,13 @@ def digest(facts: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def require_same_fingerprint(where: object, stored: Mapping[str, object], expected: Mapping[str, object]) -> None:
+def require_same_fingerprint(
+    where: object,
+    stored: Mapping[str, object],
+    expected: Mapping[str, object],
+    stored_settings: Mapping[str, object] | None = None,
+    settings: Mapping[str, object] | None = None,
+) -> None:
     """Refuse a store whose logits depend on something else.
 
     Parameters
@@ -23,6 +29,9 @@ def require_same_fingerprint(where: object, stored: Mapping[str, object], expect
         The store, for the message.
     stored, expected : mapping
         Fingerprint of the store, and of the logits that are needed.
+    stored_settings, settings : mapping, optional
+        The settings that say which images the store has, and which are needed. They need not agree, but those that
+        differ explain what does.
 
     Raises
     ------
@@ -30,15 +39,16 @@ def require_same_fingerprint(where: object, stored: Mapping[str, object], expect
         With one line for each field that differs, naming both values.
     """
     differing = [name for name in expected.keys() | stored.keys() if stored.get(name) != expected.get(name)]
-    if differing:
-        raise UsageError(
-            *(
-                problem(
-                    f"store {where}: {name}",
-                    expected=expected.get(name),
-                    got=stored.get(name),
-                    remedy="Name another store with --store.",
-                )
-                for name in sorted(differing)
-            )
-        )
+    if not differing:
+        return
+    remedy, before, now = "Name another store with --store.", stored_settings or {}, settings or {}
+    lines = [
+        problem(f"store {where}: {name}", expected=expected.get(name), got=stored.get(name), remedy=remedy)
+        for name in sorted(differing)
+    ]
+    lines += [
+        problem(f"store {where}: --{name.replace('_', '-')}", expected=now[name], got=before[name])
+        for name in sorted(before.keys() & now.keys())
+        if before[name] != now[name]
+    ]
+    raise UsageError(*lines)

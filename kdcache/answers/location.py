@@ -1,7 +1,8 @@
-"""Where a store is: a folder or a URL, with durable writes and locks between processes."""
+"""Where a store is: a folder or a URL, with durable writes and locks."""
 
 import asyncio
 import os
+import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zarr.abc.store import ByteRequest, Store
-from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
@@ -199,9 +200,23 @@ class StoreLocation:
         status = os.statvfs(existing)
         return status.f_bavail * status.f_frsize
 
+    def write_error(self) -> str | None:
+        """Try whether this process can write here, and return why not; ``None`` if it can."""
+        key = f"try.{secrets.token_hex(4)}.partial"
+        try:
+            with self.lock(key, wait=False):
+                if self.folder is None or self.folder.exists():
+                    sync(self.store.set(key, default_buffer_prototype().buffer.from_bytes(b"try")))
+        except Exception as error:  # each service has errors of its own
+            return getattr(error.__cause__, "strerror", None) or first_line(error)
+        finally:
+            with suppress(Exception):
+                self.delete(key)
+        return None
+
     @contextmanager
     def lock(self, name: str | None, wait: bool = True) -> Iterator[bool]:
-        """Hold a lock between processes within a ``with`` block.
+        """Hold a lock between processes and threads within a ``with`` block.
 
         The kernel releases the locks of a process that dies. A URL has no locks: only one process may write there.
 
@@ -210,7 +225,7 @@ class StoreLocation:
         name : str or None
             What will be written; ``None`` is everything.
         wait : bool
-            Whether to wait for another process that holds it.
+            Whether to wait for another process or thread that holds it.
 
         Yields
         ------

@@ -1,25 +1,30 @@
 """How a teacher's logits are opened: the store for a teacher and a dataset, and the cached teacher in front of it."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from kdcache import distributed
 from kdcache.answers.budget import choose_policy
 from kdcache.answers.cached_teacher import CachedTeacher
 from kdcache.answers.encoding import DEFAULT_ENCODING, LogitEncoding
 from kdcache.answers.location import StoreLocation
 from kdcache.answers.replay import Replay
 from kdcache.answers.space import UNLIMITED, StoreContents
-from kdcache.answers.store import AnswerStore
+from kdcache.answers.store import IMAGE_SETTINGS, AnswerStore
 from kdcache.answers.teacher import Teacher
 from kdcache.answers.view_index import CropFlipLookup
 from kdcache.compute import Compute
 from kdcache.datasets import Dataset
 from kdcache.environment import describe_environment
+from kdcache.errors import UsageError, problem
 from kdcache.models import Network
 from kdcache.views import PLAN_VERSION, ViewMaker
 
-__all__ = ["make_cached_teacher", "make_reader", "open_answers", "open_store"]
+__all__ = ["make_cached_teacher", "make_reader", "may_write", "open_answers", "open_store"]
+
+log = logging.getLogger("kdcache")
 
 ProgressCallback = Callable[[int, int], None]
 """Receives how many of how many views have their logits in the store."""
@@ -32,6 +37,7 @@ def open_answers(
     where: str | Path,
     encoding: LogitEncoding | None = None,
     precision: str = "auto",
+    image_settings: Mapping[str, Any] | None = None,
 ) -> tuple[Teacher, AnswerStore]:
     """Make a teacher of a network, and open the store of its logits for the training set, or create it.
 
@@ -46,6 +52,8 @@ def open_answers(
         By default that of the store, or `DEFAULT_ENCODING` for a new one.
     precision : str
         With ``auto``, the teacher has the precision of an existing store; otherwise that of `compute`.
+    image_settings : mapping, optional
+        The settings that say which images `data` has: recorded in a new store, and named where a store has others.
 
     Raises
     ------
@@ -61,16 +69,21 @@ def open_answers(
     encoding = encoding or (store.encoding if store is not None else DEFAULT_ENCODING)
     teacher = Teacher(network, compute)
     if store is None:
-        return teacher, open_store(location, teacher, data, encoding)
-    store.require_fingerprint(_fingerprint(teacher, data), encoding)
+        return teacher, open_store(location, teacher, data, encoding, image_settings)
+    store.require_fingerprint({**_fingerprint(teacher, data), "dtype": encoding.name}, image_settings)
     return teacher, store
 
 
 def open_store(
-    where: StoreLocation | str | Path, teacher: Teacher, data: Dataset, encoding: LogitEncoding = DEFAULT_ENCODING
+    where: StoreLocation | str | Path,
+    teacher: Teacher,
+    data: Dataset,
+    encoding: LogitEncoding = DEFAULT_ENCODING,
+    image_settings: Mapping[str, Any] | None = None,
 ) -> AnswerStore:
-    """Open the store of a teacher's logits for a training set, or create it; for errors see `open_answers`."""
-    return AnswerStore.create_or_open(where, _fingerprint(teacher, data), encoding, _made_with(teacher, data))
+    """Open the store of a teacher's logits for a training set, or create it; see `open_answers`."""
+    made_with = {**_made_with(teacher, data), IMAGE_SETTINGS: dict(image_settings or {})}
+    return AnswerStore.create_or_open(where, _fingerprint(teacher, data), encoding, made_with)
 
 
 def _fingerprint(teacher: Teacher, data: Dataset) -> dict[str, Any]:
@@ -97,6 +110,28 @@ def _made_with(teacher: Teacher, data: Dataset) -> dict[str, Any]:
     }
 
 
+def may_write(location: StoreLocation, cache: str) -> bool:
+    """Whether a run with a value of ``--cache`` may write to a store; ``auto`` may not where the place is read-only.
+
+    Raises
+    ------
+    UsageError
+        If the place cannot be written, unless `cache` is ``auto``.
+    """
+    error = location.write_error()
+    if error is None:
+        return True
+    if cache != "auto":
+        what = f"--cache {cache} stores logits in {location.where}, which cannot be written"
+        remedy = "Use --cache auto, which keeps nothing there, or name another store with --store."
+        raise UsageError(problem(what, got=error, remedy=remedy))
+    if distributed.is_main():
+        log.info(
+            "logits in %s are used, and no others are kept, since it cannot be written (%s)", location.where, error
+        )
+    return False
+
+
 def make_cached_teacher(
     teacher: Teacher,
     views: ViewMaker,
@@ -106,7 +141,7 @@ def make_cached_teacher(
     limit: int | None = None,
     progress: ProgressCallback | None = None,
 ) -> CachedTeacher:
-    """Make a cached teacher that reads and writes a store.
+    """Make a cached teacher that reads a store and, if it can be written, writes it, see `may_write`.
 
     Parameters
     ----------
@@ -123,10 +158,11 @@ def make_cached_teacher(
     """
     plan, space = views.plan, StoreContents.of_store(store, limit)
     policy = choose_policy(cache, plan, epochs, space)
+    keep = policy.stored_kinds if may_write(store.location, cache) else None
     cached_teacher = CachedTeacher(teacher, views, store=store)
     if plan.crop_flip:
-        cached_teacher.replay = Replay(store, plan.seed, plan.kinds, policy.stored_kinds, space.limit)
-    elif policy.stored_kinds:
+        cached_teacher.replay = Replay(store, plan.seed, plan.kinds, keep, space.limit)
+    elif keep:
         for done in cached_teacher.precompute_clean():
             if progress is not None:
                 progress(done, plan.samples)

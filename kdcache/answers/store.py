@@ -24,12 +24,15 @@ from kdcache.choices import MAX_CLASSES, PRECISIONS
 from kdcache.errors import KdcacheError, UsageError, first_line, problem
 from kdcache.views.plan import CLEAN, parse_kind
 
-__all__ = ["CLEAN", "AnswerStore", "ReplayTableName", "parse_replay_tables", "table_bytes"]
+__all__ = ["CLEAN", "IMAGE_SETTINGS", "AnswerStore", "ReplayTableName", "parse_replay_tables", "table_bytes"]
 
 SCHEMA = "kdcache-answers-6"
 
 CHECKSUMMED_ATTRIBUTES = ("schema", "fingerprint", "made_with", "encoding")
 """Attributes of a store that its attribute ``sha256`` covers."""
+
+IMAGE_SETTINGS = "image settings"
+"""Key in ``made_with`` of the settings that say which images a store is for."""
 
 MAX_TABLE_BYTES = 2**44
 """Attributes that state a larger table are taken for damaged."""
@@ -80,6 +83,8 @@ class AnswerStore:
     location : StoreLocation
     fingerprint, made_with : dict
         See `create_or_open`.
+    image_settings : dict
+        The part of `made_with` that says which images the store is for.
     samples, classes : int
     precision : str
         Of the teacher's forwards.
@@ -116,6 +121,7 @@ class AnswerStore:
         try:
             self.fingerprint: dict[str, Any] = dict(found["fingerprint"])
             self.made_with: dict[str, Any] = dict(found["made_with"])
+            self.image_settings: dict[str, Any] = dict(self.made_with.get(IMAGE_SETTINGS, {}))
             self.samples, self.classes = (self.fingerprint[name] for name in ("samples", "classes"))
             self.precision = self.fingerprint["teacher precision"]
             self.encoding = make_encoding(**found["encoding"])
@@ -169,12 +175,28 @@ class AnswerStore:
                     attributes["sha256"] = digest(attributes)
                     zarr.create_group(location.store, attributes=attributes)
         store = cls(location)
-        store.require_fingerprint(fingerprint, encoding)
+        store.require_fingerprint({**fingerprint, "dtype": encoding.name}, made_with.get(IMAGE_SETTINGS))
         return store
 
-    def require_fingerprint(self, fingerprint: Mapping[str, Any], encoding: LogitEncoding) -> None:
-        """Raise a `UsageError` if the logits in the store depend on anything else, see `create_or_open`."""
-        require_same_fingerprint(self.location.where, self.fingerprint, {**fingerprint, "dtype": encoding.name})
+    def require_fingerprint(
+        self, fingerprint: Mapping[str, Any], image_settings: Mapping[str, Any] | None = None
+    ) -> None:
+        """Refuse other logits than those in the store.
+
+        Parameters
+        ----------
+        fingerprint : mapping
+            What the logits depend on, or a part of it.
+        image_settings : mapping, optional
+            The settings that say which images they are for, to explain a difference.
+
+        Raises
+        ------
+        UsageError
+            With one line for each field that differs.
+        """
+        stored = {name: self.fingerprint.get(name) for name in fingerprint}
+        require_same_fingerprint(self.location.where, stored, fingerprint, self.image_settings, image_settings)
 
     def table(self, path: str) -> Table:
         """Make the object for a table, which need not exist."""

@@ -1,8 +1,11 @@
 """Index of logits by crop and flip: a sample has few crop-and-flip views, which come up again in later epochs."""
 
+import logging
+import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -13,13 +16,15 @@ from kdcache.views.plan import STANDARD, ViewPlan
 
 __all__ = ["CropFlipLookup"]
 
+log = logging.getLogger("kdcache")
+
 
 class CropFlipLookup:
     """Maps keys of crop-and-flip views, see `kdcache.views.ViewPlan.standard_keys`, to encoded logits.
 
     The rows are in a memory-mapped temporary file, in the order in which they were added: training gathers rows from
-    all over it, which from a zarr store would be a thousand times slower. The index is rebuilt from the store in each
-    process.
+    all over it, which from a zarr store would be a thousand times slower. They are written by calls, not through the
+    mapping: there, a full disk would end the process by a signal. The index is rebuilt from the store in each process.
 
     Parameters
     ----------
@@ -29,17 +34,18 @@ class CropFlipLookup:
         Maximum number of rows; the disk space is allocated as rows are added.
     layout : Layout
     folder : Path, optional
-        Folder for the temporary file; by default the system's.
+        Folder for the temporary file; by default, and if it cannot be written, the system's.
     """
 
     def __init__(self, keys: int, capacity: int, layout: Layout, folder: Path | None = None) -> None:
         self._row = np.full(keys, -1, np.int32)
         self._rows, self._capacity = 0, min(capacity, keys)
-        self._columns: EncodedLogits = {}
+        self._files: dict[str, IO[bytes]] = {}
+        self._columns: dict[str, np.ndarray] = {}
         for name, (width, dtype) in layout.items():
-            with tempfile.TemporaryFile(dir=folder) as file:  # the mapping keeps the file open
-                mapped = np.memmap(file, dtype, "w+", shape=(self._capacity, width))
-            self._columns[name] = torch.from_numpy(mapped)
+            file = self._files[name] = _temporary_file(folder)
+            file.truncate(self._capacity * width * dtype.itemsize)
+            self._columns[name] = np.asarray(np.memmap(file, dtype, "r", shape=(self._capacity, width)))
 
     @classmethod
     def from_store(cls, store: AnswerStore, plan: ViewPlan, epochs: int, limit: int) -> "CropFlipLookup":
@@ -90,15 +96,35 @@ class CropFlipLookup:
         """
         rows = self._row[keys]
         hit = rows >= 0
-        chosen = torch.from_numpy(rows[hit].astype(np.int64))
-        return hit, {name: column[chosen] for name, column in self._columns.items()}
+        return hit, {name: torch.from_numpy(column[rows[hit]]) for name, column in self._columns.items()}
 
     def add(self, view_keys: np.ndarray, encoded: EncodedLogits) -> None:
-        """Add the encoded logits of views while there is capacity; views in the index keep theirs."""
+        """Add the encoded logits of views while there is capacity and disk space; views in the index keep theirs."""
         new, first = np.unique(view_keys, return_index=True)
         first = first[self._row[new] < 0][: self._capacity - self._rows]
         rows = slice(self._rows, self._rows + len(first))
-        for name, column in encoded.items():
-            self._columns[name][rows] = column[torch.from_numpy(first)]
+        try:
+            for name, column in encoded.items():
+                added = column[torch.from_numpy(first)].numpy()
+                _write(self._files[name].fileno(), added.tobytes(), self._rows * added[:1].nbytes)
+        except OSError as error:
+            log.warning("the index of crop-and-flip views keeps its %d rows (%s)", self._rows, error.strerror)
+            self._capacity = self._rows
+            return
         self._row[view_keys[first]] = np.arange(rows.start, rows.stop)
         self._rows = rows.stop
+
+
+def _temporary_file(folder: Path | None) -> IO[bytes]:
+    try:
+        return tempfile.TemporaryFile(dir=folder)
+    except OSError:
+        return tempfile.TemporaryFile()
+
+
+def _write(descriptor: int, content: bytes, offset: int) -> None:
+    """Write bytes at an offset; a call may write a part of them."""
+    left = memoryview(content)
+    while left:
+        written = os.pwrite(descriptor, left, offset)
+        left, offset = left[written:], offset + written

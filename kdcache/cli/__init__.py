@@ -27,7 +27,8 @@ def main() -> NoReturn:
     """Run the command line. An error is one line; the exit code is 2 for wrong use, 1 for a failure during the work."""
     debug = "--debug" in sys.argv[1:]
     logging.basicConfig(format="kdcache: %(message)s", level=logging.WARNING)
-    logging.getLogger("kdcache").setLevel(logging.INFO)
+    is_main = os.environ.get("RANK", "0") == "0"  # under torchrun, one of the processes reports
+    logging.getLogger("kdcache").setLevel(logging.INFO if is_main else logging.WARNING)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where it cannot keep its cache of fonts
     handle_signals()
     keep_freed_memory()

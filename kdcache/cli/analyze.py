@@ -33,7 +33,7 @@ TEACHER_OPTIONS = (
     click.option("--weights", help="Weights of a network: a file, or torchvision's name for them [IMAGENET1K_V1]."),
     WEIGHTS_ENTRY,
     CLASS_ORDER,
-    click.option("--dataset", help="Dataset to evaluate the teacher on [the run's]."),
+    click.option("--dataset", help="Dataset to evaluate the teacher on, or where the run's was moved [the run's]."),
     click.option("--data-root", type=PATH, help="Folder of the datasets [the run's, or datasets]."),
     click.option("--image-size", type=click.IntRange(32), help="Side of a folder's images, in pixels [the run's]."),
     click.option(
@@ -81,8 +81,8 @@ def disagreement(samples: int, aug: str, seed: int, out: Path | None, **selectio
     from kdcache.report.tables import show
 
     teacher = load_analysis_inputs(**selection)
-    report = measure_disagreement(teacher, samples, seed, aug)
     folder = _output_folder(out, teacher)
+    report = measure_disagreement(teacher, samples, seed, aug)
     write_json(folder / "disagreement.json", report.as_json())
     plot_disagreements(report, folder / "disagreement.png")
     show(disagreement_table(report))
@@ -113,8 +113,8 @@ def teacher(augs: tuple[str, ...], epochs: int, samples: int, seed: int, out: Pa
     from kdcache.report.tables import show
 
     analyzed = load_analysis_inputs(**selection)
-    scores = rank_augmentations(analyzed, augs or STUDENT_FREE, epochs, samples, seed)
     folder = _output_folder(out, analyzed)
+    scores = rank_augmentations(analyzed, augs or STUDENT_FREE, epochs, samples, seed)
     document = {"teacher": analyzed.name, "dataset": analyzed.data.card.name, "split": analyzed.split, "seed": seed}
     lines = [{**score.as_json(), "gap_to_best_and_error": score.gap_to(scores[0])} for score in scores]
     write_json(folder / "augmentations.json", {**document, "augmentations": lines})
@@ -125,9 +125,10 @@ def teacher(augs: tuple[str, ...], epochs: int, samples: int, seed: int, out: Pa
 
 @analyze.command("kl-ratio")
 @RUNS
+@click.option("--dataset", help="The runs' images, if they were moved [where they were].")
 @click.option("--data-root", type=PATH, help="Folder of the datasets [the run's].")
 @out_option("the current one")
-def kl_ratio(runs: tuple[Path, ...], data_root: Path | None, out: Path | None) -> None:
+def kl_ratio(runs: tuple[Path, ...], dataset: str | None, data_root: Path | None, out: Path | None) -> None:
     """Plot the KL ratio r over the iterations, and find the images that stay hard.
 
     Runs that differ only in the seed form a group, as in Figure 4. For the first run of each group, d of x is followed
@@ -144,9 +145,9 @@ def kl_ratio(runs: tuple[Path, ...], data_root: Path | None, out: Path | None) -
 
     loaded = _load_runs(runs)
     groups = [group for group in group_runs(loaded.runs) if group.config.table == "student"]
+    folder = _output_folder(out)
     curves, unread = ratio_curves(groups)
     _warn(unread)
-    folder = _output_folder(out)
     written, images = ["kl-ratio.json"], []
     if curves:
         show(kl_ratio_table(curves))
@@ -160,7 +161,7 @@ def kl_ratio(runs: tuple[Path, ...], data_root: Path | None, out: Path | None) -
         show(hardness_table(f"{group.name} ({run.path})", hardness))
         number = len(images)
         write_figure(plot_hardness(hardness), folder / f"hardness-{number}.png")
-        written += [f"hardness-{number}.png", *_draw_images(run, hardness, data_root, folder, number)]
+        written += [f"hardness-{number}.png", *_draw_images(run, hardness, dataset, data_root, folder, number)]
     damaged = [*loaded.damaged, *unread]
     if not curves and not images and not damaged:
         remedy = "Name run folders of students that were trained with a teacher."
@@ -182,15 +183,14 @@ def _measure_hardness(run: "RunRecord") -> "Hardness | None":
 
 
 def _draw_images(
-    run: "RunRecord", hardness: "Hardness", data_root: Path | None, folder: Path, number: int
+    run: "RunRecord", hardness: "Hardness", dataset: str | None, data_root: Path | None, folder: Path, number: int
 ) -> list[str]:
     """Draw the easiest and the hardest images, if the dataset is still available."""
     from kdcache.report.gallery import draw_extremes
-    from kdcache.setup import load_data
+    from kdcache.setup import load_run_data
 
-    place = {"data_root": data_root} if data_root else {}
     try:
-        data = load_data(run.config.model_copy(update=place))
+        data = load_run_data(run.folder, dataset, data_root)
     except KdcacheError as error:
         _warn([f"images of {run.path}: {line}" for line in str(error).splitlines()])
         return []
@@ -250,8 +250,10 @@ def _warn(lines: Sequence[str]) -> None:
 
 
 def _output_folder(out: Path | None, teacher: "AnalysisInputs | None" = None) -> Path:
+    from kdcache.files import require_writable
+
     folder = out or (teacher.folder if teacher and teacher.folder else Path())
-    folder.mkdir(parents=True, exist_ok=True)
+    require_writable(folder)
     return folder
 
 

@@ -11,22 +11,11 @@ from kdcache.errors import KdcacheError, UsageError, printable, problem
 
 __all__ = ["cache"]
 
-VIEWS = (
-    "dataset",
-    "data_root",
-    "image_size",
-    "teacher",
-    "aug",
-    "augs",
-    "pick",
-    "candidates",
-    "epochs",
-    "seed",
-    "view_seed",
-)
+VIEWS = (*StudentConfig.in_group("data"), "teacher", "aug", "augs", "pick", "candidates", "epochs", "seed", "view_seed")
 STORE = ("cache", "cache_limit", "store", "store_dtype", "topk")
 
 TEACHER_ARGUMENT = click.argument("teacher", required=False, type=click.Path(path_type=Path))
+DATASET = click.option("--dataset", help="The store's images, if they were moved [where they were].")
 STORE_OPTION = click.option("--store", help="Folder or URL of the store [answers.zarr in the teacher's run folder].")
 
 
@@ -36,7 +25,7 @@ def cache() -> None:
 
 
 @cache.command()
-@settings(StudentConfig, (*VIEWS, "device", "precision", *STORE))
+@settings(StudentConfig, (*VIEWS, "device", "precision", "threads", *STORE))
 def fill(config: StudentConfig) -> None:
     """Precompute the teacher's logits for all views of a student.
 
@@ -53,14 +42,16 @@ def fill(config: StudentConfig) -> None:
         reporter.message(f"store: {result.store}")
 
 
-@cache.command()
-@settings(StudentConfig, (*VIEWS, *STORE, "temperature"))
+@cache.command("plan")
+@settings(StudentConfig, (*VIEWS, "loss", "precision", *STORE, "temperature"))
 @click.option("--students", default=1, show_default=True, type=click.IntRange(1), help="Students of one view seed.")
-def plan(config: StudentConfig, students: int) -> None:
+def plan_(config: StudentConfig, students: int) -> None:
     """Count teacher forwards and bytes with each --cache."""
     from kdcache.answers.budget import compare_caches
     from kdcache.answers.encoding import TopK, make_encoding
+    from kdcache.answers.location import StoreLocation
     from kdcache.answers.space import StoreContents
+    from kdcache.answers.store import AnswerStore
     from kdcache.config import TeacherConfig
     from kdcache.report.stores import costs_table, encoding_line
     from kdcache.report.tables import show
@@ -68,11 +59,18 @@ def plan(config: StudentConfig, students: int) -> None:
     from kdcache.run.folder import newest_finished_run
     from kdcache.setup import data_size, make_plan_for_size
 
+    if not config.needs_teacher:
+        raise UsageError(problem(f"--loss {config.loss}", expected="a loss that reads the teacher's logits"))
     size, encoding = data_size(config), make_encoding(config.store_dtype, config.topk)
     run = find_teacher_run(config.teacher) if config.teacher else newest_finished_run(TeacherConfig, config.dataset)
     where = config.store or (store_path(run.path, encoding) if run else None)
+    if where is not None and StoreLocation(where).holds_store():
+        precision = {} if config.precision == "auto" else {"teacher precision": config.precision}
+        needed = {"samples": size.samples, "classes": size.classes, "dtype": encoding.name, **precision}
+        AnswerStore(where).require_fingerprint(needed, config.image_settings)
     space = StoreContents.at(where, size.samples, size.classes, encoding, config.cache_limit, read_commits=True)
-    costs = compare_caches(make_plan_for_size(config, size.samples, size.card), config.epochs, space)
+    plan = make_plan_for_size(config, size.samples, size.card)
+    costs = compare_caches(plan, config.epochs, space, config.needs_features)
     show(costs_table(costs, students, space.table_bytes))
     error = None
     if run and isinstance(encoding, TopK):
@@ -107,7 +105,8 @@ def info(teacher: Path | None, store: str | None) -> None:
 @click.option(
     "--tolerance", default=0.25, show_default=True, type=click.FloatRange(0), help="Largest difference of a logit."
 )
-@click.option("--data-root", type=click.Path(path_type=Path), help="Folder of downloaded datasets [the teacher's].")
+@DATASET
+@click.option("--data-root", type=click.Path(path_type=Path), help="Folder of downloaded datasets [the store's].")
 @DEVICE
 def verify(
     teacher: Path | None,
@@ -116,6 +115,7 @@ def verify(
     everything: bool,
     seed: int,
     tolerance: float,
+    dataset: str | None,
     data_root: Path | None,
     device: str,
 ) -> None:
@@ -129,7 +129,7 @@ def verify(
     from kdcache.setup import verify_run
 
     run = find_teacher_run(teacher)
-    checks = list(verify_run(run, store, None if everything else samples, seed, device, data_root))
+    checks = list(verify_run(run, store, None if everything else samples, seed, device, dataset, data_root))
     show(checks_table(checks))
     damaged = sum(check.damaged for check in checks)
     max_error = max((check.max_error for check in checks), default=0.0)

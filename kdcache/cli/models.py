@@ -56,12 +56,15 @@ def models(num_classes: int, image_size: int) -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="File to write. [default: in the run folder]")
 def export(run: Path, format: str, out: Path | None) -> None:
     """Export a network."""
+    from kdcache.files import require_writable
     from kdcache.models import checkpoint
     from kdcache.models.export import export as write
     from kdcache.run.folder import FinishedRun
 
     folder = FinishedRun(run)
-    exported = write(checkpoint.load(folder.network_file), format, out or folder.path / f"export{SUFFIXES[format]}")
+    path = out or folder.path / f"export{SUFFIXES[format]}"
+    require_writable(path.parent)
+    exported = write(checkpoint.load(folder.network_file), format, path)
     click.echo(f"{exported.path}: probabilities differ by at most {exported.difference:.1g}")
 
 

@@ -29,10 +29,17 @@ PATH = click.Path(path_type=Path)
     type=click.IntRange(0),
     help="CutMix samples for label disagreement of each teacher; 0 skips it.",
 )
+@click.option("--dataset", help="The runs' images, if they were moved [where they were].")
 @click.option("--data-root", type=PATH, help="Folder of downloaded datasets [the runs'].")
 @DEVICE
 def report(
-    runs: tuple[Path, ...], format_: str, out: Path | None, samples: int, data_root: Path | None, device: str
+    runs: tuple[Path, ...],
+    format_: str,
+    out: Path | None,
+    samples: int,
+    dataset: str | None,
+    data_root: Path | None,
+    device: str,
 ) -> None:
     """Report on runs: an HTML page with tables and charts, or Markdown, CSV or JSON.
 
@@ -40,9 +47,12 @@ def report(
     shows everything else.
     """
     from kdcache.analysis.summary import summarize_runs
-    from kdcache.files import write_text
+    from kdcache.files import require_writable, write_text
 
-    summary = summarize_runs(runs, samples if format_ != "csv" else 0, data_root, device)
+    path = out or (Path("report.html") if format_ == "html" else None)
+    if path is not None:
+        require_writable(path.parent)
+    summary = summarize_runs(runs, samples if format_ != "csv" else 0, data_root, device, dataset)
     if format_ == "html":
         from kdcache.report.page import render_page
 
@@ -53,10 +63,8 @@ def report(
         text = TEXT_FORMATS[format_](summary)
     for line in summary.missing:
         click.echo(f"kdcache: {line}", err=True)
-    if out is None and format_ != "html":
+    if path is None:
         click.echo(text, nl=False)
         return
-    path = out or Path("report.html")
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
     click.echo(f"report: {path}")

@@ -13,9 +13,7 @@ __all__ = ["views"]
 
 
 @click.command("views", help=COMMANDS["views"].about)
-@settings(
-    StudentConfig, ("dataset", "data_root", "image_size", "aug", "augs", "pick", "candidates", "seed", "view_seed")
-)
+@settings(StudentConfig, (*StudentConfig.in_group("data"), "aug", "augs", "pick", "candidates", "seed", "view_seed"))
 @click.option("--epoch", default=1, show_default=True, type=click.IntRange(1), help="Epoch, counted from 1.")
 @click.option("--samples", default=8, show_default=True, type=click.IntRange(1, 64), help="Samples to show.")
 @click.option("--out", default="views.png", show_default=True, type=click.Path(path_type=Path), help="File to write.")
@@ -23,11 +21,13 @@ def views(config: StudentConfig, epoch: int, samples: int, out: Path) -> None:
     """Show the views of an epoch."""
     import torch
 
+    from kdcache.files import require_writable
     from kdcache.report.tables import show
     from kdcache.report.view_pictures import draw_views, views_table
     from kdcache.setup import load_data, make_plan
     from kdcache.views import ViewMaker
 
+    require_writable(out.parent)
     data = load_data(config)
     plan = make_plan(config, data)
     if samples > plan.samples:

@@ -1,5 +1,6 @@
 """The settings of a student's training."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 from pathlib import Path
@@ -7,15 +8,19 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, ByteSize, ValidationInfo, field_validator
 
+from kdcache.checked_files import kind_of
 from kdcache.choices import AUGMENTATIONS, CACHES, CRITERIA, LOSSES, MIXES, STORE_DTYPES, Augmentation
 from kdcache.config.augs import AugOptions, format_mix
 from kdcache.config.losses import LossOptions, loss_weights, trains_on_mixed_views
 from kdcache.config.options import OptionTables, as_tables, merge_tables
-from kdcache.config.settings import SET_BY_PRESET, Choice, ChoiceSum, Invalid, setting
-from kdcache.config.training import Model, TrainingConfig
+from kdcache.config.settings import SET_BY_PRESET, Choice, ChoiceSum, Invalid, flag_of, setting
+from kdcache.config.training import CONFIG_FILE, Model, TrainingConfig, recorded_images
+from kdcache.errors import printable
 from kdcache.presets import read_recipe
 
 __all__ = ["StudentConfig"]
+
+log = logging.getLogger("kdcache")
 
 Aug = Annotated[str, AfterValidator(ChoiceSum(tuple(MIXES), "cutmix+mixup", alone=tuple(AUGMENTATIONS)))]
 Pick = Annotated[str, AfterValidator(Choice(tuple(CRITERIA)))]
@@ -106,6 +111,16 @@ class StudentConfig(TrainingConfig):
     topk: int | None = setting(
         "cache", None, "Keep only this many logits per view, and the total weight of the others.", shown="all", ge=1
     )
+
+    @classmethod
+    def _inherited(cls, given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        file = Path(str(given.get("teacher"))) / CONFIG_FILE
+        if "dataset" in given or not given.get("teacher") or kind_of(file) is None:
+            return {}
+        images = {name: value for name, value in recorded_images(file).items() if name not in given}
+        chosen = " ".join(f"{flag_of(name, cls.model_fields[name])} {value}" for name, value in images.items())
+        log.info("images of the teacher %s: %s", given["teacher"], printable(chosen))
+        return {str(file): images}
 
     @field_validator("aug")
     @classmethod

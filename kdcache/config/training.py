@@ -25,7 +25,7 @@ from kdcache.config.settings import SET_BY_PRESET, Choice, Invalid, check_text, 
 from kdcache.errors import UsageError, problem
 from kdcache.presets import read_settings
 
-__all__ = ["CONFIG_FILE", "Model", "TeacherConfig", "TrainingConfig"]
+__all__ = ["CONFIG_FILE", "Model", "TeacherConfig", "TrainingConfig", "recorded_images"]
 
 Dataset = Annotated[
     str,
@@ -52,8 +52,9 @@ class TrainingConfig(BaseModel):
     """The table of a config file that this kind of run reads, besides the top-level keys."""
     NOT_RECORDED: ClassVar[frozenset[str]] = frozenset({"out", "overwrite", "download", "resume", "checkpoint_minutes"})
     """Settings that the run's config file leaves out: they do not say what is trained."""
-    MAY_DIFFER_ON_RESUME: ClassVar[frozenset[str]] = frozenset({"data_root", "workers"})
-    """Recorded settings that may change when a run is resumed: they do not affect its results."""
+    MAY_DIFFER_ON_RESUME: ClassVar[frozenset[str]] = frozenset({"data_root", "workers", "threads"})
+    """Recorded settings that may change when a run is resumed: they do not affect its results. The number of threads is
+    compared with that of the run's environment, see `kdcache.setup.choose_compute`."""
     CLI_ONLY: ClassVar[frozenset[str]] = frozenset({"out", "overwrite", "download"})
     """Settings that no config file may have: a file must not decide what is overwritten or downloaded."""
 
@@ -111,6 +112,14 @@ class TrainingConfig(BaseModel):
     precision: Precision = setting(
         "run", "auto", "Precision of the networks. auto: bfloat16 if the hardware computes it, else float32."
     )
+    threads: int | None = setting(
+        "run",
+        None,
+        "Threads of torch, in each process. A resumed run keeps its number.",
+        shown="OMP_NUM_THREADS, or else one per core",
+        ge=1,
+        le=MAX_COUNT,
+    )
     compile: bool = setting(
         "run", False, "Train through torch.compile. The first step is slow; on CPUs it was never faster."
     )
@@ -161,6 +170,17 @@ class TrainingConfig(BaseModel):
             )
         return size
 
+    @classmethod
+    def in_group(cls, group: str) -> tuple[str, ...]:
+        """Names of the settings of one group, see `kdcache.config.settings.GROUPS`."""
+        declared: Any = {name: field.json_schema_extra for name, field in cls.model_fields.items()}
+        return tuple(name for name in declared if declared[name]["group"] == group)
+
+    @property
+    def image_settings(self) -> dict[str, Any]:
+        """The settings that say which images a run is about, as plain data."""
+        return self.model_dump(mode="json", include=set(_image_settings()))
+
     def learning_rate(self, epoch: int) -> float:
         """Learning rate of an epoch, counted from 0: multiplied by ``gamma`` at each milestone (Section 4)."""
         passed = sum(epoch >= round(milestone * self.epochs) for milestone in self.milestones)
@@ -181,7 +201,7 @@ class TrainingConfig(BaseModel):
             else to the preset of the dataset.
         **options
             Settings that override the file; ``None`` means not given. The code of a network named here is trusted, not
-            that of one named by the file.
+            that of one named by the file. Without a dataset, a student has the images of the teacher that is named.
 
         Raises
         ------
@@ -190,7 +210,7 @@ class TrainingConfig(BaseModel):
         """
         options = {name: value for name, value in options.items() if value is not None}
         trust(str(options.get("model")))  # the user named it, so its code may run
-        layers, problems = cls._read_files(file or cls._default_file(options), options)
+        layers, problems = cls._read_files(file, options)
         try:
             config = cls(**cls.combined([*layers.values(), options]))
         except ValidationError as error:
@@ -205,10 +225,24 @@ class TrainingConfig(BaseModel):
         cls, file: str | Path | None, options: dict[str, Any]
     ) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
         """Read the settings of each file, the most important one last, and the problems of the files."""
+        own, problems = cls._read_file(file or _recorded_settings(options))
+        inherited = cls._inherited({**cls.combined([*own.values()]), **options})
+        known = {**cls.combined([*inherited.values()]), **options}
+        card = CARDS.get(str(known.get("dataset", cls.model_fields["dataset"].default)))
+        shipped, more = cls._read_file(card.preset if card and not own else None)
+        return {**shipped, **inherited, **own}, [*problems, *more]
+
+    @classmethod
+    def _read_file(cls, file: str | Path | None) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
         if file is None:
             return {}, []
         settings, problems = read_settings(file, cls.table, *_file_keys(), cls.CLI_ONLY)
         return {str(file): settings}, problems
+
+    @classmethod
+    def _inherited(cls, given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Find settings that follow from those that were given, by the file that has them."""
+        return {}
 
     @classmethod
     def combined(cls, layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -227,17 +261,7 @@ class TrainingConfig(BaseModel):
                     return f"{file}: {'.'.join([name, *keys])}"
         return " ".join([flag_of(name, cls.model_fields[name]), *([".".join(keys)] if keys else [])])
 
-    @classmethod
-    def _default_file(cls, options: Mapping[str, Any]) -> str | Path | None:
-        if options.get("resume") and options.get("out"):
-            recorded = Path(options["out"]) / CONFIG_FILE
-            if kind_of(recorded) is not None:
-                read_toml(recorded)  # raises if it is damaged
-                return recorded
-        card = CARDS.get(str(options.get("dataset", cls.model_fields["dataset"].default)))
-        return card.preset if card else None
-
-    def differences(self, run: Self) -> list[str]:
+    def differences(self, run: Self, moved: bool = False) -> list[str]:
         """List the settings with which a run cannot be resumed, a message for each.
 
         The number of epochs may differ, as long as the finished epochs would have had the same learning rates.
@@ -246,13 +270,16 @@ class TrainingConfig(BaseModel):
         ----------
         run : TrainingConfig
             The settings that the run was started with.
+        moved : bool
+            Whether a dataset of the user's own may be in another place. Its images are compared when it is read.
         """
         # A teacher may have been moved: its weights are compared, not its folder.
         free = self.NOT_RECORDED | self.MAY_DIFFER_ON_RESUME | {"epochs", "teacher"}
         found = []
         for name in type(self).model_fields.keys() - free:
             now, recorded = getattr(self, name), getattr(run, name)
-            if now != recorded:
+            is_moved = moved and name == "dataset" and _is_path(now) and _is_path(recorded)
+            if now != recorded and not is_moved:
                 flag = flag_of(name, type(self).model_fields[name])
                 found.append(problem(flag, expected=f"{recorded}, as in the run", got=now))
         return sorted(found)
@@ -270,9 +297,33 @@ class TeacherConfig(TrainingConfig):
     table = "teacher"
     USED_WHEN_LOADING: ClassVar[tuple[str, ...]] = (
         *("dataset", "data_root", "download", "image_size", "on_bad_image", "max_pixels", "val_fraction"),
-        *("train_fraction", "workers", "device", "precision", "out", "overwrite"),
+        *("train_fraction", "workers", "device", "precision", "threads", "out", "overwrite"),
     )
     """Settings that apply to a teacher that is loaded instead of trained."""
+
+
+def _image_settings() -> list[str]:
+    return [name for name in TrainingConfig.in_group("data") if name not in ("download", "workers")]
+
+
+def _is_path(dataset: str) -> bool:
+    return dataset.startswith((FOLDER_PREFIX, HDF5_PREFIX))
+
+
+def _recorded_settings(options: Mapping[str, Any]) -> Path | None:
+    """Find the settings of the run to resume."""
+    if options.get("resume") and options.get("out"):
+        recorded = Path(options["out"]) / CONFIG_FILE
+        if kind_of(recorded) is not None:
+            read_toml(recorded)  # raises if it is damaged
+            return recorded
+    return None
+
+
+def recorded_images(file: Path) -> dict[str, Any]:
+    """Read the settings of a run that say which images it is about, from its config file."""
+    tables = [table for table in read_toml(file).values() if isinstance(table, dict)]
+    return {name: table[name] for name in _image_settings() for table in tables if name in table}
 
 
 def _holds(settings: Any, loc: Sequence[str | int]) -> bool:

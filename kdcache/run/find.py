@@ -7,7 +7,7 @@ from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import UsageError, problem
 from kdcache.run.folder import RUNS, FinishedRun, RunFolder, newest_finished_run
 
-__all__ = ["find_store", "find_teacher", "find_teacher_run", "store_path"]
+__all__ = ["find_store", "find_teacher", "find_teacher_run", "store_path", "teacher_of"]
 
 
 def find_teacher_run(
@@ -39,7 +39,10 @@ def find_teacher(config: StudentConfig) -> Path:
     UsageError
         If there is none, or the student would overwrite it.
     """
-    path = config.teacher or find_teacher_run(None, config.dataset, "name one with --teacher").path
+    if config.resume and config.out is not None and config.teacher is not None:
+        path = teacher_of(config.out, config.teacher)
+    else:
+        path = config.teacher or find_teacher_run(None, config.dataset, "name one with --teacher").path
     RunFolder(path).require_own_entries()
     if not RunFolder(path).network_file.is_file():
         remedy = "Make one from weights with 'kdcache teacher-load --weights FILE'."
@@ -47,6 +50,21 @@ def find_teacher(config: StudentConfig) -> Path:
     if config.out is not None and config.out.resolve() == path.resolve():
         raise UsageError(problem("--out", expected="another folder than that of the teacher", got=config.out))
     return path
+
+
+def teacher_of(run: Path, teacher: Path) -> Path:
+    """Return the teacher's folder that a student's run names.
+
+    Raises
+    ------
+    UsageError
+        If it is not there, naming the run.
+    """
+    if not RunFolder(teacher).holds_run:
+        got = "a folder without a run" if teacher.is_dir() else "nothing"
+        remedy = "If it was moved, name it with --teacher."
+        raise UsageError(problem(f"teacher {teacher} of run {run}", expected="a run folder", got=got, remedy=remedy))
+    return teacher
 
 
 def store_path(teacher: Path, encoding: LogitEncoding = DEFAULT_ENCODING) -> Path:

@@ -31,7 +31,6 @@ from kdcache.checked_files import FILE, FOLDER, kind_of, require_kind
 from kdcache.config import CONFIG_FILE, StudentConfig, TeacherConfig, TrainingConfig
 from kdcache.errors import UsageError, problem
 from kdcache.locks import FileLock
-from kdcache.presets import read_toml
 from kdcache.run.contents import EpochMetrics, check_environment, check_metrics, check_summary
 
 __all__ = [
@@ -130,8 +129,7 @@ class RunFolder:
             found = f"a folder without {CONFIG_FILE}" if self.path.is_dir() else "nothing"
             raise UsageError(problem(f"run folder {self.path}", expected="a folder that a training wrote", got=found))
         self.require_own_entries()
-        checked_files.read_toml(self.config_file)
-        document = read_toml(self.config_file, str(self.config_file), "preset")
+        document = checked_files.read_toml(self.config_file)
         kind = next((kind for table, kind in CONFIGS.items() if table in document), None)
         if kind is None:
             tables = " or ".join(f"[{table}]" for table in CONFIGS)
@@ -176,8 +174,8 @@ class RunFolder:
         return check_summary(self.summary_file, checked_files.read_json(self.summary_file))
 
     def in_use(self) -> bool:
-        """Tell whether another process writes here; not for the process that holds the lock, which would release it."""
-        if not self.path.is_dir():
+        """Tell whether a training writes here."""
+        if not self.lock_file.exists():
             return False
         with FileLock(self.lock_file).held(wait=False) as free:
             return not free

@@ -1,5 +1,6 @@
 """Which run folder a training writes to: a new one, one to overwrite, or one to resume."""
 
+import logging
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -8,12 +9,14 @@ from typing import TypeVar
 from kdcache import distributed
 from kdcache.checked_files import kind_of
 from kdcache.config import StudentConfig, TrainingConfig
-from kdcache.errors import UsageError, problem
+from kdcache.errors import KdcacheError, UsageError, problem
 from kdcache.locks import FileLock
 from kdcache.run.checkpoint import remove_checkpoints
 from kdcache.run.folder import RUNS, FinishedRun, RunFolder, run_folders
 
 __all__ = ["check_output", "create_run_folder", "resolve_run"]
+
+log = logging.getLogger("kdcache")
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
@@ -41,9 +44,11 @@ def _resolve(config: Config) -> tuple[Config, FinishedRun | None]:
     folder = _to_resume(config) if config.resume else None
     if folder is None:
         check_output(config)
+        if config.out is None and not config.resume and (unfinished := _to_resume(config)):
+            log.info("%s is an unfinished run with these settings, which --resume resumes", unfinished.path)
         return config.model_copy(update={"resume": False}), None
     recorded = _config_of(folder, type(config))
-    if problems := config.differences(recorded):
+    if problems := config.differences(recorded, moved=config.out is not None):
         raise UsageError(*(f"could not resume {folder.path}: {line}" for line in problems))
     update: dict[str, Path | None] = {"out": folder.path}
     if isinstance(recorded, StudentConfig):
@@ -63,15 +68,15 @@ def _resolve(config: Config) -> tuple[Config, FinishedRun | None]:
 
 
 def _to_resume(config: TrainingConfig) -> RunFolder | None:
-    """Find the run in ``out``, or else the newest unfinished run with the same settings."""
+    """Find the run in ``out``, or else the newest unfinished run with the same settings that is not in use."""
     if config.out is not None:
         folder = RunFolder(config.out)
         return folder if folder.holds_run else None
     for folder in sorted(run_folders(RUNS), key=lambda folder: folder.config_file.lstat().st_mtime, reverse=True):
-        with suppress(UsageError):
+        with suppress(KdcacheError):
             recorded = _config_of(folder, type(config))
             same = recorded.epochs == config.epochs and _teacher_of(config) in (None, _teacher_of(recorded))
-            if not folder.is_finished and same and not config.differences(recorded):
+            if not folder.is_finished and same and not config.differences(recorded) and not folder.in_use():
                 return folder
     return None
 
@@ -87,8 +92,14 @@ def _config_of(folder: RunFolder, kind: type[Config]) -> Config:
     return config
 
 
-def check_output(config: TrainingConfig) -> None:
+def check_output(config: TrainingConfig, resumable: bool = True) -> None:
     """Check that the output folder can be written to.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+    resumable : bool
+        Whether the command can resume an unfinished run.
 
     Raises
     ------
@@ -107,11 +118,8 @@ def check_output(config: TrainingConfig) -> None:
         raise UsageError(problem(f"--out {config.out}", expected="a new or empty folder, or a run", got="other files"))
     if not config.overwrite:
         state = "a finished run" if folder.is_finished else "an unfinished run"
-        remedy = (
-            "Replace it with --overwrite."
-            if folder.is_finished
-            else "Resume it with --resume, or replace it with --overwrite."
-        )
+        resumes = resumable and not folder.is_finished
+        remedy = f"{'Resume it with --resume, or replace' if resumes else 'Replace'} it with --overwrite."
         raise UsageError(problem(f"--out {config.out}", expected="a new or empty folder", got=state, remedy=remedy))
 
 
@@ -158,5 +166,8 @@ def _create_numbered(name: str) -> Path:
             path.mkdir(parents=True)
         except FileExistsError:
             number += 1
+        except OSError as error:
+            remedy = "Name another folder with --out."
+            raise UsageError(problem(f"could not create {path}", got=error.strerror, remedy=remedy)) from None
         else:
             return path

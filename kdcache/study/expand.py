@@ -22,19 +22,7 @@ from kdcache.study.definition import Pair, Settings, Study, StudyRow, TrainingPr
 
 __all__ = ["PlannedRun", "StudyCell", "column_titles", "expand_study", "filter_cells", "list_runs", "sort_by_seed"]
 
-DATA_SETTINGS = {
-    *(
-        "dataset",
-        "data_root",
-        "download",
-        "image_size",
-        "on_bad_image",
-        "max_pixels",
-        "val_fraction",
-        "train_fraction",
-        "workers",
-    )
-}
+DATA_SETTINGS = set(TrainingConfig.in_group("data"))
 """Settings that determine which images are loaded."""
 
 CONFIGS = "configs"
@@ -287,7 +275,8 @@ class _Planner:
         words = [settings["model"]]
         if config.needs_teacher:
             words.append(teacher.path.name.removeprefix("teacher-"))
-            settings["teacher"] = teacher.path
+            # With the dataset: an existing teacher's settings must not change the plan.
+            settings |= {"teacher": teacher.path, "dataset": config.dataset}
         words += [config.loss, config.aug]
         for name, value in row.settings.items():
             if name in ("losses", "augs"):
