@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import stat
+import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -158,15 +159,16 @@ def write_toml(path: Path, text: str) -> None:
     write_text(path, f"{text}{TOML_CHECKSUM}{digest(text)}\n")
 
 
-def read_toml(path: Path) -> str:
-    """Read the TOML that `write_toml` wrote, with the comment; errors as for `read_json`."""
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read the TOML that `write_toml` wrote; errors as for `read_json`."""
     try:
         text = read_bytes(path).decode()
-    except UnicodeDecodeError as error:
-        raise UsageError(problem(f"could not read {path}", expected="TOML", got=first_line(error))) from None
+        document = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # not all that tomllib raises is its own
+        raise UsageError(problem(f"could not read {path} as TOML", got=first_line(error))) from None
     content, found, stated = text.rpartition(TOML_CHECKSUM)
     _compare(path, stated.removesuffix("\n") if found else None, digest(content))
-    return text
+    return document
 
 
 def _parse(path: Path, content: bytes) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 
 import kdcache
 from kdcache.compute import Compute
+from kdcache.errors import printable
 
 __all__ = ["describe_environment"]
 
@@ -26,7 +27,7 @@ def describe_environment(compute: Compute) -> dict[str, Any]:
     return {
         "kdcache": kdcache.__version__,
         "commit": _commit(),
-        "command": sys.argv,
+        "command": [printable(word) for word in sys.argv],
         "python": platform.python_version(),
         **{package: version(package) for package in PACKAGES},
         "platform": platform.platform(),

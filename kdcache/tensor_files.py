@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from kdcache.checked_files import parse_json
 from kdcache.errors import UsageError, first_line, problem
 from kdcache.files import write_atomically
 
@@ -58,12 +59,12 @@ def read_metadata(path: Path, format: str) -> dict[str, Any]:
     try:
         path.open("rb").close()  # safetensors reports a file without read permission as missing
         with safe_open(path, "pt") as file:
-            metadata: Any = json.loads((file.metadata() or {}).get(_ENTRY, "{}"))
+            metadata = parse_json((file.metadata() or {}).get(_ENTRY, "{}"))
     except (SafetensorError, OSError) as error:
         raise UsageError(
             problem(f"checkpoint {path}", expected="a complete safetensors file", got=first_line(error))
         ) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UsageError(problem(f"checkpoint {path}: metadata", expected="JSON", got=first_line(error))) from error
     if not isinstance(metadata, dict) or metadata.get("format") != format:
         given = metadata.get("format", "none") if isinstance(metadata, dict) else metadata

@@ -14,7 +14,7 @@ from kdcache import distributed, signals
 from kdcache.compute import Compute
 from kdcache.datasets import Split
 from kdcache.datasets.workers import prefetch_map
-from kdcache.errors import KdcacheError
+from kdcache.errors import KdcacheError, problem
 from kdcache.losses import cross_entropy
 from kdcache.models import Network
 from kdcache.run.checkpoint import TrainingState
@@ -123,6 +123,9 @@ def train_epochs(
         After SIGTERM, once a checkpoint has been written.
     """
     config, recorder = run.config, recorder or Recorder()
+    if not 0 <= progress.step < len(views.steps):
+        what = f"step of epoch {progress.epoch + 1} in the checkpoint"
+        raise KdcacheError(problem(what, expected=f"one of {len(views.steps)}", got=progress.step))
     with signals.defer_stop():
         for epoch in range(progress.epoch, config.epochs):
             started = time.perf_counter()

@@ -134,7 +134,7 @@ class ResumedRuns(FileKind):
         return found
 
     def try_altered(self, rng: Random) -> Verdict:
-        shutil.rmtree(self.path, ignore_errors=True)
+        self.path.unlink() if self.path.is_symlink() else shutil.rmtree(self.path, ignore_errors=True)
         shutil.copytree(self.original, self.path)
         self.warnings.clear()
         name = rng.choice(self.files)

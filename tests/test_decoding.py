@@ -170,6 +170,23 @@ def test_heic_names_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "without an image: got a, b, beside 4 .heic (HEIC needs: pip install 'kdcache[heic]')" in message
 
 
+def test_heic_under_another_suffix_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdcache.datasets.decoding.formats", lambda: ("JPEG", "PNG"))
+    (tmp_path / "IMG_1.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(200))
+    assert "This is HEIC, which needs: pip install" in refusal(lambda: read_image(tmp_path / "IMG_1.jpg", SIZE))
+
+
+def test_a_bad_picture_is_tried_again_by_another_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_pair(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("kdcache.datasets.decoding.formats", lambda: ("PNG",))
+        (root / "train" / "a" / "3.png").write_bytes(jpeg(40, 40))
+        assert load(f"folder:{root}", on_bad_image="skip").skipped == 1
+    assert load(f"folder:{root}", on_bad_image="skip").skipped == 1
+    monkeypatch.setattr("kdcache.datasets.manifest.decoder", lambda: "a newer one")
+    assert load(f"folder:{root}", on_bad_image="skip").skipped == 0
+
+
 # What is no picture
 
 

@@ -99,6 +99,7 @@ def assert_alike(one: FinishedRun, many: FinishedRun) -> None:
     ("ranks", "settings"),
     [
         (2, {"aug": "cutmix-pick", "loss": "crd+kd", "cache": "replay", "candidates": 3, "keep": 0.2}),
+        (2, {"aug": "randaugment", "loss": "crld+dkd+ctkd", "cache": "off"}),
         (4, {"aug": "cutmix", "pick": "random", "keep": 0.06, "loss": "ce"}),  # some process has no picks
     ],
 )

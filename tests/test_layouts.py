@@ -139,7 +139,10 @@ def write_kaggle(root: Path) -> Path:
 def test_imagenet_from_kaggle(level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_kaggle(tmp_path / "kaggle")
     (tmp_path / "imagenet").symlink_to(root)
+    (root / "ILSVRC/Data/CLS-LOC/val/other.JPEG").touch()
     data = read("imagenet", root=tmp_path if level == "link" else root / level)
+    assert data.test.pictures is not None
+    assert data.test.pictures.source.describe_others() == "1 of other names"
     assert data.test.labels.tolist() == [1, 0, 2, 0, 2, 1, 0, 2, 1]
     assert (len(data.train), data.class_names) == (24, ("crane", "tench", "snail"))
     monkeypatch.chdir(root / "ILSVRC" / "Data" / "CLS-LOC")
@@ -222,11 +225,17 @@ def test_the_newest_teacher_is_found_however_its_folder_is_spelled(teacher: Path
 
 
 @pytest.mark.parametrize(
-    "words", ["folder:~nobody/x", "hdf5:~nobody/x.h5", "imagenet --data-root ~nobody/x", "cifar10 --data-root ~nobody"]
+    ("words", "message"),
+    [
+        ("folder:~nobody/x", "dataset folder ~nobody/x does not exist"),
+        ("hdf5:~nobody/x.h5", "could not read ~nobody/x.h5"),
+        ("imagenet --data-root ~nobody/x", "no home folder for ~nobody of ~nobody/x"),
+        ("cifar10 --data-root ~nobody", "no home folder for ~nobody of ~nobody"),
+    ],
 )
-def test_an_unknown_user_is_one_line(words: str) -> None:
-    command = ["data", "check", *words.replace("nobody", "nobody-of-this-name").split()]
-    assert "~nobody-of-this-name" in refusal(lambda: cli.main(command, standalone_mode=False))
+def test_an_unknown_user_is_one_line(words: str, message: str) -> None:
+    words, message = (text.replace("nobody", "nobody-of-this-name") for text in (words, message))
+    assert message in refusal(lambda: cli.main(["data", "check", *words.split()], standalone_mode=False))
 
 
 # Byte order marks

@@ -455,6 +455,21 @@ def test_a_cache_folder_that_cannot_be_written_stops_nothing(
     assert load(data.card.name, image_size=64).train.fingerprint == fingerprints[0]
 
 
+def train(root: Path) -> None:
+    settings: dict[str, object] = {"data_root": root, "image_size": 32, "model": "resnet8", "epochs": 1}
+    settings |= {"device": "cpu", "batch_size": 9, "workers": 0, "val_fraction": 0.25, "out": root / "run"}
+    train_teacher(TeacherConfig.load(dataset="imagenet", **settings))
+
+
+def test_a_training_hashes_all_its_images(tmp_path: Path) -> None:
+    data = source("imagenet", tmp_path)
+    train(tmp_path)
+    for split in (data.train, data.test):
+        assert split.pictures is not None
+        assert Manifest.load(split.pictures).entries["digest"].any(1).all()
+    assert json.loads((tmp_path / "run/environment.json").read_text())["origin"]["test set"]
+
+
 def test_a_training_stops_where_a_test_image_has_changed_without_a_trace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -462,11 +477,4 @@ def test_a_training_stops_where_a_test_image_has_changed_without_a_trace(
     source("imagenet", tmp_path).hash()
     changed = sorted((tmp_path / "imagenet/val").rglob("*.JPEG"))[4]
     alter(changed)
-    config = TeacherConfig.load(
-        *("imagenet",),
-        **{"dataset": "imagenet", "data_root": tmp_path, "image_size": 32, "model": "resnet8", "epochs": 1},
-        **{"device": "cpu", "batch_size": 12, "workers": 0, "out": tmp_path / "run"},
-    )
-    message = refusal(lambda: train_teacher(config), KdcacheError)
-    assert f"{changed} is not the picture that was hashed" in message
-    assert json.loads((tmp_path / "run/environment.json").read_text())["origin"]["test set"]
+    assert f"{changed} is not the picture that was hashed" in refusal(lambda: train(tmp_path), KdcacheError)

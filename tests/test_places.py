@@ -36,7 +36,7 @@ Settings = dict[str, Any]
 @pytest.fixture
 def read_only(small: Settings, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A teacher's run that may only be read, with logits of an epoch; root, who may write anywhere, gets an error."""
-    shutil.copytree(teacher, tmp_path / "theirs")
+    shutil.copytree(teacher, tmp_path / "theirs", ignore=shutil.ignore_patterns("replay"))
     precompute_answers(StudentConfig.load(**small, teacher=tmp_path / "theirs"))
     set_mode(tmp_path / "theirs", 0o555)
     real = os.open

@@ -167,6 +167,14 @@ def test_data_without_a_commit_record_are_missing(tmp_path: Path) -> None:
     assert table(one.location).committed().tolist() == [8334, 0, 0]
 
 
+def test_a_chunk_that_is_gone_is_not_counted(tmp_path: Path) -> None:
+    one = full_table(StoreLocation(tmp_path / "store.zarr"))
+    (tmp_path / "store.zarr" / one.name / "logits" / "c" / "1" / "0").unlink()
+    later = table(StoreLocation(tmp_path / "store.zarr"))
+    assert later.committed().tolist() == [8334, 0, 8332]
+    assert later.damaged == {1}
+
+
 def test_the_commit_record_is_synced_after_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced, fsync = [], os.fsync
 

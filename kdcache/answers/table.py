@@ -104,8 +104,16 @@ class Table:
                 self.location.delete(f"{path}/zarr.json")
 
     def committed(self) -> np.ndarray:
-        """Number of rows in the record of each chunk, int64 (chunks,); 0 if the record is missing or damaged."""
-        return np.array([self._record(chunk)[0] for chunk in range(len(self.chunks))], np.int64)
+        """Number of rows in the record of each chunk, int64 (chunks,); 0 if the record or the chunk is missing."""
+        keys = set(self.location.list_keys(self.name))
+        rows = np.array([self._record(chunk)[0] for chunk in range(len(self.chunks))], np.int64)
+        # Zarr writes no chunk of zeros, but logits are never all NaN.
+        written = [name for name, (_, dtype) in self.layout.items() if dtype.kind == "f"]
+        for chunk in rows.nonzero()[0].tolist():
+            if not keys.issuperset(f"{self.name}/{name}/c/{chunk}/0" for name in written):
+                self._warn_damaged(chunk, "it is missing")
+                rows[chunk] = 0
+        return rows
 
     def read(self, chunk: int) -> EncodedLogits | None:
         """Read a chunk; ``None`` if it is not committed, or damaged, which is logged."""

@@ -1,7 +1,6 @@
 """The settings of a teacher's training, and those that a student's has too."""
 
 import json
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
@@ -323,7 +322,7 @@ def _recorded_settings(options: Mapping[str, Any]) -> Path | None:
 
 def recorded_images(file: Path) -> dict[str, Any]:
     """Read the settings of a run that say which images it is about, from its config file."""
-    tables = [table for table in tomllib.loads(read_toml(file)).values() if isinstance(table, dict)]
+    tables = [table for table in read_toml(file).values() if isinstance(table, dict)]
     return {name: table[name] for name in _image_settings() for table in tables if name in table}
 
 

@@ -10,15 +10,19 @@ from math import isqrt
 from typing import TypeVar
 
 import numpy as np
+import PIL
 from PIL import Image
 
 from kdcache.errors import UsageError, first_line, problem
 
-__all__ = ["TooManyPixels", "clean_view", "decode", "formats", "suffixes", "too_many_pixels"]
+__all__ = ["TooManyPixels", "clean_view", "decode", "decoder", "formats", "suffixes", "too_many_pixels"]
 
 # Rendered by another program (EPS, WMF), only recognized (BUFR, GRIB, HDF5, MPEG), or with so loose a signature that
 # other files would be taken for them.
 NOT_DECODED = frozenset(("EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG", "IMT", "IPTC", "SPIDER"))
+
+HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+"""How HEIC files name themselves, also those that are called .jpg."""
 
 ORIENTATION = 0x0112
 """The EXIF tag that says how a picture is turned."""
@@ -71,6 +75,12 @@ def formats() -> tuple[str, ...]:
         pillow_heif.register_heif_opener()
     Image.init()
     return tuple(name for name in Image.OPEN if name not in NOT_DECODED)
+
+
+@cache
+def decoder() -> str:
+    """Name what determines which images can be decoded."""
+    return f"Pillow {PIL.__version__}: {' '.join(formats())}"
 
 
 @cache
@@ -129,7 +139,9 @@ def decode(data: bytes, name: str, max_pixels: int, shorter_side: int) -> Image.
         raise TooManyPixels(_size_problem(what, max_pixels, shorter_side, got), (side, side)) from error
     except Exception as error:  # Pillow raises many types for damaged files
         reason = first_line(error) if data else "an empty file"
-        raise UsageError(problem(what, expected="an image file", got=reason)) from error
+        is_heic = data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS and "HEIF" not in formats()
+        remedy = "This is HEIC, which needs: pip install 'kdcache[heic]'." if is_heic else None
+        raise UsageError(problem(what, expected="an image file", got=reason, remedy=remedy)) from error
     if mode.startswith(("I", "F")):  # Pillow would clip them to white
         raise UsageError(problem(what, expected="8 bits per channel", got=f"Pillow mode {mode}"))
     return rgb if turn is None else rgb.transpose(turn)

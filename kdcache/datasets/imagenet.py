@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,9 +64,7 @@ def load(card: Card, root: Path, workers: int) -> Dataset:
 
 
 def _flat_pictures(validation: Path) -> list[tuple[int, str]]:
-    with os.scandir(validation) as entries:
-        found = [(int(match[1]), entry.name) for entry in entries if (match := FLAT.fullmatch(entry.name))]
-    return sorted(found)
+    return sorted((int(match[1]), name) for name in os.listdir(validation) if (match := FLAT.fullmatch(name)))
 
 
 def _with_flat_validation(path: Path, flat: list[tuple[int, str]], card: Card, workers: int) -> Dataset:
@@ -76,7 +75,9 @@ def _with_flat_validation(path: Path, flat: list[tuple[int, str]], card: Card, w
         got = abbreviated(unknown, MAX_NAMES_LISTED)
         raise UsageError(problem(f"classes of {path / 'val'}", expected=f"those of {path / 'train'}", got=got))
     labels = np.array([numbered[wnid] for wnid in of_classes])
-    test = picture_split(Files.of(path / "val", (os.fsencode(name) for _, name in flat)), labels, card, workers)
+    others = Counter({"of other names": len(os.listdir(path / "val")) - len(flat)})
+    files = Files.of(path / "val", (os.fsencode(name) for _, name in flat), +others)
+    test = picture_split(files, labels, card, workers)
     train = pictures_by_class(path / "train", classes, card, workers)
     return Dataset(replace(card, classes=len(classes)), tuple(classes), train, test)
 

@@ -11,7 +11,7 @@ import torch
 from kdcache.cards import Card
 from kdcache.datasets.decoding import suffixes
 from kdcache.datasets.pictures import Pictures
-from kdcache.datasets.sources import Files, Source, concatenate
+from kdcache.datasets.sources import Files, Source
 from kdcache.datasets.split import Split
 from kdcache.errors import UsageError, abbreviated, problem
 
@@ -81,7 +81,7 @@ def pictures_by_class(part: Path, classes: Sequence[str], card: Card, workers: i
             counts.append(len(found))
             yield from map(os.fsencode, found)
 
-    files = Files(part, *concatenate(names()), others)
+    files = Files.of(part, names(), others)
     _count_outside(part, frozenset(classes), others)
     if 0 in counts:
         empty = abbreviated((name for name, count in zip(classes, counts, strict=True) if not count), MAX_NAMES_LISTED)
@@ -94,7 +94,7 @@ def pictures_below(folder: Path) -> Files:
     """List the image files in a folder, at any depth, by path."""
     others: Counter[str] = Counter()
     found = _pictures_below(folder, "", others)
-    return Files(folder, *concatenate(map(os.fsencode, found)), others)
+    return Files.of(folder, map(os.fsencode, found), others)
 
 
 def picture_split(source: Source, labels: np.ndarray, card: Card, workers: int) -> Split:

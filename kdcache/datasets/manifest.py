@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdcache.datasets.decoding import TooManyPixels, too_many_pixels
+from kdcache.datasets.decoding import TooManyPixels, decoder, too_many_pixels
 from kdcache.datasets.pictures import Pictures
 from kdcache.datasets.workers import prefetch_map
 from kdcache.errors import KdcacheError, UsageError, first_line, problem
@@ -66,6 +66,9 @@ class Manifest:
                 if stored["listing"].tobytes() == source.listing():
                     same = np.broadcast_to((stored["stamps"] == manifest.stamps).all(1), len(source))
                     manifest.entries[same] = stored["entries"][same]
+                    if str(stored["decoder"]) != decoder():
+                        state = manifest.entries["state"]
+                        state[state == BAD] = HASHED  # another version may decode them
         except Exception:  # missing, or damaged in any way: everything is hashed again
             pass
         manifest._apply_limits()
@@ -138,7 +141,7 @@ class Manifest:
 
         def write(temporary: Path) -> None:
             with temporary.open("wb") as file:
-                np.savez(file, listing=listing, stamps=self.stamps, entries=entries)
+                np.savez(file, listing=listing, stamps=self.stamps, entries=entries, decoder=np.array(decoder()))
 
         try:
             path = _file(source.place)

@@ -91,9 +91,9 @@ class Files(Source):
     others: Counter[str] = field(default_factory=Counter)
 
     @classmethod
-    def of(cls, root: Path, names: Iterable[bytes]) -> "Files":
+    def of(cls, root: Path, names: Iterable[bytes], others: Counter[str] | None = None) -> "Files":
         """Create the source of the files with these paths below `root`."""
-        return cls(root, *concatenate(names))
+        return cls(root, *concatenate(names), Counter() if others is None else others)
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -186,8 +186,11 @@ class Blob(Source):
         start, stop = self.offsets[picture : picture + 2].tolist()
         if stop - start > max_bytes:
             raise UsageError(_length_problem(self.name(picture), stop - start, max_bytes))
-        with self.path.open("rb", buffering=0) as file:
-            return os.pread(file.fileno(), stop - start, start)
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                return os.pread(file.fileno(), stop - start, start)
+        except OSError as error:
+            raise UsageError(problem(f"could not read {self.path}", got=error.strerror)) from error
 
     def name(self, picture: int) -> str:
         """See `Source`."""

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +92,13 @@ def _annotated(path: Path, classes: list[str], card: Card, workers: int) -> Spli
         labels.append(numbered[words[1]])
     if not names:
         raise UsageError(problem(f"{annotations}", expected="a line for each image", got="none"))
-    if absent := set(names) - set(os.listdir(images)):
+    present = set(os.listdir(images))
+    if absent := set(names) - present:
         raise UsageError(
             problem(f"images of {annotations} missing in {images}", got=abbreviated(absent, MAX_NAMES_LISTED))
         )
-    return picture_split(Files.of(images, map(os.fsencode, names)), np.array(labels), card, workers)
+    others = Counter({"without an annotation": len(present - set(names))})
+    return picture_split(Files.of(images, map(os.fsencode, names), +others), np.array(labels), card, workers)
 
 
 def _of_batch(path: Path, card: Card) -> Split:

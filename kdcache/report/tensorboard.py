@@ -4,6 +4,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from kdcache.checked_files import FOLDER, require_kind
 from kdcache.errors import UsageError, problem
 from kdcache.report.progress import Reporter
 from kdcache.run.folder import EpochMetrics
@@ -52,6 +53,7 @@ class TensorBoard(Reporter):
     def begin(self, title: str, epochs: int, images: int, folder: Path) -> None:
         if self._writer is not None:
             self._writer.close()
+        require_kind(folder / EVENTS, FOLDER)
         self._writer = self._make_writer(str(folder / EVENTS))
         self.inner.begin(title, epochs, images, folder)
 

@@ -12,10 +12,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from kdcache import distributed, signals, tensor_files
@@ -69,7 +69,7 @@ class TrainingState:
     step: int = 0
     losses: float = 0.0
     seconds: float = 0.0
-    teacher_counts: list[int] = field(default_factory=list)
+    teacher_counts: Annotated[list[int], Field(max_length=2)] = field(default_factory=list)
     metrics: list[dict[str, Any]] = field(default_factory=list)
     resumed: list[dict[str, int]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)

@@ -43,6 +43,7 @@ def find_teacher(config: StudentConfig) -> Path:
         path = teacher_of(config.out, config.teacher)
     else:
         path = config.teacher or find_teacher_run(None, config.dataset, "name one with --teacher").path
+    RunFolder(path).require_own_entries()
     if not RunFolder(path).network_file.is_file():
         remedy = "Make one from weights with 'kdcache teacher-load --weights FILE'."
         raise UsageError(problem("--teacher", expected="a teacher's run folder", got=path, remedy=remedy))

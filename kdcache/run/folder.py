@@ -31,7 +31,6 @@ from kdcache.checked_files import FILE, FOLDER, kind_of, require_kind
 from kdcache.config import CONFIG_FILE, StudentConfig, TeacherConfig, TrainingConfig
 from kdcache.errors import UsageError, problem
 from kdcache.locks import FileLock
-from kdcache.presets import read_toml
 from kdcache.run.contents import EpochMetrics, check_environment, check_metrics, check_summary
 
 __all__ = [
@@ -84,8 +83,16 @@ class RunFolder:
         self.summary_file = path / "summary.json"
 
     def answers_store(self, format: str | None = None) -> Path:
-        """Locate the store of a teacher's logits in a format; by default in the default format."""
-        return self.path / ("answers.zarr" if format is None else f"answers-{format}.zarr")
+        """Locate the store of a teacher's logits in a format; by default in the default format.
+
+        Raises
+        ------
+        UsageError
+            If there is a link or anything else than a folder.
+        """
+        path = self.path / ("answers.zarr" if format is None else f"answers-{format}.zarr")
+        require_kind(path, FOLDER, remedy="Name a store in another place with --store.")
+        return path
 
     @property
     def holds_run(self) -> bool:
@@ -122,8 +129,7 @@ class RunFolder:
             found = f"a folder without {CONFIG_FILE}" if self.path.is_dir() else "nothing"
             raise UsageError(problem(f"run folder {self.path}", expected="a folder that a training wrote", got=found))
         self.require_own_entries()
-        checked_files.read_toml(self.config_file)
-        document = read_toml(self.config_file, str(self.config_file), "preset")
+        document = checked_files.read_toml(self.config_file)
         kind = next((kind for table, kind in CONFIGS.items() if table in document), None)
         if kind is None:
             tables = " or ".join(f"[{table}]" for table in CONFIGS)

@@ -299,7 +299,7 @@ def _check_settings(config: TrainingConfig, progress: TrainingState) -> None:
         recorded = type(config)(**progress.settings)
     except ValueError as error:
         raise KdcacheError(problem("settings in the checkpoint", got=first_line(error))) from None
-    if problems := config.differences(recorded):
+    if problems := config.differences(recorded, moved=True):
         raise UsageError(*problems)
 
 
