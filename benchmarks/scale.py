@@ -3,6 +3,7 @@
 python benchmarks/scale.py --out docs/results/scale.md
 """
 
+import os
 import resource
 import tempfile
 import time
@@ -59,7 +60,6 @@ def measure(samples: int, classes: int, folder: Path) -> list[tuple[str, str, st
     data = make_dataset(samples, classes)
     teacher = Teacher(models.build("resnet8", num_classes=classes, seed=0), Compute.choose("cpu"))
     store = open_store(folder / "answers.zarr", teacher, data)
-    flat = np.memmap(folder / "flat", np.float16, "w+", shape=(samples, classes))
     spans = store.table(CLEAN).chunks
 
     def rows_of(span: range) -> EncodedLogits:
@@ -70,15 +70,18 @@ def measure(samples: int, classes: int, folder: Path) -> list[tuple[str, str, st
             pass
 
     def write_flat() -> None:
-        for span in spans:
-            flat[span.start : span.stop] = rows_of(span)["logits"].numpy()
-        flat.flush()
+        with (folder / "flat").open("wb") as file:
+            for span in spans:
+                file.write(rows_of(span)["logits"].numpy())
+            file.flush()
+            os.fsync(file.fileno())
 
     def read_flat() -> None:
+        flat = np.memmap(folder / "flat", np.float16, "r", shape=(samples, classes))
         for span in spans:
             np.array(flat[span.start : span.stop])
 
-    analyzed = AnalysisInputs("random", None, data, "train", teacher, store, writes_store=False)
+    analyzed = AnalysisInputs("random", None, data, "train", teacher, store, writes_store=False, has_own_images=True)
     work: dict[str, Callable[[], object]] = {
         "fill a table": lambda: fill(CLEAN),
         "read a table": lambda: read(store),
@@ -87,7 +90,7 @@ def measure(samples: int, classes: int, folder: Path) -> list[tuple[str, str, st
         "rank standard and cutmix": lambda: rank_augmentations(analyzed, ("standard", "cutmix"), 1, samples=samples),
         "write statistics": lambda: write_statistics(folder / "statistics.zarr", samples),
         "images that stay hard": lambda: measure_hardness(StatisticsReader.open(folder / "statistics.zarr")),
-        "write a memory map": write_flat,
+        "write a file": write_flat,
         "read a memory map": read_flat,
     }
     rows = []

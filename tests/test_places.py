@@ -227,6 +227,8 @@ def test_commands_are_told_where_a_dataset_is_and_compare_its_images(
     os.rename(pictures, tmp_path / "gone")
     try:
         place = ("--dataset", f"folder:{moved}")
+        done = kdcache("cache", "verify", str(teacher), cwd=tmp_path)
+        assert done.stderr.endswith("does not exist. If it was moved, name its place with --dataset.\n")
         commands = (
             ("cache", "verify", str(teacher)),
             ("analyze", "disagreement", "--teacher", str(teacher), "--samples", "20", "--out", "out"),

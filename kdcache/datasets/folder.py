@@ -46,7 +46,8 @@ def load(card: Card, root: Path, workers: int) -> Dataset:
     """
     path = Path(card.name.removeprefix(FOLDER_PREFIX))
     if not path.is_dir():
-        raise UsageError(problem(f"dataset folder {path} does not exist"))
+        remedy = "If it was moved, name its place with --dataset."
+        raise UsageError(problem(f"dataset folder {path} does not exist", remedy=remedy))
     folders = class_folders(path)
     train, test = _find(folders, TRAIN_FOLDERS), _find(folders, TEST_FOLDERS)
     if test is not None or (train is None and len(folders) < 2):

@@ -72,7 +72,10 @@ def read(
         If the file is missing, damaged, or has other content.
     """
     if not path.is_file():  # h5py would wait for a FIFO
-        raise UsageError(problem(f"could not read {path}", expected="a complete HDF5 file", got="no such file"))
+        remedy = "If it was moved, name its place with --dataset."
+        raise UsageError(
+            problem(f"could not read {path}", expected="a complete HDF5 file", got="no such file", remedy=remedy)
+        )
     try:
         with h5py.File(path) as file:
             found = file.attrs.get("format"), file.attrs.get("version")
