@@ -211,6 +211,9 @@ def test_a_damaged_summary_leaves_no_mean(finished: Path, tmp_path: Path) -> Non
     assert code == 0
     assert "damaged | damaged" in text
     assert "summary.json, which is damaged" in text.replace("\\", "")
+    call("report", runs, "--format", "json", "--samples", 0, "--out", tmp_path / "report.json")
+    (group,) = json.loads((tmp_path / "report.json").read_text())["groups"]
+    assert group["last_top1"] == {"n": 0, "mean": None, "std": None, "damaged": True}
     code, text = call("analyze", "curves", runs, "--out", tmp_path)
     assert (code, "damaged" in text) == (1, True)
     code, text = call("compare", runs, "--", finished)
@@ -233,6 +236,7 @@ def test_odd_values_give_one_clear_message(name: str, value: str, finished: Path
     content = json.loads(text.splitlines()[-1] if name == "metrics.jsonl" else text)
     key = {"summary.json": "seconds", "environment.json": "threads", "metrics.jsonl": "seconds"}[name]
     del content["sha256"]
+    content |= {"epoch": 1} if name == "metrics.jsonl" else {}
     assert key in content
     text = json.dumps({**content, key: "HERE"}).replace('"HERE"', value)
     with suppress(ValueError, RecursionError):  # with a valid checksum, where the value can have one
