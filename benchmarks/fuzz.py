@@ -43,6 +43,7 @@ def main() -> int:
         "one was read in a process that may crash.",
         "- *rejected*: an error of kdcache with a printable message; for a store also that a chunk was found missing "
         "or damaged, was not used, and was computed again\n"
+        "- *named*: a resumed run with the same network, metrics and counts, which said which statistics are lost\n"
         "- *different*: read as the other valid file that it now is, where the format has no checksum or the checksum "
         "was forged: a config with another value; images or weights with another fingerprint, which a store refuses\n"
         f"- *memory*: more than {MEMORY_BYTES // 2**20} MB for one file; *hang*: more than {TIMEOUT_SECONDS:.0f} s\n"

@@ -23,6 +23,7 @@ from kdcache.run.folder import FinishedRun, RunFolder, find_finished_runs
 from kdcache.run.forward_count import ForwardCount, read_count
 from kdcache.run.records import load_runs
 from kdcache.run.statistics_store import StatisticsReader
+from kdcache.run.writer import RunWriter
 from tests.alterations import MaliciousPickle
 from tests.altered_runs import Interrupt
 from tests.processes import outcome
@@ -96,6 +97,25 @@ def test_what_the_checkpoint_has_is_set_right(name: str, run: Path, finished: Pa
     flip(run / name)
     assert outcome(resume(run)) == outcome(finished)
     assert FinishedRun(run).read_environment() == FinishedRun(finished).read_environment()
+
+
+def test_the_last_checkpoint_has_the_network_and_the_metrics(
+    small: Settings, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {**small, "teacher": teacher, "aug": "cutmix", "cache": "off", "out": tmp_path / "run"}
+
+    def end(run: RunWriter) -> None:
+        raise InterruptedError
+
+    with monkeypatch.context() as patch, suppress(InterruptedError):
+        patch.setattr(RunWriter, "finish", end)
+        train_student(StudentConfig.load(**settings))
+    files = [tmp_path / "run" / name for name in ("model.safetensors", "metrics.jsonl")]
+    before = [file.read_bytes() for file in files]
+    for file in files:
+        flip(file)
+    resume(tmp_path / "run")
+    assert [file.read_bytes() for file in files] == before
 
 
 def test_the_precision_is_that_of_the_checkpoint(run: Path, finished: Path, warnings: list[str]) -> None:
@@ -174,6 +194,15 @@ def test_a_damaged_chunk_leaves_no_figure(finished: Path, tmp_path: Path) -> Non
     assert "epoch 2" in damaged["damaged"][0]
 
 
+def test_the_number_of_epochs_is_under_the_checksum(finished: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    group = json.loads((copy / "statistics.zarr" / "zarr.json").read_text())
+    group["attributes"]["checksums"].pop()
+    (copy / "statistics.zarr" / "zarr.json").write_text(json.dumps(group))
+    with pytest.raises(KdcacheError, match="attributes that do not match their checksum"):
+        StatisticsReader.open(copy / "statistics.zarr")
+
+
 def test_a_damaged_summary_leaves_no_mean(finished: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     copy_with_seeds(finished, runs)
@@ -182,6 +211,9 @@ def test_a_damaged_summary_leaves_no_mean(finished: Path, tmp_path: Path) -> Non
     assert code == 0
     assert "damaged | damaged" in text
     assert "summary.json, which is damaged" in text.replace("\\", "")
+    call("report", runs, "--format", "json", "--samples", 0, "--out", tmp_path / "report.json")
+    (group,) = json.loads((tmp_path / "report.json").read_text())["groups"]
+    assert group["last_top1"] == {"n": 0, "mean": None, "std": None, "damaged": True}
     code, text = call("analyze", "curves", runs, "--out", tmp_path)
     assert (code, "damaged" in text) == (1, True)
     code, text = call("compare", runs, "--", finished)
@@ -204,6 +236,7 @@ def test_odd_values_give_one_clear_message(name: str, value: str, finished: Path
     content = json.loads(text.splitlines()[-1] if name == "metrics.jsonl" else text)
     key = {"summary.json": "seconds", "environment.json": "threads", "metrics.jsonl": "seconds"}[name]
     del content["sha256"]
+    content |= {"epoch": 1} if name == "metrics.jsonl" else {}
     assert key in content
     text = json.dumps({**content, key: "HERE"}).replace('"HERE"', value)
     with suppress(ValueError, RecursionError):  # with a valid checksum, where the value can have one

@@ -4,6 +4,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from kdcache import choices
 from kdcache.checked_files import write_toml
 from kdcache.cli import cli
 from kdcache.config import StudentConfig
@@ -378,6 +380,18 @@ def test_a_damaged_archive_is_reported(tmp_path: Path) -> None:
         damaged.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
         with pytest.raises(UsageError, match=f"could not read {damaged}"), extracted(damaged):
             pass
+
+
+def test_code_that_a_study_names_is_trusted_by_the_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choices, "_trusted", set())
+    study, model = read_study("table1"), {"model": "python:theirs:network"}
+    rows = tuple(row.model_copy(update={"settings": {**row.settings, **model}}) for row in study.rows)
+    with pytest.raises(UsageError, match="add --trust python:theirs:network"):
+        expand_study(study.model_copy(update={"rows": rows}), "mini", tmp_path)
+    choices.trust("python:theirs:network")
+    run = list_runs(expand_study(study, "mini", tmp_path))[-1]
+    own = replace(run, config=run.config.model_copy(update=model))
+    assert own.arguments[:3] == ("--trust", "python:theirs:network", run.command)
 
 
 def test_an_unfinished_run_keeps_its_device_and_precision(tmp_path: Path) -> None:

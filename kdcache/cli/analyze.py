@@ -239,9 +239,7 @@ def _load_runs(paths: Sequence[Path]) -> "LoadedRuns":
 def _require_undamaged(damaged: Sequence[str]) -> None:
     """Fail at the end of an analysis that had to leave out figures."""
     if damaged:
-        raise KdcacheError(
-            problem("figures that damaged files would change are left out", got=f"{len(damaged)} problems")
-        )
+        raise KdcacheError("figures that damaged files would change are left out")
 
 
 def _warn(lines: Sequence[str]) -> None:
