@@ -108,11 +108,12 @@ def test_what_the_command_line_prints(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", errors)
     monkeypatch.setattr(sys, "warnoptions", [])
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("default")
         prepare_output(debug=False)
         logging.getLogger("kdcache").warning("%s is read", ODD_NAME)
         warnings.warn("Glyph 29483 missing from font(s) DejaVu Sans.", stacklevel=1)
+    assert not seen
     show(TextTable("classes", ("class",), [("\u732b",)]))
     output.flush()
     errors.flush()
