@@ -173,7 +173,8 @@ def test_ctrl_c_prints_a_line_and_writes_no_summary(pictures: Path, tmp_path: Pa
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
-    assert len(without_advice(errors).split("\n")) <= 3  # a line that ends ^C on the terminal, the message, and an empty one
+    # A line that ends ^C on the terminal, the message, and an empty one.
+    assert len(without_advice(errors).split("\n")) <= 3
     assert not (tmp_path / "run" / "summary.json").exists()
     assert (tmp_path / "run" / "model.safetensors").exists()
 
