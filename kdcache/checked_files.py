@@ -25,6 +25,7 @@ __all__ = [
     "read_json",
     "read_lines",
     "read_toml",
+    "require_digest",
     "require_kind",
     "write_json",
     "write_lines",
@@ -171,6 +172,15 @@ def read_toml(path: Path) -> dict[str, Any]:
     return document
 
 
+def require_digest(what: str, stated: object, computed: str, remedy: str | None = None) -> None:
+    """Raise a `UsageError` unless what a file states is the SHA-256 of its content."""
+    if stated != computed:
+        is_digest = isinstance(stated, str) and len(stated) == len(computed)
+        raise UsageError(
+            problem(what, expected=stated if is_digest else "one in the file", got=computed, remedy=remedy)
+        )
+
+
 def _parse(path: Path, content: bytes) -> dict[str, Any]:
     try:
         document = parse_json(content)
@@ -182,9 +192,5 @@ def _parse(path: Path, content: bytes) -> dict[str, Any]:
 
 
 def _compare(path: Path, stated: object, computed: str) -> None:
-    if stated != computed:
-        what, remedy = (
-            f"could not read {path}, which is damaged or was altered: its SHA-256",
-            "Restore it from a copy, or train the run again.",
-        )
-        raise UsageError(problem(what, expected=stated or "one in the file", got=computed, remedy=remedy))
+    what = f"could not read {path}, which is damaged or was altered: its SHA-256"
+    require_digest(what, stated, computed, remedy="Restore it from a copy, or train the run again.")

@@ -392,6 +392,14 @@ def test_foreign_metadata_are_refused_before_zarr_sees_them(
     assert not ran.exists()
 
 
+@pytest.mark.parametrize("stated", ["x" * 10_000, {"a": 1}, None])
+def test_what_is_stated_for_a_checksum_is_not_printed(stated: object, finished: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    (copy / "summary.json").write_text(json.dumps({"sha256": stated}))
+    code, text = call("predict", copy, tmp_path)
+    assert (code, "expected one in the file, got" in text, len(text) < 1000) == (2, True, True)
+
+
 @pytest.mark.parametrize("chunk", [[1, 2**10], [1, 2**29]])
 def test_an_epoch_of_claimed_size_is_not_read(chunk: list[int], finished: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(finished, tmp_path / "copy")
