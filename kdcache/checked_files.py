@@ -5,6 +5,7 @@ used. And each file ends with a checksum of its content: JSON objects and the la
 ``sha256``, TOML in a comment. `kdcache.tensor_files` does the same for tensors.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -52,10 +53,14 @@ _KINDS = (
 
 
 def kind_of(path: Path) -> str | None:
-    """Say what a path is, without following it; ``None`` if there is nothing."""
+    """Say what a path is, without following it; ``None`` if there is nothing, as at a path that cannot exist."""
     try:
         mode = path.lstat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
+    except ValueError:  # NUL in the path
+        return None
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+            raise
         return None
     return next((kind for is_kind, kind in _KINDS if is_kind(mode)), "a device")
 
