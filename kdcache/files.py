@@ -5,6 +5,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -13,8 +14,10 @@ from kdcache.errors import KdcacheError, UsageError, first_line, problem
 
 __all__ = [
     "expanded",
+    "read_text",
     "rename_durably",
     "require_writable",
+    "require_writable_file",
     "write_atomically",
     "write_folder_atomically",
     "write_json",
@@ -28,6 +31,16 @@ def expanded(path: str | Path) -> Path:
     if str(found).startswith("~"):
         raise UsageError(problem(f"no home folder for {Path(path).parts[0]} of {path}"))
     return Path(found)
+
+
+def read_text(path: Path) -> str:
+    """Read a text file, which may begin with a byte order mark; `UsageError` if it cannot be read or is not UTF-8."""
+    try:
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(problem(f"could not read {path}", expected="UTF-8", got=first_line(error))) from None
+    except OSError as error:
+        raise UsageError(problem(f"could not read {path}", got=error.strerror)) from None
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -44,8 +57,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises
     ------
     KdcacheError
-        If the file cannot be written, for example because the disk is full.
+        If the file cannot be written, for example because the disk is full, or if anything but a file is there.
     """
+    if kind := _no_file(path):
+        raise KdcacheError(problem(f"could not write {path}", expected="a file", got=kind))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         temporary.touch()
@@ -58,16 +73,39 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     except (OSError, SafetensorError) as error:
         raise KdcacheError(problem(f"could not write {path}", got=first_line(error))) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a file system that can only be read denies this before it looks for the file
+            temporary.unlink()
 
 
-def require_writable(folder: Path) -> None:
+def require_writable_file(path: Path, option: str = "--out") -> None:
+    """Check before the work of a command that its output can be written to a file, see `require_writable`.
+
+    Raises
+    ------
+    UsageError
+        If not, or if there is something else, such as a folder or a device, which would be replaced.
+    """
+    if kind := _no_file(path):
+        raise UsageError(problem(f"could not write {path}", expected="the path of a file", got=kind))
+    require_writable(path.parent, option)
+
+
+def _no_file(path: Path) -> str | None:
+    """Tell what exists at a path if it is no file; in the folder of devices, links like ``/dev/stdout`` are none."""
+    if os.path.isdir(path):
+        return "a folder"
+    if os.path.realpath(path.parent) == "/dev" or (os.path.exists(path) and not os.path.isfile(path)):
+        return "a device or FIFO"
+    return None
+
+
+def require_writable(folder: Path, option: str = "--out") -> None:
     """Create a folder for the output of a command, and check before its work that files can be written there.
 
     Raises
     ------
     UsageError
-        If not, naming ``--out``.
+        If not, naming the option or argument.
     """
     temporary = folder / f".try.{secrets.token_hex(4)}.tmp"
     try:
@@ -75,7 +113,7 @@ def require_writable(folder: Path) -> None:
         temporary.touch()
         temporary.unlink()
     except OSError as error:
-        remedy = "Name another place with --out."
+        remedy = f"Name another place with {option}."
         raise UsageError(problem(f"could not write to {folder}", got=error.strerror, remedy=remedy)) from None
 
 

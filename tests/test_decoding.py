@@ -322,16 +322,21 @@ def test_every_picture_that_can_be_read_gets_a_prediction(
     (tmp_path / "folder" / "notes.txt").touch()
     (tmp_path / "bad.jpg").write_text("no picture")
     save_turned(tmp_path / "phone.png", 6, "PNG")
-    given = [str(tmp_path / name) for name in ("up.png", "bad.jpg", "gone.jpg", "folder", "phone.png")]
+    given = [
+        str(tmp_path / name) for name in ("up.png", "none", "circle", "bad.jpg", "gone.jpg", "folder", "phone.png")
+    ]
+    (tmp_path / "none").mkdir()
+    (tmp_path / "circle" / "inner").mkdir(parents=True)
+    (tmp_path / "circle" / "inner" / "back").symlink_to("..")
     with pytest.raises(KdcacheError) as caught:
         cli.main(["predict", str(teacher), *given], standalone_mode=False)
-    assert (caught.value.exit_code, str(caught.value)) == (1, "images without a prediction: got 2 of 6")
+    assert (caught.value.exit_code, str(caught.value)) == (1, "images without a prediction: got 4 of 8")
     output = capsys.readouterr()
     named = [line.partition(": ")[0] for line in output.out.splitlines()]
     assert named == [str(tmp_path / name) for name in ("up.png", "folder/deep/two.jpeg", "folder/one.JPG", "phone.png")]
     first, *_, last = (line.partition(": ")[2] for line in output.out.splitlines())
     assert first == last
-    for part in ("bad.jpg", "gone.jpg", "1 hidden, 1 .txt"):
+    for part in ("bad.jpg", "gone.jpg", "1 hidden, 1 .txt", "none: expected images", "links to a folder that contains"):
         assert part in output.err
     (tmp_path / "empty").mkdir()
     for path in ("empty", "gone.jpg"):

@@ -2,10 +2,13 @@
 
 import logging
 import os
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 
 from kdcache.cards import canonical, same_dataset
 from kdcache.cli import cli
@@ -164,7 +167,51 @@ def test_a_solution_of_kaggle_that_does_not_fit(tmp_path: Path) -> None:
     assert read("imagenet", root=root).class_names == ("n00000008", "n00000009", "n00000010")
 
 
+def test_a_solution_of_kaggle_is_read_as_people_save_it(tmp_path: Path) -> None:
+    root = write_kaggle(tmp_path / "kaggle")
+    expected, solution = read("imagenet", root=root).test.labels, root / "LOC_val_solution.csv"
+    text = solution.read_text()
+    for changed in (text.replace(",", ".JPEG, "), text.replace("\n", "\r\n"), re.sub(",(.*)", r',"\1"', text)):
+        solution.write_bytes(changed.encode())
+        assert read("imagenet", root=root).test.labels.equal(expected)
+    link = tmp_path / "link"
+    link.symlink_to(root / "ILSVRC" / "Data" / "CLS-LOC")
+    assert read("imagenet", root=link).test.labels.equal(expected)
+    solution.write_text(text + "ILSVRC2012_val_00000001,n00000008 1 2 3 4\n")
+    assert refusal(lambda: read("imagenet", root=root)).endswith("expected one class, got n00000009 and n00000008")
+    solution.write_bytes(text.encode("utf-16"))
+    assert "expected UTF-8" in refusal(lambda: read("imagenet", root=root))
+
+
+@pytest.mark.parametrize("truth", [b"a\nb\nc\n", b"1\n2\n77\n", "1\n2\n3\n".encode("utf-16"), b"damaged meta.mat"])
+def test_a_damaged_development_kit_is_one_line(truth: bytes, tmp_path: Path) -> None:
+    root = write_kaggle(tmp_path) / "ILSVRC" / "Data" / "CLS-LOC"
+    kit = root / "ILSVRC2012_devkit_t12" / "data"
+    kit.mkdir(parents=True)
+    rows = [(number, f"n{number + 7:08d}", "word") for number in (1, 2, 3)]
+    kinds = [("ILSVRC2012_ID", object), ("WNID", object), ("words", object)]
+    savemat(kit / "meta.mat", {"synsets": np.array(rows, kinds)})
+    if truth == b"damaged meta.mat":
+        (kit / "meta.mat").write_bytes(truth)
+        truth = b"1\n" * 9
+    (kit / "ILSVRC2012_validation_ground_truth.txt").write_bytes(truth * 3)
+    assert refusal(lambda: read("imagenet", root=root))
+
+
 # Tiny ImageNet
+
+
+@pytest.mark.parametrize("change", ["UTF-16", "twice", "blank lines"])
+def test_annotations_of_tiny_imagenet(change: str, tmp_path: Path) -> None:
+    annotations = write_tiny(tmp_path) / "val" / "val_annotations.txt"
+    text = annotations.read_text()
+    if change == "blank lines":
+        annotations.write_text(text + "\n\n")
+        assert len(read("tiny-imagenet", root=tmp_path).test) == 3
+        return
+    annotations.write_bytes(text.encode("utf-16") if change == "UTF-16" else (text * 2).encode())
+    message = refusal(lambda: read("tiny-imagenet", root=tmp_path))
+    assert ("expected UTF-8" if change == "UTF-16" else "got several for val_1.JPEG, val_10.JPEG") in message
 
 
 @pytest.mark.parametrize("below", ["val/{}", "val/{}/images", "val/images/{}"])

@@ -26,7 +26,7 @@ from kdcache.datasets import Dataset, load, pictures, read
 from kdcache.datasets.check import check, hash_images
 from kdcache.datasets.decoding import clean_view
 from kdcache.datasets.pack import pack
-from kdcache.errors import UsageError
+from kdcache.errors import KdcacheError, UsageError
 from kdcache.views import ViewMaker, ViewPlan
 from kdcache.views.geometry import AREA, RATIO, random_resized_box
 from tests.samples import BAD, refusal, spoil, write_imagenet
@@ -297,6 +297,23 @@ def test_a_class_of_only_bad_images_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "val").rglob("*.JPEG"):
         path.write_bytes(b"")
     assert "at least one" in refusal(lambda: load(f"folder:{tmp_path}", on_bad_image="skip"))
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_class_without_a_sound_image_is_refused(part: str, tmp_path: Path) -> None:
+    write_imagenet(tmp_path, train=2, val=2)
+    for path in (tmp_path / part / "n00000009").iterdir():
+        path.write_bytes(b"")
+    assert refusal(lambda: load(f"folder:{tmp_path}", on_bad_image="skip")).endswith("got none of n00000009")
+
+
+def test_an_image_that_vanishes_is_a_failure_at_work(tmp_path: Path) -> None:
+    data = read(f"folder:{write_imagenet(tmp_path, train=2, val=2)}")
+    data.hash()
+    (tmp_path / "train" / "n00000009" / "n00000009_0.JPEG").unlink()
+    with pytest.raises(KdcacheError) as caught:
+        data.train.take(torch.arange(len(data.train)))
+    assert (caught.value.exit_code, "No such file" in str(caught.value)) == (1, True)
 
 
 # Training

@@ -18,11 +18,13 @@ from kdcache.analysis.inputs import load_analysis_inputs
 from kdcache.answers import view_index
 from kdcache.answers.encoding import EncodedLogits
 from kdcache.answers.location import StoreLocation
+from kdcache.answers.open import may_write
 from kdcache.answers.view_index import CropFlipLookup
 from kdcache.checked_files import write_toml
+from kdcache.cli import cli
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.datasets import Split
-from kdcache.errors import KdcacheError
+from kdcache.errors import KdcacheError, UsageError
 from kdcache.run.folder import FinishedRun
 from kdcache.run.resolve import resolve_run
 from tests import answers
@@ -353,3 +355,33 @@ def test_views_of_a_read_only_store_are_those_of_a_forward(noise: Split, tmp_pat
         assert reader.pop_counts().forwards == (0 if name == "store.zarr" else 150)
         assert reader.store is not None
         assert len(reader.store.table_paths()) == (name == "store.zarr")
+
+
+def test_a_moved_dataset_keeps_the_image_size_of_its_teacher(
+    small: Settings, moved: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = StudentConfig.load(teacher=teacher, dataset=f"folder:{moved}")
+    assert (config.image_size, config.train_fraction) == (32, 1)
+    assert StudentConfig.load(teacher=teacher, dataset=f"folder:{moved}", image_size=40).image_size == 40
+    assert StudentConfig.load(teacher=teacher, dataset="fashion-mini").image_size is None
+    command = ["cache", "plan", "--teacher", str(teacher), "--dataset", f"folder:{moved}", "--aug", "none"]
+    cli.main(command, standalone_mode=False)
+    with pytest.raises(UsageError, match="padding: expected 5, got 4"):
+        cli.main([*command, "--image-size", "40"], standalone_mode=False)
+
+
+def test_a_home_folder_means_the_same_for_a_run_and_its_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = StudentConfig.load(teacher="~/t", out="~/s", store="~/store")
+    assert (config.teacher, config.out, config.store) == (tmp_path / "t", tmp_path / "s", str(tmp_path / "store"))
+    message = refusal(lambda: TeacherConfig.load(out="~nobody-has-this-name/t"))
+    assert message.startswith("--out: expected the home folder of a user who exists")
+
+
+def test_no_store_at_a_place_that_cannot_be_written_is_said_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(StoreLocation, "write_error", lambda location: "Read-only file system")
+    assert not may_write(StoreLocation(tmp_path), "auto")
+    assert caplog.messages == [f"no logits in {tmp_path} are kept, since it cannot be written (Read-only file system)"]

@@ -126,9 +126,8 @@ def may_write(location: StoreLocation, cache: str) -> bool:
         remedy = "Use --cache auto, which keeps nothing there, or name another store with --store."
         raise UsageError(problem(what, got=error, remedy=remedy))
     if distributed.is_main():
-        log.info(
-            "logits in %s are used, and no others are kept, since it cannot be written (%s)", location.where, error
-        )
+        used = "logits in %s are used, and no others are" if location.holds_store() else "no logits in %s are"
+        log.info(f"{used} kept, since it cannot be written (%s)", location.where, error)
     return False
 
 

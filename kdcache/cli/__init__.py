@@ -1,16 +1,18 @@
 """The command line. Commands are thin, and import slow modules only when they run."""
 
+import io
 import logging
 import os
 import signal
 import sys
+import warnings
 from importlib import import_module
 from typing import NamedTuple, NoReturn
 
 import click
 
 from kdcache import __version__, signals
-from kdcache.errors import KdcacheError, first_line, is_out_of_memory, problem
+from kdcache.errors import KdcacheError, first_line, is_out_of_memory, printable, problem
 from kdcache.machine import keep_freed_memory
 
 __all__ = ["COMMANDS", "Command", "cli", "main"]
@@ -26,10 +28,9 @@ INTERRUPT_REPEAT_SECONDS = 3.0
 def main() -> NoReturn:
     """Run the command line. An error is one line; the exit code is 2 for wrong use, 1 for a failure during the work."""
     debug = "--debug" in sys.argv[1:]
-    logging.basicConfig(format="kdcache: %(message)s", level=logging.WARNING)
+    prepare_output(debug)
     is_main = os.environ.get("RANK", "0") == "0"  # under torchrun, one of the processes reports
     logging.getLogger("kdcache").setLevel(logging.INFO if is_main else logging.WARNING)
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where it cannot keep its cache of fonts
     handle_signals()
     keep_freed_memory()
     try:
@@ -50,6 +51,26 @@ def main() -> NoReturn:
 
         distributed.exit_process(code)
     sys.exit(code)
+
+
+class _Line(logging.Formatter):
+    """Writes a record as one line that cannot command a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"kdcache: {printable(record.getMessage())}"
+
+
+def prepare_output(debug: bool) -> None:
+    """Let no text fail to be printed, and nothing be printed that libraries say to programmers."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of classes may be in any script
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Line())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where it cannot keep its cache of fonts
+    if not debug and not sys.warnoptions:
+        warnings.simplefilter("ignore")
 
 
 def handle_signals() -> None:

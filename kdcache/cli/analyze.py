@@ -8,7 +8,7 @@ import click
 
 from kdcache.cli import COMMANDS
 from kdcache.cli.options import CLASS_ORDER, DEVICE, WEIGHTS_ENTRY
-from kdcache.errors import KdcacheError, UsageError, problem
+from kdcache.errors import KdcacheError, UsageError, printable, problem
 
 if TYPE_CHECKING:
     from kdcache.analysis.hardness import Hardness
@@ -257,4 +257,4 @@ def _output_folder(out: Path | None, teacher: "AnalysisInputs | None" = None) ->
 
 def _print_files(folder: Path, *names: str) -> None:
     for name in names:
-        click.echo(f"{'figures' if name.endswith('.json') else 'picture'}: {folder / name}")
+        click.echo(printable(f"{'figures' if name.endswith('.json') else 'picture'}: {folder / name}"))

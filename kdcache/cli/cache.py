@@ -66,8 +66,8 @@ def plan_(config: StudentConfig, students: int) -> None:
     where = config.store or (store_path(run.path, encoding) if run else None)
     if where is not None and StoreLocation(where).holds_store():
         precision = {} if config.precision == "auto" else {"teacher precision": config.precision}
-        needed = {"samples": size.samples, "classes": size.classes, "dtype": encoding.name, **precision}
-        AnswerStore(where).require_fingerprint(needed, config.image_settings)
+        needed = {"samples": size.samples, "classes": size.classes, "padding": size.card.padding}
+        AnswerStore(where).require_fingerprint({**needed, "dtype": encoding.name, **precision}, config.image_settings)
     space = StoreContents.at(where, size.samples, size.classes, encoding, config.cache_limit, read_commits=True)
     plan = make_plan_for_size(config, size.samples, size.card)
     costs = compare_caches(plan, config.epochs, space, config.needs_features)
@@ -183,4 +183,4 @@ def prune(
     ]
     found.drop(paths)
     size = file_size(found.location.size())
-    click.echo(f"deleted {len(paths)} tables of logits; the store {found.location.where} now takes {size}")
+    click.echo(printable(f"deleted {len(paths)} tables of logits; the store {found.location.where} now takes {size}"))

@@ -92,7 +92,7 @@ def info(dataset: str, data_root: Path, image_size: int | None, max_pixels: int)
         click.echo(f"fingerprint: {f'none, {unreadable}' if unreadable else split.fingerprint}")
     _print_kinds(found)
     counts = found.train.labels.bincount(minlength=found.num_classes).tolist()
-    named = (f"{name} ({count})" for name, count in zip(found.class_names, counts, strict=True))
+    named = (f"{printable(name)} ({count})" for name, count in zip(found.class_names, counts, strict=True))
     click.echo(f"classes (training images): {', '.join(named)}")
 
 
@@ -113,7 +113,7 @@ def fetch(dataset: str, data_root: Path) -> None:
         raise UsageError(problem("dataset to download", expected=f"one of {', '.join(ARCHIVES)}", got=dataset))
     with progress_bar(f"downloading {dataset}") as progress:
         folder = download(dataset, expanded(data_root), lambda file, done, total: progress(done, total))
-    click.echo(f"{dataset}: {folder or 'ships with kdcache'} (license: {CARDS[dataset].license})")
+    click.echo(printable(f"{dataset}: {folder or 'ships with kdcache'} (license: {CARDS[dataset].license})"))
 
 
 @data.command()
@@ -146,9 +146,11 @@ def pack(
     """
     from kdcache.datasets import read, without_bad_images
     from kdcache.datasets.check import hash_images
+    from kdcache.datasets.pack import check_target
     from kdcache.datasets.pack import pack as write
     from kdcache.report.progress import progress_bar
 
+    check_target(file)
     found = read(dataset, root=data_root, image_size=image_size, workers=workers, max_pixels=max_pixels)
     with progress_bar("decoding") as progress:
         bad = hash_images(found, progress, decode_all=True)
@@ -159,7 +161,7 @@ def pack(
     with progress_bar("packing") as progress:
         write(found, file, progress)
     left_out = f", {found.skipped} left out" if found.skipped else ""
-    click.echo(f"{file}: {len(found.train):,} training and {len(found.test):,} test images{left_out}")
+    click.echo(printable(f"{file}: {len(found.train):,} training and {len(found.test):,} test images{left_out}"))
 
 
 @data.command()
@@ -178,8 +180,8 @@ def check(dataset: str, data_root: Path, image_size: int | None, max_pixels: int
     found = report.data
     _print_kinds(found)
     if report.problems:
-        raise KdcacheError("\n".join([*report.problems, f"{dataset}: {len(report.problems)} problems"]))
-    click.echo(f"{dataset}: {len(found.train):,} training and {len(found.test):,} test images, no problems")
+        raise KdcacheError("\n".join([*report.problems, printable(f"{dataset}: {len(report.problems)} problems")]))
+    click.echo(printable(f"{dataset}: {len(found.train):,} training and {len(found.test):,} test images, no problems"))
 
 
 def _print_kinds(found: "Dataset") -> None:
@@ -209,4 +211,4 @@ def _print_card(card: "Card") -> None:
         "license": card.license,
     }
     for name, value in lines.items():
-        click.echo(f"{name}: {value}")
+        click.echo(printable(f"{name}: {value}"))

@@ -1,5 +1,6 @@
 """``kdcache models``, ``kdcache export`` and ``kdcache predict``."""
 
+import os
 from pathlib import Path
 
 import click
@@ -56,16 +57,16 @@ def models(num_classes: int, image_size: int) -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="File to write. [default: in the run folder]")
 def export(run: Path, format: str, out: Path | None) -> None:
     """Export a network."""
-    from kdcache.files import require_writable
+    from kdcache.files import require_writable_file
     from kdcache.models import checkpoint
     from kdcache.models.export import export as write
     from kdcache.run.folder import FinishedRun
 
     folder = FinishedRun(run)
     path = out or folder.path / f"export{SUFFIXES[format]}"
-    require_writable(path.parent)
+    require_writable_file(path)
     exported = write(checkpoint.load(folder.network_file), format, path)
-    click.echo(f"{exported.path}: probabilities differ by at most {exported.difference:.1g}")
+    click.echo(printable(f"{exported.path}: probabilities differ by at most {exported.difference:.1g}"))
 
 
 @click.command("predict", help=COMMANDS["predict"].about)
@@ -90,7 +91,9 @@ def predict(run: Path, images: tuple[Path, ...], max_pixels: int | None) -> None
     metadata = checkpoint.metadata(folder.network_file)
     names = metadata.get("class_names") or [str(label) for label in range(network.num_classes)]
     sizes = network.image_size, metadata.get("shorter_side") or network.image_size
-    deployed, files, bad = ExportModule(network), _image_files(images), 0
+    deployed = ExportModule(network)
+    files, bad = _image_files(images)
+    total = len(files) + bad
     for image in files:
         try:
             pixels = read_image(image, *sizes, max_pixels or folder.config.max_pixels)
@@ -107,24 +110,33 @@ def predict(run: Path, images: tuple[Path, ...], max_pixels: int | None) -> None
         )
         click.echo(f"{printable(image)}: {', '.join(guesses)}")
     if bad:
-        raise KdcacheError(problem("images without a prediction", got=f"{bad} of {len(files)}"))
+        raise KdcacheError(problem("images without a prediction", got=f"{bad} of {total}"))
 
 
-def _image_files(paths: tuple[Path, ...]) -> list[Path]:
-    """List files, and the images in folders; say what else lies in these."""
+def _image_files(paths: tuple[Path, ...]) -> tuple[list[Path], int]:
+    """List files, and the images in folders; say what else lies in these, and count the folders without an image."""
     from kdcache.datasets.listing import pictures_below
 
-    if not any(path.exists() for path in paths):
+    if not any(os.path.exists(path) for path in paths):
         raise UsageError(*(problem(f"image {path} does not exist") for path in paths))
     found: list[Path] = []
+    problems: list[str] = []
     for path in paths:
-        if not path.is_dir():
+        if not os.path.isdir(path):
             found.append(path)
             continue
-        files = pictures_below(path)
+        try:
+            files = pictures_below(path)
+        except UsageError as error:
+            problems.append(str(error))
+            continue
         found += map(files.path, range(len(files)))
         if others := files.describe_others():
             click.echo(f"kdcache: not taken as images in {printable(path)}: {others}", err=True)
         if not len(files):
-            raise UsageError(problem(f"folder {path}", expected="images", got="none"))
-    return found
+            problems.append(problem(f"folder {path}", expected="images", got="none"))
+    if not found:
+        raise UsageError(*problems)
+    for line in problems:
+        click.echo(f"kdcache: {line}", err=True)
+    return found, len(problems)

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from kdcache.cli.options import DEVICE
+from kdcache.errors import printable
 
 __all__ = ["report"]
 
@@ -47,11 +48,11 @@ def report(
     shows everything else.
     """
     from kdcache.analysis.summary import summarize_runs
-    from kdcache.files import require_writable, write_text
+    from kdcache.files import require_writable_file, write_text
 
     path = out or (Path("report.html") if format_ == "html" else None)
     if path is not None:
-        require_writable(path.parent)
+        require_writable_file(path)
     summary = summarize_runs(runs, samples if format_ != "csv" else 0, data_root, device, dataset)
     if format_ == "html":
         from kdcache.report.page import render_page
@@ -67,4 +68,4 @@ def report(
         click.echo(text, nl=False)
         return
     write_text(path, text)
-    click.echo(f"report: {path}")
+    click.echo(printable(f"report: {path}"))

@@ -7,7 +7,7 @@ import click
 from kdcache.cli import COMMANDS
 from kdcache.cli.options import settings
 from kdcache.config import StudentConfig
-from kdcache.errors import UsageError, problem
+from kdcache.errors import UsageError, printable, problem
 
 __all__ = ["views"]
 
@@ -21,17 +21,17 @@ def views(config: StudentConfig, epoch: int, samples: int, out: Path) -> None:
     """Show the views of an epoch."""
     import torch
 
-    from kdcache.files import require_writable
+    from kdcache.files import require_writable_file
     from kdcache.report.tables import show
     from kdcache.report.view_pictures import draw_views, views_table
     from kdcache.setup import load_data, make_plan
     from kdcache.views import ViewMaker
 
-    require_writable(out.parent)
+    require_writable_file(out)
     data = load_data(config)
     plan = make_plan(config, data)
     if samples > plan.samples:
         raise UsageError(problem("--samples", expected=f"at most {plan.samples} training images", got=samples))
     show(views_table(plan, data, epoch - 1, samples))
     draw_views(ViewMaker(data.train, plan, 64, torch.device("cpu")), data, epoch - 1, samples, out)
-    click.echo(f"picture: {out}")
+    click.echo(printable(f"picture: {out}"))

@@ -1,6 +1,7 @@
 """The settings of a student's training."""
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, ByteSize, ValidationInfo, field_validator
 
+from kdcache.cards import CARDS
 from kdcache.checked_files import kind_of
 from kdcache.choices import AUGMENTATIONS, CACHES, CRITERIA, LOSSES, MIXES, STORE_DTYPES, Augmentation
 from kdcache.config.augs import AugOptions, format_mix
@@ -114,10 +116,15 @@ class StudentConfig(TrainingConfig):
 
     @classmethod
     def _inherited(cls, given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        file = Path(str(given.get("teacher"))) / CONFIG_FILE
-        if "dataset" in given or not given.get("teacher") or kind_of(file) is None:
+        file = Path(os.path.expanduser(str(given.get("teacher")))) / CONFIG_FILE
+        if not given.get("teacher") or kind_of(file) is None:
             return {}
         images = {name: value for name, value in recorded_images(file).items() if name not in given}
+        if "dataset" in given:  # the same images elsewhere, or others, of which the teacher needs this size
+            card = CARDS.get(str(given["dataset"]))
+            if "image_size" not in images or (card and card.padding is not None):
+                return {}
+            images = {"image_size": images["image_size"]}
         chosen = " ".join(f"{flag_of(name, cls.model_fields[name])} {value}" for name, value in images.items())
         log.info("images of the teacher %s: %s", given["teacher"], printable(chosen))
         return {str(file): images}

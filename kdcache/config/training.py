@@ -1,6 +1,7 @@
 """The settings of a teacher's training, and those that a student's has too."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
@@ -147,6 +148,16 @@ class TrainingConfig(BaseModel):
         check_text(value)
         return value
 
+    @field_validator("out", "teacher", "store", check_fields=False)
+    @classmethod
+    def _expand_home(cls, path: Path | str | None) -> Path | str | None:
+        if path is None or not str(path).startswith("~"):
+            return path
+        expanded = os.path.expanduser(path)
+        if str(expanded).startswith("~"):
+            raise Invalid("the home folder of a user who exists, or ./ before ~")
+        return type(path)(expanded)
+
     @field_validator("milestones", "features", mode="before")
     @classmethod
     def _split_at_commas(cls, value: Any) -> Any:
@@ -225,7 +236,7 @@ class TrainingConfig(BaseModel):
         cls, file: str | Path | None, options: dict[str, Any]
     ) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
         """Read the settings of each file, the most important one last, and the problems of the files."""
-        own, problems = cls._read_file(file or _recorded_settings(options))
+        own, problems = cls._read_file(_recorded_settings(options) if file is None else file)
         inherited = cls._inherited({**cls.combined([*own.values()]), **options})
         known = {**cls.combined([*inherited.values()]), **options}
         card = CARDS.get(str(known.get("dataset", cls.model_fields["dataset"].default)))
@@ -313,7 +324,7 @@ def _is_path(dataset: str) -> bool:
 def _recorded_settings(options: Mapping[str, Any]) -> Path | None:
     """Find the settings of the run to resume."""
     if options.get("resume") and options.get("out"):
-        recorded = Path(options["out"]) / CONFIG_FILE
+        recorded = Path(os.path.expanduser(options["out"])) / CONFIG_FILE
         if kind_of(recorded) is not None:
             read_toml(recorded)  # raises if it is damaged
             return recorded

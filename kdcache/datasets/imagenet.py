@@ -23,6 +23,7 @@ from kdcache.datasets.listing import (
 from kdcache.datasets.sources import Files
 from kdcache.datasets.split import Dataset
 from kdcache.errors import UsageError, abbreviated, first_line, problem
+from kdcache.files import read_text
 
 __all__ = ["load"]
 
@@ -85,15 +86,14 @@ def _with_flat_validation(path: Path, flat: list[tuple[int, str]], card: Card, w
 def _classes_of(path: Path, flat: list[tuple[int, str]]) -> list[str]:
     """Find the class of each validation image in the lists beside them."""
     if kit := _kit(path):
-        truth = [int(line) for line in (kit / TRUTH).read_text("utf-8-sig").split()]
+        truth = [word.lstrip("0") for word in read_text(kit / TRUTH).split()]
         if flat[-1][0] > len(truth):
             expected = f"a line for each image, up to {flat[-1][1]}"
             raise UsageError(problem(str(kit / TRUTH), expected=expected, got=f"{len(truth)} lines"))
-        wnids = {number: wnid for number, (wnid, _) in _synsets(kit).items()}
-        return [wnids.get(truth[number - 1], "") for number, _ in flat]
+        wnids = {str(number): wnid for number, (wnid, _) in _synsets(kit).items()}
+        return [wnids.get(truth[number - 1], f"number {truth[number - 1]}") for number, _ in flat]
     if solution := _beside(path, SOLUTION):
-        rows = csv.reader(solution.read_text("utf-8-sig", errors="replace").splitlines())
-        wnids_by_image = {row[0]: row[1].partition(" ")[0] for row in rows if len(row) == 2}
+        wnids_by_image = _solution(solution)
         if absent := [name for _, name in flat if Path(name).stem not in wnids_by_image]:
             got = abbreviated(absent, MAX_NAMES_LISTED)
             raise UsageError(problem(str(solution), expected="a line for each image of val", got=f"none for {got}"))
@@ -105,10 +105,21 @@ def _classes_of(path: Path, flat: list[tuple[int, str]]) -> list[str]:
     raise UsageError(problem(f"{path / 'val'} has no labels", remedy=remedy))
 
 
+def _solution(path: Path) -> dict[str, str]:
+    """Read the class of each image: the first of the predictions behind its name."""
+    found: dict[str, str] = {}
+    for row in csv.reader(read_text(path).splitlines()):
+        if len(row) == 2 and row[1].strip():
+            image, wnid = Path(row[0].strip()).stem, row[1].split()[0]
+            if found.setdefault(image, wnid) != wnid:
+                got = f"{found[image]} and {wnid}"
+                raise UsageError(problem(f"{path}: {image}", expected="one class", got=got))
+    return found
+
+
 def _beside(path: Path, name: str) -> Path | None:
     """Find a list beside ``train``, or where Kaggle's archive has it."""
-    path = path.absolute()
-    above = [path.parents[2]] if path.match(KAGGLE) else []
+    above = [place.parents[2] for place in (path.absolute(), path.resolve()) if place.match(KAGGLE)]
     return next((place / name for place in (path, *above) if (place / name).is_file()), None)
 
 
@@ -124,7 +135,7 @@ def _synsets(kit: Path) -> dict[int, tuple[str, str]]:
     try:
         rows = loadmat(kit / META, squeeze_me=True)["synsets"]
         return {int(row["ILSVRC2012_ID"]): (str(row["WNID"]), str(row["words"])) for row in rows}
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except Exception as error:  # SciPy raises many types for damaged files
         expected, got = f"{META} of ImageNet's development kit", first_line(error)
         remedy = "Unpack ILSVRC2012_devkit_t12.tar.gz again."
         raise UsageError(problem(f"could not read {kit / META}", expected=expected, got=got, remedy=remedy)) from error

@@ -62,7 +62,10 @@ class Manifest:
         source = pictures.source
         manifest = cls(pictures, source.stamps(), np.zeros(len(source), ENTRY))
         try:
-            with np.load(_file(source.place), allow_pickle=False) as stored:
+            path = _file(source.place)
+            if not path.is_file():  # a FIFO would be waited for
+                raise FileNotFoundError(path)
+            with np.load(path, allow_pickle=False) as stored:
                 if stored["listing"].tobytes() == source.listing():
                     same = np.broadcast_to((stored["stamps"] == manifest.stamps).all(1), len(source))
                     manifest.entries[same] = stored["entries"][same]
@@ -71,6 +74,7 @@ class Manifest:
                         state[state == BAD] = HASHED  # another version may decode them
         except Exception:  # missing, or damaged in any way: everything is hashed again
             pass
+        manifest.entries[~manifest.entries["digest"].any(1)] = 0
         manifest._apply_limits()
         return manifest
 
@@ -195,8 +199,10 @@ def _try_to_decode(pictures: Pictures, data: bytes) -> tuple[int, int, int]:
 
 def _file(place: str) -> Path:
     """File of the manifest of a source. Without a home folder, there is no place for it: `OSError`."""
-    home = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    if home.startswith("~"):
+    home = os.path.expanduser(os.environ.get("XDG_CACHE_HOME", ""))
+    if not os.path.isabs(home):  # the specification says to ignore it
+        home = os.path.expanduser("~/.cache")
+    if not os.path.isabs(home):
         raise FileNotFoundError("no home folder, and no XDG_CACHE_HOME")
     return Path(home) / "kdcache" / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:32]}.npz"
 

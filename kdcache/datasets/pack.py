@@ -12,9 +12,9 @@ import numpy as np
 from kdcache.datasets.packed import FORMAT, VERSION, card_to_json
 from kdcache.datasets.split import Dataset, Split
 from kdcache.errors import UsageError, problem
-from kdcache.files import rename_durably, write_atomically
+from kdcache.files import rename_durably, require_writable_file, write_atomically
 
-__all__ = ["draft_path", "pack"]
+__all__ = ["check_target", "draft_path", "pack"]
 
 SYNC_BYTES = 64 * 2**20
 """Bytes after which the draft is synced to the disk and its progress is recorded."""
@@ -48,6 +48,19 @@ def draft_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.packing")
 
 
+def check_target(path: Path) -> None:
+    """Check before any work that a packed file can be written.
+
+    Raises
+    ------
+    UsageError
+        If its folder does not exist or cannot be written, or if there is something else, such as a folder or a device.
+    """
+    if not path.parent.is_dir():
+        raise UsageError(problem(f"could not write {path}: folder {path.parent} does not exist"))
+    require_writable_file(path, "FILE")
+
+
 def pack(data: Dataset, path: Path, progress: ProgressCallback = lambda done, total: None) -> None:
     """Pack a dataset into a file for ``hdf5:FILE``, with the same images, labels, class names and fingerprints.
 
@@ -66,12 +79,11 @@ def pack(data: Dataset, path: Path, progress: ProgressCallback = lambda done, to
     Raises
     ------
     UsageError
-        If the folder of the file does not exist.
+        See `check_target`.
     KdcacheError
         If an image file changes meanwhile.
     """
-    if not path.parent.is_dir():
-        raise UsageError(problem(f"could not write {path}: folder {path.parent} does not exist"))
+    check_target(path)
     draft, splits = draft_path(path), {"train": data.train, "test": data.test}
     payloads = {part: _payload(split) for part, split in splits.items()}
     content = [card_to_json(data.card), *data.class_names, *(split.fingerprint for split in splits.values())]
@@ -142,6 +154,8 @@ def _create_draft(path: Path, data: Dataset, payloads: dict[str, _Payload], iden
 
 
 def _identity_of(draft: Path) -> str | None:
+    if not draft.is_file():  # h5py would wait for a FIFO
+        return None
     try:
         with h5py.File(draft) as file:
             identity: str | None = file.attrs.get("mark")

@@ -16,7 +16,7 @@ from kdcache.choices import MAX_PIXELS
 from kdcache.datasets.decoding import clean_view, decode
 from kdcache.datasets.sources import Files, Source
 from kdcache.datasets.workers import default_workers, in_worker
-from kdcache.errors import KdcacheError, problem
+from kdcache.errors import KdcacheError, UsageError, problem
 
 __all__ = ["Box", "Pictures", "read_image"]
 
@@ -118,14 +118,17 @@ class Pictures:
         UsageError
             If it cannot be read.
         KdcacheError
-            If they are not those that were hashed.
+            If they are not those that were hashed, or cannot be read any more.
         """
-        data, digests = self.source.read(picture, self.max_bytes), self.source.digests
-        if digests is not None:
-            known = digests[picture].tobytes()
-            if any(known) and known != sha256(data).digest():
-                what = f"{self.source.name(picture)} is not the picture that was hashed"
-                raise KdcacheError(problem(what, remedy="Hash the dataset again with 'kdcache data check'."))
+        digests = self.source.digests
+        known = b"" if digests is None else digests[picture].tobytes()
+        try:
+            data = self.source.read(picture, self.max_bytes)
+        except UsageError as error:
+            raise KdcacheError(str(error)) if any(known) else error from None
+        if any(known) and known != sha256(data).digest():
+            what = f"{self.source.name(picture)} is not the picture that was hashed"
+            raise KdcacheError(problem(what, remedy="Hash the dataset again with 'kdcache data check'."))
         return data
 
     def decode(self, picture: int) -> Image.Image:

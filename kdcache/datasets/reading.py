@@ -1,6 +1,7 @@
 """Reading a dataset by name, and preparing it for a training."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -11,7 +12,7 @@ from kdcache.cards import CARDS, canonical, card_of
 from kdcache.choices import FOLDER_PREFIX, HDF5_PREFIX, MAX_PIXELS
 from kdcache.datasets.class_names import check_class_names
 from kdcache.datasets.split import Dataset, Split
-from kdcache.errors import UsageError, printable, problem
+from kdcache.errors import UsageError, abbreviated, problem
 from kdcache.files import expanded
 
 __all__ = ["list_available", "load", "read", "without_bad_images"]
@@ -22,7 +23,7 @@ MAX_BYTES_IN_MEMORY = 2 * 2**30
 SUBSET_KEY = 0x5EED
 """Key of the random order that decides which images are held out and trained on: the same ones in every run."""
 
-MAX_BAD_IMAGES_LISTED = 5
+MAX_BAD_IMAGES_LISTED, MAX_NAMES_LISTED = 5, 5
 
 log = logging.getLogger("kdcache")
 
@@ -140,15 +141,21 @@ def list_available(root: Path) -> list[str]:
 
 
 def without_bad_images(data: Dataset) -> Dataset:
-    """Leave out the images that cannot be decoded. Images that were not checked before are decoded once."""
-    train, test = _sound_part(data.train), _sound_part(data.test)
+    """Leave out the images that cannot be decoded. Images that were not checked before are decoded once.
+
+    Raises
+    ------
+    UsageError
+        If no image of a class is left.
+    """
+    train, test = (_sound_part(split, data.class_names) for split in (data.train, data.test))
     skipped = len(data.train) + len(data.test) - len(train) - len(test)
     if skipped:
         log.warning("%d images of %s are left out", skipped, data.card.name)
     return replace(data, train=train, test=test, skipped=skipped)
 
 
-def _sound_part(split: Split) -> Split:
+def _sound_part(split: Split, class_names: Sequence[str]) -> Split:
     if split.pictures is None:
         return split
     from kdcache.datasets.manifest import Manifest
@@ -156,10 +163,12 @@ def _sound_part(split: Split) -> Split:
     pictures, manifest = split.pictures, Manifest.load(split.pictures)
     manifest.update(decode_all=True)
     bad = np.isin(pictures.indices, manifest.bad)
-    if bad.all():
-        raise UsageError(problem(f"images of {pictures.source.place}", expected="at least one that can be decoded"))
+    labels = split.labels.numpy()
+    if lost := [class_names[label] for label in np.setdiff1d(labels, labels[~bad])]:
+        what, got = f"images of {pictures.source.place}", f"none of {abbreviated(lost, MAX_NAMES_LISTED)}"
+        raise UsageError(problem(what, expected="at least one of each class that can be decoded", got=got))
     for picture in manifest.bad[:MAX_BAD_IMAGES_LISTED].tolist():
-        log.warning("left out, because it cannot be decoded: %s", printable(pictures.source.name(picture)))
+        log.warning("left out, because it cannot be decoded: %s", pictures.source.name(picture))
     return split.part(np.flatnonzero(~bad)) if bad.any() else split
 
 

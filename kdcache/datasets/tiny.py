@@ -21,6 +21,7 @@ from kdcache.datasets.listing import (
 from kdcache.datasets.sources import Files
 from kdcache.datasets.split import Dataset, Split
 from kdcache.errors import UsageError, abbreviated, first_line, problem
+from kdcache.files import read_text
 
 __all__ = ["load"]
 
@@ -50,7 +51,7 @@ def load(card: Card, root: Path, workers: int) -> Dataset:
             train, val = (_of_batch(place / part / BATCH, card) for part in ("train", "val"))
             return Dataset(card, tuple(f"class {label}" for label in range(card.classes or 0)), train, val)
     path = find_folder(root, card, "wnids.txt")
-    classes = sorted((path / "wnids.txt").read_text("utf-8-sig").split())
+    classes = sorted(read_text(path / "wnids.txt").split())
     if len(classes) != card.classes:
         raise UsageError(problem(f"{path / 'wnids.txt'}", expected=f"{card.classes} classes", got=len(classes)))
     _check_folders(path / "train", classes)
@@ -83,7 +84,7 @@ def _annotated(path: Path, classes: list[str], card: Card, workers: int) -> Spli
             raise UsageError(problem(f"{place} does not exist"))
     numbered = {wnid: label for label, wnid in enumerate(classes)}
     names, labels = [], []
-    for line, text in enumerate(annotations.read_text("utf-8-sig").splitlines(), 1):
+    for line, text in enumerate(read_text(annotations).rstrip().splitlines(), 1):
         words = text.split("\t")
         if len(words) < 2 or words[1] not in numbered:
             expected = "the name of an image, a tab, and a class of wnids.txt"
@@ -92,6 +93,9 @@ def _annotated(path: Path, classes: list[str], card: Card, workers: int) -> Spli
         labels.append(numbered[words[1]])
     if not names:
         raise UsageError(problem(f"{annotations}", expected="a line for each image", got="none"))
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        got = f"several for {abbreviated(twice, MAX_NAMES_LISTED)}"
+        raise UsageError(problem(f"{annotations}", expected="a line for each image", got=got))
     present = set(os.listdir(images))
     if absent := set(names) - present:
         raise UsageError(

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from kdcache.analysis.estimates import MeanStd, Proportion
+from kdcache.errors import printable
 
 __all__ = [
     "TextTable",
@@ -62,11 +63,14 @@ def show(table: TextTable) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    drawn = Table(title=escape(table.title), title_justify="left")
-    for position, name in enumerate(map(escape, table.header)):
+    def cell(text: str) -> str:
+        return escape(printable(text))
+
+    drawn = Table(title=cell(table.title), title_justify="left")
+    for position, name in enumerate(map(cell, table.header)):
         drawn.add_column(name, justify="right" if position else "left")
     for row in table.rows:
-        drawn.add_row(*map(escape, row))
+        drawn.add_row(*map(cell, row))
     console = Console()
     console.print(drawn) if console.is_terminal else Console(width=REDIRECTED_WIDTH).print(drawn)
 
