@@ -392,6 +392,15 @@ def test_foreign_metadata_are_refused_before_zarr_sees_them(
     assert not ran.exists()
 
 
+@pytest.mark.parametrize("chunk", [[1, 2**10], [1, 2**29]])
+def test_an_epoch_of_claimed_size_is_not_read(chunk: list[int], finished: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    grid = {"name": "regular", "configuration": {"chunk_shape": chunk}}
+    change_metadata("kl_ratio/zarr.json", shape=[2, 2**29], chunk_grid=grid)(copy / "statistics.zarr", tmp_path)
+    code, text = call("analyze", "kl-ratio", copy, "--out", tmp_path)
+    assert (code, "got chunks of shape" in text) == (1, True), text
+
+
 def test_changed_values_are_read_where_the_checksum_is_valid(finished: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(finished, tmp_path / "copy")
     change_json(copy / "summary.json", last_top1=12.5)

@@ -29,7 +29,7 @@ CODECS = ("bytes", "blosc", "crc32c")
 
 DTYPES = ("bool", "int16", "int32", "uint32", "float16", "float32")
 
-MAX_CHUNK_BYTES = 2**31
+MAX_CHUNK_BYTES = 2**28
 """Metadata that state larger chunks are taken for damaged."""
 
 

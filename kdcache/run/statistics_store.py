@@ -230,7 +230,9 @@ class StatisticsReader:
         arrays = {}
         for name in ("d_x", "d_mixed", "picked", "kl_ratio", "disagreements", "losses"):
             if (self.path / name).exists():
-                arrays[name] = open_array(location, name)
+                array = arrays[name] = open_array(location, name)
+                if array.chunks != (1, *array.shape[1:]):  # an epoch is no larger than the largest chunk
+                    raise ValueError(f"chunks of shape {array.chunks} in {name}")
         columns = _read(arrays, epoch)
         if _checksum(epoch, columns) != self.checksums[epoch]:
             raise ValueError("another checksum than when it was written")
