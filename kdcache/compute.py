@@ -1,7 +1,9 @@
 """The device and the precision to compute with: one policy for training, evaluation and the teacher."""
 
 import os
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import cast
 
@@ -10,10 +12,29 @@ from torch import nn
 
 from kdcache.errors import UsageError, first_line, memory_explained, problem
 
-__all__ = ["Compute", "supports_bfloat16"]
+__all__ = ["Compute", "random_weights", "supports_bfloat16"]
 
 BFLOAT16_CPU_CAPABILITIES = ("avx512_bf16", "amx_bf16", "arm_bf16")
 """Capabilities of processors that compute bfloat16 in hardware."""
+
+_GENERATOR_LOCK = threading.RLock()
+
+
+@contextmanager
+def random_weights(seed: int | None = None) -> Iterator[None]:
+    """Let layers draw their initial weights from a seed, and restore torch's global generator of the CPU at the end.
+
+    Layers have no other generator. One thread at a time draws, so that weights do not depend on what other threads do.
+
+    Parameters
+    ----------
+    seed : int, optional
+        Without it, what is drawn is not seeded.
+    """
+    with _GENERATOR_LOCK, torch.random.fork_rng(devices=[]):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the accelerators too
+        yield
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,11 @@ def kdcache(*words: str, cwd: Path, prepare: Callable[[], None] | None = None) -
     return Command(words, cwd, prepare).wait()
 
 
+def without_advice(errors: str) -> str:
+    """Leave out what a training says about other programs on this machine, as other tests are."""
+    return "".join(line for line in errors.splitlines(keepends=True) if "--threads" not in line)
+
+
 def start_ranks(world_size: int, command: str, settings: dict[str, Any]) -> list[Command]:
     """Start a command in each process of a process group, with the environment that torchrun gives to its workers."""
     with socket.socket() as listener:

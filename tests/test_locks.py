@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import shutil
 import signal
 import threading
 import time
@@ -82,8 +81,8 @@ def test_a_worker_that_outlives_its_parent_does_not_keep_the_lock(tmp_path: Path
 
 def sharing(small: Settings, teacher: Path, tmp_path: Path) -> list[Settings]:
     """Settings of two students that see the same views, at the same time."""
-    shutil.copytree(teacher, tmp_path / "teacher")
-    shared = {**small, "teacher": tmp_path / "teacher", "aug": "cutmix-pick", "epochs": 4, "batch_size": 30}
+    shared = {**small, "teacher": teacher, "aug": "cutmix-pick", "epochs": 4, "batch_size": 30}
+    shared["store"] = str(tmp_path / "answers.zarr")
     return [shared | {"seed": seed, "view_seed": 0, "out": tmp_path / f"run-{seed}"} for seed in (0, 1)]
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -315,3 +316,13 @@ def test_a_file_has_the_permissions_of_the_umask(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "net.safetensors").stat().st_mode & 0o777 == 0o640
+
+
+def test_initial_weights_do_not_depend_on_other_threads() -> None:
+    def first_weights(seed: int) -> list[float]:
+        network = build("resnet20", num_classes=3, seed=seed)
+        return [float(tensor.sum()) for tensor in network.parameters()]
+
+    expected = [first_weights(seed) for seed in range(16)]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(first_weights, range(16))) == expected

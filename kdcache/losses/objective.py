@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcache.choices import LOSSES, import_object
+from kdcache.compute import random_weights
 from kdcache.config import StudentConfig
 from kdcache.losses.base import DistillLoss, LossContext, ViewOutputs
 from kdcache.models import Network
@@ -86,8 +87,7 @@ def _on_views(loss: nn.Module, acts_on: str, x: ViewOutputs | None, mixed: ViewO
 
 def build_losses(names: Iterable[str], context: LossContext) -> dict[str, DistillLoss]:
     """Build losses by name, their initial weights drawn from the context's seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(context.seed)
+    with random_weights(context.seed):
         return {name: import_object(LOSSES[name].implementation)(context) for name in names}
 
 

@@ -6,11 +6,13 @@ size to the table that the command line reads without torch.
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from kdcache.choices import IMAGE_SIZES, MAX_CLASSES
+from kdcache.compute import random_weights
 from kdcache.errors import UsageError, problem
 from kdcache.models import bottleneck, external, mobilenet, resnet, shufflenet, vgg, wrn
 from kdcache.models.base import FeatureNet
@@ -66,9 +68,7 @@ def build(
         problems.append(problem("normalization", expected="three finite means, three positive stds", got=(mean, std)))
     if problems:
         raise UsageError(*problems)
-    with torch.random.fork_rng(devices=[], enabled=seed is not None):
-        if seed is not None:
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the accelerators too
+    with nullcontext() if seed is None else random_weights(seed):
         body = REGISTRY[name](num_classes) if name in REGISTRY else external.build_body(name, num_classes, image_size)
     return Network(
         body,
@@ -103,7 +103,7 @@ def expected_state(name: str, num_classes: int, image_size: int) -> dict[str, Te
     """
     if problems := _problems(name, num_classes, image_size):
         raise UsageError(*problems)
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+    with random_weights(), torch.device("meta"):
         if name in REGISTRY:
             return REGISTRY[name](num_classes).state_dict()
         body = external.build_meta_body(name, num_classes, image_size)

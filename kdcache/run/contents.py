@@ -95,6 +95,7 @@ class _Summary(BaseModel):
     teacher_forwards_lost: Count | None = None
     resumed: list[dict[str, Count]] = []
     finished_at: Seconds
+    loaded: dict[str, str] = {}
 
 
 class _Environment(BaseModel):
