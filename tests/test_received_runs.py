@@ -250,6 +250,19 @@ def test_odd_values_give_one_clear_message(name: str, value: str, finished: Path
     assert len(problem) < 1200
 
 
+@pytest.mark.parametrize("value", [1e308, -5, 100.5])
+@pytest.mark.parametrize("name", ["summary.json", "metrics.jsonl"])
+def test_an_accuracy_is_a_percentage(name: str, value: float, finished: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    if name == "summary.json":
+        change_json(copy / name, last_top1=value)
+    else:
+        first, *others = checked_files.read_lines(copy / name)
+        checked_files.write_lines(copy / name, [{**first, "test_top1": value}, *others])
+    code, text = call("compare", copy, "--", finished)
+    assert (code, "is damaged" in text) == (2, True)
+
+
 @pytest.mark.parametrize("change", [{"epoch": "x"}, {"seconds": None}, {"teacher_counts": [1, 2, 3]}, {"extra": 1}])
 def test_odd_values_in_a_checkpoint_give_one_clear_message(change: Settings, run: Path) -> None:
     from kdcache import tensor_files
