@@ -5,6 +5,7 @@ used. And each file ends with a checksum of its content: JSON objects and the la
 ``sha256``, TOML in a comment. `kdcache.tensor_files` does the same for tensors.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ __all__ = [
     "read_json",
     "read_lines",
     "read_toml",
+    "require_digest",
     "require_kind",
     "write_json",
     "write_lines",
@@ -51,10 +53,14 @@ _KINDS = (
 
 
 def kind_of(path: Path) -> str | None:
-    """Say what a path is, without following it; ``None`` if there is nothing."""
+    """Say what a path is, without following it; ``None`` if there is nothing, as at a path that cannot exist."""
     try:
         mode = path.lstat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
+    except ValueError:  # NUL in the path
+        return None
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+            raise
         return None
     return next((kind for is_kind, kind in _KINDS if is_kind(mode)), "a device")
 
@@ -171,6 +177,15 @@ def read_toml(path: Path) -> dict[str, Any]:
     return document
 
 
+def require_digest(what: str, stated: object, computed: str, remedy: str | None = None) -> None:
+    """Raise a `UsageError` unless what a file states is the SHA-256 of its content."""
+    if stated != computed:
+        is_digest = isinstance(stated, str) and len(stated) == len(computed)
+        raise UsageError(
+            problem(what, expected=stated if is_digest else "one in the file", got=computed, remedy=remedy)
+        )
+
+
 def _parse(path: Path, content: bytes) -> dict[str, Any]:
     try:
         document = parse_json(content)
@@ -182,9 +197,5 @@ def _parse(path: Path, content: bytes) -> dict[str, Any]:
 
 
 def _compare(path: Path, stated: object, computed: str) -> None:
-    if stated != computed:
-        what, remedy = (
-            f"could not read {path}, which is damaged or was altered: its SHA-256",
-            "Restore it from a copy, or train the run again.",
-        )
-        raise UsageError(problem(what, expected=stated or "one in the file", got=computed, remedy=remedy))
+    what = f"could not read {path}, which is damaged or was altered: its SHA-256"
+    require_digest(what, stated, computed, remedy="Restore it from a copy, or train the run again.")

@@ -81,7 +81,7 @@ def _short(value: object) -> str:
 
 def first_line(error: Exception) -> str:
     """First line of an error's message, without addresses in memory, or the name of its type if it is empty."""
-    return (ADDRESS.sub("", str(error)).strip().splitlines() or [type(error).__name__])[0]
+    return _short((ADDRESS.sub("", str(error)).strip().splitlines() or [type(error).__name__])[0])
 
 
 def abbreviated(names: Iterable[str], limit: int) -> str:

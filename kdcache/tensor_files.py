@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kdcache.checked_files import parse_json
+from kdcache.checked_files import parse_json, require_digest
 from kdcache.errors import UsageError, first_line, problem
 from kdcache.files import write_atomically
 
@@ -100,10 +100,8 @@ def load(path: Path, format: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
             problem(f"checkpoint {path}", expected="a complete safetensors file", got=first_line(error))
         ) from error
     state = dict(sorted(state.items()))
-    computed = digest(state, metadata)
-    if stated != computed:
-        what = f"checkpoint {path} is damaged or was altered: SHA-256 of its contents"
-        raise UsageError(problem(what, expected=stated, got=computed))
+    what = f"checkpoint {path} is damaged or was altered: SHA-256 of its contents"
+    require_digest(what, stated, digest(state, metadata))
     return state, metadata
 
 

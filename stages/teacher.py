@@ -1,6 +1,7 @@
 """Stage one: train a teacher, or load a trained one, and store its logits for the clean training images."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -137,7 +138,7 @@ def load_teacher(
     check_output(config, resumable=False)
     compute = choose_compute(config)
     data = load_data(config)
-    network, published = find_network(weights, data, model, mean, std, weights_entry, class_order)
+    network, published, origin = find_network(weights, data, model, mean, std, weights_entry, class_order)
     network = network.to(compute.device)
     started = time.perf_counter()
     with RunWriter(config.model_copy(update={"model": network.name}), compute, data) as run:
@@ -159,10 +160,12 @@ def load_teacher(
                 "warning: measured and published accuracy differ by more than half a point. Was the network trained "
                 "with a different normalization (--mean, --std), for another image size, or on other data?"
             )
-        return _store_clean_logits(run, network, data, compute)
+        return _store_clean_logits(run, network, data, compute, origin)
 
 
-def _store_clean_logits(run: RunWriter, network: Network, data: Dataset, compute: Compute) -> FinishedRun:
+def _store_clean_logits(
+    run: RunWriter, network: Network, data: Dataset, compute: Compute, loaded: Mapping[str, str] | None = None
+) -> FinishedRun:
     teacher = Teacher(network, compute)
     store = open_store(store_path(run.path), teacher, data, image_settings=run.config.image_settings)
     plan = ViewPlan(len(data.train), data.image_size, data.card.padding, crop_flip=False, seed=0)
@@ -170,4 +173,4 @@ def _store_clean_logits(run: RunWriter, network: Network, data: Dataset, compute
     for _ in cached_teacher.precompute_clean():
         if signals.stop_requested():
             raise signals.Stopped
-    return run.finish(**cached_teacher.pop_counts().all_reduced().as_metrics())
+    return run.finish(**cached_teacher.pop_counts().all_reduced().as_metrics(), loaded=loaded)

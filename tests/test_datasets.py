@@ -96,6 +96,10 @@ def test_card_states_the_mean_and_deviation(mini: Dataset) -> None:
         (["cat", "caf\udce9"], ["cat", "caf\udce9"], r"expected UTF-8, got 'caf\udce9'. Rename the class."),
         (["cat", "caf\u00e9"], ["cat", "cafe\u0301"], r"got 'caf\xe9' and 'cafe\u0301', which look the same"),
         (["caf\u00e9", "cafe\u0301"], ["caf\u00e9", "cafe\u0301"], "which look the same"),
+        (["cat", "cat "], ["cat", "cat "], "got 'cat' and 'cat ', which look the same"),
+        (["a b", "a\u00a0b"], ["a b", "a\u00a0b"], "which look the same"),
+        (["a\nb", "cat"], ["a\nb", "cat"], r"expected text without control characters, got 'a\nb'. Rename the class."),
+        (["a\u2028b", "cat"], ["a\u2028b", "cat"], "expected text without control characters"),
     ],
 )
 @pytest.mark.parametrize("reader", ["folder", "imagenet"])

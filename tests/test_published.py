@@ -168,6 +168,8 @@ def test_a_published_teacher_can_teach(
     top1 = f"{summary['last_top1']:.2f} %"
     assert f"teacher resnet8 on folder:{pictures} -> teacher: top-1 {top1}, published as {top1}" in done.stdout
     assert "warning" not in done.stdout
+    loaded = json.loads((tmp_path / "teacher" / "summary.json").read_text())["loaded"]
+    assert (loaded["weights"], loaded["entry"]) == (str(path), "model")
     settings = {**small, "teacher": tmp_path / "teacher", "aug": "none", "out": tmp_path / "student"}
     assert train_student(StudentConfig.load(**settings)).summary["teacher_forwards"] == 0
 

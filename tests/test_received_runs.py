@@ -15,10 +15,11 @@ import zarr
 from click.testing import CliRunner
 from kdcache.stages import train_student
 
-from kdcache import checked_files, choices
+from kdcache import checked_files, choices, tensor_files
 from kdcache.cli import cli
 from kdcache.config import StudentConfig
 from kdcache.errors import KdcacheError, UsageError
+from kdcache.models import checkpoint
 from kdcache.run.folder import FinishedRun, RunFolder, find_finished_runs
 from kdcache.run.forward_count import ForwardCount, read_count
 from kdcache.run.records import load_runs
@@ -249,6 +250,19 @@ def test_odd_values_give_one_clear_message(name: str, value: str, finished: Path
     assert len(problem) < 1200
 
 
+@pytest.mark.parametrize("value", [1e308, -5, 100.5])
+@pytest.mark.parametrize("name", ["summary.json", "metrics.jsonl"])
+def test_an_accuracy_is_a_percentage(name: str, value: float, finished: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    if name == "summary.json":
+        change_json(copy / name, last_top1=value)
+    else:
+        first, *others = checked_files.read_lines(copy / name)
+        checked_files.write_lines(copy / name, [{**first, "test_top1": value}, *others])
+    code, text = call("compare", copy, "--", finished)
+    assert (code, "is damaged" in text) == (2, True)
+
+
 @pytest.mark.parametrize("change", [{"epoch": "x"}, {"seconds": None}, {"teacher_counts": [1, 2, 3]}, {"extra": 1}])
 def test_odd_values_in_a_checkpoint_give_one_clear_message(change: Settings, run: Path) -> None:
     from kdcache import tensor_files
@@ -390,6 +404,50 @@ def test_foreign_metadata_are_refused_before_zarr_sees_them(
     assert (code, "could not read" in text) == (1, True)
     assert "kl_ratio" not in opened
     assert not ran.exists()
+
+
+def test_a_run_is_read_and_resumed_where_the_teacher_it_names_is_damaged(
+    run: Path, finished: Path, teacher: Path, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    os.mkfifo(damaged / "config.toml")
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    for folder in (run, copy):
+        change_config(folder / "config.toml", lambda text: text.replace(str(teacher), str(damaged)))
+    for words in (("export", copy, "--out", tmp_path / "exported"), ("compare", copy, "--", finished)):
+        assert call(*words)[0] == 0
+    assert call("student-train", "--resume", "--out", run, "--teacher", teacher)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["a\\u0000b", "a" * 300, "b/" * 3000])
+def test_a_path_that_cannot_exist_gives_one_clear_message(
+    name: str, finished: Path, teacher: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    change_config(copy / "config.toml", lambda text: text.replace(str(teacher), name))
+    code, text = call("analyze", "disagreement", "--teacher", copy)
+    assert (code, "\n" in text) == (2, False)
+    code, text = call("student-train", "--teacher", teacher, "--dataset", f"folder:{name}", "--out", tmp_path / "new")
+    assert code == 2
+    assert text.isprintable()
+
+
+def test_a_network_that_computes_no_numbers_predicts_nothing(finished: Path, pictures: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    network = copy / "model.safetensors"
+    state, metadata = tensor_files.load(network, checkpoint.FORMAT)
+    tensor_files.save(network, state, {**metadata, "mean": [1e300] * 3})
+    code, text = call("predict", copy, next(pictures.rglob("*.png")))
+    assert (code, "expected finite numbers, got [nan" in text) == (1, True), text
+
+
+@pytest.mark.parametrize("stated", ["x" * 10_000, {"a": 1}, None])
+def test_what_is_stated_for_a_checksum_is_not_printed(stated: object, finished: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    (copy / "summary.json").write_text(json.dumps({"sha256": stated}))
+    code, text = call("predict", copy, tmp_path)
+    assert (code, "expected one in the file, got" in text, len(text) < 1000) == (2, True, True)
 
 
 @pytest.mark.parametrize("chunk", [[1, 2**10], [1, 2**29]])

@@ -1,6 +1,9 @@
 """Weights from elsewhere: where a file has a network's tensors, normalization and classes, and what a file is."""
 
 import argparse
+import datetime
+import decimal
+import fractions
 import io
 import json
 import logging
@@ -8,9 +11,12 @@ import os
 import pickle
 import re
 import tarfile
+import uuid
 import zipfile
+from collections import defaultdict, deque
 from collections.abc import Callable
 from pathlib import Path, PosixPath
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +31,7 @@ from torchvision.models import VisionTransformer
 from kdcache.config import TeacherConfig
 from kdcache.datasets import Dataset
 from kdcache.models import Network, build, checkpoint
-from kdcache.models.class_order import natural_order, reorder_classes
+from kdcache.models.class_order import check_class_names, natural_order, reorder_classes
 from kdcache.models.load import find_network, trained_network
 from kdcache.models.published import read, read_torchvision
 from kdcache.models.weights import load_into
@@ -101,6 +107,17 @@ LAYOUTS: dict[str, object] = {
     "deep": {"checkpoint": {"network": {"state_dict": prefixed("module.", RAW)}}},
     "wrapped within": {key.replace(".conv1", ".module._orig_mod.conv1"): value for key, value in RAW.items()},
     "unusual key": {"weights": RAW, "optimizer": {"state": {0: {"step": torch.tensor(3)}}}},
+    "mmcv, whose ema_... are the raw weights": {
+        "state_dict": {**HEADS, "ema_backbone_conv1_weight": EMA["conv1.weight"]}
+    },
+    "of the standard library": {
+        "model": RAW,
+        "collections": [defaultdict(list, a=[1]), deque([1, 2]), frozenset([1]), {1}, range(3), slice(1)],
+        "times": [datetime.datetime.now(datetime.UTC), datetime.date.today(), datetime.timedelta(3)],
+        "numbers": [decimal.Decimal("1.5"), fractions.Fraction(1, 3), 1 + 2j, uuid.UUID(int=3)],
+        "options": SimpleNamespace(lr=0.1),
+        "types": [int, list],
+    },
     "of NumPy": {
         "model": RAW,
         "best": np.float32(3),
@@ -127,7 +144,7 @@ def test_a_network_is_found_wherever_a_file_has_its_tensors(layout: str, tmp_pat
 def test_numbers_of_numpy_are_read_without_its_pickles(tmp_path: Path) -> None:
     document = {"model": RAW, "accuracy": np.float32(71.5), "classes": np.array(["a", "bé", "c"])}
     found = read(saved(tmp_path / "net.pth", document))
-    assert (found.accuracy, found.class_names) == (71.5, (("a", "bé", "c"),))
+    assert (found.accuracy, found.name_lists) == (71.5, (("classes", ("a", "bé", "c")),))
     assert type(found.accuracy) is float
 
 
@@ -153,6 +170,23 @@ def test_averaged_weights_are_taken_and_said(layout: str, tmp_path: Path, caplog
     message = refusal(lambda: loaded(document, tmp_path, "weights"))
     assert averaged in message
     assert message.endswith("got weights")
+
+
+@pytest.mark.parametrize("key", ["ema_state_dict", "state_dict_swa", "averaged_model", "modelEMA", "emaModel"])
+def test_averaged_weights_have_many_names(key: str, tmp_path: Path) -> None:
+    assert is_same(loaded({"state_dict": RAW, key: EMA}, tmp_path), EMA)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("fc.bias", float("nan")), ("bn1.running_var", float("inf")), ("bn1.running_var", -1.0)]
+)
+def test_weights_that_are_no_numbers_are_refused(name: str, value: float, tmp_path: Path) -> None:
+    spoiled = RAW[name].clone()
+    spoiled[0] = value
+    message = refusal(lambda: loaded({**RAW, name: spoiled}, tmp_path))
+    assert f"expected finite numbers, and no negative variance, got {name}. " in message
+    large = torch.full((3,), 1e300, dtype=torch.float64)  # infinite as float32
+    assert "got fc.bias" in refusal(lambda: loaded({**RAW, "fc.bias": large}, tmp_path))
 
 
 def test_of_equal_networks_one_must_be_chosen(tmp_path: Path) -> None:
@@ -226,7 +260,7 @@ def test_published_layouts_of_torchvision_give_its_own_logits(
     assert (expected[0] - expected[1]).std() > 0.01
     torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)
     assert found.accuracy == entry.meta["_metrics"]["ImageNet-1K"]["acc@1"]
-    assert len(found.class_names[0]) == 1000
+    assert len(found.name_lists[0][1]) == 1000
 
 
 def test_networks_convert_weights_of_their_earlier_versions(tmp_path: Path) -> None:
@@ -288,6 +322,40 @@ def test_a_network_of_timm_has_the_normalization_that_timm_states(
     assert normalization(find_network(stated, data, name, *given)[0]) == given
 
 
+@pytest.mark.parametrize("stem", ["", "image_", "pixel_", "data_preprocessor.", "0."])
+@pytest.mark.parametrize("scale", [1, 255])
+def test_tensors_of_a_module_that_normalizes_state_the_normalization(
+    stem: str, scale: int, data: Dataset, tmp_path: Path
+) -> None:
+    mean, std = (scale * torch.tensor(values).view(1, 3, 1, 1) for values in THIRDS)
+    tensors = {**prefixed("model.", RAW), f"{stem}mean": mean, f"{stem}std": std}
+    network = find_network(saved(tmp_path / "net.pth", {"state_dict": tensors}), data, "resnet8").network
+    assert [*network.mean, *network.std] == pytest.approx([*THIRDS[0], *THIRDS[1]])
+
+
+def test_a_normalization_of_pixels_to_255_is_refused(data: Dataset, tmp_path: Path) -> None:
+    path = saved(tmp_path / "net.pth", RAW)
+    message = refusal(lambda: find_network(path, data, mean=(127.5,) * 3))
+    assert message.startswith("--mean: expected three numbers from 0 to 1, got (127.5, 127.5, 127.5). Divide")
+    assert "--std" in refusal(lambda: find_network(path, data, std=(127.5,) * 3))
+
+
+def test_it_is_recorded_how_a_network_was_loaded(data: Dataset, tmp_path: Path) -> None:
+    path, order = saved(tmp_path / "net.pth", {"model": RAW, "model_ema": EMA}), tmp_path / "order.txt"
+    order.write_text("\n".join(CLASSES))
+    facts = {
+        "weights": str(path),
+        "entry": "model_ema",
+        "normalization": f"the data, {data.card.name}",
+        "class order": "that of the data",
+    }
+    assert find_network(path, data).origin == facts
+    found = find_network(path, data, None, HALF, entry="model", class_order=str(order))
+    given = {"entry": "model", "normalization": f"--mean and the data, {data.card.name}", "class order": str(order)}
+    assert found.origin == {**facts, **given}
+    assert find_network(path, data, None, HALF, HALF).origin["normalization"] == "--mean and --std"
+
+
 STATEMENTS: dict[str, dict[str, Any]] = {
     "config.json": {"architecture": "resnet", "pretrained_cfg": {"mean": THIRDS[0], "std": THIRDS[1]}},
     "preprocessor_config.json": {"image_mean": THIRDS[0], "image_std": THIRDS[1]},
@@ -331,6 +399,31 @@ def tar(path: Path, names: tuple[str, ...]) -> None:
             made.addfile(entry, io.BytesIO(b"abc"))
 
 
+def tar_of_a_checkpoint(path: Path) -> None:
+    """Archive a checkpoint, whose end, that of a ZIP archive, is near the end of the file."""
+    member = saved(path.with_name("member.pth"), RAW)
+    with tarfile.open(path, "w") as made:
+        made.add(member, "member.pth")
+
+
+def beginning(path: Path, share: float, save: Callable[[Path], object]) -> None:
+    save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+
+
+def save_tensors(path: Path) -> None:
+    save_file({key: value.contiguous() for key, value in RAW.items()}, path)
+
+
+def save_old(path: Path) -> None:
+    torch.save(RAW, path, _use_new_zipfile_serialization=False)
+
+
+def save_arrays(path: Path) -> None:
+    torch.save({"model": {key: value.numpy() for key, value in RAW.items()}}, path)
+
+
 INDEX = '{"metadata": {"total_size": 3}, "weight_map": {"fc.weight": "model-00001-of-00002.safetensors"}}'
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 46830571\n"
 
@@ -341,6 +434,7 @@ OTHER: dict[str, tuple[Callable[[Path], object], str]] = {
     "server error": (lambda path: path.write_text("<?xml version='1.0'?><Error>AccessDenied</Error>"), "XML"),
     "text": (lambda path: path.write_text("404: Not Found"), "text that begins with '404: Not Found'"),
     "index": (lambda path: path.write_text(INDEX), "the index of weights in several shards"),
+    "index with a byte order mark": (lambda path: path.write_text("\ufeff" + INDEX), "the index of weights in several"),
     "JSON": (lambda path: path.write_text('{"epoch": 3}'), "a JSON document"),
     "empty": (lambda path: path.write_bytes(b""), "an empty file"),
     "zeros": (lambda path: path.write_bytes(bytes(4096)), "zeros"),
@@ -353,6 +447,22 @@ OTHER: dict[str, tuple[Callable[[Path], object], str]] = {
     "archive": (lambda path: archive(path, ("model.pth", "LICENSE"), True), "other files: LICENSE, model.pth. Unpack"),
     "NumPy archive": (lambda path: archive(path, ("a.npy", "b.npy")), "an archive of NumPy arrays"),
     "tar": (lambda path: tar(path, ("model.pth",)), "a tar archive of other files: model.pth. Unpack"),
+    "tar of a checkpoint": (tar_of_a_checkpoint, "a tar archive of other files: member.pth. Unpack"),
+    "noise": (lambda path: path.write_bytes(bytes(range(7, 120)) * 9), "got a file of another format$"),
+    "UTF-16": (lambda path: path.write_bytes("<html>".encode("utf-16")), "got a file of another format$"),
+    "beginning": (
+        lambda path: beginning(path, 0.5, lambda path: saved(path, RAW)),
+        "the beginning of an archive, .* again",
+    ),
+    "safetensors begun": (
+        lambda path: beginning(path, 0.001, save_tensors),
+        "the beginning of a safetensors file. .* again",
+    ),
+    "old begun": (
+        lambda path: beginning(path, 0.5, save_old),
+        "got an incomplete or damaged one. Download or copy it again",
+    ),
+    "arrays": (save_arrays, "tensors by name, got arrays of NumPy. In the project"),
     "old tar": (lambda path: tar(path, ("sys_info", "pickle", "storages", "tensors")), "the tar format of torch"),
     "gzip": (lambda path: path.write_bytes(b"\x1f\x8b\x08" + b"a" * 99), "compressed with gzip. Unpack"),
     "Keras": (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + b"a" * 99), "an HDF5 file"),
@@ -373,7 +483,7 @@ def test_a_file_that_is_something_else_is_named(kind: str, suffix: str, tmp_path
     make(path)
     message = refusal(lambda: find_network(path, data))
     assert re.search(words, message), message
-    assert not re.search(r"weights_only|safe_globals|torch\.load", message)
+    assert not re.search(r"weights_only|safe_globals|torch\.load|unexpected|Errno", message)
 
 
 def test_the_suffix_of_a_checkpoint_does_not_matter(data: Dataset, tmp_path: Path) -> None:
@@ -422,6 +532,25 @@ def test_the_order_of_classes_is_given_in_a_file(data: Dataset, tmp_path: Path) 
         order.write_bytes(text.encode("utf-8", "surrogateescape"))
         assert words in refusal(lambda: find_network(path, data, "resnet8", class_order=str(order)))
     assert "No such file" in refusal(lambda: find_network(path, data, "resnet8", class_order="nowhere.txt"))
+    os.mkfifo(tmp_path / "pipe")
+    pipe = str(tmp_path / "pipe")
+    assert "no regular file" in refusal(lambda: find_network(path, data, "resnet8", class_order=pipe))
+
+
+def test_names_are_compared_exactly_where_they_differ_in_little() -> None:
+    check_class_names(["Cat", "dog, hound"], ["cat", "dog"], "weights")
+    for names in (["a", "A"], ["x,1", "x,2"], ["a_b", "a b"]):
+        check_class_names(names, names, "weights")
+        assert "class 0" in refusal(lambda names=names: check_class_names(names[::-1], names, "weights"))  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("start", [0, 1])
+def test_names_that_are_numbers_are_read_from_an_index(start: int, tmp_path: Path) -> None:
+    names = natural_order([str(number) for number in range(12)])
+    document = {"model": RAW, "class_to_idx": {name: start + index for index, name in enumerate(names)}}
+    ((_, found),) = read(saved(tmp_path / "net.pth", document)).name_lists
+    assert found == tuple(names)
+    assert "class 2: expected '10'" in refusal(lambda: check_class_names(found, sorted(names), "weights"))
 
 
 SWAPPED = ["dark", "bright", "striped"]
@@ -432,6 +561,7 @@ CARRIERS: dict[str, Callable[[list[str]], dict[str, object]]] = {
     "index of folders": lambda names: {"class_to_idx": {name: index for index, name in enumerate(names)}},
     "by index": lambda names: {"config": {"id2label": {str(index): name for index, name in enumerate(names)}}},
     "array": lambda names: {"classes": np.array(names)},
+    "from 1": lambda names: {"class_to_idx": {name: index for index, name in enumerate(names, 1)}},
     "options": lambda names: {"args": argparse.Namespace(class_names=names)},
 }
 
@@ -452,6 +582,16 @@ def test_another_order_of_classes_in_the_file_is_refused(carrier: str, data: Dat
         assert "--class-order" in message
     assert load(SWAPPED, str(tmp_path / "order.txt")).body.fc.bias.equal(RAW["fc.bias"][[1, 0, 2]])
     assert "Correct --class-order." in refusal(lambda: load([*CLASSES], str(tmp_path / "order.txt")))
+
+
+def test_names_of_the_data_in_another_order_are_refused_under_any_key(data: Dataset, tmp_path: Path) -> None:
+    def load(**facts: object) -> object:
+        return find_network(saved(tmp_path / "net.pth", {"model": RAW, **facts}), data, "resnet8")
+
+    load(vocabulary=["some", "other", "words"], columns=["loss", "top1", "top5"])
+    for facts in ({"vocabulary": SWAPPED}, {"hparams": {"map": {name: index for index, name in enumerate(SWAPPED)}}}):
+        message = refusal(lambda facts=facts: load(labels=["x", "y", "z"], **facts))  # type: ignore[misc]
+        assert "class 0: expected 'bright', as in the data, got 'dark'" in message
 
 
 def test_the_classes_of_a_network_of_kdcache_are_compared(data: Dataset, tmp_path: Path) -> None:

@@ -230,5 +230,5 @@ def _external_network(
         if teacher is None or not teacher.startswith(TORCHVISION):
             raise UsageError(problem("--weights", expected=f"the weights of {teacher}", got="none"))
         weights = DEFAULT_TORCHVISION_WEIGHTS
-    network, _ = find_network(weights, data, teacher, entry=entry, class_order=class_order)
+    network = find_network(weights, data, teacher, entry=entry, class_order=class_order).network
     return network, f"{network.name} ({weights})"

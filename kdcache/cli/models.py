@@ -103,6 +103,9 @@ def predict(run: Path, images: tuple[Path, ...], max_pixels: int | None) -> None
             continue
         with torch.inference_mode():
             (probabilities,) = deployed(pixels[None])
+        if not probabilities.isfinite().all():  # a network that diverged, or a file with absurd numbers
+            what = f"probabilities of {image} by the network {folder.network_file}"
+            raise KdcacheError(problem(what, expected="finite numbers", got=probabilities.tolist()))
         top = probabilities.topk(min(5, len(names)))
         guesses = (
             f"{printable(names[label])} {probability:.3f}"

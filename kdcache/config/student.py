@@ -16,7 +16,7 @@ from kdcache.config.augs import AugOptions, format_mix
 from kdcache.config.losses import LossOptions, loss_weights, trains_on_mixed_views
 from kdcache.config.options import OptionTables, as_tables, merge_tables
 from kdcache.config.settings import SET_BY_PRESET, Choice, ChoiceSum, Invalid, flag_of, setting
-from kdcache.config.training import CONFIG_FILE, Model, TrainingConfig, recorded_images
+from kdcache.config.training import CONFIG_FILE, Model, TrainingConfig, image_settings, recorded_images
 from kdcache.errors import printable
 from kdcache.presets import read_recipe
 
@@ -117,14 +117,16 @@ class StudentConfig(TrainingConfig):
     @classmethod
     def _inherited(cls, given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         file = Path(os.path.expanduser(str(given.get("teacher")))) / CONFIG_FILE
-        if not given.get("teacher") or kind_of(file) is None:
-            return {}
-        images = {name: value for name, value in recorded_images(file).items() if name not in given}
+        wanted = [name for name in image_settings() if name not in given]
         if "dataset" in given:  # the same images elsewhere, or others, of which the teacher needs this size
             card = CARDS.get(str(given["dataset"]))
-            if "image_size" not in images or (card and card.padding is not None):
-                return {}
-            images = {"image_size": images["image_size"]}
+            wanted = [name for name in wanted if name == "image_size" and not (card and card.padding is not None)]
+        # The settings of a run name all, and are read whether its teacher is damaged or not.
+        if not wanted or not given.get("teacher") or kind_of(file) is None:
+            return {}
+        images = {name: value for name, value in recorded_images(file).items() if name in wanted}
+        if not images:
+            return {}
         chosen = " ".join(f"{flag_of(name, cls.model_fields[name])} {value}" for name, value in images.items())
         log.info("images of the teacher %s: %s", given["teacher"], printable(chosen))
         return {str(file): images}

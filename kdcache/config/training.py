@@ -26,7 +26,7 @@ from kdcache.config.settings import SET_BY_PRESET, Choice, Invalid, check_text, 
 from kdcache.errors import UsageError, problem
 from kdcache.presets import read_settings
 
-__all__ = ["CONFIG_FILE", "Model", "TeacherConfig", "TrainingConfig", "recorded_images"]
+__all__ = ["CONFIG_FILE", "Model", "TeacherConfig", "TrainingConfig", "image_settings", "recorded_images"]
 
 Dataset = Annotated[
     str,
@@ -190,7 +190,7 @@ class TrainingConfig(BaseModel):
     @property
     def image_settings(self) -> dict[str, Any]:
         """The settings that say which images a run is about, as plain data."""
-        return self.model_dump(mode="json", include=set(_image_settings()))
+        return self.model_dump(mode="json", include=set(image_settings()))
 
     def learning_rate(self, epoch: int) -> float:
         """Learning rate of an epoch, counted from 0: multiplied by ``gamma`` at each milestone (Section 4)."""
@@ -313,7 +313,8 @@ class TeacherConfig(TrainingConfig):
     """Settings that apply to a teacher that is loaded instead of trained."""
 
 
-def _image_settings() -> list[str]:
+def image_settings() -> list[str]:
+    """Names of the settings that say which images a run is about."""
     return [name for name in TrainingConfig.in_group("data") if name not in ("download", "workers")]
 
 
@@ -334,7 +335,7 @@ def _recorded_settings(options: Mapping[str, Any]) -> Path | None:
 def recorded_images(file: Path) -> dict[str, Any]:
     """Read the settings of a run that say which images it is about, from its config file."""
     tables = [table for table in read_toml(file).values() if isinstance(table, dict)]
-    return {name: table[name] for name in _image_settings() for table in tables if name in table}
+    return {name: table[name] for name in image_settings() for table in tables if name in table}
 
 
 def _holds(settings: Any, loc: Sequence[str | int]) -> bool:

@@ -1,6 +1,7 @@
 """A dataset of the user's own: a folder of image files for each class."""
 
 import logging
+import os
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -45,7 +46,7 @@ def load(card: Card, root: Path, workers: int) -> Dataset:
         If a folder is missing or empty, the classes differ, or there are fewer than two.
     """
     path = Path(card.name.removeprefix(FOLDER_PREFIX))
-    if not path.is_dir():
+    if not os.path.isdir(path):  # unlike is_dir, also where the name is too long to exist
         remedy = "If it was moved, name its place with --dataset."
         raise UsageError(problem(f"dataset folder {path} does not exist", remedy=remedy))
     folders = class_folders(path)

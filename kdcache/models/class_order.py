@@ -11,12 +11,29 @@ from torch import nn
 from kdcache.errors import UsageError, abbreviated, first_line, problem
 from kdcache.models.network import Network
 
-__all__ = ["NATURAL", "check_class_names", "natural_order", "read_class_order", "reorder_classes"]
+__all__ = [
+    "NATURAL",
+    "NameList",
+    "check_class_names",
+    "find_class_names",
+    "natural_order",
+    "read_class_order",
+    "reorder_classes",
+]
 
 NATURAL = "natural"
 """The order of names with numbers in them by these numbers, ignoring case, as timm sorts class folders."""
 
+NameList = tuple[str, tuple[str, ...]]
+"""A list of names in a file, and the key under which it is."""
+
 MAX_NAMES_LISTED = 5
+
+_CLASS_KEYS = (
+    *("class_names", "classes", "CLASSES", "label_names", "categories", "names", "labels"),
+    *("class_to_idx", "idx_to_class", "id2label", "label2id"),
+)
+"""Keys under which projects keep the names of classes, as a list or by index."""
 
 TEST_IMAGES = 8
 
@@ -36,7 +53,7 @@ def check_class_names(stated: Sequence[str], expected: Sequence[str], where: obj
     """
     if _code(stated) != _code(expected):
         return
-    ours, theirs = ([_comparable(name) for name in names] for names in (expected, stated))
+    ours, theirs = _comparable(expected, stated)
     positions = {name: index for index, name in enumerate(theirs) if theirs.count(name) == 1}
     elsewhere = [index for index, name in enumerate(ours) if positions.get(name, index) != index]
     different = [index for index, name in enumerate(ours) if theirs[index] != name]
@@ -50,8 +67,26 @@ def _code(names: Sequence[str]) -> str | None:
     return next((kind for kind, code in _CODES.items() if all(map(code.fullmatch, names))), None)
 
 
-def _comparable(name: str) -> str:
-    return same_form(name.split(",")[0]).casefold().replace("_", " ")
+def _comparable(*lists: Sequence[str]) -> list[list[str]]:
+    """Bring names into a form that does not depend on how they are written, unless it makes different ones equal."""
+    exact = [[same_form(name) for name in names] for names in lists]
+    loose = [[name.split(",")[0].casefold().replace("_", " ").strip() for name in names] for names in exact]
+    return loose if all(len(set(a)) == len(set(b)) for a, b in zip(loose, exact, strict=True)) else exact
+
+
+def find_class_names(lists: Sequence[NameList], expected: Sequence[str]) -> tuple[str, ...] | None:
+    """Find the names of the classes among the lists of names in a file.
+
+    A list of the expected names is one, whatever its order and its key; otherwise, one under a usual key.
+    """
+    fitting = [names for _, names in lists if len(names) == len(expected)]
+    usual = [names for key, names in lists if len(names) == len(expected) and key in _CLASS_KEYS]
+
+    def has_same_names(names: Sequence[str]) -> bool:
+        ours, theirs = _comparable(expected, names)
+        return sorted(ours) == sorted(theirs)
+
+    return next(filter(has_same_names, fitting), next(iter(usual), None))
 
 
 def same_form(name: str) -> str:
@@ -87,7 +122,9 @@ def read_class_order(order: str, names: Sequence[str]) -> list[int]:
         listed = natural_order(names)
     else:
         try:
-            listed = Path(order).read_text("utf-8-sig").splitlines()
+            if Path(order).exists() and not Path(order).is_file():  # reading a pipe would wait
+                raise ValueError("no regular file")
+            listed = Path(order).read_text("utf-8-sig").split("\n")
         except (OSError, ValueError) as error:
             expected, got = f"{NATURAL}, or a file of names in UTF-8", getattr(error, "strerror", first_line(error))
             raise UsageError(problem(f"--class-order {order}", expected=expected, got=got)) from error

@@ -31,7 +31,7 @@ TOP = "."
 COUNTER = "num_batches_tracked"
 """Batch norm's count of batches, which files of before torch 0.4.1 lack; no forward reads it."""
 
-_EMA = re.compile(r"(^|_)ema(_|$)", re.IGNORECASE)
+_EMA = re.compile(r"(?i:(^|_)(ema|swa|averaged?)(_|$))|EMA$|^ema[A-Z]")
 _PREFERRED = ("state_dict_ema", "model_ema", "model", "state_dict", "model_state_dict", "net")
 """Dictionaries that are taken before others if several fit, after those of averaged weights."""
 

@@ -3,6 +3,7 @@
 import importlib.resources
 import logging
 from pathlib import Path
+from typing import NamedTuple
 
 from kdcache import models
 from kdcache.choices import trust
@@ -12,6 +13,7 @@ from kdcache.models import Network, checkpoint, published
 from kdcache.models.class_order import (
     NATURAL,
     check_class_names,
+    find_class_names,
     natural_order,
     read_class_order,
     reorder_classes,
@@ -25,6 +27,14 @@ SHIPPED = "shipped"
 """Stands for the file of the ``fashion-mini`` teacher that comes with kdcache."""
 
 log = logging.getLogger("kdcache")
+
+
+class Found(NamedTuple):
+    """A trained network, its published top-1 accuracy in percent, if it is known, and how it was loaded, in words."""
+
+    network: Network
+    accuracy: float | None
+    origin: dict[str, str]
 
 
 def trained_network(weights: Path, data: Dataset) -> Network:
@@ -58,7 +68,7 @@ def find_network(
     std: tuple[float, ...] | None = None,
     entry: str | None = None,
     class_order: str | None = None,
-) -> tuple[Network, float | None]:
+) -> Found:
     """Load a trained network for some data from a file of kdcache, a published checkpoint, or torchvision's weights.
 
     What is chosen, assumed or left out on the way is logged.
@@ -80,9 +90,7 @@ def find_network(
 
     Returns
     -------
-    network : Network
-    published : float or None
-        Published top-1 accuracy in percent, if it is known.
+    Found
 
     Raises
     ------
@@ -99,13 +107,14 @@ def find_network(
         network = trained_network(Path(weights), data)
         if model not in (None, network.name):
             raise UsageError(problem(f"--model for {weights}", expected=network.name, got=model))
-        return network, None
+        return Found(network, None, {"weights": str(weights)})
     torchvision = model is not None and model.startswith("torchvision:")
     stated = published.read_torchvision(str(model), str(weights)) if torchvision else published.read(Path(weights))
     name = model or most_similar_network(stated.entries)
     if name is None:
         remedy = "Name the network with --model."
         raise UsageError(problem(f"weights {weights}", expected="the tensors of a known network", remedy=remedy))
+    _check_normalization(mean, std)
     trust(name)
     network = models.build(
         name,
@@ -115,10 +124,21 @@ def find_network(
         std=std or data.card.std,
         seed=0,
     )
-    load_into(network, stated.entries, weights, entry)
-    _normalize(network, stated, data, mean, std)
+    origin = {
+        "weights": str(weights),
+        "entry": load_into(network, stated.entries, weights, entry),
+        "normalization": _normalize(network, stated, data, mean, std),
+        "class order": class_order or "that of the data",
+    }
     _order_classes(network, stated, data, weights, class_order)
-    return network, published.KNOWN_ACCURACY.get((data.card.name, name)) or stated.accuracy
+    return Found(network, published.KNOWN_ACCURACY.get((data.card.name, name)) or stated.accuracy, origin)
+
+
+def _check_normalization(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:
+    for option, values in {"--mean": mean, "--std": std}.items():
+        if values and not all(0 <= value <= 1 for value in values):
+            remedy = "Divide values for pixels 0..255 by 255."
+            raise UsageError(problem(option, expected="three numbers from 0 to 1", got=values, remedy=remedy))
 
 
 def _normalize(
@@ -127,21 +147,27 @@ def _normalize(
     data: Dataset,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
-) -> None:
-    """Give a network the normalization that is stated first: by the user, its weights, its library, the data."""
+) -> str:
+    """Give a network the normalization that is stated first: by the user, its weights, its library, the data.
+
+    Returns what states it.
+    """
     known = stated.normalization or published.stated_by(network.body)
     found = known or Normalization(data.card.mean, data.card.std, f"the data, {data.card.name}")
     network.set_normalization(mean or found.mean, std or found.std)
-    if mean is None or std is None:
-        log.info("normalization: mean %s, std %s, from %s", network.mean, network.std, found.source)
+    given = [option for option, values in {"--mean": mean, "--std": std}.items() if values is not None]
+    source = " and ".join([*given, found.source][:2])
+    if len(given) < 2:
+        log.info("normalization: mean %s, std %s, from %s", network.mean, network.std, source)
     if known is None and mean is None and network.name in published.TRANSFORMING:
         log.warning("if %s was trained with transform_input, add --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5", network.name)
+    return source
 
 
 def _order_classes(network: Network, stated: Published, data: Dataset, where: object, class_order: str | None) -> None:
     """Bring the classes of a network into the order of the data."""
     names = data.class_names
-    in_weights = next((each for each in stated.class_names if len(each) == len(names)), None)
+    in_weights = find_class_names(stated.name_lists, names)
     if class_order is not None:
         positions = read_class_order(class_order, names)
         in_file = [""] * len(names)

@@ -1,10 +1,11 @@
-"""What published files hold besides tensors and Python's own types: numbers, arrays and options.
+"""What published files hold besides tensors and built-in types: numbers, arrays, options, dates and the like.
 
 They are read into stand-ins of our own: NumPy's code for pickles trusts the bytes that it is given.
 """
 
 import argparse
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -64,25 +65,46 @@ def _empty_bytes(*_: object) -> bytes:
     return b""
 
 
-class _Path:
-    """A path, of which nothing is kept."""
+def _dict(*_: object) -> dict[Any, Any]:
+    return {}
+
+
+def _list(*_: object) -> list[Any]:
+    return []
+
+
+class _Unread:
+    """A value of which nothing is kept."""
 
     def __init__(self, *_: object) -> None:
         pass
 
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+_UNREAD = {
+    "builtins": "complex frozenset range slice bool dict float int list set str tuple",
+    "datetime": "date datetime time timedelta timezone",
+    "decimal": "Decimal",
+    "fractions": "Fraction",
+    "uuid": "SafeUUID UUID",
+    **dict.fromkeys(("pathlib", "pathlib._local"), "PosixPath PurePosixPath PureWindowsPath WindowsPath"),
+}
+"""Plain values of the standard library by module. Python 3.13 moved the paths."""
+
 
 SAFE_GLOBALS: list[Any] = [
     argparse.Namespace,
+    SimpleNamespace,
     (TorchVersion, "torch.torch_version.TorchVersion"),
     (_empty_bytes, "builtins.bytes"),  # how protocol 2 writes them
     (_Kind, "numpy.dtype"),
     (PlainArray, "numpy.ndarray"),
     *((_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     *((_array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
-    *(
-        (_Path, f"{module}.{system}Path")
-        for module in ("pathlib", "pathlib._local")
-        for system in ("Posix", "Windows", "PurePosix", "PureWindows")
-    ),
+    (_dict, "collections.defaultdict"),
+    (_list, "collections.deque"),
+    *((_Unread, f"{module}.{name}") for module, names in _UNREAD.items() for name in names.split()),
 ]
-"""For `torch.serialization.safe_globals`. NumPy 2 renamed ``core``, and Python 3.13 moved the paths."""
+"""For `torch.serialization.safe_globals`. NumPy 2 renamed ``core``."""

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from kdcache.errors import KdcacheError, UsageError, first_line, problem
+from kdcache.models.class_order import NameList
 from kdcache.models.layouts import Entries, State, is_plain
 from kdcache.models.plain_data import PlainArray
-from kdcache.models.weights_file import read_document
+from kdcache.models.weights_file import SAVE_STATE, read_document
 
 __all__ = ["KNOWN_ACCURACY", "TRANSFORMING", "Normalization", "Published", "read", "read_torchvision", "stated_by"]
 
@@ -35,10 +36,6 @@ MAX_DEPTH = 4
 
 # DenseNets of before torch 0.4, torchvision's published ones among them, have names that modules may no longer have.
 _DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
-
-_CLASS_LISTS = ("class_names", "classes", "CLASSES", "label_names", "categories", "names", "labels")
-_CLASSES_BY_INDEX = ("class_to_idx", "idx_to_class", "id2label", "label2id", "names")
-"""Keys under which projects keep the names of classes."""
 
 TRANSFORMING = ("torchvision:googlenet", "torchvision:inception_v3")
 """Networks whose weights torchvision published for -1..1; with them it turns on ``transform_input``, which converts."""
@@ -65,14 +62,14 @@ class Published(NamedTuple):
         Top-1 accuracy in percent, if it is stated.
     normalization : Normalization or None
         If it is stated.
-    class_names : tuple of tuple of str
+    name_lists : tuple of NameList
         What may be the names of the classes, in the order of the logits.
     """
 
     entries: Entries
     accuracy: float | None = None
     normalization: Normalization | None = None
-    class_names: tuple[tuple[str, ...], ...] = ()
+    name_lists: tuple[NameList, ...] = ()
 
 
 def read(path: Path) -> Published:
@@ -91,15 +88,17 @@ def read(path: Path) -> Published:
     document = read_document(path)
     entries = dict(_entries(document, "", MAX_DEPTH))
     if not entries:
+        arrays = any(isinstance(value, PlainArray) for facts in _facts(document) for value in facts.values())
         names = ", ".join(name for name in document if isinstance(name, str))
-        raise UsageError(problem(f"weights {path}", expected="tensors by name", got=names[:80] or "none"))
+        got = "arrays of NumPy" if arrays else names[:80] or "none"
+        raise UsageError(problem(f"weights {path}", expected="tensors by name", got=got, remedy=SAVE_STATE))
     tensors = [tensor for entry in entries.values() for tensor in entry.values() if is_plain(tensor)]
     held = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     if (stated := sum(held.values())) > path.stat().st_size:
         raise UsageError(problem(f"weights {path}: bytes of tensors", expected=path.stat().st_size, got=stated))
     card = {**document, **_files_beside(path)}
     accuracy, normalization = _accuracy(document.get("accuracy")), _normalization(card, "the checkpoint")
-    return Published(entries, accuracy, normalization, tuple(_class_names(card)))
+    return Published(entries, accuracy, normalization, tuple(_name_lists(card)))
 
 
 def read_torchvision(model: str, weights: str) -> Published:
@@ -144,8 +143,8 @@ def read_torchvision(model: str, weights: str) -> Published:
         means, stds = tuple(transforms.mean), tuple(transforms.std)
     accuracy = chosen.meta.get("_metrics", {}).get("ImageNet-1K", {}).get("acc@1")
     normalization = Normalization(means, stds, f"torchvision for {chosen}")
-    names = tuple(chosen.meta.get("categories", ()))
-    return found._replace(accuracy=accuracy, normalization=normalization, class_names=(names,))
+    names = ("categories", tuple(chosen.meta.get("categories", ())))
+    return found._replace(accuracy=accuracy, normalization=normalization, name_lists=(names,))
 
 
 def _file_name(url: str) -> str:
@@ -188,8 +187,9 @@ def _files_beside(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if path.stem in ("model", "pytorch_model"):
         for name in ("config.json", "preprocessor_config.json"):
+            file = path.parent / name
             try:
-                content = json.loads((path.parent / name).read_text("utf-8"))
+                content = json.loads(file.read_text("utf-8-sig")) if file.is_file() else {}
             except (OSError, ValueError, RecursionError):
                 continue
             found[name] = content
@@ -211,6 +211,9 @@ def _facts(node: object, depth: int = MAX_DEPTH) -> Iterator[Mapping[Any, Any]]:
 def _values(value: object) -> list[Any]:
     if isinstance(value, PlainArray):
         return value.values or []
+    if isinstance(value, Tensor):  # of a module that normalizes, in which case it is float32
+        few = is_plain(value) and value.numel() <= 3
+        return [round(each, 6) for each in value.flatten().tolist()] if few else []
     return list(value) if isinstance(value, list | tuple) else []
 
 
@@ -222,8 +225,9 @@ def stated_by(body: nn.Module) -> Normalization | None:
 
 def _normalization(document: Mapping[Any, Any], source: str) -> Normalization | None:
     for facts in _facts(document):
-        for prefix in ("", "image_"):
-            mean, std = (_values(facts.get(f"{prefix}{name}")) for name in ("mean", "std"))
+        stems = [key.removesuffix("mean") for key in facts if isinstance(key, str) and key.endswith("mean")]
+        for stem in sorted(stems, key=len):
+            mean, std = (_values(facts.get(f"{stem}{name}")) for name in ("mean", "std"))
             if len(mean) == len(std) == 3 and all(isinstance(value, float | int) for value in mean + std):
                 scale = 255 if max(map(abs, mean)) > 1 else 1  # some projects normalize pixels 0..255
                 means, stds = ([value / scale for value in values] for values in (mean, std))
@@ -232,21 +236,24 @@ def _normalization(document: Mapping[Any, Any], source: str) -> Normalization | 
     return None
 
 
-def _class_names(document: Mapping[Any, Any]) -> Iterator[tuple[str, ...]]:
+def _name_lists(document: Mapping[Any, Any]) -> Iterator[NameList]:
     for facts in _facts(document):
-        yield from filter(None, (_texts(_values(facts.get(key))) for key in _CLASS_LISTS))
-        yield from filter(None, (_in_order(facts.get(key)) for key in _CLASSES_BY_INDEX))
+        for key, value in facts.items():
+            if names := _texts(_values(value)) or _in_order(value):
+                yield str(key), names
 
 
 def _in_order(found: object) -> tuple[str, ...]:
-    """Sort names by their indices 0, 1, ..., which may be text, and keys or values; nothing if these are others."""
+    """Sort names by their indices from 0 or 1, which may be text, and keys or values; nothing if these are others."""
     if not isinstance(found, Mapping):
         return ()
     for pairs in (found.items(), [(index, name) for name, index in found.items()]):
-        with suppress(ValueError, TypeError):
+        with suppress(ValueError, TypeError, RuntimeError):  # of a tensor too
             names = {int(index): name for index, name in pairs}
-            if sorted(names) == list(range(len(found))):
-                return _texts([names[index] for index in sorted(names)])
+            start = min(names, default=0)
+            texts = _texts([names[index] for index in sorted(names)])
+            if texts and start in (0, 1) and sorted(names) == list(range(start, start + len(found))):
+                return texts
     return ()
 
 

@@ -22,15 +22,15 @@ MAX_TENSORS_LISTED = 10
 MIN_SIMILARITY = 0.8
 """Fraction of tensors that a file and a network must have in common for `most_similar_network` to name the network."""
 
-# Of AveragedModel, thop and training scripts; what the constructors of transformers compute; and the classifiers that
-# GoogLeNet and Inception have in training alone.
+# Of AveragedModel, thop, training scripts, and mmcv, whose ema_... are the raw weights; what the constructors of
+# transformers compute; and the classifiers that GoogLeNet and Inception have in training alone.
 _UNREAD = re.compile(
     rf"(.*\.)?(n_averaged|total_ops|total_params|{COUNTER}|relative_position_index|position_ids|attn_mask)"
-    r"|(best_?)?(acc|accuracy|prec|top|loss)\d?|lr|decay|(aux1|aux2|AuxLogits)\..*"
+    r"|ema_\w+|(best_?)?(acc|accuracy|prec|top|loss)\d?|lr|decay|(aux1|aux2|AuxLogits)\..*"
 )
 
 
-def load_into(network: Network, entries: Entries, where: object, choice: str | None = None) -> None:
+def load_into(network: Network, entries: Entries, where: object, choice: str | None = None) -> str:
     """Load tensors into a network, and log which ones if the checkpoint has others.
 
     Parameters
@@ -42,12 +42,19 @@ def load_into(network: Network, entries: Entries, where: object, choice: str | N
     choice : str, optional
         Load what is under this name, the keys and prefixes that lead to it joined by dots.
 
+    Returns
+    -------
+    str
+        Name of the tensors that were loaded, as `choice` would give it.
+
     Raises
     ------
     UsageError
-        If names or shapes differ. The message names the network that the tensors would fit.
+        If names or shapes differ, and the message names the network that the tensors would fit; or if a value is not
+        finite.
     """
     expected = network.body.state_dict()
+    finite = {name for name, value in expected.items() if value.isfinite().all()}  # masks may have infinities
     entries = without_wrappers(entries, expected)
     place, others = choose_place(entries, expected, where, choice)
     tensors, beside = take(place, others, entries[place.entry])
@@ -78,7 +85,24 @@ def load_into(network: Network, entries: Entries, where: object, choice: str | N
     }
     if any(wrong.values()):
         raise UsageError(*_differences(network, entries, where, wrong))
+    loaded = network.body.state_dict()
+    if bad := [name for name in finite if not _is_computable(name, loaded[name])]:
+        names = abbreviated(bad, MAX_TENSORS_LISTED)
+        remedy = "Take another checkpoint: this one diverged, or is damaged."
+        raise UsageError(
+            problem(
+                f"weights {where}: tensors",
+                expected="finite numbers, and no negative variance",
+                got=names,
+                remedy=remedy,
+            )
+        )
     _report(where, place, others, {*beside, *unknown})
+    return place.name
+
+
+def _is_computable(name: str, tensor: Tensor) -> bool:
+    return bool(tensor.isfinite().all()) and not (name.endswith("running_var") and bool((tensor < 0).any()))
 
 
 def _is_unread(name: str, tensor: Tensor | None) -> bool:

@@ -13,10 +13,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from kdcache.errors import UsageError, abbreviated, first_line, problem
+from kdcache.errors import UsageError, abbreviated, first_line, is_out_of_memory, problem
 from kdcache.models.plain_data import SAFE_GLOBALS
 
-__all__ = ["read_document"]
+__all__ = ["SAVE_STATE", "read_document"]
 
 MAX_JSON_BYTES = 64 * 2**20
 """Size above which text is not parsed as JSON: an index of shards is smaller."""
@@ -25,9 +25,15 @@ MAX_NAMES_LISTED = 5
 
 HEAD_BYTES = 512
 
+ZIP = (b"PK\x03\x04", b"PK\x05\x06")
+
+PICKLE = b"\x80"
+"""First byte of a pickle, the format of torch.save before version 1.6."""
+
 CHECKPOINT = "a complete checkpoint, of safetensors or torch.save"
 
 UNPACK = "Unpack it, and name the file of weights inside."
+FETCH_AGAIN = "Download or copy it again."
 SAVE_STATE = "In the project that it comes from, save the network's state_dict() with torch.save."
 
 
@@ -93,26 +99,37 @@ def _is_safetensors(path: Path, head: bytes) -> bool:
 def _foreign_kind(path: Path, head: bytes) -> Kind | None:
     """Tell what a file is, if it is not a checkpoint."""
     shards = _SHARD.search(path.name)
-    if shards and int(shards[1]) > 1 and (_is_safetensors(path, head) or zipfile.is_zipfile(path)):
+    is_zip = head.startswith(ZIP)  # torch goes by the beginning, and zipfile by the end, which may be another file's
+    if shards and int(shards[1]) > 1 and (_is_safetensors(path, head) or is_zip):
         return Kind(f"one of {int(shards[1])} shards", "Save all of them in one file.")
     if not head.strip(b"\0"):
         return Kind("zeros, as an incomplete download leaves") if head else Kind("an empty file")
     if kind := next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), None):
         return kind
-    if zipfile.is_zipfile(path):
+    if is_zip:
         return _kind_of_zip(path)
     if _is_safetensors(path, head):
         return None
-    return _kind_of_tar(path) or _kind_of_text(path, head) or (Kind("an ONNX file") if _ONNX.match(head) else None)
+    if found := _kind_of_tar(path) or _kind_of_text(path, head):
+        return found
+    if _ONNX.match(head):
+        return Kind("an ONNX file")
+    if head[8:9] == b"{":
+        return Kind("the beginning of a safetensors file", FETCH_AGAIN)
+    return None if head.startswith(PICKLE) else Kind("a file of another format")
 
 
 def _kind_of_zip(path: Path) -> Kind | None:
+    if not zipfile.is_zipfile(path):
+        return Kind("the beginning of an archive, such as torch.save writes", FETCH_AGAIN)
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+        last_names = {Path(name).name for name in names}
+        if "data.pkl" in last_names:
+            _check_archive(path)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        return Kind(f"a damaged archive: {first_line(error)}")
-    last_names = {Path(name).name for name in names}
+        return Kind(f"a damaged archive: {first_line(error)}", FETCH_AGAIN)
     if "constants.pkl" in last_names:
         return Kind("a program of TorchScript", SAVE_STATE)
     if last_names & {"archive_format", "serialized_exported_program.json"}:
@@ -139,14 +156,14 @@ def _kind_of_text(path: Path, head: bytes) -> Kind | None:
     start = head.decode("utf-8-sig", "replace").strip()
     if start.startswith("version https://git-lfs"):
         return Kind("a Git LFS pointer", "Fetch the file itself with git lfs pull.")
-    if re.match(r"<(!doctype html|html|head|body|script)", start, re.IGNORECASE):
+    if re.match(r"<(!doctype html|html|head|body|script|title|meta|!--)", start, re.IGNORECASE):
         return Kind("a web page", "Download the file itself.")
     if start.startswith("<"):
         return Kind("XML, such as the error of a server", "Download the file itself.")
     if not start or not all(char.isprintable() or char.isspace() for char in start.rstrip("\ufffd")):
         return None
     if start[0] in "{[" and path.stat().st_size <= MAX_JSON_BYTES:
-        found = _parsed(path.read_text("utf-8", "replace"))
+        found = _parsed(path.read_text("utf-8-sig", "replace"))
         if isinstance(found, dict) and "weight_map" in found:
             return Kind("the index of weights in several shards", "Save all of them in one file.")
         if not isinstance(found, str):
@@ -193,8 +210,6 @@ def _check_archive(path: Path) -> None:
 
 def _load_pickle(path: Path) -> dict[Any, Any]:
     try:
-        if zipfile.is_zipfile(path):
-            _check_archive(path)
         with (
             path.open("rb") as file,  # by its content: torch decides about a path by its suffix
             torch.serialization.safe_globals(SAFE_GLOBALS),
@@ -211,9 +226,15 @@ def _load_pickle(path: Path) -> dict[Any, Any]:
         reason = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
         expected, got = "a complete checkpoint of tensors and plain data", _without_advice(reason[1] if reason else "")
         raise UsageError(problem(f"weights {path}", expected=expected, got=got)) from error
-    except Exception as error:  # truncated and empty files fail in many ways
-        got = _without_advice(first_line(error))
-        raise UsageError(problem(f"weights {path}", expected="a complete checkpoint", got=got)) from error
+    except Exception as error:  # incomplete files fail in many ways
+        if is_out_of_memory(error):
+            raise
+        other = "Invalid magic number" in str(error)
+        got = "a pickle that torch.save did not write" if other else "an incomplete or damaged one"
+        remedy = SAVE_STATE if other else FETCH_AGAIN
+        raise UsageError(
+            problem(f"weights {path}", expected="a complete checkpoint", got=got, remedy=remedy)
+        ) from error
     if not isinstance(document, dict):
         got = type(document).__name__
         raise UsageError(problem(f"weights {path}", expected="a dictionary", got=got, remedy=SAVE_STATE))
@@ -224,8 +245,6 @@ def _without_advice(reason: str) -> str | None:
     """Shorten a reason of torch's to its facts."""
     if reason.startswith("Unsupported operand"):
         return "a pickle protocol other than 2, which torch.save writes"
-    if reason.startswith("Invalid magic number"):
-        return "a pickle that torch.save did not write"
     if not _ADVICE.search(reason):
         return reason or None
     kind = re.search(r"but got <class '([^']+)'>", reason)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from kdcache.choices import PRECISIONS
 from kdcache.config.settings import expected_by
@@ -17,6 +17,11 @@ __all__ = ["EpochMetrics", "check_environment", "check_metrics", "check_summary"
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0, le=1e11)]
 """A duration, or a time since 1970 that a calendar has."""
+
+Number = Annotated[float, Field(ge=-1e39, le=1e39)]
+"""What a float32 can be, so that it can be added up and plotted."""
+
+Percent = Annotated[float, Field(ge=0, le=100)]
 
 
 @dataclass(frozen=True)
@@ -58,22 +63,22 @@ class EpochMetrics:
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
     epoch: int
-    seconds: float
-    test_loss: float | None = None
-    test_top1: float | None = None
-    test_top5: float | None = None
-    val_loss: float | None = None
-    val_top1: float | None = None
-    lr: float | None = None
-    train_loss: float | None = None
-    images_per_second: float | None = None
-    data_share: float | None = None
-    teacher_share: float | None = None
-    kl_ratio: float | None = None
-    label_disagreement: float | None = None
-    loss_parts: dict[str, float] = field(default_factory=dict)
-    teacher_forwards: int = 0
-    cache_hits: int = 0
+    seconds: Seconds
+    test_loss: Number | None = None
+    test_top1: Percent | None = None
+    test_top5: Percent | None = None
+    val_loss: Number | None = None
+    val_top1: Percent | None = None
+    lr: Number | None = None
+    train_loss: Number | None = None
+    images_per_second: Number | None = None
+    data_share: Number | None = None
+    teacher_share: Number | None = None
+    kl_ratio: Number | None = None
+    label_disagreement: Number | None = None
+    loss_parts: dict[str, Number] = field(default_factory=dict)
+    teacher_forwards: Count = 0
+    cache_hits: Count = 0
     statistics_sha256: str | None = None
 
 
@@ -84,9 +89,9 @@ class _Summary(BaseModel):
     dataset: str
     model: str
     epochs: Count
-    last_top1: FiniteFloat
-    last_top5: FiniteFloat
-    best_top1: FiniteFloat
+    last_top1: Percent
+    last_top5: Percent
+    best_top1: Percent
     best_epoch: Count
     best_on: str = "test"
     teacher_forwards: Count
@@ -95,6 +100,7 @@ class _Summary(BaseModel):
     teacher_forwards_lost: Count | None = None
     resumed: list[dict[str, Count]] = []
     finished_at: Seconds
+    loaded: dict[str, str] = {}
 
 
 class _Environment(BaseModel):

@@ -1,5 +1,6 @@
 """Which teacher's run and which store a command means."""
 
+import os
 from pathlib import Path
 
 from kdcache.answers.encoding import DEFAULT_ENCODING, LogitEncoding
@@ -61,7 +62,7 @@ def teacher_of(run: Path, teacher: Path) -> Path:
         If it is not there, naming the run.
     """
     if not RunFolder(teacher).holds_run:
-        got = "a folder without a run" if teacher.is_dir() else "nothing"
+        got = "a folder without a run" if os.path.isdir(teacher) else "nothing"
         remedy = "If it was moved, name it with --teacher."
         raise UsageError(problem(f"teacher {teacher} of run {run}", expected="a run folder", got=got, remedy=remedy))
     return teacher

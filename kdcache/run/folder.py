@@ -126,7 +126,7 @@ class RunFolder:
             If the folder holds no run, or the settings are damaged or invalid.
         """
         if not self.holds_run:
-            found = f"a folder without {CONFIG_FILE}" if self.path.is_dir() else "nothing"
+            found = f"a folder without {CONFIG_FILE}" if os.path.isdir(self.path) else "nothing"
             raise UsageError(problem(f"run folder {self.path}", expected="a folder that a training wrote", got=found))
         self.require_own_entries()
         document = checked_files.read_toml(self.config_file)
@@ -167,7 +167,13 @@ class RunFolder:
             If the run is unfinished, or the file is damaged.
         """
         if not self.is_finished:
-            state = "an unfinished run" if self.holds_run else "a folder without a run" if self.path.is_dir() else None
+            state = (
+                "an unfinished run"
+                if self.holds_run
+                else "a folder without a run"
+                if os.path.isdir(self.path)
+                else None
+            )
             remedy = "Finish it with --resume." if self.holds_run else None
             line = problem(f"run folder {self.path}", expected="a finished run", got=state or "nothing", remedy=remedy)
             raise UsageError(line)

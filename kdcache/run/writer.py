@@ -216,13 +216,17 @@ class RunWriter:
     def _write_metrics(self) -> None:
         checked_files.write_lines(self.folder.metrics_file, map(asdict, self.metrics))
 
-    def finish(self, teacher_forwards: int = 0, cache_hits: int = 0) -> FinishedRun:
+    def finish(
+        self, teacher_forwards: int = 0, cache_hits: int = 0, loaded: Mapping[str, str] | None = None
+    ) -> FinishedRun:
         """Write the summary, which marks the run as finished, and release the folder.
 
         Parameters
         ----------
         teacher_forwards, cache_hits : int
             Outside of the epochs, as in precomputing a teacher's logits.
+        loaded : mapping of str to str, optional
+            How the network was loaded, if it was not trained.
         """
         last = self.metrics[-1]
         criterion = "test_top1" if last.val_top1 is None else "val_top1"
@@ -245,6 +249,7 @@ class RunWriter:
             "teacher_forwards_lost": self._forwards_lost,
             "resumed": self._resumed,
             "finished_at": time.time(),
+            **({"loaded": dict(loaded)} if loaded else {}),
         }
         if distributed.is_main():
             checked_files.write_json(self.folder.summary_file, summary)
