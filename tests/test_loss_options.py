@@ -114,7 +114,11 @@ CHANGES: dict[str, tuple[dict[str, float], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_sets_either_losses_or_views() -> None:
+    assert {name for name in RECIPES if "loss" not in RECIPES[name]} == {"good-da-in-kd"}
+
+
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if "loss" in RECIPES[name]])
 def test_recipes_have_the_published_constants(recipe: str) -> None:
     config = StudentConfig.load("cifar100", recipe=recipe, aug="cutout")
     weights, options = CHANGES[recipe]
