@@ -182,7 +182,8 @@ def test_problems_of_files_are_named_by_file_and_key(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         StudentConfig.load(recipe=file)
     assert caught.value.problems == (
-        f"{file}: unknown key lr: expected one of loss, temperature, alpha, losses",
+        f"{file}: unknown key lr: expected one of loss, temperature, alpha, losses, aug, augs, separate_forwards, "
+        "scoring_updates_stats",
         f"{file}: losses.dkd.beta: expected a valid number, got x",
     )
 
