@@ -37,6 +37,7 @@ __all__ = [
     "MixInfo",
     "ModelSize",
     "import_object",
+    "is_named",
     "is_trusted",
     "require_trusted",
     "trust",
@@ -264,25 +265,31 @@ AUGMENTATIONS = {
 
 PYTHON_PREFIX = "python:"
 
-_trusted: set[str] = set()
+_named: set[str] = set()
 
 
 def trust(name: str) -> None:
-    """Allow the code of a ``python:`` network to be imported, because the user named it.
+    """Allow the code of a ``python:`` network to be imported, or weights to be downloaded, because the user named them.
 
-    Checkpoints and configs name networks too, and nothing that is read from a file may decide which code runs.
+    Checkpoints and configs name networks and weights too, and nothing that is read from a file may decide which code
+    runs, or what is downloaded.
 
     Parameters
     ----------
     name : str
-        ``python:module:callable``. Other names have no effect.
+        ``python:module:callable``, or the name of weights. Other names have no effect.
     """
-    _trusted.add(name)
+    _named.add(name)
+
+
+def is_named(name: str) -> bool:
+    """Whether the user gave a name to `trust`, which no file does."""
+    return name in _named
 
 
 def is_trusted(name: str) -> bool:
     """Whether a network may be built: the user named its code, or it has none of its own."""
-    return not name.startswith(PYTHON_PREFIX) or name in _trusted
+    return not name.startswith(PYTHON_PREFIX) or is_named(name)
 
 
 def require_trusted(name: str) -> None:

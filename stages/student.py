@@ -22,7 +22,7 @@ from kdcache.run.resolve import resolve_run
 from kdcache.run.statistics import StatisticsShape
 from kdcache.run.writer import RunWriter
 from kdcache.selection import Candidates, score, select_all, select_top
-from kdcache.setup import choose_compute, fresh_network, load_data, make_plan, open_cached_teacher
+from kdcache.setup import choose_compute, initial_network, load_data, make_plan, open_cached_teacher
 from kdcache.training import FrozenRunningStats, WithFeatures, sgd, train_epochs
 from kdcache.views import Batch, ViewMaker, take
 
@@ -69,7 +69,8 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
         teacher = open_cached_teacher(config, data, views, compute)
 
     # The student, and the objective with whatever layers its losses train.
-    student = fresh_network(config, data).to(compute.device)
+    student, init = initial_network(config, data)
+    student = student.to(compute.device)
     if config.sync_batchnorm:
         student = distributed.convert_sync_batchnorm(student, compute.device)
     _check_switches(config, student)
@@ -81,7 +82,7 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     optimizer = sgd(nn.ModuleList([student, objective]), config.lr, config.momentum, config.weight_decay)
 
     # The run folder; a resumed run continues from its last checkpoint.
-    with RunWriter(config, compute, data, teacher.teacher if teacher else None) as run:
+    with RunWriter(config, compute, data, teacher.teacher if teacher else None, init) as run:
         progress = run.restore({"student": student, "objective": objective}, optimizer)
         shape = StatisticsShape(plan.samples, plan.slots, len(views.steps), objective.names)
         place = run.folder.statistics_store

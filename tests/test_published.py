@@ -297,7 +297,7 @@ def test_a_resnet34_of_torchvision_teaches_a_resnet18(size: int, tmp_path: Path)
 @pytest.fixture(scope="module")
 def mini_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of the shipped teacher, whose predictions are right."""
-    from kdcache.models.load import shipped_teacher
+    from kdcache.models.sources import shipped_teacher
 
     config = TeacherConfig.load(out=tmp_path_factory.mktemp("mini") / "run", device="cpu", precision="float32")
     return load_teacher(shipped_teacher(), config).path
@@ -386,7 +386,7 @@ def test_networks_and_pairs_of_the_paper_are_listed(tmp_path: Path) -> None:
 
 
 def test_trust_in_one_network_is_not_trust_in_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choices, "_trusted", set())
+    monkeypatch.setattr(choices, "_named", set())
     choices.trust("python:collections:OrderedDict")
     with pytest.raises(UsageError, match="If you trust it"):
         build("python:os:system", num_classes=3)

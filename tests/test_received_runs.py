@@ -328,7 +328,7 @@ def test_a_store_in_a_run_folder_is_no_link(teacher: Path, tmp_path: Path) -> No
 
 
 def test_code_named_by_a_run_is_not_imported(run: Path, finished: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(choices, "_trusted", set())
+    monkeypatch.setattr(choices, "_named", set())
     monkeypatch.chdir(tmp_path)
     (tmp_path / "theirs.py").write_text("open('ran', 'w')\n")
     (tmp_path / "own.toml").write_text('[student]\nmodel = "python:theirs:network"\n')

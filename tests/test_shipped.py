@@ -8,7 +8,7 @@ import torch
 from kdcache import datasets, training
 from kdcache.compute import Compute
 from kdcache.models import checkpoint
-from kdcache.models.load import shipped_teacher
+from kdcache.models.sources import shipped_teacher
 
 CARD = (Path(__file__).parents[1] / "data" / "fashion-mini-teacher.md").read_text("utf-8")
 

@@ -440,7 +440,7 @@ def test_a_damaged_archive_is_reported(tmp_path: Path) -> None:
 
 
 def test_code_that_a_study_names_is_trusted_by_the_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choices, "_trusted", set())
+    monkeypatch.setattr(choices, "_named", set())
     study, model = read_study("table1"), {"model": "python:theirs:network"}
     rows = tuple(row.model_copy(update={"settings": {**row.settings, **model}}) for row in study.rows)
     with pytest.raises(UsageError, match="add --trust python:theirs:network"):

@@ -89,6 +89,15 @@ class TrainingConfig(BaseModel):
         (),
         "Modules of an external network whose outputs are its features, for losses on features; such as layer1,layer2.",
     )
+    init: str | None = setting(
+        "network",
+        None,
+        "Weights to start from: a run folder, a file as for teacher-load, or the name of published ones, which are "
+        "downloaded: IMAGENET1K_V1 or DEFAULT for torchvision:NAME, pretrained or a tag for timm:NAME. Other classes "
+        "get a new head.",
+        shown="random weights from --seed",
+        min_length=1,
+    )
     epochs: int = setting("recipe", 24, "Passes over the training set.", shown=SET_BY_PRESET, ge=1, le=MAX_COUNT)
     batch_size: int = setting("recipe", 64, "Images per step.", shown=SET_BY_PRESET, ge=2, le=MAX_COUNT)
     lr: float = setting("recipe", 0.05, "Initial learning rate.", shown=SET_BY_PRESET, gt=0, allow_inf_nan=False)
@@ -148,7 +157,7 @@ class TrainingConfig(BaseModel):
         check_text(value)
         return value
 
-    @field_validator("out", "teacher", "store", check_fields=False)
+    @field_validator("out", "init", "teacher", "store", check_fields=False)
     @classmethod
     def _expand_home(cls, path: Path | str | None) -> Path | str | None:
         if path is None or not str(path).startswith("~"):
@@ -220,7 +229,8 @@ class TrainingConfig(BaseModel):
             With one line for each problem of the settings.
         """
         options = {name: value for name, value in options.items() if value is not None}
-        trust(str(options.get("model")))  # the user named it, so its code may run
+        for name in ("model", "init"):
+            trust(str(options.get(name)))  # the user named it: its code may run, its weights be downloaded
         layers, problems = cls._read_files(file, options)
         try:
             config = cls(**cls.combined([*layers.values(), options]))

@@ -25,7 +25,7 @@ from kdcache.models.base import load_state
 from kdcache.run.contents import check_environment
 from kdcache.run.folder import RunFolder
 
-__all__ = ["Checkpoints", "TrainingState", "recorded_environment", "remove_checkpoints"]
+__all__ = ["Checkpoints", "TrainingState", "has_checkpoint", "recorded_environment", "remove_checkpoints"]
 
 FORMAT = "kdcache-training-3"
 
@@ -208,6 +208,11 @@ def recorded_environment(folder: RunFolder) -> dict[str, Any]:
     if damage is not None:
         raise damage
     return {}
+
+
+def has_checkpoint(folder: RunFolder) -> bool:
+    """Whether a run can be resumed from a checkpoint."""
+    return _read_latest(folder.checkpoints_folder) is not None
 
 
 _TRAINING_STATE = TypeAdapter(TrainingState)

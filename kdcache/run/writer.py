@@ -21,6 +21,7 @@ from kdcache.errors import KdcacheError, UsageError, first_line, problem
 from kdcache.locks import FileLock
 from kdcache.models import Network
 from kdcache.models.checkpoint import save
+from kdcache.models.initial import InitialWeights
 from kdcache.run.checkpoint import Checkpoints, TrainingState, recorded_environment
 from kdcache.run.contents import check_metrics
 from kdcache.run.folder import EpochMetrics, FinishedRun, RunFolder
@@ -45,6 +46,8 @@ class RunWriter:
         Its class names and resizing are stored with the network, which can then classify pictures by itself.
     teacher : Teacher, optional
         A resumed run must have the same teacher at the same precision.
+    init : InitialWeights, optional
+        A run that is resumed without a checkpoint must start from the same weights.
 
     Attributes
     ----------
@@ -66,6 +69,7 @@ class RunWriter:
         compute: Compute,
         data: Dataset,
         teacher: Teacher | None = None,
+        init: InitialWeights | None = None,
     ) -> None:
         self.config, self.data = config, data
         self.metrics: list[EpochMetrics] = []
@@ -77,7 +81,7 @@ class RunWriter:
         self._forwards_lost: int | None = 0
         self._lock: FileLock | None = None
         try:
-            self.path = distributed.broadcast(self._open(compute, teacher) if distributed.is_main() else Path())
+            self.path = distributed.broadcast(self._open(compute, teacher, init) if distributed.is_main() else Path())
             data.hash()  # from here on, in every process, an image that changes stops the training
         except BaseException:
             self._release()
@@ -97,10 +101,12 @@ class RunWriter:
         if self._lock is not None:
             self._lock.release()
 
-    def _open(self, compute: Compute, teacher: Teacher | None) -> Path:
+    def _open(self, compute: Compute, teacher: Teacher | None, init: InitialWeights | None) -> Path:
         origin = {"dataset": self.data.train.fingerprint, "test set": self.data.test.fingerprint}
         if teacher is not None:
             origin |= {"teacher": teacher.fingerprint, "teacher precision": teacher.compute.precision}
+        if init is not None:
+            origin |= {"init": init.digest}
         if self.config.resume:
             assert self.config.out is not None
             folder = RunFolder(self.config.out)
@@ -115,6 +121,7 @@ class RunWriter:
         self._count, self._forwards_lost = ForwardCount(folder.count_file, count), count
         if not self._environment:
             self._environment = {**describe_environment(compute), "origin": origin}
+            self._environment |= {"init": init._asdict()} if init else {}
         elif not _holds_environment(folder):
             log.warning("%s is missing or damaged, and is written as in the checkpoint", folder.environment_file)
         checked_files.write_json(folder.environment_file, self._environment)
