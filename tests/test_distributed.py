@@ -196,11 +196,7 @@ def test_several_processes_resume(small: Settings, teacher: Path, tmp_path: Path
     messages = without_advice(errors)
     assert messages.count("kdcache: stopped. Completed work is saved.") == messages.count("kdcache: ") == 1
     assert not (out / "summary.json").exists()
-    process = start_torchrun(2, "student-train", settings | {"resume": True}, out)
-    output, errors = process.communicate(timeout=200)
-    assert process.returncode == 0, errors
-    assert output.count("run: ") == 1  # only the main process prints
-    again = FinishedRun(out)
+    again = finished(start_ranks(2, "student-train", settings | {"out": out, "resume": True}), out)
     assert again.summary["resumed"][0]["epoch"] > 1
     assert_alike(expected, again)
     picked = zarr.open_group(again.path / "statistics.zarr", mode="r")["picked"]
