@@ -1,7 +1,7 @@
 """Options of losses and augmentations: tables in a config file, ``NAME.OPTION=VALUE`` on the command line."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Self, get_args
+from typing import Any, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict
 from pydantic.fields import FieldInfo
@@ -9,6 +9,8 @@ from pydantic.fields import FieldInfo
 from kdcache.config.settings import Invalid
 
 __all__ = ["OptionTables", "Options", "as_tables", "dotted", "merge_tables"]
+
+AnyOptions = TypeVar("AnyOptions", bound="Options")
 
 
 class Options(BaseModel):
@@ -46,6 +48,10 @@ class OptionTables(BaseModel):
         """Return the options of one loss or augmentation, if it has some and they are known."""
         found: dict[str, Options | None] = {field.alias or key: getattr(self, key) for key, field in self._fields()}
         return found.get(name)
+
+    def of_class(self, kind: type[AnyOptions]) -> AnyOptions:
+        """Return the options of a class; its defaults where they are not known."""
+        return next((own for _, own in self if type(own) is kind), kind())
 
     @classmethod
     def names(cls) -> dict[str, tuple[str, ...]]:

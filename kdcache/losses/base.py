@@ -1,15 +1,18 @@
 """What every term of the training objective has in common: what it is given, and what it is built from."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
 from kdcache.config.losses import LossOptions
+from kdcache.config.options import Options
+from kdcache.losses.logits import standardize
 from kdcache.views.batch import hard_labels
 
-__all__ = ["DistillLoss", "LossContext", "ViewOutputs"]
+__all__ = ["DistillLoss", "LossContext", "LossWithOptions", "ViewOutputs"]
 
+AnyOptions = TypeVar("AnyOptions", bound=Options)
 Shapes = tuple[tuple[int, ...], ...]
 
 
@@ -53,6 +56,12 @@ class ViewOutputs:
     student_features: tuple[Tensor, ...] = ()
     teacher_features: tuple[Tensor, ...] = ()
     process_weight: float = 1.0
+
+    def logits(self, standardized: bool = False) -> tuple[Tensor, Tensor]:
+        """Logits of the student and of the teacher, `standardize`d or as they are."""
+        assert self.teacher is not None
+        both = self.student, self.teacher
+        return (standardize(both[0]), standardize(both[1])) if standardized else both
 
     def hard_labels(self) -> Tensor:
         """Labels of x, or the class with the larger part of each mixed label, int64 (R,)."""
@@ -119,3 +128,21 @@ class DistillLoss(nn.Module):
 
     def __init__(self, context: LossContext) -> None:
         super().__init__()
+
+
+class LossWithOptions(DistillLoss, Generic[AnyOptions]):
+    """A loss with options of its own, and the warm-up that is among them.
+
+    Attributes
+    ----------
+    options_class : type of Options
+        A field of `kdcache.config.losses.LossOptions` has this class.
+    options : Options
+    """
+
+    options_class: type[AnyOptions]
+
+    def __init__(self, context: LossContext) -> None:
+        super().__init__(context)
+        self.options = context.options.of_class(self.options_class)
+        self.warm_up = getattr(self.options, "warm_up", None) or 0.0

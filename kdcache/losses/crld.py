@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from kdcache.config.losses import CRLDOptions
-from kdcache.losses.base import DistillLoss, LossContext, ViewOutputs
+from kdcache.losses.base import LossWithOptions, ViewOutputs
 from kdcache.losses.logits import cross_entropy, kl_divergence, log_softmax
 
 __all__ = ["CrossViewKD", "crld_loss"]
@@ -48,15 +48,11 @@ def confident_rows(teacher: Tensor, threshold: float) -> Tensor:
     return (probability >= threshold).to(probability.dtype)
 
 
-class CrossViewKD(DistillLoss):
+class CrossViewKD(LossWithOptions[CRLDOptions]):
     """`crld_loss`."""
 
-    def __init__(self, context: LossContext) -> None:
-        super().__init__(context)
-        self.options = context.options.crld or CRLDOptions()
+    options_class = CRLDOptions
 
     def forward(self, x: ViewOutputs, mixed: ViewOutputs) -> Tensor:
         """See `DistillLoss`."""
-        assert x.teacher is not None
-        assert mixed.teacher is not None
-        return crld_loss((x.student, x.teacher), (mixed.student, mixed.teacher), x.labels, self.options)
+        return crld_loss(x.logits(), mixed.logits(), x.labels, self.options)

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from kdcache.config.losses import DISTOptions
-from kdcache.losses.base import DistillLoss, LossContext, ViewOutputs
+from kdcache.losses.base import LossWithOptions, ViewOutputs
 from kdcache.losses.logits import log_softmax
 
 __all__ = ["DIST", "dist_loss"]
@@ -40,15 +40,12 @@ def _correlation(one: Tensor, two: Tensor) -> Tensor:
     return ((one * two).sum(1) / (one.norm(dim=1) * two.norm(dim=1) + _EPSILON)).mean()
 
 
-class DIST(DistillLoss):
+class DIST(LossWithOptions[DISTOptions]):
     """`dist_loss`."""
 
-    def __init__(self, context: LossContext) -> None:
-        super().__init__(context)
-        self.options = context.options.dist or DISTOptions()
+    options_class = DISTOptions
 
     def forward(self, views: ViewOutputs) -> Tensor:
         """See `DistillLoss`."""
-        assert views.teacher is not None
         options = self.options
-        return dist_loss(views.student, views.teacher, options.temperature, options.beta, options.gamma)
+        return dist_loss(*views.logits(), options.temperature, options.beta, options.gamma)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kdcache.config.losses import MLKDOptions, MLKDTwoViewOptions
-from kdcache.losses.base import DistillLoss, LossContext, ViewOutputs
+from kdcache.losses.base import LossWithOptions, ViewOutputs
 from kdcache.losses.logits import cross_entropy, kd_loss, log_softmax, standardize
 
 __all__ = ["MultiLevelKD", "OneViewMultiLevelKD", "mlkd_loss", "mlkd_strong_loss"]
@@ -103,33 +103,25 @@ def _share_up_to_median(values: Tensor) -> Tensor:
     return (values <= median).to(values.dtype).mean()
 
 
-class OneViewMultiLevelKD(DistillLoss):
+class OneViewMultiLevelKD(LossWithOptions[MLKDOptions]):
     """`mlkd_loss`."""
 
-    def __init__(self, context: LossContext) -> None:
-        super().__init__(context)
-        self.options = context.options.mlkd_one_view or MLKDOptions()
+    options_class = MLKDOptions
 
     def forward(self, views: ViewOutputs) -> Tensor:
         """See `DistillLoss`."""
-        assert views.teacher is not None
-        return mlkd_loss(views.student, views.teacher, self.options.temperature, self.options.standardize)
+        return mlkd_loss(*views.logits(), self.options.temperature, self.options.standardize)
 
 
-class MultiLevelKD(DistillLoss):
+class MultiLevelKD(LossWithOptions[MLKDTwoViewOptions]):
     """`mlkd_loss` of x and `mlkd_strong_loss` of x', with the cross-entropy of both."""
 
-    def __init__(self, context: LossContext) -> None:
-        super().__init__(context)
-        self.options = context.options.mlkd or MLKDTwoViewOptions()
+    options_class = MLKDTwoViewOptions
 
     def forward(self, x: ViewOutputs, mixed: ViewOutputs) -> Tensor:
         """See `DistillLoss`."""
-        assert x.teacher is not None
-        assert mixed.teacher is not None
         options = self.options
         how = options.temperature, options.standardize
-        distilled = mlkd_loss(x.student, x.teacher, *how)
-        distilled = distilled + mlkd_strong_loss((x.student, x.teacher), (mixed.student, mixed.teacher), *how)
+        distilled = mlkd_loss(*x.logits(), *how) + mlkd_strong_loss(x.logits(), mixed.logits(), *how)
         labels = cross_entropy(x.student, x.labels) + cross_entropy(mixed.student, mixed.labels)
         return options.kd_weight * distilled + options.ce_weight * labels

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from kdcache.config.losses import DKDOptions, NKDOptions, OFAOptions, RLDOptions
-from kdcache.losses.base import DistillLoss, LossContext, ViewOutputs
-from kdcache.losses.logits import at_least_float32, expectation, log_softmax, standardize
+from kdcache.losses.base import LossWithOptions, ViewOutputs
+from kdcache.losses.logits import at_least_float32, expectation, log_softmax
 
 __all__ = [
     "DecoupledKD",
@@ -164,67 +164,47 @@ def ofa_loss(
     return -(weights * log_q).sum(1).mean()
 
 
-class DecoupledKD(DistillLoss):
+class DecoupledKD(LossWithOptions[DKDOptions]):
     """`dkd_loss`."""
 
-    def __init__(self, context: LossContext) -> None:
-        super().__init__(context)
-        self.options = context.options.dkd or DKDOptions()
-        self.warm_up = self.options.warm_up or 0.0
+    options_class = DKDOptions
 
     def forward(self, views: ViewOutputs) -> Tensor:
         """See `DistillLoss`."""
-        assert views.teacher is not None
-        options, logits = self.options, _standardized(views, self.options.standardize)
+        options, logits = self.options, views.logits(self.options.standardize)
         labels = views.target_classes(options.target)
         return dkd_loss(*logits, labels, options.temperature, options.alpha, options.beta)
 
 
-class NormalizedKD(DistillLoss):
+class NormalizedKD(LossWithOptions[NKDOptions]):
     """`nkd_loss`."""
 
-    def __init__(self, context: LossContext) -> None:
-        super().__init__(context)
-        self.options = context.options.nkd or NKDOptions()
+    options_class = NKDOptions
 
     def forward(self, views: ViewOutputs) -> Tensor:
         """See `DistillLoss`."""
-        assert views.teacher is not None
         options, labels = self.options, views.target_classes(self.options.target)
-        return nkd_loss(views.student, views.teacher, labels, options.temperature, options.gamma)
+        return nkd_loss(*views.logits(), labels, options.temperature, options.gamma)
 
 
-class RefinedLogits(DistillLoss):
+class RefinedLogits(LossWithOptions[RLDOptions]):
     """`rld_loss`. On x' the label is the larger part of the mixed label: with the teacher's class it would be DKD."""
 
-    def __init__(self, context: LossContext) -> None:
-        super().__init__(context)
-        self.options = context.options.rld or RLDOptions()
-        self.warm_up = self.options.warm_up or 0.0
+    options_class = RLDOptions
 
     def forward(self, views: ViewOutputs) -> Tensor:
         """See `DistillLoss`."""
-        options, logits = self.options, _standardized(views, self.options.standardize)
+        options, logits = self.options, views.logits(self.options.standardize)
         temperatures = options.temperature, options.confidence_temperature
         return rld_loss(*logits, views.hard_labels(), *temperatures, options.alpha, options.beta)
 
 
-class OneForAll(DistillLoss):
+class OneForAll(LossWithOptions[OFAOptions]):
     """`ofa_loss`."""
 
-    def __init__(self, context: LossContext) -> None:
-        super().__init__(context)
-        self.options = context.options.ofa or OFAOptions()
+    options_class = OFAOptions
 
     def forward(self, views: ViewOutputs) -> Tensor:
         """See `DistillLoss`."""
-        assert views.teacher is not None
         options, labels = self.options, views.target_classes(self.options.target)
-        return ofa_loss(views.student, views.teacher, labels, options.exponent, options.temperature)
-
-
-def _standardized(views: ViewOutputs, standardized: bool) -> tuple[Tensor, Tensor]:
-    """Logits of the student and of the teacher."""
-    assert views.teacher is not None
-    logits = views.student, views.teacher
-    return (standardize(logits[0]), standardize(logits[1])) if standardized else logits
+        return ofa_loss(*views.logits(), labels, options.exponent, options.temperature)

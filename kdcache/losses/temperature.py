@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcache.config.losses import CTKDOptions, TTMOptions, WTTMOptions
-from kdcache.losses.base import DistillLoss, LossContext, ViewOutputs
+from kdcache.losses.base import LossContext, LossWithOptions, ViewOutputs
 from kdcache.losses.logits import expectation, kl_divergence, log_softmax
 
 __all__ = ["CurriculumTemperature", "TransformedMatching", "WeightedMatching", "ttm_loss", "wttm_loss"]
@@ -44,30 +44,24 @@ def _power_divergence(student: Tensor, teacher: Tensor, exponent: float) -> tupl
     return expectation(log_p, log_p - log_softmax(student)), log_sum
 
 
-class TransformedMatching(DistillLoss):
+class TransformedMatching(LossWithOptions[TTMOptions]):
     """`ttm_loss`."""
 
-    def __init__(self, context: LossContext) -> None:
-        super().__init__(context)
-        self.exponent = (context.options.ttm or TTMOptions()).exponent
+    options_class = TTMOptions
 
     def forward(self, views: ViewOutputs) -> Tensor:
         """See `DistillLoss`."""
-        assert views.teacher is not None
-        return ttm_loss(views.student, views.teacher, self.exponent)
+        return ttm_loss(*views.logits(), self.options.exponent)
 
 
-class WeightedMatching(DistillLoss):
+class WeightedMatching(LossWithOptions[WTTMOptions]):
     """`wttm_loss`."""
 
-    def __init__(self, context: LossContext) -> None:
-        super().__init__(context)
-        self.exponent = (context.options.wttm or WTTMOptions()).exponent
+    options_class = WTTMOptions
 
     def forward(self, views: ViewOutputs) -> Tensor:
         """See `DistillLoss`."""
-        assert views.teacher is not None
-        return wttm_loss(views.student, views.teacher, self.exponent)
+        return wttm_loss(*views.logits(), self.options.exponent)
 
 
 class _ScaledGradient(torch.autograd.Function):
@@ -83,25 +77,25 @@ class _ScaledGradient(torch.autograd.Function):
         return context.factor * gradients[0], None
 
 
-class CurriculumTemperature(DistillLoss):
+class CurriculumTemperature(LossWithOptions[CTKDOptions]):
     """Knowledge distillation at a learned temperature, which is trained to make the loss larger.
 
     Li et al., "Curriculum Temperature for Knowledge Distillation", 2023, arXiv:2211.16231, with one temperature for
     all samples. The gradient of the temperature is reversed, and grows over the first epochs as a cosine.
     """
 
+    options_class = CTKDOptions
+
     def __init__(self, context: LossContext) -> None:
         super().__init__(context)
-        self.options = context.options.ctkd or CTKDOptions()
         self.raw_temperature = nn.Parameter(torch.ones(()))
 
     def forward(self, views: ViewOutputs) -> Tensor:
         """See `DistillLoss`."""
-        assert views.teacher is not None
         raw: Tensor = _ScaledGradient.apply(self.raw_temperature, self.gradient_factor(views.epoch))
         options = self.options
         temperature = options.lowest_temperature + options.temperature_range * raw.sigmoid()
-        return temperature**2 * kl_divergence(views.student, views.teacher, temperature).mean()
+        return temperature**2 * kl_divergence(*views.logits(), temperature).mean()
 
     def gradient_factor(self, epoch: int) -> float:
         """Factor on the gradient of the temperature in an epoch, counted from 0: from 0 down to -1."""

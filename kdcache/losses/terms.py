@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdcache.config.losses import KDOptions
-from kdcache.losses.base import DistillLoss, LossContext, ViewOutputs
+from kdcache.losses.base import DistillLoss, LossContext, LossWithOptions, ViewOutputs
 from kdcache.losses.features import (
     at_loss,
     cc_loss,
@@ -20,7 +20,7 @@ from kdcache.losses.features import (
     sp_loss,
     vid_loss,
 )
-from kdcache.losses.logits import cross_entropy, kd_loss, mixed_cross_entropy, standardize
+from kdcache.losses.logits import cross_entropy, kd_loss, mixed_cross_entropy
 
 __all__ = [
     "AttentionTransfer",
@@ -46,20 +46,20 @@ class CrossEntropy(DistillLoss):
         return mixed_cross_entropy(views.student, views.labels, views.partner_labels, views.lam)
 
 
-class KnowledgeDistillation(DistillLoss):
+class KnowledgeDistillation(LossWithOptions[KDOptions]):
     """`kd_loss`, from the divergence that the step has computed already, or of standardized logits."""
+
+    options_class = KDOptions
 
     def __init__(self, context: LossContext) -> None:
         super().__init__(context)
         self.temperature = context.temperature
-        self.standardize = (context.options.kd or KDOptions()).standardize
 
     def forward(self, views: ViewOutputs) -> Tensor:
         """See `DistillLoss`."""
-        assert views.teacher is not None
+        if self.options.standardize:
+            return kd_loss(*views.logits(standardized=True), self.temperature)
         assert views.kl is not None
-        if self.standardize:
-            return kd_loss(standardize(views.student), standardize(views.teacher), self.temperature)
         return self.temperature**2 * views.kl.mean()
 
 
