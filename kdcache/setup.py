@@ -12,7 +12,7 @@ from kdcache import datasets
 from kdcache.answers.encoding import make_encoding
 from kdcache.answers.store import AnswerStore
 from kdcache.config import StudentConfig, TeacherConfig, TrainingConfig
-from kdcache.config.augs import with_mean_color
+from kdcache.config.augs import with_batch_size, with_mean_color
 from kdcache.datasets import Card, Dataset
 from kdcache.errors import UsageError, problem
 from kdcache.machine import threads_advice
@@ -154,7 +154,7 @@ def make_plan(config: StudentConfig, data: Dataset) -> ViewPlan:
 def make_plan_for_size(config: StudentConfig, samples: int, card: Card) -> ViewPlan:
     """Make the view plan of a config for a number of samples of a dataset, which need not be loaded."""
     augmentation, size, seed = config.augmentation, card.image_size, config.effective_view_seed
-    mixes = tuple(with_mean_color(mix, card.mean) for mix in augmentation.mixes)
+    mixes = tuple(with_batch_size(with_mean_color(mix, card.mean), config.batch_size) for mix in augmentation.mixes)
     return ViewPlan(samples, size, card.padding, augmentation.crop_flip, seed, mixes)
 
 
