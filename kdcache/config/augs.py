@@ -9,17 +9,20 @@ from pydantic import AfterValidator, Field, field_validator
 from kdcache.choices import MIXES
 from kdcache.config.options import Options, OptionTables
 from kdcache.config.settings import Invalid
+from kdcache.extensions import is_address
 
 __all__ = [
     "BETA_SHAPES",
     "AugOptions",
     "AutoAugmentOptions",
+    "CodeOptions",
     "CutoutOptions",
     "ErasingOptions",
     "MixingOptions",
     "RandAugmentOptions",
     "format_mix",
     "parse_mix",
+    "with_code",
     "with_mean_color",
 ]
 
@@ -124,6 +127,18 @@ class RandAugmentOptions(_NumbersAndWords):
     magnitude: Annotated[int, Field(ge=1, le=30)] = 9
 
 
+class CodeOptions(Options):
+    """What the name of a kind states of an augmentation of the user's own code.
+
+    Attributes
+    ----------
+    code : str
+        Digest of the code, see `kdcache.views.own_code`.
+    """
+
+    code: Annotated[str, Field(pattern="[0-9a-f]{16}|")] = ""
+
+
 class AugOptions(OptionTables):
     """The options of every augmentation that has some; ``None`` for one that is not in ``--aug``."""
 
@@ -173,8 +188,15 @@ def with_mean_color(mix: str, mean: Sequence[float]) -> str:
     return format_mix(name, _complete(name, {**options.model_dump(), "fill": color}))
 
 
+def with_code(mix: str, digest: str) -> str:
+    """Name an augmentation of the user's own code with the digest of its code."""
+    return format_mix(parse_mix(mix)[0], CodeOptions(code=digest))
+
+
 def _complete(name: str, options: Mapping[str, Any]) -> Options | None:
     """Validate the options of a mix; a mistake is a ``ValueError``. ``None`` for a mix that has none."""
+    if is_address(name):
+        return CodeOptions.model_validate(options)
     if not options and name not in AugOptions.names():
         return None
     return AugOptions.model_validate({name: options}).of(name)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
-from kdcache.cards import CARDS, canonical
+from kdcache.cards import CARDS, DATASET_PREFIXES, OWN_DATASETS, canonical
 from kdcache.checked_files import kind_of, read_toml
 from kdcache.choices import (
     BAD_IMAGES,
@@ -19,21 +19,22 @@ from kdcache.choices import (
     MAX_PIXELS,
     MODEL_PREFIXES,
     MODELS,
+    OWN_MODELS,
     PRECISIONS,
-    trust,
 )
 from kdcache.config.settings import SET_BY_PRESET, Choice, Invalid, check_text, flag_of, setting, setting_problem
 from kdcache.errors import UsageError, problem
+from kdcache.extensions import addresses_in, trust
 from kdcache.presets import read_settings
 
 __all__ = ["CONFIG_FILE", "Model", "TeacherConfig", "TrainingConfig", "image_settings", "recorded_images"]
 
 Dataset = Annotated[
     str,
-    AfterValidator(Choice(tuple(CARDS), ((FOLDER_PREFIX, "PATH"), (HDF5_PREFIX, "FILE")))),
+    AfterValidator(Choice(tuple(CARDS), DATASET_PREFIXES, OWN_DATASETS)),
     AfterValidator(canonical),
 ]
-Model = Annotated[str, AfterValidator(Choice(tuple(MODELS), MODEL_PREFIXES))]
+Model = Annotated[str, AfterValidator(Choice(tuple(MODELS), MODEL_PREFIXES, OWN_MODELS))]
 Device = Annotated[str, AfterValidator(Choice(DEVICES))]
 BadImages = Annotated[str, AfterValidator(Choice(BAD_IMAGES))]
 Precision = Annotated[str, AfterValidator(Choice(("auto", *PRECISIONS)))]
@@ -51,6 +52,8 @@ class TrainingConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     table: ClassVar[str]
     """The table of a config file that this kind of run reads, besides the top-level keys."""
+    CODE: ClassVar[tuple[str, ...]] = ("dataset", "model")
+    """Settings that may name the user's own code, see `kdcache.extensions`."""
     NOT_RECORDED: ClassVar[frozenset[str]] = frozenset({"out", "overwrite", "download", "resume", "checkpoint_minutes"})
     """Settings that the run's config file leaves out: they do not say what is trained."""
     MAY_DIFFER_ON_RESUME: ClassVar[frozenset[str]] = frozenset({"data_root", "workers", "threads"})
@@ -188,6 +191,11 @@ class TrainingConfig(BaseModel):
         return tuple(name for name in declared if declared[name]["group"] == group)
 
     @property
+    def code(self) -> dict[str, str]:
+        """The addresses of the user's own code, with the setting that names each."""
+        return {address: name for name in self.CODE for address in addresses_in(str(getattr(self, name)))}
+
+    @property
     def image_settings(self) -> dict[str, Any]:
         """The settings that say which images a run is about, as plain data."""
         return self.model_dump(mode="json", include=set(image_settings()))
@@ -211,8 +219,9 @@ class TrainingConfig(BaseModel):
             A TOML file, or the name of a preset. Defaults to the config of the run in ``out`` if ``resume`` is given,
             else to the preset of the dataset.
         **options
-            Settings that override the file; ``None`` means not given. The code of a network named here is trusted, not
-            that of one named by the file. Without a dataset, a student has the images of the teacher that is named.
+            Settings that override the file; ``None`` means not given. The user's own code that is named here is
+            trusted, not that named by the file. Without a dataset, a student has the images of the teacher that is
+            named.
 
         Raises
         ------
@@ -220,7 +229,8 @@ class TrainingConfig(BaseModel):
             With one line for each problem of the settings.
         """
         options = {name: value for name, value in options.items() if value is not None}
-        trust(str(options.get("model")))  # the user named it, so its code may run
+        for name in cls.CODE:
+            trust(str(options.get(name)))  # the user named it, so it may run
         layers, problems = cls._read_files(file, options)
         try:
             config = cls(**cls.combined([*layers.values(), options]))

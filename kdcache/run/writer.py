@@ -18,6 +18,7 @@ from kdcache.config import TrainingConfig
 from kdcache.datasets import Dataset
 from kdcache.environment import describe_environment
 from kdcache.errors import KdcacheError, UsageError, first_line, problem
+from kdcache.extensions import source_digest
 from kdcache.locks import FileLock
 from kdcache.models import Network
 from kdcache.models.checkpoint import save
@@ -101,6 +102,9 @@ class RunWriter:
         origin = {"dataset": self.data.train.fingerprint, "test set": self.data.test.fingerprint}
         if teacher is not None:
             origin |= {"teacher": teacher.fingerprint, "teacher precision": teacher.compute.precision}
+        # The images of a dataset are compared, not the code that lists them.
+        own = (address for address, setting in self.config.code.items() if setting != "dataset")
+        origin |= {f"code of {address}": source_digest(address) for address in own}
         if self.config.resume:
             assert self.config.out is not None
             folder = RunFolder(self.config.out)
