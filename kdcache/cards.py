@@ -4,11 +4,11 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kdcache.choices import FOLDER_PREFIX, HDF5_PREFIX, PYTHON_FORM, OwnCode
+from kdcache.choices import FOLDER_PREFIX, HDF5_PREFIX, PYTHON_FORM, CustomCode
 from kdcache.errors import UsageError, problem
 from kdcache.extensions import Registry
 
-__all__ = ["CARDS", "DATASET_PREFIXES", "OWN_DATASETS", "Card", "canonical", "card_of", "resized", "same_dataset"]
+__all__ = ["CARDS", "CUSTOM_DATASETS", "DATASET_PREFIXES", "Card", "canonical", "card_of", "resized", "same_dataset"]
 
 DEFAULT_FOLDER_SIZE = 64
 """Image size of ``folder:PATH`` in pixels, unless ``--image-size`` gives another."""
@@ -132,7 +132,7 @@ CARDS = {
     )
 }
 
-OWN_DATASETS = Registry("dataset", OwnCode, CARDS)
+CUSTOM_DATASETS = Registry("dataset", CustomCode, CARDS)
 """Datasets that the user's code has registered."""
 
 DATASET_PREFIXES = ((FOLDER_PREFIX, "PATH"), (HDF5_PREFIX, "FILE"), PYTHON_FORM)

@@ -17,6 +17,7 @@ __all__ = [
     "BAD_IMAGES",
     "CACHES",
     "CRITERIA",
+    "CUSTOM_MODELS",
     "DEVICES",
     "FOLDER_PREFIX",
     "HDF5_PREFIX",
@@ -27,16 +28,15 @@ __all__ = [
     "MIXES",
     "MODELS",
     "MODEL_PREFIXES",
-    "OWN_MODELS",
     "PRECISIONS",
     "PYTHON_FORM",
     "STORE_DTYPES",
     "Augmentation",
     "Criterion",
+    "CustomCode",
     "LossInfo",
     "MixInfo",
     "ModelSize",
-    "OwnCode",
 ]
 
 FOLDER_PREFIX, HDF5_PREFIX = "folder:", "hdf5:"
@@ -90,13 +90,13 @@ MODEL_PREFIXES = (("torchvision:", "NAME"), ("timm:", "NAME"), PYTHON_FORM)
 """Prefixes of external networks, with what follows."""
 
 
-class OwnCode(NamedTuple):
+class CustomCode(NamedTuple):
     """How a network or a dataset of the user's own code is declared: by its address alone."""
 
     implementation: str
 
 
-OWN_MODELS = Registry("model", OwnCode, MODELS)
+CUSTOM_MODELS = Registry("model", CustomCode, MODELS)
 """Networks that the user's code has registered."""
 
 

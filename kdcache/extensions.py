@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 from kdcache.errors import KdcacheError, UsageError, first_line, is_out_of_memory, problem
 
 __all__ = [
+    "KINDS",
     "PYTHON_PREFIX",
     "Declared",
     "Registry",
@@ -36,6 +37,9 @@ PYTHON_PREFIX = "python:"
 ADDRESS = re.compile(r"python:[\w.-]+:[\w.]+", re.ASCII)
 
 NAME = re.compile(r"[a-zA-Z][\w-]*", re.ASCII)
+
+KINDS = {"loss": "loss", "aug": "augmentation", "pick": "criterion", "model": "network", "dataset": "dataset"}
+"""The settings that may name the user's own code, with words for messages."""
 
 _trusted: set[str] = set()
 
@@ -111,7 +115,7 @@ def import_object(implementation: str, what: str = "object") -> Any:
     return found
 
 
-def call(what: str, name: str, kind: type[Made], *arguments: Any, **keywords: Any) -> Made:
+def call(what: str, name: str, returns: tuple[type[Made], str], *arguments: Any, **keywords: Any) -> Made:
     """Call what an address names, and check what it returns.
 
     Parameters
@@ -119,8 +123,8 @@ def call(what: str, name: str, kind: type[Made], *arguments: Any, **keywords: An
     what : str
         A word for messages, such as ``network``.
     name : str
-    kind : type
-        What it has to return.
+    returns : (type, str)
+        What it has to return, and the public name of that.
     *arguments, **keywords
 
     Raises
@@ -131,8 +135,9 @@ def call(what: str, name: str, kind: type[Made], *arguments: Any, **keywords: An
     function = import_object(name, what)
     with explained(f"{what} {name}", name):
         made = function(*arguments, **keywords)
+    kind, public = returns
     if not isinstance(made, kind):
-        raise UsageError(problem(f"{what} {name}", expected=f"a {kind.__name__}", got=type(made).__name__))
+        raise UsageError(problem(f"{what} {name}", expected=public, got=type(made).__name__))
     return made
 
 
@@ -190,7 +195,7 @@ class Registry(dict[str, Info]):
     Parameters
     ----------
     kind : str
-        A word for messages. The decorator is ``kdcache.register_KIND``.
+        A key of `KINDS`. The decorator is ``kdcache.register_KIND``.
     declare : callable
         Makes the declaration of an address and what the decorator states.
     reserved : collection of str
@@ -199,7 +204,8 @@ class Registry(dict[str, Info]):
 
     def __init__(self, kind: str, declare: Callable[..., Info], reserved: Collection[str] = ()) -> None:
         super().__init__()
-        self.kind, self._declare, self._reserved = kind, declare, reserved
+        self.decorator, self.what = f"kdcache.register_{kind}", KINDS[kind]
+        self._declare, self._reserved = declare, reserved
         self._own: dict[str, Info] = {}
 
     def __contains__(self, name: object) -> bool:
@@ -208,12 +214,12 @@ class Registry(dict[str, Info]):
     def __missing__(self, name: str) -> Info:
         if not is_address(name):
             raise KeyError(name)
-        found = import_object(name, self.kind)
+        found = import_object(name, self.what)
         for info in self._own.values():
             if _registered[info.implementation] is found:
                 return info
-        expected = f"something with the decorator kdcache.register_{self.kind}"
-        raise UsageError(problem(f"{self.kind} {name}", expected=expected, got=f"a {type(found).__name__} without it"))
+        expected = f"code with the decorator {self.decorator}"
+        raise UsageError(problem(f"{self.what} {name}", expected=expected, got="code without it"))
 
     def register(self, name: str, **declared: Any) -> Callable[[Made], Made]:
         """Make a decorator that registers a function or class under a name, and declares it.
@@ -223,17 +229,17 @@ class Registry(dict[str, Info]):
         UsageError
             If the name is malformed or taken, or the function or class is not at the top level of a module.
         """
-        what = f"kdcache.register_{self.kind}: name"
+        what = f"name for {self.decorator}"
         if not NAME.fullmatch(name):
             raise UsageError(problem(what, expected="letters, digits, - and _, a letter first", got=name))
 
         def decorate(implementation: Any) -> Any:
             address = f"{PYTHON_PREFIX}{implementation.__module__}:{implementation.__qualname__}"
-            if not ADDRESS.fullmatch(address):
-                expected = "a function or class at the top level of a module"
-                raise UsageError(problem(f"kdcache.register_{self.kind}", expected=expected, got=address))
             if name in self._reserved or (name in self and self[name].implementation != address):
                 raise UsageError(problem(what, expected="one that is not taken", got=name))
+            if not ADDRESS.fullmatch(address):
+                expected = "a function or class at the top level of a module"
+                raise UsageError(problem(self.decorator, expected=expected, got=address))
             self[name] = self._own[address] = self._declare(address, **declared)
             _registered[address] = implementation
             trust(address)  # it runs already

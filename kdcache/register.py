@@ -6,8 +6,8 @@ They have an effect whenever they are called before the name is used. Nothing he
 from collections.abc import Callable
 from typing import TypeVar
 
-from kdcache.cards import OWN_DATASETS
-from kdcache.choices import CRITERIA, LOSSES, MIXES, OWN_MODELS, ActsOn, Reads
+from kdcache.cards import CUSTOM_DATASETS
+from kdcache.choices import CRITERIA, CUSTOM_MODELS, LOSSES, MIXES, ActsOn, Reads
 
 __all__ = ["register_aug", "register_dataset", "register_loss", "register_model", "register_pick"]
 
@@ -57,9 +57,9 @@ def register_pick(name: str, *, teacher: bool, student: bool) -> Callable[[Code]
 
 def register_model(name: str) -> Callable[[Code], Code]:
     """Register a function of ``num_classes`` that returns a ``torch.nn.Module``, for ``--model``."""
-    return OWN_MODELS.register(name)
+    return CUSTOM_MODELS.register(name)
 
 
 def register_dataset(name: str) -> Callable[[Code], Code]:
     """Register a function without parameters that returns a `kdcache.datasets.ImageData`, for ``--dataset``."""
-    return OWN_DATASETS.register(name)
+    return CUSTOM_DATASETS.register(name)

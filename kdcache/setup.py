@@ -163,7 +163,7 @@ def _with_facts(mix: str, card: Card) -> str:
     """Name a mix with what its views depend on besides its options: a color of the dataset, the user's own code."""
     if not is_address(mix):
         return with_mean_color(mix, card.mean)
-    from kdcache.views.own_code import identified  # which imports torch
+    from kdcache.views.custom import identified  # which imports torch
 
     return identified(mix, card.image_size)
 

@@ -19,7 +19,7 @@ from kdcache.config.augs import parse_mix
 from kdcache.datasets import Split
 from kdcache.extensions import is_address
 from kdcache.views import ViewMaker, ViewPlan
-from kdcache.views.own_code import identified
+from kdcache.views.custom import identified
 from kdcache.views.plan import parse_kind
 
 __all__ = ["EncodingError", "TableCheck", "encoding_error_on_clean", "measure_encoding_error", "verify"]

@@ -57,7 +57,7 @@ def list_(data_root: Path) -> None:
     show(TextTable(f"Datasets (data root: {data_root})", ("dataset", "classes", "images", "x", "present"), rows))
     click.echo(
         "Also folder:PATH (train/ and val/ with a folder for each class, or such folders alone), hdf5:FILE (from "
-        "'kdcache data pack'), and python:MODULE:CALLABLE (docs/extending.md)."
+        "'kdcache data pack'), and python:MODULE:CALLABLE (docs/custom.md)."
     )
 
 

@@ -133,7 +133,7 @@ class CodeOptions(Options):
     Attributes
     ----------
     code : str
-        Digest of the code, see `kdcache.views.own_code`.
+        Digest of the code, see `kdcache.views.custom`.
     """
 
     code: Annotated[str, Field(pattern="[0-9a-f]{16}|")] = ""

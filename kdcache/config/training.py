@@ -8,10 +8,11 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
-from kdcache.cards import CARDS, DATASET_PREFIXES, OWN_DATASETS, canonical
+from kdcache.cards import CARDS, CUSTOM_DATASETS, DATASET_PREFIXES, canonical
 from kdcache.checked_files import kind_of, read_toml
 from kdcache.choices import (
     BAD_IMAGES,
+    CUSTOM_MODELS,
     DEVICES,
     FOLDER_PREFIX,
     HDF5_PREFIX,
@@ -19,7 +20,6 @@ from kdcache.choices import (
     MAX_PIXELS,
     MODEL_PREFIXES,
     MODELS,
-    OWN_MODELS,
     PRECISIONS,
 )
 from kdcache.config.settings import SET_BY_PRESET, Choice, Invalid, check_text, flag_of, setting, setting_problem
@@ -31,10 +31,10 @@ __all__ = ["CONFIG_FILE", "Model", "TeacherConfig", "TrainingConfig", "image_set
 
 Dataset = Annotated[
     str,
-    AfterValidator(Choice(tuple(CARDS), DATASET_PREFIXES, OWN_DATASETS)),
+    AfterValidator(Choice(tuple(CARDS), DATASET_PREFIXES, CUSTOM_DATASETS)),
     AfterValidator(canonical),
 ]
-Model = Annotated[str, AfterValidator(Choice(tuple(MODELS), MODEL_PREFIXES, OWN_MODELS))]
+Model = Annotated[str, AfterValidator(Choice(tuple(MODELS), MODEL_PREFIXES, CUSTOM_MODELS))]
 Device = Annotated[str, AfterValidator(Choice(DEVICES))]
 BadImages = Annotated[str, AfterValidator(Choice(BAD_IMAGES))]
 Precision = Annotated[str, AfterValidator(Choice(("auto", *PRECISIONS)))]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from kdcache.cards import CARDS, OWN_DATASETS, canonical, card_of
+from kdcache.cards import CARDS, CUSTOM_DATASETS, canonical, card_of
 from kdcache.choices import FOLDER_PREFIX, HDF5_PREFIX, MAX_PIXELS
-from kdcache.datasets import own_code
+from kdcache.datasets import custom
 from kdcache.datasets.class_names import check_class_names
 from kdcache.datasets.split import Dataset, Split
 from kdcache.errors import UsageError, abbreviated, problem
@@ -117,8 +117,8 @@ def read(
         from kdcache.datasets import packed
 
         data = packed.load_file(canonical(name), image_size, workers)
-    elif is_address(name := OWN_DATASETS.address(name)):
-        data = own_code.load(name, image_size, workers)
+    elif is_address(name := CUSTOM_DATASETS.address(name)):
+        data = custom.load(name, image_size, workers)
     else:
         card, root = card_of(name, image_size), expanded(root)
         if download:

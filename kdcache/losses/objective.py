@@ -128,7 +128,7 @@ def build_losses(names: Iterable[str], context: LossContext) -> dict[str, Distil
 
 def _build_loss(implementation: str, context: LossContext) -> DistillLoss:
     if is_address(implementation):
-        return call("loss", implementation, DistillLoss, context)
+        return call("loss", implementation, (DistillLoss, "a kdcache.losses.DistillLoss"), context)
     loss: DistillLoss = import_object(implementation)(context)
     return loss
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from kdcache.config import StudentConfig, TeacherConfig, TrainingConfig
 from kdcache.config.options import as_tables, dotted
 from kdcache.errors import UsageError, problem
-from kdcache.extensions import require_trusted
+from kdcache.extensions import KINDS, require_trusted
 from kdcache.files import write_text
 from kdcache.run.folder import RunFolder
 from kdcache.study.definition import Pair, Settings, Study, StudyRow, TrainingProtocol, read_protocol
@@ -314,7 +314,7 @@ def _load(kind: type[Config], settings: Settings, out: Path | None = None) -> Co
     """Validate settings, which may name a preset by the key ``config``."""
     options = {name: value for name, value in settings.items() if name != "config"}
     for name in kind.CODE:
-        require_trusted(name, str(options.get(name)))  # a file named it, not the user
+        require_trusted(KINDS[name], str(options.get(name)))  # a file named it, not the user
     return kind.load(settings.get("config"), **options, out=out)
 
 

@@ -71,7 +71,7 @@ def find_mix(text: str) -> Mix:
         raise UsageError(problem("augmentation", expected=expected, got=text)) from None
     implementation = MIXES[name].implementation
     if is_address(implementation):
-        return call("augmentation", implementation, Mix)
+        return call("augmentation", implementation, (Mix, "a kdcache.views.mixes.Mix"))
     mix: Mix = import_object(implementation)(**(options.model_dump() if options else {}))
     return mix
 

@@ -46,7 +46,7 @@ def load(name: str, image_size: int | None, workers: int) -> Dataset:
     UsageError
         If the code is not trusted or fails, or its images or labels are of another form.
     """
-    found = call("dataset", name, ImageData)
+    found = call("dataset", name, (ImageData, "a kdcache.ImageData"))
     names = tuple(map(str, found.class_names))
     images = [_images(name, part, pair) for part, pair in (("train", found.train), ("test", found.test))]
     arrays = [one for one in images if isinstance(one, np.ndarray)]
