@@ -74,8 +74,11 @@ def read_settings(
     return FileSettings({key: value for key, value in merged.items() if key in tables[kind]}, problems)
 
 
-RECIPE_KEYS = ("loss", "temperature", "alpha", "losses")
-"""What a published recipe of a loss may set; epochs, rates and views are those of the training."""
+RECIPE_KEYS = (
+    *("loss", "temperature", "alpha", "losses"),
+    *("aug", "augs", "separate_forwards", "scoring_updates_stats"),
+)
+"""What a published recipe may set: losses, or views and forwards. Epochs and rates are those of the training."""
 
 
 def read_recipe(recipe: str | Path) -> FileSettings:

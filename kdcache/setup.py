@@ -12,7 +12,7 @@ from kdcache import datasets
 from kdcache.answers.encoding import make_encoding
 from kdcache.answers.store import AnswerStore
 from kdcache.config import StudentConfig, TeacherConfig, TrainingConfig
-from kdcache.config.augs import with_mean_color
+from kdcache.config.augs import with_batch_size, with_mean_color
 from kdcache.datasets import Card, Dataset
 from kdcache.errors import UsageError, problem
 from kdcache.extensions import is_address, require_trusted
@@ -155,14 +155,14 @@ def make_plan(config: StudentConfig, data: Dataset) -> ViewPlan:
 def make_plan_for_size(config: StudentConfig, samples: int, card: Card) -> ViewPlan:
     """Make the view plan of a config for a number of samples of a dataset, which need not be loaded."""
     augmentation, size, seed = config.augmentation, card.image_size, config.effective_view_seed
-    mixes = tuple(_with_facts(mix, card) for mix in augmentation.mixes)
+    mixes = tuple(_with_facts(mix, card, config.batch_size) for mix in augmentation.mixes)
     return ViewPlan(samples, size, card.padding, augmentation.crop_flip, seed, mixes)
 
 
-def _with_facts(mix: str, card: Card) -> str:
-    """Name a mix with what its views depend on besides its options: a color of the dataset, the user's own code."""
+def _with_facts(mix: str, card: Card, batch_size: int) -> str:
+    """Name a mix with what its views depend on besides its options, such as the user's own code."""
     if not is_address(mix):
-        return with_mean_color(mix, card.mean)
+        return with_batch_size(with_mean_color(mix, card.mean), batch_size)
     from kdcache.views.custom import identified  # which imports torch
 
     return identified(mix, card.image_size)

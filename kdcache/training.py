@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -240,15 +240,29 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 class WithFeatures(nn.Module):
-    """A network whose forward returns logits and, if asked, features: one module for DDP and torch.compile to wrap."""
+    """A network whose forward takes all views of a step, and returns logits and, if asked, features.
+
+    One module for DDP and torch.compile to wrap: DDP copies buffers before a forward, so that a second one before the
+    backward would change what the first one saved.
+    """
 
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, views: Tensor, features: bool = False) -> tuple[Tensor, list[Tensor]]:
-        """Return logits (B, C) and the features (`kdcache.models.Network.with_features`), or no features."""
-        return self.network.with_features(views) if features else (self.network(views), [])
+    def forward(self, parts: Sequence[Tensor], features: bool = False) -> tuple[Tensor, list[Tensor]]:
+        """Forward one or more parts of views, one after the other: batch norm sees each by itself.
+
+        Returns
+        -------
+        logits : Tensor, shape (R, C)
+            Of all parts.
+        features : list of Tensor
+            Of the first part, see `kdcache.models.Network.with_features`; empty unless asked for.
+        """
+        first, *others = parts
+        logits, found = self.network.with_features(first) if features else (self.network(first), [])
+        return torch.cat([logits, *map(self.network, others)]), found
 
 
 class FrozenRunningStats:

@@ -1,13 +1,17 @@
 """Stage two: train a student on the teacher's logits for exactly the views that it sees (Section 3.2)."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdcache import distributed
 from kdcache.answers.cached_teacher import CachedTeacher
 from kdcache.choices import CRITERIA
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
+from kdcache.errors import UsageError, problem
 from kdcache.losses import Objective, ViewOutputs, build_objective, kl_divergence
 from kdcache.report.progress import Reporter
 from kdcache.report.training_curves import plot_training_curves
@@ -68,6 +72,7 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     student = fresh_network(config, data).to(compute.device)
     if config.sync_batchnorm:
         student = distributed.convert_sync_batchnorm(student, compute.device)
+    _check_switches(config, student)
     network: nn.Module = WithFeatures(student)
     if config.compile:
         network = compute.compiled(network)
@@ -89,6 +94,21 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
         if distributed.is_main():
             plot_training_curves(run.metrics, run.folder.curves_file)
         return run.finish()
+
+
+def _check_switches(config: StudentConfig, student: nn.Module) -> None:
+    """Refuse what would have no effect without batch norm, and forwards of a single row."""
+    norms = [module for module in student.modules() if isinstance(module, _BatchNorm)]
+    tracked = any(norm.track_running_stats for norm in norms)
+    for name, has_effect in (("separate_forwards", bool(norms)), ("scoring_updates_stats", tracked)):
+        if getattr(config, name) and not has_effect:
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(problem(flag, expected="a network with batch norm", got=config.model))
+    picks_of_all = config.augmentation.pick is not None and config.pick_scope == "global"
+    if distributed.world_size() > 1 and config.separate_forwards and picks_of_all and not config.sync_batchnorm:
+        what = "--pick-scope under torchrun, with --separate-forwards"
+        expected = "rank, since batch norm cannot normalize the only pick of a process"
+        raise UsageError(problem(what, expected=expected, got="global"))
 
 
 class StudentStep:
@@ -124,7 +144,9 @@ class StudentStep:
         self.total_loss = objective.total
         self.student, self.ddp_student = student, distributed.wrap_ddp(student, broadcast_buffers=True)
         self.objective = distributed.wrap_ddp(objective, broadcast_buffers=False)
-        self.frozen_running_stats = FrozenRunningStats(student)
+        self.scoring_statistics: AbstractContextManager[None] = (
+            nullcontext() if config.scoring_updates_stats else FrozenRunningStats(student)
+        )
 
     def __call__(self, batch: Batch) -> Tensor:
         """Train on a batch: x of B samples, and M candidates x' of each.
@@ -148,11 +170,12 @@ class StudentStep:
             scores = score(config.augmentation.pick, candidates).reshape(-1, size)
             selection = select_top(scores, config.augmentation.keep, across_ranks=config.pick_scope == "global")
 
-        # One forward of the student for x and the picked x', so that batch norm sees both.
+        # One forward of the student for x and the picked x', so that batch norm sees both; or one for each.
         x_rows = torch.arange(size if self.trains_on_x else 0, device=batch.views.device)
         rows, sizes = torch.cat([x_rows, size + selection.rows]), [len(x_rows), len(selection.rows)]
+        parts = rows.split(sizes) if config.separate_forwards else [rows]
         with self.compute.autocast():
-            logits, features = self.ddp_student(take(batch.views, rows), config.needs_features)
+            logits, features = self.ddp_student([take(batch.views, part) for part in parts], config.needs_features)
         logits = logits.float()
 
         # d of Equation 2 for every view in it.
@@ -213,13 +236,13 @@ class StudentStep:
 
     @torch.no_grad()
     def _candidates(self, batch: Batch, teacher_logits: Tensor | None) -> Candidates:
-        """Gather what the criterion reads, scoring with the student as it is, its running statistics left alone."""
+        """Gather what the criterion reads, scoring with the student as it is, its running statistics too by default."""
         criterion = self.config.augmentation.pick
         teacher = teacher_logits[len(batch) :] if teacher_logits is not None else None
         student = kl = None
         if criterion is not None and CRITERIA[criterion].student:
-            with self.frozen_running_stats, self.compute.autocast():
-                student = self.student(batch.views[len(batch) :])[0].float()
+            with self.scoring_statistics, self.compute.autocast():
+                student = self.student([batch.mixed_views()])[0].float()
             if teacher is not None:
                 kl = kl_divergence(student, teacher, self.config.temperature)
         labels = batch.labels.repeat(batch.slots)

@@ -16,6 +16,11 @@ from tests.samples import small_settings, write_pictures
 torch.set_num_threads(1)  # there is a test process for each core
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Start one process more than there are cores, since many tests wait for processes that they started."""
+    return machine.cores() + 1
+
+
 @pytest.fixture(scope="session", autouse=True)
 def manifests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep manifests of the tests out of the user's cache folder, also in child processes."""

@@ -163,7 +163,7 @@ TRAININGS: dict[str, Settings] = {
 def make_training(name: str, settings: Settings, teacher: Path, folder: Path) -> Training:
     """Make one of the `TRAININGS`, with settings of the dataset, the network and the device."""
     kind, _, _ = name.partition(",")
-    settings = {**settings, **TRAININGS[name], "epochs": 2, "batch_size": 4}
+    settings = {**settings, **TRAININGS[name], "epochs": 2, "batch_size": 6}
     if kind == "student":
         settings["teacher"] = teacher
     return Training(kind, settings, folder, name.endswith("half precomputed"))

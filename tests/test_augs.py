@@ -33,8 +33,8 @@ from tests import answers
 CPU = torch.device("cpu")
 
 CHANGED = {
-    "mixup": {"alpha": 0.2, "probability": 0.5},
-    "cutmix": {"alpha": 0.2, "probability": 0.5},
+    "mixup": {"alpha": 0.2, "probability": 0.5, "mode": "batch64"},
+    "cutmix": {"alpha": 0.2, "probability": 0.5, "mode": "batch64"},
     "cutout": {"side": 0.25, "fill": "7d7b70"},
     "erasing": {"probability": 1.0, "fill": "7d7b70"},
     "autoaugment": {"policy": "imagenet"},
@@ -70,6 +70,7 @@ ANY_OPTIONS = st.sampled_from(sorted(CHANGED)).flatmap(
             optional={
                 "alpha": st.sampled_from(BETA_SHAPES),
                 "probability": st.floats(0.01, 1),
+                "mode": st.sampled_from(["elem", "batch"]) | st.integers(1, 10**6).map("batch{}".format),
                 "side": st.floats(0.0625, 1),
                 "fill": st.sampled_from(["black", "mean"]) | st.binary(min_size=3, max_size=3).map(bytes.hex),
                 "policy": st.sampled_from(["auto", "cifar10", "imagenet"]),
@@ -130,6 +131,7 @@ def test_other_names_are_refused(text: str) -> None:
     [
         *(("cutmix", {"alpha": value}) for value in (0, 0.7, "nan", "inf", True, "x")),
         *(("mixup", {"probability": value}) for value in (0, 0.001, 1.01, "nan", True)),
+        *(("mixup", {"mode": value}) for value in ("pair", "batch0", "batch064", "batch-64", "batch٣", 64, True)),
         *(("cutout", {"side": value}) for value in (0, 0.06, 1.1, "nan")),
         *(("cutout", {"fill": value}) for value in ("white", "#7d7b70", 123456, "7d7b7", "7d7b700")),
         *(("randaugment", {"number": value}) for value in (0, 9, 1.5, True)),
@@ -220,11 +222,12 @@ def test_options_that_nothing_reads_are_refused(settings: dict[str, Any], expect
 def test_options_are_recorded_and_must_be_equal_to_resume() -> None:
     config = StudentConfig.load(aug="cutmix+trivialaugment", augs=["cutmix.alpha=0.2"])
     recorded = tomllib.loads(config.to_toml())["student"]
-    assert recorded["augs"] == {"cutmix": {"alpha": 0.2, "probability": 1.0}}
+    assert recorded["augs"] == {"cutmix": {"alpha": 0.2, "probability": 1.0, "mode": "elem"}}
     assert StudentConfig(**recorded).augs == config.augs
     (difference,) = StudentConfig.load(aug="cutmix+trivialaugment").differences(config)
-    expected = "cutmix.alpha=0.2, cutmix.probability=1.0, as in the run"
-    assert difference == f"--aug-option: expected {expected}, got cutmix.alpha=1.0, cutmix.probability=1.0"
+    expected = "cutmix.alpha=0.2, cutmix.probability=1.0, cutmix.mode=elem, as in the run"
+    got = "cutmix.alpha=1.0, cutmix.probability=1.0, cutmix.mode=elem"
+    assert difference == f"--aug-option: expected {expected}, got {got}"
 
 
 def test_the_plan_has_the_mean_color_of_the_dataset() -> None:

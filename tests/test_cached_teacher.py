@@ -69,25 +69,26 @@ def test_logits_have_the_precision_of_the_codec_and_no_gradient(noise: Split) ->
     assert not found.is_inference()  # inference tensors cannot be used in a loss
 
 
+@pytest.fixture(scope="module")
+def online(noise: Split) -> dict[tuple[int, str, int], bytes]:
+    """Logits of two epochs without a store, in batches of 64."""
+    logits = answers.all_logits(CachedTeacher(answers.teacher(), answers.views(noise)), 2)
+    assert len(logits) == 2 * 3 * N
+    return logits
+
+
 @pytest.mark.parametrize("batch_size", [64, 50, 7])
 @pytest.mark.parametrize("cache", CACHES)
 def test_logits_are_the_same_bits_with_and_without_a_store_in_any_batch_size(
-    cache: str, batch_size: int, noise: Split, tmp_path: Path
+    cache: str, batch_size: int, online: dict[tuple[int, str, int], bytes], noise: Split, tmp_path: Path
 ) -> None:
-    online = answers.all_logits(CachedTeacher(answers.teacher(), answers.views(noise)), 2)
-    assert len(online) == 2 * 3 * N
+    views = answers.views(noise, batch_size=batch_size)
     if cache == "off":
-        assert (
-            answers.all_logits(CachedTeacher(answers.teacher(), answers.views(noise, batch_size=batch_size)), 2)
-            == online
-        )
+        assert answers.all_logits(CachedTeacher(answers.teacher(), views), 2) == online
         return
     for _ in range(2):
-        views = answers.views(noise, batch_size=batch_size)
-        assert (
-            answers.all_logits(answers.cached_teacher(tmp_path / "store.zarr", noise, views, cache, epochs=2), 2)
-            == online
-        )
+        cached_teacher = answers.cached_teacher(tmp_path / "store.zarr", noise, views, cache, epochs=2)
+        assert answers.all_logits(cached_teacher, 2) == online
 
 
 def counted(cached_teacher: CachedTeacher, epochs: int) -> tuple[int, int]:

@@ -44,7 +44,7 @@ def test_help_of_a_training_is_in_groups_with_short_types(width: int) -> None:
     assert headings == list(GROUPS)
     assert all(len(line) <= width for line in lines)
     options = [line for line in lines if line.startswith("  -")]
-    found = [re.fullmatch(r"  (?:-h, )?--[a-z-]+(?: (\S+))?(?:  .*)?", line) for line in options]
+    found = [re.fullmatch(r"  (?:-h, )?--[a-z-]+(?: / --no-[a-z-]+)?(?: (\S+))?(?:  .*)?", line) for line in options]
     types = {match[1] for match in found if match is not None and match[1]}
     assert None not in found
     assert {"INTEGER", "FLOAT", "PATH", "TEXT", "SIZE", "[error|skip]"} <= types

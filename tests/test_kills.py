@@ -26,7 +26,7 @@ def test_killed_precomputations_lose_nothing_and_end_with_the_same_bits(
     name: str, small: dict[str, Any], teacher: Path, tmp_path: Path
 ) -> None:
     settings = {key: small[key] for key in ("dataset", "image_size", "device", "precision")}
-    counts = kill_and_resume(Precomputation(name, settings, teacher, tmp_path, epochs=8), KILLS, Random(name))
+    counts = kill_and_resume(Precomputation(name, settings, teacher, tmp_path, epochs=4), KILLS, Random(name))
     assert counts["kills"] >= KILLS
     assert counts["lost"] == 0
     assert counts["equal"] == counts["finished"]

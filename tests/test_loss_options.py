@@ -114,7 +114,11 @@ CHANGES: dict[str, tuple[dict[str, float], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_sets_either_losses_or_views() -> None:
+    assert {name for name in RECIPES if "loss" not in RECIPES[name]} == {"good-da-in-kd"}
+
+
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if "loss" in RECIPES[name]])
 def test_recipes_have_the_published_constants(recipe: str) -> None:
     config = StudentConfig.load("cifar100", recipe=recipe, aug="cutout")
     weights, options = CHANGES[recipe]
@@ -178,7 +182,8 @@ def test_problems_of_files_are_named_by_file_and_key(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         StudentConfig.load(recipe=file)
     assert caught.value.problems == (
-        f"{file}: unknown key lr: expected one of loss, temperature, alpha, losses",
+        f"{file}: unknown key lr: expected one of loss, temperature, alpha, losses, aug, augs, separate_forwards, "
+        "scoring_updates_stats",
         f"{file}: losses.dkd.beta: expected a valid number, got x",
     )
 

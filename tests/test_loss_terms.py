@@ -34,8 +34,12 @@ def trained_sums() -> list[tuple[str, str, str]]:
     return found
 
 
-DOMINATED = {"vid": "vid:20", "vid+kd": "vid:20+kd", "ofa": "ofa:20", "wttm": "wttm:40", "rkd+kd": "rkd:5+kd"}
+DOMINATED = {"vid": "vid:20", "vid+kd": "vid:20+kd", "ofa": "ofa:50", "wttm": "wttm:40", "rkd+kd": "rkd:5+kd"}
 """Sums in which other terms would dominate on so few images, with other weights."""
+
+EPOCHS = {"crd": 4}
+"""Epochs until a loss falls, if not 2. CRD's memories are random at first, and half replaced in an epoch: with so few
+images its value rises at first, at any learning rate."""
 
 
 @pytest.mark.parametrize(
@@ -150,7 +154,8 @@ def student(small: Settings, teacher: Path, out: Path, **more: Any) -> dict[str,
 def test_each_term_is_recorded_and_falls(
     name: str, loss: str, aug: str, small: Settings, teacher: Path, tmp_path: Path
 ) -> None:
-    parts = student(small, teacher, tmp_path / "run", loss=DOMINATED.get(loss, loss), aug=aug, epochs=4, batch_size=15)
+    sizes = {"epochs": EPOCHS.get(name, 2), "batch_size": 15}
+    parts = student(small, teacher, tmp_path / "run", loss=DOMINATED.get(loss, loss), aug=aug, **sizes)
     assert name in parts
     assert parts[name][-1] < parts[name][0]
 

@@ -18,15 +18,18 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from kdcache import extensions, training
+from kdcache.answers.teacher import FORWARD_BATCH_SIZE
 from kdcache.choices import MODELS
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import KdcacheError, UsageError
 from kdcache.models import REGISTRY, build, checkpoint
 from kdcache.models.export import FORMATS, ExportModule, export
+from kdcache.models.load import shipped_teacher
 from kdcache.models.published import read
 from kdcache.models.sizes import model_sizes
 from kdcache.models.weights import load_into, most_similar_network
+from kdcache.run.folder import FinishedRun
 from kdcache.setup import load_data
 from tests.processes import kdcache
 
@@ -277,7 +280,10 @@ def test_a_users_own_network_teaches_one_of_timm(pictures: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("size", [64, 224])
-def test_a_resnet34_of_torchvision_teaches_a_resnet18(size: int, tmp_path: Path) -> None:
+def test_a_resnet34_of_torchvision_teaches_a_resnet18(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FORWARD_BATCH_SIZE, "cpu", 9)  # no forward has more rows here, and all are padded
     noise = np.random.Generator(np.random.Philox(2))
     for split in ("train", "val"):
         for name in ("a", "b"):
@@ -297,10 +303,19 @@ def test_a_resnet34_of_torchvision_teaches_a_resnet18(size: int, tmp_path: Path)
 @pytest.fixture(scope="module")
 def mini_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of the shipped teacher, whose predictions are right."""
-    from kdcache.models.load import shipped_teacher
-
     config = TeacherConfig.load(out=tmp_path_factory.mktemp("mini") / "run", device="cpu", precision="float32")
     return load_teacher(shipped_teacher(), config).path
+
+
+def test_the_shipped_teacher_is_as_accurate_as_its_card_states(mini_run: Path) -> None:
+    card = (Path(__file__).parents[1] / "data" / "fashion-mini-teacher.md").read_text("utf-8")
+    found = re.search(r"top-1 (\d\d\.\d\d) %", card)
+    assert found is not None
+    top1 = FinishedRun(mini_run).summary["last_top1"]
+    assert top1 >= 91
+    # The card states the accuracy in bfloat16.
+    assert abs(top1 - float(found[1])) < 0.2
+    assert checkpoint.fingerprint(checkpoint.load(shipped_teacher())) in card
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -27,9 +27,9 @@ from kdcache.study.definition import read_study
 from kdcache.study.expand import expand_study, filter_cells, list_runs
 from kdcache.study.intervals import mean_interval
 from kdcache.study.launch import make_launcher
-from kdcache.study.paper import paper_accuracy
+from kdcache.study.published import published_accuracy
 from kdcache.study.result_files import write_results
-from kdcache.study.result_tables import paper_table
+from kdcache.study.result_tables import accuracy_table, sources_table
 from kdcache.study.results import collect_results
 from kdcache.study.training_runs import train_unfinished
 from tests.studies import STUDY, write_study
@@ -76,12 +76,12 @@ def test_a_limited_cache_saves_fewer_forwards(tmp_path: Path) -> None:
 
 
 def test_accuracies_of_the_paper_are_found() -> None:
-    found = paper_accuracy("table3", "kd+cutmix-pick@240", "VGG13/MobileNetV2", "cifar100")
+    found = published_accuracy("table3", "kd+cutmix-pick@240", "VGG13/MobileNetV2", "cifar100")
     assert found is not None
     assert (found.mean, found.std) == (69.49, 0.32)
-    assert paper_accuracy("table3", "kd+cutmix-pick@960", "ResNet32x4/ResNet8x4", "cifar100") is None
-    assert paper_accuracy("table3", "kd@240", "VGG13/VGG8", "fashion-mini") is None
-    imagenet = paper_accuracy("table5", "crd", "ResNet34/ResNet18", "imagenet")
+    assert published_accuracy("table3", "kd+cutmix-pick@960", "ResNet32x4/ResNet8x4", "cifar100") is None
+    assert published_accuracy("table3", "kd@240", "VGG13/VGG8", "fashion-mini") is None
+    imagenet = published_accuracy("table5", "crd", "ResNet34/ResNet18", "imagenet")
     assert imagenet is not None
     assert imagenet.mean == 71.38
 
@@ -89,20 +89,20 @@ def test_accuracies_of_the_paper_are_found() -> None:
 def test_accuracies_that_could_not_be_read_without_doubt_are_printed_as_uncertain(tmp_path: Path) -> None:
     study = read_study("table3")
     results = collect_results(study, expand_study(study, "paper", tmp_path))
-    uncertain = [result.cell for result in results if result.paper and result.paper.uncertain]
+    uncertain = [result.cell for result in results if result.published and result.published.uncertain]
     doubtful = {(cell.row.name, cell.pair.name) for cell in uncertain}
     assert doubtful == {
         ("KD+CutMix-pick long", "ResNet56/ResNet20"),
         ("KD+CutMix-pick long", "ResNet32x4/ShuffleNetV2"),
         ("CRD+CutMix-pick", "ResNet56/ResNet20"),
     }
-    table = paper_table(study, results)
+    table = accuracy_table(study, results)
     (long,) = (row for before, row in pairwise(table.rows) if before[0] == "KD+CutMix-pick long")
     cells = dict(zip(table.header, long, strict=True))
     assert cells["ResNet56/ResNet20"] == "71.66, uncertain"
     assert cells["ResNet32x4/ShuffleNetV2"] == "77.90 (0.30), uncertain"
     assert cells["WRN-40-2/WRN-16-2"] == "76.41 (0.10)"
-    assert {result.as_json()["paper"]["uncertain"] for result in results if result.paper} == {False, True}
+    assert {result.as_json()["published"]["uncertain"] for result in results if result.published} == {False, True}
 
 
 @pytest.mark.parametrize("study", ["table3", "table4", "table5"])
@@ -165,6 +165,63 @@ def test_a_row_adds_options_to_those_of_all_rows(tmp_path: Path) -> None:
     assert "-cutmix.probability-0.5-" in run.path.name
     assert isinstance(run.config, StudentConfig)
     assert run.config.augmentation.mixes == ("cutmix,alpha=0.2,probability=0.5",)
+
+
+def test_a_row_has_settings_of_single_pairs_and_profiles_of_its_own(tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text(
+        'title = "T"\n[profiles]\none = ["cifar100"]\nother = ["mini"]\n'
+        '[[rows]]\nname = "A"\nsettings = { loss = "dkd", losses.dkd = { alpha = 2.0, beta = 3.0 } }\n'
+        'by_pair."VGG13/VGG8".losses.dkd.beta = 6.0\n'
+        '[[rows]]\nname = "B"\nprofiles = ["other"]\n'
+    )
+    cells = expand_study(read_study(str(own)), "one", tmp_path)
+    options = {cell.pair.name: cell.runs[0].config.losses.dkd for cell in cells}  # type: ignore[attr-defined]
+    assert {(pair, one.alpha, one.beta) for pair, one in options.items()} == {
+        (pair, 2.0, 6.0 if pair == "VGG13/VGG8" else 3.0) for pair in options
+    }
+    names = {cell.pair.name: cell.runs[0].path.name for cell in cells}
+    assert "-dkd.beta-6.0-" in names["VGG13/VGG8"]
+    assert "-dkd.beta-3.0-" in names["ResNet56/ResNet20"]
+    assert {cell.row.name for cell in cells} == {"A"}
+    assert {cell.row.name for cell in expand_study(read_study(str(own)), "other", tmp_path)} == {"A", "B"}
+    unknown = read_study(str(own)).rows[0].model_copy(update={"by_pair": {"VGG13/VGG9": {}}})
+    with pytest.raises(UsageError, match=r"by_pair of a row .*expected WRN-40-2/WRN-16-2, .*, got VGG13/VGG9"):
+        expand_study(read_study(str(own)).model_copy(update={"rows": (unknown,)}), "one", tmp_path)
+
+
+def test_methods_have_their_published_settings_and_figures(tmp_path: Path) -> None:
+    study = read_study("field")
+    results = collect_results(study, expand_study(study, "paper", tmp_path))
+    betas = {
+        result.cell.pair.name: result.cell.runs[0].config.losses.dkd.beta  # type: ignore[attr-defined]
+        for result in results
+        if result.cell.row.name == "DKD+CutMix-pick"
+    }
+    assert betas == {
+        "WRN-40-2/WRN-16-2": 6.0,
+        "ResNet56/ResNet20": 2.0,
+        "ResNet32x4/ResNet8x4": 8.0,
+        "VGG13/VGG8": 6.0,
+        "VGG13/MobileNetV2": 6.0,
+        "ResNet50/VGG8": 8.0,
+        "ResNet32x4/ShuffleNetV2": 8.0,
+        "ResNet34/ResNet18": 0.5,
+    }
+    published = {(result.cell.row.name, result.cell.pair.name): str(result.published) for result in results}
+    assert published["DIST", "ResNet32x4/ResNet8x4"] == "76.31"
+    assert published["KD", "ResNet34/ResNet18"] == "70.66, others 71.21, 71.37"
+    assert published["RLD", "VGG13/VGG8"] == published["KD+CutMix", "VGG13/VGG8"] == "None"
+    sources = dict(reversed(sources_table(results).rows))  # CIFAR-100 first
+    assert sources["crd"] == "RepDistiller README"
+
+
+def test_only_the_first_method_with_some_views_asks_the_teacher(tmp_path: Path) -> None:
+    cost = study_cost(expand_study(read_study("field"), "mini", tmp_path))
+    images, epochs, seeds = 1000, 24, 5
+    views = 1 + 1 + 1  # x, the x' of CutMix, and one more with CutMix-pick
+    assert cost.shared.forwards <= images + seeds * epochs * images * views
+    assert cost.uncached == images + 5 * seeds * epochs * images * (1 + 2 + 3)  # of five methods
 
 
 @given(st.lists(st.floats(-50, 50), min_size=2, max_size=12), st.sampled_from([0.9, 0.95, 0.99]))

@@ -11,7 +11,10 @@ from kdcache.errors import KdcacheError, UsageError, printable, problem
 
 __all__ = ["cache"]
 
-VIEWS = (*StudentConfig.in_group("data"), "teacher", "aug", "augs", "pick", "candidates", "epochs", "seed", "view_seed")
+VIEWS = (
+    *StudentConfig.in_group("data"),
+    *("teacher", "aug", "augs", "pick", "candidates", "batch_size", "epochs", "seed", "view_seed"),
+)
 STORE = ("cache", "cache_limit", "store", "store_dtype", "topk")
 
 TEACHER_ARGUMENT = click.argument("teacher", required=False, type=click.Path(path_type=Path))

@@ -106,7 +106,7 @@ RECIPE = click.option(
     cls=SettingOption,
     group="loss",
     metavar="TEXT",
-    help="Published recipe of a loss: a name in configs/recipes/published.toml, such as dkd-imagenet, or a TOML file. "
+    help="Published recipe: a name in configs/recipes/published.toml, such as dkd-imagenet, or a TOML file. "
     "Overrides the preset; options override it.",
 )
 
@@ -128,9 +128,10 @@ def _option(name: str, field: FieldInfo) -> Callable[[Run], Run]:
     if default := declared["shown"] or _default_text(field):
         text = f"{text} [default: {default}]"
     kind: dict[str, Any] = {"is_flag": True} if field.annotation is bool else {"metavar": metavar}
+    form = f"{flag}/--no-{flag[2:]}" if field.annotation is bool and name not in TrainingConfig.CLI_ONLY else flag
     if declared["flag"]:
         kind = {"metavar": option_form(flag), "multiple": True, "callback": _parse_options}
-    return click.option(flag, name, cls=SettingOption, group=group, default=None, help=text, **kind)
+    return click.option(form, name, cls=SettingOption, group=group, default=None, help=text, **kind)
 
 
 def _parse_options(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> Any:

@@ -11,9 +11,11 @@ from kdcache.errors import UsageError, printable, problem
 
 __all__ = ["views"]
 
+SHOWN = ("aug", "augs", "pick", "candidates", "batch_size", "seed", "view_seed")
+
 
 @click.command("views", help=COMMANDS["views"].about)
-@settings(StudentConfig, (*StudentConfig.in_group("data"), "aug", "augs", "pick", "candidates", "seed", "view_seed"))
+@settings(StudentConfig, (*StudentConfig.in_group("data"), *SHOWN))
 @click.option("--epoch", default=1, show_default=True, type=click.IntRange(1), help="Epoch, counted from 1.")
 @click.option("--samples", default=8, show_default=True, type=click.IntRange(1, 64), help="Samples to show.")
 @click.option("--out", default="views.png", show_default=True, type=click.Path(path_type=Path), help="File to write.")

@@ -22,6 +22,7 @@ __all__ = [
     "RandAugmentOptions",
     "format_mix",
     "parse_mix",
+    "with_batch_size",
     "with_code",
     "with_mean_color",
 ]
@@ -42,8 +43,17 @@ def _check_fill(fill: str) -> str:
     return "black" if fill == "000000" else fill
 
 
+def _check_mode(mode: str) -> str:
+    if not re.fullmatch("elem|batch([1-9][0-9]{0,6})?", mode):
+        raise Invalid("elem, batch, or batchN for batches of N")
+    return mode
+
+
 Alpha = Annotated[float, AfterValidator(_check_alpha)]
 Probability = Annotated[float, Field(ge=0.01, le=1)]
+Mode = Annotated[str, AfterValidator(_check_mode)]
+"""The name of the kind states the size of the batches: ``batch64``."""
+
 Fill = Annotated[str, AfterValidator(_check_fill)]
 """``mean`` is the mean color of the dataset, from its card; the name of the kind states the color."""
 
@@ -66,10 +76,14 @@ class MixingOptions(_NumbersAndWords):
         a of Beta(a, a), the distribution of lambda.
     probability : float
         Fraction of the samples that are mixed. The x' of the others is x.
+    mode : str
+        ``elem`` draws for every sample, ``batch`` once for all samples of a training step: whether they are mixed,
+        lambda, and the box. Partners are drawn apart.
     """
 
     alpha: Alpha = 1.0
     probability: Probability = 1.0
+    mode: Mode = "elem"
 
 
 class CutoutOptions(_NumbersAndWords):
@@ -181,11 +195,20 @@ def with_mean_color(mix: str, mean: Sequence[float]) -> str:
     mean : sequence of float
         Mean of red, green and blue, on a scale of 0 to 1.
     """
+    return _with(mix, "fill", "mean", bytes(round(255 * value) for value in mean).hex())
+
+
+def with_batch_size(mix: str, batch_size: int) -> str:
+    """Name a mix with the size of the batches of ``mode=batch``, on which its views depend."""
+    return _with(mix, "mode", "batch", f"batch{batch_size}")
+
+
+def _with(mix: str, option: str, word: str, value: str) -> str:
+    """Replace the value of an option if it is a certain word."""
     name, options = parse_mix(mix)
-    if options is None or getattr(options, "fill", None) != "mean":
+    if options is None or getattr(options, option, None) != word:
         return mix
-    color = bytes(round(255 * value) for value in mean).hex()
-    return format_mix(name, _complete(name, {**options.model_dump(), "fill": color}))
+    return format_mix(name, _complete(name, {**options.model_dump(), option: value}))
 
 
 def with_code(mix: str, digest: str) -> str:

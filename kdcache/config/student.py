@@ -83,6 +83,18 @@ class StudentConfig(TrainingConfig):
     pick_scope: Scope = setting(
         "views", "global", "Under torchrun, pick among the x' of all processes, or of each process."
     )
+    separate_forwards: bool = setting(
+        "recipe",
+        False,
+        "Forward x and x' through the student one after the other, so that batch norm normalizes each by its own "
+        "statistics, as the code of the paper's authors does.",
+    )
+    scoring_updates_stats: bool = setting(
+        "recipe",
+        False,
+        "Let the forward that scores the x' for --pick update the running statistics of batch norm, as the code of the "
+        "paper's authors does.",
+    )
     temperature: float = setting("loss", 4.0, "Temperature tau of the soft targets.", gt=0, allow_inf_nan=False)
     alpha: float = setting("loss", 0.9, "Weight of the soft targets in the loss on x.", ge=0, le=1)
     losses: LossOptions = setting(
@@ -250,6 +262,28 @@ class StudentConfig(TrainingConfig):
             raise Invalid("no value without --pick", "Add --pick, or leave --keep out.")
         return keep
 
+    @field_validator("separate_forwards")
+    @classmethod
+    def _check_separate_forwards(cls, separate: bool, info: ValidationInfo) -> bool:
+        aug, loss = info.data.get("aug"), info.data.get("loss")
+        if separate and aug is not None and not _augmentation(aug).mixes:
+            raise _has_no_effect("separate-forwards", f"with --aug {aug}, which makes no x'")
+        if separate and loss is not None and is_trusted(loss) and loss_weights(loss, alpha=0.9).keys() == {"ce"}:
+            raise _has_no_effect("separate-forwards", f"with --loss {loss}, which is trained on x' alone")
+        return separate
+
+    @field_validator("scoring_updates_stats")
+    @classmethod
+    def _check_scoring_updates_stats(cls, updates: bool, info: ValidationInfo) -> bool:
+        aug = info.data.get("aug")
+        if not updates or aug is None or "pick" not in info.data:  # they have problems of their own
+            return updates
+        criterion = info.data["pick"] or _augmentation(aug).pick
+        if criterion is None or (is_trusted(criterion) and not CRITERIA[criterion].student):
+            scoring = ", ".join(name for name, reads in CRITERIA.items() if reads.student)
+            raise _has_no_effect("scoring-updates-stats", f"without a criterion that reads the student ({scoring})")
+        return updates
+
     @property
     def augmentation(self) -> Augmentation:
         """The views in effect: the kind of each x', the criterion, and the fraction that is kept."""
@@ -306,3 +340,7 @@ def _keeps_label(mix: str) -> bool:
 def _needs_mixes(aug: str) -> Invalid:
     remedy = f"Choose an --aug that makes x': cutmix-pick, or a sum of {', '.join(MIXES)}."
     return Invalid(f"no value with --aug {aug}", remedy)
+
+
+def _has_no_effect(switch: str, where: str) -> Invalid:
+    return Invalid(f"false {where}", f"Leave it out, or turn that of a recipe off with --no-{switch}.")

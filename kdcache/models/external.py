@@ -88,7 +88,7 @@ SOURCES: dict[str, Callable[[str, int, int], nn.Module]] = {
 }
 
 
-def _check_logits(name: str, body: (nn.Module, "a torch.nn.Module"), num_classes: int, image_size: int) -> None:
+def _check_logits(name: str, body: nn.Module, num_classes: int, image_size: int) -> None:
     """Raise `UsageError` unless the network turns images of this size into logits."""
     was_training = body.training
     try:

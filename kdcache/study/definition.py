@@ -10,11 +10,12 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from kdcache.config import StudentConfig
 from kdcache.config.settings import expected_by
 from kdcache.errors import UsageError, problem
 from kdcache.presets import read_toml
 from kdcache.study.claims import Claim
-from kdcache.study.paper import paper_rows
+from kdcache.study.published import published_rows, published_tables
 
 __all__ = ["Pair", "Settings", "Study", "StudyRow", "TrainingProtocol", "read_protocol", "read_study"]
 
@@ -50,18 +51,25 @@ class StudyRow(_Table):
     """Settings that every run of a row shares, for all pairs and seeds.
 
     Students train for ``epoch_multiplier`` times the protocol's number of epochs. A file may list several multipliers:
-    ``[1, 2]`` defines the rows ``KD`` and ``KD x2``.
+    ``[1, 2]`` defines the rows ``KD`` and ``KD x2``. ``by_pair`` has further settings of single pairs, and ``profiles``
+    names the profiles that have the row, if not all have it.
     """
 
     name: Name
     kind: Literal["teacher", "student"] = "student"
-    paper_row: str | None = None
+    published_row: str | None = None
     epoch_multiplier: Annotated[int, Field(ge=1)] = 1
     settings: Settings = {}
+    by_pair: dict[str, Settings] = {}
+    profiles: tuple[str, ...] | None = None
+
+    def settings_for(self, pair: str) -> Settings:
+        """Settings of the row for a pair."""
+        return StudentConfig.combined([self.settings, self.by_pair.get(pair, {})])
 
     @model_validator(mode="after")
     def _teacher_rows_have_no_settings(self) -> "StudyRow":
-        if self.kind == "teacher" and (self.settings or self.epoch_multiplier != 1):
+        if self.kind == "teacher" and (self.settings or self.by_pair or self.epoch_multiplier != 1):
             raise ValueError("no epoch_multiplier and no settings in a teacher row; the pair has the settings")
         return self
 
@@ -82,7 +90,7 @@ class Study(_Table):
     name: str
     title: str
     figure_kind: Literal["error-curves", "kl-ratio", "label-disagreement"] | None = None
-    paper_table: str | None = None
+    published: tuple[str, ...] = ()
     pairs: tuple[str, ...] = ()
     profiles: Annotated[dict[str, tuple[str, ...]], Field(min_length=1)]
     rows: Annotated[tuple[StudyRow, ...], Field(min_length=1)]
@@ -100,10 +108,14 @@ class Study(_Table):
             raise ValueError("a different name for each row")
         if unknown := {name for claim in self.claims for name in claim.rows} - set(names):
             raise ValueError(f"claims about rows of this study, not about {', '.join(sorted(unknown))}")
-        known = paper_rows(self.paper_table) if self.paper_table else ()
-        if unknown := {row.paper_row for row in self.rows if row.paper_row is not None} - set(known):
-            allowed = f"of {self.paper_table} ({', '.join(known)})" if known else "of a paper_table in data/paper.json"
-            raise ValueError(f"paper_row {allowed}, not {', '.join(map(str, unknown))}")
+        if unknown := {name for row in self.rows for name in row.profiles or ()} - set(self.profiles):
+            raise ValueError(f"profiles of rows among {', '.join(self.profiles)}, not {', '.join(unknown)}")
+        if unknown := set(self.published) - set(published_tables()):
+            raise ValueError(f"published tables of {', '.join(published_tables())}, not {', '.join(unknown)}")
+        known = dict.fromkeys(row for table in self.published for row in published_rows(table))
+        if unknown := {row.published_row for row in self.rows if row.published_row is not None} - set(known):
+            allowed = f"of {', '.join(self.published)} ({', '.join(known)})" if known else "of a table in published"
+            raise ValueError(f"published_row {allowed}, not {', '.join(map(str, unknown))}")
         return self
 
 

@@ -217,12 +217,17 @@ def expand_study(
                 f"teacher-student pairs in the file of study {study.name}", expected=", ".join(known), got=unknown[0]
             )
         )
+    if unknown := [name for row in study.rows for name in row.by_pair if name not in known]:
+        raise UsageError(
+            problem(f"by_pair of a row in the file of study {study.name}", expected=", ".join(known), got=unknown[0])
+        )
+    rows = [row for row in study.rows if row.profiles is None or profile in row.profiles]
     selected = [(protocols[name], pair) for name in study.profiles[profile] for pair in _pairs(study, protocols[name])]
     teachers = dict.fromkeys(str(pair.teacher["model"]) for _, pair in selected)
     if unused := [name for name in weights or () if name not in teachers]:
         raise UsageError(problem("--weights of a teacher", expected=", ".join(teachers), got=unused[0]))
     planner = _Planner(folder, seeds, weights or {}, common or {}, student or {})
-    return [cell for protocol, pair in selected for cell in planner.cells(protocol, pair, study.rows)]
+    return [cell for protocol, pair in selected for cell in planner.cells(protocol, pair, rows)]
 
 
 def _pairs(study: Study, protocol: TrainingProtocol) -> Iterator[Pair]:
@@ -268,7 +273,8 @@ class _Planner:
         self, protocol: TrainingProtocol, row: StudyRow, pair: Pair, teacher: PlannedRun, seed: int
     ) -> PlannedRun:
         shared = (protocol.common, self.common, protocol.student, self.student)
-        settings = StudentConfig.combined([*shared, pair.student, row.settings, {"seed": seed}])
+        of_row = row.settings_for(pair.name)
+        settings = StudentConfig.combined([*shared, pair.student, of_row, {"seed": seed}])
         config = _load(StudentConfig, settings)
         epochs = row.epoch_multiplier * config.epochs
         words = [settings["model"]]
@@ -277,7 +283,7 @@ class _Planner:
             # With the dataset: an existing teacher's settings must not change the plan.
             settings |= {"teacher": teacher.path, "dataset": config.dataset}
         words += [config.loss, config.aug]
-        for name, value in row.settings.items():
+        for name, value in of_row.items():
             if name in ("losses", "augs"):
                 words += [f"{option}-{one}" for option, one in dotted(as_tables(value)).items()]
             elif name not in ("loss", "aug"):

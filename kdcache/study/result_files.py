@@ -10,7 +10,7 @@ from kdcache.report.tables import TextTable, to_markdown
 from kdcache.run.records import RunRecord, load_runs
 from kdcache.study.definition import Study
 from kdcache.study.expand import StudyCell, column_titles, list_runs
-from kdcache.study.result_tables import cells_table, claims_table, paper_table
+from kdcache.study.result_tables import accuracy_table, cells_table, claims_table, sources_table
 from kdcache.study.results import collect_results, evaluate_claims
 
 __all__ = ["write_results"]
@@ -35,7 +35,9 @@ def write_results(study: Study, cells: Sequence[StudyCell], out: Path, device: s
     """
     results = collect_results(study, cells)
     claims = evaluate_claims(study, results)
-    tables = [paper_table(study, results), cells_table(results)]
+    tables = [accuracy_table(study, results), cells_table(results)]
+    if (sources := sources_table(results)).rows:
+        tables.append(sources)
     document: dict[str, Any] = {"study": study.name, "cells": [result.as_json() for result in results]}
     if claims:
         tables.insert(0, claims_table(claims))

@@ -8,10 +8,16 @@ from kdcache.study.cost import run_forwards
 from kdcache.study.definition import Study
 from kdcache.study.expand import PlannedRun, StudyCell, column_titles, list_runs
 from kdcache.study.intervals import Interval
-from kdcache.study.paper import PaperAccuracy
 from kdcache.study.results import CellResult, ClaimResult
 
-__all__ = ["cells_table", "claims_table", "comparison_table", "paper_table", "study_cost_table"]
+__all__ = [
+    "accuracy_table",
+    "cells_table",
+    "claims_table",
+    "comparison_table",
+    "sources_table",
+    "study_cost_table",
+]
 
 
 def study_cost_table(cells: Sequence[StudyCell]) -> TextTable:
@@ -32,16 +38,16 @@ def study_cost_table(cells: Sequence[StudyCell]) -> TextTable:
     )
 
 
-def paper_table(study: Study, results: Sequence[CellResult]) -> TextTable:
-    """Rows by pairs, as in the paper: our accuracy, the paper's accuracy and the difference below one another."""
+def accuracy_table(study: Study, results: Sequence[CellResult]) -> TextTable:
+    """Rows by pairs, as in the paper: our accuracy, the published one and the difference below one another."""
     columns = list(dict.fromkeys(result.cell.column for result in _started_columns(results)))
     by_cell = {(result.cell.row.name, result.cell.column): result for result in results}
     lines = []
-    for row in study.rows:
-        of_row = [by_cell[row.name, column] for column in columns]
-        lines.append((row.name, *map(_ours, of_row)))
-        if any(result.paper for result in of_row):
-            lines.append(("  paper", *(_papers(result.paper) for result in of_row)))
+    for row in dict.fromkeys(result.cell.row.name for result in results):
+        of_row = [by_cell[row, column] for column in columns]
+        lines.append((row, *map(_ours, of_row)))
+        if any(result.published for result in of_row):
+            lines.append(("  published", *(str(result.published or "-") for result in of_row)))
             lines.append(("  difference", *(_signed(result.difference) for result in of_row)))
     runs = list_runs(result.cell for result in results)
     finished = sum(run.finished for run in runs)
@@ -53,6 +59,8 @@ def paper_table(study: Study, results: Sequence[CellResult]) -> TextTable:
 def cells_table(results: Sequence[CellResult]) -> TextTable:
     """What a fair comparison of the rows depends on: epochs, views, number of runs and cost."""
     titles = column_titles(result.cell.column for result in results)
+    validated = any(result.val_top1.n for result in results)
+    validation = {"validation (last epoch)": lambda result: format_mean_std(result.val_top1)} if validated else {}
     return make_table(
         "Each row: accuracy (%), teacher forwards and cache hits",
         _started_columns(results),
@@ -62,6 +70,7 @@ def cells_table(results: Sequence[CellResult]) -> TextTable:
             "epochs": lambda result: result.cell.runs[0].config.epochs if _is_trained(result) else "loaded",
             "views": _views,
             "runs": lambda result: f"{result.finished_runs} of {result.planned_runs}",
+            **validation,
             "last epoch": lambda result: format_mean_std(result.last_top1),
             "best epoch": lambda result: format_mean_std(result.best_top1),
             "top-5 (last epoch)": lambda result: format_mean_std(result.last_top5),
@@ -69,6 +78,13 @@ def cells_table(results: Sequence[CellResult]) -> TextTable:
             "cache hits": lambda result: result.cache_hits,
         },
     )
+
+
+def sources_table(results: Sequence[CellResult]) -> TextTable:
+    """Where the published accuracies were published, if not in the paper."""
+    accuracies = [(str(result.cell.row.published_row), result.published) for result in results]
+    lines = dict.fromkeys((row, accuracy.source) for row, accuracy in accuracies if accuracy and accuracy.source)
+    return TextTable("Sources of the published accuracies", ("method", "source"), [*lines])
 
 
 def claims_table(results: Sequence[ClaimResult]) -> TextTable:
@@ -125,12 +141,6 @@ def _ours(result: CellResult) -> str:
     partial = result.finished_runs < result.planned_runs
     count = f" [{result.finished_runs} of {result.planned_runs}]" if partial else ""
     return f"{format_mean_std(result.last_top1)}{count}"
-
-
-def _papers(accuracy: PaperAccuracy | None) -> str:
-    if accuracy is None:
-        return "-"
-    return format_mean_std(accuracy) + (", uncertain" if accuracy.uncertain else "")
 
 
 def _signed(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Results of a study: the accuracy of each table cell next to the paper's, and the decisions about its claims."""
+"""Results of a study: the accuracy of each table cell next to the published one, and the decisions about its claims."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from kdcache.run.folder import FinishedRun
 from kdcache.study.claims import Decision, TestResult, evaluate_claim
 from kdcache.study.definition import Study
 from kdcache.study.expand import StudyCell
-from kdcache.study.paper import PaperAccuracy, paper_accuracy
+from kdcache.study.published import PublishedAccuracy, published_accuracy
 
 __all__ = ["CellResult", "ClaimResult", "collect_results", "evaluate_claims"]
 
@@ -26,10 +26,11 @@ class CellResult:
     by_seed : dict of int to float
         Top-1 accuracy after the last epoch in percent, by seed.
     last_top1, best_top1, last_top5 : MeanStd
+    val_top1 : MeanStd
+        On the validation images, if there are some.
     teacher_forwards, cache_hits : int
         Total over the runs.
-    paper : PaperAccuracy or None
-        Top-1 accuracy that the paper reports.
+    published : PublishedAccuracy or None
     """
 
     cell: StudyCell
@@ -37,9 +38,10 @@ class CellResult:
     last_top1: MeanStd
     best_top1: MeanStd
     last_top5: MeanStd
+    val_top1: MeanStd
     teacher_forwards: int
     cache_hits: int
-    paper: PaperAccuracy | None
+    published: PublishedAccuracy | None
 
     @property
     def finished_runs(self) -> int:
@@ -53,10 +55,10 @@ class CellResult:
 
     @property
     def difference(self) -> float | None:
-        """Our mean minus the paper's, in points."""
-        if self.paper is None or self.paper.mean is None or self.last_top1.mean is None:
+        """Our mean minus the published one, in points."""
+        if self.published is None or self.last_top1.mean is None:
             return None
-        return self.last_top1.mean - self.paper.mean
+        return self.last_top1.mean - self.published.mean
 
     def as_json(self) -> dict[str, Any]:
         """Return the result as plain data."""
@@ -71,8 +73,9 @@ class CellResult:
             "last_top1": self.last_top1.as_json(),
             "best_top1": self.best_top1.as_json(),
             "last_top5": self.last_top5.as_json(),
+            "val_top1": self.val_top1.as_json(),
             "by_seed": self.by_seed,
-            "paper": self.paper.as_json() if self.paper else None,
+            "published": self.published.as_json() if self.published else None,
             "difference": self.difference,
             "teacher_forwards": self.teacher_forwards,
             "cache_hits": self.cache_hits,
@@ -83,8 +86,8 @@ def collect_results(study: Study, cells: Sequence[StudyCell]) -> list[CellResult
     """Read the summaries of the finished runs, cell by cell."""
     results = []
     for cell in cells:
-        summaries = {run.config.seed: FinishedRun(run.path).summary for run in cell.runs if run.finished}
-        dataset = cell.runs[0].config.dataset
+        finished = {run.config.seed: FinishedRun(run.path) for run in cell.runs if run.finished}
+        summaries = {seed: run.summary for seed, run in finished.items()}
         values = {name: [summary[name] for summary in summaries.values()] for name in SUMMARY_FIELDS}
         results.append(
             CellResult(
@@ -93,12 +96,21 @@ def collect_results(study: Study, cells: Sequence[StudyCell]) -> list[CellResult
                 last_top1=MeanStd.of(values["last_top1"]),
                 best_top1=MeanStd.of(values["best_top1"]),
                 last_top5=MeanStd.of(values["last_top5"]),
+                val_top1=MeanStd.of(run.read_metrics()[-1].val_top1 for run in finished.values()),
                 teacher_forwards=sum(values["teacher_forwards"]),
                 cache_hits=sum(values["cache_hits"]),
-                paper=paper_accuracy(study.paper_table, cell.row.paper_row, cell.pair.name, dataset),
+                published=_published(study, cell),
             )
         )
     return results
+
+
+def _published(study: Study, cell: StudyCell) -> PublishedAccuracy | None:
+    row, dataset = cell.row.published_row, cell.runs[0].config.dataset
+    if row is None:
+        return None
+    found = (published_accuracy(table, row, cell.pair.name, dataset) for table in study.published)
+    return next((accuracy for accuracy in found if accuracy is not None), None)
 
 
 @dataclass(frozen=True)

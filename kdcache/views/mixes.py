@@ -49,12 +49,15 @@ class Mix(NamedTuple):
         leave an image that is mixed with itself as it is.
     gives_float : bool
         Whether the x' are float32, 0 to 255; otherwise they are uint8.
+    batch_size : int or None
+        Size of the batches that draw once for all of their samples; ``None`` if each sample draws for itself.
     """
 
     draw: Callable[[Words, int], tuple[np.ndarray, np.ndarray]]
     apply: Callable[[Tensor, Tensor, np.ndarray], Tensor]
     probability: float = 1.0
     gives_float: bool = False
+    batch_size: int | None = None
 
     def mixed(self, words: Words) -> np.ndarray:
         """Tell which samples are mixed, from the lower halves of their first words: bool (N,)."""
@@ -120,9 +123,14 @@ def _check_rows(mix: str, parameters: np.ndarray, lam: np.ndarray, count: int) -
     raise KdcacheError(problem(f"augmentation {mix}: what it draws", expected=expected, got=got))
 
 
-def make_mixup(alpha: float = 1.0, probability: float = 1.0) -> Mix:
+def make_mixup(alpha: float = 1.0, probability: float = 1.0, mode: str = "elem") -> Mix:
     """mixup: Zhang et al., 2018, arXiv:1710.09412. For the options see `kdcache.config.augs.MixingOptions`."""
-    return Mix(partial(draw_mixup, alpha=alpha), mixup, probability, gives_float=True)
+    return Mix(partial(draw_mixup, alpha=alpha), mixup, probability, True, _batch_size(mode))
+
+
+def _batch_size(mode: str) -> int | None:
+    """Size of the batches of a mode; ``batch`` has to be resolved before."""
+    return None if mode == "elem" else int(mode.removeprefix("batch"))
 
 
 def draw_mixup(words: Words, size: int, alpha: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -163,9 +171,9 @@ def mixup(first: Tensor, second: Tensor, parameters: np.ndarray | Tensor) -> Ten
     return torch.lerp(second.float(), first.float(), lam[:, :, None, None])
 
 
-def make_cutmix(alpha: float = 1.0, probability: float = 1.0) -> Mix:
+def make_cutmix(alpha: float = 1.0, probability: float = 1.0, mode: str = "elem") -> Mix:
     """CutMix: Yun et al., 2019, arXiv:1905.04899. For the options see `kdcache.config.augs.MixingOptions`."""
-    return Mix(partial(draw_cutmix, alpha=alpha), cutmix, probability)
+    return Mix(partial(draw_cutmix, alpha=alpha), cutmix, probability, batch_size=_batch_size(mode))
 
 
 def draw_cutmix(words: Words, size: int, alpha: float = 1.0) -> tuple[np.ndarray, np.ndarray]:

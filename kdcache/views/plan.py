@@ -224,10 +224,17 @@ class ViewPlan:
 
     def _draw(self, mix: str, epoch: int, slot: int) -> tuple[np.ndarray, ...]:
         """Draw the parameters and lambdas of a slot, and which of its x' are made from x alone."""
-        stream = self._stream(MIX, epoch, slot)
-        counts = [min(ROWS_PER_DRAW, self.samples - start) for start in range(0, self.samples, ROWS_PER_DRAW)]
-        drawn = [_draw_rows(mix, stream.random_raw(2 * count).reshape(-1, 2), self.image_size) for count in counts]
-        return tuple(np.concatenate(column) for column in zip(*drawn, strict=True))
+        from kdcache.views.mixes import draw_rows, find_mix  # which import torch
+
+        stream, batch_size = self._stream(MIX, epoch, slot), find_mix(mix).batch_size
+        batches = steps(self.samples, batch_size) if batch_size else None
+        draws = self.samples if batches is None else len(batches)
+        counts = [min(ROWS_PER_DRAW, draws - start) for start in range(0, draws, ROWS_PER_DRAW)]
+        drawn = [draw_rows(mix, stream.random_raw(2 * count).reshape(-1, 2), self.image_size) for count in counts]
+        columns = tuple(np.concatenate(column) for column in zip(*drawn, strict=True))
+        if batches is None:
+            return columns
+        return tuple(np.repeat(column, [len(batch) for batch in batches], axis=0) for column in columns)
 
     def _partners(self, epoch: int) -> Iterator[np.ndarray]:
         """For each slot, the partners' positions: s further in the block, cyclically, s differing between slots."""
@@ -278,12 +285,6 @@ def parse_kind(kind: str) -> tuple[str, int]:
     if found is None:
         raise ValueError(f"not a kind of view: {kind}")
     return found[1], int(found[2])
-
-
-def _draw_rows(mix: str, words: Words, size: int) -> tuple[np.ndarray, ...]:
-    from kdcache.views.mixes import draw_rows  # which imports torch
-
-    return draw_rows(mix, words, size)
 
 
 def _bounded(words: Words, count: int) -> np.ndarray:
