@@ -17,6 +17,7 @@ import kdcache
 from kdcache import extensions
 from kdcache.cards import CUSTOM_DATASETS
 from kdcache.choices import CRITERIA, CUSTOM_MODELS, LOSSES, MIXES
+from kdcache.cli import COMMANDS
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.config.augs import parse_mix
 from kdcache.errors import KdcacheError, UsageError
@@ -30,6 +31,9 @@ from tests.test_received_runs import call
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "custom.md").read_text("utf-8")
+for command in COMMANDS.values():  # help pages list what is registered when they are imported
+    importlib.import_module(f"kdcache.cli.{command.module}")
+
 REGISTRIES: list[extensions.Registry[Any]] = [LOSSES, MIXES, CRITERIA, CUSTOM_MODELS, CUSTOM_DATASETS]
 
 
@@ -86,10 +90,10 @@ def examples(folder: Path, pictures: Path) -> Path:
     return folder
 
 
-COMMANDS = [shlex.split(line)[1:] for line in re.findall(r"```sh\n(kdcache .*?)\n```", PAGE)]
+EXAMPLES = [shlex.split(line)[1:] for line in re.findall(r"```sh\n(kdcache .*?)\n```", PAGE)]
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=[words[2] for words in COMMANDS])
+@pytest.mark.parametrize("words", EXAMPLES, ids=[words[2] for words in EXAMPLES])
 def test_the_example_of_the_page_is_trained_with(
     words: list[str], examples: Path, small: dict[str, object], teacher: Path
 ) -> None:
@@ -105,7 +109,7 @@ def test_the_example_of_the_page_is_trained_with(
 
 
 def test_the_page_has_an_example_of_each_kind() -> None:
-    named = [setting for words in COMMANDS for setting in extensions.KINDS if f"--{setting} python:" in " ".join(words)]
+    named = [setting for words in EXAMPLES for setting in extensions.KINDS if f"--{setting} python:" in " ".join(words)]
     assert named == ["loss", "aug", "pick", "dataset", "model"]
 
 
