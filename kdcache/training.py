@@ -242,8 +242,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 class WithFeatures(nn.Module):
     """A network whose forward takes all views of a step, and returns logits and, if asked, features.
 
-    One module for DDP and torch.compile to wrap: DDP copies buffers before a forward, so that a second one before the
-    backward would change what the first one saved.
+    One module for DDP and torch.compile to wrap: DDP expects one forward before each backward.
     """
 
     def __init__(self, network: Network) -> None:

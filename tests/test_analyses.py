@@ -1,11 +1,13 @@
 """KL ratio, hard images, longer training and augmentations, on cases worked out by hand."""
 
+import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -18,6 +20,7 @@ from kdcache.analysis.hardness import measure_hardness
 from kdcache.analysis.inputs import load_analysis_inputs
 from kdcache.analysis.kl_ratio import ratio_curve
 from kdcache.analysis.teacher_std import std_of_mean_probability
+from kdcache.cli import cli
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import KdcacheError, UsageError
 from kdcache.run.folder import EpochMetrics
@@ -203,6 +206,32 @@ def test_sums_are_scored_and_augmentations_with_picking_are_refused(teacher: Pat
     for aug in ("cutmix-pick", "cutnix"):
         with pytest.raises(UsageError, match=aug):
             rank_augmentations(analyzed, [aug])
+
+
+def test_augmentations_are_ranked_with_their_options(teacher: Path, tmp_path: Path) -> None:
+    def run(*words: str) -> Result:
+        place = ["--teacher", str(teacher), "--device", "cpu", "--epochs", "1", "--out", str(tmp_path)]
+        augs = [word for aug in ("cutmix", "standard", "cutmix+cutout") for word in ("--aug", aug)]
+        return CliRunner().invoke(cli, ["analyze", "teacher", *place, *augs, *words])
+
+    assert run("--aug-option", "cutmix.alpha=0.5", "--aug-option", "cutout.side=0.25").exit_code == 0
+    found = json.loads((tmp_path / "augmentations.json").read_text())["augmentations"]
+    assert {score["aug"] for score in found} == {
+        "standard",
+        "cutmix (cutmix,alpha=0.5)",
+        "cutmix+cutout (cutmix,alpha=0.5; cutout,side=0.25)",
+    }
+    analyzed = load_analysis_inputs(str(teacher), device="cpu")
+    by_hand = rank_augmentations(analyzed, ["randaugment"], epochs=1, augs={"randaugment": {"magnitude": 30}})[0]
+    batch = next(analyzed.views("randaugment", 0, 90, ["randaugment.magnitude=30"]).epoch(0))
+    wrong = analyzed.teacher(batch.mixed_views()).half().argmax(1) != batch.labels
+    assert by_hand.disagreement.count == int(wrong.sum())
+    assert by_hand.entropy != rank_augmentations(analyzed, ["randaugment"], epochs=1)[0].entropy
+    refused = run("--aug-option", "mixup.alpha=0.5", "--aug-option", "cutmix.alpha=0.7").exception
+    assert isinstance(refused, UsageError)
+    assert "--aug-option" in str(refused)
+    with pytest.raises(UsageError, match=r"Leave out mixup.alpha, or add the augmentation"):
+        rank_augmentations(analyzed, ["cutmix"], augs=["mixup.alpha=0.5"])
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Label disagreement: a case worked out by hand, the interval, and a comparison with counting view by view."""
 
+import json
 import math
 import random
 import shutil
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner, Result
 from kdcache.stages import train_teacher
 from torchvision.models import resnet18
 
@@ -16,6 +18,7 @@ from kdcache.analysis.disagreement_counts import MixedSamples, count_disagreemen
 from kdcache.analysis.estimates import Proportion
 from kdcache.analysis.inputs import AnalysisInputs, load_analysis_inputs
 from kdcache.answers.store import AnswerStore
+from kdcache.cli import cli
 from kdcache.config import TeacherConfig
 from kdcache.errors import UsageError
 from kdcache.views import Batch
@@ -108,9 +111,9 @@ def figures(found: DisagreementReport) -> dict[str, object]:
     return found.as_json() | {"teacher": None}
 
 
-def count_one_by_one(analyzed: AnalysisInputs, samples: int, aug: str) -> tuple[int, int]:
+def count_one_by_one(analyzed: AnalysisInputs, samples: int, aug: str, augs: list[str]) -> tuple[int, int]:
     """Count disagreement view by view: overall, and where both clean images are classified correctly."""
-    views, disagreements, despite_both_images_correct, done = analyzed.views(aug, seed=4), 0, 0, 0
+    views, disagreements, despite_both_images_correct, done = analyzed.views(aug, seed=4, augs=augs), 0, 0, 0
     labels, clean = analyzed.images.labels, analyzed.teacher(analyzed.images.images).argmax(1)
     for epoch in range(9):
         table = views.plan.epoch(epoch)
@@ -129,13 +132,21 @@ def count_one_by_one(analyzed: AnalysisInputs, samples: int, aug: str) -> tuple[
     raise AssertionError
 
 
-@pytest.mark.parametrize("aug", ["cutmix", "mixup"])
-def test_the_report_agrees_with_counting_one_by_one(aug: str, teacher: Path) -> None:
+@pytest.mark.parametrize(
+    ("aug", "augs", "name"),
+    [
+        ("cutmix", [], "cutmix"),
+        ("mixup", [], "mixup"),
+        ("cutmix", ["cutmix.alpha=0.2", "cutmix.probability=0.5"], "cutmix,alpha=0.2,probability=0.5"),
+    ],
+)
+def test_the_report_agrees_with_counting_one_by_one(aug: str, augs: list[str], name: str, teacher: Path) -> None:
     analyzed = load_analysis_inputs(str(teacher), device="cpu")
-    found = measure_disagreement(analyzed, samples=200, seed=4, aug=aug)
+    found = measure_disagreement(analyzed, samples=200, seed=4, aug=aug, augs=augs)
+    assert found.aug == name
     overall, right = found.counts.overall, found.counts.despite_both_images_correct
-    assert (overall.count, overall.total) == (count_one_by_one(analyzed, 200, aug)[0], 200)
-    assert (right.count, right.total) == (count_one_by_one(analyzed, 200, aug)[1], 200)
+    assert (overall.count, overall.total) == (count_one_by_one(analyzed, 200, aug, augs)[0], 200)
+    assert (right.count, right.total) == (count_one_by_one(analyzed, 200, aug, augs)[1], 200)
     assert 0 < overall.count < 200
     assert found.clean_error.total == 90
     surest = [example.teacher[0][1] for example in found.examples]
@@ -176,6 +187,37 @@ def test_a_named_store_keeps_the_logits(teacher: Path, tmp_path: Path) -> None:
     counts = cached_teacher.pop_counts()
     assert (counts.forwards, counts.requests) == (0, 90)
     assert figures(measure_disagreement(analyzed, samples=90)) == figures(first)
+
+
+def test_logits_for_other_options_are_kept_and_used_under_their_own_names(teacher: Path, tmp_path: Path) -> None:
+    place, half = str(tmp_path / "kept.zarr"), ["cutmix.alpha=0.5"]
+    analyzed = load_analysis_inputs(str(teacher), store=place, device="cpu")
+    reports = [measure_disagreement(analyzed, samples=90, augs=augs) for augs in (None, half)]
+    kinds = {name.kind for name in AnswerStore(place).replay_tables()}
+    assert kinds == {"cutmix-1", "cutmix,alpha=0.5-1"}
+    assert reports[0].counts != reports[1].counts
+    views = analyzed.views("cutmix", seed=0, augs=half)
+    cached_teacher = analyzed.cached_teacher(views, epochs=1)
+    for batch in views.epoch(0):
+        logits = cached_teacher.logits(batch, first=1)
+        assert logits.equal(analyzed.teacher(batch.mixed_views()).half().float())
+    assert (cached_teacher.pop_counts().forwards, len(views.steps)) == (0, 1)
+
+
+def test_the_command_takes_the_options_of_its_mix(teacher: Path, tmp_path: Path) -> None:
+    def run(*words: str) -> Result:
+        place = ["--teacher", str(teacher), "--device", "cpu", "--samples", "60", "--out", str(tmp_path)]
+        return CliRunner().invoke(cli, ["analyze", "disagreement", *place, *words])
+
+    assert run("--aug-option", "cutmix.alpha=0.5").exit_code == 0
+    assert json.loads((tmp_path / "disagreement.json").read_text())["aug"] == "cutmix,alpha=0.5"
+    for words, problem in (
+        (("--aug", "mixup", "--aug-option", "cutmix.alpha=0.5"), "Leave out cutmix.alpha, or add the augmentation"),
+        (("--aug-option", "cutmix.alpha=0.7"), "--aug-option cutmix.alpha: expected one of 0.1, "),
+    ):
+        refused = run(*words).exception
+        assert isinstance(refused, UsageError)
+        assert problem in str(refused)
 
 
 def test_an_external_network_on_any_images(pictures: Path, tmp_path: Path) -> None:

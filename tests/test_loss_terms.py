@@ -1,6 +1,7 @@
 """The terms of an objective in training: what each reads and trains, and that its own value falls."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kdcache.stages import train_student
+from torch import Tensor
 
 from kdcache.answers.cached_teacher import CachedTeacher
 from kdcache.choices import LOSSES
@@ -16,6 +18,7 @@ from kdcache.config import StudentConfig
 from kdcache.datasets import Split
 from kdcache.losses import LossContext, ViewOutputs, build_losses
 from kdcache.losses.crd import CRD
+from kdcache.losses.features import at_loss, nst_loss
 from tests import answers
 from tests.reference import tensor
 from tests.test_step import TERMS, Bench, mixing_aug
@@ -174,6 +177,13 @@ SHAPES = ((4, 8, 8), (4, 8, 8), (6, 4, 4), (8, 2, 2), (8,))
 """Maps of a stem and of three stages, and the vector."""
 
 
+def features_of_x() -> ViewOutputs:
+    """Outputs of both networks for six samples."""
+    labels, logits = torch.arange(6) % 3, torch.zeros(6, 3)
+    student, teacher = ([tensor(k + i, (6, *shape)).float() for i, shape in enumerate(SHAPES)] for k in (0, 10))
+    return ViewOutputs(logits, logits, None, labels, torch.arange(6), 0, None, None, tuple(student), tuple(teacher))
+
+
 @pytest.mark.parametrize(
     ("name", "read"),
     [
@@ -187,15 +197,20 @@ SHAPES = ((4, 8, 8), (4, 8, 8), (6, 4, 4), (8, 2, 2), (8,))
     ],
 )
 def test_a_loss_reads_the_features_that_its_recipe_names(name: str, read: set[int]) -> None:
-    labels = torch.arange(6) % 3
-    (term,) = build_losses([name], LossContext(SHAPES, SHAPES, labels, 4.0, 0)).values()
-    student, teacher = ([tensor(k + i, (6, *shape)).float() for i, shape in enumerate(SHAPES)] for k in (0, 10))
-    for feature in student:
+    views = features_of_x()
+    (term,) = build_losses([name], LossContext(SHAPES, SHAPES, views.labels, 4.0, 0)).values()
+    for feature in views.student_features:
         feature.requires_grad_()
-    logits = torch.zeros(6, 3)
-    views = ViewOutputs(logits, logits, None, labels, torch.arange(6), 0, None, None, tuple(student), tuple(teacher))
     term(views).backward()
-    assert {place for place, feature in enumerate(student) if feature.grad is not None} == read
+    assert {place for place, feature in enumerate(views.student_features) if feature.grad is not None} == read
+
+
+@pytest.mark.parametrize(("name", "loss_of"), [("at", at_loss), ("nst", nst_loss)])
+def test_losses_on_maps_are_summed_over_the_stages(name: str, loss_of: Callable[[Tensor, Tensor], Tensor]) -> None:
+    views = features_of_x()
+    (term,) = build_losses([name], LossContext(SHAPES, SHAPES, views.labels, 4.0, 0)).values()
+    pairs = list(zip(views.student_features, views.teacher_features, strict=True))[1:4]
+    torch.testing.assert_close(term(views), loss_of(*pairs[0]) + loss_of(*pairs[1]) + loss_of(*pairs[2]))
 
 
 def test_the_variances_of_vid_begin_at_the_published_value() -> None:

@@ -120,6 +120,7 @@ class AugmentationScore:
     Attributes
     ----------
     aug : str
+        With the options that are not the default.
     std : TeacherStd or None
         The metric, lower is better: over groups of the student's views, x and x'. ``None`` with too few groups.
     groups : int
@@ -193,6 +194,7 @@ def rank_augmentations(
     samples: int = 10_000,
     seed: int = 0,
     group_size: int = GROUP_SIZE,
+    augs: Any = None,
 ) -> list[AugmentationScore]:
     """Rank augmentations for a teacher, the best first.
 
@@ -208,6 +210,8 @@ def rank_augmentations(
         View seed.
     group_size : int
         Samples per group.
+    augs : dict or sequence of str, optional
+        Options of the augmentations, as `StudentConfig` takes them; each counts in all `augmentations` that it is of.
 
     Returns
     -------
@@ -216,12 +220,13 @@ def rank_augmentations(
     Raises
     ------
     UsageError
-        If an augmentation is unknown, or its views depend on a student.
+        If an augmentation is unknown, or its views depend on a student, or an option is of none of them.
     """
-    augmentations = list(dict.fromkeys(augmentations))
-    for aug in augmentations:
-        if StudentConfig.load(aug=aug).augmentation.pick is not None:
-            raise UsageError(problem("--aug", expected="an augmentation whose views no student picks", got=aug))
+    configs = [StudentConfig.load(aug=aug) for aug in dict.fromkeys(augmentations)]
+    for config in configs:
+        if config.augmentation.pick is not None:
+            raise UsageError(problem("--aug", expected="an augmentation whose views no student picks", got=config.aug))
+    options = _options(configs, augs)
     of_x: dict[str, RunningStatistics] = {}  # all mixes share their x
 
     def statistics_of_x(aug: str) -> RunningStatistics:
@@ -230,14 +235,22 @@ def rank_augmentations(
         return of_x[aug]
 
     scores = []
-    for aug in augmentations:
-        views = teacher.views(aug, seed, group_size)
+    for config in configs:
+        own = {name: options[name] for name in config.augmentation.mixes if name in options}
+        views = teacher.views(config.aug, seed, group_size, own)
         if views.plan.slots:
             parts = [statistics_of_x("standard"), _collect(teacher, views, 1, epochs, samples)]
         else:
-            parts = [statistics_of_x(aug)]
-        scores.append(score_augmentation(aug, parts))
+            parts = [statistics_of_x(config.aug)]
+        scores.append(score_augmentation(StudentConfig.load(aug=config.aug, augs=own).views, parts))
     return sorted(scores, key=lambda score: score.std.value if score.std else math.inf)
+
+
+def _options(configs: Sequence[StudentConfig], given: Any) -> dict[str, dict[str, Any]]:
+    """Check options as those of one sum of all mixes, and return the options of each mix that has some."""
+    mixes = dict.fromkeys(mix for config in configs for mix in config.augmentation.mixes)
+    options = StudentConfig.load(aug="+".join(mixes) or "standard", augs=given).augs
+    return options.model_dump(exclude_none=True)
 
 
 def _collect(

@@ -11,6 +11,7 @@ from torch import Tensor
 from kdcache.analysis.disagreement_counts import TOP_K, LabelDisagreement, MixedSamples, count_disagreement
 from kdcache.analysis.estimates import Proportion
 from kdcache.analysis.inputs import AnalysisInputs
+from kdcache.config import StudentConfig
 from kdcache.views import Batch, ViewMaker
 
 __all__ = ["DisagreementReport", "Example", "measure_disagreement"]
@@ -51,7 +52,9 @@ class DisagreementReport:
 
     Attributes
     ----------
-    teacher, dataset, split, aug : str
+    teacher, dataset, split : str
+    aug : str
+        With the options that are not the default.
     seed : int
         View seed.
     class_names : tuple of str
@@ -83,7 +86,7 @@ class DisagreementReport:
 
 
 def measure_disagreement(
-    teacher: AnalysisInputs, samples: int = 10_000, seed: int = 0, aug: str = "cutmix"
+    teacher: AnalysisInputs, samples: int = 10_000, seed: int = 0, aug: str = "cutmix", augs: Any = None
 ) -> DisagreementReport:
     """Measure label disagreement on mixed views, as the paper does on CutMix samples of the training set.
 
@@ -98,12 +101,19 @@ def measure_disagreement(
         View seed.
     aug : str
         ``cutmix`` or ``mixup``.
+    augs : dict or sequence of str, optional
+        Its options, as `StudentConfig` takes them.
 
     Returns
     -------
     DisagreementReport
+
+    Raises
+    ------
+    UsageError
+        If an option is unknown or invalid, or of another augmentation.
     """
-    views, names = teacher.views(aug, seed), teacher.data.class_names
+    views, names = teacher.views(aug, seed, augs=augs), teacher.data.class_names
     cached_teacher = teacher.cached_teacher(views, epochs=-(-samples // len(teacher.images)))
     used = torch.zeros(len(teacher.images), dtype=torch.bool)
     collected, done = MixedSamples.allocate(samples), 0
@@ -125,7 +135,7 @@ def measure_disagreement(
         teacher=teacher.name,
         dataset=teacher.data.card.name,
         split=teacher.split,
-        aug=aug,
+        aug=StudentConfig.load(aug=aug, augs=augs).augmentation.mixes[0],
         seed=seed,
         class_names=names,
         counts=count_disagreement(collected, len(names)),

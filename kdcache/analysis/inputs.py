@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,9 +78,9 @@ class AnalysisInputs:
         """The images to evaluate the teacher on."""
         return self.data.train
 
-    def views(self, aug: str, seed: int, batch_size: int = BATCH_SIZE) -> ViewMaker:
-        """Make the views that a student with this augmentation and view seed would see."""
-        config = StudentConfig.load(dataset=self.data.card.name, aug=aug, seed=seed)
+    def views(self, aug: str, seed: int, batch_size: int = BATCH_SIZE, augs: Any = None) -> ViewMaker:
+        """Make the views that a student with this augmentation, these options of it and view seed would see."""
+        config = StudentConfig.load(dataset=self.data.card.name, aug=aug, augs=augs, seed=seed)
         return ViewMaker(self.images, make_plan(config, self.data), batch_size, self.teacher.compute.device)
 
     def cached_teacher(self, views: ViewMaker, epochs: int) -> CachedTeacher:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kdcache.cli import COMMANDS
-from kdcache.cli.options import CLASS_ORDER, DEVICE, WEIGHTS_ENTRY
+from kdcache.cli.options import AUG_OPTION, CLASS_ORDER, DEVICE, WEIGHTS_ENTRY
 from kdcache.errors import KdcacheError, UsageError, printable, problem
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["analyze"]
 
 Command = Callable[..., None]
+AugTables = dict[str, dict[str, str]] | None
 
 PATH = click.Path(path_type=Path)
 
@@ -65,9 +66,10 @@ def analyze() -> None:
 @teacher_options
 @click.option("--samples", default=10_000, show_default=True, type=click.IntRange(1), help="Number of mixed views.")
 @click.option("--aug", default="cutmix", show_default=True, type=click.Choice(["cutmix", "mixup"]), help="The mix.")
+@AUG_OPTION
 @SEED
 @out_option("the teacher's run folder, or the current one")
-def disagreement(samples: int, aug: str, seed: int, out: Path | None, **selection: Any) -> None:
+def disagreement(samples: int, aug: str, augs: AugTables, seed: int, out: Path | None, **selection: Any) -> None:
     """Count how often the teacher disagrees with the label of mixed views.
 
     Overall, by lambda and by class, next to the teacher's error on the clean images; with a picture of the samples on
@@ -82,7 +84,7 @@ def disagreement(samples: int, aug: str, seed: int, out: Path | None, **selectio
 
     teacher = load_analysis_inputs(**selection)
     folder = _output_folder(out, teacher)
-    report = measure_disagreement(teacher, samples, seed, aug)
+    report = measure_disagreement(teacher, samples, seed, aug, augs)
     write_json(folder / "disagreement.json", report.as_json())
     plot_disagreements(report, folder / "disagreement.png")
     show(disagreement_table(report))
@@ -92,12 +94,21 @@ def disagreement(samples: int, aug: str, seed: int, out: Path | None, **selectio
 
 @analyze.command()
 @teacher_options
-@click.option("--aug", "augs", multiple=True, help="As in student-train; repeat for several [all but sums].")
+@click.option("--aug", "words", multiple=True, help="As in student-train; repeat for several [all but sums].")
+@AUG_OPTION
 @click.option("--epochs", default=3, show_default=True, type=click.IntRange(1), help="Epochs of views.")
 @click.option("--samples", default=10_000, show_default=True, type=click.IntRange(2), help="Maximum images per epoch.")
 @SEED
 @out_option("the teacher's run folder, or the current one")
-def teacher(augs: tuple[str, ...], epochs: int, samples: int, seed: int, out: Path | None, **selection: Any) -> None:
+def teacher(
+    words: tuple[str, ...],
+    augs: AugTables,
+    epochs: int,
+    samples: int,
+    seed: int,
+    out: Path | None,
+    **selection: Any,
+) -> None:
     """Rank augmentations for a teacher without training a student.
 
     By the standard deviation of the teacher's mean probability over groups of views; lower is better. Next to it are
@@ -114,7 +125,7 @@ def teacher(augs: tuple[str, ...], epochs: int, samples: int, seed: int, out: Pa
 
     analyzed = load_analysis_inputs(**selection)
     folder = _output_folder(out, analyzed)
-    scores = rank_augmentations(analyzed, augs or STUDENT_FREE, epochs, samples, seed)
+    scores = rank_augmentations(analyzed, words or STUDENT_FREE, epochs, samples, seed, augs=augs)
     document = {"teacher": analyzed.name, "dataset": analyzed.data.card.name, "split": analyzed.split, "seed": seed}
     lines = [{**score.as_json(), "gap_to_best_and_error": score.gap_to(scores[0])} for score in scores]
     write_json(folder / "augmentations.json", {**document, "augmentations": lines})

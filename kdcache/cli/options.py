@@ -11,11 +11,11 @@ from pydantic import AfterValidator, ByteSize
 from pydantic.fields import FieldInfo
 
 from kdcache.choices import DEVICES
-from kdcache.config import TrainingConfig
+from kdcache.config import StudentConfig, TrainingConfig
 from kdcache.config.options import as_tables
 from kdcache.config.settings import GROUPS, Choice, ChoiceOf, ChoiceSum, flag_of, option_form
 
-__all__ = ["CLASS_ORDER", "DEVICE", "WEIGHTS_ENTRY", "GroupedCommand", "settings"]
+__all__ = ["AUG_OPTION", "CLASS_ORDER", "DEVICE", "WEIGHTS_ENTRY", "GroupedCommand", "settings"]
 
 DEVICE = click.option(
     "--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Device to compute on."
@@ -157,3 +157,7 @@ def _default_text(field: FieldInfo) -> str:
     if field.annotation is bool or field.default in (None, ()):
         return ""
     return str(field.default)
+
+
+AUG_OPTION = _option("augs", StudentConfig.model_fields["augs"])
+"""``--aug-option`` of commands that do not take a config."""

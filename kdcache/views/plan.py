@@ -1,9 +1,9 @@
 """The view plan: which views an epoch shows, as a table with one row per training sample.
 
 The table of an epoch is a pure function of (plan, plan version, seed, epoch). It is drawn from the raw words of NumPy's
-counter-based Philox generator, whose stream never changes, and does not depend on batch size, workers, world size or
-interruptions. So every view has an address, (epoch, position, slot), and can be made again at any time. Position is
-the index in the epoch's order; slot 0 is x, slot m is the m-th x'.
+counter-based Philox generator, whose stream never changes, and does not depend on workers, world size or interruptions,
+nor on the batch size, unless the name of a mix states one. So every view has an address, (epoch, position, slot), and
+can be made again at any time. Position is the index in the epoch's order; slot 0 is x, slot m is the m-th x'.
 
 Plans nest: order, crop and flip do not depend on the augmentation, slot m does not depend on the number of slots, and
 no row depends on the total number of epochs. So students with different augmentations share the teacher's logits of x.
