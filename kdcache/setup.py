@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from kdcache import datasets
 from kdcache.answers.encoding import make_encoding
 from kdcache.answers.store import AnswerStore
-from kdcache.choices import is_named
 from kdcache.config import StudentConfig, TeacherConfig, TrainingConfig
 from kdcache.config.augs import with_batch_size, with_mean_color
 from kdcache.datasets import Card, Dataset
 from kdcache.errors import UsageError, problem
+from kdcache.extensions import is_address, require_trusted
 from kdcache.machine import threads_advice
 from kdcache.run.find import store_path, weights_file
 from kdcache.run.folder import FinishedRun, RunFolder
@@ -172,8 +172,7 @@ def initial_network(config: TrainingConfig, data: Dataset) -> tuple[Network, Ini
         init = InitialWeights(**recorded)
         network.set_normalization(init.mean, init.std)
         return network, init
-    may_download = config.download or is_named(config.init)
-    return network, start_from(network, weights_file(config.init), data, may_download)
+    return network, start_from(network, weights_file(config.init), data, config.downloads_init)
 
 
 def make_plan(config: StudentConfig, data: Dataset) -> ViewPlan:
@@ -184,8 +183,17 @@ def make_plan(config: StudentConfig, data: Dataset) -> ViewPlan:
 def make_plan_for_size(config: StudentConfig, samples: int, card: Card) -> ViewPlan:
     """Make the view plan of a config for a number of samples of a dataset, which need not be loaded."""
     augmentation, size, seed = config.augmentation, card.image_size, config.effective_view_seed
-    mixes = tuple(with_batch_size(with_mean_color(mix, card.mean), config.batch_size) for mix in augmentation.mixes)
+    mixes = tuple(_with_facts(mix, card, config.batch_size) for mix in augmentation.mixes)
     return ViewPlan(samples, size, card.padding, augmentation.crop_flip, seed, mixes)
+
+
+def _with_facts(mix: str, card: Card, batch_size: int) -> str:
+    """Name a mix with what its views depend on besides its options, such as the user's own code."""
+    if not is_address(mix):
+        return with_batch_size(with_mean_color(mix, card.mean), batch_size)
+    from kdcache.views.custom import identified  # which imports torch
+
+    return identified(mix, card.image_size)
 
 
 def open_cached_teacher(
@@ -267,6 +275,8 @@ def verify_run(
     images |= {name: existing.image_settings[name] for name in images.keys() & existing.image_settings.keys()}
     places = {"dataset": dataset, "data_root": data_root}
     images |= {name: place for name, place in places.items() if place is not None}
+    if dataset is None:
+        require_trusted("dataset", images["dataset"])  # the store named it, not the user
     config = TeacherConfig.load(**images)
     data = load_data(config)
     network = trained_network(run.network_file, data)

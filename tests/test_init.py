@@ -14,11 +14,11 @@ import torchvision.models as torchvision_models
 from kdcache.stages import train_student, train_teacher
 from safetensors.torch import save_file
 
-from kdcache import choices
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.datasets import Dataset
 from kdcache.errors import KdcacheError
+from kdcache.extensions import trust
 from kdcache.models import REGISTRY, FeatureNet, Network, build, checkpoint
 from kdcache.models.initial import head_of
 from kdcache.models.load import find_network
@@ -40,10 +40,9 @@ HALF = (0.5, 0.5, 0.5)
 THIRDS = ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 
 
-@pytest.fixture(autouse=True)
-def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
-    """What is logged; and no weights that earlier tests named."""
-    monkeypatch.setattr(choices, "_named", set())
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What is logged."""
     caplog.set_level(logging.INFO)
     return caplog
 
@@ -267,7 +266,6 @@ def test_names_that_timm_does_not_have_are_refused(small: Settings, hub: State, 
     assert message == "weights of timm:test_resnet: expected a file, or one of pretrained, r160_in1k, got a1_in1k"
     message = refusal(lambda: start(small, **model, init="pretrained"), KdcacheError)
     assert "got We could not find the requested files. Without access to it, copy the file" in message
-    choices._named.clear()
     config = StudentConfig(**{**small, **model}, init="pretrained")
     assert "Add --download" in refusal(lambda: initial_network(config, load_data(config)))
 
@@ -286,7 +284,7 @@ def test_a_network_of_the_users_own_starts_from_a_file(
     (tmp_path / "initnets.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
     own = {"model": "python:initnets:small"}
-    choices.trust(own["model"])
+    trust(own["model"])
     body = build(own["model"], num_classes=5, seed=3).body
     torch.save(body.state_dict(), tmp_path / "net.pth")
     network, fresh, _ = start(small, **own, init=str(tmp_path / "net.pth"))
