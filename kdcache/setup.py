@@ -15,6 +15,7 @@ from kdcache.config import StudentConfig, TeacherConfig, TrainingConfig
 from kdcache.config.augs import with_batch_size, with_mean_color
 from kdcache.datasets import Card, Dataset
 from kdcache.errors import UsageError, problem
+from kdcache.extensions import is_address, require_trusted
 from kdcache.machine import threads_advice
 from kdcache.run.find import store_path
 from kdcache.run.folder import FinishedRun, RunFolder
@@ -154,8 +155,17 @@ def make_plan(config: StudentConfig, data: Dataset) -> ViewPlan:
 def make_plan_for_size(config: StudentConfig, samples: int, card: Card) -> ViewPlan:
     """Make the view plan of a config for a number of samples of a dataset, which need not be loaded."""
     augmentation, size, seed = config.augmentation, card.image_size, config.effective_view_seed
-    mixes = tuple(with_batch_size(with_mean_color(mix, card.mean), config.batch_size) for mix in augmentation.mixes)
+    mixes = tuple(_with_facts(mix, card, config.batch_size) for mix in augmentation.mixes)
     return ViewPlan(samples, size, card.padding, augmentation.crop_flip, seed, mixes)
+
+
+def _with_facts(mix: str, card: Card, batch_size: int) -> str:
+    """Name a mix with what its views depend on besides its options, such as the user's own code."""
+    if not is_address(mix):
+        return with_batch_size(with_mean_color(mix, card.mean), batch_size)
+    from kdcache.views.custom import identified  # which imports torch
+
+    return identified(mix, card.image_size)
 
 
 def open_cached_teacher(
@@ -237,6 +247,8 @@ def verify_run(
     images |= {name: existing.image_settings[name] for name in images.keys() & existing.image_settings.keys()}
     places = {"dataset": dataset, "data_root": data_root}
     images |= {name: place for name, place in places.items() if place is not None}
+    if dataset is None:
+        require_trusted("dataset", images["dataset"])  # the store named it, not the user
     config = TeacherConfig.load(**images)
     data = load_data(config)
     network = trained_network(run.network_file, data)

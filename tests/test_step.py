@@ -23,6 +23,7 @@ from kdcache.config import StudentConfig
 from kdcache.datasets import Split
 from kdcache.losses import build_objective, cross_entropy, kd_loss, kl_divergence
 from kdcache.losses.crd import ContrastMemory
+from kdcache.optimization import Update
 from kdcache.run.checkpoint import TrainingState
 from kdcache.run.statistics import EpochStatistics
 from kdcache.training import FrozenRunningStats
@@ -64,12 +65,14 @@ class Bench:
         teacher = CachedTeacher(Teacher(self.teacher, compute), self.maker) if config.needs_teacher else None
         objective = build_objective(config, self.student, self.teacher if teacher else None, data.labels)
         objective = objective.to(compute.device)
-        optimizer = torch.optim.SGD(torch.nn.ModuleList([self.student, objective]).parameters(), lr=0.0)
+        update = Update(config, self.student, objective)
+        # The fused optimizer does not know the meta device.
+        update.optimizer = torch.optim.SGD(torch.nn.ModuleList([self.student, objective]).parameters(), lr=0.0)
         self.folder = tempfile.TemporaryDirectory()
         self.recorder = answers.recorder(Path(self.folder.name) / "statistics", self.maker, objective.names, teacher)
         self.recorder.begin_epoch(TrainingState())
         self.step = StudentStep(
-            config, training.WithFeatures(self.student), teacher, objective, optimizer, compute, self.recorder
+            config, training.WithFeatures(self.student), teacher, objective, update, compute, self.recorder
         )
 
     @property

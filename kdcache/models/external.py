@@ -1,17 +1,14 @@
 """Networks from elsewhere: torchvision, timm, and the user's own code."""
 
 import difflib
-import importlib
-import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kdcache.choices import require_trusted
 from kdcache.errors import UsageError, first_line, problem
+from kdcache.extensions import call
 
 __all__ = ["SOURCES", "FeatureExtractor", "build_body", "build_meta_body"]
 
@@ -81,23 +78,7 @@ def _build_timm(rest: str, num_classes: int, image_size: int) -> nn.Module:
 
 
 def _build_python(rest: str, num_classes: int, image_size: int) -> nn.Module:
-    name = f"python:{rest}"
-    module, _, attribute = rest.partition(":")
-    require_trusted(name)
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        function: Any = importlib.import_module(module)
-        for part in attribute.split("."):
-            function = getattr(function, part)
-        network = function(num_classes=num_classes)
-    except Exception as error:  # the user's code may fail in any way
-        got = f"{type(error).__name__}: {first_line(error)}"
-        remedy = "Check that it can be imported and takes num_classes."
-        raise UsageError(problem(f"could not build network {name}", got=got, remedy=remedy)) from error
-    if not isinstance(network, nn.Module):
-        raise UsageError(problem(f"network {name}", expected="a torch.nn.Module", got=type(network).__name__))
-    return network
+    return call("network", f"python:{rest}", (nn.Module, "a torch.nn.Module"), num_classes=num_classes)
 
 
 SOURCES: dict[str, Callable[[str, int, int], nn.Module]] = {

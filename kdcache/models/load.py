@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kdcache import models
-from kdcache.choices import trust
 from kdcache.datasets import Dataset
 from kdcache.errors import UsageError, problem
+from kdcache.extensions import trust
 from kdcache.models import Network, checkpoint, published
 from kdcache.models.class_order import (
     NATURAL,

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from torch import nn
 
 from kdcache import checked_files, distributed
@@ -18,9 +17,11 @@ from kdcache.config import TrainingConfig
 from kdcache.datasets import Dataset
 from kdcache.environment import describe_environment
 from kdcache.errors import KdcacheError, UsageError, first_line, problem
+from kdcache.extensions import source_digest
 from kdcache.locks import FileLock
 from kdcache.models import Network
 from kdcache.models.checkpoint import save
+from kdcache.optimization import Update
 from kdcache.run.checkpoint import Checkpoints, TrainingState, recorded_environment
 from kdcache.run.contents import check_metrics
 from kdcache.run.folder import EpochMetrics, FinishedRun, RunFolder
@@ -101,6 +102,9 @@ class RunWriter:
         origin = {"dataset": self.data.train.fingerprint, "test set": self.data.test.fingerprint}
         if teacher is not None:
             origin |= {"teacher": teacher.fingerprint, "teacher precision": teacher.compute.precision}
+        # The images of a dataset are compared, not the code that lists them.
+        own = (address for address, setting in self.config.code.items() if setting != "dataset")
+        origin |= {f"code of {address}": source_digest(address) for address in own}
         if self.config.resume:
             assert self.config.out is not None
             folder = RunFolder(self.config.out)
@@ -120,15 +124,15 @@ class RunWriter:
         checked_files.write_json(folder.environment_file, self._environment)
         return folder.path
 
-    def restore(self, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> TrainingState:
+    def restore(self, modules: Mapping[str, nn.Module], update: Update) -> TrainingState:
         """Restore the newest checkpoint of a resumed run; a new run starts from the beginning.
 
         Parameters
         ----------
         modules : mapping of str to Module
-            Everything that the training changes, by name.
-        optimizer : Optimizer
-            Of their parameters.
+            Everything that is trained, by name.
+        update : Update
+            Of these modules.
 
         Raises
         ------
@@ -138,7 +142,8 @@ class RunWriter:
             If the checkpoint does not fit the modules.
         """
         folder, config = self.folder, self.config
-        self._checkpoints = Checkpoints(folder.checkpoints_folder, config.checkpoint_minutes, modules, optimizer)
+        state = {**modules, **update.modules}
+        self._checkpoints = Checkpoints(folder.checkpoints_folder, config.checkpoint_minutes, state, update.optimizer)
         progress = (self._checkpoints.restore_latest() if config.resume else None) or TrainingState()
         self.metrics = check_metrics(folder.checkpoints_folder, progress.metrics)
         _check_settings(config, progress)
@@ -154,9 +159,7 @@ class RunWriter:
             if self.metrics:  # the checkpoint has what these files must hold
                 self._write_metrics()
             if self.metrics and not progress.step:
-                network = modules[config.table]
-                assert isinstance(network, Network)
-                self._write_network(network)
+                self._write_network(update.evaluated)
         return progress
 
     def _forwards_since(self, progress: TrainingState) -> int | None:

@@ -1,0 +1,89 @@
+"""The update of the weights after a backward pass: gradient clipping, the optimizer, and averaged weights."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from kdcache.config import TrainingConfig
+from kdcache.models import Network
+
+__all__ = ["Update", "build_optimizer"]
+
+ADAMW_BETA2 = 0.999
+
+
+def build_optimizer(config: TrainingConfig, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """Build the optimizer that a config names; the paper's is SGD with momentum, and weight decay on every parameter.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+    parameters : sequence of Parameter
+    """
+    decayed = [parameter for parameter in parameters if parameter.ndim > 1 or config.decay_norm_and_bias]
+    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": config.weight_decay}]
+    if not config.decay_norm_and_bias:
+        groups.append({"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0})
+    # Fused, a step takes 0.6 of the time that foreach takes (ResNet20 and WRN-16-2 on a CPU).
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, config.lr, betas=(config.momentum, ADAMW_BETA2), fused=True)
+    return torch.optim.SGD(groups, config.lr, config.momentum, nesterov=config.nesterov, fused=True)
+
+
+class Update:
+    """Updates the weights of a training by the gradient of a loss.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+    network : Network
+        The network that is trained.
+    others : sequence of Module
+        Further modules that are trained, such as the layers of losses.
+
+    Attributes
+    ----------
+    optimizer : Optimizer
+    average : AveragedModel or None
+        The exponential moving average of the network's weights and buffers, if the config asks for it.
+    """
+
+    def __init__(self, config: TrainingConfig, network: Network, *others: nn.Module) -> None:
+        self._network, self._clip_grad = network, config.clip_grad
+        self._parameters = [*nn.ModuleList([network, *others]).parameters()]
+        self.optimizer = build_optimizer(config, self._parameters)
+        self.average = None
+        if config.ema is not None:
+            average = get_ema_multi_avg_fn(config.ema)
+            self.average = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
+
+    @property
+    def evaluated(self) -> Network:
+        """The network to evaluate and save: the averaged one, if there is one."""
+        found = self._network if self.average is None else self.average.module
+        assert isinstance(found, Network)
+        return found
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """What updates change besides the modules that are trained, by name."""
+        return {} if self.average is None else {"average": self.average}
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Set the learning rate of every parameter."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def __call__(self, loss: Tensor) -> None:
+        """Compute the gradient of a loss, and update the weights."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self._clip_grad is not None:
+            clip_grad_norm_(self._parameters, self._clip_grad)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self._network)
