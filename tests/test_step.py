@@ -29,6 +29,7 @@ from kdcache.run.statistics import EpochStatistics
 from kdcache.training import FrozenRunningStats
 from kdcache.views import Batch, ViewMaker, ViewPlan
 from tests import answers
+from tests.stubs import stub
 
 CPU = Compute(torch.device("cpu"), "float32")
 SIZE = 32
@@ -280,7 +281,7 @@ def combinations() -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("settings", combinations(), ids=lambda settings: "-".join(settings.values()))
 def test_teacher_forwards_picks_and_records_of_a_step(settings: dict[str, str], noise: Split) -> None:
-    bench = Bench(noise, **settings)
+    bench = Bench(noise, build=stub, **settings)
     aug = StudentConfig(**settings).augmentation
     bench.step(bench.batch)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in bench.student.parameters())
