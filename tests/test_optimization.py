@@ -3,6 +3,7 @@
 import copy
 import math
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,22 @@ def test_the_averaged_network_is_the_one_that_is_saved(small: Settings, tmp_path
     assert averaged.read_metrics()[-1].test_loss != last.read_metrics()[-1].test_loss
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_only_the_head_is_trained_in_frozen_epochs(optimizer: str) -> None:
+    network = models.build("resnet8", num_classes=4, seed=0)
+    config = TeacherConfig(optimizer=optimizer, lr=0.1, init="run", freeze_epochs=2, clip_grad=100)
+    update, states = Update(config, network), [copy.deepcopy(network.body.state_dict())]
+    for epoch in (1, 2):
+        update.begin_step(epoch, 0, 1)
+        trained(update, network, steps=2)
+        states.append(copy.deepcopy(network.body.state_dict()))
+    parameters = {name for name, _ in network.body.named_parameters()}
+    changed = [
+        {name for name in parameters if not before[name].equal(after[name])} for before, after in pairwise(states)
+    ]
+    assert changed == [{"fc.weight", "fc.bias"}, parameters]
+
+
 def test_a_killed_run_resumes_to_the_bit(small: Settings, teacher: Path, tmp_path: Path) -> None:
     often = {"epochs": 3, "batch_size": 3, "checkpoint_minutes": 1e-6, "cache": "off"}
     settings = {**small, **EVERYTHING, **often, "teacher": teacher, "aug": "cutmix-pick", "loss": "ce+kd"}
@@ -189,6 +206,8 @@ def test_cross_entropy_of_both_stages_is_changed(
         ({"min_lr": 0.01}, "--min-lr: expected no value with --schedule steps"),
         ({"schedule": "cosine", "min_lr": 0.2, "lr": 0.1}, "--min-lr: expected at most --lr 0.1, got 0.2"),
         ({"optimizer": "adamw", "nesterov": True}, "--nesterov: expected no Nesterov momentum without SGD"),
+        ({"freeze_epochs": 2}, "--freeze-epochs: expected 0 without --init"),
+        ({"freeze_epochs": 9, "init": "run", "epochs": 8}, "--freeze-epochs: expected at most the 8 epochs"),
         ({"epochs": 5, "warmup_epochs": 5}, "--warmup-epochs: expected less than the 5 epochs, got 5"),
         ({"optimizer": "adam"}, "--optimizer: expected one of sgd, adamw, got adam"),
         ({"label_smoothing": 0.1, "loss": "mlkd", "aug": "randaugment"}, "--loss: expected a sum with ce, because of"),
