@@ -243,6 +243,10 @@ class TrainingConfig(OptimizationConfig):
                 for name, why in config.unused.items()
                 if name in options
             ]
+            before = cls.combined([*layers.values()]).get("optimizer", cls.model_fields["optimizer"].default)
+            if config.optimizer != before and "lr" not in options:
+                expected = f"a rate for {config.optimizer}, since {config.lr:g} is that of {before}"
+                problems.append(problem("--lr", expected=expected, got="none"))
         if problems:
             raise UsageError(*problems)
         return config
