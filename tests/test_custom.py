@@ -182,6 +182,10 @@ class NoStudent(DistillLoss):
 class NoMixed(DistillLoss):
     def forward(self, x, mixed): return (x.student - mixed.teacher).square().mean()
 
+@kdcache.register_loss("divergence-alone", reads="logits", acts_on="each")
+class DivergenceAlone(DistillLoss):
+    def forward(self, views): return views.kl.mean()
+
 @kdcache.register_loss("per-row", reads="logits")
 class PerRow(DistillLoss):
     def forward(self, views): return views.student.mean(1)
@@ -300,10 +304,11 @@ def step(name: str, mixing: bool) -> None:
     extensions.trust(name)
     (student, teacher), lam = torch.randn(2, 8, 9, generator=torch.Generator().manual_seed(0)), torch.full((8,), 0.7)
     objective = Objective({name: 1.0}, build_losses([name], LossContext((), (), LABELS, 4.0, 0)))
-    kl = kl_divergence(student, teacher, 4.0)
+    logits = student.requires_grad_()
+    kl = kl_divergence(logits, teacher, 4.0)  # of all rows, as in a step: it does not depend on the parts
     x, mixed = (
-        ViewOutputs(student.clone().requires_grad_(), teacher, kl, LABELS, LABELS, 0, *of_mixed)
-        for of_mixed in ((), (LABELS, lam))
+        ViewOutputs(logits[part], teacher[part], kl[part], LABELS[part], LABELS[part], 0, *of_mixed)
+        for part, of_mixed in ((slice(4), ()), (slice(4, 8), (LABELS[4:], lam[4:])))
     )
     objective(x, mixed if mixing else None)
 
@@ -314,12 +319,16 @@ def step(name: str, mixing: bool) -> None:
         ("NotALoss", False, "loss python:broken:NotALoss: expected a kdcache.losses.DistillLoss, got NotALoss"),
         ("NoStudent", False, "expected a loss that depends on the student's outputs for x, got one that does not"),
         ("NoMixed", True, "expected a loss that depends on the student's outputs for x', got one that does not"),
-        ("PerRow", False, r"expected a tensor of shape \(\), got one of shape \(8,\)"),
+        ("PerRow", False, r"expected a tensor of shape \(\), got one of shape \(4,\)"),
         ("Shapes", False, "loss python:broken:Shapes failed: got RuntimeError: mat1 and mat2"),
     ],
 )
 def test_a_loss_that_trains_nothing_or_fails_is_named(broken: Path, name: str, mixing: bool, message: str) -> None:
     assert re.search(message, refusal(lambda: step(name, mixing), KdcacheError))
+
+
+def test_a_loss_may_read_the_divergence_alone(broken: Path) -> None:
+    step("DivergenceAlone", mixing=True)
 
 
 # Trust, the store, resuming

@@ -451,6 +451,26 @@ def test_code_that_a_study_names_is_trusted_by_the_user_alone(tmp_path: Path, mo
     assert own.arguments[:3] == ("--trust", "python:theirs:network", run.command)
 
 
+@pytest.mark.parametrize(("key", "table"), [("recipe", ""), ("config", "[student]\n")])
+def test_code_that_a_file_of_a_study_names_is_not_imported(
+    key: str, table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extensions, "_trusted", set())
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "their_code", raising=False)
+    (tmp_path / "their_code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    (tmp_path / "theirs.toml").write_text(f'{table}aug = "python:their_code:a"\n')
+    study = read_study("table1")
+    row = study.rows[1].model_copy(update={"settings": {key: str(tmp_path / "theirs.toml")}})
+    own = study.model_copy(update={"rows": (row,)})
+    for trusted, message in (((), "add --trust python:their_code:a"), (("python:their_code:a",), "could not import")):
+        for address in trusted:
+            extensions.trust(address)
+        with pytest.raises(UsageError, match=message):
+            expand_study(own, "mini", tmp_path)
+        assert (tmp_path / "ran").exists() == bool(trusted)
+
+
 def test_an_unfinished_run_keeps_its_device_and_precision(tmp_path: Path) -> None:
     run = list_runs(expand_study(read_study("table1"), "mini", tmp_path))[0]
     run.path.mkdir(parents=True)

@@ -103,7 +103,8 @@ def _check_value(name: str, value: object) -> None:
 def _check_gradient(name: str, value: Tensor, calls: Sequence[ViewOutputs]) -> None:
     """Check that a loss depends on the student's outputs for all views that it is declared to act on."""
     for views in calls:
-        outputs = [output for output in (views.student, *views.student_features) if output.requires_grad]
+        known = (views.student, views.kl, *views.student_features)
+        outputs = [output for output in known if output is not None and output.requires_grad]
         if not outputs:  # nothing is trained
             continue
         reached = value.requires_grad and any(

@@ -322,9 +322,12 @@ def _naming_the_run(what: str) -> Iterator[None]:
 def _load(kind: type[Config], settings: Settings, out: Path | None = None) -> Config:
     """Validate settings, which may name a preset by the key ``config``."""
     options = {name: value for name, value in settings.items() if name != "config"}
-    for name in kind.CODE:
-        require_trusted(KINDS[name], str(options.get(name)))  # a file named it, not the user
-    return kind.load(settings.get("config"), **options, out=out)
+    for name in kind.CODE:  # which `load` would trust; the file of the study named it, not the user
+        require_trusted(KINDS[name], str(options.get(name)))
+    config = kind.load(settings.get("config"), **options, out=out)
+    for address, name in config.code.items():  # of a preset or a recipe, too
+        require_trusted(KINDS[name], address)
+    return config
 
 
 def _weights_id(weights: str) -> str:
