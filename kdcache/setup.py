@@ -17,7 +17,7 @@ from kdcache.datasets import Card, Dataset
 from kdcache.errors import UsageError, problem
 from kdcache.extensions import is_address, require_trusted
 from kdcache.machine import threads_advice
-from kdcache.run.find import store_path
+from kdcache.run.find import store_path, weights_file
 from kdcache.run.folder import FinishedRun, RunFolder
 from kdcache.views.plan import ViewPlan
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from kdcache.answers.verify import TableCheck
     from kdcache.compute import Compute
     from kdcache.models import Network
+    from kdcache.models.initial import InitialWeights
     from kdcache.views import ViewMaker
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "choose_compute",
     "data_size",
     "fresh_network",
+    "initial_network",
     "load_data",
     "load_run_data",
     "make_plan",
@@ -145,6 +147,32 @@ def fresh_network(config: TrainingConfig, data: Dataset) -> Network:
     if config.features:
         network.check_features()
     return network
+
+
+def initial_network(config: TrainingConfig, data: Dataset) -> tuple[Network, InitialWeights | None]:
+    """Build the network that a training starts from: fresh, or with the weights that ``init`` names.
+
+    A run with a checkpoint does not read them again.
+
+    Raises
+    ------
+    UsageError
+        If there are no such weights, or they do not fit the network.
+    """
+    from kdcache.models.initial import InitialWeights, start_from
+    from kdcache.run.checkpoint import has_checkpoint, recorded_environment
+
+    network = fresh_network(config, data)
+    if config.init is None:
+        return network, None
+    if config.resume and config.out and has_checkpoint(RunFolder(config.out)):
+        recorded = recorded_environment(RunFolder(config.out)).get("init")
+        if recorded is None:
+            raise UsageError(problem(f"run {config.out}", expected="a record of its initial weights", got="none"))
+        init = InitialWeights(**recorded)
+        network.set_normalization(init.mean, init.std)
+        return network, init
+    return network, start_from(network, weights_file(config.init), data, config.downloads_init)
 
 
 def make_plan(config: StudentConfig, data: Dataset) -> ViewPlan:

@@ -25,9 +25,9 @@ from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import KdcacheError, UsageError
 from kdcache.models import REGISTRY, build, checkpoint
 from kdcache.models.export import FORMATS, ExportModule, export
-from kdcache.models.load import shipped_teacher
 from kdcache.models.published import read
 from kdcache.models.sizes import model_sizes
+from kdcache.models.sources import shipped_teacher
 from kdcache.models.weights import load_into, most_similar_network
 from kdcache.run.folder import FinishedRun
 from kdcache.setup import load_data

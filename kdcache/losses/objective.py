@@ -11,6 +11,7 @@ from kdcache.config import StudentConfig
 from kdcache.errors import KdcacheError, problem
 from kdcache.extensions import call, explained, import_object, is_address
 from kdcache.losses.base import DistillLoss, LossContext, ViewOutputs
+from kdcache.losses.logits import balanced_class_weights
 from kdcache.models import Network
 
 __all__ = ["Objective", "build_losses", "build_objective"]
@@ -147,5 +148,14 @@ def build_objective(config: StudentConfig, student: Network, teacher: Network | 
     """
     networks = [student, teacher] if teacher is not None and config.needs_features else []
     shapes = [network.feature_shapes() for network in networks] or [(), ()]
-    context = LossContext(shapes[0], shapes[1], labels, config.temperature, config.seed, config.losses)
+    context = LossContext(
+        student_shapes=shapes[0],
+        teacher_shapes=shapes[1],
+        labels=labels,
+        temperature=config.temperature,
+        seed=config.seed,
+        options=config.losses,
+        label_smoothing=config.label_smoothing,
+        class_weights=balanced_class_weights(labels, student.num_classes) if config.balances_classes else None,
+    )
     return Objective(config.loss_weights, build_losses(config.loss_weights, context))

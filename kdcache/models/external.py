@@ -1,6 +1,7 @@
 """Networks from elsewhere: torchvision, timm, and the user's own code."""
 
 import difflib
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from kdcache.errors import UsageError, first_line, problem
 from kdcache.extensions import call
 
-__all__ = ["SOURCES", "FeatureExtractor", "build_body", "build_meta_body"]
+__all__ = ["SOURCES", "FeatureExtractor", "build_body", "build_meta_body", "build_timm", "import_timm"]
 
 
 def build_body(name: str, num_classes: int, image_size: int) -> nn.Module:
@@ -57,13 +58,25 @@ def _build_torchvision(rest: str, num_classes: int, image_size: int) -> nn.Modul
     return network
 
 
-def _build_timm(rest: str, num_classes: int, image_size: int) -> nn.Module:
+def import_timm(name: str) -> Any:
+    """Import timm, which the network `name` needs; a `UsageError` if it is not installed."""
     try:
-        import timm
+        return importlib.import_module("timm")
     except ImportError:
         raise UsageError(
-            problem(f"network timm:{rest}: timm is not installed", remedy="Run pip install 'kdcache[timm]'.")
+            problem(f"network timm:{name}: timm is not installed", remedy="Run pip install 'kdcache[timm]'.")
         ) from None
+
+
+def build_timm(rest: str, num_classes: int | None, image_size: int, pretrained: bool = False) -> nn.Module:
+    """Build a network of timm, for its own number of classes if `num_classes` is ``None``.
+
+    Raises
+    ------
+    UsageError
+        If timm is not installed, or has no such network.
+    """
+    timm = import_timm(rest)
     if not timm.is_model(rest):
         similar = ", ".join(difflib.get_close_matches(rest, timm.list_models(), n=5))
         remedy = f"Similar names: {similar}." if similar else None
@@ -73,7 +86,9 @@ def _build_timm(rest: str, num_classes: int, image_size: int) -> nn.Module:
     configuration = timm.get_pretrained_cfg(rest)
     fixed = configuration is not None and configuration.fixed_input_size
     sized: dict[str, Any] = {"img_size": image_size} if fixed else {}
-    network: nn.Module = timm.create_model(rest, pretrained=False, num_classes=num_classes, **sized)
+    if num_classes is not None:
+        sized["num_classes"] = num_classes
+    network: nn.Module = timm.create_model(rest, pretrained=pretrained, **sized)
     return network
 
 
@@ -83,7 +98,7 @@ def _build_python(rest: str, num_classes: int, image_size: int) -> nn.Module:
 
 SOURCES: dict[str, Callable[[str, int, int], nn.Module]] = {
     "torchvision": _build_torchvision,
-    "timm": _build_timm,
+    "timm": build_timm,
     "python": _build_python,
 }
 

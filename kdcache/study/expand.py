@@ -17,6 +17,7 @@ from kdcache.config.options import as_tables, dotted
 from kdcache.errors import UsageError, problem
 from kdcache.extensions import KINDS, require_trusted
 from kdcache.files import write_text
+from kdcache.run.find import weights_file
 from kdcache.run.folder import RunFolder
 from kdcache.study.definition import Pair, Settings, Study, StudyRow, TrainingProtocol, read_protocol
 
@@ -286,6 +287,8 @@ class _Planner:
         for name, value in of_row.items():
             if name in ("losses", "augs"):
                 words += [f"{option}-{one}" for option, one in dotted(as_tables(value)).items()]
+            elif name == "init":
+                words.append(f"init-{_weights_id(weights_file(str(value)))}")
             elif name not in ("loss", "aug"):
                 words.append(value if name == "pick" else f"{name}-{value}")
         path = teacher.path.parent / _folder_name([*words, f"{epochs}epochs", f"seed{seed}"])
