@@ -122,7 +122,7 @@ def train_epochs(
     network, steps = update.evaluated, len(views.steps)
 
     def scheduled_step(batch: Batch) -> Tensor:
-        update.set_learning_rate(config.learning_rate(batch.epoch, batch.step, steps))
+        update.begin_step(batch.epoch, batch.step, steps)
         return step(batch)
 
     if not 0 <= progress.step < steps:

@@ -63,13 +63,7 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     plan = make_plan(config, data)
     views = ViewMaker(data.train, plan, config.batch_size, compute.device)
 
-    # The frozen teacher, behind the store of its logits.
-    teacher = None
-    if config.needs_teacher:
-        config = config.model_copy(update={"teacher": distributed.broadcast(find_teacher(config))})
-        teacher = open_cached_teacher(config, data, views, compute)
-
-    # The student, and the objective with whatever layers its losses train.
+    # The student.
     student, init = initial_network(config, data)
     student = student.to(compute.device)
     if config.sync_batchnorm:
@@ -78,6 +72,14 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     network: nn.Module = WithFeatures(student)
     if config.compile:
         network = compute.compiled(network)
+
+    # The frozen teacher, behind the store of its logits.
+    teacher = None
+    if config.needs_teacher:
+        config = config.model_copy(update={"teacher": distributed.broadcast(find_teacher(config))})
+        teacher = open_cached_teacher(config, data, views, compute)
+
+    # The objective, with whatever layers its losses train, and the optimizer of all that is trained.
     objective = build_objective(config, student, teacher.teacher.network if teacher else None, data.train.labels)
     objective = objective.to(compute.device)
     update = Update(config, student, objective)

@@ -38,7 +38,9 @@ class OptimizationConfig(BaseModel):
     )
     nesterov: bool = setting("recipe", False, "Nesterov momentum, with SGD.")
     weight_decay: float = setting("recipe", 5e-4, "Weight decay.", shown=SET_BY_PRESET, ge=0, allow_inf_nan=False)
-    decay_norm_and_bias: bool = setting("recipe", True, "Decay the weights of normalization layers and the biases too.")
+    decay_norm_and_bias: bool = setting(
+        "recipe", True, "Decay one-dimensional parameters too: biases, and the weights of normalization layers."
+    )
     schedule: Schedule = setting("recipe", "steps", "How the learning rate falls: at milestones, or along a cosine.")
     milestones: tuple[float, ...] = setting(
         "recipe",
@@ -58,7 +60,12 @@ class OptimizationConfig(BaseModel):
         validate_default=True,
     )
     clip_grad: float | None = setting(
-        "recipe", None, "Largest norm of the gradient; a larger one is scaled down.", shown="none", gt=0
+        "recipe",
+        None,
+        "Largest norm of the gradient; a larger one is scaled down.",
+        shown="none",
+        gt=0,
+        allow_inf_nan=False,
     )
     label_smoothing: float = setting(
         "recipe", 0.0, "Part of each label that is spread over all classes, in cross-entropy.", ge=0, lt=1
@@ -88,8 +95,10 @@ class OptimizationConfig(BaseModel):
     @field_validator("nesterov")
     @classmethod
     def _check_nesterov(cls, nesterov: bool, info: ValidationInfo) -> bool:
-        if nesterov and not (info.data.get("optimizer") == "sgd" and info.data.get("momentum")):
-            raise Invalid("no Nesterov momentum without SGD and --momentum")
+        if nesterov and info.data.get("optimizer") == "adamw":
+            raise Invalid("false with --optimizer adamw", "Give --no-nesterov.")
+        if nesterov and info.data.get("momentum") == 0:
+            raise Invalid("false with --momentum 0", "Give --no-nesterov.")
         return nesterov
 
     @field_validator("min_lr")
@@ -97,7 +106,7 @@ class OptimizationConfig(BaseModel):
     def _check_min_lr(cls, min_lr: float, info: ValidationInfo) -> float:
         lr = info.data.get("lr")
         if lr is not None and min_lr > lr:
-            raise Invalid(f"at most --lr {lr:g}")
+            raise Invalid(f"at most --lr {lr:g}", "Give --min-lr 0, or a larger --lr.")
         return min_lr
 
     @field_validator("warmup_epochs")
@@ -105,7 +114,7 @@ class OptimizationConfig(BaseModel):
     def _check_warmup_epochs(cls, warmup_epochs: float, info: ValidationInfo) -> float:
         epochs = info.data.get("epochs")
         if epochs is not None and not warmup_epochs < epochs:
-            raise Invalid(f"less than the {epochs} epochs")
+            raise Invalid(f"less than the {epochs} epochs", "Give --warmup-epochs 0, or more --epochs.")
         return warmup_epochs
 
     def learning_rate(self, epoch: int, step: int = 0, steps: int = 1) -> float:

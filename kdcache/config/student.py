@@ -150,7 +150,7 @@ class StudentConfig(TrainingConfig):
     def _check_loss(cls, loss: str, info: ValidationInfo) -> str:
         changed = _changes_cross_entropy(info)
         if changed and is_trusted(loss) and not loss_weights(loss, alpha=0.9).get("ce"):
-            raise Invalid(f"a sum with ce, because of --{changed}")
+            raise Invalid(f"a sum with ce, because of --{changed}", f"Add ce, or give {_UNCHANGED[changed]}.")
         return loss
 
     @field_validator("aug")
@@ -177,7 +177,9 @@ class StudentConfig(TrainingConfig):
         if not aug or not loss or not is_trusted(loss):
             return alpha
         if (changed := _changes_cross_entropy(info)) and not loss_weights(loss, alpha).get("ce"):
-            raise Invalid(f"less than 1 with --{changed}, which is about cross-entropy")
+            raise Invalid(
+                f"less than 1 with --{changed}, which is about cross-entropy", f"Or give {_UNCHANGED[changed]}."
+            )
         if _augmentation(aug).mixes and not trains_on_mixed_views(loss_weights(loss, alpha)):
             raise Invalid(f"more than 0 with --aug {aug}, since kd alone is trained on x'")
         return alpha
@@ -350,6 +352,9 @@ def _keeps_label(mix: str) -> bool:
 def _needs_mixes(aug: str) -> Invalid:
     remedy = f"Choose an --aug that makes x': cutmix-pick, or a sum of {', '.join(MIXES)}."
     return Invalid(f"no value with --aug {aug}", remedy)
+
+
+_UNCHANGED = {"label-smoothing": "--label-smoothing 0", "class-weights": "--class-weights none"}
 
 
 def _changes_cross_entropy(info: ValidationInfo) -> str | None:

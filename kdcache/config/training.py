@@ -99,6 +99,9 @@ class TrainingConfig(OptimizationConfig):
         shown="random weights from --seed",
         min_length=1,
     )
+    freeze_epochs: int = setting(
+        "recipe", 0, "First epochs in which only the head of the network that --init gave weights is trained.", ge=0
+    )
     evaluate_every: int = setting(
         "run", 1, "Epochs between evaluations. The last epoch is always evaluated.", ge=1, le=MAX_COUNT
     )
@@ -158,6 +161,16 @@ class TrainingConfig(OptimizationConfig):
     @classmethod
     def _split_at_commas(cls, value: Any) -> Any:
         return value.split(",") if isinstance(value, str) else value
+
+    @field_validator("freeze_epochs")
+    @classmethod
+    def _check_freeze_epochs(cls, freeze_epochs: int, info: ValidationInfo) -> int:
+        if freeze_epochs and info.data.get("init") is None:
+            raise Invalid("0 without --init, since random weights would be frozen")
+        epochs = info.data.get("epochs")
+        if epochs is not None and freeze_epochs > epochs:
+            raise Invalid(f"at most the {epochs} epochs")
+        return freeze_epochs
 
     @field_validator("image_size")
     @classmethod
@@ -230,6 +243,10 @@ class TrainingConfig(OptimizationConfig):
                 for name, why in config.unused.items()
                 if name in options
             ]
+            before = cls.combined([*layers.values()]).get("optimizer", cls.model_fields["optimizer"].default)
+            if config.optimizer != before and "lr" not in options:
+                expected = f"a rate for {config.optimizer}, since {config.lr:g} is that of {before}"
+                problems.append(problem("--lr", expected=expected, got="none"))
         if problems:
             raise UsageError(*problems)
         return config
