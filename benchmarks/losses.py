@@ -13,7 +13,7 @@ from kdcache.stages.teacher import load_teacher
 
 from kdcache.choices import LOSSES
 from kdcache.config import TeacherConfig
-from kdcache.models.load import SHIPPED
+from kdcache.models.sources import SHIPPED
 from kdcache.run.folder import FinishedRun
 from tests.kills import Training, kill_and_resume
 

@@ -10,7 +10,7 @@ from unittest import mock
 
 import torch
 from kdcache.stages.student import StudentStep
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdcache import models, training
 from kdcache.answers.cached_teacher import CachedTeacher
@@ -20,6 +20,7 @@ from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.datasets import Card, Dataset, Split
 from kdcache.losses import build_objective
+from kdcache.optimization import Update
 from kdcache.run.checkpoint import TrainingState
 from kdcache.run.recorder import StudentRecorder
 from kdcache.run.statistics import StatisticsShape
@@ -67,7 +68,6 @@ class OurSteps:
 
         def make_step(name: str, cached_teacher: CachedTeacher) -> StudentStep:
             objective = build_objective(config, self.student, teacher.network, data.train.labels)
-            optimizer = training.sgd(nn.ModuleList([self.student, objective]), 0.05, 0.9, 5e-4)
             shape = StatisticsShape(len(data.train), self.views.plan.slots, count, objective.names)
             recorder = StudentRecorder(folder / name, 2, shape, cached_teacher, self.compute.device)
             return StudentStep(
@@ -75,7 +75,7 @@ class OurSteps:
                 training.WithFeatures(self.student),
                 cached_teacher,
                 objective,
-                optimizer,
+                Update(config, self.student, objective),
                 self.compute,
                 recorder,
             )
@@ -99,13 +99,11 @@ class OurSteps:
         batches = [batch.views for batch in self.views.epoch(0)]
         started = time.perf_counter()
         for views in batches:
-            with torch.no_grad(), step.frozen_running_stats, compute.autocast():
+            with torch.no_grad(), step.scoring_statistics, compute.autocast():
                 self.student(views[BATCH:])
             with compute.autocast():
                 logits = self.student(views[: 2 * BATCH]).float()
-            step.optimizer.zero_grad()
-            logits.backward(torch.full_like(logits, 1e-4))
-            step.optimizer.step()
+            step.update((1e-4 * logits).sum())
         return (time.perf_counter() - started) / len(batches)
 
     def parts(self, name: str) -> Counter[str]:
@@ -118,7 +116,7 @@ class OurSteps:
                 ("forward", self.student, "forward"),
                 ("losses", step.objective, "forward"),
                 ("backward", Tensor, "backward"),
-                ("optimizer", step.optimizer, "step"),
+                ("optimizer", step.update.optimizer, "step"),
                 ("record", step.recorder, "record"),
             ):
                 stack.enter_context(timed(owner, method, part, seconds))

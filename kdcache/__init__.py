@@ -14,9 +14,15 @@ if TYPE_CHECKING:
     from kdcache.compute import Compute as Compute
     from kdcache.config import StudentConfig as StudentConfig
     from kdcache.config import TeacherConfig as TeacherConfig
+    from kdcache.datasets import ImageData as ImageData
     from kdcache.errors import KdcacheError as KdcacheError
     from kdcache.errors import UsageError as UsageError
     from kdcache.models import checkpoint
+    from kdcache.register import register_aug as register_aug
+    from kdcache.register import register_dataset as register_dataset
+    from kdcache.register import register_loss as register_loss
+    from kdcache.register import register_model as register_model
+    from kdcache.register import register_pick as register_pick
     from kdcache.run.folder import FinishedRun as FinishedRun
     from kdcache.stages import train_student as train_student
     from kdcache.stages import train_teacher as train_teacher
@@ -32,6 +38,7 @@ PUBLIC = {
     "CachedTeacher": ("answers.cached_teacher", "CachedTeacher"),
     "Compute": ("compute", "Compute"),
     "FinishedRun": ("run.folder", "FinishedRun"),
+    "ImageData": ("datasets", "ImageData"),
     "KdcacheError": ("errors", "KdcacheError"),
     "ViewPlan": ("views", "ViewPlan"),
     "StudentConfig": ("config", "StudentConfig"),
@@ -44,6 +51,8 @@ PUBLIC = {
     "losses": ("losses", ""),
     "load_dataset": ("datasets", "load"),
     "load_network": ("models.checkpoint", "load"),
+    **{name: ("register", name) for name in ("register_aug", "register_dataset", "register_loss")},
+    **{name: ("register", name) for name in ("register_model", "register_pick")},
     "train_student": ("stages", "train_student"),
     "train_teacher": ("stages", "train_teacher"),
 }

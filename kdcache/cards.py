@@ -4,10 +4,11 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kdcache.choices import FOLDER_PREFIX, HDF5_PREFIX
+from kdcache.choices import FOLDER_PREFIX, HDF5_PREFIX, PYTHON_FORM, CustomCode
 from kdcache.errors import UsageError, problem
+from kdcache.extensions import Registry
 
-__all__ = ["CARDS", "Card", "canonical", "card_of", "resized", "same_dataset"]
+__all__ = ["CARDS", "CUSTOM_DATASETS", "DATASET_PREFIXES", "Card", "canonical", "card_of", "resized", "same_dataset"]
 
 DEFAULT_FOLDER_SIZE = 64
 """Image size of ``folder:PATH`` in pixels, unless ``--image-size`` gives another."""
@@ -20,7 +21,7 @@ class Card:
     Parameters
     ----------
     name : str
-        A key of `CARDS`, ``folder:PATH`` or ``hdf5:FILE``.
+        A key of `CARDS`, ``folder:PATH``, ``hdf5:FILE`` or ``python:MODULE:CALLABLE``.
     classes : int or None
         Number of classes; ``None`` if it is only known after reading.
     image_size : int
@@ -131,6 +132,12 @@ CARDS = {
     )
 }
 
+CUSTOM_DATASETS = Registry("dataset", CustomCode, CARDS)
+"""Datasets that the user's code has registered."""
+
+DATASET_PREFIXES = ((FOLDER_PREFIX, "PATH"), (HDF5_PREFIX, "FILE"), PYTHON_FORM)
+"""Prefixes of the user's own datasets, with what follows."""
+
 
 def canonical(name: str) -> str:
     """Spell the name of a dataset in one way: ``folder:base`` for ``folder:./base/``, and a home folder for ``~``."""
@@ -175,7 +182,7 @@ def card_of(name: str, image_size: int | None = None) -> Card:
     name = canonical(name)
     path = name.removeprefix(FOLDER_PREFIX)
     if path in ("", name):
-        known = ", ".join((*CARDS, f"{FOLDER_PREFIX}PATH", f"{HDF5_PREFIX}FILE"))
+        known = ", ".join((*CARDS, *(prefix + rest for prefix, rest in DATASET_PREFIXES)))
         raise UsageError(problem("unknown dataset", expected=f"one of {known}", got=repr(name)))
     size = DEFAULT_FOLDER_SIZE
     card = Card(name, None, size, size // 8, _IMAGENET_MEAN, _IMAGENET_STD, path, "the user's own")

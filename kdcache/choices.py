@@ -7,17 +7,17 @@ their own table in `kdcache.cards`.
 import importlib.resources
 import json
 from dataclasses import dataclass
-from functools import cache
-from importlib import import_module
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
-from kdcache.errors import UsageError, problem
+from kdcache.errors import problem
+from kdcache.extensions import PYTHON_PREFIX, Registry
 
 __all__ = [
     "AUGMENTATIONS",
     "BAD_IMAGES",
     "CACHES",
     "CRITERIA",
+    "CUSTOM_MODELS",
     "DEVICES",
     "FOLDER_PREFIX",
     "HDF5_PREFIX",
@@ -29,17 +29,14 @@ __all__ = [
     "MODELS",
     "MODEL_PREFIXES",
     "PRECISIONS",
-    "PYTHON_PREFIX",
+    "PYTHON_FORM",
     "STORE_DTYPES",
     "Augmentation",
     "Criterion",
+    "CustomCode",
     "LossInfo",
     "MixInfo",
     "ModelSize",
-    "import_object",
-    "is_trusted",
-    "require_trusted",
-    "trust",
 ]
 
 FOLDER_PREFIX, HDF5_PREFIX = "folder:", "hdf5:"
@@ -86,8 +83,21 @@ def _model_sizes() -> dict[str, ModelSize]:
 MODELS = _model_sizes()
 """The networks of kdcache."""
 
-MODEL_PREFIXES = (("torchvision:", "NAME"), ("timm:", "NAME"), ("python:", "MODULE:CALLABLE"))
+PYTHON_FORM = (PYTHON_PREFIX, "MODULE:CALLABLE")
+"""The address of the user's own code, see `kdcache.extensions`."""
+
+MODEL_PREFIXES = (("torchvision:", "NAME"), ("timm:", "NAME"), PYTHON_FORM)
 """Prefixes of external networks, with what follows."""
+
+
+class CustomCode(NamedTuple):
+    """How a network or a dataset of the user's own code is declared: by its address alone."""
+
+    implementation: str
+
+
+CUSTOM_MODELS = Registry("model", CustomCode, MODELS)
+"""Networks that the user's code has registered."""
 
 
 Reads = Literal["labels", "logits", "features"]
@@ -143,7 +153,8 @@ class LossInfo:
         return self.reads == "features"
 
 
-LOSSES = {
+LOSSES = Registry("loss", LossInfo)
+LOSSES |= {
     "ce": LossInfo("kdcache.losses.terms:CrossEntropy", reads="labels"),
     "kd": LossInfo("kdcache.losses.terms:KnowledgeDistillation", reads="logits", acts_on="each"),
     "dkd": LossInfo("kdcache.losses.target_class:DecoupledKD", reads="logits", acts_on="each"),
@@ -199,39 +210,13 @@ class Criterion(NamedTuple):
     student: bool
 
 
-CRITERIA = {
+CRITERIA = Registry("pick", Criterion)
+CRITERIA |= {
     "kld": Criterion("kdcache.selection:kl_divergence_score", teacher=True, student=True),
     "teacher-entropy": Criterion("kdcache.selection:teacher_entropy_score", teacher=True, student=False),
     "student-entropy": Criterion("kdcache.selection:student_entropy_score", teacher=False, student=True),
     "random": Criterion("kdcache.selection:score_at_random", teacher=False, student=False),
 }
-
-
-class MixInfo(NamedTuple):
-    """How a mix is declared.
-
-    Attributes
-    ----------
-    implementation : str
-        ``module:function`` that makes the `kdcache.views.mixes.Mix`; its parameters are the options of the mix.
-    takes_partner : bool
-        Whether x' is made from two images; if not, the label stays.
-    """
-
-    implementation: str
-    takes_partner: bool = True
-
-
-MIXES = {
-    "mixup": MixInfo("kdcache.views.mixes:make_mixup"),
-    "cutmix": MixInfo("kdcache.views.mixes:make_cutmix"),
-    "cutout": MixInfo("kdcache.views.erasing:make_cutout", takes_partner=False),
-    "erasing": MixInfo("kdcache.views.erasing:make_erasing", takes_partner=False),
-    "autoaugment": MixInfo("kdcache.views.policies:make_autoaugment", takes_partner=False),
-    "randaugment": MixInfo("kdcache.views.policies:make_randaugment", takes_partner=False),
-    "trivialaugment": MixInfo("kdcache.views.policies:make_trivialaugment", takes_partner=False),
-}
-"""What makes an x' of x: mixing with another image, or a strong augmentation. Options: `kdcache.config.augs`."""
 
 
 class Augmentation(NamedTuple):
@@ -262,38 +247,29 @@ AUGMENTATIONS = {
 """The augmentations that are not sums of mixes."""
 
 
-PYTHON_PREFIX = "python:"
+class MixInfo(NamedTuple):
+    """How a mix is declared.
 
-_trusted: set[str] = set()
-
-
-def trust(name: str) -> None:
-    """Allow the code of a ``python:`` network to be imported, because the user named it.
-
-    Checkpoints and configs name networks too, and nothing that is read from a file may decide which code runs.
-
-    Parameters
+    Attributes
     ----------
-    name : str
-        ``python:module:callable``. Other names have no effect.
+    implementation : str
+        ``module:function`` that makes the `kdcache.views.mixes.Mix`; its parameters are the options of the mix.
+    takes_partner : bool
+        Whether x' is made from two images; if not, the label stays.
     """
-    _trusted.add(name)
+
+    implementation: str
+    takes_partner: bool = True
 
 
-def is_trusted(name: str) -> bool:
-    """Whether a network may be built: the user named its code, or it has none of its own."""
-    return not name.startswith(PYTHON_PREFIX) or name in _trusted
-
-
-def require_trusted(name: str) -> None:
-    """Raise a `UsageError` unless a network may be built."""
-    if not is_trusted(name):
-        remedy = f"If you trust it, add --trust {name} right after kdcache, before the command."
-        raise UsageError(problem(f"the code of network {name} is not trusted", remedy=remedy))
-
-
-@cache
-def import_object(implementation: str) -> Any:
-    """Import an implementation, ``module:name``."""
-    module, _, name = implementation.partition(":")
-    return getattr(import_module(module), name)
+MIXES = Registry("aug", MixInfo, AUGMENTATIONS)
+MIXES |= {
+    "mixup": MixInfo("kdcache.views.mixes:make_mixup"),
+    "cutmix": MixInfo("kdcache.views.mixes:make_cutmix"),
+    "cutout": MixInfo("kdcache.views.erasing:make_cutout", takes_partner=False),
+    "erasing": MixInfo("kdcache.views.erasing:make_erasing", takes_partner=False),
+    "autoaugment": MixInfo("kdcache.views.policies:make_autoaugment", takes_partner=False),
+    "randaugment": MixInfo("kdcache.views.policies:make_randaugment", takes_partner=False),
+    "trivialaugment": MixInfo("kdcache.views.policies:make_trivialaugment", takes_partner=False),
+}
+"""What makes an x' of x: mixing with another image, or a strong augmentation. Options: `kdcache.config.augs`."""

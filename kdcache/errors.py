@@ -79,7 +79,7 @@ def _short(value: object) -> str:
     return text if len(text) <= MAX_VALUE_CHARS else f"{text[:MAX_VALUE_CHARS]}..."
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """First line of an error's message, without addresses in memory, or the name of its type if it is empty."""
     return _short((ADDRESS.sub("", str(error)).strip().splitlines() or [type(error).__name__])[0])
 

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from kdcache import distributed
-from kdcache.choices import CRITERIA, import_object
+from kdcache.choices import CRITERIA
+from kdcache.errors import KdcacheError, problem
+from kdcache.extensions import explained, import_object
 from kdcache.losses import entropy
 
 __all__ = ["Candidates", "Selection", "score", "select_all", "select_top", "top_scores"]
@@ -73,10 +75,13 @@ def score(criterion: str, candidates: Candidates) -> Tensor:
     Tensor, shape (M B,)
         The higher scores are picked first.
     """
-    scores: Tensor = import_object(CRITERIA[criterion].implementation)(candidates)
-    if scores.shape != candidates.random_score.shape:
-        expected = f"one per candidate, {tuple(candidates.random_score.shape)}"
-        raise ValueError(f"criterion {criterion} returned scores of shape {tuple(scores.shape)}, expected {expected}")
+    with explained(f"criterion {criterion}", criterion):
+        scores = import_object(CRITERIA[criterion].implementation)(candidates)
+    shape = candidates.random_score.shape
+    if not isinstance(scores, Tensor) or scores.shape != shape or scores.is_complex():
+        got = f"one of shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+        expected = f"a tensor with a score per candidate, of shape {tuple(shape)}"
+        raise KdcacheError(problem(f"criterion {criterion}: what it returns", expected=expected, got=got))
     return scores
 
 

@@ -15,8 +15,9 @@ from kdcache.config import StudentConfig, TeacherConfig, TrainingConfig
 from kdcache.config.augs import with_batch_size, with_mean_color
 from kdcache.datasets import Card, Dataset
 from kdcache.errors import UsageError, problem
+from kdcache.extensions import is_address, require_trusted
 from kdcache.machine import threads_advice
-from kdcache.run.find import store_path
+from kdcache.run.find import store_path, weights_file
 from kdcache.run.folder import FinishedRun, RunFolder
 from kdcache.views.plan import ViewPlan
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from kdcache.answers.verify import TableCheck
     from kdcache.compute import Compute
     from kdcache.models import Network
+    from kdcache.models.initial import InitialWeights
     from kdcache.views import ViewMaker
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "choose_compute",
     "data_size",
     "fresh_network",
+    "initial_network",
     "load_data",
     "load_run_data",
     "make_plan",
@@ -146,6 +149,32 @@ def fresh_network(config: TrainingConfig, data: Dataset) -> Network:
     return network
 
 
+def initial_network(config: TrainingConfig, data: Dataset) -> tuple[Network, InitialWeights | None]:
+    """Build the network that a training starts from: fresh, or with the weights that ``init`` names.
+
+    A run with a checkpoint does not read them again.
+
+    Raises
+    ------
+    UsageError
+        If there are no such weights, or they do not fit the network.
+    """
+    from kdcache.models.initial import InitialWeights, start_from
+    from kdcache.run.checkpoint import has_checkpoint, recorded_environment
+
+    network = fresh_network(config, data)
+    if config.init is None:
+        return network, None
+    if config.resume and config.out and has_checkpoint(RunFolder(config.out)):
+        recorded = recorded_environment(RunFolder(config.out)).get("init")
+        if recorded is None:
+            raise UsageError(problem(f"run {config.out}", expected="a record of its initial weights", got="none"))
+        init = InitialWeights(**recorded)
+        network.set_normalization(init.mean, init.std)
+        return network, init
+    return network, start_from(network, weights_file(config.init), data, config.downloads_init)
+
+
 def make_plan(config: StudentConfig, data: Dataset) -> ViewPlan:
     """Make the view plan of a config for some data."""
     return make_plan_for_size(config, len(data.train), data.card)
@@ -154,8 +183,17 @@ def make_plan(config: StudentConfig, data: Dataset) -> ViewPlan:
 def make_plan_for_size(config: StudentConfig, samples: int, card: Card) -> ViewPlan:
     """Make the view plan of a config for a number of samples of a dataset, which need not be loaded."""
     augmentation, size, seed = config.augmentation, card.image_size, config.effective_view_seed
-    mixes = tuple(with_batch_size(with_mean_color(mix, card.mean), config.batch_size) for mix in augmentation.mixes)
+    mixes = tuple(_with_facts(mix, card, config.batch_size) for mix in augmentation.mixes)
     return ViewPlan(samples, size, card.padding, augmentation.crop_flip, seed, mixes)
+
+
+def _with_facts(mix: str, card: Card, batch_size: int) -> str:
+    """Name a mix with what its views depend on besides its options, such as the user's own code."""
+    if not is_address(mix):
+        return with_batch_size(with_mean_color(mix, card.mean), batch_size)
+    from kdcache.views.custom import identified  # which imports torch
+
+    return identified(mix, card.image_size)
 
 
 def open_cached_teacher(
@@ -237,6 +275,8 @@ def verify_run(
     images |= {name: existing.image_settings[name] for name in images.keys() & existing.image_settings.keys()}
     places = {"dataset": dataset, "data_root": data_root}
     images |= {name: place for name, place in places.items() if place is not None}
+    if dataset is None:
+        require_trusted("dataset", images["dataset"])  # the store named it, not the user
     config = TeacherConfig.load(**images)
     data = load_data(config)
     network = trained_network(run.network_file, data)

@@ -10,7 +10,7 @@ from kdcache.analysis.inputs import load_analysis_inputs
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import UsageError, problem
 from kdcache.files import write_json
-from kdcache.models.load import SHIPPED
+from kdcache.models.sources import SHIPPED
 from kdcache.report.analysis_tables import disagreement_table
 from kdcache.report.gallery import plot_disagreements
 from kdcache.report.progress import terminal_reporter

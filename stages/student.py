@@ -13,6 +13,7 @@ from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.errors import UsageError, problem
 from kdcache.losses import Objective, ViewOutputs, build_objective, kl_divergence
+from kdcache.optimization import Update
 from kdcache.report.progress import Reporter
 from kdcache.report.training_curves import plot_training_curves
 from kdcache.run.find import find_teacher
@@ -22,8 +23,8 @@ from kdcache.run.resolve import resolve_run
 from kdcache.run.statistics import StatisticsShape
 from kdcache.run.writer import RunWriter
 from kdcache.selection import Candidates, score, select_all, select_top
-from kdcache.setup import choose_compute, fresh_network, load_data, make_plan, open_cached_teacher
-from kdcache.training import FrozenRunningStats, WithFeatures, sgd, train_epochs
+from kdcache.setup import choose_compute, initial_network, load_data, make_plan, open_cached_teacher
+from kdcache.training import FrozenRunningStats, WithFeatures, train_epochs
 from kdcache.views import Batch, ViewMaker, take
 
 __all__ = ["StudentStep", "train_student"]
@@ -62,35 +63,38 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     plan = make_plan(config, data)
     views = ViewMaker(data.train, plan, config.batch_size, compute.device)
 
-    # The frozen teacher, behind the store of its logits.
-    teacher = None
-    if config.needs_teacher:
-        config = config.model_copy(update={"teacher": distributed.broadcast(find_teacher(config))})
-        teacher = open_cached_teacher(config, data, views, compute)
-
-    # The student, and the objective with whatever layers its losses train.
-    student = fresh_network(config, data).to(compute.device)
+    # The student.
+    student, init = initial_network(config, data)
+    student = student.to(compute.device)
     if config.sync_batchnorm:
         student = distributed.convert_sync_batchnorm(student, compute.device)
     _check_switches(config, student)
     network: nn.Module = WithFeatures(student)
     if config.compile:
         network = compute.compiled(network)
+
+    # The frozen teacher, behind the store of its logits.
+    teacher = None
+    if config.needs_teacher:
+        config = config.model_copy(update={"teacher": distributed.broadcast(find_teacher(config))})
+        teacher = open_cached_teacher(config, data, views, compute)
+
+    # The objective, with whatever layers its losses train, and the optimizer of all that is trained.
     objective = build_objective(config, student, teacher.teacher.network if teacher else None, data.train.labels)
     objective = objective.to(compute.device)
-    optimizer = sgd(nn.ModuleList([student, objective]), config.lr, config.momentum, config.weight_decay)
+    update = Update(config, student, objective)
 
     # The run folder; a resumed run continues from its last checkpoint.
-    with RunWriter(config, compute, data, teacher.teacher if teacher else None) as run:
-        progress = run.restore({"student": student, "objective": objective}, optimizer)
+    with RunWriter(config, compute, data, teacher.teacher if teacher else None, init) as run:
+        progress = run.restore({"student": student, "objective": objective}, update)
         shape = StatisticsShape(plan.samples, plan.slots, len(views.steps), objective.names)
         place = run.folder.statistics_store
         recorder = StudentRecorder(place, config.epochs, shape, teacher, compute.device, run.metrics)
         title = f"student {config.model} on {config.dataset} -> {run.path}"
         reporter.begin(title, config.epochs, plan.samples, run.path)
 
-        step = StudentStep(config, network, teacher, objective, optimizer, compute, recorder)
-        train_epochs(run, progress, student, optimizer, views, step, compute, reporter, recorder)
+        step = StudentStep(config, network, teacher, objective, update, compute, recorder)
+        train_epochs(run, progress, update, views, step, compute, reporter, recorder)
         if distributed.is_main():
             plot_training_curves(run.metrics, run.folder.curves_file)
         return run.finish()
@@ -122,8 +126,8 @@ class StudentStep:
     teacher : CachedTeacher or None
         ``None`` if neither the objective nor the criterion needs one.
     objective : Objective
-    optimizer : Optimizer
-        Of the student's and the objective's parameters.
+    update : Update
+        Of the student and the objective.
     compute : Compute
     recorder : StudentRecorder
     """
@@ -134,11 +138,11 @@ class StudentStep:
         student: nn.Module,
         teacher: CachedTeacher | None,
         objective: Objective,
-        optimizer: torch.optim.Optimizer,
+        update: Update,
         compute: Compute,
         recorder: StudentRecorder,
     ) -> None:
-        self.config, self.teacher, self.optimizer, self.compute = config, teacher, optimizer, compute
+        self.config, self.teacher, self.update, self.compute = config, teacher, update, compute
         self.recorder = recorder
         self.trains_on_x = objective.trains_on_x(mixing=bool(config.augmentation.mixes))
         self.total_loss = objective.total
@@ -218,9 +222,7 @@ class StudentStep:
         # Only the graph needs the features now.
         del features, teacher_features, x, mixed
         loss = self.total_loss(losses, batch.epoch)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
+        self.update(loss)
 
         # Record d, the picks, the KL ratio r, and how often the teacher disagrees with the mixed label.
         self.recorder.record(batch, teacher_logits, x_kl, mixed_kl, selection, candidates.kl, losses)

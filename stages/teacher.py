@@ -13,17 +13,18 @@ from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute
 from kdcache.config import TeacherConfig
 from kdcache.datasets import Dataset
-from kdcache.losses import cross_entropy
+from kdcache.losses import balanced_class_weights, cross_entropy
 from kdcache.models import Network
 from kdcache.models.load import find_network
+from kdcache.optimization import Update
 from kdcache.report.progress import Reporter
 from kdcache.report.training_curves import plot_training_curves
-from kdcache.run.find import store_path
+from kdcache.run.find import store_path, weights_file
 from kdcache.run.folder import EpochMetrics, FinishedRun
 from kdcache.run.resolve import check_output, resolve_run
 from kdcache.run.writer import RunWriter
-from kdcache.setup import choose_compute, fresh_network, load_data
-from kdcache.training import evaluate, sgd, train_epochs
+from kdcache.setup import choose_compute, initial_network, load_data
+from kdcache.training import evaluate, train_epochs
 from kdcache.views import Batch, ViewMaker, ViewPlan
 
 ACCURACY_GAP = 0.5
@@ -65,10 +66,14 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
     plan = ViewPlan(len(data.train), data.image_size, data.card.padding, crop_flip=True, seed=config.seed)
     views = ViewMaker(data.train, plan, config.batch_size, compute.device)
 
-    teacher = fresh_network(config, data).to(compute.device)
+    teacher, init = initial_network(config, data)
+    teacher = teacher.to(compute.device)
     if config.sync_batchnorm:
         teacher = distributed.convert_sync_batchnorm(teacher, compute.device)
-    optimizer = sgd(teacher, config.lr, config.momentum, config.weight_decay)
+    update = Update(config, teacher)
+    class_weights = None
+    if config.balances_classes:
+        class_weights = balanced_class_weights(data.train.labels, data.num_classes).to(compute.device)
     network = compute.compiled(teacher) if config.compile else teacher
     ddp_teacher = distributed.wrap_ddp(network, broadcast_buffers=True)
 
@@ -77,21 +82,19 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
             logits = ddp_teacher(batch.views)
         # DDP averages over processes, whose parts of the batch may differ in size.
         weight = distributed.world_size() * len(batch) / len(batch.global_positions)
-        loss = weight * cross_entropy(logits, batch.labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+        loss = weight * cross_entropy(logits, batch.labels, config.label_smoothing, class_weights)
+        update(loss)
         return loss.detach()
 
     # The run folder; a resumed run continues from its last checkpoint.
-    with RunWriter(config, compute, data) as run:
-        progress = run.restore({"teacher": teacher}, optimizer)
+    with RunWriter(config, compute, data, init=init) as run:
+        progress = run.restore({"teacher": teacher}, update)
         title = f"teacher {config.model} on {config.dataset} -> {run.path}"
         reporter.begin(title, config.epochs, len(data.train), run.path)
-        train_epochs(run, progress, teacher, optimizer, views, step, compute, reporter)
+        train_epochs(run, progress, update, views, step, compute, reporter)
         if distributed.is_main():
             plot_training_curves(run.metrics, run.folder.curves_file)
-        return _store_clean_logits(run, teacher, data, compute)
+        return _store_clean_logits(run, update.evaluated, data, compute)
 
 
 def load_teacher(
@@ -109,8 +112,7 @@ def load_teacher(
     Parameters
     ----------
     weights : str or Path
-        A ``model.safetensors`` written by kdcache, ``shipped`` for the one in the package, a published checkpoint (see
-        `kdcache.models.published.read`), or the name of torchvision's weights, which are downloaded.
+        A run folder, a file, or a name, see `kdcache.models.sources.read_weights`.
     config : TeacherConfig
         Names the dataset and the run folder.
     model : str, optional
@@ -138,10 +140,11 @@ def load_teacher(
     check_output(config, resumable=False)
     compute = choose_compute(config)
     data = load_data(config)
+    weights = weights_file(str(weights))
     network, published, origin = find_network(weights, data, model, mean, std, weights_entry, class_order)
     network = network.to(compute.device)
     started = time.perf_counter()
-    with RunWriter(config.model_copy(update={"model": network.name}), compute, data) as run:
+    with RunWriter(config.model_copy(update={"model": network.name, "init": None}), compute, data) as run:
         accuracy = evaluate(network, data.test, compute)
         metrics = EpochMetrics(
             epoch=0,

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from kdcache import distributed, models, stages
 from kdcache.cards import card_of
-from kdcache.choices import trust
 from kdcache.cli import cli
 from kdcache.config import StudentConfig
 from kdcache.datasets import Split
 from kdcache.errors import UsageError
+from kdcache.extensions import trust
 from kdcache.losses import cross_entropy, kd_loss
 from kdcache.losses.features import at_loss
 from kdcache.report.progress import Reporter

@@ -22,8 +22,11 @@ from kdcache.compute import Compute
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.datasets import Split
 from kdcache.errors import UsageError
+from kdcache.extensions import trust
 from kdcache.losses import ViewOutputs, build_objective, kl_divergence
 from kdcache.models import build
+from kdcache.models.checkpoint import save
+from kdcache.optimization import Update
 from kdcache.run.folder import FinishedRun
 from kdcache.setup import fresh_network, load_data, make_plan, open_cached_teacher
 from kdcache.views import ViewMaker, rank_part
@@ -94,11 +97,15 @@ def assert_alike(one: FinishedRun, many: FinishedRun) -> None:
             np.testing.assert_allclose(first[name], second[name], rtol=5e-3, atol=1e-4)  # type: ignore[arg-type]
 
 
+WEIGHTED_LABELS = {"label_smoothing": 0.1, "class_weights": "balanced"}
+
+
 @pytest.mark.parametrize(
     ("ranks", "settings"),
     [
         (2, {"aug": "cutmix-pick", "loss": "crd+kd", "cache": "replay", "candidates": 3, "keep": 0.2}),
         (2, {"aug": "randaugment", "loss": "crld+dkd+ctkd", "cache": "off"}),
+        (2, {"aug": "cutmix", "loss": "ce+kd", "cache": "off", "ema": 0.9, "clip_grad": 0.5, **WEIGHTED_LABELS}),
         (4, {"aug": "cutmix", "pick": "random", "keep": 0.06, "loss": "ce"}),  # some process has no picks
     ],
 )
@@ -113,7 +120,10 @@ def test_several_processes_match_a_single_one(
 
 
 def test_several_processes_train_a_teacher(small: Settings, tmp_path: Path) -> None:
-    settings = {**small, "model": PLAIN, "epochs": 2, "batch_size": 7}
+    weights, half = tmp_path / "net.safetensors", (0.5, 0.5, 0.5)
+    trust(PLAIN)
+    save(build(PLAIN, num_classes=3, seed=5, mean=half, std=half), weights)
+    settings = {**small, "model": PLAIN, "init": str(weights), "epochs": 2, "batch_size": 7}
     processes = start_ranks(2, "teacher-train", settings | {"out": tmp_path / "many"})
     one = train_teacher(TeacherConfig.load(**settings, out=tmp_path / "one"))
     many = finished(processes, tmp_path / "many")
@@ -129,7 +139,7 @@ def test_batch_norm_uses_the_statistics_of_each_process(small: Settings, teacher
     student, views = fresh_network(config, data), ViewMaker(data.train, make_plan(config, data), 32, cpu.device)
     cached_teacher = open_cached_teacher(config, data, views, cpu)
     objective = build_objective(config, student, cached_teacher.teacher.network, data.train.labels)
-    optimizer = training.sgd(student, 0.02, 0.9, 5e-4)
+    update = Update(config, student)
     for batch in views.epoch(0):
         teacher_logits, size, parts = cached_teacher.logits(batch), len(batch), []
         for rank in range(2):
@@ -144,9 +154,7 @@ def test_batch_norm_uses_the_statistics_of_each_process(small: Settings, teacher
                 for columns in zip(logits.chunk(2), teacher_logits[rows].chunk(2), kl.chunk(2), strict=True)
             )
             parts.append(sum(objective(x, mixed).values()) * len(part) / size)
-        optimizer.zero_grad()
-        sum(parts).backward()
-        optimizer.step()
+        update(sum(parts))
     single = train_student(StudentConfig.load(**settings, out=tmp_path / "one"))
     many = load_file(finished(processes, tmp_path / "many").path / "model.safetensors")
 

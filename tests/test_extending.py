@@ -42,7 +42,7 @@ def add(package: Path, block: str) -> None:
     elif instruction == "at the end":
         path.write_text(f"{path.read_text()}\n\n{code}")
     else:
-        table = f"\n{instruction.removeprefix('in ')} = {{\n"
+        table = f"\n{instruction.removeprefix('in ')} |= {{\n"
         text = path.read_text()
         assert text.count(table) == 1
         path.write_text(text.replace(table, f"{table}    {code}"))

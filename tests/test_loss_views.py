@@ -6,17 +6,13 @@ from functools import cache
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
-import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
-from torch.nn import functional
 
 from kdcache.choices import AUGMENTATIONS, LOSSES, MIXES, LossInfo
 from kdcache.config import StudentConfig
 from kdcache.config.losses import LossOptions
 from kdcache.datasets import Split
-from kdcache.models import Network
-from kdcache.models.base import FeatureNet, pool
+from tests.stubs import stub
 from tests.test_step import SIZE, Bench
 
 AUGS = (*AUGMENTATIONS, *MIXES, "cutmix+mixup", "randaugment+erasing")
@@ -25,32 +21,6 @@ KEEPS_LABEL = ("cutout", "erasing", "autoaugment", "randaugment", "trivialaugmen
 ON_X = {"ce", "crd", "sp", "at", "fitnet", "rkd", "pkt", "cc", "vid", "nst"}
 ON_EACH = {"kd", "dkd", "dist", "nkd", "rld", "ofa", "ttm", "wttm", "ctkd", "mlkd-one-view"}
 ON_PAIRS = {"mlkd", "crld"}
-
-
-class Stub(FeatureNet):
-    """A network that takes milliseconds, with the features that losses read."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Conv2d(3, 4, 4, 4), nn.Conv2d(4, 8, 3, 2, padding=1)
-        self.third, self.fc = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 4)
-
-    @property
-    def head(self) -> nn.Linear:
-        return self.fc
-
-    def features(self, images: Tensor) -> list[Tensor]:
-        maps = [self.first(images)]
-        for layer in (self.second, self.third, self.third):
-            maps.append(layer(functional.leaky_relu(maps[-1])))
-        return [*maps, pool(maps[-1])]
-
-
-def stub(seed: int) -> Network:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        normalization = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
-        return Network(Stub(), name="stub", num_classes=4, image_size=32, **normalization)
 
 
 @cache

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kdcache.choices import CRITERIA, LOSSES, MIXES, import_object
+from kdcache.choices import CRITERIA, LOSSES, MIXES
+from kdcache.errors import KdcacheError
+from kdcache.extensions import import_object
 from kdcache.losses import (
     DistillLoss,
     LossContext,
@@ -187,8 +189,8 @@ def test_losses_and_criteria_of_a_wrong_shape_are_named(monkeypatch: pytest.Monk
     monkeypatch.setitem(LOSSES, "rows", LOSSES["ce"])
     labels = torch.arange(8)
     wrong = Objective({"rows": 1.0}, {"rows": PerRow(LossContext((), (), labels, 4, 0))})
-    with pytest.raises(ValueError, match=r"loss rows returned a tensor of shape \(8,\), expected \(\)"):
+    with pytest.raises(KdcacheError, match=r"loss rows: .* expected a tensor of shape \(\), got one of shape \(8,\)"):
         wrong(ViewOutputs(STUDENT, None, None, labels, labels), None)
     candidates = Candidates(None, None, None, labels, labels, torch.ones(8), torch.ones(1, 8))
-    with pytest.raises(ValueError, match=r"criterion teacher-entropy returned scores of shape \(8,\)"):
+    with pytest.raises(KdcacheError, match=r"criterion teacher-entropy: .* of shape \(1, 8\), got one of shape \(8,\)"):
         score("teacher-entropy", candidates._replace(teacher=TEACHER))

@@ -75,7 +75,7 @@ def test_every_package_on_disk_is_listed() -> None:
 SCRIPT = (
     "import kdcache, kdcache.stages, kdcache.configs, kdcache.data\n"
     "from kdcache import datasets\nfrom kdcache.config import StudentConfig\n"
-    "from kdcache.models.load import shipped_teacher\n"
+    "from kdcache.models.sources import shipped_teacher\n"
     "assert len(datasets.load('fashion-mini').train) == 6000\n"
     "assert shipped_teacher().is_file()\n"
     "assert StudentConfig.load('cifar100').epochs == 240\n"

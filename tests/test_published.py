@@ -17,7 +17,7 @@ from kdcache.stages.teacher import load_teacher
 from PIL import Image
 from safetensors.torch import save_file
 
-from kdcache import choices, training
+from kdcache import extensions, training
 from kdcache.answers.teacher import FORWARD_BATCH_SIZE
 from kdcache.choices import MODELS
 from kdcache.compute import Compute
@@ -25,9 +25,9 @@ from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import KdcacheError, UsageError
 from kdcache.models import REGISTRY, build, checkpoint
 from kdcache.models.export import FORMATS, ExportModule, export
-from kdcache.models.load import shipped_teacher
 from kdcache.models.published import read
 from kdcache.models.sizes import model_sizes
+from kdcache.models.sources import shipped_teacher
 from kdcache.models.weights import load_into, most_similar_network
 from kdcache.run.folder import FinishedRun
 from kdcache.setup import load_data
@@ -401,7 +401,7 @@ def test_networks_and_pairs_of_the_paper_are_listed(tmp_path: Path) -> None:
 
 
 def test_trust_in_one_network_is_not_trust_in_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choices, "_trusted", set())
-    choices.trust("python:collections:OrderedDict")
+    monkeypatch.setattr(extensions, "_trusted", set())
+    extensions.trust("python:collections:OrderedDict")
     with pytest.raises(UsageError, match="If you trust it"):
         build("python:os:system", num_classes=3)

@@ -15,7 +15,7 @@ import zarr
 from click.testing import CliRunner
 from kdcache.stages import train_student
 
-from kdcache import checked_files, choices, tensor_files
+from kdcache import checked_files, extensions, tensor_files
 from kdcache.cli import cli
 from kdcache.config import StudentConfig
 from kdcache.errors import KdcacheError, UsageError
@@ -328,7 +328,7 @@ def test_a_store_in_a_run_folder_is_no_link(teacher: Path, tmp_path: Path) -> No
 
 
 def test_code_named_by_a_run_is_not_imported(run: Path, finished: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(choices, "_trusted", set())
+    monkeypatch.setattr(extensions, "_trusted", set())
     monkeypatch.chdir(tmp_path)
     (tmp_path / "theirs.py").write_text("open('ran', 'w')\n")
     (tmp_path / "own.toml").write_text('[student]\nmodel = "python:theirs:network"\n')
@@ -348,7 +348,7 @@ def test_code_named_by_a_run_is_not_imported(run: Path, finished: Path, tmp_path
     assert not (tmp_path / "ran").exists()
     with suppress(UsageError):
         StudentConfig.load("own.toml", model="python:theirs:network")
-    assert choices.is_trusted("python:theirs:network")  # the user named it
+    assert extensions.is_trusted("python:theirs:network")  # the user named it
 
 
 def write_version_2(statistics: Path, ran: Path) -> None:

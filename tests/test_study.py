@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from kdcache import choices
+from kdcache import extensions
 from kdcache.checked_files import write_toml
 from kdcache.cli import cli
 from kdcache.config import StudentConfig
@@ -440,12 +440,12 @@ def test_a_damaged_archive_is_reported(tmp_path: Path) -> None:
 
 
 def test_code_that_a_study_names_is_trusted_by_the_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choices, "_trusted", set())
+    monkeypatch.setattr(extensions, "_trusted", set())
     study, model = read_study("table1"), {"model": "python:theirs:network"}
     rows = tuple(row.model_copy(update={"settings": {**row.settings, **model}}) for row in study.rows)
     with pytest.raises(UsageError, match="add --trust python:theirs:network"):
         expand_study(study.model_copy(update={"rows": rows}), "mini", tmp_path)
-    choices.trust("python:theirs:network")
+    extensions.trust("python:theirs:network")
     run = list_runs(expand_study(study, "mini", tmp_path))[-1]
     own = replace(run, config=run.config.model_copy(update=model))
     assert own.arguments[:3] == ("--trust", "python:theirs:network", run.command)

@@ -122,14 +122,14 @@ def test_the_same_seeds_give_the_same_bits_and_others_do_not(small: Settings, te
 class Rising(TeacherConfig):
     """Diverges in the second epoch."""
 
-    def learning_rate(self, epoch: int) -> float:
+    def learning_rate(self, epoch: int, step: int = 0, steps: int = 1) -> float:
         return 1e30 if epoch else 0.01
 
 
 class Bursting(TeacherConfig):
     """With large weight decay, no weight is finite after one step of the second epoch."""
 
-    def learning_rate(self, epoch: int) -> float:
+    def learning_rate(self, epoch: int, step: int = 0, steps: int = 1) -> float:
         return 1e38 if epoch else 1e-4
 
 

@@ -33,7 +33,8 @@ from kdcache.datasets import Dataset
 from kdcache.models import Network, build, checkpoint
 from kdcache.models.class_order import check_class_names, natural_order, reorder_classes
 from kdcache.models.load import find_network, trained_network
-from kdcache.models.published import read, read_torchvision
+from kdcache.models.published import read
+from kdcache.models.sources import read_torchvision
 from kdcache.models.weights import load_into
 from kdcache.setup import load_data
 from tests.processes import kdcache

@@ -11,7 +11,7 @@ from typing import NamedTuple, NoReturn
 
 import click
 
-from kdcache import __version__, signals
+from kdcache import __version__, extensions, signals
 from kdcache.errors import KdcacheError, first_line, is_out_of_memory, printable, problem
 from kdcache.machine import keep_freed_memory
 
@@ -134,6 +134,11 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(module, name.replace("-", "_"))
         return command
 
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments. Code that the user names anywhere among them may be imported."""
+        extensions.trust(" ".join(args))
+        return super().parse_args(context, args)
+
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""
         with formatter.section("Commands"):
@@ -186,12 +191,8 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
     "--trust",
     multiple=True,
     metavar="python:MODULE:CALLABLE",
-    help="Allow this code to be imported for runs whose network it is. May be repeated.",
+    help="Allow this code to be imported where a file names it: the config of a run, a study, a checkpoint or a "
+    "store. May be repeated.",
 )
 def cli(debug: bool, trust: tuple[str, ...]) -> None:
-    """Handle the options before the command. ``--debug`` is handled in `main`, which catches every error."""
-    if trust:
-        from kdcache import choices
-
-        for name in trust:
-            choices.trust(name)
+    """Take the options before the command, which `main` and `LazyGroup.parse_args` have handled."""

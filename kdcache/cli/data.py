@@ -56,8 +56,8 @@ def list_(data_root: Path) -> None:
         rows.append((card.name, str(card.classes or 1000), counts, card.training, "yes" if present else "no"))
     show(TextTable(f"Datasets (data root: {data_root})", ("dataset", "classes", "images", "x", "present"), rows))
     click.echo(
-        "Also folder:PATH (train/ and val/ with a folder for each class, or such folders alone), and hdf5:FILE (from "
-        "'kdcache data pack')."
+        "Also folder:PATH (train/ and val/ with a folder for each class, or such folders alone), hdf5:FILE (from "
+        "'kdcache data pack'), and python:MODULE:CALLABLE (docs/custom.md)."
     )
 
 

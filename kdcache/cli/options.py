@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from kdcache.choices import DEVICES
 from kdcache.config import StudentConfig, TrainingConfig
 from kdcache.config.options import as_tables
-from kdcache.config.settings import GROUPS, Choice, ChoiceSum, flag_of, option_form
+from kdcache.config.settings import GROUPS, Choice, ChoiceOf, ChoiceSum, flag_of, option_form
 
 __all__ = ["AUG_OPTION", "CLASS_ORDER", "DEVICE", "WEIGHTS_ENTRY", "GroupedCommand", "settings"]
 
@@ -138,12 +138,12 @@ def _parse_options(context: click.Context, option: click.Parameter, texts: tuple
     return as_tables(texts) or None
 
 
-def _validator_of(field: FieldInfo) -> Choice | ChoiceSum | None:
+def _validator_of(field: FieldInfo) -> Choice | ChoiceOf | ChoiceSum | None:
     # For a setting that may be None, the annotation is a union, whose first member has the metadata.
     first = next(iter(get_args(field.annotation)), None)
     metadata: Any = field.metadata or getattr(first, "__metadata__", [])
     functions = [item.func for item in metadata if isinstance(item, AfterValidator)]
-    return next((found for found in functions if isinstance(found, Choice | ChoiceSum)), None)
+    return next((found for found in functions if isinstance(found, Choice | ChoiceOf | ChoiceSum)), None)
 
 
 def _type_name(annotation: Any) -> str:

@@ -71,7 +71,8 @@ def _parse_channels(context: click.Context, option: click.Parameter, text: str |
 @click.option(
     "--weights",
     required=True,
-    help="Checkpoint file, 'shipped', or with --model torchvision:NAME the name of weights such as IMAGENET1K_V1.",
+    help="Checkpoint file, run folder, 'shipped', or the name of published weights, which are downloaded: such as "
+    "IMAGENET1K_V1 for --model torchvision:NAME, pretrained or a tag for --model timm:NAME.",
 )
 @WEIGHTS_ENTRY
 @click.option("--model", help="Network. [default: named in the file, or found by its tensors]")

@@ -9,11 +9,13 @@ from pydantic import AfterValidator, Field, field_validator
 from kdcache.choices import MIXES
 from kdcache.config.options import Options, OptionTables
 from kdcache.config.settings import Invalid
+from kdcache.extensions import is_address
 
 __all__ = [
     "BETA_SHAPES",
     "AugOptions",
     "AutoAugmentOptions",
+    "CodeOptions",
     "CutoutOptions",
     "ErasingOptions",
     "MixingOptions",
@@ -21,6 +23,7 @@ __all__ = [
     "format_mix",
     "parse_mix",
     "with_batch_size",
+    "with_code",
     "with_mean_color",
 ]
 
@@ -138,6 +141,18 @@ class RandAugmentOptions(_NumbersAndWords):
     magnitude: Annotated[int, Field(ge=1, le=30)] = 9
 
 
+class CodeOptions(Options):
+    """What the name of a kind states of an augmentation of the user's own code.
+
+    Attributes
+    ----------
+    code : str
+        Digest of the code, see `kdcache.views.custom`.
+    """
+
+    code: Annotated[str, Field(pattern="[0-9a-f]{16}|")] = ""
+
+
 class AugOptions(OptionTables):
     """The options of every augmentation that has some; ``None`` for one that is not in ``--aug``."""
 
@@ -196,8 +211,15 @@ def _with(mix: str, option: str, word: str, value: str) -> str:
     return format_mix(name, _complete(name, {**options.model_dump(), option: value}))
 
 
+def with_code(mix: str, digest: str) -> str:
+    """Name an augmentation of the user's own code with the digest of its code."""
+    return format_mix(parse_mix(mix)[0], CodeOptions(code=digest))
+
+
 def _complete(name: str, options: Mapping[str, Any]) -> Options | None:
     """Validate the options of a mix; a mistake is a ``ValueError``. ``None`` for a mix that has none."""
+    if is_address(name):
+        return CodeOptions.model_validate(options)
     if not options and name not in AugOptions.names():
         return None
     return AugOptions.model_validate({name: options}).of(name)

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from kdcache.choices import LOSSES
 from kdcache.config.options import Options, OptionTables
+from kdcache.config.settings import split_weight
 
 __all__ = [
     "CRLDOptions",
@@ -26,6 +27,7 @@ __all__ = [
     "RLDOptions",
     "TTMOptions",
     "WTTMOptions",
+    "loss_names",
     "loss_weights",
     "trains_on_mixed_views",
 ]
@@ -181,6 +183,11 @@ class LossOptions(OptionTables):
         return complete.model_copy(update=warming)
 
 
+def loss_names(loss: str) -> set[str]:
+    """Names of the losses that a sum states, without looking them up."""
+    return {split_weight(part)[0] for part in loss.split("+")}
+
+
 def loss_weights(loss: str, alpha: float) -> dict[str, float]:
     """Weight of each loss of a sum, including cross-entropy.
 
@@ -191,7 +198,7 @@ def loss_weights(loss: str, alpha: float) -> dict[str, float]:
     alpha : float
         Share of ``kd`` beside cross-entropy.
     """
-    stated = dict(part.partition(":")[::2] for part in loss.split("+"))
+    stated = dict(map(split_weight, loss.split("+")))
     weights = {name: float(weight) if weight else LOSSES[name].weight for name, weight in stated.items()}
     if "ce" in weights:
         return weights

@@ -7,20 +7,25 @@ from typing import Any
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
-from kdcache.errors import problem
+from kdcache.choices import PYTHON_FORM
+from kdcache.errors import UsageError, problem
+from kdcache.extensions import Declared, Registry, is_address, is_trusted
 
 __all__ = [
     "GROUPS",
     "SET_BY_PRESET",
     "Choice",
+    "ChoiceOf",
     "ChoiceSum",
     "Invalid",
+    "InvalidCode",
     "check_text",
     "expected_by",
     "flag_of",
     "option_form",
     "setting",
     "setting_problem",
+    "split_weight",
 ]
 
 GROUPS = ("data", "network", "recipe", "views", "loss", "cache", "run")
@@ -89,7 +94,11 @@ class Invalid(ValueError):
         self.expected, self.remedy = expected, remedy
 
 
-@dataclass(frozen=True)
+class InvalidCode(ValueError):
+    """The user's own code cannot be used; the message is complete."""
+
+
+@dataclass(frozen=True, eq=False)
 class Choice:
     """Validate one of several values, or a prefix such as ``folder:`` followed by anything.
 
@@ -98,35 +107,42 @@ class Choice:
     values : tuple of str
     prefixes : tuple of (str, str)
         Each with a word for what follows it, as in ``("folder:", "PATH")``.
+    registered : Registry, optional
+        What the user's code may have registered. Its address is the value that is kept.
     """
 
     values: tuple[str, ...]
     prefixes: tuple[tuple[str, str], ...] = ()
+    registered: Registry[Any] | None = None
 
     def __call__(self, value: str) -> str:
         """Return the value if it is valid, else raise `Invalid`."""
         if value in self.values or any(value.startswith(prefix) and value != prefix for prefix, _ in self.prefixes):
             return value
+        if self.registered is not None and value in self.registered:
+            return self.registered.address(value)
         raise Invalid(self.describe())
 
     def describe(self) -> str:
         """Describe the valid values."""
-        return f"one of {', '.join((*self.values, *(prefix + rest for prefix, rest in self.prefixes)))}"
+        values = (*self.values, *(self.registered or ()), *(prefix + rest for prefix, rest in self.prefixes))
+        return f"one of {', '.join(dict.fromkeys(values))}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ChoiceSum:
     """Validate a sum of distinct terms such as ``cutmix+mixup``, or one of several values that stand alone.
 
     Attributes
     ----------
-    terms : tuple of str
+    terms : Registry
+        Each term has a declaration in it, which is looked up.
     example : str
         A sum. If it has weights, as in ``crd:0.8+kd``, terms may have weights.
     alone : tuple of str
     """
 
-    terms: tuple[str, ...]
+    terms: Registry[Any]
     example: str
     alone: tuple[str, ...] = ()
 
@@ -134,19 +150,60 @@ class ChoiceSum:
         """Return the text if it is valid, else raise `Invalid`."""
         if text in self.alone:
             return text
-        parts = [part.partition(":") for part in text.split("+")]
-        names = [name for name, _, _ in parts]
-        weights = [weight for _, colon, weight in parts if colon]
-        distinct = len(set(names)) == len(names) and set(names) <= set(self.terms)
+        parts = [split_weight(part) for part in text.split("+")]
+        names = [_checked(name, self.terms) for name, _ in parts if name in self.terms]
+        weights = [weight for _, weight in parts if weight is not None]
+        distinct = len(set(names)) == len(parts)
         weighted = not weights or (":" in self.example and all(map(_is_weight, weights)))
         if not (distinct and weighted):
             raise Invalid(self.describe())
-        return text
+        return "+".join(
+            name if weight is None else f"{name}:{weight}" for name, (_, weight) in zip(names, parts, strict=True)
+        )
 
     def describe(self) -> str:
         """Describe the valid values."""
         alone = f"one of {', '.join(self.alone)}, or " if self.alone else ""
-        return f"{alone}a sum of distinct terms of {', '.join(self.terms)}, such as {self.example}"
+        terms = (*self.terms, "".join(PYTHON_FORM))
+        return f"{alone}a sum of distinct terms of {', '.join(terms)}, such as {self.example}"
+
+
+@dataclass(frozen=True, eq=False)
+class ChoiceOf:
+    """Validate a name that a registry holds."""
+
+    names: Registry[Any]
+
+    def __call__(self, value: str) -> str:
+        """Return the value, or the address of what was registered under it; raise `Invalid` if it is not valid."""
+        if value not in self.names:
+            raise Invalid(self.describe())
+        return _checked(value, self.names)
+
+    def describe(self) -> str:
+        """Describe the valid values."""
+        return f"one of {', '.join((*self.names, ''.join(PYTHON_FORM)))}"
+
+
+def split_weight(term: str) -> tuple[str, str | None]:
+    """Split a term of a sum into its name, which may be an address with colons, and its weight."""
+    parts = term.split(":")
+    length = 3 if is_address(term) else 1
+    return ":".join(parts[:length]), ":".join(parts[length:]) if len(parts) > length else None
+
+
+def _checked(name: str, registry: Registry[Declared]) -> str:
+    """Check the user's own code, if it may be imported, and return its address; other names are returned as they are.
+
+    What may not be imported is refused when it is used: settings of a run that was received can be read without.
+    """
+    name = registry.address(name)
+    if is_address(name) and is_trusted(name):
+        try:
+            registry[name]
+        except UsageError as error:
+            raise InvalidCode(str(error)) from error
+    return name
 
 
 def _is_weight(text: str) -> bool:
@@ -181,7 +238,10 @@ def setting_problem(where: str, detail: Any) -> str:
     """
     if detail["type"] == "extra_forbidden":
         return problem(f"{where}: no such setting")
-    remedy = getattr(detail.get("ctx", {}).get("error"), "remedy", None)
+    error = detail.get("ctx", {}).get("error")
+    if isinstance(error, InvalidCode):
+        return f"{where}: {error}"
+    remedy = getattr(error, "remedy", None)
     return problem(where, expected=expected_by(detail), got=detail["input"], remedy=remedy)
 
 

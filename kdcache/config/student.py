@@ -13,20 +13,21 @@ from kdcache.cards import CARDS
 from kdcache.checked_files import kind_of
 from kdcache.choices import AUGMENTATIONS, CACHES, CRITERIA, LOSSES, MIXES, STORE_DTYPES, Augmentation
 from kdcache.config.augs import AugOptions, format_mix
-from kdcache.config.losses import LossOptions, loss_weights, trains_on_mixed_views
+from kdcache.config.losses import LossOptions, loss_names, loss_weights, trains_on_mixed_views
 from kdcache.config.options import OptionTables, as_tables, merge_tables
-from kdcache.config.settings import SET_BY_PRESET, Choice, ChoiceSum, Invalid, flag_of, setting
+from kdcache.config.settings import SET_BY_PRESET, Choice, ChoiceOf, ChoiceSum, Invalid, flag_of, setting
 from kdcache.config.training import CONFIG_FILE, Model, TrainingConfig, image_settings, recorded_images
 from kdcache.errors import printable
+from kdcache.extensions import is_trusted
 from kdcache.presets import read_recipe
 
 __all__ = ["StudentConfig"]
 
 log = logging.getLogger("kdcache")
 
-Aug = Annotated[str, AfterValidator(ChoiceSum(tuple(MIXES), "cutmix+mixup", alone=tuple(AUGMENTATIONS)))]
-Pick = Annotated[str, AfterValidator(Choice(tuple(CRITERIA)))]
-Loss = Annotated[str, AfterValidator(ChoiceSum(tuple(LOSSES), "crd:0.8+kd"))]
+Aug = Annotated[str, AfterValidator(ChoiceSum(MIXES, "cutmix+mixup", alone=tuple(AUGMENTATIONS)))]
+Pick = Annotated[str, AfterValidator(ChoiceOf(CRITERIA))]
+Loss = Annotated[str, AfterValidator(ChoiceSum(LOSSES, "crd:0.8+kd"))]
 Cache = Annotated[str, AfterValidator(Choice(CACHES))]
 StoreType = Annotated[str, AfterValidator(Choice(STORE_DTYPES))]
 Scope = Annotated[str, AfterValidator(Choice(("global", "rank")))]
@@ -36,6 +37,7 @@ class StudentConfig(TrainingConfig):
     """Stage two: a student, trained with the paper's step."""
 
     table = "student"
+    CODE = (*TrainingConfig.CODE, "loss", "aug", "pick")
     MAY_DIFFER_ON_RESUME = TrainingConfig.MAY_DIFFER_ON_RESUME | {"cache", "cache_limit", "store"}
 
     model: Model = setting("network", "resnet8", "Network to train.", shown=SET_BY_PRESET)
@@ -143,11 +145,19 @@ class StudentConfig(TrainingConfig):
         log.info("images of the teacher %s: %s", given["teacher"], printable(chosen))
         return {str(file): images}
 
+    @field_validator("loss")
+    @classmethod
+    def _check_loss(cls, loss: str, info: ValidationInfo) -> str:
+        changed = _changes_cross_entropy(info)
+        if changed and is_trusted(loss) and not loss_weights(loss, alpha=0.9).get("ce"):
+            raise Invalid(f"a sum with ce, because of --{changed}", f"Add ce, or give {_UNCHANGED[changed]}.")
+        return loss
+
     @field_validator("aug")
     @classmethod
     def _check_aug(cls, aug: str, info: ValidationInfo) -> str:
         loss, mixes = info.data.get("loss"), _augmentation(aug).mixes
-        if loss is None:  # --loss has a problem of its own
+        if loss is None or not is_trusted(f"{loss} {aug}"):  # --loss has a problem of its own, or is not for use
             return aug
         if _pairs(loss) and not (len(mixes) == 1 and _augmentation(aug).pick is None and _keeps_label(mixes[0])):
             keeping = ", ".join(filter(_keeps_label, MIXES))
@@ -164,7 +174,13 @@ class StudentConfig(TrainingConfig):
     @classmethod
     def _check_alpha(cls, alpha: float, info: ValidationInfo) -> float:
         aug, loss = info.data.get("aug"), info.data.get("loss")
-        if aug and loss and _augmentation(aug).mixes and not trains_on_mixed_views(loss_weights(loss, alpha)):
+        if not aug or not loss or not is_trusted(loss):
+            return alpha
+        if (changed := _changes_cross_entropy(info)) and not loss_weights(loss, alpha).get("ce"):
+            raise Invalid(
+                f"less than 1 with --{changed}, which is about cross-entropy", f"Or give {_UNCHANGED[changed]}."
+            )
+        if _augmentation(aug).mixes and not trains_on_mixed_views(loss_weights(loss, alpha)):
             raise Invalid(f"more than 0 with --aug {aug}, since kd alone is trained on x'")
         return alpha
 
@@ -195,7 +211,7 @@ class StudentConfig(TrainingConfig):
         loss, epochs = info.data.get("loss"), info.data.get("epochs")
         if loss is None or epochs is None:  # they have problems of their own
             return losses
-        return losses.completed_for(loss_weights(loss, alpha=0.9), epochs)
+        return losses.completed_for(loss_names(loss), epochs)
 
     @classmethod
     def _read_files(
@@ -224,6 +240,8 @@ class StudentConfig(TrainingConfig):
         base = _augmentation(aug)
         if pick is not None and not base.mixes:
             raise _needs_mixes(aug)
+        if not is_trusted(f"{loss} {pick}"):
+            return pick
         if pick is not None and loss is not None and _pairs(loss):
             raise Invalid(f"no value, since --loss {loss} compares x with the x' of every image")
         criterion = pick or base.pick
@@ -243,7 +261,8 @@ class StudentConfig(TrainingConfig):
             raise _needs_mixes(aug)
         if candidates < kinds:
             raise Invalid(f"at least {kinds}, one of each kind in --aug {aug}")
-        if candidates > 1 and (loss := info.data.get("loss")) and _pairs(loss):
+        loss = info.data.get("loss")
+        if candidates > 1 and loss is not None and is_trusted(loss) and _pairs(loss):
             raise Invalid(f"1, since --loss {loss} compares x with one x'")
         return candidates
 
@@ -261,7 +280,7 @@ class StudentConfig(TrainingConfig):
         aug, loss = info.data.get("aug"), info.data.get("loss")
         if separate and aug is not None and not _augmentation(aug).mixes:
             raise _has_no_effect("separate-forwards", f"with --aug {aug}, which makes no x'")
-        if separate and loss is not None and loss_weights(loss, alpha=0.9).keys() == {"ce"}:
+        if separate and loss is not None and is_trusted(loss) and loss_weights(loss, alpha=0.9).keys() == {"ce"}:
             raise _has_no_effect("separate-forwards", f"with --loss {loss}, which is trained on x' alone")
         return separate
 
@@ -272,7 +291,7 @@ class StudentConfig(TrainingConfig):
         if not updates or aug is None or "pick" not in info.data:  # they have problems of their own
             return updates
         criterion = info.data["pick"] or _augmentation(aug).pick
-        if criterion is None or not CRITERIA[criterion].student:
+        if criterion is None or (is_trusted(criterion) and not CRITERIA[criterion].student):
             scoring = ", ".join(name for name, reads in CRITERIA.items() if reads.student)
             raise _has_no_effect("scoring-updates-stats", f"without a criterion that reads the student ({scoring})")
         return updates
@@ -333,6 +352,16 @@ def _keeps_label(mix: str) -> bool:
 def _needs_mixes(aug: str) -> Invalid:
     remedy = f"Choose an --aug that makes x': cutmix-pick, or a sum of {', '.join(MIXES)}."
     return Invalid(f"no value with --aug {aug}", remedy)
+
+
+_UNCHANGED = {"label-smoothing": "--label-smoothing 0", "class-weights": "--class-weights none"}
+
+
+def _changes_cross_entropy(info: ValidationInfo) -> str | None:
+    """Name an option that changes cross-entropy, if one was given."""
+    if info.data.get("label_smoothing"):
+        return "label-smoothing"
+    return "class-weights" if info.data.get("class_weights") == "balanced" else None
 
 
 def _has_no_effect(switch: str, where: str) -> Invalid:

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, ConfigDict, PrivateAttr, ValidationError, ValidationInfo, field_validator
 
-from kdcache.cards import CARDS, canonical
+from kdcache.cards import CARDS, CUSTOM_DATASETS, DATASET_PREFIXES, canonical
 from kdcache.checked_files import kind_of, read_toml
 from kdcache.choices import (
     BAD_IMAGES,
+    CUSTOM_MODELS,
     DEVICES,
     FOLDER_PREFIX,
     HDF5_PREFIX,
@@ -20,20 +21,21 @@ from kdcache.choices import (
     MODEL_PREFIXES,
     MODELS,
     PRECISIONS,
-    trust,
 )
+from kdcache.config.optimization import MAX_COUNT, OptimizationConfig
 from kdcache.config.settings import SET_BY_PRESET, Choice, Invalid, check_text, flag_of, setting, setting_problem
 from kdcache.errors import UsageError, problem
+from kdcache.extensions import addresses_in, trust
 from kdcache.presets import read_settings
 
 __all__ = ["CONFIG_FILE", "Model", "TeacherConfig", "TrainingConfig", "image_settings", "recorded_images"]
 
 Dataset = Annotated[
     str,
-    AfterValidator(Choice(tuple(CARDS), ((FOLDER_PREFIX, "PATH"), (HDF5_PREFIX, "FILE")))),
+    AfterValidator(Choice(tuple(CARDS), DATASET_PREFIXES, CUSTOM_DATASETS)),
     AfterValidator(canonical),
 ]
-Model = Annotated[str, AfterValidator(Choice(tuple(MODELS), MODEL_PREFIXES))]
+Model = Annotated[str, AfterValidator(Choice(tuple(MODELS), MODEL_PREFIXES, CUSTOM_MODELS))]
 Device = Annotated[str, AfterValidator(Choice(DEVICES))]
 BadImages = Annotated[str, AfterValidator(Choice(BAD_IMAGES))]
 Precision = Annotated[str, AfterValidator(Choice(("auto", *PRECISIONS)))]
@@ -41,16 +43,15 @@ Precision = Annotated[str, AfterValidator(Choice(("auto", *PRECISIONS)))]
 CONFIG_FILE = "config.toml"
 """Name of the settings in a run folder, see `kdcache.run.folder`."""
 
-MAX_COUNT = 10**6
-"""Largest number of epochs, and of images in a batch: more is a typing error."""
 
-
-class TrainingConfig(BaseModel):
+class TrainingConfig(OptimizationConfig):
     """The settings of every training. Frozen; unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     table: ClassVar[str]
     """The table of a config file that this kind of run reads, besides the top-level keys."""
+    CODE: ClassVar[tuple[str, ...]] = ("dataset", "model")
+    """Settings that may name the user's own code, see `kdcache.extensions`."""
     NOT_RECORDED: ClassVar[frozenset[str]] = frozenset({"out", "overwrite", "download", "resume", "checkpoint_minutes"})
     """Settings that the run's config file leaves out: they do not say what is trained."""
     MAY_DIFFER_ON_RESUME: ClassVar[frozenset[str]] = frozenset({"data_root", "workers", "threads"})
@@ -89,21 +90,17 @@ class TrainingConfig(BaseModel):
         (),
         "Modules of an external network whose outputs are its features, for losses on features; such as layer1,layer2.",
     )
-    epochs: int = setting("recipe", 24, "Passes over the training set.", shown=SET_BY_PRESET, ge=1, le=MAX_COUNT)
-    batch_size: int = setting("recipe", 64, "Images per step.", shown=SET_BY_PRESET, ge=2, le=MAX_COUNT)
-    lr: float = setting("recipe", 0.05, "Initial learning rate.", shown=SET_BY_PRESET, gt=0, allow_inf_nan=False)
-    momentum: float = setting("recipe", 0.9, "Momentum of SGD.", shown=SET_BY_PRESET, ge=0, lt=1)
-    weight_decay: float = setting(
-        "recipe", 5e-4, "Weight decay of SGD.", shown=SET_BY_PRESET, ge=0, allow_inf_nan=False
+    init: str | None = setting(
+        "network",
+        None,
+        "Weights to start from: a run folder, a file as for teacher-load, or the name of published ones, which are "
+        "downloaded: IMAGENET1K_V1 or DEFAULT for torchvision:NAME, pretrained or a tag for timm:NAME. Other classes "
+        "get a new head.",
+        shown="random weights from --seed",
+        min_length=1,
     )
-    milestones: tuple[float, ...] = setting(
-        "recipe",
-        (0.625, 0.75, 0.875),
-        "Fractions of the epochs after which the learning rate drops, in rising order.",
-        shown=SET_BY_PRESET,
-    )
-    gamma: float = setting(
-        "recipe", 0.1, "Factor on the learning rate at each milestone.", shown=SET_BY_PRESET, gt=0, le=1
+    freeze_epochs: int = setting(
+        "recipe", 0, "First epochs in which only the head of the network that --init gave weights is trained.", ge=0
     )
     evaluate_every: int = setting(
         "run", 1, "Epochs between evaluations. The last epoch is always evaluated.", ge=1, le=MAX_COUNT
@@ -139,6 +136,8 @@ class TrainingConfig(BaseModel):
         "network", False, "Under torchrun, compute batch-norm statistics over all processes (CUDA only)."
     )
 
+    _init_is_given: bool = PrivateAttr(default=False)
+
     @field_validator("*", mode="before")
     @classmethod
     def _check_raw_value(cls, value: Any, info: ValidationInfo) -> Any:
@@ -148,7 +147,7 @@ class TrainingConfig(BaseModel):
         check_text(value)
         return value
 
-    @field_validator("out", "teacher", "store", check_fields=False)
+    @field_validator("out", "init", "teacher", "store", check_fields=False)
     @classmethod
     def _expand_home(cls, path: Path | str | None) -> Path | str | None:
         if path is None or not str(path).startswith("~"):
@@ -163,12 +162,15 @@ class TrainingConfig(BaseModel):
     def _split_at_commas(cls, value: Any) -> Any:
         return value.split(",") if isinstance(value, str) else value
 
-    @field_validator("milestones")
+    @field_validator("freeze_epochs")
     @classmethod
-    def _check_milestones(cls, milestones: tuple[float, ...]) -> tuple[float, ...]:
-        if not all(0 < each < 1 for each in milestones) or list(milestones) != sorted(set(milestones)):
-            raise Invalid("rising numbers between 0 and 1")
-        return milestones
+    def _check_freeze_epochs(cls, freeze_epochs: int, info: ValidationInfo) -> int:
+        if freeze_epochs and info.data.get("init") is None:
+            raise Invalid("0 without --init, since random weights would be frozen")
+        epochs = info.data.get("epochs")
+        if epochs is not None and freeze_epochs > epochs:
+            raise Invalid(f"at most the {epochs} epochs")
+        return freeze_epochs
 
     @field_validator("image_size")
     @classmethod
@@ -188,14 +190,19 @@ class TrainingConfig(BaseModel):
         return tuple(name for name in declared if declared[name]["group"] == group)
 
     @property
+    def code(self) -> dict[str, str]:
+        """The addresses of the user's own code, with the setting that names each."""
+        return {address: name for name in self.CODE for address in addresses_in(str(getattr(self, name)))}
+
+    @property
+    def downloads_init(self) -> bool:
+        """Whether the weights that ``init`` names may be downloaded: the user asked for it, and not a file alone."""
+        return self.download or self._init_is_given
+
+    @property
     def image_settings(self) -> dict[str, Any]:
         """The settings that say which images a run is about, as plain data."""
         return self.model_dump(mode="json", include=set(image_settings()))
-
-    def learning_rate(self, epoch: int) -> float:
-        """Learning rate of an epoch, counted from 0: multiplied by ``gamma`` at each milestone (Section 4)."""
-        passed = sum(epoch >= round(milestone * self.epochs) for milestone in self.milestones)
-        return self.lr * self.gamma**passed
 
     def evaluates_after(self, epoch: int) -> bool:
         """Whether the network is evaluated after an epoch, counted from 0."""
@@ -211,8 +218,9 @@ class TrainingConfig(BaseModel):
             A TOML file, or the name of a preset. Defaults to the config of the run in ``out`` if ``resume`` is given,
             else to the preset of the dataset.
         **options
-            Settings that override the file; ``None`` means not given. The code of a network named here is trusted, not
-            that of one named by the file. Without a dataset, a student has the images of the teacher that is named.
+            Settings that override the file; ``None`` means not given. The user's own code that is named here is
+            trusted, not that named by the file. Without a dataset, a student has the images of the teacher that is
+            named.
 
         Raises
         ------
@@ -220,13 +228,25 @@ class TrainingConfig(BaseModel):
             With one line for each problem of the settings.
         """
         options = {name: value for name, value in options.items() if value is not None}
-        trust(str(options.get("model")))  # the user named it, so its code may run
+        for name in cls.CODE:
+            trust(str(options.get(name)))  # the user named it, so it may run
         layers, problems = cls._read_files(file, options)
         try:
             config = cls(**cls.combined([*layers.values(), options]))
+            config._init_is_given = "init" in options
         except ValidationError as error:
             for detail in error.errors():
                 problems.append(setting_problem(cls._origin(detail["loc"], layers, options), detail))
+        else:
+            problems += [
+                problem(flag_of(name, cls.model_fields[name]), expected=f"no value {why}", got=options[name])
+                for name, why in config.unused.items()
+                if name in options
+            ]
+            before = cls.combined([*layers.values()]).get("optimizer", cls.model_fields["optimizer"].default)
+            if config.optimizer != before and "lr" not in options:
+                expected = f"a rate for {config.optimizer}, since {config.lr:g} is that of {before}"
+                problems.append(problem("--lr", expected=expected, got="none"))
         if problems:
             raise UsageError(*problems)
         return config
@@ -285,7 +305,9 @@ class TrainingConfig(BaseModel):
             Whether a dataset of the user's own may be in another place. Its images are compared when it is read.
         """
         # A teacher may have been moved: its weights are compared, not its folder.
-        free = self.NOT_RECORDED | self.MAY_DIFFER_ON_RESUME | {"epochs", "teacher"}
+        free = self.NOT_RECORDED | self.MAY_DIFFER_ON_RESUME | {"teacher"}
+        if self.schedule == "steps":  # a cosine depends on the number of epochs from its first step on
+            free |= {"epochs"}
         found = []
         for name in type(self).model_fields.keys() - free:
             now, recorded = getattr(self, name), getattr(run, name)

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from kdcache.cards import CARDS, canonical, card_of
+from kdcache.cards import CARDS, CUSTOM_DATASETS, canonical, card_of
 from kdcache.choices import FOLDER_PREFIX, HDF5_PREFIX, MAX_PIXELS
+from kdcache.datasets import custom
 from kdcache.datasets.class_names import check_class_names
 from kdcache.datasets.split import Dataset, Split
 from kdcache.errors import UsageError, abbreviated, problem
+from kdcache.extensions import is_address
 from kdcache.files import expanded
 
 __all__ = ["list_available", "load", "read", "without_bad_images"]
@@ -47,7 +49,7 @@ def load(
     name : str
         A key of `CARDS`; ``folder:PATH`` for a folder that contains ``train`` and ``val`` (or ``test``), each with a
         folder of images for each class, or has another layout of `kdcache.datasets.folder`; ``hdf5:FILE`` for a file
-        that ``kdcache data pack`` wrote.
+        that ``kdcache data pack`` wrote; ``python:MODULE:CALLABLE`` for a function that returns `ImageData`.
     root : Path
         Folder of the downloaded datasets.
     image_size : int, optional
@@ -115,6 +117,8 @@ def read(
         from kdcache.datasets import packed
 
         data = packed.load_file(canonical(name), image_size, workers)
+    elif is_address(name := CUSTOM_DATASETS.address(name)):
+        data = custom.load(name, image_size, workers)
     else:
         card, root = card_of(name, image_size), expanded(root)
         if download:

@@ -4,7 +4,15 @@ from kdcache.losses.base import DistillLoss, LossContext, ViewOutputs
 from kdcache.losses.crld import crld_loss
 from kdcache.losses.dist import dist_loss
 from kdcache.losses.features import at_loss, cc_loss, fitnet_loss, nst_loss, pkt_loss, rkd_loss, sp_loss, vid_loss
-from kdcache.losses.logits import cross_entropy, entropy, kd_loss, kl_divergence, mixed_cross_entropy, standardize
+from kdcache.losses.logits import (
+    balanced_class_weights,
+    cross_entropy,
+    entropy,
+    kd_loss,
+    kl_divergence,
+    mixed_cross_entropy,
+    standardize,
+)
 from kdcache.losses.mlkd import mlkd_loss, mlkd_strong_loss
 from kdcache.losses.objective import Objective, build_losses, build_objective
 from kdcache.losses.target_class import dkd_loss, nkd_loss, ofa_loss, rld_loss
@@ -16,6 +24,7 @@ __all__ = [
     "Objective",
     "ViewOutputs",
     "at_loss",
+    "balanced_class_weights",
     "build_losses",
     "build_objective",
     "cc_loss",

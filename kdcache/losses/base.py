@@ -99,6 +99,10 @@ class LossContext(NamedTuple):
         For the random numbers that a loss draws.
     options : LossOptions
         The options of all losses; a loss whose options are ``None`` has the published ones.
+    label_smoothing : float
+        Of cross-entropy.
+    class_weights : Tensor of float32, shape (C,), or None
+        Of cross-entropy.
     """
 
     student_shapes: Shapes
@@ -107,6 +111,8 @@ class LossContext(NamedTuple):
     temperature: float
     seed: int
     options: LossOptions = LossOptions()
+    label_smoothing: float = 0.0
+    class_weights: Tensor | None = None
 
 
 class DistillLoss(nn.Module):

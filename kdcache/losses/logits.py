@@ -6,6 +6,7 @@ from torch.nn import functional
 
 __all__ = [
     "at_least_float32",
+    "balanced_class_weights",
     "cross_entropy",
     "entropy",
     "expectation",
@@ -105,22 +106,59 @@ def entropy(logits: Tensor) -> Tensor:
     return -expectation(log_p, log_p)
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def cross_entropy(
+    logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, class_weights: Tensor | None = None
+) -> Tensor:
     """Mean cross-entropy: the first term of Equation 1 without 1 - alpha.
 
     Parameters
     ----------
     logits : Tensor, shape (B, C)
     labels : Tensor of int64, shape (B,)
+    label_smoothing : float
+        Part of each label that is spread over all classes: Szegedy et al., "Rethinking the Inception Architecture for
+        Computer Vision", 2016, arXiv:1512.00567, Section 7.
+    class_weights : Tensor of float32, shape (C,), optional
+        The mean is over the rows, not over their weights, so that it does not depend on which rows share a batch.
 
     Returns
     -------
     Tensor, shape ()
     """
-    return functional.nll_loss(log_softmax(logits), labels)
+    wide = at_least_float32(logits)
+    if class_weights is None:
+        return functional.cross_entropy(wide, labels, label_smoothing=label_smoothing)
+    weights = class_weights.to(wide.dtype)
+    return functional.cross_entropy(wide, labels, weights, reduction="none", label_smoothing=label_smoothing).mean()
 
 
-def mixed_cross_entropy(logits: Tensor, labels: Tensor, partner_labels: Tensor, lam: Tensor) -> Tensor:
+def balanced_class_weights(labels: Tensor, num_classes: int) -> Tensor:
+    """Weights of the classes for `cross_entropy`, in inverse proportion to their numbers of images.
+
+    Parameters
+    ----------
+    labels : Tensor of int64, shape (N,)
+    num_classes : int
+        C.
+
+    Returns
+    -------
+    Tensor of float32, shape (C,)
+        N / (K n_c) for n_c > 0 images of the class and K classes with images, so that the mean over the images is 1.
+    """
+    counts = torch.bincount(labels, minlength=num_classes)
+    present = int((counts > 0).sum())
+    return torch.where(counts > 0, len(labels) / (present * counts.clamp(min=1)), 0.0)
+
+
+def mixed_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    partner_labels: Tensor,
+    lam: Tensor,
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+) -> Tensor:
     """Mean cross-entropy against mixed labels: ``lam`` of the one class, ``1 - lam`` of the other.
 
     The baseline that the paper argues against: it trusts the label even where the mix has hidden the object.
@@ -130,11 +168,17 @@ def mixed_cross_entropy(logits: Tensor, labels: Tensor, partner_labels: Tensor, 
     logits : Tensor, shape (B, C)
     labels, partner_labels : Tensor of int64, shape (B,)
     lam : Tensor, shape (B,)
+    label_smoothing, class_weights
+        As in `cross_entropy`.
 
     Returns
     -------
     Tensor, shape ()
     """
-    log_q = log_softmax(logits)
-    own, partner = (functional.nll_loss(log_q, target, reduction="none") for target in (labels, partner_labels))
+    wide = at_least_float32(logits)
+    weights = None if class_weights is None else class_weights.to(wide.dtype)
+    own, partner = (
+        functional.cross_entropy(wide, target, weights, reduction="none", label_smoothing=label_smoothing)
+        for target in (labels, partner_labels)
+    )
     return (lam * own + (1 - lam) * partner).mean()

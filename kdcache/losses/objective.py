@@ -1,14 +1,17 @@
 """The training objective: a weighted sum of losses, each on the views that it is declared to act on."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from kdcache.choices import LOSSES, import_object
+from kdcache.choices import LOSSES
 from kdcache.compute import random_weights
 from kdcache.config import StudentConfig
+from kdcache.errors import KdcacheError, problem
+from kdcache.extensions import call, explained, import_object, is_address
 from kdcache.losses.base import DistillLoss, LossContext, ViewOutputs
+from kdcache.losses.logits import balanced_class_weights
 from kdcache.models import Network
 
 __all__ = ["Objective", "build_losses", "build_objective"]
@@ -31,7 +34,8 @@ class Objective(nn.Module):
     def __init__(self, weights: Mapping[str, float], losses: Mapping[str, DistillLoss]) -> None:
         super().__init__()
         self.weights = dict(weights)
-        self.losses = nn.ModuleDict(losses)
+        self.losses = nn.ModuleDict({_key(name): loss for name, loss in losses.items()})
+        self._unchecked = set(filter(is_address, losses))
         self._warm_ups = {name: loss.warm_up for name, loss in losses.items()}
 
     @property
@@ -53,10 +57,17 @@ class Objective(nn.Module):
         """
         found = {}
         for name, weight in self.weights.items():
-            loss = _on_views(self.losses[name], LOSSES[name].acts_on, x, mixed)
-            if loss.shape != ():
-                raise ValueError(f"loss {name} returned a tensor of shape {tuple(loss.shape)}, expected ()")
-            found[name] = weight * loss
+            calls = _views_of(LOSSES[name].acts_on, x, mixed)
+            with explained(f"loss {name}", name):
+                values = [self.losses[_key(name)](*views) for views in calls]
+            for value, views in zip(values, calls, strict=True):
+                _check_value(name, value)
+                if name in self._unchecked:
+                    _check_gradient(name, value, views)
+            self._unchecked.discard(name)
+            # A mean over this process's rows counts by its share of the rows of all processes.
+            terms = [views[0].process_weight * value for value, views in zip(values, calls, strict=True)]
+            found[name] = weight * sum(terms[1:], terms[0])
         return found
 
     def total(self, losses: Mapping[str, Tensor], epoch: int) -> Tensor:
@@ -76,19 +87,51 @@ class Objective(nn.Module):
         return torch.stack(warmed).sum()
 
 
-def _on_views(loss: nn.Module, acts_on: str, x: ViewOutputs | None, mixed: ViewOutputs | None) -> Tensor:
-    """Apply a loss to the views that it acts on, weighting each mean by this process's share of the rows."""
+def _views_of(acts_on: str, x: ViewOutputs | None, mixed: ViewOutputs | None) -> list[list[ViewOutputs]]:
+    """List the arguments of each call of a loss."""
     trained_on = [views for views in (x, mixed) if views is not None]
     # Cross-entropy alone is trained on mixed views without x.
-    calls = {"x": [trained_on[:1]], "each": [[views] for views in trained_on], "pairs": [trained_on]}[acts_on]
-    terms: list[Tensor] = [views[0].process_weight * loss(*views) for views in calls]
-    return sum(terms[1:], terms[0])
+    return {"x": [trained_on[:1]], "each": [[views] for views in trained_on], "pairs": [trained_on]}[acts_on]
+
+
+def _check_value(name: str, value: object) -> None:
+    if not isinstance(value, Tensor) or value.shape != ():
+        got = f"one of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise KdcacheError(problem(f"loss {name}: what it returns", expected="a tensor of shape ()", got=got))
+
+
+def _check_gradient(name: str, value: Tensor, calls: Sequence[ViewOutputs]) -> None:
+    """Check that a loss depends on the student's outputs for all views that it is declared to act on."""
+    for views in calls:
+        outputs = [output for output in (views.student, *views.student_features) if output.requires_grad]
+        if not outputs:  # nothing is trained
+            continue
+        reached = value.requires_grad and any(
+            gradient is not None
+            for gradient in torch.autograd.grad(value, outputs, retain_graph=True, allow_unused=True)
+        )
+        if not reached:
+            kind = "x" if views.lam is None else "x'"
+            expected = f"a loss that depends on the student's outputs for {kind}"
+            raise KdcacheError(problem(f"loss {name}", expected=expected, got="one that does not"))
+
+
+def _key(name: str) -> str:
+    """Name a loss in a ``ModuleDict``, whose keys may have no dots."""
+    return name.replace(".", "/")
 
 
 def build_losses(names: Iterable[str], context: LossContext) -> dict[str, DistillLoss]:
     """Build losses by name, their initial weights drawn from the context's seed."""
     with random_weights(context.seed):
-        return {name: import_object(LOSSES[name].implementation)(context) for name in names}
+        return {name: _build_loss(LOSSES[name].implementation, context) for name in names}
+
+
+def _build_loss(implementation: str, context: LossContext) -> DistillLoss:
+    if is_address(implementation):
+        return call("loss", implementation, (DistillLoss, "a kdcache.losses.DistillLoss"), context)
+    loss: DistillLoss = import_object(implementation)(context)
+    return loss
 
 
 def build_objective(config: StudentConfig, student: Network, teacher: Network | None, labels: Tensor) -> Objective:
@@ -105,5 +148,14 @@ def build_objective(config: StudentConfig, student: Network, teacher: Network | 
     """
     networks = [student, teacher] if teacher is not None and config.needs_features else []
     shapes = [network.feature_shapes() for network in networks] or [(), ()]
-    context = LossContext(shapes[0], shapes[1], labels, config.temperature, config.seed, config.losses)
+    context = LossContext(
+        student_shapes=shapes[0],
+        teacher_shapes=shapes[1],
+        labels=labels,
+        temperature=config.temperature,
+        seed=config.seed,
+        options=config.losses,
+        label_smoothing=config.label_smoothing,
+        class_weights=balanced_class_weights(labels, student.num_classes) if config.balances_classes else None,
+    )
     return Objective(config.loss_weights, build_losses(config.loss_weights, context))

@@ -39,11 +39,19 @@ __all__ = [
 class CrossEntropy(DistillLoss):
     """`cross_entropy` on x, `mixed_cross_entropy` on mixed views."""
 
+    class_weights: Tensor | None
+
+    def __init__(self, context: LossContext) -> None:
+        super().__init__(context)
+        self.label_smoothing = context.label_smoothing
+        self.register_buffer("class_weights", context.class_weights, persistent=False)
+
     def forward(self, views: ViewOutputs) -> Tensor:
         """See `DistillLoss`."""
         if views.lam is None or views.partner_labels is None:
-            return cross_entropy(views.student, views.labels)
-        return mixed_cross_entropy(views.student, views.labels, views.partner_labels, views.lam)
+            return cross_entropy(views.student, views.labels, self.label_smoothing, self.class_weights)
+        labels = views.labels, views.partner_labels, views.lam
+        return mixed_cross_entropy(views.student, *labels, self.label_smoothing, self.class_weights)
 
 
 class KnowledgeDistillation(LossWithOptions[KDOptions]):

@@ -15,7 +15,7 @@ from kdcache.models.base import load_state
 from kdcache.models.network import Network
 from kdcache.models.registry import build, expected_state
 
-__all__ = ["FORMAT", "fingerprint", "is_kdcache_file", "load", "metadata", "save"]
+__all__ = ["FORMAT", "Description", "fingerprint", "is_kdcache_file", "load", "metadata", "read", "save"]
 
 FORMAT = "kdcache-network-3"
 """Name and version of the format, under ``format`` in the file's metadata."""
@@ -23,7 +23,7 @@ FORMAT = "kdcache-network-3"
 MAX_TENSORS_LISTED = 3
 
 
-class _Description(BaseModel):
+class Description(BaseModel):
     """What a file says about its network. Only types are checked here; `build` checks the values."""
 
     model_config = ConfigDict(strict=True)
@@ -72,6 +72,27 @@ def is_kdcache_file(path: Path) -> bool:
     return tensor_files.is_tensor_file(path)
 
 
+def read(path: Path) -> tuple[dict[str, Tensor], Description]:
+    """Read the tensors of a network, and what the file says about it; their values are not compared with each other.
+
+    Raises
+    ------
+    UsageError
+        If the file is missing, damaged, or not a checkpoint of kdcache.
+    """
+    state, facts = tensor_files.load(path, FORMAT)
+    try:
+        stated = Description.model_validate_json(json.dumps(facts))
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = f"checkpoint {path}: {'.'.join(map(str, first['loc']))} in the metadata"
+        raise UsageError(problem(what, expected=first["msg"], got=first["input"])) from error
+    if len(stated.class_names) not in (0, stated.num_classes):
+        what = f"checkpoint {path}: number of class names"
+        raise UsageError(problem(what, expected=stated.num_classes, got=len(stated.class_names)))
+    return state, stated
+
+
 def load(path: Path) -> Network:
     """Load a network, on the CPU and in training mode. torch's global generators are not changed.
 
@@ -80,16 +101,7 @@ def load(path: Path) -> Network:
     UsageError
         If the file is missing, damaged, not a checkpoint of kdcache, or its tensors do not fit the network it names.
     """
-    state, facts = tensor_files.load(path, FORMAT)
-    try:
-        stated = _Description.model_validate_json(json.dumps(facts))
-    except ValidationError as error:
-        first = error.errors()[0]
-        what = f"checkpoint {path}: {'.'.join(map(str, first['loc']))} in the metadata"
-        raise UsageError(problem(what, expected=first["msg"], got=first["input"])) from error
-    if len(stated.class_names) not in (0, stated.num_classes):
-        what = f"checkpoint {path}: number of class names"
-        raise UsageError(problem(what, expected=stated.num_classes, got=len(stated.class_names)))
+    state, stated = read(path)
     try:
         # Before memory is allocated for the network, check that the file holds as many tensors as it claims.
         expected = expected_state(stated.name, stated.num_classes, stated.image_size)

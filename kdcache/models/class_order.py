@@ -19,6 +19,7 @@ __all__ = [
     "natural_order",
     "read_class_order",
     "reorder_classes",
+    "same_classes",
 ]
 
 NATURAL = "natural"
@@ -61,6 +62,17 @@ def check_class_names(stated: Sequence[str], expected: Sequence[str], where: obj
         first = min(elsewhere or different)
         what, wanted = f"{where}: class {first}", f"{expected[first]!r}, as in the data"
         raise UsageError(problem(what, expected=wanted, got=repr(stated[first]), remedy=remedy))
+
+
+def same_classes(stated: Sequence[str], expected: Sequence[str]) -> bool | None:
+    """Whether `check_class_names` accepts the names of a file; ``None`` if they cannot be compared."""
+    if _code(stated) != _code(expected):
+        return None
+    try:
+        check_class_names(stated, expected, "weights")
+    except UsageError:
+        return False
+    return True
 
 
 def _code(names: Sequence[str]) -> str | None:

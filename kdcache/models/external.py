@@ -2,18 +2,16 @@
 
 import difflib
 import importlib
-import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kdcache.choices import require_trusted
 from kdcache.errors import UsageError, first_line, problem
+from kdcache.extensions import call
 
-__all__ = ["SOURCES", "FeatureExtractor", "build_body", "build_meta_body"]
+__all__ = ["SOURCES", "FeatureExtractor", "build_body", "build_meta_body", "build_timm", "import_timm"]
 
 
 def build_body(name: str, num_classes: int, image_size: int) -> nn.Module:
@@ -60,13 +58,25 @@ def _build_torchvision(rest: str, num_classes: int, image_size: int) -> nn.Modul
     return network
 
 
-def _build_timm(rest: str, num_classes: int, image_size: int) -> nn.Module:
+def import_timm(name: str) -> Any:
+    """Import timm, which the network `name` needs; a `UsageError` if it is not installed."""
     try:
-        import timm
+        return importlib.import_module("timm")
     except ImportError:
         raise UsageError(
-            problem(f"network timm:{rest}: timm is not installed", remedy="Run pip install 'kdcache[timm]'.")
+            problem(f"network timm:{name}: timm is not installed", remedy="Run pip install 'kdcache[timm]'.")
         ) from None
+
+
+def build_timm(rest: str, num_classes: int | None, image_size: int, pretrained: bool = False) -> nn.Module:
+    """Build a network of timm, for its own number of classes if `num_classes` is ``None``.
+
+    Raises
+    ------
+    UsageError
+        If timm is not installed, or has no such network.
+    """
+    timm = import_timm(rest)
     if not timm.is_model(rest):
         similar = ", ".join(difflib.get_close_matches(rest, timm.list_models(), n=5))
         remedy = f"Similar names: {similar}." if similar else None
@@ -76,33 +86,19 @@ def _build_timm(rest: str, num_classes: int, image_size: int) -> nn.Module:
     configuration = timm.get_pretrained_cfg(rest)
     fixed = configuration is not None and configuration.fixed_input_size
     sized: dict[str, Any] = {"img_size": image_size} if fixed else {}
-    network: nn.Module = timm.create_model(rest, pretrained=False, num_classes=num_classes, **sized)
+    if num_classes is not None:
+        sized["num_classes"] = num_classes
+    network: nn.Module = timm.create_model(rest, pretrained=pretrained, **sized)
     return network
 
 
 def _build_python(rest: str, num_classes: int, image_size: int) -> nn.Module:
-    name = f"python:{rest}"
-    module, _, attribute = rest.partition(":")
-    require_trusted(name)
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        function: Any = importlib.import_module(module)
-        for part in attribute.split("."):
-            function = getattr(function, part)
-        network = function(num_classes=num_classes)
-    except Exception as error:  # the user's code may fail in any way
-        got = f"{type(error).__name__}: {first_line(error)}"
-        remedy = "Check that it can be imported and takes num_classes."
-        raise UsageError(problem(f"could not build network {name}", got=got, remedy=remedy)) from error
-    if not isinstance(network, nn.Module):
-        raise UsageError(problem(f"network {name}", expected="a torch.nn.Module", got=type(network).__name__))
-    return network
+    return call("network", f"python:{rest}", (nn.Module, "a torch.nn.Module"), num_classes=num_classes)
 
 
 SOURCES: dict[str, Callable[[str, int, int], nn.Module]] = {
     "torchvision": _build_torchvision,
-    "timm": _build_timm,
+    "timm": build_timm,
     "python": _build_python,
 }
 

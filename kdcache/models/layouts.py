@@ -137,9 +137,12 @@ def _prefixes_by_rest(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def choose_place(
-    entries: Entries, expected: Mapping[str, Tensor], where: object, choice: str | None
+    entries: Entries, expected: Mapping[str, Tensor], where: object, choice: str | None, remedy: str
 ) -> tuple[Place, list[Place]]:
-    """Choose the place of a network's tensors, and list the others where they are too, or most of them."""
+    """Choose the place of a network's tensors, and list the others where they are too, or most of them.
+
+    `remedy` says how one of several places is chosen.
+    """
     places = list(find_places(entries, expected))
     if choice is not None:
         known = ", ".join(dict.fromkeys(place.name for place in places)) or ", ".join(entries)
@@ -152,7 +155,7 @@ def choose_place(
     best = max(place.fit for place in places)
     fitting = sorted((place for place in places if place.fit == best), key=lambda place: place.rank)
     if len(fitting) > 1 and fitting[0].rank == fitting[1].rank:
-        names, remedy = ", ".join(place.name for place in fitting), "Choose one with --weights-entry."
+        names = ", ".join(place.name for place in fitting)
         raise UsageError(problem(f"weights {where}", expected="one network", got=f"several: {names}", remedy=remedy))
     chosen = fitting[0]
     others = [place for place in places if 2 * place.fit[0] > best[0] and not place.is_part_of(chosen)]

@@ -1,14 +1,13 @@
-"""Trained networks, loaded for some data: from a file of kdcache, a published checkpoint, or torchvision."""
+"""Trained networks, loaded for some data: from a file of kdcache, a published checkpoint, torchvision or timm."""
 
-import importlib.resources
 import logging
 from pathlib import Path
 from typing import NamedTuple
 
 from kdcache import models
-from kdcache.choices import trust
 from kdcache.datasets import Dataset
 from kdcache.errors import UsageError, problem
+from kdcache.extensions import trust
 from kdcache.models import Network, checkpoint, published
 from kdcache.models.class_order import (
     NATURAL,
@@ -19,12 +18,10 @@ from kdcache.models.class_order import (
     reorder_classes,
 )
 from kdcache.models.published import Normalization, Published
-from kdcache.models.weights import load_into, most_similar_network
+from kdcache.models.sources import SHIPPED, read_weights, shipped_teacher
+from kdcache.models.weights import load_into, most_similar_network, start_from_them
 
-__all__ = ["SHIPPED", "find_network", "shipped_teacher", "trained_network"]
-
-SHIPPED = "shipped"
-"""Stands for the file of the ``fashion-mini`` teacher that comes with kdcache."""
+__all__ = ["find_network", "normalize", "trained_network"]
 
 log = logging.getLogger("kdcache")
 
@@ -49,14 +46,19 @@ def trained_network(weights: Path, data: Dataset) -> Network:
     expected = {"number of classes": data.num_classes, "image size": data.image_size}
     found = {"number of classes": network.num_classes, "image size": network.image_size}
     problems = [
-        problem(f"teacher {weights}: {what}", expected=f"{expected[what]}, as in {data.card.name}", got=found[what])
+        problem(
+            f"teacher {weights}: {what}",
+            expected=f"{expected[what]}, as in {data.card.name}",
+            got=found[what],
+            remedy=start_from_them(weights) if what == "number of classes" else None,
+        )
         for what in expected
         if expected[what] != found[what]
     ]
     if problems:
         raise UsageError(*problems)
     if names := checkpoint.metadata(weights).get("class_names"):
-        check_class_names(names, data.class_names, f"teacher {weights}")
+        check_class_names(names, data.class_names, f"teacher {weights}", start_from_them(weights))
     return network
 
 
@@ -76,7 +78,7 @@ def find_network(
     Parameters
     ----------
     weights : str or Path
-        A file, `SHIPPED`, or the name of weights in torchvision.
+        A file, or a name, see `kdcache.models.sources.read_weights`.
     data : Dataset
     model : str, optional
         Name of the network; by default the one that the file names, or that its tensors fit.
@@ -108,8 +110,7 @@ def find_network(
         if model not in (None, network.name):
             raise UsageError(problem(f"--model for {weights}", expected=network.name, got=model))
         return Found(network, None, {"weights": str(weights)})
-    torchvision = model is not None and model.startswith("torchvision:")
-    stated = published.read_torchvision(str(model), str(weights)) if torchvision else published.read(Path(weights))
+    stated = read_weights(str(weights), model, data.image_size)
     name = model or most_similar_network(stated.entries)
     if name is None:
         remedy = "Name the network with --model."
@@ -127,9 +128,11 @@ def find_network(
     origin = {
         "weights": str(weights),
         "entry": load_into(network, stated.entries, weights, entry),
-        "normalization": _normalize(network, stated, data, mean, std),
+        "normalization": normalize(network, stated, data, mean, std),
         "class order": class_order or "that of the data",
     }
+    if stated.normalization is None and mean is None and name in published.TRANSFORMING:
+        log.warning("if %s was trained with transform_input, add --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5", name)
     _order_classes(network, stated, data, weights, class_order)
     return Found(network, published.KNOWN_ACCURACY.get((data.card.name, name)) or stated.accuracy, origin)
 
@@ -141,12 +144,12 @@ def _check_normalization(mean: tuple[float, ...] | None, std: tuple[float, ...] 
             raise UsageError(problem(option, expected="three numbers from 0 to 1", got=values, remedy=remedy))
 
 
-def _normalize(
+def normalize(
     network: Network,
     stated: Published,
     data: Dataset,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
 ) -> str:
     """Give a network the normalization that is stated first: by the user, its weights, its library, the data.
 
@@ -159,8 +162,6 @@ def _normalize(
     source = " and ".join([*given, found.source][:2])
     if len(given) < 2:
         log.info("normalization: mean %s, std %s, from %s", network.mean, network.std, source)
-    if known is None and mean is None and network.name in published.TRANSFORMING:
-        log.warning("if %s was trained with transform_input, add --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5", network.name)
     return source
 
 
@@ -177,7 +178,10 @@ def _order_classes(network: Network, stated: Published, data: Dataset, where: ob
             check_class_names(in_weights, in_file, f"weights {where}", "Correct --class-order.")
         reorder_classes(network, positions)
     elif in_weights:
-        remedy = "Give the order of classes in the weights with --class-order, if they are the same."
+        remedy = (
+            "If they are the same in another order, give it with --class-order. If not: kdcache teacher-train "
+            f"--init {where}."
+        )
         check_class_names(in_weights, names, f"weights {where}", remedy)
     elif list(names) == sorted(names) != natural_order(names):
         log.warning(
@@ -185,8 +189,3 @@ def _order_classes(network: Network, stated: Published, data: Dataset, where: ob
             "if they are in the order of numbers, as timm sorts them, add --class-order %s",
             NATURAL,
         )
-
-
-def shipped_teacher() -> Path:
-    """Path of the teacher that comes with kdcache."""
-    return Path(str(importlib.resources.files("kdcache.data") / "fashion-mini-teacher.safetensors"))

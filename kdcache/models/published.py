@@ -7,19 +7,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlparse
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from kdcache.errors import KdcacheError, UsageError, first_line, problem
+from kdcache.errors import UsageError, problem
 from kdcache.models.class_order import NameList
 from kdcache.models.layouts import Entries, State, is_plain
 from kdcache.models.plain_data import PlainArray
 from kdcache.models.weights_file import SAVE_STATE, read_document
 
-__all__ = ["KNOWN_ACCURACY", "TRANSFORMING", "Normalization", "Published", "read", "read_torchvision", "stated_by"]
+__all__ = ["KNOWN_ACCURACY", "TRANSFORMING", "Normalization", "Published", "name_lists", "read", "stated_by"]
 
 KNOWN_ACCURACY = {
     ("cifar100", "wrn_40_2"): 75.61,
@@ -39,8 +37,6 @@ _DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 
 TRANSFORMING = ("torchvision:googlenet", "torchvision:inception_v3")
 """Networks whose weights torchvision published for -1..1; with them it turns on ``transform_input``, which converts."""
-
-_HASH = re.compile(r"-([0-9a-f]{8,})\.")
 
 
 class Normalization(NamedTuple):
@@ -98,71 +94,7 @@ def read(path: Path) -> Published:
         raise UsageError(problem(f"weights {path}: bytes of tensors", expected=path.stat().st_size, got=stated))
     card = {**document, **_files_beside(path)}
     accuracy, normalization = _accuracy(document.get("accuracy")), _normalization(card, "the checkpoint")
-    return Published(entries, accuracy, normalization, tuple(_name_lists(card)))
-
-
-def read_torchvision(model: str, weights: str) -> Published:
-    """Read weights of a network of torchvision: a file, or those that torchvision publishes, which are downloaded.
-
-    A file that has the name of published weights, as in torch's cache folder, is taken for these.
-
-    Parameters
-    ----------
-    model : str
-        ``torchvision:NAME``.
-    weights : str
-        A file, or a name in torchvision, such as ``IMAGENET1K_V1`` or ``DEFAULT``.
-
-    Raises
-    ------
-    UsageError
-        If there are no such weights, or the file cannot be read.
-    KdcacheError
-        If the download fails.
-    """
-    from torchvision.models import get_model_weights
-
-    path = Path(weights)
-    try:
-        known: Mapping[str, Any] = get_model_weights(model.removeprefix("torchvision:")).__members__
-    except ValueError:
-        known = {}
-    chosen = next((each for each in known.values() if path.name == _file_name(each.url)), None)
-    if not path.exists():
-        chosen = known.get(weights)
-        if chosen is None:
-            expected = f"a file, or one of {', '.join(known)}" if known else "a file"
-            raise UsageError(problem(f"weights of {model}", expected=expected, got=weights))
-        path = _download(chosen.url)
-    found = read(path)
-    if chosen is None:
-        return found
-    transforms = chosen.transforms()
-    means, stds = (0.5,) * 3, (0.5,) * 3
-    if model not in TRANSFORMING:
-        means, stds = tuple(transforms.mean), tuple(transforms.std)
-    accuracy = chosen.meta.get("_metrics", {}).get("ImageNet-1K", {}).get("acc@1")
-    normalization = Normalization(means, stds, f"torchvision for {chosen}")
-    names = ("categories", tuple(chosen.meta.get("categories", ())))
-    return found._replace(accuracy=accuracy, normalization=normalization, name_lists=(names,))
-
-
-def _file_name(url: str) -> str:
-    return Path(urlparse(url).path).name
-
-
-def _download(url: str) -> Path:
-    """Download a file into torch's cache folder, unless it is there."""
-    path = Path(torch.hub.get_dir(), "checkpoints", _file_name(url))
-    if path.exists():
-        return path
-    checksum = _HASH.search(path.name)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), checksum[1] if checksum else None, progress=False)
-    except Exception as error:  # the network is down, or the disk is full
-        raise KdcacheError(problem(f"could not download {url}", got=first_line(error))) from error
-    return path
+    return Published(entries, accuracy, normalization, name_lists(card))
 
 
 def _entries(node: Mapping[Any, Any], path: str, depth: int) -> Iterator[tuple[str, State]]:
@@ -236,11 +168,10 @@ def _normalization(document: Mapping[Any, Any], source: str) -> Normalization | 
     return None
 
 
-def _name_lists(document: Mapping[Any, Any]) -> Iterator[NameList]:
-    for facts in _facts(document):
-        for key, value in facts.items():
-            if names := _texts(_values(value)) or _in_order(value):
-                yield str(key), names
+def name_lists(document: Mapping[Any, Any]) -> tuple[NameList, ...]:
+    """List what may be the names of classes, in the order of the logits."""
+    items = ((str(key), value) for facts in _facts(document) for key, value in facts.items())
+    return tuple((key, names) for key, value in items if (names := _texts(_values(value)) or _in_order(value)))
 
 
 def _in_order(found: object) -> tuple[str, ...]:

@@ -3,17 +3,36 @@
 import logging
 import re
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from kdcache.errors import UsageError, abbreviated, first_line, problem
 from kdcache.models.base import load_state, state_versions
-from kdcache.models.layouts import COUNTER, Entries, Place, choose_place, find_places, is_plain, take, without_wrappers
+from kdcache.models.layouts import (
+    COUNTER,
+    Entries,
+    Place,
+    State,
+    choose_place,
+    find_places,
+    is_plain,
+    take,
+    without_wrappers,
+)
 from kdcache.models.network import Network
 from kdcache.models.registry import REGISTRY
 
-__all__ = ["load_into", "most_similar_network"]
+__all__ = [
+    "Tensors",
+    "find_tensors",
+    "load_into",
+    "load_tensors",
+    "most_similar_network",
+    "report_others",
+    "start_from_them",
+]
 
 log = logging.getLogger("kdcache")
 
@@ -28,6 +47,26 @@ _UNREAD = re.compile(
     rf"(.*\.)?(n_averaged|total_ops|total_params|{COUNTER}|relative_position_index|position_ids|attn_mask)"
     r"|ema_\w+|(best_?)?(acc|accuracy|prec|top|loss)\d?|lr|decay|(aux1|aux2|AuxLogits)\..*"
 )
+
+
+class Tensors(NamedTuple):
+    """The tensors of a checkpoint that a network takes, by the network's names, and what else is in the file.
+
+    Attributes
+    ----------
+    place : Place
+        Where they are.
+    others : list of Place
+        Where other such tensors are.
+    taken : State
+    beside : list of str
+        Names of tensors that are not behind the prefix of the others.
+    """
+
+    place: Place
+    others: list[Place]
+    taken: State
+    beside: list[str]
 
 
 def load_into(network: Network, entries: Entries, where: object, choice: str | None = None) -> str:
@@ -54,22 +93,84 @@ def load_into(network: Network, entries: Entries, where: object, choice: str | N
         finite.
     """
     expected = network.body.state_dict()
-    finite = {name for name, value in expected.items() if value.isfinite().all()}  # masks may have infinities
+    found = find_tensors(expected, entries, where, choice)
+    if classes := _other_classes(network, found.taken):
+        what, wanted = f"weights {where}: number of classes", f"{network.num_classes}, as in the data"
+        raise UsageError(problem(what, expected=wanted, got=classes, remedy=start_from_them(where)))
+    wrong, left_out = load_tensors(network, found.taken, where)
+    if wrong:
+        fitting = most_similar_network(entries)
+        remedy = f"The tensors fit {fitting}." if fitting not in (None, network.name) else None
+        raise UsageError(
+            *(
+                problem(
+                    f"weights {where}: tensors {what}",
+                    expected=f"those of {network.name}",
+                    got=abbreviated(names, MAX_TENSORS_LISTED),
+                    remedy=remedy,
+                )
+                for what, names in wrong.items()
+            )
+        )
+    report_others(found, left_out, where, "which --weights-entry chooses")
+    return found.place.name
+
+
+def start_from_them(where: object) -> str:
+    """Say what weights for other classes are good for."""
+    return f"Train a teacher for the classes of the data from them: kdcache teacher-train --init {where}."
+
+
+def find_tensors(
+    expected: Mapping[str, Tensor],
+    entries: Entries,
+    where: object,
+    choice: str | None = None,
+    remedy: str = "Choose one with --weights-entry.",
+) -> Tensors:
+    """Find the tensors of a network in a checkpoint.
+
+    Parameters
+    ----------
+    expected : mapping of str to Tensor
+        The state of the network.
+    entries, where, choice
+        As in `load_into`.
+    remedy : str
+        How one of several networks in a checkpoint is chosen.
+
+    Raises
+    ------
+    UsageError
+        If there is no such choice, there are several networks, or a tensor is not dense and real.
+    """
     entries = without_wrappers(entries, expected)
-    place, others = choose_place(entries, expected, where, choice)
-    tensors, beside = take(place, others, entries[place.entry])
-    if odd := sorted(name for name, value in tensors.items() if not is_plain(value)):
+    place, others = choose_place(entries, expected, where, choice, remedy)
+    taken, beside = take(place, others, entries[place.entry])
+    if odd := sorted(name for name, value in taken.items() if not is_plain(value)):
         names = abbreviated(odd, MAX_TENSORS_LISTED)
         raise UsageError(problem(f"weights {where}: tensors", expected="dense, of real numbers", got=names))
+    return Tensors(place, others, taken, beside)
 
-    def differs(key: str) -> bool:
-        floats = [tensor.is_floating_point() for tensor in (expected[key], tensors[key])]
-        return expected[key].shape != tensors[key].shape or floats[0] != floats[1]
 
-    other_shape = {key for key in expected.keys() & tensors.keys() if differs(key)}
-    if classes := _other_classes(network, tensors, other_shape):
-        what, remedy = f"weights {where}: number of classes", "A teacher must know the classes of the data."
-        raise UsageError(problem(what, expected=f"{network.num_classes}, as in the data", got=classes, remedy=remedy))
+def load_tensors(network: Network, tensors: State, where: object) -> tuple[dict[str, set[str]], set[str]]:
+    """Load tensors into a network.
+
+    Returns
+    -------
+    wrong : dict of str to set of str
+        The tensors that are missing, unknown, or of another shape or type, by these words; empty if all were loaded.
+    left_out : set of str
+        Those that the network does not have.
+
+    Raises
+    ------
+    UsageError
+        If a value is not finite, or the network's own code refuses the tensors.
+    """
+    expected = network.body.state_dict()
+    finite = {name for name, value in expected.items() if value.isfinite().all()}  # masks may have infinities
+    other_shape = _of_other_shape(expected, tensors)
     missing, unknown = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
     if not other_shape:
         try:
@@ -84,7 +185,7 @@ def load_into(network: Network, entries: Entries, where: object, choice: str | N
         "of another shape or type": other_shape,
     }
     if any(wrong.values()):
-        raise UsageError(*_differences(network, entries, where, wrong))
+        return {what: names for what, names in wrong.items() if names}, unknown
     loaded = network.body.state_dict()
     if bad := [name for name in finite if not _is_computable(name, loaded[name])]:
         names = abbreviated(bad, MAX_TENSORS_LISTED)
@@ -97,8 +198,16 @@ def load_into(network: Network, entries: Entries, where: object, choice: str | N
                 remedy=remedy,
             )
         )
-    _report(where, place, others, {*beside, *unknown})
-    return place.name
+    return {}, unknown
+
+
+def _of_other_shape(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> set[str]:
+    """List the tensors that have another shape than a network's, or numbers of another kind."""
+
+    def facts(tensor: Tensor) -> tuple[torch.Size, bool]:
+        return tensor.shape, tensor.is_floating_point()
+
+    return {key for key in expected.keys() & tensors.keys() if facts(expected[key]) != facts(tensors[key])}
 
 
 def _is_computable(name: str, tensor: Tensor) -> bool:
@@ -111,29 +220,15 @@ def _is_unread(name: str, tensor: Tensor | None) -> bool:
     return is_counter or _UNREAD.fullmatch(name) is not None
 
 
-def _other_classes(network: Network, tensors: Mapping[str, Tensor], differing: set[str]) -> int | None:
+def _other_classes(network: Network, tensors: Mapping[str, Tensor]) -> int | None:
     """Tell for how many classes tensors are that differ from a network's in their number of classes alone."""
     expected = network.body.state_dict()
+    differing = _of_other_shape(expected, tensors)
     own, given = ({tuple(state[key].shape[:1]) for key in differing} for state in (expected, tensors))
     rests = all(expected[key].shape[1:] == tensors[key].shape[1:] for key in differing)
     if not rests or own != {(network.num_classes,)} or own == given or len(given) > 1:
         return None
     return next(iter(given))[0]
-
-
-def _differences(network: Network, entries: Entries, where: object, wrong: Mapping[str, set[str]]) -> list[str]:
-    fitting = most_similar_network(entries)
-    remedy = f"The tensors fit {fitting}." if fitting not in (None, network.name) else None
-    return [
-        problem(
-            f"weights {where}: tensors {what}",
-            expected=f"those of {network.name}",
-            got=abbreviated(names, MAX_TENSORS_LISTED),
-            remedy=remedy,
-        )
-        for what, names in wrong.items()
-        if names
-    ]
 
 
 def most_similar_network(entries: Entries) -> str | None:
@@ -157,14 +252,13 @@ def _similarity(entries: Entries, name: str) -> float:
     return len(own & given) / len(own | given)
 
 
-def _report(where: object, place: Place, others: list[Place], left_out: set[str]) -> None:
-    if others:
-        names = ", ".join(dict.fromkeys(other.name for other in others))
-        kind = "averaged (EMA) weights" if not place.rank[0] else "weights"
-        log.warning(
-            "%s: took the %s in %s; there are others in %s, which --weights-entry chooses",
-            *(where, kind, place.name, names),
-        )
-    if left_out:
+def report_others(found: Tensors, left_out: set[str], where: object, remedy: str) -> None:
+    """Log which tensors of a checkpoint were not taken: those of other networks, and those that no network has."""
+    if found.others:
+        names = ", ".join(dict.fromkeys(other.name for other in found.others))
+        kind = "averaged (EMA) weights" if not found.place.rank[0] else "weights"
+        place = found.place.name
+        log.warning("%s: took the %s in %s; there are others in %s, %s", where, kind, place, names, remedy)
+    if left_out := {*found.beside, *left_out}:
         names = abbreviated(left_out, MAX_TENSORS_LISTED)
         log.info("%s: left out, because the network does not have them: %s", where, names)

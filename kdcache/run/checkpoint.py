@@ -25,7 +25,7 @@ from kdcache.models.base import load_state
 from kdcache.run.contents import check_environment
 from kdcache.run.folder import RunFolder
 
-__all__ = ["Checkpoints", "TrainingState", "recorded_environment", "remove_checkpoints"]
+__all__ = ["Checkpoints", "TrainingState", "has_checkpoint", "recorded_environment", "remove_checkpoints"]
 
 FORMAT = "kdcache-training-3"
 
@@ -163,10 +163,7 @@ class Checkpoints:
                 load_state(module, _with_prefix(state, name))
             for number, parameter in enumerate(self._parameters):
                 if buffers := _with_prefix(state, f"optimizer/{number}"):
-                    # A fused step walks through memory: the buffers need the memory layout of the parameter.
-                    self._optimizer.state[parameter] = {
-                        key: torch.empty_like(parameter).copy_(value) for key, value in buffers.items()
-                    }
+                    self._optimizer.state[parameter] = {key: _like(parameter, value) for key, value in buffers.items()}
             torch.set_rng_state(state["random/cpu"])
             for device, generator in _device_generators().items():
                 if f"random/{device}" in state:
@@ -210,6 +207,11 @@ def recorded_environment(folder: RunFolder) -> dict[str, Any]:
     return {}
 
 
+def has_checkpoint(folder: RunFolder) -> bool:
+    """Whether a run can be resumed from a checkpoint."""
+    return _read_latest(folder.checkpoints_folder) is not None
+
+
 _TRAINING_STATE = TypeAdapter(TrainingState)
 
 
@@ -243,6 +245,14 @@ def _device_generators() -> dict[str, Any]:
     """Find the random generators of devices in use, which dropout draws from."""
     in_use = {"cuda": torch.cuda.is_initialized(), "mps": torch.backends.mps.is_available()}
     return {device: getattr(torch, device) for device, used in in_use.items() if used}
+
+
+def _like(parameter: Tensor, value: Tensor) -> Tensor:
+    """Move a tensor of the optimizer to the device of its parameter; a number, such as a count of steps, stays one."""
+    if value.shape != parameter.shape:
+        return value.to(parameter.device)
+    # A fused step walks through memory: the buffers need the memory layout of the parameter.
+    return torch.empty_like(parameter).copy_(value)
 
 
 def _with_prefix(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

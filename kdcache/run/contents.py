@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 
 from kdcache.choices import PRECISIONS
 from kdcache.config.settings import expected_by
@@ -103,11 +103,24 @@ class _Summary(BaseModel):
     loaded: dict[str, str] = {}
 
 
+Channels = Annotated[list[FiniteFloat], Field(min_length=3, max_length=3)]
+"""A number for each channel."""
+
+
+class _InitialWeights(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    digest: str
+    mean: Channels
+    std: Channels
+
+
 class _Environment(BaseModel):
     model_config = ConfigDict(strict=True)
 
     command: list[str] = []
     origin: dict[str, str] = {}
+    init: _InitialWeights | None = None
     precision: Literal[PRECISIONS]  # type: ignore[valid-type]
     threads: Annotated[int, Field(ge=1, le=2**20)]
     started_at: Seconds

@@ -8,7 +8,7 @@ from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import UsageError, problem
 from kdcache.run.folder import RUNS, FinishedRun, RunFolder, newest_finished_run
 
-__all__ = ["find_store", "find_teacher", "find_teacher_run", "store_path", "teacher_of"]
+__all__ = ["find_store", "find_teacher", "find_teacher_run", "store_path", "teacher_of", "weights_file"]
 
 
 def find_teacher_run(
@@ -76,3 +76,20 @@ def store_path(teacher: Path, encoding: LogitEncoding = DEFAULT_ENCODING) -> Pat
 def find_store(teacher: Path | None, store: str | None) -> str | Path:
     """Find a store: the one named, or that of a teacher's run."""
     return store or store_path(find_teacher_run(teacher).path)
+
+
+def weights_file(weights: str) -> str:
+    """Return the file of a run's network for its folder, and anything else as it is.
+
+    Raises
+    ------
+    UsageError
+        If the run has no network yet.
+    """
+    folder = RunFolder(Path(weights))
+    if not folder.holds_run:
+        return weights
+    folder.require_own_entries()
+    if not folder.network_file.is_file():
+        raise UsageError(problem(f"weights {weights}", expected="a run with a network", got="one without"))
+    return str(folder.network_file)

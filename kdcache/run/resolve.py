@@ -104,13 +104,17 @@ def check_output(config: TrainingConfig, resumable: bool = True) -> None:
     Raises
     ------
     UsageError
-        If it is not empty, unless it holds a run and ``overwrite`` is set; or if the student's store is inside.
+        If it is not empty, unless it holds a run and ``overwrite`` is set; or if the student's store or
+        the weights to start from are inside.
     """
     if config.out is None:
         return
     store = config.store if isinstance(config, StudentConfig) else None
     if store is not None and Path(store).resolve().is_relative_to(config.out.resolve()):
         raise UsageError(problem(f"--store {store}", expected="a folder outside of --out", got=f"--out {config.out}"))
+    weights = Path(config.init or "")
+    if config.init and weights.exists() and weights.resolve().is_relative_to(config.out.resolve()):
+        raise UsageError(problem(f"--init {weights}", expected="weights outside of --out", got=f"--out {config.out}"))
     folder = RunFolder(config.out)
     if not config.out.is_dir() or not folder.entries():
         return

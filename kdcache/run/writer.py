@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from torch import nn
 
 from kdcache import checked_files, distributed
@@ -18,9 +17,12 @@ from kdcache.config import TrainingConfig
 from kdcache.datasets import Dataset
 from kdcache.environment import describe_environment
 from kdcache.errors import KdcacheError, UsageError, first_line, problem
+from kdcache.extensions import source_digest
 from kdcache.locks import FileLock
 from kdcache.models import Network
 from kdcache.models.checkpoint import save
+from kdcache.models.initial import InitialWeights
+from kdcache.optimization import Update
 from kdcache.run.checkpoint import Checkpoints, TrainingState, recorded_environment
 from kdcache.run.contents import check_metrics
 from kdcache.run.folder import EpochMetrics, FinishedRun, RunFolder
@@ -45,6 +47,8 @@ class RunWriter:
         Its class names and resizing are stored with the network, which can then classify pictures by itself.
     teacher : Teacher, optional
         A resumed run must have the same teacher at the same precision.
+    init : InitialWeights, optional
+        A run that is resumed without a checkpoint must start from the same weights.
 
     Attributes
     ----------
@@ -66,6 +70,7 @@ class RunWriter:
         compute: Compute,
         data: Dataset,
         teacher: Teacher | None = None,
+        init: InitialWeights | None = None,
     ) -> None:
         self.config, self.data = config, data
         self.metrics: list[EpochMetrics] = []
@@ -77,7 +82,7 @@ class RunWriter:
         self._forwards_lost: int | None = 0
         self._lock: FileLock | None = None
         try:
-            self.path = distributed.broadcast(self._open(compute, teacher) if distributed.is_main() else Path())
+            self.path = distributed.broadcast(self._open(compute, teacher, init) if distributed.is_main() else Path())
             data.hash()  # from here on, in every process, an image that changes stops the training
         except BaseException:
             self._release()
@@ -97,10 +102,15 @@ class RunWriter:
         if self._lock is not None:
             self._lock.release()
 
-    def _open(self, compute: Compute, teacher: Teacher | None) -> Path:
+    def _open(self, compute: Compute, teacher: Teacher | None, init: InitialWeights | None) -> Path:
         origin = {"dataset": self.data.train.fingerprint, "test set": self.data.test.fingerprint}
         if teacher is not None:
             origin |= {"teacher": teacher.fingerprint, "teacher precision": teacher.compute.precision}
+        if init is not None:
+            origin |= {"init": init.digest}
+        # The images of a dataset are compared, not the code that lists them.
+        own = (address for address, setting in self.config.code.items() if setting != "dataset")
+        origin |= {f"code of {address}": source_digest(address) for address in own}
         if self.config.resume:
             assert self.config.out is not None
             folder = RunFolder(self.config.out)
@@ -115,20 +125,21 @@ class RunWriter:
         self._count, self._forwards_lost = ForwardCount(folder.count_file, count), count
         if not self._environment:
             self._environment = {**describe_environment(compute), "origin": origin}
+            self._environment |= {"init": init._asdict()} if init else {}
         elif not _holds_environment(folder):
             log.warning("%s is missing or damaged, and is written as in the checkpoint", folder.environment_file)
         checked_files.write_json(folder.environment_file, self._environment)
         return folder.path
 
-    def restore(self, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> TrainingState:
+    def restore(self, modules: Mapping[str, nn.Module], update: Update) -> TrainingState:
         """Restore the newest checkpoint of a resumed run; a new run starts from the beginning.
 
         Parameters
         ----------
         modules : mapping of str to Module
-            Everything that the training changes, by name.
-        optimizer : Optimizer
-            Of their parameters.
+            Everything that is trained, by name.
+        update : Update
+            Of these modules.
 
         Raises
         ------
@@ -138,7 +149,8 @@ class RunWriter:
             If the checkpoint does not fit the modules.
         """
         folder, config = self.folder, self.config
-        self._checkpoints = Checkpoints(folder.checkpoints_folder, config.checkpoint_minutes, modules, optimizer)
+        state = {**modules, **update.modules}
+        self._checkpoints = Checkpoints(folder.checkpoints_folder, config.checkpoint_minutes, state, update.optimizer)
         progress = (self._checkpoints.restore_latest() if config.resume else None) or TrainingState()
         self.metrics = check_metrics(folder.checkpoints_folder, progress.metrics)
         _check_settings(config, progress)
@@ -154,9 +166,7 @@ class RunWriter:
             if self.metrics:  # the checkpoint has what these files must hold
                 self._write_metrics()
             if self.metrics and not progress.step:
-                network = modules[config.table]
-                assert isinstance(network, Network)
-                self._write_network(network)
+                self._write_network(update.evaluated)
         return progress
 
     def _forwards_since(self, progress: TrainingState) -> int | None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from kdcache.answers.budget import choose_policy, teacher_forwards, uncached_forwards
 from kdcache.answers.encoding import make_encoding
 from kdcache.answers.space import UNLIMITED, StoreContents
-from kdcache.choices import FOLDER_PREFIX, HDF5_PREFIX
+from kdcache.cards import CARDS
 from kdcache.config import StudentConfig, TrainingConfig
 from kdcache.run.find import store_path
 from kdcache.setup import DataSize, data_size, make_plan_for_size
@@ -64,8 +64,8 @@ def study_cost(cells: Sequence[StudyCell]) -> StudyCost:
 
 def run_size(run: PlannedRun) -> DataSize:
     """Find the size of the data of a run, from the dataset's card if it has one."""
-    own = run.config.dataset.startswith((FOLDER_PREFIX, HDF5_PREFIX))
-    return _size_of_own(run.data_config) if own else data_size(run.config, approximate=True)
+    known = run.config.dataset in CARDS
+    return data_size(run.config, approximate=True) if known else _size_of_own(run.data_config)
 
 
 @cache  # many runs read the same images

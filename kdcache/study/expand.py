@@ -12,11 +12,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kdcache.choices import PYTHON_PREFIX, require_trusted
 from kdcache.config import StudentConfig, TeacherConfig, TrainingConfig
 from kdcache.config.options import as_tables, dotted
 from kdcache.errors import UsageError, problem
+from kdcache.extensions import KINDS, require_trusted
 from kdcache.files import write_text
+from kdcache.run.find import weights_file
 from kdcache.run.folder import RunFolder
 from kdcache.study.definition import Pair, Settings, Study, StudyRow, TrainingProtocol, read_protocol
 
@@ -63,8 +64,7 @@ class PlannedRun:
     def arguments(self) -> tuple[str, ...]:
         """The command line, without the program's name."""
         download = ("--download",) if self.config.download else ()  # which no file may ask for
-        model = self.config.model
-        trust = ("--trust", model) if model.startswith(PYTHON_PREFIX) else ()
+        trust = [word for address in self.config.code for word in ("--trust", address)]
         files = ("--config", str(self.config_file), "--out", str(self.path))
         return (*trust, self.command, *files, *download, *self.options)
 
@@ -287,6 +287,8 @@ class _Planner:
         for name, value in of_row.items():
             if name in ("losses", "augs"):
                 words += [f"{option}-{one}" for option, one in dotted(as_tables(value)).items()]
+            elif name == "init":
+                words.append(f"init-{_weights_id(weights_file(str(value)))}")
             elif name not in ("loss", "aug"):
                 words.append(value if name == "pick" else f"{name}-{value}")
         path = teacher.path.parent / _folder_name([*words, f"{epochs}epochs", f"seed{seed}"])
@@ -320,7 +322,8 @@ def _naming_the_run(what: str) -> Iterator[None]:
 def _load(kind: type[Config], settings: Settings, out: Path | None = None) -> Config:
     """Validate settings, which may name a preset by the key ``config``."""
     options = {name: value for name, value in settings.items() if name != "config"}
-    require_trusted(str(options.get("model")))  # a file named it, not the user
+    for name in kind.CODE:
+        require_trusted(KINDS[name], str(options.get(name)))  # a file named it, not the user
     return kind.load(settings.get("config"), **options, out=out)
 
 

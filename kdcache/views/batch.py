@@ -14,11 +14,12 @@ from kdcache import distributed
 from kdcache.datasets import Split
 from kdcache.datasets.workers import prefetch_map
 from kdcache.errors import KdcacheError, UsageError, memory_explained, problem
+from kdcache.extensions import explained
 from kdcache.views.geometry import crop_flip, flip_some, random_resized_box, take
 from kdcache.views.mixes import find_mix
 from kdcache.views.plan import EpochTable, Slot, ViewPlan, rank_part, steps
 
-__all__ = ["Batch", "ViewMaker", "hard_labels"]
+__all__ = ["Batch", "ViewMaker", "apply_mix", "hard_labels"]
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ class ViewMaker:
         views = [x]
         for slot in slots:
             second = take(standard, self._tensor(np.searchsorted(rows, slot.partner[own])))
-            views.append(_apply(slot.mix, x, second, slot.parameters[own]))
+            views.append(apply_mix(slot.mix, x, second, slot.parameters[own]))
         return views
 
     def _standard_views(self, table: EpochTable, rows: np.ndarray, images: Tensor) -> Tensor:
@@ -200,10 +201,11 @@ class ViewMaker:
         return self._tensor(np.concatenate(slots) if slots else np.empty(0, np.float32))
 
 
-def _apply(name: str, first: Tensor, second: Tensor, parameters: np.ndarray) -> Tensor:
+def apply_mix(name: str, first: Tensor, second: Tensor, parameters: np.ndarray) -> Tensor:
     """Make the x' of a batch; raise `KdcacheError` if they are of a wrong shape or type."""
     mix = find_mix(name)
-    made = mix.apply(first, second, parameters)
+    with explained(f"augmentation {name}", name):
+        made = mix.apply(first, second, parameters)
     dtype = torch.float32 if mix.gives_float else torch.uint8
     if (made.dtype, made.shape, made.device) != (dtype, first.shape, first.device):
         expected, got = (

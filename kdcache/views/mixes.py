@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcache.choices import MIXES, import_object
+from kdcache.choices import MIXES
 from kdcache.config.augs import parse_mix
 from kdcache.errors import KdcacheError, UsageError, problem
+from kdcache.extensions import call, explained, import_object, is_address
 from kdcache.views.beta import beta_lambdas
 from kdcache.views.words import Words, below, high, low
 
@@ -71,7 +72,10 @@ def find_mix(text: str) -> Mix:
     except ValueError:
         expected = f"one of {', '.join(MIXES)}, with options as in the names of kinds of views"
         raise UsageError(problem("augmentation", expected=expected, got=text)) from None
-    mix: Mix = import_object(MIXES[name].implementation)(**(options.model_dump() if options else {}))
+    implementation = MIXES[name].implementation
+    if is_address(implementation):
+        return call("augmentation", implementation, (Mix, "a kdcache.views.mixes.Mix"))
+    mix: Mix = import_object(implementation)(**(options.model_dump() if options else {}))
     return mix
 
 
@@ -99,7 +103,8 @@ def draw_rows(text: str, words: Words, size: int) -> tuple[np.ndarray, np.ndarra
         If the mix draws something of a wrong shape, type or range.
     """
     mix = find_mix(text)
-    parameters, lam = mix.draw(words, size)
+    with explained(f"augmentation {text}", text):
+        parameters, lam = mix.draw(words, size)
     _check_rows(text, parameters, lam, len(words))
     if not MIXES[parse_mix(text)[0]].takes_partner:
         return parameters, lam, np.ones(len(words), bool)

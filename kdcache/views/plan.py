@@ -276,11 +276,12 @@ def format_kind(mix: str, slot: int) -> str:
 def parse_kind(kind: str) -> tuple[str, int]:
     """Parse the result of `format_kind` into the mix and the slot; any other text is a ``ValueError``.
 
-    The name of a mix may contain letters, digits, ``-`` and ``_``, and ``=``, ``.`` and ``,`` for options.
+    The name of a mix may contain letters, digits, ``-`` and ``_``, ``=``, ``.`` and ``,`` for options, and the ``:`` of
+    an address.
     """
     if kind in (STANDARD, CLEAN):
         return kind, 0
-    found = re.fullmatch(r"([a-zA-Z0-9][\w=.,-]*)-([1-9]\d{0,3})", kind, re.ASCII)
+    found = re.fullmatch(r"([a-zA-Z0-9][\w:=.,-]*)-([1-9]\d{0,3})", kind, re.ASCII)
     if found is None:
         raise ValueError(f"not a kind of view: {kind}")
     return found[1], int(found[2])

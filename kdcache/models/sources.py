@@ -1,0 +1,179 @@
+"""Where weights come from: a file, a network of kdcache, or what torchvision and timm publish."""
+
+import importlib.resources
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+
+from kdcache.errors import KdcacheError, UsageError, first_line, problem
+from kdcache.models import checkpoint, external
+from kdcache.models.layouts import State
+from kdcache.models.published import TRANSFORMING, Normalization, Published, name_lists, read, stated_by
+
+__all__ = ["SHIPPED", "read_torchvision", "read_weights", "shipped_teacher"]
+
+SHIPPED = "shipped"
+"""Stands for the file of the ``fashion-mini`` teacher that comes with kdcache."""
+
+PRETRAINED = "pretrained"
+"""Stands for the weights that timm loads for a network by default."""
+
+COPY = "Without access to it, copy the file of weights to this machine, and name the file."
+
+_HASH = re.compile(r"-([0-9a-f]{8,})\.")
+
+
+def shipped_teacher() -> Path:
+    """Path of the teacher that comes with kdcache."""
+    return Path(str(importlib.resources.files("kdcache.data") / "fashion-mini-teacher.safetensors"))
+
+
+def read_weights(weights: str, model: str | None, image_size: int, may_download: bool = True) -> Published:
+    """Read weights for a network: a file, or what the library of the network publishes, which is downloaded.
+
+    Parameters
+    ----------
+    weights : str
+        A file of kdcache or of another project, `SHIPPED`, a name in torchvision such as ``IMAGENET1K_V1`` or
+        ``DEFAULT``, or for a network of timm `PRETRAINED` or the tag of its weights.
+    model : str or None
+        Name of the network; ``None`` if the weights are to tell.
+    image_size : int
+        To which timm adapts the weights of networks with a fixed image size.
+    may_download : bool
+        Whether the user asked for what may have to be downloaded.
+
+    Raises
+    ------
+    UsageError
+        If there are no such weights, the file cannot be read, or it would have to be downloaded and may not.
+    KdcacheError
+        If the download fails.
+    """
+    source, _, name = (model or "").partition(":")
+    path = shipped_teacher() if weights == SHIPPED else Path(weights)
+    if checkpoint.is_kdcache_file(path):
+        return _read_own(path)
+    if source == "torchvision":
+        return read_torchvision(str(model), weights, may_download)
+    if source == "timm" and not path.exists():
+        return _read_timm(name, weights, image_size, may_download)
+    if not path.exists():
+        remedy = "Networks of torchvision and timm alone have published weights with names, such as IMAGENET1K_V1."
+        raise UsageError(problem(f"weights {weights}", expected="a file", got="nothing", remedy=remedy))
+    return read(path)
+
+
+def _read_own(path: Path) -> Published:
+    state, stated = checkpoint.read(path)
+    names = (("class_names", stated.class_names),) if stated.class_names else ()
+    normalization = Normalization(stated.mean, stated.std, f"{path}")
+    return Published({"": State(state)}, normalization=normalization, name_lists=names)
+
+
+def read_torchvision(model: str, weights: str, may_download: bool = True) -> Published:
+    """Read weights of a network of torchvision: a file, or those that torchvision publishes, which are downloaded.
+
+    A file that has the name of published weights, as in torch's cache folder, is taken for these.
+
+    Parameters
+    ----------
+    model : str
+        ``torchvision:NAME``.
+    weights : str
+        A file, or a name in torchvision, such as ``IMAGENET1K_V1`` or ``DEFAULT``.
+    may_download : bool
+
+    Raises
+    ------
+    UsageError
+        If there are no such weights, or the file cannot be read.
+    KdcacheError
+        If the download fails.
+    """
+    from torchvision.models import get_model_weights
+
+    path = Path(weights)
+    try:
+        known: Mapping[str, Any] = get_model_weights(model.removeprefix("torchvision:")).__members__
+    except ValueError:
+        known = {}
+    chosen = next((each for each in known.values() if path.name == _file_name(each.url)), None)
+    if not path.exists():
+        chosen = known.get(weights)
+        if chosen is None:
+            expected = f"a file, or one of {', '.join(known)}" if known else "a file"
+            raise UsageError(problem(f"weights of {model}", expected=expected, got=weights))
+        path = _cached(chosen.url)
+        if not path.exists():
+            _require_download(weights, model, may_download)
+            _download(chosen.url, path)
+    found = read(path)
+    if chosen is None:
+        return found
+    transforms = chosen.transforms()
+    means, stds = (0.5,) * 3, (0.5,) * 3
+    if model not in TRANSFORMING:
+        means, stds = tuple(transforms.mean), tuple(transforms.std)
+    accuracy = chosen.meta.get("_metrics", {}).get("ImageNet-1K", {}).get("acc@1")
+    normalization = Normalization(means, stds, f"torchvision for {chosen}")
+    names = ("categories", tuple(chosen.meta.get("categories", ())))
+    return found._replace(accuracy=accuracy, normalization=normalization, name_lists=(names,))
+
+
+def _read_timm(name: str, weights: str, image_size: int, may_download: bool) -> Published:
+    """Read weights that timm publishes, converted by timm's own code; it downloads them unless it has them."""
+    timm = external.import_timm(name)
+    model, architecture = f"timm:{name}", name.partition(".")[0]
+    tags = {full.partition(".")[2]: full for full in timm.list_models(f"{architecture}.*", pretrained=True)}
+    chosen = name if weights == PRETRAINED else tags.get(weights)
+    if chosen is None or not tags:
+        expected = f"a file, or one of {', '.join((PRETRAINED, *tags))}" if tags else "a file"
+        raise UsageError(problem(f"weights of {model}", expected=expected, got=weights))
+    _require_download(weights, model, may_download)
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.ERROR)  # the error says what its warnings of each attempt say
+    try:
+        body = external.build_timm(chosen, None, image_size, pretrained=True)
+    except UsageError:
+        raise
+    except Exception as error:  # the network is down, the disk is full, or timm has no weights under this name
+        what = f"could not download weights {weights} of {model}"
+        raise KdcacheError(problem(what, got=first_line(error), remedy=COPY)) from error
+    finally:
+        hub.setLevel(level)
+    facts = {"pretrained_cfg": getattr(body, "pretrained_cfg", None)}
+    stated = stated_by(body)
+    tag = getattr(body, "pretrained_cfg", {}).get("tag")
+    normalization = stated and stated._replace(source=f"timm for {architecture}.{tag}")
+    return Published({"": State(body.state_dict())}, None, normalization, name_lists(facts))
+
+
+def _require_download(weights: str, model: str, may_download: bool) -> None:
+    if not may_download:
+        what = f"weights {weights} of {model}, which a file named, would be downloaded"
+        raise UsageError(problem(what, remedy="Add --download, or name them on the command line."))
+
+
+def _file_name(url: str) -> str:
+    return Path(urlparse(url).path).name
+
+
+def _cached(url: str) -> Path:
+    """Path of a downloaded file in torch's cache folder."""
+    return Path(torch.hub.get_dir(), "checkpoints", _file_name(url))
+
+
+def _download(url: str, path: Path) -> None:
+    checksum = _HASH.search(path.name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), checksum[1] if checksum else None, progress=False)
+    except Exception as error:  # the network is down, or the disk is full
+        raise KdcacheError(problem(f"could not download {url}", got=first_line(error), remedy=COPY)) from error
