@@ -458,6 +458,9 @@ def test_a_dataset_is_known_by_its_images(examples: Path, small: dict[str, objec
     assert train_student(StudentConfig.load(**student)).summary["cache_hits"] == 0
     repeated = train_student(StudentConfig.load(**{**student, "out": examples / "again"}))
     assert repeated.summary["teacher_forwards"] == 0
+    extensions._trusted.clear()
+    code, text = call("cache", "verify", run.path)  # the store names the dataset
+    assert (code, "add --trust python:my_data:listed" in text) == (2, True), text
     change(examples / "images.csv", "/0.png,dark,train", "/0.png,bright,train")
     message = refusal(lambda: train_student(StudentConfig.load(**{**student, "overwrite": True})))
     assert re.search("store .*: dataset: expected", message)

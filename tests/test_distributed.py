@@ -22,8 +22,10 @@ from kdcache.compute import Compute
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.datasets import Split
 from kdcache.errors import UsageError
+from kdcache.extensions import trust
 from kdcache.losses import ViewOutputs, build_objective, kl_divergence
 from kdcache.models import build
+from kdcache.models.checkpoint import save
 from kdcache.optimization import Update
 from kdcache.run.folder import FinishedRun
 from kdcache.setup import fresh_network, load_data, make_plan, open_cached_teacher
@@ -118,7 +120,10 @@ def test_several_processes_match_a_single_one(
 
 
 def test_several_processes_train_a_teacher(small: Settings, tmp_path: Path) -> None:
-    settings = {**small, "model": PLAIN, "epochs": 2, "batch_size": 7}
+    weights, half = tmp_path / "net.safetensors", (0.5, 0.5, 0.5)
+    trust(PLAIN)
+    save(build(PLAIN, num_classes=3, seed=5, mean=half, std=half), weights)
+    settings = {**small, "model": PLAIN, "init": str(weights), "epochs": 2, "batch_size": 7}
     processes = start_ranks(2, "teacher-train", settings | {"out": tmp_path / "many"})
     one = train_teacher(TeacherConfig.load(**settings, out=tmp_path / "one"))
     many = finished(processes, tmp_path / "many")

@@ -1,5 +1,6 @@
 """Trainings that start from the weights of a trained network, whose classes may be others."""
 
+import hashlib
 import logging
 import os
 import shutil
@@ -239,9 +240,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> State:
     builder = pytest.importorskip("timm.models._builder")
     weights: State = {}
 
-    def load(*_: object, **__: object) -> State:
+    def load(repository: str, *_: object, **__: object) -> State:
         if not weights:
-            raise OSError("We could not find the requested files")
+            raise OSError(f"no access to {repository}")
         return dict(weights)
 
     monkeypatch.setattr(builder, "load_state_dict_from_hf", load)
@@ -264,8 +265,8 @@ def test_names_that_timm_does_not_have_are_refused(small: Settings, hub: State, 
     model = {"model": "timm:test_resnet"}
     message = refusal(lambda: start(small, **model, init="a1_in1k"))
     assert message == "weights of timm:test_resnet: expected a file, or one of pretrained, r160_in1k, got a1_in1k"
-    message = refusal(lambda: start(small, **model, init="pretrained"), KdcacheError)
-    assert "got We could not find the requested files. Without access to it, copy the file" in message
+    message = refusal(lambda: start(small, model="timm:resnet18", init="a2_in1k"), KdcacheError)
+    assert "got no access to timm/resnet18.a2_in1k. Without access to it, copy the file" in message
     config = StudentConfig(**{**small, **model}, init="pretrained")
     assert "Add --download" in refusal(lambda: initial_network(config, load_data(config)))
 
@@ -275,6 +276,9 @@ from torch import nn
 
 def small(num_classes):
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes))
+
+def fixed(num_classes):
+    return small(3)
 """
 
 
@@ -292,6 +296,11 @@ def test_a_network_of_the_users_own_starts_from_a_file(
     assert network.body[3].weight.equal(fresh.body[3].weight)
     assert "2 of 4 tensors" in log.text
     assert "Networks of torchvision and timm alone" in refusal(lambda: start(small, **own, init="pretrained"))
+    fixed = {"model": "python:initnets:fixed"}  # for three classes alone
+    assert "of another shape or type: 3.bias" in refusal(lambda: start(small, **fixed, init=str(tmp_path / "net.pth")))
+    torch.save(fresh.body.state_dict(), tmp_path / "net.pth")
+    assert start(small, **fixed, init=str(tmp_path / "net.pth"), seed=9)[0].body[3].weight.equal(fresh.body[3].weight)
+    assert "4 of 4 tensors" in log.text
 
 
 # What is refused
@@ -308,9 +317,9 @@ def test_other_weights_are_refused(small: Settings, two_classes: Path, tmp_path:
     assert "missing: " in message
     assert "unknown: " in message
     wide = source()
-    wide["fc.weight"] = torch.zeros(1000, 65)
+    wide |= {"fc.weight": torch.zeros(1000, 65), "fc.bias": torch.zeros(1000)}
     torch.save(wide, path)
-    assert "of another shape or type: fc.weight" in refusal(lambda: start(small, init=str(path)))
+    assert "of another shape or type: fc.bias, fc.weight" in refusal(lambda: start(small, init=str(path)))
     assert "expected a file, got nothing. Networks of" in refusal(lambda: start(small, init="IMAGENET1K_V1"))
     assert "or one of IMAGENET1K_V1, DEFAULT, got V9" in refusal(lambda: start(small, **other, init="V9"))
     torch.save({"a": source(), "b": source()}, path)
@@ -383,4 +392,7 @@ def test_runs_of_a_study_with_other_weights_have_other_names(
     cells = expand_study(read_study(str(study)), "own", tmp_path)
     names = [run.path.name for cell in cells for run in cell.runs]
     assert len(set(names)) == len(names)
-    assert sum("-init-" in name for name in names) == 2
+    digests = [hashlib.sha256(Path(name).read_bytes()).hexdigest()[:8] for name in ("a.pth", "b.pth")]
+    assert [name for name in names if "init" in name] == [
+        f"resnet8-resnet8-kd-standard-init-{digest}-4epochs-seed0" for digest in digests
+    ]

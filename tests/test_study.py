@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from kdcache import extensions
+from kdcache.analysis.estimates import MeanStd
 from kdcache.checked_files import write_toml
 from kdcache.cli import cli
 from kdcache.config import StudentConfig
@@ -29,7 +30,7 @@ from kdcache.study.intervals import mean_interval
 from kdcache.study.launch import make_launcher
 from kdcache.study.published import published_accuracy
 from kdcache.study.result_files import write_results
-from kdcache.study.result_tables import accuracy_table, sources_table
+from kdcache.study.result_tables import accuracy_table, cells_table, sources_table
 from kdcache.study.results import collect_results
 from kdcache.study.training_runs import train_unfinished
 from tests.studies import STUDY, write_study
@@ -214,6 +215,20 @@ def test_methods_have_their_published_settings_and_figures(tmp_path: Path) -> No
     assert published["RLD", "VGG13/VGG8"] == published["KD+CutMix", "VGG13/VGG8"] == "None"
     sources = dict(reversed(sources_table(results).rows))  # CIFAR-100 first
     assert sources["crd"] == "RepDistiller README"
+
+
+def test_settings_are_compared_on_validation_images_where_some_are_held_out(tmp_path: Path) -> None:
+    study = read_study("figure1")
+    results = collect_results(study, expand_study(study, "mini", tmp_path))
+    tested = [replace(result, by_seed={0: 80.0}, last_top1=MeanStd.of([80.0])) for result in results]
+    assert "validation" not in accuracy_table(study, tested).title
+    assert {row[1].split()[0] for row in accuracy_table(study, tested).rows} == {"80.00"}
+    assert "validation (last epoch)" not in cells_table(tested).header
+    validated = [replace(result, val_top1=MeanStd.of([90.0])) for result in tested]
+    assert "on validation images" in accuracy_table(study, validated).title
+    assert {row[1].split()[0] for row in accuracy_table(study, validated).rows} == {"90.00"}
+    cells = [dict(zip(cells_table(validated).header, row, strict=True)) for row in cells_table(validated).rows]
+    assert {(cell["validation (last epoch)"], cell["last epoch"]) for cell in cells} == {("90.00", "80.00")}
 
 
 def test_only_the_first_method_with_some_views_asks_the_teacher(tmp_path: Path) -> None:

@@ -82,8 +82,15 @@ def start_from(network: Network, weights: str | Path, data: Dataset, may_downloa
 
 
 def head_of(name: str, num_classes: int, image_size: int) -> dict[str, int]:
-    """Find the tensors of a network whose shape depends on the number of classes, and the dimension that does."""
-    shapes, others = (_shapes(name, classes, image_size) for classes in (num_classes, num_classes + 1))
+    """Find the tensors of a network whose shape depends on the number of classes, and the dimension that does.
+
+    There is none in a network of the user's own that has a fixed number of classes.
+    """
+    shapes = _shapes(name, num_classes, image_size)
+    try:
+        others = _shapes(name, num_classes + 1, image_size)
+    except UsageError:
+        return {}
     pairs = {key: [*zip(shape, others[key], strict=True)] for key, shape in shapes.items()}
     return {
         key: next(index for index, (one, other) in enumerate(pair) if one != other)
@@ -103,6 +110,8 @@ def _new_head(
     own: Mapping[str, Tensor], head: Mapping[str, int], taken: State, stated: Published, data: Dataset
 ) -> tuple[bool, str]:
     """Tell whether a network needs a new head, and in words why or why not."""
+    if not head:
+        return False, "with the head: the network has a fixed number of classes"
     given = {name: taken[name].shape for name in head if name in taken}
     if not given:
         return True, "new head: the weights have none"

@@ -52,7 +52,8 @@ def accuracy_table(study: Study, results: Sequence[CellResult]) -> TextTable:
     runs = list_runs(result.cell for result in results)
     finished = sum(run.finished for run in runs)
     partial = "" if finished == len(runs) else f" (partial: {finished} of {len(runs)} runs)"
-    title = f"{study.title}, top-1 accuracy (%) after the last epoch, mean (std) over seeds{partial}"
+    images = ", on validation images" if any(result.val_top1.n for result in results) else ""
+    title = f"{study.title}, top-1 accuracy (%) after the last epoch{images}, mean (std) over seeds{partial}"
     return TextTable(title, ("", *column_titles(columns).values()), lines)
 
 
@@ -140,7 +141,8 @@ def _views(result: CellResult) -> str | None:
 def _ours(result: CellResult) -> str:
     partial = result.finished_runs < result.planned_runs
     count = f" [{result.finished_runs} of {result.planned_runs}]" if partial else ""
-    return f"{format_mean_std(result.last_top1)}{count}"
+    # Where images are held out, settings are compared on them, and the test images are kept for the end.
+    return f"{format_mean_std(result.val_top1 if result.val_top1.n else result.last_top1)}{count}"
 
 
 def _signed(value: float | None) -> str:
