@@ -1,14 +1,26 @@
 """What is known of each dataset before it is read. Nothing here imports torch."""
 
+import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from kdcache.choices import FOLDER_PREFIX, HDF5_PREFIX, PYTHON_FORM, CustomCode
 from kdcache.errors import UsageError, problem
 from kdcache.extensions import Registry
 
-__all__ = ["CARDS", "CUSTOM_DATASETS", "DATASET_PREFIXES", "Card", "canonical", "card_of", "resized", "same_dataset"]
+__all__ = [
+    "CARDS",
+    "CUSTOM_DATASETS",
+    "DATASET_PREFIXES",
+    "Card",
+    "canonical",
+    "card_of",
+    "check_normalization",
+    "resized",
+    "same_dataset",
+]
 
 DEFAULT_FOLDER_SIZE = 64
 """Image size of ``folder:PATH`` in pixels, unless ``--image-size`` gives another."""
@@ -160,6 +172,18 @@ def _split_prefix(name: str) -> tuple[str, str]:
     """Split ``folder:PATH`` and ``hdf5:FILE`` into the prefix and the path, which all other names lack."""
     prefix = next((prefix for prefix in (FOLDER_PREFIX, HDF5_PREFIX) if name.startswith(prefix)), name)
     return prefix, name.removeprefix(prefix)
+
+
+def check_normalization(what: str, values: Any) -> tuple[float, float, float]:
+    """Check the mean or the standard deviation of each channel; `what` names it in the message."""
+    try:
+        red, green, blue = map(float, values)
+    except (TypeError, ValueError):
+        red = green = blue = math.nan
+    if not all(0 <= value <= 1 for value in (red, green, blue)):
+        remedy = "Divide values for pixels 0..255 by 255."
+        raise UsageError(problem(what, expected="three numbers from 0 to 1", got=values, remedy=remedy))
+    return red, green, blue
 
 
 def card_of(name: str, image_size: int | None = None) -> Card:

@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from typing import Any, Protocol, TypeVar
 
@@ -45,6 +46,9 @@ _trusted: set[str] = set()
 
 _registered: dict[str, Any] = {}
 """What decorators have registered in this process, by address."""
+
+_sources: dict[str, tuple[Any, str]] = {}
+"""Digest of the source of each module with the user's own code, and the spec by which it was imported last."""
 
 Made = TypeVar("Made")
 
@@ -112,6 +116,8 @@ def import_object(implementation: str, what: str = "object") -> Any:
         remedy = "Modules are looked for in the current folder, and where Python looks for them."
         got = f"{type(error).__name__}: {first_line(error)}"
         raise UsageError(problem(f"could not import {what} {implementation}", got=got, remedy=remedy)) from error
+    for place in (sys.modules[module], found):
+        _source(place)  # now: the file may change while the process runs
     return found
 
 
@@ -161,19 +167,43 @@ def explained(what: str, name: str) -> Iterator[None]:
         raise UsageError(problem(f"{what} failed", got=got, remedy=remedy)) from error
 
 
-def source_digest(name: str) -> str:
-    """Digest of the source of the module that an address leads to, in hexadecimal.
+def source_digest(name: str, *parts: object) -> str:
+    """Digest of the source that an address leads to, in hexadecimal: that of whole modules, as they were imported.
 
-    Code without a file, such as a cell of a notebook, has the digest of its own source, or none.
+    Parameters
+    ----------
+    name : str
+        An address: its module counts, and the one that defines the object.
+    *parts : object
+        Further functions that the object consists of, whose modules count, too. Code without a file, such as a cell of
+        a notebook, counts by its own source. If there is none either, the digest is ``none``.
     """
     found = import_object(name)
-    module = inspect.getmodule(found)
-    for place in (module, found):
-        try:
-            return hashlib.sha256(inspect.getsource(place).encode()).hexdigest()[:12]  # type: ignore[arg-type]
-        except (OSError, TypeError):
-            continue
-    return "none"
+    sources = dict.fromkeys(map(_source, (sys.modules.get(name.split(":")[1]), found, *parts)))
+    known = [source for source in sources if source is not None]
+    return hashlib.sha256("".join(known).encode()).hexdigest()[:12] if known else "none"
+
+
+def _source(place: Any) -> str | None:
+    """Digest of a module's source, or that of the module of an object, as it was imported."""
+    while isinstance(place, partial):
+        place = place.func
+    module = inspect.getmodule(place)
+    if module is None or getattr(module, "__file__", None) is None:
+        return _read_source(place)
+    spec, (imported, digest) = getattr(module, "__spec__", None), _sources.get(module.__name__, (None, None))
+    if digest is None or imported is not spec:  # a module that is imported again has another spec
+        digest = _read_source(module)
+        if digest is not None:
+            _sources[module.__name__] = spec, digest
+    return digest
+
+
+def _read_source(place: Any) -> str | None:
+    try:
+        return hashlib.sha256(inspect.getsource(place).encode()).hexdigest()
+    except (OSError, TypeError):
+        return None
 
 
 class Declared(Protocol):
@@ -242,6 +272,7 @@ class Registry(dict[str, Info]):
                 raise UsageError(problem(self.decorator, expected=expected, got=address))
             self[name] = self._own[address] = self._declare(address, **declared)
             _registered[address] = implementation
+            _source(implementation)
             trust(address)  # it runs already
             return implementation
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from kdcache import distributed
 from kdcache.choices import CRITERIA
 from kdcache.errors import KdcacheError, problem
-from kdcache.extensions import explained, import_object
+from kdcache.extensions import explained, import_object, is_address
 from kdcache.losses import entropy
 
 __all__ = ["Candidates", "Selection", "score", "select_all", "select_top", "top_scores"]
@@ -82,6 +82,8 @@ def score(criterion: str, candidates: Candidates) -> Tensor:
         got = f"one of shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
         expected = f"a tensor with a score per candidate, of shape {tuple(shape)}"
         raise KdcacheError(problem(f"criterion {criterion}: what it returns", expected=expected, got=got))
+    if is_address(criterion) and scores.isnan().any():  # which would be picked first
+        raise KdcacheError(problem(f"criterion {criterion}: what it returns", expected="numbers", got="NaN"))
     return scores
 
 

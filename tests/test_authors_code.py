@@ -92,7 +92,7 @@ def test_the_kind_of_view_states_the_batch_size() -> None:
     assert kinds(aug="cutmix-pick") == ("standard", "cutmix,mode=batch64-1", "cutmix,mode=batch64-2")
     assert kinds(aug="cutmix", batch_size=32) == ("standard", "cutmix,mode=batch32-1")
     assert StudentConfig.load(aug="cutmix", augs=["cutmix.mode=batch"]).views == "cutmix (cutmix,mode=batch)"
-    with pytest.raises(ValueError, match="invalid literal"):
+    with pytest.raises(UsageError, match="mode of a mix: expected elem or batchN"):
         plan("cutmix,mode=batch").epoch(0)
 
 

@@ -2,13 +2,16 @@
 
 import csv
 import importlib
+import linecache
 import re
 import shlex
 import sys
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from kdcache.stages import train_student, train_teacher
@@ -23,8 +26,9 @@ from kdcache.config.augs import parse_mix
 from kdcache.errors import KdcacheError, UsageError
 from kdcache.losses import LossContext, Objective, ViewOutputs, build_losses, kl_divergence
 from kdcache.run.folder import FinishedRun, RunFolder
+from kdcache.selection import Candidates, score
 from kdcache.views.custom import identified
-from kdcache.views.mixes import find_mix
+from kdcache.views.mixes import Mix, find_mix
 from tests.processes import outcome
 from tests.samples import refusal
 from tests.test_received_runs import call
@@ -55,8 +59,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in set(sys.modules) - modules:
         if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(tmp_path)):
             del sys.modules[name]
-    find_mix.cache_clear()
-    identified.cache_clear()
 
 
 def forget(name: str) -> None:
@@ -67,8 +69,6 @@ def forget(name: str) -> None:
             del registry[key]
         registry._own.clear()
     extensions._registered.clear()
-    find_mix.cache_clear()
-    identified.cache_clear()
 
 
 # The page
@@ -217,7 +217,21 @@ def half_mixed(): return Mix(draw, lambda x, other, rows: 255 - x, probability=0
 @kdcache.register_aug("wrong-type", takes_partner=False)
 def wrong_type(): return Mix(draw, lambda x, other, rows: x.float())
 
-def arrays(train, test): return kdcache.ImageData(("a", "b"), train, test)
+@kdcache.register_aug("no-views", takes_partner=False)
+def no_views(): return Mix(draw, lambda x, other, rows: None)
+
+@kdcache.register_aug("no-arrays", takes_partner=False)
+def no_arrays(): return Mix(lambda words, size: ([0] * len(words), draw(words, size)[1]), None)
+
+@kdcache.register_pick("not-a-number", teacher=False, student=False)
+def not_a_number(candidates): return candidates.random_score.log() * 0
+
+def arrays(train, test, **more): return kdcache.ImageData(("a", "b"), train, test, **more)
+PAIR = np.arange(4 * 8 * 8 * 3, dtype=np.uint8).reshape(4, 8, 8, 3), [0, 1, 0, 1]
+def scale_of_bytes(): return arrays(PAIR, PAIR, mean=(127.5, 127.5, 127.5))
+def one_channel(): return arrays(PAIR, PAIR, std=np.array([0.5]))
+def ragged(): return arrays((PAIR[0], [0, [1, 2], 0, 1]), PAIR)
+def flipped(): return arrays((PAIR[0][:, :, ::-1], np.array(PAIR[1])[::-1]), PAIR, mean=np.full(3, 0.25))
 def images(count): return np.zeros((count, 8, 8, 3), np.uint8)
 def no_pair(): return arrays(images(4), images(4))
 def labels_of_others(): return arrays((images(4), [0, 1, 2, 1]), (images(2), [0, 1]))
@@ -243,6 +257,7 @@ def broken(folder: Path) -> Path:
         ({"loss": "python:broken:PerRow:heavy"}, "--loss: expected a sum of distinct terms"),
         ({"loss": "python:broken:PerRow+python:broken:PerRow"}, "--loss: expected a sum of distinct terms"),
         ({"loss": "python:broken:PerRow", "aug": "cutmix"}, "--aug: .*python:broken:PerRow is not trained on x'"),
+        ({"loss": "ce+kd:0", "aug": "cutmix"}, "--aug: .* Add one of kd, .*, or give it a weight above 0"),
         ({"loss": "python:broken:NoMixed", "aug": "cutmix"}, "--aug: .*compares x with an x' of the same image"),
         ({"loss": "ce", "aug": "cutmix", "pick": "python:broken:per_class"}, "--loss ce trains without a teacher"),
     ],
@@ -266,6 +281,8 @@ def test_problems_of_code_are_reported_with_the_others(folder: Path) -> None:
         ("of_the_batch", "expected x' that do not depend on the other images of the batch"),
         ("in_place", "expected x that stay as they are"),
         ("half_mixed", "expected x' that are x where x is its own partner"),
+        ("no_views", "augmentation python:broken:no_views: its views: expected a tensor, got NoneType"),
+        ("no_arrays", "no_arrays: what it draws: expected two arrays of NumPy, got list and ndarray"),
         ("wrong_type", "its views: expected uint8 of shape .*, got float32"),
         ("undeclared", "expected code with the decorator kdcache.register_aug"),
     ],
@@ -283,6 +300,9 @@ def test_an_augmentation_that_is_not_pure_is_refused(broken: Path, name: str, me
         ("no_pair", "train of dataset .*: expected images and labels"),
         ("labels_of_others", "labels of train of dataset .*: expected 0 to 1, got 0 to 2"),
         ("no_files", "could not read .*none.png: got No such file"),
+        ("scale_of_bytes", "mean of dataset .*: expected three numbers from 0 to 1, got .*Divide"),
+        ("one_channel", "std of dataset .*: expected three numbers from 0 to 1, got"),
+        ("ragged", "labels of train of dataset .*: expected N integers, got ValueError"),
         ("mixed_forms", "expected arrays or paths in both parts, got one of each"),
     ],
 )
@@ -293,6 +313,21 @@ def test_a_dataset_of_another_form_is_refused(broken: Path, name: str, message: 
     )
     extensions.trust(f"python:broken:{name}")
     assert re.search(message, refusal(lambda: kdcache.load_dataset(f"python:broken:{name}")))
+
+
+def test_arrays_may_be_flipped(broken: Path) -> None:
+    extensions.trust("python:broken:flipped")
+    data = kdcache.load_dataset("python:broken:flipped")
+    assert (data.train.images == data.test.images.flip(3)).all()
+    assert (data.train.labels.tolist(), data.card.mean) == ([1, 0, 1, 0], (0.25,) * 3)
+
+
+def test_a_criterion_that_gives_no_number_is_refused(broken: Path) -> None:
+    extensions.trust("python:broken:not_a_number")
+    scores, labels = torch.tensor([0.5, 0.0, 0.25]), torch.zeros(3, dtype=torch.int64)
+    candidates = Candidates(None, None, None, labels, labels, scores, scores)
+    message = refusal(lambda: score("python:broken:not_a_number", candidates), KdcacheError)
+    assert message == "criterion python:broken:not_a_number: what it returns: expected numbers, got NaN"
 
 
 LABELS = torch.arange(8)
@@ -408,6 +443,102 @@ def test_the_digest_sees_the_source_and_what_it_computes(examples: Path) -> None
     assert len({first, other_helper, digest()}) == 3
 
 
+CELLS = (
+    "PERIOD = 4",
+    """def draw(words, size): return words[:, :1] % 4, np.ones(len(words), np.float32)
+def make(x, other, rows): return x * (torch.arange(x.shape[2]) % PERIOD > 0)[:, None]""",
+    """@kdcache.register_aug("cells", takes_partner=False)
+def cells(): return Mix(draw, make)""",
+)
+
+
+def test_a_notebook_may_define_an_augmentation_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    notebook = types.ModuleType("notebook")
+    vars(notebook).update(np=np, torch=torch, kdcache=kdcache, Mix=Mix)
+    monkeypatch.setitem(sys.modules, "notebook", notebook)
+    x = torch.ones(1, 3, 32, 32, dtype=torch.uint8)
+
+    def run(*cells: str) -> str:
+        for cell in cells:
+            name = f"<cell {len(linecache.cache)}>"
+            monkeypatch.setitem(linecache.cache, name, (len(cell), None, cell.splitlines(True), name))
+            exec(compile(cell, name, "exec"), vars(notebook))
+        return identified("python:notebook:cells", 32)
+
+    def black(mix: str) -> int:
+        return int((find_mix(mix).apply(x, x, np.zeros((1, 1)))[0, 0, :, 0] == 0).sum())
+
+    first = run(*CELLS)
+    assert (run(*CELLS), black(first)) == (first, 8)
+    other_cell = run(CELLS[1].replace("% PERIOD > 0", "% 8 > 0"), CELLS[2])
+    assert (black(first), black(other_cell)) == (8, 4)
+    helper = run(CELLS[1].replace("% PERIOD > 0", "% 2 > 0"))  # and not the cell with the decorator
+    assert (len({first, other_cell, helper}), black(helper)) == (3, 16)
+    other_source = run(CELLS[1].replace("% PERIOD > 0", "% 2 >= 1"))
+    assert len({helper, other_source}) == 2
+    assert len({run(CELLS[1], f"PERIOD = {period}") for period in (2, 3, 4)}) == 3
+
+
+MANY = """
+import kdcache
+import numpy as np
+import torch
+from functools import partial
+from kdcache.views.mixes import Mix
+from many_operations import add
+
+def draw(words, size): return (words[:, :1] % 200).astype(np.int16), np.ones(len(words), np.float32)
+
+@kdcache.register_aug("many", takes_partner=False)
+def many(): return Mix(draw, partial(add))
+"""
+
+
+def test_the_digest_sees_operations_that_few_rows_draw(folder: Path) -> None:
+    (folder / "my_many.py").write_text(MANY)
+    operations = folder / "many_operations.py"
+    operations.write_text(
+        "from more_operations import STEPS\ndef add(x, other, rows): return x + STEPS[rows][..., None, None]\n"
+    )
+    (folder / "more_operations.py").write_text("import torch\nSTEPS = torch.arange(200, dtype=torch.uint8)\n")
+    extensions.trust("python:my_many:many")
+    found = []
+    for path, text in (
+        (folder / "more_operations.py", "STEPS[150] = 7\n"),
+        (operations, "# Another comment\n"),
+        (operations, ""),
+    ):
+        found.append(identified("python:my_many:many", 32))
+        path.write_text(path.read_text() + text)
+        for name in ("my_many", "many_operations", "more_operations"):
+            forget(name)
+    assert len(set(found)) == 3
+
+
+def test_a_file_that_is_edited_counts_once_it_is_imported_again(examples: Path) -> None:
+    extensions.trust("python:my_loss:Huber")
+    before = extensions.source_digest("python:my_loss:Huber")
+    change(examples / "my_loss.py", "Huber loss between", "The Huber loss between")
+    assert extensions.source_digest("python:my_loss:Huber") == before
+    importlib.reload(sys.modules["my_loss"])
+    assert extensions.source_digest("python:my_loss:Huber") != before
+
+
+def test_the_digest_of_a_partial_is_that_of_its_module(folder: Path) -> None:
+    (folder / "their_net.py").write_text("def net(width, num_classes): ...\n")
+    (folder / "my_partial.py").write_text(
+        "from functools import partial\nimport their_net\nnet = partial(their_net.net, 4)\n"
+    )
+    extensions.trust("python:my_partial:net")
+    found = [extensions.source_digest("python:my_partial:net")]
+    for path, old, new in (("my_partial.py", "4", "8"), ("their_net.py", "width", "depth")):
+        change(folder / path, old, new)
+        for name in ("my_partial", "their_net"):
+            del sys.modules[name]
+        found.append(extensions.source_digest("python:my_partial:net"))
+    assert len(set(found)) == 3
+
+
 COUNTED = """
 import kdcache
 from kdcache.losses import DistillLoss
@@ -445,8 +576,11 @@ def test_a_run_resumes_to_the_bit_and_only_with_the_same_code(
     assert f"loss {name} failed: got AssertionError" in refusal(lambda: train("part"))
     module.CALLS_LEFT = 10**9  # type: ignore[attr-defined]
     change(folder / "package" / "counted.py", "10**9", "10**8")
-    assert f"code of {name}: expected" in refusal(lambda: train("part", resume=True))
+    forget("package.counted")
+    message = refusal(lambda: train("part", resume=True))
+    assert re.search(f"code of {name}: expected .* Restore it as it was, or start another run", message)
     change(folder / "package" / "counted.py", "10**8", "10**9")
+    forget("package.counted")
     assert outcome(train("part", resume=True).path) == outcome(whole.path)
 
 

@@ -20,7 +20,7 @@ from kdcache.datasets import Split
 from kdcache.errors import KdcacheError
 from kdcache.views import ViewMaker, ViewPlan
 from kdcache.views.beta import beta_lambdas
-from kdcache.views.mixes import Mix, find_mix
+from kdcache.views.mixes import Mix, _made, find_mix
 from tests.test_augs import changed_alone, plan
 from tests.test_views import digest
 
@@ -194,7 +194,7 @@ def use(monkeypatch: pytest.MonkeyPatch, draw: Callable[..., Any], apply: Callab
     """A plan of an augmentation from outside."""
     monkeypatch.setitem(MIXES, "mine", MixInfo("a.module:make_mine"))
     monkeypatch.setattr("kdcache.views.mixes.import_object", lambda _: lambda: Mix(draw, apply))
-    find_mix.cache_clear()
+    _made.cache_clear()
     return plan("mine")
 
 

@@ -226,7 +226,7 @@ def rank_augmentations(
     for config in configs:
         if config.augmentation.pick is not None:
             raise UsageError(problem("--aug", expected="an augmentation whose views no student picks", got=config.aug))
-    options = _options(configs, augs)
+    options = _options(configs, augs, StudentConfig.load(dataset=teacher.data.card.name).batch_size)
     of_x: dict[str, RunningStatistics] = {}  # all mixes share their x
 
     def statistics_of_x(aug: str) -> RunningStatistics:
@@ -246,11 +246,18 @@ def rank_augmentations(
     return sorted(scores, key=lambda score: score.std.value if score.std else math.inf)
 
 
-def _options(configs: Sequence[StudentConfig], given: Any) -> dict[str, dict[str, Any]]:
-    """Check options as those of one sum of all mixes, and return the options of each mix that has some."""
+def _options(configs: Sequence[StudentConfig], given: Any, batch_size: int) -> dict[str, dict[str, Any]]:
+    """Check options as those of one sum of all mixes, and return the options of each mix that has some.
+
+    The mode of a mix states the size of its batches, on which the views depend.
+    """
     mixes = dict.fromkeys(mix for config in configs for mix in config.augmentation.mixes)
     options = StudentConfig.load(aug="+".join(mixes) or "standard", augs=given).augs
-    return options.model_dump(exclude_none=True)
+    tables: dict[str, dict[str, Any]] = options.model_dump(exclude_none=True)
+    for table in tables.values():
+        if table.get("mode") == "batch":
+            table["mode"] = f"batch{batch_size}"
+    return tables
 
 
 def _collect(

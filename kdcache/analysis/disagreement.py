@@ -11,7 +11,6 @@ from torch import Tensor
 from kdcache.analysis.disagreement_counts import TOP_K, LabelDisagreement, MixedSamples, count_disagreement
 from kdcache.analysis.estimates import Proportion
 from kdcache.analysis.inputs import AnalysisInputs
-from kdcache.config import StudentConfig
 from kdcache.views import Batch, ViewMaker
 
 __all__ = ["DisagreementReport", "Example", "measure_disagreement"]
@@ -135,7 +134,7 @@ def measure_disagreement(
         teacher=teacher.name,
         dataset=teacher.data.card.name,
         split=teacher.split,
-        aug=StudentConfig.load(aug=aug, augs=augs).augmentation.mixes[0],
+        aug=views.plan.mixes[0],
         seed=seed,
         class_names=names,
         counts=count_disagreement(collected, len(names)),

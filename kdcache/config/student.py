@@ -166,7 +166,7 @@ class StudentConfig(TrainingConfig):
             on_mixed = ", ".join(name for name, declared in LOSSES.items() if declared.acts_on == "each")
             raise Invalid(
                 f"one of none, standard, since --loss {loss} is not trained on x'",
-                f"Add a loss that is, such as --loss {loss}+kd; there are {on_mixed}.",
+                f"Add one of {on_mixed}, or give it a weight above 0.",
             )
         return aug
 

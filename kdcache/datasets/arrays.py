@@ -43,7 +43,7 @@ def make_split(where: object, card: Card, images: np.ndarray, labels: np.ndarray
         )
     check_labels(where, card, labels, len(images))
     rows, columns = (size - height) // 2, (size - width) // 2
-    planes = torch.from_numpy(images).permute(0, 3, 1, 2)
+    planes = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
     padded = F.pad(planes, (columns, columns, rows, rows)).expand(-1, 3, -1, -1).contiguous()
     return Split(padded, torch.from_numpy(labels.astype(np.int64)))
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from kdcache.cards import Card, card_of
+from kdcache.cards import Card, card_of, check_normalization
 from kdcache.choices import FOLDER_PREFIX
 from kdcache.datasets.split import Dataset, Split
-from kdcache.errors import UsageError, problem
+from kdcache.errors import UsageError, first_line, problem
 from kdcache.extensions import call
 
 __all__ = ["ImageData", "load"]
@@ -58,8 +58,14 @@ def load(name: str, image_size: int | None, workers: int) -> Dataset:
         if image_size not in (None, size):
             raise UsageError(problem(f"image size of {name}, which returns arrays", expected=size, got=image_size))
     card = replace(card_of(f"{FOLDER_PREFIX}{name}", size), name=name, classes=len(names), source=name)
-    card = replace(card, mean=found.mean or card.mean, std=found.std or card.std)
-    labels = [np.asarray(found.train[1]), np.asarray(found.test[1])]
+    given = {part: getattr(found, part) for part in ("mean", "std")}
+    stated = {
+        part: check_normalization(f"{part} of dataset {name}", values)
+        for part, values in given.items()
+        if values is not None
+    }
+    card = replace(card, **stated)
+    labels = [_labels(f"{part} of dataset {name}", getattr(found, part)[1]) for part in ("train", "test")]
     train, test = _splits(name, card, images, labels, workers)
     return Dataset(card, names, train, test)
 
@@ -73,6 +79,14 @@ def _images(name: str, part: str, pair: Any) -> np.ndarray | list[Path]:
             return [Path(os.path.abspath(os.path.expanduser(path))) for path in images]
     expected = "images and labels: an array (N, H, W, C) of uint8, or a list of paths; and N integers"
     raise UsageError(problem(f"{part} of dataset {name}", expected=expected, got=_form(pair)))
+
+
+def _labels(place: str, labels: Any) -> np.ndarray:
+    try:
+        return np.asarray(labels)
+    except Exception as error:  # which depends on what is in them, such as lists of several lengths
+        got = f"{type(error).__name__}: {first_line(error)}"
+        raise UsageError(problem(f"labels of {place}", expected="N integers", got=got)) from error
 
 
 def _form(value: Any) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kdcache import models
+from kdcache.cards import check_normalization
 from kdcache.datasets import Dataset
 from kdcache.errors import UsageError, problem
 from kdcache.extensions import trust
@@ -115,7 +116,9 @@ def find_network(
     if name is None:
         remedy = "Name the network with --model."
         raise UsageError(problem(f"weights {weights}", expected="the tensors of a known network", remedy=remedy))
-    _check_normalization(mean, std)
+    for option, values in {"--mean": mean, "--std": std}.items():
+        if values is not None:
+            check_normalization(option, values)
     trust(name)
     network = models.build(
         name,
@@ -135,13 +138,6 @@ def find_network(
         log.warning("if %s was trained with transform_input, add --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5", name)
     _order_classes(network, stated, data, weights, class_order)
     return Found(network, published.KNOWN_ACCURACY.get((data.card.name, name)) or stated.accuracy, origin)
-
-
-def _check_normalization(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:
-    for option, values in {"--mean": mean, "--std": std}.items():
-        if values and not all(0 <= value <= 1 for value in values):
-            remedy = "Divide values for pixels 0..255 by 255."
-            raise UsageError(problem(option, expected="three numbers from 0 to 1", got=values, remedy=remedy))
 
 
 def normalize(

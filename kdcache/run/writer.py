@@ -285,8 +285,10 @@ def _resumable_environment(folder: RunFolder, origin: Mapping[str, str]) -> dict
     environment = recorded_environment(folder)
     recorded = environment.get("origin", origin)  # a run that was killed at once has none
     if wrong := [name for name in origin if recorded.get(name) != origin[name]]:
+        remedy = "Restore it as it was, or start another run."
         lines = (
-            problem(f"run folder {folder.path}: {one}", expected=recorded.get(one), got=origin[one]) for one in wrong
+            problem(f"run folder {folder.path}: {one}", expected=recorded.get(one), got=origin[one], remedy=remedy)
+            for one in wrong
         )
         raise UsageError(*lines)
     return environment

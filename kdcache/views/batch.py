@@ -206,6 +206,8 @@ def apply_mix(name: str, first: Tensor, second: Tensor, parameters: np.ndarray) 
     mix = find_mix(name)
     with explained(f"augmentation {name}", name):
         made = mix.apply(first, second, parameters)
+    if not isinstance(made, Tensor):
+        raise KdcacheError(problem(f"augmentation {name}: its views", expected="a tensor", got=type(made).__name__))
     dtype = torch.float32 if mix.gives_float else torch.uint8
     if (made.dtype, made.shape, made.device) != (dtype, first.shape, first.device):
         expected, got = (

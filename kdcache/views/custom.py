@@ -1,7 +1,6 @@
 """Augmentations of the user's own code: what identifies their views in a store, and whether they are pure functions."""
 
 import hashlib
-from functools import cache
 
 import numpy as np
 import torch
@@ -21,13 +20,16 @@ MAX_ROUNDING = 0.01
 ROWS, IMAGES, SEED = 1024, 16, 0xC0DE
 """Rows that are drawn, images that are augmented, and the seed of both."""
 
+PIXELS = 2**22
+"""At most so many pixels are made: with all rows up to 64 pixels, with fewer of them for larger images."""
 
-@cache
+
 def identified(mix: str, image_size: int) -> str:
     """Add the digest of its code to the name of a mix, so that views of other code are of another kind.
 
-    The digest is that of the source of the module, and of what the augmentation makes of some images of this size: a
-    change of other modules shows there. A mix of kdcache has no digest.
+    The digest is that of the source of the modules of the augmentation and its two functions, and of what it makes of
+    some images of this size: most changes of other modules show there. A mix of kdcache has no digest. Nothing is
+    remembered, since code in a notebook may be defined again.
 
     Raises
     ------
@@ -37,7 +39,8 @@ def identified(mix: str, image_size: int) -> str:
     name, _ = parse_mix(mix)
     if not is_address(name):
         return mix
-    digest = hashlib.sha256(source_digest(name).encode())
+    own = find_mix(name)
+    digest = hashlib.sha256(source_digest(name, own.draw, own.apply).encode())
     words = np.random.Philox(SEED).random_raw(2 * ROWS).reshape(-1, 2)
     parameters, lam, alone = draw_rows(name, words, image_size)
     again = draw_rows(name, words, image_size)
@@ -57,10 +60,12 @@ def identified(mix: str, image_size: int) -> str:
     _require(name, made(slice(None)).equal(views), "the same x' for the same x and parameters")
     halves = torch.cat([made(slice(IMAGES // 2)), made(slice(IMAGES // 2, None))])
     _require(name, _close(halves, views), "x' that do not depend on the other images of the batch")
-    if find_mix(name).probability < 1:
+    if own.probability < 1:
         same = apply_mix(name, first, first, rows)
         _require(name, _close(same, first), "x' that are x where x is its own partner")
-    digest.update(views.numpy().tobytes())
+    for start in range(0, max(IMAGES, min(ROWS, PIXELS // image_size**2)), IMAGES):
+        rows = parameters[start : start + IMAGES]
+        digest.update(made(slice(len(rows))).numpy().tobytes())
     return with_code(name, digest.hexdigest()[:16])
 
 

@@ -64,9 +64,16 @@ class Mix(NamedTuple):
         return low(words[:, 0]) < int(self.probability * 2**32)
 
 
-@cache
 def find_mix(text: str) -> Mix:
-    """Find a `Mix` by its name and options, see `kdcache.config.augs.parse_mix`."""
+    """Find a `Mix` by its name and options, see `kdcache.config.augs.parse_mix`.
+
+    One of the user's own code is made anew unless the text states its digest: a notebook may define it again.
+    """
+    changes = "," not in text and is_address(MIXES.address(text))
+    return _make(text) if changes else _made(text)
+
+
+def _make(text: str) -> Mix:
     try:
         name, options = parse_mix(text)
     except ValueError:
@@ -77,6 +84,9 @@ def find_mix(text: str) -> Mix:
         return call("augmentation", implementation, (Mix, "a kdcache.views.mixes.Mix"))
     mix: Mix = import_object(implementation)(**(options.model_dump() if options else {}))
     return mix
+
+
+_made = cache(_make)
 
 
 def draw_rows(text: str, words: Words, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -112,14 +122,16 @@ def draw_rows(text: str, words: Words, size: int) -> tuple[np.ndarray, np.ndarra
     return parameters, np.where(alone, np.float32(1), lam), alone
 
 
-def _check_rows(mix: str, parameters: np.ndarray, lam: np.ndarray, count: int) -> None:
-    expected, got = f"parameters of shape ({count}, K)", str(parameters.shape)
-    if parameters.ndim == 2 and len(parameters) == count:
-        expected, got = f"float32 lambdas of shape ({count},)", f"{lam.dtype} of shape {lam.shape}"
-        if (lam.dtype, lam.shape) == (np.float32, (count,)):
-            if ((lam >= 0) & (lam <= 1)).all():
-                return
-            expected, got = "lambdas from 0 to 1", f"{lam.min()} to {lam.max()}"
+def _check_rows(mix: str, parameters: object, lam: object, count: int) -> None:
+    expected, got = "two arrays of NumPy", f"{type(parameters).__name__} and {type(lam).__name__}"
+    if isinstance(parameters, np.ndarray) and isinstance(lam, np.ndarray):
+        expected, got = f"parameters of shape ({count}, K)", str(parameters.shape)
+        if parameters.ndim == 2 and len(parameters) == count:
+            expected, got = f"float32 lambdas of shape ({count},)", f"{lam.dtype} of shape {lam.shape}"
+            if (lam.dtype, lam.shape) == (np.float32, (count,)):
+                if ((lam >= 0) & (lam <= 1)).all():
+                    return
+                expected, got = "lambdas from 0 to 1", f"{lam.min()} to {lam.max()}"
     raise KdcacheError(problem(f"augmentation {mix}: what it draws", expected=expected, got=got))
 
 
@@ -129,7 +141,8 @@ def make_mixup(alpha: float = 1.0, probability: float = 1.0, mode: str = "elem")
 
 
 def _batch_size(mode: str) -> int | None:
-    """Size of the batches of a mode; ``batch`` has to be resolved before."""
+    if mode == "batch":  # which a config resolves
+        raise UsageError(problem("mode of a mix", expected="elem or batchN, for batches of N", got=mode))
     return None if mode == "elem" else int(mode.removeprefix("batch"))
 
 
