@@ -8,6 +8,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kdcache.config import TrainingConfig
+from kdcache.errors import UsageError, problem
 from kdcache.models import Network
 from kdcache.models.initial import head_of
 
@@ -52,6 +53,11 @@ class Update:
     others : sequence of Module
         Further modules that are trained, such as the layers of losses.
 
+    Raises
+    ------
+    UsageError
+        If all but the head is to be frozen, and the head is not known.
+
     Attributes
     ----------
     optimizer : Optimizer
@@ -65,6 +71,9 @@ class Update:
         self._frozen: list[nn.Parameter] = []
         if config.freeze_epochs:
             head = head_of(network.name, network.num_classes, network.image_size)
+            if not head:
+                expected = "0 for a network of a fixed number of classes, whose head is not known"
+                raise UsageError(problem("--freeze-epochs", expected=expected, got=config.freeze_epochs))
             self._frozen = [parameter for name, parameter in network.body.named_parameters() if name not in head]
         self.optimizer = build_optimizer(config, self._parameters, self._frozen)
         self.average = None

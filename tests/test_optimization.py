@@ -16,7 +16,7 @@ from kdcache.stages import train_student, train_teacher
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kdcache import models
+from kdcache import models, optimization
 from kdcache.config import StudentConfig, TeacherConfig, TrainingConfig
 from kdcache.errors import UsageError
 from kdcache.losses import balanced_class_weights, cross_entropy, mixed_cross_entropy
@@ -134,6 +134,12 @@ def test_the_averaged_network_is_the_one_that_is_saved(small: Settings, tmp_path
     assert any(not value.equal(weights[1][name]) for name, value in weights[0].items())
     assert averaged.read_metrics()[-1].train_loss == last.read_metrics()[-1].train_loss
     assert averaged.read_metrics()[-1].test_loss != last.read_metrics()[-1].test_loss
+
+
+def test_a_network_without_a_known_head_is_not_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimization, "head_of", lambda *_: {})  # as of a network of a fixed number of classes
+    with pytest.raises(UsageError, match="--freeze-epochs: expected 0 for a network of a fixed number of classes"):
+        Update(TeacherConfig(init="run", freeze_epochs=2), models.build("resnet8", num_classes=4, seed=0))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
