@@ -58,13 +58,11 @@ def load(name: str, image_size: int | None, workers: int) -> Dataset:
         if image_size not in (None, size):
             raise UsageError(problem(f"image size of {name}, which returns arrays", expected=size, got=image_size))
     card = replace(card_of(f"{FOLDER_PREFIX}{name}", size), name=name, classes=len(names), source=name)
-    given = {part: getattr(found, part) for part in ("mean", "std")}
-    stated = {
-        part: check_normalization(f"{part} of dataset {name}", values)
-        for part, values in given.items()
-        if values is not None
-    }
-    card = replace(card, **stated)
+    mean, std = (
+        stated if values is None else check_normalization(f"{what} of dataset {name}", values)
+        for what, values, stated in (("mean", found.mean, card.mean), ("std", found.std, card.std))
+    )
+    card = replace(card, mean=mean, std=std)
     labels = [_labels(f"{part} of dataset {name}", getattr(found, part)[1]) for part in ("train", "test")]
     train, test = _splits(name, card, images, labels, workers)
     return Dataset(card, names, train, test)
