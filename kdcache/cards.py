@@ -174,15 +174,16 @@ def _split_prefix(name: str) -> tuple[str, str]:
     return prefix, name.removeprefix(prefix)
 
 
-def check_normalization(what: str, values: Any) -> tuple[float, float, float]:
-    """Check the mean or the standard deviation of each channel; `what` names it in the message."""
+def check_normalization(what: str, values: Any, is_divisor: bool) -> tuple[float, float, float]:
+    """Check the mean or, if `is_divisor`, the standard deviation of each channel; `what` names it in the message."""
     try:
         red, green, blue = map(float, values)
     except (TypeError, ValueError):
         red = green = blue = math.nan
-    if not all(0 <= value <= 1 for value in (red, green, blue)):
+    if not all(0 <= value <= 1 and (value or not is_divisor) for value in (red, green, blue)):
         remedy = "Divide values for pixels 0..255 by 255."
-        raise UsageError(problem(what, expected="three numbers from 0 to 1", got=values, remedy=remedy))
+        expected = f"three numbers from 0 to 1{', none of them 0' if is_divisor else ''}"
+        raise UsageError(problem(what, expected=expected, got=values, remedy=remedy))
     return red, green, blue
 
 

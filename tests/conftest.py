@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import matplotlib
 import pytest
 import torch
@@ -14,6 +15,8 @@ from kdcache.datasets import Split
 from tests.samples import small_settings, write_pictures
 
 torch.set_num_threads(1)  # there is a test process for each core
+hypothesis.settings.register_profile("no deadline", deadline=None)  # other processes may need the cores
+hypothesis.settings.load_profile("no deadline")
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -137,7 +137,7 @@ def test_teacher_std_by_hand() -> None:
     assert std_of_mean_probability(np.zeros((2, 5))) is None
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(arrays(np.float64, st.tuples(st.integers(3, 9), st.integers(1, 4)), elements=st.floats(0, 1, width=32)))
 def test_the_jackknife_leaves_out_one_group_at_a_time(means: np.ndarray) -> None:
     found = std_of_mean_probability(means)

@@ -229,6 +229,7 @@ def not_a_number(candidates): return candidates.random_score.log() * 0
 def arrays(train, test, **more): return kdcache.ImageData(("a", "b"), train, test, **more)
 PAIR = np.arange(4 * 8 * 8 * 3, dtype=np.uint8).reshape(4, 8, 8, 3), [0, 1, 0, 1]
 def scale_of_bytes(): return arrays(PAIR, PAIR, mean=(127.5, 127.5, 127.5))
+def no_spread(): return arrays(PAIR, PAIR, std=(0.2, 0.2, 0))
 def one_channel(): return arrays(PAIR, PAIR, std=np.array([0.5]))
 def ragged(): return arrays((PAIR[0], [0, [1, 2], 0, 1]), PAIR)
 def flipped(): return arrays((PAIR[0][:, :, ::-1], np.array(PAIR[1])[::-1]), PAIR, mean=np.full(3, 0.25))
@@ -300,8 +301,9 @@ def test_an_augmentation_that_is_not_pure_is_refused(broken: Path, name: str, me
         ("no_pair", "train of dataset .*: expected images and labels"),
         ("labels_of_others", "labels of train of dataset .*: expected 0 to 1, got 0 to 2"),
         ("no_files", "could not read .*none.png: got No such file"),
+        ("no_spread", "std of dataset .*: expected three numbers from 0 to 1, none of them 0, got"),
         ("scale_of_bytes", "mean of dataset .*: expected three numbers from 0 to 1, got .*Divide"),
-        ("one_channel", "std of dataset .*: expected three numbers from 0 to 1, got"),
+        ("one_channel", "std of dataset .*: expected three numbers from 0 to 1, none of them 0, got"),
         ("ragged", "labels of train of dataset .*: expected N integers, got ValueError"),
         ("mixed_forms", "expected arrays or paths in both parts, got one of each"),
     ],

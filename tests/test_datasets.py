@@ -173,7 +173,7 @@ def test_a_class_is_never_held_out_completely(mini: Dataset) -> None:
     assert "got 600" in message
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.sampled_from([0.02, 0.1, 0.35]), st.sampled_from([1.5, 2.0, 2.5]), st.sampled_from([0.0, 0.2]))
 def test_a_fraction_of_each_class_is_a_subset_of_a_larger_fraction(fraction: float, times: float, kept: float) -> None:
     few, more = (

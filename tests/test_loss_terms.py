@@ -123,7 +123,7 @@ def test_terms_fit_networks_of_different_shapes(name: str, teacher: str) -> None
     epoch=st.integers(0, 10_000),
     counts=st.lists(st.integers(1, 9), min_size=2, max_size=5),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_negatives_are_of_other_classes_and_the_same_in_any_batch(seed: int, epoch: int, counts: list[int]) -> None:
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))]

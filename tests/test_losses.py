@@ -158,7 +158,7 @@ def test_cross_entropy_alone_acts_on_mixed_views_if_there_are_any() -> None:
 
 
 @given(st.lists(st.floats(-1e4, 1e4), min_size=6, max_size=6), st.lists(st.floats(-1e4, 1e4), min_size=6, max_size=6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_divergence_and_entropy_are_finite_and_bounded(teacher: list[float], student: list[float]) -> None:
     p, q = (torch.tensor([row], dtype=torch.float64, requires_grad=True) for row in (teacher, student))
     d = kl_divergence(q, p.detach(), 4.0)
@@ -173,7 +173,7 @@ def test_divergence_and_entropy_are_finite_and_bounded(teacher: list[float], stu
 
 
 @given(st.lists(st.integers(-3, 3), min_size=2, max_size=30), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_rejected_candidate_scores_higher_than_a_pick(scores: list[int], data: st.DataObject) -> None:
     count = data.draw(st.integers(1, len(scores)))
     picks = top_scores(torch.tensor(scores, dtype=torch.float32), count).tolist()

@@ -137,7 +137,7 @@ def test_policies_are_those_of_torchvision(policy: str) -> None:
 
 
 @given(seed=st.integers(0, 2**32), side=st.integers(32, 40), count=st.integers(1, 9))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_a_view_does_not_depend_on_its_batch(seed: int, side: int, count: int) -> None:
     x = torch.randint(0, 256, (count, 3, side, side), generator=torch.Generator().manual_seed(seed)).byte()
     words = np.random.Philox(seed).random_raw(2 * count).reshape(-1, 2)

@@ -41,7 +41,7 @@ SIDES = st.integers(1, 2000)
 
 
 @given(word=WORDS, width=SIDES, height=SIDES)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_crop_is_within_the_image_and_independent_of_the_flip_bit(word: int, width: int, height: int) -> None:
     left, top, right, bottom = random_resized_box(word, width, height)
     assert 0 <= left < right <= width
@@ -50,7 +50,7 @@ def test_a_crop_is_within_the_image_and_independent_of_the_flip_bit(word: int, w
 
 
 @given(word=WORDS, width=st.integers(200, 2000), height=st.integers(200, 2000))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_crop_has_an_allowed_area_and_aspect_ratio(word: int, width: int, height: int) -> None:
     left, top, right, bottom = random_resized_box(word, width, height)
     wide, high = right - left, bottom - top

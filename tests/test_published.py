@@ -201,6 +201,10 @@ def test_wrong_weights_are_refused_and_nothing_is_written(
         ("--weights nowhere.pth", "nowhere.pth"),
         ("--weights IMAGENET1K_V9 --model torchvision:resnet18", "IMAGENET1K_V9"),
         (f"--weights {published[0]} --mean 1,2", "three numbers"),
+        (
+            f"--weights {published[0]} --mean 0,0,0 --std 1,1,0",
+            "--std: expected three numbers from 0 to 1, none of them 0",
+        ),
     ):
         done = kdcache("teacher-load", *more.split(), *words.split(), cwd=tmp_path)
         assert done.returncode == 2, (more, done.stderr)

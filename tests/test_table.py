@@ -196,7 +196,7 @@ def test_the_commit_record_is_synced_after_the_data(tmp_path: Path, monkeypatch:
 
 
 @given(rows=st.integers(1, 2_000_000), row_bytes=st.integers(4, 8000))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_chunks_are_equal_and_neither_too_large_nor_too_many(rows: int, row_bytes: int) -> None:
     size = chunk_rows(rows, row_bytes)
     chunks = -(-rows // size)
@@ -220,7 +220,7 @@ LOGITS = npst.arrays(np.float32, (3, 12), elements=st.floats(-100, 100, width=32
 
 
 @given(logits=LOGITS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_codecs_are_idempotent(logits: np.ndarray) -> None:
     once = DEFAULT_ENCODING.decode(DEFAULT_ENCODING.encode(torch.from_numpy(logits)), 12)
     assert DEFAULT_ENCODING.decode(DEFAULT_ENCODING.encode(once), 12).equal(once)
@@ -230,7 +230,7 @@ def test_codecs_are_idempotent(logits: np.ndarray) -> None:
 
 
 @given(logits=LOGITS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_top_k_keeps_the_largest_logits_and_the_probability_of_the_rest(logits: np.ndarray) -> None:
     given_ = torch.from_numpy(logits)
     found = TopK("float32", 4).decode(TopK("float32", 4).encode(given_), 12)
@@ -248,7 +248,7 @@ def test_a_top_k_of_all_classes_is_refused_before_anything_is_written(noise: Spl
 
 
 @given(keys=st.lists(st.lists(st.integers(0, 19), max_size=9), max_size=9))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_index_is_a_dictionary_that_keeps_the_first_row(keys: list[list[int]]) -> None:
     known: dict[int, float] = {}
     index = CropFlipLookup(20, 20, {"logits": (2, np.dtype("float32"))})
@@ -266,7 +266,7 @@ KINDS = st.one_of(st.just((STANDARD, 0)), st.tuples(MIX_NAMES, st.integers(1, 63
 
 
 @given(first=KINDS, second=KINDS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_kinds_of_views_can_be_parsed_and_differ_if_their_views_do(
     first: tuple[str, int], second: tuple[str, int]
 ) -> None:
@@ -282,7 +282,7 @@ def test_other_texts_are_not_kinds_of_views(text: str) -> None:
 
 
 @given(seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 20_000), kind=KINDS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_names_of_replay_tables_can_be_parsed(seed: int, epoch: int, kind: tuple[str, int]) -> None:
     name = ReplayTableName(seed, epoch, format_kind(*kind))
     assert ReplayTableName.parse(name.path) == name

@@ -211,7 +211,7 @@ def test_an_absurd_config_gives_printable_messages(tmp_path: Path, text: str) ->
 
 
 @given(text=st.text(st.characters(exclude_categories=()), min_size=1))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_every_text_is_recorded_or_refused(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     settings = {"dataset": f"folder:{text}", "features": (text,), "store": text}
     if UNWRITABLE.search(text):

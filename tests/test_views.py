@@ -117,7 +117,7 @@ def test_draws_are_uniform() -> None:
 
 
 @given(samples=st.integers(1, 400), batch_size=st.integers(2, 130))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_steps_cover_every_position_once_without_tiny_batches(samples: int, batch_size: int) -> None:
     found = steps(samples, batch_size)
     assert [position for step in found for position in step] == list(range(samples))
@@ -127,7 +127,7 @@ def test_steps_cover_every_position_once_without_tiny_batches(samples: int, batc
 
 
 @given(samples=st.integers(16, 400), batch_size=st.integers(16, 130), ranks=st.integers(1, 4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_ranks_partition_every_step(samples: int, batch_size: int, ranks: int) -> None:
     found = steps(samples, batch_size)
     assert [position for step in found for position in step] == list(range(samples))
@@ -284,7 +284,7 @@ def test_the_plan_for_a_kind_has_that_view_in_its_last_slot(kind: str) -> None:
 
 
 @given(words=st.lists(st.integers(0, 2**64 - 1), min_size=2, max_size=2), size=st.integers(32, 225))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_box_has_the_drawn_area_and_center_and_is_clipped(words: list[int], size: int) -> None:
     ((box,), (kept,)) = draw_cutmix(np.array([words], np.uint64), size)
     top, bottom, left, right = (int(edge) for edge in box)

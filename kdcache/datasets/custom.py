@@ -59,7 +59,7 @@ def load(name: str, image_size: int | None, workers: int) -> Dataset:
             raise UsageError(problem(f"image size of {name}, which returns arrays", expected=size, got=image_size))
     card = replace(card_of(f"{FOLDER_PREFIX}{name}", size), name=name, classes=len(names), source=name)
     mean, std = (
-        stated if values is None else check_normalization(f"{what} of dataset {name}", values)
+        stated if values is None else check_normalization(f"{what} of dataset {name}", values, what == "std")
         for what, values, stated in (("mean", found.mean, card.mean), ("std", found.std, card.std))
     )
     card = replace(card, mean=mean, std=std)

@@ -118,7 +118,7 @@ def find_network(
         raise UsageError(problem(f"weights {weights}", expected="the tensors of a known network", remedy=remedy))
     for option, values in {"--mean": mean, "--std": std}.items():
         if values is not None:
-            check_normalization(option, values)
+            check_normalization(option, values, is_divisor=option == "--std")
     trust(name)
     network = models.build(
         name,
