@@ -1,5 +1,6 @@
 """What both recipes share: the epoch loop, the optimizer, and evaluation."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,6 +35,8 @@ __all__ = [
     "train_epoch",
     "train_epochs",
 ]
+
+log = logging.getLogger("kdcache")
 
 LOSS_CHECK_STEPS = 20
 """Steps after which the losses are read from the device, which makes the host wait for it."""
@@ -130,6 +133,10 @@ def train_epochs(
         raise KdcacheError(problem(what, expected=f"one of {steps}", got=progress.step))
     with signals.defer_stop():
         for epoch in range(progress.epoch, config.epochs):
+            if run.has_lost_patience:
+                if distributed.is_main():
+                    log.info("stopped after epoch %d: %d evaluations without a better one", epoch, config.patience)
+                break
             started = time.perf_counter()
             recorder.begin_epoch(progress)
             for event in train_epoch(views.epoch(epoch, progress.step), scheduled_step, compute, progress.losses):

@@ -24,6 +24,14 @@ def pytest_xdist_auto_num_workers() -> int:
     return machine.cores() + 1
 
 
+LONGEST = ("test_study_runs.py", "test_distributed.py", "test_kills.py", "test_extending.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that take longest, so that no process is left alone with them at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def manifests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep manifests of the tests out of the user's cache folder, also in child processes."""

@@ -17,11 +17,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kdcache import models, optimization
+from kdcache.compute import Compute
 from kdcache.config import StudentConfig, TeacherConfig, TrainingConfig
 from kdcache.errors import UsageError
 from kdcache.losses import balanced_class_weights, cross_entropy, mixed_cross_entropy
+from kdcache.models import checkpoint
 from kdcache.optimization import Update
+from kdcache.run.writer import RunWriter
 from kdcache.setup import fresh_network, load_data
+from kdcache.training import evaluate
 from kdcache.views import ViewMaker, ViewPlan
 from tests.processes import outcome, start_training
 from tests.samples import small_settings
@@ -159,8 +163,8 @@ def test_only_the_head_is_trained_in_frozen_epochs(optimizer: str) -> None:
 
 
 def test_a_killed_run_resumes_to_the_bit(small: Settings, teacher: Path, tmp_path: Path) -> None:
-    often = {"epochs": 3, "batch_size": 3, "checkpoint_minutes": 1e-6, "cache": "off"}
-    settings = {**small, **EVERYTHING, **often, "teacher": teacher, "aug": "cutmix-pick", "loss": "ce+kd"}
+    often = {"epochs": 2, "batch_size": 3, "checkpoint_minutes": 1e-6, "cache": "off"}
+    settings = {**small, **EVERYTHING, **often, "teacher": teacher, "loss": "ce+kd"}
     out = tmp_path / "run"
     process = start_training("student", **settings, out=out)
     while process.is_alive() and not list(out.glob("checkpoints/epoch-0000001-step-000002*")):
@@ -168,7 +172,7 @@ def test_a_killed_run_resumes_to_the_bit(small: Settings, teacher: Path, tmp_pat
     process.kill()
     process.join()
     assert not (out / "summary.json").exists()
-    with pytest.raises(UsageError, match="--epochs: expected 3, as in the run, got 4"):
+    with pytest.raises(UsageError, match="--epochs: expected 2, as in the run, got 4"):
         train_student(StudentConfig.load(**{**settings, "epochs": 4, "out": out, "resume": True}))
     resumed = train_student(StudentConfig.load(**settings, out=out, resume=True))
     uninterrupted = train_student(StudentConfig.load(**settings, out=tmp_path / "uninterrupted"))
@@ -251,3 +255,49 @@ def test_the_loss_of_both_stages_has_smoothed_and_weighted_labels(stage: str, un
 def test_settings_without_effect_are_refused(settings: Settings, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         StudentConfig.load(**settings)
+
+
+@pytest.mark.parametrize("held_out", [0.0, 0.3])
+def test_the_best_network_is_kept_beside_the_last(held_out: float, small: Settings, tmp_path: Path) -> None:
+    settings = {**small, "epochs": 6, "batch_size": 10, "lr": 0.2, "val_fraction": held_out, "out": tmp_path / "run"}
+    config = TeacherConfig.load(**settings)
+    run = train_teacher(config)
+    scores = [line.val_top1 if held_out else line.test_top1 for line in run.read_metrics()]
+    assert scores.index(max(scores)) + 1 == run.summary["best_epoch"] < 6  # type: ignore[type-var]
+    assert checkpoint.metadata(run.best_network_file)["epoch"] == run.summary["best_epoch"]
+    test, cpu = load_data(config).test, Compute(torch.device("cpu"), "float32")
+    for file, top1 in ((run.chosen_network_file(True), "best_top1"), (run.chosen_network_file(False), "last_top1")):
+        assert evaluate(checkpoint.load(file), test, cpu).top1 == run.summary[top1]
+    run.best_network_file.unlink()
+    with pytest.raises(UsageError, match=r"best\.safetensors: expected a file, got none"):
+        run.chosen_network_file(True)
+
+
+def test_a_training_stops_when_its_patience_is_lost(
+    small: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "kdcache")
+    still = {**small, "epochs": 9, "lr": 1e-12, "evaluate_every": 2, "patience": 2, "out": tmp_path / "run"}
+    run = train_teacher(TeacherConfig.load(**still))
+    assert [line.epoch for line in run.read_metrics()] == [1, 2, 3, 4, 5, 6]  # evaluated after 2, 4 and 6
+    assert (run.summary["epochs"], run.summary["best_epoch"]) == (6, 2)
+    assert "stopped after epoch 6: 2 evaluations without a better one" in caplog.text
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_run_without_patience_left_is_not_trained_further(small: Settings, teacher: Path, tmp_path: Path) -> None:
+    settings = {**small, "teacher": teacher, "cache": "off", "epochs": 9, "lr": 1e-12, "patience": 2}
+    settings |= {"aug": "cutmix", "out": tmp_path / "run"}
+    whole = train_student(StudentConfig.load(**settings))
+    out = tmp_path / "killed"
+    killed = {**settings, "out": out, "checkpoint_minutes": 1e-6}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunWriter, "finish", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train_student(StudentConfig.load(**killed))
+    resumed = train_student(StudentConfig.load(**killed, resume=True))
+    assert resumed.summary["epochs"] == whole.summary["epochs"] < 9
+    assert outcome(resumed.path) == outcome(whole.path)

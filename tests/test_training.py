@@ -72,7 +72,8 @@ def test_every_augmentation_and_criterion_trains(
 
 def test_a_run_folder_is_complete(small: Settings, teacher: Path, tmp_path: Path) -> None:
     run = student(small, teacher, tmp_path / "run", aug="cutmix-pick", epochs=2, cache="off")
-    files = {"config.toml", "environment.json", "metrics.jsonl", "model.safetensors", "curves.png", "summary.json"}
+    files = {"config.toml", "environment.json", "metrics.jsonl", "model.safetensors", "best.safetensors", "curves.png"}
+    files |= {"summary.json"}
     assert {entry.name for entry in run.path.iterdir()} == files | {"statistics.zarr", "run.lock"}
     assert not list(run.path.glob(".*"))
     lines = run.read_metrics()

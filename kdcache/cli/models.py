@@ -49,13 +49,17 @@ def models(num_classes: int, image_size: int) -> None:
     click.echo(f"Also {', '.join(prefix + rest for prefix, rest in MODEL_PREFIXES)}.")
 
 
+BEST = click.option("--best", is_flag=True, help="Use the network of the best epoch instead of the last.")
+
+
 @click.command("export", help=COMMANDS["export"].about)
 @RUN
 @click.option(
     "--format", default="safetensors", show_default=True, type=click.Choice(list(SUFFIXES)), help="Format of the file."
 )
 @click.option("--out", type=click.Path(path_type=Path), help="File to write. [default: in the run folder]")
-def export(run: Path, format: str, out: Path | None) -> None:
+@BEST
+def export(run: Path, format: str, out: Path | None, best: bool) -> None:
     """Export a network."""
     from kdcache.files import require_writable_file
     from kdcache.models import checkpoint
@@ -65,7 +69,7 @@ def export(run: Path, format: str, out: Path | None) -> None:
     folder = FinishedRun(run)
     path = out or folder.path / f"export{SUFFIXES[format]}"
     require_writable_file(path)
-    exported = write(checkpoint.load(folder.network_file), format, path)
+    exported = write(checkpoint.load(folder.chosen_network_file(best)), format, path)
     click.echo(printable(f"{exported.path}: probabilities differ by at most {exported.difference:.1g}"))
 
 
@@ -77,7 +81,8 @@ def export(run: Path, format: str, out: Path | None) -> None:
     type=click.IntRange(1, 2**31),
     help="Pixels above which an image is not decoded. [default: the run's]",
 )
-def predict(run: Path, images: tuple[Path, ...], max_pixels: int | None) -> None:
+@BEST
+def predict(run: Path, images: tuple[Path, ...], max_pixels: int | None, best: bool) -> None:
     """Predict classes."""
     import torch
 
@@ -87,8 +92,8 @@ def predict(run: Path, images: tuple[Path, ...], max_pixels: int | None) -> None
     from kdcache.run.folder import FinishedRun
 
     folder = FinishedRun(run)
-    network = checkpoint.load(folder.network_file)
-    metadata = checkpoint.metadata(folder.network_file)
+    file = folder.chosen_network_file(best)
+    network, metadata = checkpoint.load(file), checkpoint.metadata(file)
     names = metadata.get("class_names") or [str(label) for label in range(network.num_classes)]
     sizes = network.image_size, metadata.get("shorter_side") or network.image_size
     deployed = ExportModule(network)
@@ -104,7 +109,7 @@ def predict(run: Path, images: tuple[Path, ...], max_pixels: int | None) -> None
         with torch.inference_mode():
             (probabilities,) = deployed(pixels[None])
         if not probabilities.isfinite().all():  # a network that diverged, or a file with absurd numbers
-            what = f"probabilities of {image} by the network {folder.network_file}"
+            what = f"probabilities of {image} by the network {file}"
             raise KdcacheError(problem(what, expected="finite numbers", got=probabilities.tolist()))
         top = probabilities.topk(min(5, len(names)))
         guesses = (

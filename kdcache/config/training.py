@@ -102,6 +102,13 @@ class TrainingConfig(OptimizationConfig):
     freeze_epochs: int = setting(
         "recipe", 0, "First epochs in which only the head of the network that --init gave weights is trained.", ge=0
     )
+    patience: int | None = setting(
+        "recipe",
+        None,
+        "Stop after this many evaluations without a better accuracy, on validation images if there are some.",
+        shown="train all epochs",
+        ge=1,
+    )
     evaluate_every: int = setting(
         "run", 1, "Epochs between evaluations. The last epoch is always evaluated.", ge=1, le=MAX_COUNT
     )

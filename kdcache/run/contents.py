@@ -82,6 +82,17 @@ class EpochMetrics:
     statistics_sha256: str | None = None
 
 
+def best_epoch(metrics: Sequence[EpochMetrics]) -> EpochMetrics | None:
+    """Find the epoch with the best accuracy, the first one if tied; ``None`` if none was evaluated.
+
+    Accuracy on validation images decides, where some are held out, else that on test images.
+    """
+    evaluated = [line for line in metrics if line.test_top1 is not None]
+    if not evaluated:
+        return None
+    return max(evaluated, key=lambda line: float(line.val_top1 if line.val_top1 is not None else line.test_top1 or 0))
+
+
 class _Summary(BaseModel):
     model_config = ConfigDict(strict=True)
 

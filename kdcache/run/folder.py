@@ -5,6 +5,7 @@
 ``environment.json``         versions, processor, device, precision, commit, command
 ``metrics.jsonl``            one line per epoch
 ``model.safetensors``        the network after the last complete epoch
+``best.safetensors``         the network after the best epoch so far, see `best_epoch`
 ``statistics.zarr``          per-sample statistics of a student, see `kdcache.run.statistics`
 ``answers.zarr``             a teacher's logits, see `kdcache.answers.store`
 ``curves.png``               loss and accuracy over the epochs
@@ -65,7 +66,8 @@ class RunFolder:
     Attributes
     ----------
     path : Path
-    config_file, environment_file, metrics_file, network_file, curves_file, summary_file, count_file, lock_file : Path
+    config_file, environment_file, metrics_file, network_file, best_network_file, curves_file : Path
+    summary_file, count_file, lock_file : Path
     statistics_store, checkpoints_folder : Path
     """
 
@@ -75,6 +77,7 @@ class RunFolder:
         self.environment_file = path / "environment.json"
         self.metrics_file = path / "metrics.jsonl"
         self.network_file = path / "model.safetensors"
+        self.best_network_file = path / "best.safetensors"
         self.statistics_store = path / "statistics.zarr"
         self.curves_file = path / "curves.png"
         self.checkpoints_folder = path / "checkpoints"
@@ -111,8 +114,8 @@ class RunFolder:
         ------
         UsageError
         """
-        files = (self.config_file, self.environment_file, self.metrics_file, self.network_file, self.curves_file)
-        for file in (*files, self.summary_file, self.count_file, self.lock_file):
+        files = (self.config_file, self.environment_file, self.metrics_file, self.network_file, self.best_network_file)
+        for file in (*files, self.curves_file, self.summary_file, self.count_file, self.lock_file):
             require_kind(file, FILE)
         for folder in (self.statistics_store, self.checkpoints_folder):
             require_kind(folder, FOLDER)
@@ -246,6 +249,21 @@ class FinishedRun(RunFolder):
         super().__init__(path)
         self.summary = self.read_summary()
         self.config = self.read_config()
+
+    def chosen_network_file(self, best: bool) -> Path:
+        """Locate the network after the last epoch, or, if `best`, after the best one.
+
+        Raises
+        ------
+        UsageError
+            If the network after the best epoch is missing.
+        """
+        if not best or self.summary["best_epoch"] == self.summary["epochs"]:
+            return self.network_file
+        if kind_of(self.best_network_file) is None:
+            what = f"network of the best epoch, {self.best_network_file}"
+            raise UsageError(problem(what, expected="a file", got="none", remedy="Leave --best out to use the last."))
+        return self.best_network_file
 
 
 def run_folders(parent: Path) -> list[RunFolder]:

@@ -20,11 +20,11 @@ from kdcache.errors import KdcacheError, UsageError, first_line, problem
 from kdcache.extensions import source_digest
 from kdcache.locks import FileLock
 from kdcache.models import Network
-from kdcache.models.checkpoint import save
+from kdcache.models.checkpoint import metadata, save
 from kdcache.models.initial import InitialWeights
 from kdcache.optimization import Update
 from kdcache.run.checkpoint import Checkpoints, TrainingState, recorded_environment
-from kdcache.run.contents import check_metrics
+from kdcache.run.contents import best_epoch, check_metrics
 from kdcache.run.folder import EpochMetrics, FinishedRun, RunFolder
 from kdcache.run.forward_count import ForwardCount, read_count
 from kdcache.run.resolve import create_run_folder
@@ -218,10 +218,21 @@ class RunWriter:
             self._write_network(network)
             self._write_metrics()
 
+    @property
+    def has_lost_patience(self) -> bool:
+        """Whether as many evaluations in a row as ``patience`` says were not better than the best."""
+        best, patience = best_epoch(self.metrics), self.config.patience
+        if best is None or patience is None:
+            return False
+        return sum(line.test_top1 is not None for line in self.metrics if line.epoch > best.epoch) >= patience
+
     def _write_network(self, network: Network) -> None:
         last = self.metrics[-1]
         facts = {"class_names": self.data.class_names, "shorter_side": self.data.card.shorter_side}
-        save(network, self.folder.network_file, epoch=last.epoch, top1=last.test_top1, **facts)
+        # That of a better epoch is written first: a run that is killed in between has written both when it is resumed.
+        is_best = last.epoch > 0 and best_epoch(self.metrics) is last
+        for file in (*([self.folder.best_network_file] if is_best else []), self.folder.network_file):
+            save(network, file, epoch=last.epoch, top1=last.test_top1, **facts)
 
     def _write_metrics(self) -> None:
         checked_files.write_lines(self.folder.metrics_file, map(asdict, self.metrics))
@@ -238,10 +249,8 @@ class RunWriter:
         loaded : mapping of str to str, optional
             How the network was loaded, if it was not trained.
         """
-        last = self.metrics[-1]
-        criterion = "test_top1" if last.val_top1 is None else "val_top1"
-        evaluated = [line for line in self.metrics if line.test_top1 is not None]
-        best = max(evaluated, key=lambda line: float(getattr(line, criterion)))  # the first one if tied
+        last, best = self.metrics[-1], best_epoch(self.metrics)
+        assert best is not None  # the last epoch was evaluated
         summary = {
             "kind": self.config.table,
             "dataset": self.config.dataset,
@@ -262,6 +271,7 @@ class RunWriter:
             **({"loaded": dict(loaded)} if loaded else {}),
         }
         if distributed.is_main():
+            self._drop_other_best(best.epoch)
             checked_files.write_json(self.folder.summary_file, summary)
             if self._checkpoints is not None:
                 self._checkpoints.remove()
@@ -269,6 +279,13 @@ class RunWriter:
         self._release()
         distributed.barrier()
         return FinishedRun(self.path)
+
+    def _drop_other_best(self, epoch: int) -> None:
+        """Delete a best network of an epoch that the run no longer has, since it was resumed for fewer epochs."""
+        file = self.folder.best_network_file
+        if file.is_file() and metadata(file)["epoch"] != epoch:
+            log.warning("%s was of another epoch, and is deleted: the best network is lost", file)
+            file.unlink()
 
     def _forwards_until(self, teacher_forwards: int) -> int:
         """Add the teacher forwards of the completed epochs to those since."""
