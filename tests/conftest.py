@@ -24,12 +24,14 @@ def pytest_xdist_auto_num_workers() -> int:
     return machine.cores() + 1
 
 
-LONGEST = ("test_study_runs.py", "test_distributed.py", "test_kills.py", "test_extending.py")
+LONGEST = [f"test_{name}.py" for name in ("study_runs", "distributed", "published", "kills", "training", "extending")]
+"""The files that take longest, the longest first."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the tests that take longest, so that no process is left alone with them at the end."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    """Begin with the longest files, so that no process is left alone with one at the end."""
+    order = {name: position for position, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -229,9 +229,8 @@ class RunWriter:
     def _write_network(self, network: Network) -> None:
         last = self.metrics[-1]
         facts = {"class_names": self.data.class_names, "shorter_side": self.data.card.shorter_side}
-        # That of a better epoch is written first: a run that is killed in between has written both when it is resumed.
         is_best = last.epoch > 0 and best_epoch(self.metrics) is last
-        for file in (*([self.folder.best_network_file] if is_best else []), self.folder.network_file):
+        for file in (self.folder.network_file, *([self.folder.best_network_file] if is_best else [])):
             save(network, file, epoch=last.epoch, top1=last.test_top1, **facts)
 
     def _write_metrics(self) -> None:
