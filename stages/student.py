@@ -11,6 +11,7 @@ from kdcache.answers.cached_teacher import CachedTeacher
 from kdcache.choices import CRITERIA
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
+from kdcache.config.settings import flag_of
 from kdcache.errors import UsageError, problem
 from kdcache.losses import Objective, ViewOutputs, build_objective, kl_divergence
 from kdcache.optimization import Update
@@ -106,7 +107,7 @@ def _check_switches(config: StudentConfig, student: nn.Module) -> None:
     tracked = any(norm.track_running_stats for norm in norms)
     for name, has_effect in (("separate_forwards", bool(norms)), ("scoring_updates_stats", tracked)):
         if getattr(config, name) and not has_effect:
-            flag = f"--{name.replace('_', '-')}"
+            flag = flag_of(name, StudentConfig.model_fields[name])
             raise UsageError(problem(flag, expected="a network with batch norm", got=config.model))
     picks_of_all = config.augmentation.pick is not None and config.pick_scope == "global"
     if distributed.world_size() > 1 and config.separate_forwards and picks_of_all and not config.sync_batchnorm:

@@ -125,12 +125,14 @@ def test_another_training_is_counted_once_with_its_workers(tmp_path: Path, monke
     all_processes = machine._training_processes
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         # Other tests start trainings at the same time.
-        own = lambda: (pair for pair in all_processes() if process.pid in pair)  # noqa: E731
-        monkeypatch.setattr(machine, "_training_processes", own)
+        def own_processes() -> list[tuple[int, int]]:
+            return [pair for pair in all_processes() if process.pid in pair]
+
+        monkeypatch.setattr(machine, "_training_processes", own_processes)
         assert process.stdout is not None
         assert process.stdin is not None
         assert [process.stdout.readline() for _ in range(2)] == ["up\n"] * 2
-        assert len(list(own())) == 2
+        assert len(own_processes()) == 2
         assert count_other_trainings() == 1
         process.stdin.close()
     assert count_other_trainings() == 0
