@@ -61,14 +61,14 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 class ModelSize(NamedTuple):
-    """The size of a network for 100 classes and 32x32 images.
+    """The size of a network for some number of classes and size of images.
 
     Attributes
     ----------
     parameters : int
         Trainable parameters.
     multiply_adds : int
-        Of convolutions and linear layers, per image.
+        Of convolutions, linear layers and attention, per image.
     """
 
     parameters: int
