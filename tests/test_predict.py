@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -184,9 +185,15 @@ def test_the_progress_bar_leaves_the_output_alone(
     terminal = io.StringIO()
     terminal.isatty = lambda: True  # type: ignore[method-assign]
     monkeypatch.setattr(sys, "stderr", terminal)
-    predict(network, write_noise(tmp_path / "a.png"))
-    assert len(capsys.readouterr().out.splitlines()) == 1
-    assert "predicting" in terminal.getvalue()
+    bad = tmp_path / "b.png"
+    bad.touch()
+    with pytest.raises(KdcacheError):
+        predict(network, write_noise(tmp_path / "a.png"), bad)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(str(tmp_path / "a.png"))
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue()).replace("\r", "\n").splitlines()
+    assert any(line.startswith("predicting") for line in shown)
+    assert sum(line.startswith("kdcache: could not decode") for line in shown) == 1
     assert "a.png" not in terminal.getvalue()
 
 

@@ -75,10 +75,10 @@ def predict(
                 best_classes = result.probabilities.topk(top)
                 pairs = zip(best_classes.indices.tolist(), best_classes.values.tolist(), strict=True)
                 guesses = [Guess(label, names[label], probability) for label, probability in pairs]
-                click.echo(writer.line(result.path, guesses), nl=False)
+                print(writer.line(result.path, guesses), end="", flush=True)
             else:
                 bad += 1
-                click.echo(f"kdcache: {result}", err=True)
+                print(f"kdcache: {result}", file=sys.stderr)  # above the bar
             progress(done, total)
     if bad:
         raise KdcacheError(problem("images without a prediction", got=f"{bad} of {total + len(named.problems)}"))

@@ -139,9 +139,9 @@ def progress_bar(title: str, disable: bool = False) -> Iterator[Callable[[int, i
         Updates the bar; takes the number of finished items and the total.
     """
     columns = TextColumn(title), BarColumn(), TimeRemainingColumn()
-    hidden, console = disable or not sys.stderr.isatty(), Console(stderr=True)
-    # What is printed meanwhile goes to standard output, which may be a file: rich would print it above the bar.
-    with Progress(*columns, console=console, disable=hidden, redirect_stdout=False) as progress:
+    hidden = disable or not sys.stderr.isatty()
+    # What a command prints meanwhile stays on standard output: rich would move it above the bar.
+    with Progress(*columns, console=Console(stderr=True), disable=hidden, redirect_stdout=False) as progress:
         task = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
