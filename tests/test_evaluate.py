@@ -15,13 +15,15 @@ from kdcache.stages import train_student
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kdcache.analysis import cost
+from kdcache.analysis import cost, evaluation_inputs
 from kdcache.analysis.evaluation import Evaluation
 from kdcache.analysis.metrics import Predictions, find_mistakes, measure_agreement, measure_calibration, measure_quality
 from kdcache.cli import cli
 from kdcache.config import StudentConfig
 from kdcache.datasets import Split
 from kdcache.errors import UsageError
+from kdcache.models import checkpoint
+from kdcache.models.predictor import Predictor
 from kdcache.models.sizes import size_of
 from kdcache.report.evaluation_charts import draw_confusion
 from tests.reference import golden, tensor
@@ -195,6 +197,37 @@ def test_all_formats_agree(teacher: Path, student: Path) -> None:
         assert f"{of_student['top1']['percent']:.2f} %" in shown
         assert f"{min(by_class.values()):.1f} % (" in shown
         assert f"{of_student['agreement']['mean_kl_nats']:.4f}" in shown
+
+
+def test_exported_files_stand_beside_their_run(
+    teacher: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = checkpoint.load(teacher / "model.safetensors").eval()
+    stated = checkpoint.metadata(teacher / "model.safetensors")
+
+    def load_predictor(file: Path) -> Predictor:
+        facts = stated if file.name == "export.onnx" else {**stated, "num_classes": 2, "class_names": ["a", "b"]}
+        described = checkpoint.describe(file, facts)
+        return Predictor(file, described, lambda images: network(images).softmax(1))
+
+    monkeypatch.setattr(evaluation_inputs, "load_predictor", load_predictor)
+    run = tmp_path / "student"
+    shutil.copytree(student, run)
+    for name in ("export.onnx", "other.onnx"):
+        (run / name).write_bytes(b"stands for an exported file")
+    result = evaluate(run, "--format", "json")
+    of_teacher, _, exported = json.loads(result.stdout)["networks"]
+    assert (exported["name"], exported["bytes"], exported["parameters"]) == (str(run / "export.onnx"), 27, None)
+    assert exported["confusion"] == of_teacher["confusion"]
+    assert exported["agreement"]["same_class"]["count"] == 30
+    assert exported["agreement"]["mean_kl_nats"] == pytest.approx(0, abs=1e-6)
+    assert "other.onnx: number of classes: expected 3" in result.stderr
+    (tmp_path / "phone").mkdir()
+    (tmp_path / "phone" / "export.onnx").touch()
+    assert [one["name"] for one in by_json(tmp_path / "phone", teacher)] == [
+        str(teacher),
+        str(tmp_path / "phone" / "export.onnx"),
+    ]
 
 
 def test_pictures_are_written(student: Path, tmp_path: Path, pictures: Path) -> None:

@@ -22,7 +22,6 @@ from kdcache.analysis.metrics import (
 from kdcache.datasets import Split
 from kdcache.datasets.workers import prefetch_map
 from kdcache.errors import KdcacheError, UsageError, problem
-from kdcache.training import EVALUATION_REMEDY
 
 __all__ = ["Evaluation", "EvaluationReport", "evaluate_networks"]
 
@@ -152,17 +151,17 @@ def evaluate_networks(inputs: EvaluationInputs, progress: ProgressCallback | Non
                 one.name,
                 one.file,
                 one.epoch,
-                one.network.name,
-                one.network.image_size,
+                one.model,
+                one.split.image_size,
                 measure_quality(own, labels, classes),
-                measure_cost(one.network, one.file, one.compute),
+                measure_cost(one),
                 None if place is None else networks[place].name,
                 teacher and measure_agreement(teacher, own, labels, classes),
                 mistakes,
                 tuple(_picture(one.split, each.place) for each in mistakes),
             )
         )
-    device, threads = networks[0].compute.device.type, torch.get_num_threads()
+    device, threads = networks[0].device.type, torch.get_num_threads()
     facts = (inputs.dataset, inputs.split, len(labels), inputs.class_names, device, threads)
     return EvaluationReport(*facts, tuple(evaluations))
 
@@ -208,9 +207,7 @@ def _picture(split: Split, sample: int) -> str | None:
 
 
 def _logits(one: LoadedNetwork, images: Tensor) -> Tensor:
-    work = f"an evaluation of {len(images)} images at a time"
-    with one.compute.memory_explained(work, EVALUATION_REMEDY), one.compute.autocast():
-        logits: Tensor = one.network(images.to(one.compute.device))
+    logits = one.logits(images.to(one.device))
     if not logits.isfinite().all():  # a network that diverged, or a file with absurd numbers
         raise KdcacheError(problem(f"logits of {one.file}", expected="finite numbers", got="others"))
     return logits
