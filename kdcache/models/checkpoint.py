@@ -15,7 +15,7 @@ from kdcache.models.base import load_state
 from kdcache.models.network import Network
 from kdcache.models.registry import build, expected_state
 
-__all__ = ["FORMAT", "Description", "fingerprint", "is_kdcache_file", "load", "metadata", "read", "save"]
+__all__ = ["FORMAT", "Description", "describe", "fingerprint", "is_kdcache_file", "load", "metadata", "read", "save"]
 
 FORMAT = "kdcache-network-3"
 """Name and version of the format, under ``format`` in the file's metadata."""
@@ -81,6 +81,17 @@ def read(path: Path) -> tuple[dict[str, Tensor], Description]:
         If the file is missing, damaged, or not a checkpoint of kdcache.
     """
     state, facts = tensor_files.load(path, FORMAT)
+    return state, describe(path, facts)
+
+
+def describe(path: Path, facts: Mapping[str, Any]) -> Description:
+    """Check the metadata of a file.
+
+    Raises
+    ------
+    UsageError
+        If one is missing or has another type, or there are more or fewer names than classes.
+    """
     try:
         stated = Description.model_validate_json(json.dumps(facts))
     except ValidationError as error:
@@ -90,7 +101,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], Description]:
     if len(stated.class_names) not in (0, stated.num_classes):
         what = f"checkpoint {path}: number of class names"
         raise UsageError(problem(what, expected=stated.num_classes, got=len(stated.class_names)))
-    return state, stated
+    return stated
 
 
 def load(path: Path) -> Network:
