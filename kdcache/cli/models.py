@@ -1,6 +1,7 @@
 """``kdcache models``, ``kdcache export`` and ``kdcache predict``."""
 
 import os
+from dataclasses import astuple
 from pathlib import Path
 
 import click
@@ -95,13 +96,12 @@ def predict(run: Path, images: tuple[Path, ...], max_pixels: int | None, best: b
     file = folder.chosen_network_file(best)
     network, metadata = checkpoint.load(file), checkpoint.metadata(file)
     names = metadata.get("class_names") or [str(label) for label in range(network.num_classes)]
-    sizes = network.image_size, metadata.get("shorter_side") or network.image_size
-    deployed = ExportModule(network)
+    rendering, deployed = astuple(network.rendering), ExportModule(network)
     files, bad = _image_files(images)
     total = len(files) + bad
     for image in files:
         try:
-            pixels = read_image(image, *sizes, max_pixels or folder.config.max_pixels)
+            pixels = read_image(image, *rendering, max_pixels or folder.config.max_pixels)
         except UsageError as error:
             click.echo(f"kdcache: {error}", err=True)
             bad += 1

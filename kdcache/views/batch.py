@@ -1,6 +1,6 @@
 """The views of a step, made from the epoch's table with a few batched tensor operations."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kdcache import distributed
+from kdcache.cards import Rendering
 from kdcache.datasets import Split
 from kdcache.datasets.workers import prefetch_map
 from kdcache.errors import KdcacheError, UsageError, memory_explained, problem
@@ -47,6 +48,8 @@ class Batch:
     random_score : Tensor of float32, shape (M B,)
     standard_keys : ndarray of int64, shape (B,)
         Index of each x among all possible ones; see `ViewPlan.standard_keys`.
+    other_images : Tensor or None
+        What `ViewMaker.of_batch` makes the views in the rendering of another network from, if it was decoded already.
     """
 
     epoch: int
@@ -60,6 +63,7 @@ class Batch:
     lam: Tensor
     random_score: Tensor
     standard_keys: np.ndarray
+    other_images: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -92,20 +96,26 @@ def hard_labels(labels: Tensor, partner_labels: Tensor, lam: Tensor) -> Tensor:
 
 
 class _Request(NamedTuple):
-    """Images to read: the samples, and for random resized crops the word of each box."""
+    """Images to read: the samples, for random resized crops the word of each box, and in which renderings."""
 
     samples: Tensor
     words: np.ndarray | None
+    renderings: tuple[Rendering | None, ...]
 
 
-def _read(split: Split, request: _Request) -> Tensor:
+def _read(split: Split, request: _Request) -> list[Tensor]:
     if request.words is None:
-        return split.take(request.samples)
-    return split.resized_crops(request.samples, request.words, random_resized_box)
+        return split.render(request.samples, request.renderings)
+    from kdcache.datasets.pictures import Crops
+
+    return split.render(request.samples, request.renderings, Crops(request.words, random_resized_box))
 
 
 class ViewMaker:
     """Makes the views of a plan: the batches of an epoch, or any positions of one slot.
+
+    The images of the split may have another size than those of the plan, if x is a random part of a picture, or all of
+    it. Each view then shows the same of the picture, and a box covers the same share of it.
 
     Parameters
     ----------
@@ -116,10 +126,23 @@ class ViewMaker:
         The views do not depend on it.
     device : torch.device
         Where the views are made; images are copied there as uint8.
+
+    Attributes
+    ----------
+    other_rendering : callable
+        From an epoch, the rendering in which its batches have their images too, so that pictures are decoded once for
+        two networks; ``None`` for none, as by default.
+
+    Raises
+    ------
+    UsageError
+        If the plan has views that cannot have the size of the images.
     """
 
     def __init__(self, split: Split, plan: ViewPlan, batch_size: int, device: torch.device) -> None:
-        self.split, self.plan, self.device = split, plan, device
+        self.split, self.plan, self.device, self.batch_size = split, plan, device, batch_size
+        self.other_rendering: Callable[[int], Rendering | None] = lambda epoch: None
+        _check_sizes(plan, split.image_size)
         self.steps = steps(plan.samples, batch_size)
         least = min(map(len, self.steps))
         if least < 2 * distributed.world_size() > 2:
@@ -135,24 +158,43 @@ class ViewMaker:
         """
         table, rank, number = self.table(epoch), distributed.rank(), distributed.world_size()
         parts = [rank_part(whole, rank, number) for whole in self.steps[first_step:]]
-        requests = (self._request(table, _rows(positions, table.slots)) for positions in parts)
+        other = self.other_rendering(epoch)
+        renderings = (None,) if other is None else (None, other)
+        requests = (self._request(table, _rows(positions, table.slots), renderings) for positions in parts)
         pin = self.device.type == "cuda"
         ahead = prefetch_map(partial(_read, self.split), requests, self.split.workers, pin)
         for step, (positions, images) in enumerate(zip(parts, ahead, strict=True), start=first_step):
-            yield self._batch(epoch, step, positions, images)
+            yield self._batch(epoch, step, positions, *images)
 
     def views(self, epoch: int, slot: int, positions: range) -> Tensor:
         """Make the views of one slot at some positions: (B, 3, H, W). Slot 0 is x."""
         table = self.table(epoch)
         slots = [table.slots[slot - 1]] if slot else []
-        images = _read(self.split, self._request(table, _rows(positions, slots)))
+        rows = _rows(positions, slots)
+        (images,) = _read(self.split, self._request(table, rows))
         with _explain_memory(len(positions)):
-            return self._slots(table, positions, slots, images)[-1]
+            return self._slots(table, positions, slots, rows, images)[-1]
 
-    def _batch(self, epoch: int, step: int, positions: range, images: Tensor) -> Batch:
+    def of_batch(self, batch: Batch, with_mixed: bool = True) -> Tensor:
+        """Make the views of a batch that another maker of the same plan made, or its x alone."""
+        table, positions, images = self.table(batch.epoch), batch.positions, batch.other_images
+        rows = _rows(positions, table.slots if with_mixed or images is not None else ())
+        if images is None:
+            (images,) = _read(self.split, self._request(table, rows))
+        with _explain_memory(len(batch)):
+            return torch.cat(self._slots(table, positions, table.slots if with_mixed else (), rows, images))
+
+    def rendered(self, rendering: Rendering) -> "ViewMaker":
+        """Return a maker of the same views in another rendering."""
+        return ViewMaker(self.split.rendered(rendering), self.plan, self.batch_size, self.device)
+
+    def _batch(
+        self, epoch: int, step: int, positions: range, images: Tensor, other_images: Tensor | None = None
+    ) -> Batch:
         table, own = self.table(epoch), np.arange(positions.start, positions.stop)
         with _explain_memory(len(own)):
-            views = torch.cat(self._slots(table, positions, table.slots, images))  # float32 if any of them is
+            slots = self._slots(table, positions, table.slots, _rows(positions, table.slots), images)
+            views = torch.cat(slots)  # float32 if any of them is
         samples = torch.from_numpy(table.order[own])
         partners = [table.order[slot.partner[own]] for slot in table.slots]
         partner_samples = np.concatenate(partners) if partners else np.empty(0, np.int64)
@@ -168,18 +210,21 @@ class ViewMaker:
             lam=self._column([slot.lam[own] for slot in table.slots]),
             random_score=self._column([slot.random_score[own] for slot in table.slots]),
             standard_keys=self.plan.standard_keys(table, own),
+            other_images=other_images,
         )
 
-    def _slots(self, table: EpochTable, positions: range, slots: Sequence[Slot], images: Tensor) -> list[Tensor]:
-        """Make x and the views of some slots, each (B, 3, H, W), from the images of `_rows`."""
-        own, rows = np.arange(positions.start, positions.stop), _rows(positions, slots)
+    def _slots(
+        self, table: EpochTable, positions: range, slots: Sequence[Slot], rows: np.ndarray, images: Tensor
+    ) -> list[Tensor]:
+        """Make x and the views of some slots, each (B, 3, H, W), from the images of some rows, see `_rows`."""
+        own = np.arange(positions.start, positions.stop)
         standard = self._standard_views(table, rows, images)
         # A batch of whole blocks has all its partners in itself.
         x = standard if len(rows) == len(own) else take(standard, self._tensor(np.searchsorted(rows, own)))
         views = [x]
         for slot in slots:
             second = take(standard, self._tensor(np.searchsorted(rows, slot.partner[own])))
-            views.append(apply_mix(slot.mix, x, second, slot.parameters[own]))
+            views.append(apply_mix(slot.mix, x, second, slot.parameters[own], self.plan.image_size))
         return views
 
     def _standard_views(self, table: EpochTable, rows: np.ndarray, images: Tensor) -> Tensor:
@@ -191,8 +236,11 @@ class ViewMaker:
             return flip_some(images, flip)
         return crop_flip(images, self._tensor(table.crop[rows]), flip, self.plan.padding)
 
-    def _request(self, table: EpochTable, rows: np.ndarray) -> _Request:
-        return _Request(torch.from_numpy(table.order[rows]), table.crop[rows] if self.plan.random_resized else None)
+    def _request(
+        self, table: EpochTable, rows: np.ndarray, renderings: tuple[Rendering | None, ...] = (None,)
+    ) -> _Request:
+        words = table.crop[rows] if self.plan.random_resized else None
+        return _Request(torch.from_numpy(table.order[rows]), words, renderings)
 
     def _tensor(self, rows: np.ndarray) -> Tensor:
         return torch.from_numpy(rows).to(self.device, non_blocking=True)
@@ -201,11 +249,34 @@ class ViewMaker:
         return self._tensor(np.concatenate(slots) if slots else np.empty(0, np.float32))
 
 
-def apply_mix(name: str, first: Tensor, second: Tensor, parameters: np.ndarray) -> Tensor:
-    """Make the x' of a batch; raise `KdcacheError` if they are of a wrong shape or type."""
+def _check_sizes(plan: ViewPlan, image_size: int) -> None:
+    """Refuse images of another size than the plan's if its views would not show the same."""
+    if image_size == plan.image_size:
+        return
+    if plan.crop_flip and not plan.random_resized:
+        what = "image size for views that are padded crops"
+        raise UsageError(problem(what, expected=plan.image_size, got=image_size))
+    for mix in plan.mixes:
+        if find_mix(mix).apply_scaled is None:
+            what = f"augmentation {mix} of images of {plan.image_size} pixels: image size of the student"
+            remedy = "Its Mix needs an apply_scaled for other sizes, see docs/extending.md."
+            raise UsageError(problem(what, expected=plan.image_size, got=image_size, remedy=remedy))
+
+
+def apply_mix(name: str, first: Tensor, second: Tensor, parameters: np.ndarray, size: int) -> Tensor:
+    """Make the x' of a batch, whose parameters were drawn for images of some size.
+
+    Raises
+    ------
+    KdcacheError
+        If they are of a wrong shape or type.
+    """
     mix = find_mix(name)
     with explained(f"augmentation {name}", name):
-        made = mix.apply(first, second, parameters)
+        if mix.apply_scaled is None or first.shape[-1] == size:
+            made = mix.apply(first, second, parameters)
+        else:
+            made = mix.apply_scaled(first, second, parameters, size)
     if not isinstance(made, Tensor):
         raise KdcacheError(problem(f"augmentation {name}: its views", expected="a tensor", got=type(made).__name__))
     dtype = torch.float32 if mix.gives_float else torch.uint8

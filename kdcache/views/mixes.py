@@ -22,6 +22,7 @@ from kdcache.views.words import Words, below, high, low
 __all__ = [
     "Mix",
     "Words",
+    "box_coverage",
     "box_edges",
     "cutmix",
     "draw_cutmix",
@@ -31,6 +32,7 @@ __all__ = [
     "make_cutmix",
     "make_mixup",
     "mixup",
+    "scaled_cutmix",
 ]
 
 
@@ -51,6 +53,9 @@ class Mix(NamedTuple):
         Whether the x' are float32, 0 to 255; otherwise they are uint8.
     batch_size : int or None
         Size of the batches that draw once for all of their samples; ``None`` if each sample draws for itself.
+    apply_scaled : callable or None
+        As `apply`, for images of another size than that of which the parameters were drawn, which is the last argument.
+        ``None`` if there are no such x'.
     """
 
     draw: Callable[[Words, int], tuple[np.ndarray, np.ndarray]]
@@ -58,6 +63,7 @@ class Mix(NamedTuple):
     probability: float = 1.0
     gives_float: bool = False
     batch_size: int | None = None
+    apply_scaled: Callable[[Tensor, Tensor, np.ndarray, int], Tensor] | None = None
 
     def mixed(self, words: Words) -> np.ndarray:
         """Tell which samples are mixed, from the lower halves of their first words: bool (N,)."""
@@ -137,7 +143,7 @@ def _check_rows(mix: str, parameters: object, lam: object, count: int) -> None:
 
 def make_mixup(alpha: float = 1.0, probability: float = 1.0, mode: str = "elem") -> Mix:
     """mixup: Zhang et al., 2018, arXiv:1710.09412. For the options see `kdcache.config.augs.MixingOptions`."""
-    return Mix(partial(draw_mixup, alpha=alpha), mixup, probability, True, _batch_size(mode))
+    return Mix(partial(draw_mixup, alpha=alpha), mixup, probability, True, _batch_size(mode), _scaled_mixup)
 
 
 def _batch_size(mode: str) -> int | None:
@@ -184,9 +190,15 @@ def mixup(first: Tensor, second: Tensor, parameters: np.ndarray | Tensor) -> Ten
     return torch.lerp(second.float(), first.float(), lam[:, :, None, None])
 
 
+def _scaled_mixup(first: Tensor, second: Tensor, parameters: np.ndarray, size: int) -> Tensor:
+    """Blend images of any size."""
+    return mixup(first, second, parameters)
+
+
 def make_cutmix(alpha: float = 1.0, probability: float = 1.0, mode: str = "elem") -> Mix:
     """CutMix: Yun et al., 2019, arXiv:1905.04899. For the options see `kdcache.config.augs.MixingOptions`."""
-    return Mix(partial(draw_cutmix, alpha=alpha), cutmix, probability, batch_size=_batch_size(mode))
+    draw = partial(draw_cutmix, alpha=alpha)
+    return Mix(draw, cutmix, probability, batch_size=_batch_size(mode), apply_scaled=scaled_cutmix)
 
 
 def draw_cutmix(words: Words, size: int, alpha: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -246,3 +258,47 @@ def cutmix(first: Tensor, second: Tensor, parameters: np.ndarray | Tensor) -> Te
     outer, inner = (images.permute(0, 2, 3, 1).flatten(2) for images in (first, second))
     mixed = outer * (1 - box) + inner * box
     return mixed.unflatten(2, (width, channels)).permute(0, 3, 1, 2)
+
+
+def scaled_cutmix(first: Tensor, second: Tensor, parameters: np.ndarray, size: int) -> Tensor:
+    """Fill a box of each view that was drawn on images of another size.
+
+    The box keeps its share of the image: a pixel that it covers in part is mixed by that part. Computed in integers.
+
+    Parameters
+    ----------
+    first, second, parameters
+        As for `cutmix`; the images are uint8.
+    size : int
+        Side of the images on which the boxes were drawn.
+    """
+    box = box_coverage(parameters, size, first.shape[-1]).to(first.device, non_blocking=True)[..., None]
+    outer, inner = (images.permute(0, 2, 3, 1).int() for images in (first, second))
+    whole = size * size
+    mixed = (outer * whole + (inner - outer) * box + whole // 2) // whole
+    return mixed.byte().permute(0, 3, 1, 2)
+
+
+def box_coverage(parameters: np.ndarray, size: int, side: int) -> Tensor:
+    """Compute which part of each pixel is in a box that was drawn on images of another size.
+
+    Parameters
+    ----------
+    parameters : ndarray of integers, shape (B, 4)
+        Top, bottom, left, right, as drawn by `draw_cutmix` on images of `size`.
+    size : int
+    side : int
+        Side of the images whose pixels are covered.
+
+    Returns
+    -------
+    Tensor of int32, shape (B, side, side)
+        In parts of ``size ** 2``. Their sum is exactly the share of the box in the image.
+    """
+    edges = torch.from_numpy(parameters).int() * side  # a pixel of the other size is `side` long, one of these `size`
+    start = torch.arange(side, dtype=torch.int32) * size
+    rows, columns = (
+        (torch.minimum(start + size, high[:, None]) - torch.maximum(start, low[:, None])).clamp(min=0)
+        for low, high in (edges[:, :2].unbind(1), edges[:, 2:].unbind(1))
+    )
+    return rows[:, :, None] * columns[:, None]
