@@ -175,7 +175,7 @@ def initial_network(config: TrainingConfig, data: Dataset) -> tuple[Network, Ini
             raise UsageError(problem(f"run {config.out}", expected="a record of its initial weights", got="none"))
         init = InitialWeights(**recorded)
         network.set_normalization(init.mean, init.std)
-        network.rendering = Rendering(*init.rendering)
+        network.rendering = Rendering(network.image_size, init.shorter_side, init.interpolation)
         return network, init
     return network, start_from(network, weights_file(config.init), data, config.downloads_init)
 

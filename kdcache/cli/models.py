@@ -1,7 +1,6 @@
 """``kdcache models``, ``kdcache export`` and ``kdcache predict``."""
 
 import os
-from dataclasses import astuple
 from pathlib import Path
 
 import click
@@ -96,12 +95,14 @@ def predict(run: Path, images: tuple[Path, ...], max_pixels: int | None, best: b
     file = folder.chosen_network_file(best)
     network, metadata = checkpoint.load(file), checkpoint.metadata(file)
     names = metadata.get("class_names") or [str(label) for label in range(network.num_classes)]
-    rendering, deployed = astuple(network.rendering), ExportModule(network)
+    rendering, deployed = network.rendering, ExportModule(network)
+    size, shorter_side, interpolation = rendering.image_size, rendering.shorter_side, rendering.interpolation
     files, bad = _image_files(images)
     total = len(files) + bad
     for image in files:
         try:
-            pixels = read_image(image, *rendering, max_pixels or folder.config.max_pixels)
+            limit = max_pixels or folder.config.max_pixels
+            pixels = read_image(image, size, shorter_side, interpolation, limit)
         except UsageError as error:
             click.echo(f"kdcache: {error}", err=True)
             bad += 1

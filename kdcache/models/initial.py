@@ -2,9 +2,8 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import astuple
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,13 +30,14 @@ log = logging.getLogger("kdcache")
 class InitialWeights(NamedTuple):
     """The weights that a network starts from: a digest of its tensors and normalization, without a new head.
 
-    And how it sees pictures: its normalization, and the fields of its rendering.
+    And how it sees pictures: its normalization, and its rendering, whose size is that of the data.
     """
 
     digest: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    rendering: tuple[Any, ...]
+    shorter_side: int
+    interpolation: str
 
 
 def start_from(network: Network, weights: str | Path, data: Dataset, may_download: bool) -> InitialWeights:
@@ -84,7 +84,8 @@ def start_from(network: Network, weights: str | Path, data: Dataset, may_downloa
     set_rendering(network, stated, data)
     tensors = {name: network.body.state_dict()[name] for name in sorted(kept)}
     digest = tensor_files.digest(tensors, {"mean": network.mean, "std": network.std})
-    return InitialWeights(digest, network.mean, network.std, astuple(network.rendering))
+    rendering = network.rendering
+    return InitialWeights(digest, network.mean, network.std, rendering.shorter_side, rendering.interpolation)
 
 
 def head_of(name: str, num_classes: int, image_size: int) -> dict[str, int]:

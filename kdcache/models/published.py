@@ -208,7 +208,7 @@ def _configurations(body: nn.Module) -> dict[str, Any]:
 def _clean_crop(document: Mapping[Any, Any], source: str) -> CleanCrop | None:
     """Find a clean view as timm states it: the share for each size, and how pictures are resized."""
     for facts in _facts(document):
-        shares = {None: facts.get("crop_pct")}
+        shares: dict[int | None, Any] = {None: facts.get("crop_pct")}
         if size := _values(facts.get("test_input_size")):
             shares[size[-1]] = facts.get("test_crop_pct", shares[None])
         how = facts.get("interpolation")

@@ -22,7 +22,7 @@ from kdcache.views.words import Words, below, high, low
 __all__ = [
     "Mix",
     "Words",
-    "box_coverage",
+    "axis_coverage",
     "box_edges",
     "cutmix",
     "draw_cutmix",
@@ -272,33 +272,30 @@ def scaled_cutmix(first: Tensor, second: Tensor, parameters: np.ndarray, size: i
     size : int
         Side of the images on which the boxes were drawn.
     """
-    box = box_coverage(parameters, size, first.shape[-1]).to(first.device, non_blocking=True)[..., None]
+    rows, columns = (axis_coverage(parameters[:, edges], size, first.shape[-1]) for edges in (slice(0, 2), slice(2, 4)))
+    box = (rows[:, :, None] * columns[:, None]).to(first.device, non_blocking=True)[..., None]
     outer, inner = (images.permute(0, 2, 3, 1).int() for images in (first, second))
     whole = size * size
     mixed = (outer * whole + (inner - outer) * box + whole // 2) // whole
     return mixed.byte().permute(0, 3, 1, 2)
 
 
-def box_coverage(parameters: np.ndarray, size: int, side: int) -> Tensor:
-    """Compute which part of each pixel is in a box that was drawn on images of another size.
+def axis_coverage(edges: np.ndarray, size: int, side: int) -> Tensor:
+    """Compute which part of each row or column of pixels is in a box that was drawn on images of another size.
 
     Parameters
     ----------
-    parameters : ndarray of integers, shape (B, 4)
-        Top, bottom, left, right, as drawn by `draw_cutmix` on images of `size`.
+    edges : ndarray of integers, shape (B, 2)
+        First and last edge along the axis, as drawn by `draw_cutmix` on images of `size`.
     size : int
     side : int
         Side of the images whose pixels are covered.
 
     Returns
     -------
-    Tensor of int32, shape (B, side, side)
-        In parts of ``size ** 2``. Their sum is exactly the share of the box in the image.
+    Tensor of int32, shape (B, side)
+        In parts of ``size``. Their sum is exactly the length of the box.
     """
-    edges = torch.from_numpy(parameters).int() * side  # a pixel of the other size is `side` long, one of these `size`
+    low, high = (torch.from_numpy(edges).int() * side)[:, :, None].unbind(1)  # a pixel is now `size` long
     start = torch.arange(side, dtype=torch.int32) * size
-    rows, columns = (
-        (torch.minimum(start + size, high[:, None]) - torch.maximum(start, low[:, None])).clamp(min=0)
-        for low, high in (edges[:, :2].unbind(1), edges[:, 2:].unbind(1))
-    )
-    return rows[:, :, None] * columns[:, None]
+    return (torch.minimum(start + size, high) - torch.maximum(start, low)).clamp(min=0)
