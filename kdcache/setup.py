@@ -244,7 +244,7 @@ def open_cached_teacher(
         cached_teacher = make_cached_teacher(
             teacher, own_views, store, config.cache, config.epochs, config.cache_limit, progress
         )
-    if seen is not data:
+    if own_views is not views:
         cached_teacher.serve(views, config.needs_features)
     return cached_teacher
 
@@ -265,9 +265,13 @@ def load_run_data(run: RunFolder, dataset: str | None = None, data_root: Path | 
     UsageError
         If the images there are others.
     """
+    from kdcache.models.checkpoint import rendering_of
+
     config = run.read_config()
     places = {"dataset": dataset or config.dataset, "data_root": data_root or config.data_root}
     data = load_data(config.model_copy(update={**places, "download": False}))
+    if run.network_file.is_file():
+        data = data.rendered(rendering_of(run.network_file))
     if not _is_trained_on(run, data):
         remedy = "If they were moved, name their place with --dataset."
         expected = f"the images that {run.path} was trained on"

@@ -29,11 +29,12 @@ from kdcache.models.load import find_network
 from kdcache.models.published import clean_crop_of
 from kdcache.run.find import store_path
 from kdcache.run.folder import FinishedRun
-from kdcache.setup import initial_network, load_data
-from kdcache.views import ViewMaker, ViewPlan
-from kdcache.views.batch import apply_mix
+from kdcache.setup import initial_network, load_data, load_run_data
+from kdcache.views import ViewMaker, ViewPlan, apply
+from kdcache.views.apply import apply_mix
 from kdcache.views.geometry import random_resized_box
-from kdcache.views.mixes import axis_coverage, cutmix, draw_cutmix, draw_rows, scaled_cutmix
+from kdcache.views.mixes import cutmix, draw_cutmix, draw_rows, find_mix
+from kdcache.views.scaling import axis_coverage, scaled_cutmix
 from tests.samples import refusal, write_imagenet
 
 Settings = dict[str, Any]
@@ -171,10 +172,8 @@ def test_every_augmentation_shows_the_same_at_both_sizes(mix: str) -> None:
 def test_what_has_one_size_is_refused_at_another(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     padded = replace(plan(), padding=4)
     assert "padded crops: expected 48, got 32" in refusal(lambda: ViewMaker(data.train, padded, 8, CPU))
-    from kdcache.views import batch
-
-    fixed = batch.find_mix("cutmix")._replace(apply_scaled=None)
-    monkeypatch.setattr(batch, "find_mix", lambda mix: fixed)
+    fixed = find_mix("cutmix")._replace(apply_scaled=None)
+    monkeypatch.setattr(apply, "find_mix", lambda mix: fixed)
     message = refusal(lambda: ViewMaker(data.train, plan(("cutmix",)), 8, CPU))
     assert "image size of the student: expected 48, got 32" in message
     assert "apply_scaled" in message
@@ -296,6 +295,7 @@ def test_weights_bring_the_clean_view_that_their_library_states(
     transform = v2.Compose([v2.Resize(50, v2.InterpolationMode.BICUBIC), v2.CenterCrop(LARGE), v2.PILToTensor()])
     with Image.open(sorted((root / "imagenet/val").rglob("*.JPEG"))[4]) as picture:
         assert data.rendered(expected).test.take(torch.tensor([4]))[0].equal(transform(picture.convert("RGB")))
+    assert load_run_data(run).card.rendering == expected  # which the images are compared in
     smaller = config.model_copy(update={"image_size": SMALL, "init": str(run.path)})
     assert initial_network(smaller, load_data(smaller))[0].rendering == Rendering(SMALL, 33, "bicubic")
 

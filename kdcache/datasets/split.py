@@ -216,7 +216,8 @@ class Dataset:
 
         If x is a padded crop of the clean view, all networks see the same images: these.
         """
-        if rendering == self.card.rendering or self.card.padding is not None:
+        has_one = self.card.padding is not None or self.train.pictures is None
+        if has_one or rendering == self.card.rendering:
             return self
         train, test = self.train.rendered(rendering), self.test.rendered(rendering)
         val = None if self.val is None else self.val.rendered(rendering)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -14,13 +14,12 @@ from kdcache import distributed
 from kdcache.cards import Rendering
 from kdcache.datasets import Split
 from kdcache.datasets.workers import prefetch_map
-from kdcache.errors import KdcacheError, UsageError, memory_explained, problem
-from kdcache.extensions import explained
+from kdcache.errors import UsageError, memory_explained, problem
+from kdcache.views.apply import apply_mix, check_sizes
 from kdcache.views.geometry import crop_flip, flip_some, random_resized_box, take
-from kdcache.views.mixes import find_mix
 from kdcache.views.plan import EpochTable, Slot, ViewPlan, rank_part, steps
 
-__all__ = ["Batch", "ViewMaker", "apply_mix", "hard_labels"]
+__all__ = ["Batch", "ViewMaker", "hard_labels"]
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ class ViewMaker:
     def __init__(self, split: Split, plan: ViewPlan, batch_size: int, device: torch.device) -> None:
         self.split, self.plan, self.device, self.batch_size = split, plan, device, batch_size
         self.other_rendering: Callable[[int], Rendering | None] = lambda epoch: None
-        _check_sizes(plan, split.image_size)
+        check_sizes(plan, split.image_size)
         self.steps = steps(plan.samples, batch_size)
         least = min(map(len, self.steps))
         if least < 2 * distributed.world_size() > 2:
@@ -185,8 +184,14 @@ class ViewMaker:
             return torch.cat(self._slots(table, positions, table.slots if with_mixed else (), rows, images))
 
     def rendered(self, rendering: Rendering) -> "ViewMaker":
-        """Return a maker of the same views in another rendering."""
-        return ViewMaker(self.split.rendered(rendering), self.plan, self.batch_size, self.device)
+        """Return a maker of the same views in another rendering; this one where only clean views would differ."""
+        assert self.split.pictures is not None
+        current = self.split.pictures.rendering
+        if self.plan.crop_flip and replace(rendering, shorter_side=current.shorter_side) == current:
+            return self
+        maker = ViewMaker(self.split.rendered(rendering), self.plan, self.batch_size, self.device)
+        maker.table = self.table
+        return maker
 
     def _batch(
         self, epoch: int, step: int, positions: range, images: Tensor, other_images: Tensor | None = None
@@ -247,47 +252,6 @@ class ViewMaker:
 
     def _column(self, slots: list[np.ndarray]) -> Tensor:
         return self._tensor(np.concatenate(slots) if slots else np.empty(0, np.float32))
-
-
-def _check_sizes(plan: ViewPlan, image_size: int) -> None:
-    """Refuse images of another size than the plan's if its views would not show the same."""
-    if image_size == plan.image_size:
-        return
-    if plan.crop_flip and not plan.random_resized:
-        what = "image size for views that are padded crops"
-        raise UsageError(problem(what, expected=plan.image_size, got=image_size))
-    for mix in plan.mixes:
-        if find_mix(mix).apply_scaled is None:
-            what = f"augmentation {mix} of images of {plan.image_size} pixels: image size of the student"
-            remedy = "Its Mix needs an apply_scaled for other sizes, see docs/extending.md."
-            raise UsageError(problem(what, expected=plan.image_size, got=image_size, remedy=remedy))
-
-
-def apply_mix(name: str, first: Tensor, second: Tensor, parameters: np.ndarray, size: int) -> Tensor:
-    """Make the x' of a batch, whose parameters were drawn for images of some size.
-
-    Raises
-    ------
-    KdcacheError
-        If they are of a wrong shape or type.
-    """
-    mix = find_mix(name)
-    with explained(f"augmentation {name}", name):
-        if mix.apply_scaled is None or first.shape[-1] == size:
-            made = mix.apply(first, second, parameters)
-        else:
-            made = mix.apply_scaled(first, second, parameters, size)
-    if not isinstance(made, Tensor):
-        raise KdcacheError(problem(f"augmentation {name}: its views", expected="a tensor", got=type(made).__name__))
-    dtype = torch.float32 if mix.gives_float else torch.uint8
-    if (made.dtype, made.shape, made.device) != (dtype, first.shape, first.device):
-        expected, got = (
-            f"{str(kind).removeprefix('torch.')} of shape {tuple(shape)} on {device}"
-            for kind, shape, device in ((dtype, first.shape, first.device), (made.dtype, made.shape, made.device))
-        )
-        remedy = "Views are uint8, 0 to 255; the Mix of one that gives float32 in the same range says gives_float=True."
-        raise KdcacheError(problem(f"augmentation {name}: its views", expected=expected, got=got, remedy=remedy))
-    return made
 
 
 def _explain_memory(images: int) -> AbstractContextManager[None]:

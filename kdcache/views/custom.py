@@ -9,7 +9,7 @@ from torch import Tensor
 from kdcache.config.augs import parse_mix, with_code
 from kdcache.errors import UsageError, problem
 from kdcache.extensions import is_address, source_digest
-from kdcache.views.batch import apply_mix
+from kdcache.views.apply import apply_mix
 from kdcache.views.mixes import draw_rows, find_mix
 
 __all__ = ["identified"]

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcache.views.mixes import Mix, box_edges, cutmix, scaled_cutmix
+from kdcache.views.mixes import Mix, box_edges, cutmix
+from kdcache.views.scaling import scaled_cutmix
 from kdcache.views.words import Words, below, high, low, next_words
 
 __all__ = ["draw_cutout", "draw_erasing", "fill_box", "make_cutout", "make_erasing"]
@@ -80,7 +81,7 @@ def fill_box(first: Tensor, second: Tensor, parameters: np.ndarray, color: bytes
 
 
 def _scaled_fill_box(first: Tensor, second: Tensor, parameters: np.ndarray, size: int, color: bytes) -> Tensor:
-    """Fill a box that was drawn on images of another size; see `kdcache.views.mixes.scaled_cutmix`."""
+    """Fill a box that was drawn on images of another size; see `kdcache.views.scaling.scaled_cutmix`."""
     return scaled_cutmix(first, _filled(first, color), parameters, size)
 
 

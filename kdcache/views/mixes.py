@@ -17,12 +17,12 @@ from kdcache.config.augs import parse_mix
 from kdcache.errors import KdcacheError, UsageError, problem
 from kdcache.extensions import call, explained, import_object, is_address
 from kdcache.views.beta import beta_lambdas
+from kdcache.views.scaling import scaled_cutmix
 from kdcache.views.words import Words, below, high, low
 
 __all__ = [
     "Mix",
     "Words",
-    "axis_coverage",
     "box_edges",
     "cutmix",
     "draw_cutmix",
@@ -32,7 +32,6 @@ __all__ = [
     "make_cutmix",
     "make_mixup",
     "mixup",
-    "scaled_cutmix",
 ]
 
 
@@ -258,44 +257,3 @@ def cutmix(first: Tensor, second: Tensor, parameters: np.ndarray | Tensor) -> Te
     outer, inner = (images.permute(0, 2, 3, 1).flatten(2) for images in (first, second))
     mixed = outer * (1 - box) + inner * box
     return mixed.unflatten(2, (width, channels)).permute(0, 3, 1, 2)
-
-
-def scaled_cutmix(first: Tensor, second: Tensor, parameters: np.ndarray, size: int) -> Tensor:
-    """Fill a box of each view that was drawn on images of another size.
-
-    The box keeps its share of the image: a pixel that it covers in part is mixed by that part. Computed in integers.
-
-    Parameters
-    ----------
-    first, second, parameters
-        As for `cutmix`; the images are uint8.
-    size : int
-        Side of the images on which the boxes were drawn.
-    """
-    rows, columns = (axis_coverage(parameters[:, edges], size, first.shape[-1]) for edges in (slice(0, 2), slice(2, 4)))
-    box = (rows[:, :, None] * columns[:, None]).to(first.device, non_blocking=True)[..., None]
-    outer, inner = (images.permute(0, 2, 3, 1).int() for images in (first, second))
-    whole = size * size
-    mixed = (outer * whole + (inner - outer) * box + whole // 2) // whole
-    return mixed.byte().permute(0, 3, 1, 2)
-
-
-def axis_coverage(edges: np.ndarray, size: int, side: int) -> Tensor:
-    """Compute which part of each row or column of pixels is in a box that was drawn on images of another size.
-
-    Parameters
-    ----------
-    edges : ndarray of integers, shape (B, 2)
-        First and last edge along the axis, as drawn by `draw_cutmix` on images of `size`.
-    size : int
-    side : int
-        Side of the images whose pixels are covered.
-
-    Returns
-    -------
-    Tensor of int32, shape (B, side)
-        In parts of ``size``. Their sum is exactly the length of the box.
-    """
-    low, high = (torch.from_numpy(edges).int() * side)[:, :, None].unbind(1)  # a pixel is now `size` long
-    start = torch.arange(side, dtype=torch.int32) * size
-    return (torch.minimum(start + size, high) - torch.maximum(start, low)).clamp(min=0)
