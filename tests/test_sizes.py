@@ -239,6 +239,7 @@ def test_one_store_serves_students_of_every_size(root: Path, teacher: Path, monk
     assert same(online, first)
     assert {tuple(sizes) for sizes in rendered} == {(SMALL, LARGE), (SMALL,)}  # the latter to evaluate it
     assert f"intact: {4 * SAMPLES} views" in run_command("cache", "verify", str(teacher), "--all", "--device", "cpu")
+    assert "expected" not in run_command("evaluate", str(first.path), "--device", "cpu")  # beside its teacher
     planned = [f"--{name}={value}" for name, value in (("teacher", teacher), ("image-size", SMALL), ("epochs", 2))]
     (auto,) = (
         line for line in run_command("cache", "plan", "--aug=cutmix-pick", *planned).splitlines() if "auto" in line
