@@ -173,15 +173,9 @@ class Pictures:
         return decode(data, name, self.max_pixels, self.rendering.shorter_side)
 
 
-def read_image(
-    path: str | Path,
-    size: int,
-    shorter_side: int | None = None,
-    interpolation: str = "bilinear",
-    max_pixels: int = MAX_PIXELS,
-) -> Tensor:
+def read_image(path: str | Path, size: int, shorter_side: int | None = None, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Read the clean view of an image file: (3, size, size) uint8, see `clean_view`."""
     path = Path(path)
     files = Files.of(path.parent, [os.fsencode(path.name)])
-    pictures = Pictures(files, Rendering(size, shorter_side or size, interpolation), max_pixels=max_pixels)
+    pictures = Pictures(files, Rendering(size, shorter_side or size), max_pixels=max_pixels)
     return pictures.clean(torch.zeros(1, dtype=torch.long))[0]

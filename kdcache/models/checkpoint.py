@@ -20,6 +20,7 @@ from kdcache.models.registry import build, expected_state
 __all__ = [
     "FORMAT",
     "Description",
+    "describe",
     "fingerprint",
     "is_kdcache_file",
     "load",
@@ -100,7 +101,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], Description]:
         If the file is missing, damaged, or not a checkpoint of kdcache.
     """
     state, facts = tensor_files.load(path, FORMAT)
-    return state, _described(path, facts)
+    return state, describe(path, facts)
 
 
 def rendering_of(path: Path) -> Rendering:
@@ -111,10 +112,17 @@ def rendering_of(path: Path) -> Rendering:
     UsageError
         If the file is missing, damaged, or not a checkpoint of kdcache.
     """
-    return _described(path, metadata(path)).rendering
+    return describe(path, metadata(path)).rendering
 
 
-def _described(path: Path, facts: Mapping[str, Any]) -> Description:
+def describe(path: Path, facts: Mapping[str, Any]) -> Description:
+    """Check the metadata of a file.
+
+    Raises
+    ------
+    UsageError
+        If one is missing or has another type, or there are more or fewer names than classes.
+    """
     try:
         stated = Description.model_validate_json(json.dumps(facts))
     except ValidationError as error:
