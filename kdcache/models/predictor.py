@@ -84,7 +84,9 @@ def _of_onnx(path: Path) -> Predictor:
         raise UsageError(problem(f"network {path}", got=first_line(error), remedy=remedy)) from None
     try:
         # From bytes: a file could name others with its weights by their paths.
-        session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     except OSError as error:
         raise UsageError(problem(f"could not read {path}", got=error.strerror)) from error
     except Exception as error:  # onnxruntime has its own types
