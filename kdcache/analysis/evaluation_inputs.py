@@ -255,17 +255,17 @@ class _Loader:
         """Load a network, unless it was loaded before."""
         if known := self.networks.get(file.resolve()):
             return known
-        split = self._split_of(data)
         if file.suffix == ONNX_SUFFIX:
             predictor = load_predictor(file)
+            data = data.rendered(predictor.facts.rendering)
             _require_fit(predictor, data)
             logits = partial(_log_probabilities, predictor)
-            facts = (name, file, predictor.facts.name, split, torch.device("cpu"), "onnxruntime on cpu")
+            facts = (name, file, predictor.facts.name, self._split_of(data), torch.device("cpu"), "onnxruntime on cpu")
             return LoadedNetwork(*facts, logits, None)
-        compute = Compute.choose(self.device, precision)
+        compute, data = Compute.choose(self.device, precision), data.rendered(checkpoint.rendering_of(file))
         network = trained_network(file, data, "network").to(compute.device).eval()
         logits = partial(_forward, network, compute)
-        facts = (name, file, network.name, split, compute.device, compute.precision)
+        facts = (name, file, network.name, self._split_of(data), compute.device, compute.precision)
         return LoadedNetwork(*facts, logits, network, epoch)
 
 

@@ -69,7 +69,6 @@ def export(run: Path, format: str, out: Path | None, best: bool) -> None:
     path = out or folder.path / f"export{SUFFIXES[format]}"
     require_writable_file(path)
     file = folder.chosen_network_file(best)
-    stated = checkpoint.metadata(file)
-    facts = {name: stated[name] for name in ("class_names", "shorter_side") if name in stated}
-    exported = write(checkpoint.load(file), format, path, **facts)
+    names = checkpoint.metadata(file).get("class_names", ())
+    exported = write(checkpoint.load(file), format, path, class_names=names)
     click.echo(printable(f"{exported.path}: probabilities differ by at most {exported.difference:.1g}"))

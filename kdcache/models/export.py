@@ -4,6 +4,7 @@ import copy
 import json
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -170,8 +171,15 @@ def _as_json(network: Network, facts: Facts) -> dict[str, str]:
         "turn as EXIF says, convert to RGB, resize, crop the center; pixels 0 to 255, (batch, 3, H, W), uint8"
     )
     versions = {"kdcache": __version__, "torch": torch.__version__}
-    stated = {key: getattr(network, key) for key in ("name", "num_classes", "image_size", "mean", "std")}
-    described = {**stated, **facts, "class_names": names, "preprocessing": preprocessing, "versions": versions}
+    stated = {key: getattr(network, key) for key in ("name", "num_classes", "mean", "std")}
+    described = {
+        **stated,
+        **asdict(network.rendering),
+        **facts,
+        "class_names": names,
+        "preprocessing": preprocessing,
+        "versions": versions,
+    }
     return {key: json.dumps(value) for key, value in described.items()}
 
 
