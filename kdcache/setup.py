@@ -5,8 +5,9 @@ from __future__ import annotations  # so that plans can be made without torch
 import logging
 import os
 from collections.abc import Iterator
+from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from kdcache import datasets
 from kdcache.answers.encoding import make_encoding
@@ -19,7 +20,7 @@ from kdcache.extensions import is_address, require_trusted
 from kdcache.machine import threads_advice
 from kdcache.run.find import store_path, weights_file
 from kdcache.run.folder import FinishedRun, RunFolder
-from kdcache.views.plan import ViewPlan
+from kdcache.views.plan import ViewPlan, steps
 
 if TYPE_CHECKING:
     from kdcache.answers.cached_teacher import CachedTeacher
@@ -42,13 +43,18 @@ __all__ = [
     "make_plan_for_size",
     "open_cached_teacher",
     "verify_run",
+    "with_epochs",
 ]
 
 IMAGENET_CLASSES = 1000
 """Of the whole dataset. Its card leaves the number open, since a folder may hold some of the classes."""
 
+PUBLISHED_NAMES = {"torchvision": "DEFAULT", "timm": "pretrained"}
+"""Name of the published weights of a network, by its library."""
 
 log = logging.getLogger("kdcache")
+
+Config = TypeVar("Config", bound=TrainingConfig)
 
 
 def choose_compute(config: TrainingConfig) -> Compute:
@@ -94,6 +100,7 @@ def load_data(config: TrainingConfig) -> Dataset:
         config.dataset,
         root=config.data_root,
         image_size=config.image_size,
+        crop=config.crop,
         download=config.download,
         on_bad_image=config.on_bad_image,
         max_pixels=config.max_pixels,
@@ -101,6 +108,19 @@ def load_data(config: TrainingConfig) -> Dataset:
         train_fraction=config.train_fraction,
         workers=config.workers,
     )
+
+
+def with_epochs(config: Config, samples: int) -> Config:
+    """Turn a length in steps into whole epochs of a number of training samples.
+
+    Raises
+    ------
+    UsageError
+        If other settings do not fit the number of epochs.
+    """
+    if config.steps is None:
+        return config
+    return config.lasting(ceil(config.steps / len(steps(samples, config.batch_size))))
 
 
 class DataSize(NamedTuple):
@@ -123,7 +143,7 @@ def data_size(config: TrainingConfig, approximate: bool = False) -> DataSize:
         assume that ImageNet has all of its classes. Then only datasets without a name are loaded.
     """
     if config.dataset in datasets.CARDS:
-        card = datasets.card_of(config.dataset, config.image_size)
+        card = datasets.card_of(config.dataset, config.image_size, config.crop)
         share = (1 - config.val_fraction) * config.train_fraction
         if card.counts and (approximate or (share == 1 and card.classes)):
             return DataSize(round(share * card.counts[0]), card.counts[1], card.classes or IMAGENET_CLASSES, card)
@@ -160,10 +180,21 @@ def initial_network(config: TrainingConfig, data: Dataset) -> tuple[Network, Ini
         If there are no such weights, or they do not fit the network.
     """
     from kdcache.models.initial import InitialWeights, start_from
+    from kdcache.models.sizes import describe_cost
     from kdcache.run.checkpoint import has_checkpoint, recorded_environment
 
     network = fresh_network(config, data)
+    if cost := describe_cost(config.model, data.image_size):
+        log.info("%s", cost)
     if config.init is None:
+        library = config.model.partition(":")[0]
+        if library in PUBLISHED_NAMES and config.dataset not in datasets.CARDS:
+            log.info(
+                "%s starts from random weights. On less than many thousand pictures, those trained on ImageNet are "
+                "far better: --init %s",
+                config.model,
+                PUBLISHED_NAMES[library],
+            )
         return network, None
     if config.resume and config.out and has_checkpoint(RunFolder(config.out)):
         recorded = recorded_environment(RunFolder(config.out)).get("init")

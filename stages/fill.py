@@ -11,7 +11,7 @@ from kdcache.config import StudentConfig
 from kdcache.errors import UsageError, problem
 from kdcache.report.progress import Reporter
 from kdcache.run.find import find_teacher, store_path
-from kdcache.setup import choose_compute, load_data, make_plan, open_cached_teacher
+from kdcache.setup import choose_compute, load_data, make_plan, open_cached_teacher, with_epochs
 from kdcache.views import ViewMaker
 
 __all__ = ["PrecomputeResult", "precompute_answers"]
@@ -60,6 +60,7 @@ def precompute_answers(config: StudentConfig, reporter: Reporter | None = None) 
     started = time.perf_counter()
     compute = choose_compute(config)
     data = load_data(config)
+    config = with_epochs(config, len(data.train))
     teacher = find_teacher(config)
     config = config.model_copy(update={"teacher": teacher})
     plan = make_plan(config, data)

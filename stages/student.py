@@ -24,7 +24,7 @@ from kdcache.run.resolve import resolve_run
 from kdcache.run.statistics import StatisticsShape
 from kdcache.run.writer import RunWriter
 from kdcache.selection import Candidates, score, select_all, select_top
-from kdcache.setup import choose_compute, initial_network, load_data, make_plan, open_cached_teacher
+from kdcache.setup import choose_compute, initial_network, load_data, make_plan, open_cached_teacher, with_epochs
 from kdcache.training import FrozenRunningStats, WithFeatures, train_epochs
 from kdcache.views import Batch, ViewMaker, take
 
@@ -61,6 +61,7 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
 
     # The images, and the plan of every view that the epochs show.
     data = load_data(config)
+    config = with_epochs(config, len(data.train))
     plan = make_plan(config, data)
     views = ViewMaker(data.train, plan, config.batch_size, compute.device)
 

@@ -23,7 +23,7 @@ from kdcache.run.find import store_path, weights_file
 from kdcache.run.folder import EpochMetrics, FinishedRun
 from kdcache.run.resolve import check_output, resolve_run
 from kdcache.run.writer import RunWriter
-from kdcache.setup import choose_compute, initial_network, load_data
+from kdcache.setup import choose_compute, initial_network, load_data, with_epochs
 from kdcache.training import evaluate, train_epochs
 from kdcache.views import Batch, ViewMaker, ViewPlan
 
@@ -63,6 +63,7 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
 
     # The images, each epoch cropped and flipped anew.
     data = load_data(config)
+    config = with_epochs(config, len(data.train))
     plan = ViewPlan(len(data.train), data.image_size, data.card.padding, crop_flip=True, seed=config.seed)
     views = ViewMaker(data.train, plan, config.batch_size, compute.device)
 

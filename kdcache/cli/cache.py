@@ -13,7 +13,7 @@ __all__ = ["cache"]
 
 VIEWS = (
     *StudentConfig.in_group("data"),
-    *("teacher", "aug", "augs", "pick", "candidates", "batch_size", "epochs", "seed", "view_seed"),
+    *("teacher", "aug", "augs", "pick", "candidates", "batch_size", "steps", "epochs", "seed", "view_seed"),
 )
 STORE = ("cache", "cache_limit", "store", "store_dtype", "topk")
 
@@ -60,11 +60,12 @@ def plan_(config: StudentConfig, students: int) -> None:
     from kdcache.report.tables import show
     from kdcache.run.find import find_teacher_run, store_path
     from kdcache.run.folder import newest_finished_run
-    from kdcache.setup import data_size, make_plan_for_size
+    from kdcache.setup import data_size, make_plan_for_size, with_epochs
 
     if not config.needs_teacher:
         raise UsageError(problem(f"--loss {config.loss}", expected="a loss that reads the teacher's logits"))
     size, encoding = data_size(config), make_encoding(config.store_dtype, config.topk)
+    config = with_epochs(config, size.samples)
     run = find_teacher_run(config.teacher) if config.teacher else newest_finished_run(TeacherConfig, config.dataset)
     where = config.store or (store_path(run.path, encoding) if run else None)
     if where is not None and StoreLocation(where).holds_store():

@@ -14,6 +14,7 @@ from kdcache.checked_files import kind_of
 from kdcache.choices import AUGMENTATIONS, CACHES, CRITERIA, LOSSES, MIXES, STORE_DTYPES, Augmentation
 from kdcache.config.augs import AugOptions, format_mix
 from kdcache.config.losses import LossOptions, loss_names, loss_weights, trains_on_mixed_views
+from kdcache.config.optimization import known_epochs
 from kdcache.config.options import OptionTables, as_tables, merge_tables
 from kdcache.config.settings import SET_BY_PRESET, Choice, ChoiceOf, ChoiceSum, Invalid, flag_of, setting
 from kdcache.config.training import CONFIG_FILE, Model, TrainingConfig, image_settings, recorded_images
@@ -132,9 +133,9 @@ class StudentConfig(TrainingConfig):
     def _inherited(cls, given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         file = Path(os.path.expanduser(str(given.get("teacher")))) / CONFIG_FILE
         wanted = [name for name in image_settings() if name not in given]
-        if "dataset" in given:  # the same images elsewhere, or others, of which the teacher needs this size
-            card = CARDS.get(str(given["dataset"]))
-            wanted = [name for name in wanted if name == "image_size" and not (card and card.padding is not None)]
+        if "dataset" in given:  # the same images elsewhere, or others, which the teacher needs in this size
+            card, rendering = CARDS.get(str(given["dataset"])), ("image_size", "crop")
+            wanted = [name for name in wanted if name in rendering and not (card and card.padding is not None)]
         # The settings of a run name all, and are read whether its teacher is damaged or not.
         if not wanted or not given.get("teacher") or kind_of(file) is None:
             return {}
@@ -208,8 +209,8 @@ class StudentConfig(TrainingConfig):
     @field_validator("losses")
     @classmethod
     def _complete_losses(cls, losses: LossOptions, info: ValidationInfo) -> LossOptions:
-        loss, epochs = info.data.get("loss"), info.data.get("epochs")
-        if loss is None or epochs is None:  # they have problems of their own
+        loss, epochs = info.data.get("loss"), known_epochs(info)
+        if loss is None or epochs is None:  # they have problems of their own, or are not known yet
             return losses
         return losses.completed_for(loss_names(loss), epochs)
 

@@ -35,6 +35,7 @@ def load(
     *,
     root: Path = Path("datasets"),
     image_size: int | None = None,
+    crop: str | None = None,
     download: bool = False,
     on_bad_image: str = "error",
     val_fraction: float = 0.0,
@@ -54,6 +55,8 @@ def load(
         Folder of the downloaded datasets.
     image_size : int, optional
         Height and width in pixels, for datasets without a fixed size.
+    crop : str, optional
+        Random crop of x: ``resized`` or ``padded``, see `kdcache.cards.cropped`; by default that of the dataset.
     download : bool
         Download the dataset into `root` if it is missing.
     on_bad_image : str
@@ -82,7 +85,15 @@ def load(
     KdcacheError
         If a download fails.
     """
-    data = read(name, root=root, image_size=image_size, download=download, workers=workers, max_pixels=max_pixels)
+    data = read(
+        name,
+        root=root,
+        image_size=image_size,
+        crop=crop,
+        download=download,
+        workers=workers,
+        max_pixels=max_pixels,
+    )
     for split in (data.train, data.test):
         if split.pictures is not None and (others := split.pictures.source.describe_others()):
             log.info("%s: not taken as images: %s", split.pictures.source.place, others)
@@ -105,6 +116,7 @@ def read(
     *,
     root: Path = Path("datasets"),
     image_size: int | None = None,
+    crop: str | None = None,
     download: bool = False,
     workers: int | None = None,
     max_pixels: int = MAX_PIXELS,
@@ -116,11 +128,11 @@ def read(
     if name.startswith(HDF5_PREFIX) and name != HDF5_PREFIX:
         from kdcache.datasets import packed
 
-        data = packed.load_file(canonical(name), image_size, workers)
+        data = packed.load_file(canonical(name), image_size, crop, workers)
     elif is_address(name := CUSTOM_DATASETS.address(name)):
-        data = custom.load(name, image_size, workers)
+        data = custom.load(name, image_size, crop, workers)
     else:
-        card, root = card_of(name, image_size), expanded(root)
+        card, root = card_of(name, image_size, crop), expanded(root)
         if download:
             from kdcache.datasets.fetch import fetch
 

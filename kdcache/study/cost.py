@@ -12,7 +12,7 @@ from kdcache.answers.space import UNLIMITED, StoreContents
 from kdcache.cards import CARDS
 from kdcache.config import StudentConfig, TrainingConfig
 from kdcache.run.find import store_path
-from kdcache.setup import DataSize, data_size, make_plan_for_size
+from kdcache.setup import DataSize, data_size, make_plan_for_size, with_epochs
 from kdcache.study.expand import PlannedRun, StudyCell, list_runs, sort_by_seed
 
 __all__ = ["SharedStores", "StoreUse", "StudyCost", "run_forwards", "run_size", "study_cost"]
@@ -85,7 +85,8 @@ def run_forwards(run: PlannedRun) -> int:
         return size.samples
     if not run.config.needs_teacher:
         return 0
-    return uncached_forwards(make_plan_for_size(run.config, size.samples, size.card), run.config.epochs)
+    config = with_epochs(run.config, size.samples)
+    return uncached_forwards(make_plan_for_size(config, size.samples, size.card), config.epochs)
 
 
 class SharedStores:
@@ -105,7 +106,8 @@ class SharedStores:
 
     def train(self, run: PlannedRun) -> int:
         """Account for a student's training: its teacher forwards."""
-        config, size = run.config, run_size(run)
+        size = run_size(run)
+        config = with_epochs(run.config, size.samples)
         assert isinstance(config, StudentConfig)
         assert run.teacher is not None
         plan, encoding = (
