@@ -38,7 +38,7 @@ class ImageData:
     std: tuple[float, float, float] | None = None
 
 
-def load(name: str, image_size: int | None, crop: str | None, workers: int) -> Dataset:
+def load(name: str, image_size: int | None, workers: int, crop: str | None = None) -> Dataset:
     """Call the function that a name leads to, and make a dataset of what it returns.
 
     Raises

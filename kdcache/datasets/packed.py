@@ -40,9 +40,9 @@ def load(card: Card, root: Path, workers: int) -> Dataset:
         return read(path, card)
 
 
-def load_file(name: str, image_size: int | None, crop: str | None, workers: int) -> Dataset:
+def load_file(name: str, image_size: int | None, workers: int, crop: str | None = None) -> Dataset:
     """Read ``hdf5:FILE``, with the card that the file states, or else the card of ``folder:PATH``."""
-    return read(Path(name.removeprefix(HDF5_PREFIX)), None, name, image_size, crop, workers)
+    return read(Path(name.removeprefix(HDF5_PREFIX)), None, name, image_size, workers, crop)
 
 
 def read(
@@ -50,8 +50,8 @@ def read(
     card: Card | None = None,
     name: str = "",
     image_size: int | None = None,
-    crop: str | None = None,
     workers: int = 0,
+    crop: str | None = None,
 ) -> Dataset:
     """Read a packed file.
 
@@ -68,10 +68,10 @@ def read(
         Name of the dataset, if there is no card.
     image_size : int, optional
         Size to which image files are resized.
-    crop : str, optional
-        Random crop of image files, see `kdcache.cards.cropped`.
     workers : int
         Processes that decode images.
+    crop : str, optional
+        Random crop of image files, see `kdcache.cards.cropped`.
 
     Raises
     ------
