@@ -25,7 +25,8 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 def small(pictures: Path) -> list[str]:
-    words = f"--dataset folder:{pictures} --image-size 32 --model resnet8 --epochs 1 --batch-size 24 --device cpu"
+    images = f"--dataset folder:{pictures} --image-size 32 --crop padded"
+    words = f"{images} --model resnet8 --epochs 1 --batch-size 24 --device cpu"
     return words.split()
 
 
@@ -185,7 +186,7 @@ def test_an_image_that_cannot_be_decoded_is_named(pictures: Path, tmp_path: Path
             (tmp_path / "data" / split / name).mkdir(parents=True)
             Image.new("RGB", (32, 32)).save(tmp_path / "data" / split / name / "good.png")
     (tmp_path / "data" / "train" / "b" / "bad.png").write_bytes(b"no picture")
-    done = kdcache("teacher-train", "--dataset", "folder:data", cwd=tmp_path)
+    done = kdcache("teacher-train", "--dataset", "folder:data", "--crop", "padded", cwd=tmp_path)
     assert done.returncode == 2
     assert "bad.png" in done.stderr
     assert not (tmp_path / "runs").exists()
@@ -199,7 +200,8 @@ def test_every_preset_has_the_settings_that_the_help_says_it_has() -> None:
             fields: dict[str, Any] = config.model_fields
             by_preset = {name for name, field in fields.items() if field.json_schema_extra["shown"] == SET_BY_PRESET}
             assert len(by_preset) == 8
-            needed = by_preset - config.load(preset).unused.keys()  # a cosine has no milestones
+            loaded = config.load(preset)
+            needed = by_preset - loaded.unused.keys() - {"epochs"} | {loaded.length.unit}  # a cosine has no milestones
             assert needed <= document.keys() | document[table].keys(), (preset.name, table)
         TeacherConfig.load(preset)
         StudentConfig.load(preset)

@@ -38,11 +38,11 @@ def extra(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(pictures: Path, extra: Path, **settings: Any) -> Dataset:
-    return datasets.load(f"folder:{pictures}", image_size=32, unlabelled=f"folder:{extra}", **settings)
+    return datasets.load(f"folder:{pictures}", image_size=32, crop="padded", unlabelled=f"folder:{extra}", **settings)
 
 
 def test_unlabelled_images_come_after_the_others_and_are_in_the_fingerprint(pictures: Path, extra: Path) -> None:
-    alone, data = datasets.load(f"folder:{pictures}", image_size=32), load(pictures, extra)
+    alone, data = datasets.load(f"folder:{pictures}", image_size=32, crop="padded"), load(pictures, extra)
     assert data.train.labels.tolist() == [*alone.train.labels.tolist(), *[-1] * EXTRA]
     assert data.num_unlabelled == EXTRA
     assert data.train.fingerprint != alone.train.fingerprint
@@ -118,7 +118,7 @@ def test_unlabelled_images_of_packed_files_and_beside_arrays(
     datasets.load("fashion-mini", train_fraction=0.01, unlabelled=f"folder:{tmp_path / 'test'}")
     assert "2 of the 2 unlabelled images are test images too" in caplog.text
     own = load(pictures, extra)
-    again = datasets.load(packed, image_size=32, unlabelled=f"folder:{extra}")
+    again = datasets.load(packed, image_size=32, crop="padded", unlabelled=f"folder:{extra}")
     assert again.train.fingerprint == own.train.fingerprint
     message = refusal(lambda: datasets.load(packed, image_size=32, unlabelled=f"folder:{tmp_path / 'none'}"))
     assert "none: got No such file or directory" in message

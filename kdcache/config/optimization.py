@@ -45,7 +45,6 @@ class OptimizationConfig(BaseModel):
         "recipe",
         None,
         "Length of the training in steps, rounded up to whole epochs; in place of --epochs.",
-        shown=SET_BY_PRESET,
         ge=1,
         le=MAX_STEPS,
     )
