@@ -23,6 +23,7 @@ __all__ = [
     "FOLDER_PREFIX",
     "HDF5_PREFIX",
     "IMAGE_SIZES",
+    "INTERPOLATIONS",
     "LOSSES",
     "MAX_CLASSES",
     "MAX_PIXELS",
@@ -49,6 +50,9 @@ CROPS = ("resized", "padded")
 
 IMAGE_SIZES = (32, 1024)
 """Smallest and largest image size of a network, in pixels."""
+
+INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+"""How pictures are resized, in Pillow's names."""
 
 MAX_PIXELS = 2**26
 """Pixels above which a picture is not decoded, by default."""
