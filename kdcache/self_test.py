@@ -86,8 +86,8 @@ def self_test(recipes: TrainFunctions, runs: Path, device: str, precision: str) 
     with tempfile.TemporaryDirectory(prefix=".kdcache-doctor-", dir=_writable(nearest_folder(runs))) as name:
         root = Path(name)
         _make_images(root / "images")
-        common: dict[str, Any] = {"dataset": f"folder:{root / 'images'}", "image_size": 32, "epochs": 1}
-        common |= {"batch_size": 64, "model": "resnet8", "device": device, "precision": precision}
+        common: dict[str, Any] = {"dataset": f"folder:{root / 'images'}", "image_size": 32, "crop": "padded"}
+        common |= {"epochs": 1, "batch_size": 64, "model": "resnet8", "device": device, "precision": precision}
         teacher = recipes.train_teacher(TeacherConfig.load(**common, out=root / "teacher"))
         views: dict[str, Any] = {
             "teacher": teacher.path,

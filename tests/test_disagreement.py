@@ -137,7 +137,7 @@ def count_one_by_one(analyzed: AnalysisInputs, samples: int, aug: str, augs: lis
     [
         ("cutmix", [], "cutmix"),
         ("mixup", [], "mixup"),
-        ("cutmix", ["cutmix.mode=batch"], "cutmix,mode=batch64"),
+        ("cutmix", ["cutmix.mode=batch"], "cutmix,mode=batch32"),  # of the preset
         ("cutmix", ["cutmix.alpha=0.2", "cutmix.probability=0.5"], "cutmix,alpha=0.2,probability=0.5"),
     ],
 )

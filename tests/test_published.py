@@ -166,7 +166,7 @@ def test_a_published_teacher_can_teach(
     published: tuple[Path, dict[str, Any]], small: Settings, pictures: Path, tmp_path: Path
 ) -> None:
     path, summary = published
-    words = f"--dataset folder:{pictures} --image-size 32 --device cpu --precision float32"
+    words = f"--dataset folder:{pictures} --image-size 32 --crop padded --device cpu --precision float32"
     done = kdcache("teacher-load", "--weights", str(path), *words.split(), "--out", "teacher", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     top1 = f"{summary['last_top1']:.2f} %"
@@ -183,7 +183,7 @@ def test_a_gap_to_the_published_accuracy_gives_a_warning(
 ) -> None:
     document = torch.load(published[0], weights_only=True)
     torch.save({**document, "accuracy": 12.0}, tmp_path / "net.pth")
-    words = f"--dataset folder:{pictures} --image-size 32 --mean 0.1,0.2,0.3 --std 1,1,1 --device cpu"
+    words = f"--dataset folder:{pictures} --image-size 32 --crop padded --mean 0.1,0.2,0.3 --std 1,1,1 --device cpu"
     done = kdcache("teacher-load", "--weights", "net.pth", *words.split(), "--out", "teacher", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "published as 12.00 %" in done.stdout
@@ -196,7 +196,7 @@ def test_a_gap_to_the_published_accuracy_gives_a_warning(
 def test_wrong_weights_are_refused_and_nothing_is_written(
     published: tuple[Path, dict[str, Any]], pictures: Path, tmp_path: Path
 ) -> None:
-    words = f"--dataset folder:{pictures} --image-size 32 --device cpu --out teacher"
+    words = f"--dataset folder:{pictures} --image-size 32 --crop padded --device cpu --out teacher"
     for more, part in (
         (f"--weights {published[0]} --model resnet20", "The tensors fit resnet8."),
         ("--weights nowhere.pth", "nowhere.pth"),
@@ -255,7 +255,7 @@ def other(num_classes): return nn.Flatten()
 
 def test_a_users_own_network_teaches_one_of_timm(pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "mynets.py").write_text(OWN)
-    words = f"--dataset folder:{pictures} --image-size 32 --epochs 1 --batch-size 30 --device cpu".split()
+    words = f"--dataset folder:{pictures} --image-size 32 --crop padded --epochs 1 --batch-size 30 --device cpu".split()
     mine = "python:mynets:small"
     taught = kdcache("teacher-train", *words, "--model", mine, "--features", "0,2", "--out", "teacher", cwd=tmp_path)
     assert taught.returncode == 0, taught.stderr
@@ -296,7 +296,7 @@ def test_a_resnet34_of_torchvision_teaches_a_resnet18(
             for number in range(3):
                 pixels = noise.integers(0, 256, (size, size + 9, 3), np.uint8)
                 Image.fromarray(pixels).save(tmp_path / "data" / split / name / f"{number}.jpg")
-    settings: Settings = {"dataset": f"folder:{tmp_path / 'data'}", "image_size": size}
+    settings: Settings = {"dataset": f"folder:{tmp_path / 'data'}", "image_size": size, "crop": "padded"}
     settings |= {"epochs": 1, "batch_size": 3, "device": "cpu"}
     teacher = train_teacher(TeacherConfig.load(**settings, model="torchvision:resnet34", out=tmp_path / "teacher"))
     student = StudentConfig.load(
