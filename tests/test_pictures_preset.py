@@ -18,6 +18,7 @@ from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.models.sizes import MOBILE, MOBILE_MULTIPLY_ADDS, describe_cost
 from kdcache.run.resolve import create_run_folder, resolve_run
 from kdcache.setup import fresh_network, initial_network, load_data, with_epochs
+from kdcache.study.expand import PlannedRun
 from tests.samples import refusal, write_pictures
 
 Settings = dict[str, object]
@@ -91,6 +92,8 @@ def test_a_run_of_some_steps_takes_their_epochs_and_is_found_to_be_resumed(
     run = train_teacher(TeacherConfig.load(**settings, resume=True))
     assert run.path == begun.path
     assert (run.config.length, run.config.epochs, len(run.read_metrics())) == (("steps", 3), 2, 2)
+    assert PlannedRun(run.path, "teacher-train", TeacherConfig.load(**settings)).problems() == []
+    assert len(PlannedRun(run.path, "teacher-train", TeacherConfig.load(**small)).problems()) == 3
     other = TeacherConfig.load(**{**settings, "steps": None}, epochs=2, resume=True, out=run.path)
     assert refusal(lambda: resolve_run(other)).endswith(" is finished: expected 3, got 2 epochs")
     cosine = [run.config.model_copy(update={"schedule": "cosine", "steps": steps}) for steps in (3, 4)]

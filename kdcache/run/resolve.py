@@ -48,7 +48,7 @@ def _resolve(config: Config) -> tuple[Config, FinishedRun | None]:
             log.info("%s is an unfinished run with these settings, which --resume resumes", unfinished.path)
         return config.model_copy(update={"resume": False}), None
     recorded = _config_of(folder, type(config))
-    config = _lasting_as(recorded, config)
+    config = config.lasting_as(recorded)
     if problems := config.differences(recorded, moved=config.out is not None):
         raise UsageError(*(f"could not resume {folder.path}: {line}" for line in problems))
     update: dict[str, Path | None] = {"out": folder.path}
@@ -79,15 +79,10 @@ def _to_resume(config: TrainingConfig) -> RunFolder | None:
         with suppress(KdcacheError):
             recorded = _config_of(folder, type(config))
             same = recorded.length == config.length and _teacher_of(config) in (None, _teacher_of(recorded))
-            unequal = _lasting_as(recorded, config).differences(recorded)
+            unequal = config.lasting_as(recorded).differences(recorded)
             if not folder.is_finished and same and not unequal and not folder.in_use():
                 return folder
     return None
-
-
-def _lasting_as(recorded: Config, config: Config) -> Config:
-    """Complete settings of the same number of steps: on the same images, they take as many epochs."""
-    return config if config.steps is None or config.length != recorded.length else config.lasting(recorded.epochs)
 
 
 def _teacher_of(config: TrainingConfig) -> Path | None:

@@ -91,10 +91,11 @@ class PlannedRun:
         )
         if self.command == "teacher-load":
             names &= {*TeacherConfig.USED_WHEN_LOADING}
+        planned = self.config.lasting_as(existing)
         return [
-            problem(f"{self.path}: {name}", expected=f"{getattr(self.config, name)}, as planned", got=found)
+            problem(f"{self.path}: {name}", expected=f"{getattr(planned, name)}, as planned", got=found)
             for name in sorted(names)
-            if (found := getattr(existing, name)) != getattr(self.config, name)
+            if (found := getattr(existing, name)) != getattr(planned, name)
         ]
 
     @property
