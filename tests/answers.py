@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 
-from kdcache import models
 from kdcache.answers.cached_teacher import CachedTeacher
 from kdcache.answers.encoding import DEFAULT_ENCODING, LogitEncoding
 from kdcache.answers.open import make_cached_teacher, open_store
@@ -16,13 +15,14 @@ from kdcache.datasets import Card, Dataset, Split
 from kdcache.run.recorder import StudentRecorder
 from kdcache.run.statistics import StatisticsShape
 from kdcache.views import ViewMaker, ViewPlan
+from tests.stubs import stub
 
 CPU = torch.device("cpu")
 CLASSES = 4
 
 
 def teacher(seed: int = 0, precision: str = "float32") -> Teacher:
-    return Teacher(models.build("resnet8", num_classes=CLASSES, seed=seed), Compute(CPU, precision))
+    return Teacher(stub(seed), Compute(CPU, precision))
 
 
 def dataset(split: Split, padding: int = 4) -> Dataset:

@@ -24,7 +24,6 @@ from safetensors.torch import save_file
 from kdcache import __version__, extensions, setup, training
 from kdcache.analysis import cost
 from kdcache.answers.teacher import FORWARD_BATCH_SIZE
-from kdcache.bundle.write import require_bundle_folder
 from kdcache.choices import MODELS
 from kdcache.cli import cli
 from kdcache.compute import Compute
@@ -433,7 +432,28 @@ def test_a_bundle_states_what_its_networks_can_do(bundle: Path, mini_run: Path) 
         assert list(weights[scale].dims) == [weights[quantized].dims[0]]
 
 
+def test_an_export_says_on_which_images_it_was_compared(
+    mini_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["export", str(mini_run), "--out", str(tmp_path / "net")]
+    cli.main(words, standalone_mode=False)
+    assert "64 test images" in capsys.readouterr().out
+    with pytest.raises(UsageError):
+        cli.main([*words, "--dataset", f"folder:{tmp_path / 'gone'}"], standalone_mode=False)
+
+    def refuse(*_: object) -> None:
+        raise UsageError("the images are gone")
+
+    monkeypatch.setattr(setup, "load_run_data", refuse)
+    cli.main(words, standalone_mode=False)
+    output = capsys.readouterr()
+    assert "64 random images" in output.out
+    assert "the images are gone" in output.err
+
+
 def test_a_bundle_replaces_nothing_else(bundle: Path, mini_run: Path, tmp_path: Path) -> None:
+    from kdcache.bundle.write import require_bundle_folder  # imports onnxruntime
+
     require_bundle_folder(bundle)
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "to-mother.txt").touch()

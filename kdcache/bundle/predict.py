@@ -19,6 +19,9 @@ from PIL import Image, ImageOps
 
 FOLDER = Path(__file__).parent
 
+FACTS = ("class_names", "image_size", "shorter_side", "interpolation")
+"""What is read from the metadata of a network."""
+
 TOLERANCE = {"model.onnx": 0.001, "model-int8.onnx": 0.1}
 """Largest difference from the expected probability: processors round differently, most of all in int8."""
 
@@ -27,10 +30,10 @@ def load(path: Path) -> tuple[onnxruntime.InferenceSession, dict[str, Any]]:
     """Load a network, and what its file states about it."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     stated = session.get_modelmeta().custom_metadata_map
-    return session, {name: json.loads(stated[name]) for name in ("class_names", "image_size", "shorter_side")}
+    return session, {name: json.loads(stated[name]) for name in FACTS}
 
 
-def read_pixels(path: Path, image_size: int, shorter_side: int) -> np.ndarray:
+def read_pixels(path: Path, image_size: int, shorter_side: int, interpolation: str) -> np.ndarray:
     """Read a picture: upright, in RGB, resized, its center: uint8 (1, 3, image_size, image_size)."""
     with Image.open(path) as picture:
         if picture.mode.startswith(("I", "F")):
@@ -39,7 +42,7 @@ def read_pixels(path: Path, image_size: int, shorter_side: int) -> np.ndarray:
     shorter = min(rgb.size)
     width, height = (shorter_side if side == shorter else int(shorter_side * side / shorter) for side in rgb.size)
     if rgb.size != (width, height):
-        rgb = rgb.resize((width, height), Image.Resampling.BILINEAR)
+        rgb = rgb.resize((width, height), Image.Resampling[interpolation.upper()])
     left, top = round((width - image_size) / 2), round((height - image_size) / 2)
     pixels = np.asarray(rgb.crop((left, top, left + image_size, top + image_size)))
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
@@ -47,7 +50,7 @@ def read_pixels(path: Path, image_size: int, shorter_side: int) -> np.ndarray:
 
 def predict(session: onnxruntime.InferenceSession, stated: dict[str, Any], path: Path) -> list[tuple[str, float]]:
     """Predict a picture: the classes and their probabilities, the most probable one first."""
-    pixels = read_pixels(path, stated["image_size"], stated["shorter_side"])
+    pixels = read_pixels(path, *(stated[name] for name in FACTS[1:]))
     (probabilities,) = session.run(None, {"images": pixels})[0]
     order = np.argsort(-probabilities, kind="stable")
     return [(stated["class_names"][label], float(probabilities[label])) for label in order]

@@ -11,7 +11,6 @@ from kdcache import __version__
 from kdcache.analysis.cost import BATCH_SIZES, Timing
 from kdcache.machine import cores
 from kdcache.models import Network
-from kdcache.models.checkpoint import Description
 
 if TYPE_CHECKING:
     from kdcache.bundle.write import Measured
@@ -39,16 +38,15 @@ python predict.py --model model-int8.onnx PICTURE...
 | `predict.py` | reads pictures and predicts them; needs numpy, Pillow and onnxruntime alone |
 | `test.png`, `expected.json` | a test picture, its class, and the answer of each file |
 
-Input `images`: uint8 (batch, 3, {size}, {size}), RGB, 0 to 255. A picture is turned as its EXIF orientation says, its
-shorter side is resized to {shorter_side} pixels (bilinear, antialiased), and the center is cropped. Normalization is
-part of the network.
+Input `images`: uint8 (batch, 3, {size}, {size}), RGB, 0 to 255. A picture is turned as its EXIF orientation says;
+{rendering}. Normalization is part of the network.
 Output `probabilities`: float32 (batch, {classes}). The metadata of the files state the same, and the classes, as JSON.
 
 Written by kdcache {kdcache}, torch {torch}; ONNX opset 18.
 """
 
 
-def readme(network: Network, facts: Description, measured: Sequence["Measured"]) -> str:
+def readme(network: Network, measured: Sequence["Measured"]) -> str:
     """Write the page about a network and the files that hold it."""
     rows = [
         f"| `{each.file}` | {each.precision} | {each.top1:.2f} % | {each.bytes:,} | "
@@ -66,8 +64,8 @@ def readme(network: Network, facts: Description, measured: Sequence["Measured"])
         runtime=onnxruntime.__version__,
         machine=platform.processor() or platform.machine(),
         cores=cores(),
-        size=facts.image_size,
-        shorter_side=facts.shorter_side or facts.image_size,
+        size=network.image_size,
+        rendering=network.rendering.evaluation,
         kdcache=__version__,
         torch=version("torch"),
     )

@@ -2,10 +2,10 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -15,7 +15,8 @@ from kdcache.analysis.cost import BATCH_SIZES, Timing, measure_speed
 from kdcache.bundle.quantize import quantize, training_views
 from kdcache.bundle.readme import readme
 from kdcache.datasets import Dataset, Split
-from kdcache.datasets.pictures import read_image
+from kdcache.datasets.pictures import Pictures
+from kdcache.datasets.sources import Files
 from kdcache.datasets.workers import prefetch_map
 from kdcache.errors import UsageError, abbreviated, problem
 from kdcache.files import require_writable, write_folder_atomically
@@ -84,8 +85,8 @@ def write_bundle(
     network: Network,
     data: Dataset,
     folder: Path,
+    class_names: Sequence[str],
     progress: Callable[[int, int], None],
-    **facts: Any,
 ) -> list[Measured]:
     """Write a folder with a network in float32 and int8, labels, a script, a test picture and its expected answer.
 
@@ -98,10 +99,10 @@ def write_bundle(
         The images of the run: int8 is calibrated on training views, and both are measured on the test images.
     folder : Path
         A bundle there is replaced.
+    class_names : sequence of str
+        Empty if they are not known.
     progress : callable
         Called with the number of finished test images and of all.
-    **facts
-        For the metadata, see `kdcache.models.export.export`.
 
     Raises
     ------
@@ -115,7 +116,7 @@ def write_bundle(
     def write(temporary: Path) -> None:
         temporary.mkdir()
         source, target = (temporary / name for name in NETWORKS.values())
-        export(network, "onnx", source, images_to_compare(data.test), **facts)
+        export(network, "onnx", source, images_to_compare(data.test), class_names=class_names)
         quantize(source, training_views(run.config, data), target)
         predictors = {precision: load_predictor(temporary / name) for precision, name in NETWORKS.items()}
         correct = _correct(predictors, data.test, progress)
@@ -129,7 +130,7 @@ def write_bundle(
         (temporary / SCRIPT).write_bytes(files("kdcache.bundle").joinpath("predict.py").read_bytes())
         sample = int(correct.all(0).int().argmax())  # the first that all predict correctly, or the first
         _write_picture(data.test, sample, predictors, temporary)
-        (temporary / README).write_text(readme(network, predictors["float32"].facts, measured), "utf-8")
+        (temporary / README).write_text(readme(network, measured), "utf-8")
 
     write_folder_atomically(folder, write)
     return measured
@@ -154,10 +155,10 @@ def _measure_speed(predictor: Predictor) -> tuple[Timing, ...]:
 
 def _write_picture(split: Split, sample: int, predictors: dict[str, Predictor], folder: Path) -> None:
     """Write a test picture, and the answer of each network."""
-    facts = predictors["float32"].facts
-    shorter_side = facts.shorter_side or facts.image_size
-    _test_picture(split, sample, PICTURE_SIDES * shorter_side).save(folder / PICTURE)
-    pixels = read_image(folder / PICTURE, facts.image_size, shorter_side)[None]
+    rendering = predictors["float32"].facts.rendering
+    _test_picture(split, sample, PICTURE_SIDES * rendering.shorter_side).save(folder / PICTURE)
+    pictures = Pictures(Files.of(folder, [PICTURE.encode()]), rendering)
+    pixels = pictures.clean(torch.zeros(1, dtype=torch.long))
     answers = {}
     for predictor in predictors.values():
         probability, label = predictor.probabilities(pixels)[0].max(0)

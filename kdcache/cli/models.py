@@ -1,7 +1,8 @@
 """``kdcache models`` and ``kdcache export``."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -84,10 +85,9 @@ def export(
     format = format or (BUNDLE if is_folder else "safetensors")
     path = Path(out) if out else folder.path / (BUNDLE if format == BUNDLE else f"export{SUFFIXES[format]}")
     file = folder.chosen_network_file(best)
-    stated = checkpoint.metadata(file)
-    facts: dict[str, Any] = {name: stated[name] for name in ("class_names", "shorter_side") if name in stated}
+    names = checkpoint.metadata(file).get("class_names", ())
     if format == BUNDLE:
-        _export_bundle(folder, file, path, dataset, data_root, facts)
+        _export_bundle(folder, file, path, dataset, data_root, names)
         return
     if is_folder:
         raise UsageError(problem(f"--out for {format}", expected="the path of a file", got=out))
@@ -100,7 +100,7 @@ def export(
             raise
         click.echo(f"kdcache: compared on random images, because of this: {error}", err=True)
         images, kind = random_images(network), "random images"
-    exported = write(network, format, path, images, **facts)
+    exported = write(network, format, path, images, class_names=names)
     compared = f"probabilities of {len(images)} {kind} differ by at most {exported.difference:.1g}"
     click.echo(printable(f"{exported.path}: {compared}"))
 
@@ -111,7 +111,7 @@ def _export_bundle(
     path: Path,
     dataset: str | None,
     data_root: Path | None,
-    facts: dict[str, Any],
+    names: Sequence[str],
 ) -> None:
     try:
         from kdcache.bundle.readme import difference
@@ -127,7 +127,7 @@ def _export_bundle(
     require_bundle_folder(path)
     data = load_run_data(run, dataset, data_root)
     with progress_bar("measuring") as progress:
-        measured = write_bundle(run, checkpoint.load(file), data, path, progress, **facts)
+        measured = write_bundle(run, checkpoint.load(file), data, path, names, progress)
     for each in measured:
         accuracy = f"top-1 {each.top1:.2f} % on {each.images:,} test images"
         speed = f"{each.timings[0].median:.2f} ms an image"

@@ -4,6 +4,7 @@ import copy
 import json
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -179,13 +180,18 @@ def _write_onnx(network: Network, facts: Facts, images: Tensor, path: Path) -> N
 def _as_json(network: Network, facts: Facts) -> dict[str, str]:
     """Describe a network by values of JSON, as in a checkpoint; class names are there in any case."""
     names = facts.get("class_names") or [str(label) for label in range(network.num_classes)]
-    preprocessing = (
-        "turn as EXIF says, convert to RGB, resize, crop the center; pixels 0 to 255, (batch, 3, H, W), uint8"
-    )
+    rendering = network.rendering.evaluation
+    preprocessing = f"turned as EXIF says, RGB, {rendering}; pixels 0 to 255, (batch, 3, height, width), uint8"
     versions = {"kdcache": __version__, "torch": torch.__version__}
-    stated = {key: getattr(network, key) for key in ("name", "num_classes", "image_size", "mean", "std")}
-    sizes = {"shorter_side": facts.get("shorter_side") or network.image_size}
-    described = {**stated, **facts, **sizes, "class_names": names, "preprocessing": preprocessing, "versions": versions}
+    stated = {key: getattr(network, key) for key in ("name", "num_classes", "mean", "std")}
+    described = {
+        **stated,
+        **asdict(network.rendering),
+        **facts,
+        "class_names": names,
+        "preprocessing": preprocessing,
+        "versions": versions,
+    }
     return {key: json.dumps(value) for key, value in described.items()}
 
 
