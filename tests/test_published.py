@@ -20,6 +20,8 @@ from kdcache.stages import train_student, train_teacher
 from kdcache.stages.teacher import load_teacher
 from PIL import Image
 from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
 
 from kdcache import __version__, extensions, setup, training
 from kdcache.analysis import cost
@@ -33,7 +35,7 @@ from kdcache.models import REGISTRY, Network, build, checkpoint
 from kdcache.models.export import FORMATS, OPSET, export, random_images
 from kdcache.models.predictor import load_predictor
 from kdcache.models.published import read
-from kdcache.models.sizes import model_sizes
+from kdcache.models.sizes import model_sizes, size_of
 from kdcache.models.sources import shipped_teacher
 from kdcache.models.weights import load_into, most_similar_network
 from kdcache.run.folder import FinishedRun
@@ -499,6 +501,17 @@ def test_the_stored_table_of_networks_is_up_to_date() -> None:
     computed = model_sizes(100, 32)
     assert computed == MODELS, "run python data/make_model_sizes.py"
     assert list(computed) == list(MODELS) == list(REGISTRY)
+
+
+def test_multiply_adds_of_attention_count() -> None:
+    class Attention(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            tokens = images.flatten(2).transpose(1, 2)
+            return functional.scaled_dot_product_attention(tokens, tokens, tokens)
+
+    assert (
+        size_of(Attention(), torch.zeros(1, 3, 4, 4)).multiply_adds == 2 * 16 * 16 * 3
+    )  # 16 tokens of 3 numbers, twice
 
 
 def test_sizes_equal_the_golden_values() -> None:

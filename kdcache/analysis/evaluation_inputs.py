@@ -220,8 +220,7 @@ class _Loader:
             if self._data and not _has_same_images(images, self._split_of(self.data)):
                 what, remedy = f"images of {run.path}", "Evaluate the runs apart, or name images with --dataset."
                 raise UsageError(problem(what, expected="those of the first run", got="others", remedy=remedy))
-            same_view = self._data and data.image_size == self.data.image_size
-            self._data[key] = self.data if same_view else data
+            self._data[key] = self.data.rendered(data.card.rendering) if self._data else data
         return self._data[key]
 
     def _split_of(self, data: Dataset) -> Split:
