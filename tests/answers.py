@@ -7,7 +7,7 @@ import torch
 from kdcache import models
 from kdcache.answers.cached_teacher import CachedTeacher
 from kdcache.answers.encoding import DEFAULT_ENCODING, LogitEncoding
-from kdcache.answers.open import make_cached_teacher, open_store
+from kdcache.answers.open import Answers, make_cached_teacher, open_store
 from kdcache.answers.store import AnswerStore
 from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute
@@ -47,7 +47,13 @@ def cached_teacher(
 ) -> CachedTeacher:
     """A cached teacher of the same teacher each time."""
     of = teacher()
-    return make_cached_teacher(of, maker, store(where, of, split), cache, epochs, limit)
+    return make_cached_teacher(Answers.of_store(of, store(where, of, split)), maker, cache, epochs, limit)
+
+
+def stored(teacher: Path) -> Path:
+    """The only store in the run folder of a teacher."""
+    (found,) = (path for path in (teacher / "answers").iterdir() if path.is_dir())
+    return found
 
 
 def recorder(where: Path, maker: ViewMaker, losses: tuple[str, ...], of: CachedTeacher | None) -> StudentRecorder:

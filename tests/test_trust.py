@@ -226,7 +226,7 @@ def test_every_text_is_recorded_or_refused(text: str, tmp_path_factory: pytest.T
 
 def test_a_run_with_an_incomplete_summary_is_skipped(teacher: Path, tmp_path: Path) -> None:
     for name in ("whole", "without", "odd", "deep"):
-        shutil.copytree(teacher, tmp_path / name, ignore=shutil.ignore_patterns("answers.zarr"))
+        shutil.copytree(teacher, tmp_path / name, ignore=shutil.ignore_patterns("answers"))
     change_json(tmp_path / "without" / "summary.json", finished_at=None)
     change_json(tmp_path / "odd" / "summary.json", kind=[], seconds="1")
     (tmp_path / "deep" / "summary.json").write_text("[" * 100_000)

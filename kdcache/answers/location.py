@@ -171,7 +171,7 @@ class StoreLocation:
         if ROOT_KEY in keys:  # another process created the store after the first look
             return True
         if keys:
-            lost_root = any(key.startswith(("clean/", "replay/")) for key in keys)
+            lost_root = any(key.startswith(("clean/", "images/", "replay/")) for key in keys)
             found = f"a store that lost its {ROOT_KEY}" if lost_root else "other files"
             raise UsageError(problem(f"--store {self.where}", expected="a store, or an empty folder", got=found))
         return False
