@@ -13,6 +13,8 @@ from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.datasets import Card, Dataset, Split
+from kdcache.run.find import stores_of
+from kdcache.run.folder import FinishedRun
 from kdcache.run.recorder import StudentRecorder
 from kdcache.run.statistics import StatisticsShape
 from kdcache.views import ViewMaker, ViewPlan
@@ -51,9 +53,11 @@ def cached_teacher(
 
 
 def stored(teacher: Path) -> Path:
-    """The only store in the run folder of a teacher."""
-    (found,) = (path for path in (teacher / "answers").iterdir() if path.is_dir())
-    return found
+    """The store that the training of a teacher filled."""
+    run = FinishedRun(teacher)
+    expected = (run.config.image_settings, DEFAULT_ENCODING, run.read_environment()["precision"])
+    found = {(str(one.image_settings), one.encoding, one.precision): one for one in stores_of(teacher).open()}
+    return Path(found[str(expected[0]), *expected[1:]].location.where)
 
 
 def recorder(where: Path, maker: ViewMaker, losses: tuple[str, ...], of: CachedTeacher | None) -> StudentRecorder:

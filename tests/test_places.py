@@ -365,7 +365,7 @@ def test_a_moved_dataset_keeps_the_image_size_of_its_teacher(
     assert StudentConfig.load(teacher=teacher, dataset="fashion-mini").image_size is None
     command = ["cache", "plan", "--teacher", str(teacher), "--dataset", f"folder:{moved}", "--aug", "none"]
     cli.main(command, standalone_mode=False)
-    with pytest.raises(UsageError, match="padding: expected 5, got 4"):
+    with pytest.raises(UsageError, match="image size: expected 40"):
         cli.main([*command, "--image-size", "40"], standalone_mode=False)
 
 

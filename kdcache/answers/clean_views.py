@@ -7,7 +7,7 @@ import numpy as np
 from kdcache.answers.encoding import EncodedLogits
 from kdcache.answers.store import CLEAN, SHA256, AnswerStore
 
-__all__ = ["find_clean_views", "known_clean_views"]
+__all__ = ["find_clean_views", "find_equal_rows", "known_clean_views"]
 
 
 def known_clean_views(stores: Sequence[AnswerStore], images: np.ndarray) -> np.ndarray:
@@ -55,13 +55,26 @@ def _rows_of(images: np.ndarray, store: AnswerStore) -> np.ndarray:
     table, stored = store.table(CLEAN), _stored_images(store)
     committed = np.repeat(table.committed() > 0, table.chunk_rows)[: store.samples]
     rows = np.flatnonzero(committed & stored.any(1))
-    found = np.full(len(images), -1)
-    if len(rows):
-        wanted, held = _as_bytes(images), _as_bytes(stored[rows])
-        order = np.argsort(held)
-        place = np.minimum(np.searchsorted(held, wanted, sorter=order), len(rows) - 1)
-        same = held[order[place]] == wanted
-        found[same] = rows[order[place[same]]]
+    found = find_equal_rows(images, stored[rows])
+    found[found >= 0] = rows[found[found >= 0]]
+    return found
+
+
+def find_equal_rows(wanted: np.ndarray, held: np.ndarray) -> np.ndarray:
+    """Find a row of `held` that is equal to each of `wanted`: int64 (N,), -1 where there is none.
+
+    Parameters
+    ----------
+    wanted, held : ndarray of uint8, shapes (N, 32), (M, 32)
+    """
+    found = np.full(len(wanted), -1)
+    if len(held):
+        # Bytes have an order; what they omit, zeros at the end, does not matter at equal lengths.
+        one, other = (np.ascontiguousarray(digests).view("S32").ravel() for digests in (wanted, held))
+        order = np.argsort(other)
+        place = order[np.minimum(np.searchsorted(other, one, sorter=order), len(held) - 1)]
+        same = other[place] == one
+        found[same] = place[same]
     return found
 
 
@@ -74,11 +87,6 @@ def _stored_images(store: AnswerStore) -> np.ndarray:
         if columns is not None:
             stored[rows.start : rows.stop] = columns[SHA256].numpy()
     return stored
-
-
-def _as_bytes(digests: np.ndarray) -> np.ndarray:
-    """One value per row of 32 bytes, in an order that can be searched."""
-    return np.ascontiguousarray(digests).view("S32").ravel()
 
 
 def _by_chunk(row_of: np.ndarray, chunk_rows: int) -> Iterator[tuple[int, np.ndarray]]:

@@ -278,6 +278,8 @@ def make_cached_teacher(
     assert answers.store is not None
     plan, store, space = views.plan, answers.store, answers.space(limit)
     policy = choose_policy(cache, plan, epochs, space)
+    if cache == "auto" and not policy.stored_kinds and replace(space, others=0).fits(plan, epochs):
+        _say_full(space)
     keep = policy.stored_kinds if may_write(store.location, cache) else None
     cached_teacher = CachedTeacher(answers.teacher, views, store=store)
     if plan.crop_flip:
@@ -290,6 +292,14 @@ def make_cached_teacher(
             if progress is not None:
                 progress(done, plan.samples)
     return cached_teacher
+
+
+def _say_full(space: StoreContents) -> None:
+    from rich.filesize import decimal
+
+    if distributed.is_main():
+        limit, others = decimal(space.limit), decimal(space.others)
+        log.info("no more logits are kept: the limit is %s, and the other stores of the teacher take %s", limit, others)
 
 
 def make_reader(answers: Answers, views: ViewMaker) -> CachedTeacher:
