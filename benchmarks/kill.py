@@ -46,19 +46,20 @@ def main() -> None:
     parser.add_argument("jobs", choices=TITLES)
     parser.add_argument("--n", type=int, default=24, help="kills of each job")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="jobs whose name contains this")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = {
             name: kill_and_resume(job, chosen.n, Random(f"{chosen.seed} {name}"))
-            for name, job in make_jobs(chosen.jobs, Path(folder)).items()
+            for name, job in make_jobs(chosen.jobs, chosen.only, Path(folder)).items()
         }
     columns = list(dict.fromkeys(column for counts in found.values() for column in counts))
     rows = [[name, *(counts[column] for column in columns)] for name, counts in {**found, "all": total(found)}.items()]
     write_page(chosen.out, TITLES[chosen.jobs], TEXTS[chosen.jobs], MOMENTS, table((chosen.jobs, *columns), rows))
 
 
-def make_jobs(kind: str, root: Path) -> dict[str, Job]:
-    """Make the jobs of a kind, each with a folder of its own, and a teacher for them."""
+def make_jobs(kind: str, only: str, root: Path) -> dict[str, Job]:
+    """Make the jobs of a kind whose name contains a text, each with a folder of its own, and a teacher for them."""
     pictures = write_pictures(root / "data")
     if kind == "studies":
         folders = undisturbed, disturbed = root / "undisturbed", root / "disturbed"
@@ -71,7 +72,8 @@ def make_jobs(kind: str, root: Path) -> dict[str, Job]:
     data = {key: small[key] for key in ("dataset", "image_size", "device", "precision")}
     teacher = train_teacher(TeacherConfig.load(**small, out=root / "teacher")).path
     jobs: dict[str, Job] = {}
-    for number, name in enumerate(TRAININGS if kind == "trainings" else PRECOMPUTATIONS):
+    names = TRAININGS if kind == "trainings" else PRECOMPUTATIONS
+    for number, name in enumerate(name for name in names if only in name):
         folder = root / str(number)
         folder.mkdir()
         if kind == "trainings":

@@ -61,14 +61,14 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 class ModelSize(NamedTuple):
-    """The size of a network for 100 classes and 32x32 images.
+    """The size of a network for some number of classes and size of images.
 
     Attributes
     ----------
     parameters : int
         Trainable parameters.
     multiply_adds : int
-        Of convolutions and linear layers, per image.
+        Of convolutions, linear layers and attention, per image.
     """
 
     parameters: int
@@ -120,6 +120,8 @@ class LossInfo:
         Its weight in its published recipe.
     cross_entropy : float
         The weight of cross-entropy beside it there; 0 for a loss that has a cross-entropy of its own.
+    needs_labels : bool
+        Whether it has no meaning for an image without a label, whose label is -1.
 
     Raises
     ------
@@ -132,6 +134,7 @@ class LossInfo:
     acts_on: ActsOn = "x"
     weight: float = 1.0
     cross_entropy: float = 1.0
+    needs_labels: bool = False
 
     def __post_init__(self) -> None:
         for field, value, known in (("reads", self.reads, Reads), ("acts_on", self.acts_on, ActsOn)):
@@ -160,7 +163,7 @@ LOSSES |= {
     "dkd": LossInfo("kdcache.losses.target_class:DecoupledKD", reads="logits", acts_on="each"),
     "dist": LossInfo("kdcache.losses.dist:DIST", reads="logits", acts_on="each", weight=2.0),
     "nkd": LossInfo("kdcache.losses.target_class:NormalizedKD", reads="logits", acts_on="each"),
-    "rld": LossInfo("kdcache.losses.target_class:RefinedLogits", reads="logits", acts_on="each"),
+    "rld": LossInfo("kdcache.losses.target_class:RefinedLogits", reads="logits", acts_on="each", needs_labels=True),
     "ofa": LossInfo("kdcache.losses.target_class:OneForAll", reads="logits", acts_on="each"),
     "ttm": LossInfo("kdcache.losses.temperature:TransformedMatching", reads="logits", acts_on="each", weight=45.0),
     "wttm": LossInfo("kdcache.losses.temperature:WeightedMatching", reads="logits", acts_on="each", weight=4.0),
@@ -176,7 +179,7 @@ LOSSES |= {
         "kdcache.losses.mlkd:OneViewMultiLevelKD", reads="logits", acts_on="each", weight=0.9, cross_entropy=0.1
     ),
     "crld": LossInfo("kdcache.losses.crld:CrossViewKD", reads="logits", acts_on="pairs", cross_entropy=0.0),
-    "crd": LossInfo("kdcache.losses.crd:CRD", reads="features", weight=0.8),
+    "crd": LossInfo("kdcache.losses.crd:CRD", reads="features", weight=0.8, needs_labels=True),
     "sp": LossInfo("kdcache.losses.terms:SimilarityPreserving", reads="features", weight=3000.0),
     "at": LossInfo("kdcache.losses.terms:AttentionTransfer", reads="features", weight=1000.0),
     "fitnet": LossInfo("kdcache.losses.terms:FitNet", reads="features", weight=100.0),
@@ -203,11 +206,14 @@ class Criterion(NamedTuple):
         ``module:function`` that scores `kdcache.selection.Candidates`.
     teacher, student : bool
         Whether it reads the teacher's logits of the candidates, and the student's.
+    needs_labels : bool
+        Whether it has no meaning for an image without a label, whose label is -1.
     """
 
     implementation: str
     teacher: bool
     student: bool
+    needs_labels: bool = False
 
 
 CRITERIA = Registry("pick", Criterion)

@@ -5,7 +5,6 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -51,8 +50,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     path : Path
         The file to create or replace; its folder must exist.
     write : callable
-        Writes the content to the path that it gets, a temporary file in the same folder. If it raises, the temporary
-        file is removed and `path` is unchanged.
+        Writes the content to the path that it gets, an empty file in a temporary folder beside `path`, which may get
+        other files: some libraries write one and rename it. If it raises, `path` is unchanged.
 
     Raises
     ------
@@ -61,8 +60,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """
     if kind := _no_file(path):
         raise KdcacheError(problem(f"could not write {path}", expected="a file", got=kind))
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    folder = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = folder / path.name
     try:
+        folder.mkdir()
         temporary.touch()
         mode = temporary.stat().st_mode  # as the user's umask says; safetensors would restrict it
         write(temporary)
@@ -73,8 +74,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     except (OSError, SafetensorError) as error:
         raise KdcacheError(problem(f"could not write {path}", got=first_line(error))) from error
     finally:
-        with suppress(OSError):  # a file system that can only be read denies this before it looks for the file
-            temporary.unlink()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def require_writable_file(path: Path, option: str = "--out") -> None:

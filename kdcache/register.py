@@ -15,7 +15,13 @@ Code = TypeVar("Code")
 
 
 def register_loss(
-    name: str, *, reads: Reads, acts_on: ActsOn = "x", weight: float = 1.0, cross_entropy: float = 1.0
+    name: str,
+    *,
+    reads: Reads,
+    acts_on: ActsOn = "x",
+    weight: float = 1.0,
+    cross_entropy: float = 1.0,
+    needs_labels: bool = True,
 ) -> Callable[[Code], Code]:
     """Register a `kdcache.losses.DistillLoss`; it is built from a `kdcache.losses.LossContext`.
 
@@ -23,10 +29,17 @@ def register_loss(
     ----------
     name : str
         For ``--loss``, besides ``python:MODULE:CLASS``.
-    reads, acts_on, weight, cross_entropy
-        See `kdcache.choices.LossInfo`.
+    reads, acts_on, weight, cross_entropy, needs_labels
+        See `kdcache.choices.LossInfo`. It is not used on unlabelled images unless `needs_labels` is false.
     """
-    return LOSSES.register(name, reads=reads, acts_on=acts_on, weight=weight, cross_entropy=cross_entropy)
+    return LOSSES.register(
+        name,
+        reads=reads,
+        acts_on=acts_on,
+        weight=weight,
+        cross_entropy=cross_entropy,
+        needs_labels=needs_labels,
+    )
 
 
 def register_aug(name: str, *, takes_partner: bool) -> Callable[[Code], Code]:
@@ -42,7 +55,7 @@ def register_aug(name: str, *, takes_partner: bool) -> Callable[[Code], Code]:
     return MIXES.register(name, takes_partner=takes_partner)
 
 
-def register_pick(name: str, *, teacher: bool, student: bool) -> Callable[[Code], Code]:
+def register_pick(name: str, *, teacher: bool, student: bool, needs_labels: bool = True) -> Callable[[Code], Code]:
     """Register a function that scores `kdcache.selection.Candidates`.
 
     Parameters
@@ -51,8 +64,10 @@ def register_pick(name: str, *, teacher: bool, student: bool) -> Callable[[Code]
         For ``--pick``, besides ``python:MODULE:FUNCTION``.
     teacher, student : bool
         Whether it reads the teacher's logits of the candidates, and the student's.
+    needs_labels : bool
+        See `kdcache.choices.Criterion`. It is not used on unlabelled images unless this is false.
     """
-    return CRITERIA.register(name, teacher=teacher, student=student)
+    return CRITERIA.register(name, teacher=teacher, student=student, needs_labels=needs_labels)
 
 
 def register_model(name: str) -> Callable[[Code], Code]:

@@ -28,7 +28,7 @@ class Candidates(NamedTuple):
     kl : Tensor or None, shape (M B,)
         KL divergence of the student from the teacher (d of Equation 2), where both are known.
     labels, partner_labels : Tensor of int64, shape (M B,)
-        Labels of each view's two images.
+        Labels of each view's two images; -1 of an image without one.
     lam : Tensor of float32, shape (M B,)
         Share of the label that belongs to ``labels``; ``partner_labels`` have the rest.
     random_score : Tensor of float32, shape (M B,)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kdcache import datasets
 from kdcache.answers.encoding import make_encoding
-from kdcache.config import StudentConfig, TeacherConfig, TrainingConfig
+from kdcache.config import StudentConfig, TrainingConfig
 from kdcache.config.augs import with_batch_size, with_mean_color
 from kdcache.datasets import Card, Dataset
 from kdcache.errors import UsageError, problem
@@ -103,6 +103,7 @@ def load_data(config: TrainingConfig) -> Dataset:
         max_pixels=config.max_pixels,
         val_fraction=config.val_fraction,
         train_fraction=config.train_fraction,
+        unlabelled=config.image_settings.get("unlabelled"),
         workers=config.workers,
     )
 
@@ -130,9 +131,20 @@ def data_size(config: TrainingConfig, approximate: bool = False) -> DataSize:
         card = datasets.card_of(config.dataset, config.image_size)
         share = (1 - config.val_fraction) * config.train_fraction
         if card.counts and (approximate or (share == 1 and card.classes)):
-            return DataSize(round(share * card.counts[0]), card.counts[1], card.classes or IMAGENET_CLASSES, card)
+            samples = round(share * card.counts[0]) + _count_unlabelled(config, card)
+            return DataSize(samples, card.counts[1], card.classes or IMAGENET_CLASSES, card)
     data = load_data(config)
     return DataSize(len(data.train), len(data.test), data.num_classes, data.card)
+
+
+def _count_unlabelled(config: TrainingConfig, card: Card) -> int:
+    """Count the unlabelled images that a config names, those that cannot be decoded too."""
+    unlabelled = config.image_settings.get("unlabelled")
+    if unlabelled is None:
+        return 0
+    from kdcache.datasets.unlabelled import read_unlabelled  # which imports torch
+
+    return len(read_unlabelled(unlabelled, card))
 
 
 def fresh_network(config: TrainingConfig, data: Dataset) -> Network:
@@ -308,13 +320,13 @@ def verify_store(
     from kdcache.compute import Compute
     from kdcache.models.load import trained_network
 
-    images = run.config.image_settings
-    images |= {name: store.image_settings[name] for name in images.keys() & store.image_settings.keys()}
+    images, known = run.config.image_settings, store.image_settings
+    images |= {name: known[name] for name in StudentConfig.image_setting_names() if name in known}
     places = {"dataset": dataset, "data_root": data_root}
     images |= {name: place for name, place in places.items() if place is not None}
     if dataset is None:
         require_trusted("dataset", images["dataset"])  # the store named it, not the user
-    config = TeacherConfig.load(**images)
+    config = StudentConfig.load(**images)
     data = load_data(config)
     network = trained_network(run.network_file, data)
     where, compute = store.location.where, Compute.choose(device)

@@ -12,8 +12,9 @@ from kdcache.choices import CRITERIA
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.config.settings import flag_of
+from kdcache.datasets import Dataset
 from kdcache.errors import UsageError, problem
-from kdcache.losses import Objective, ViewOutputs, build_objective, kl_divergence
+from kdcache.losses import Objective, ViewOutputs, build_objective, kl_divergence, labelled_share
 from kdcache.optimization import Update
 from kdcache.report.progress import Reporter
 from kdcache.report.training_curves import plot_training_curves
@@ -70,6 +71,7 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     if config.sync_batchnorm:
         student = distributed.convert_sync_batchnorm(student, compute.device)
     _check_switches(config, student)
+    _check_labels(config, data)
     network: nn.Module = WithFeatures(student)
     if config.compile:
         network = compute.compiled(network)
@@ -114,6 +116,13 @@ def _check_switches(config: StudentConfig, student: nn.Module) -> None:
         what = "--pick-scope under torchrun, with --separate-forwards"
         expected = "rank, since batch norm cannot normalize the only pick of a process"
         raise UsageError(problem(what, expected=expected, got="global"))
+
+
+def _check_labels(config: StudentConfig, data: Dataset) -> None:
+    """Refuse cross-entropy where no training image has a label."""
+    if data.num_unlabelled == len(data.train) and config.loss_weights.get("ce"):
+        remedy = "Give --alpha 1 with --loss kd, or add ce:0 to another loss."
+        raise UsageError(problem("weight of cross-entropy", expected="0 without labels", got="more", remedy=remedy))
 
 
 class StudentStep:
@@ -204,6 +213,7 @@ class StudentStep:
                 student_features=tuple(feature[:size].float() for feature in features),
                 teacher_features=tuple(teacher_features),
                 process_weight=distributed.world_size() * size / len(batch.global_positions),
+                labelled_share=self._labelled_share(batch.labels),
             )
         if batch.slots:
             mixed = ViewOutputs(
@@ -216,6 +226,7 @@ class StudentStep:
                 partner_labels=candidates.partner_labels[selection.rows],
                 lam=candidates.lam[selection.rows],
                 process_weight=distributed.world_size() * selection.num_picked / selection.global_num_picked,
+                labelled_share=self._labelled_share(batch.mixed_labels()[selection.rows[: selection.num_picked]]),
             )
         losses = self.objective(x, mixed)
 
@@ -236,6 +247,10 @@ class StudentStep:
         if self.config.needs_features:
             return self.teacher.logits_and_features(batch)
         return self.teacher.logits(batch), []
+
+    def _labelled_share(self, labels: Tensor) -> Tensor | None:
+        """Share of the labels that are known, in all processes, if there are unlabelled images."""
+        return None if self.config.unlabelled is None else labelled_share(labels)
 
     @torch.no_grad()
     def _candidates(self, batch: Batch, teacher_logits: Tensor | None) -> Candidates:

@@ -19,6 +19,7 @@ from kdcache import training
 from kdcache.run.folder import FinishedRun
 from tests.alterations import DAMAGES, damage_file
 from tests.processes import outcome, run_stage, start_process
+from tests.samples import write_unlabelled
 from tests.store_files import partial_writes, read_chunks, read_committed
 from tests.studies import RUNS, read_results, start_study, training_processes, wait_until, write_study
 
@@ -151,12 +152,19 @@ class Training(Job):
         self.run = self.folder / f"run-{self.counts['finished']}"
 
 
+RECIPE: Settings = {
+    **{"optimizer": "adamw", "lr": 0.003, "decay_norm_and_bias": False, "schedule": "cosine", "min_lr": 1e-5},
+    **{"warmup_epochs": 0.5, "freeze_epochs": 1, "ema": 0.9, "clip_grad": 0.5, "label_smoothing": 0.1},
+    "class_weights": "balanced",
+}
+
 TRAININGS: dict[str, Settings] = {
     "teacher": {},
     "student, cutmix-pick, no store": {"aug": "cutmix-pick", "cache": "off"},
     "student, cutmix-pick, replay": {"aug": "cutmix-pick", "cache": "replay"},
     "student, crd+kd, no store": {"aug": "cutmix-pick", "loss": "crd+kd", "cache": "off"},
     "student, crd+kd, half precomputed": {"aug": "cutmix-pick", "loss": "crd+kd", "cache": "replay"},
+    "student, AdamW, cosine, EMA, frozen, unlabelled": {"aug": "cutmix-pick", "cache": "replay", **RECIPE},
 }
 
 
@@ -166,6 +174,9 @@ def make_training(name: str, settings: Settings, teacher: Path, folder: Path) ->
     settings = {**settings, **TRAININGS[name], "epochs": 2, "batch_size": 6}
     if kind == "student":
         settings["teacher"] = teacher
+    if "freeze_epochs" in settings:
+        settings["init"] = str(teacher)
+        settings["unlabelled"] = f"folder:{write_unlabelled(folder / 'unlabelled')}"
     return Training(kind, settings, folder, name.endswith("half precomputed"))
 
 

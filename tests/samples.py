@@ -48,6 +48,17 @@ def write_pictures(root: Path) -> Path:
     return root
 
 
+def write_unlabelled(root: Path, count: int = 24) -> Path:
+    """Write images like those of `write_pictures` into a folder, every third one into a folder inside."""
+    generator = np.random.Generator(np.random.Philox(6))
+    (root / "more").mkdir(parents=True)
+    for number in range(count):
+        pixels = generator.integers(0, 90, (32, 32, 3)) + 60 * (number % 3)
+        folder = root / "more" if number % 3 == 0 else root
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number:02}.png")
+    return root
+
+
 def small_settings(pictures: Path) -> dict[str, object]:
     """Settings of a training on these images that takes a second."""
     network = {"model": "resnet8", "device": "cpu", "precision": "float32"}

@@ -31,6 +31,7 @@ from kdcache.run.folder import FinishedRun
 from kdcache.setup import fresh_network, load_data, make_plan, open_cached_teacher
 from kdcache.views import ViewMaker, rank_part
 from tests.processes import Command, run_ranks, start_ranks, without_advice
+from tests.samples import write_unlabelled
 
 ROOT = Path(__file__).parents[1]
 Settings = dict[str, Any]
@@ -39,7 +40,9 @@ Settings = dict[str, Any]
 def plain(num_classes: int) -> torch.nn.Module:
     """A network without batch norm, whose rows are independent."""
     layers = (torch.nn.Conv2d(3, 8, 3, 2, 1), torch.nn.ReLU(), torch.nn.Conv2d(8, 16, 3, 2, 1), torch.nn.ReLU())
-    return torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    return torch.nn.Sequential(
+        *layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(16, num_classes)
+    )
 
 
 PLAIN = "python:tests.test_distributed:plain"
@@ -97,7 +100,21 @@ def assert_alike(one: FinishedRun, many: FinishedRun) -> None:
             np.testing.assert_allclose(first[name], second[name], rtol=5e-3, atol=1e-4)  # type: ignore[arg-type]
 
 
-WEIGHTED_LABELS = {"label_smoothing": 0.1, "class_weights": "balanced"}
+RECIPE = {
+    **{"optimizer": "adamw", "lr": 0.003, "schedule": "cosine", "warmup_epochs": 0.5, "freeze_epochs": 1},
+    **{"ema": 0.9, "clip_grad": 0.5, "label_smoothing": 0.1, "class_weights": "balanced"},
+}
+FEW_LABELS = {"train_fraction": 0.1, "batch_size": 4}
+"""9 images with labels and 24 without: in some steps one process has no label, in others none has."""
+
+
+@pytest.fixture
+def initial(tmp_path: Path) -> Path:
+    """Weights of `plain`."""
+    weights, half = tmp_path / "net.safetensors", (0.5, 0.5, 0.5)
+    trust(PLAIN)
+    save(build(PLAIN, num_classes=3, seed=5, mean=half, std=half), weights)
+    return weights
 
 
 @pytest.mark.parametrize(
@@ -105,25 +122,25 @@ WEIGHTED_LABELS = {"label_smoothing": 0.1, "class_weights": "balanced"}
     [
         (2, {"aug": "cutmix-pick", "loss": "crd+kd", "cache": "replay", "candidates": 3, "keep": 0.2}),
         (2, {"aug": "randaugment", "loss": "crld+dkd+ctkd", "cache": "off"}),
-        (2, {"aug": "cutmix", "loss": "ce+kd", "cache": "off", "ema": 0.9, "clip_grad": 0.5, **WEIGHTED_LABELS}),
+        (2, {"aug": "cutmix", "loss": "ce+kd", "cache": "off", **RECIPE, **FEW_LABELS}),
         (4, {"aug": "cutmix", "pick": "random", "keep": 0.06, "loss": "ce"}),  # some process has no picks
     ],
 )
 def test_several_processes_match_a_single_one(
-    ranks: int, settings: Settings, small: Settings, teacher: Path, tmp_path: Path
+    ranks: int, settings: Settings, small: Settings, teacher: Path, initial: Path, tmp_path: Path
 ) -> None:
     settings = {**small, "model": PLAIN, "teacher": teacher, "epochs": 2, "lr": 0.1, **settings}
+    if "freeze_epochs" in settings:
+        unlabelled = write_unlabelled(tmp_path / "unlabelled")
+        settings |= {"init": str(initial), "unlabelled": f"folder:{unlabelled}"}
     stores = [{"store": str(tmp_path / name)} if "cache" in settings else {} for name in ("one.zarr", "many.zarr")]
     processes = start_ranks(ranks, "student-train", settings | stores[1] | {"out": tmp_path / "many"})
     one = train_student(StudentConfig.load(**settings, **stores[0], out=tmp_path / "one"))
     assert_alike(one, finished(processes, tmp_path / "many"))
 
 
-def test_several_processes_train_a_teacher(small: Settings, tmp_path: Path) -> None:
-    weights, half = tmp_path / "net.safetensors", (0.5, 0.5, 0.5)
-    trust(PLAIN)
-    save(build(PLAIN, num_classes=3, seed=5, mean=half, std=half), weights)
-    settings = {**small, "model": PLAIN, "init": str(weights), "epochs": 2, "batch_size": 7}
+def test_several_processes_train_a_teacher(small: Settings, initial: Path, tmp_path: Path) -> None:
+    settings = {**small, "model": PLAIN, "init": str(initial), "epochs": 2, "batch_size": 7}
     processes = start_ranks(2, "teacher-train", settings | {"out": tmp_path / "many"})
     one = train_teacher(TeacherConfig.load(**settings, out=tmp_path / "one"))
     many = finished(processes, tmp_path / "many")

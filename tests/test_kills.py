@@ -11,7 +11,9 @@ from tests.kills import PRECOMPUTATIONS, Precomputation, kill_and_resume, make_t
 KILLS = 3
 
 
-@pytest.mark.parametrize("name", ["teacher", "student, cutmix-pick, replay", "student, crd+kd, no store"])
+@pytest.mark.parametrize(
+    "name", ["teacher", "student, crd+kd, no store", "student, AdamW, cosine, EMA, frozen, unlabelled"]
+)
 def test_a_killed_and_resumed_training_ends_with_the_same_bits(
     name: str, small: dict[str, Any], teacher: Path, tmp_path: Path
 ) -> None:

@@ -19,6 +19,7 @@ from kdcache import checked_files, extensions, tensor_files
 from kdcache.cli import cli
 from kdcache.config import StudentConfig
 from kdcache.errors import KdcacheError, UsageError
+from kdcache.files import write_atomically
 from kdcache.models import checkpoint
 from kdcache.run.folder import FinishedRun, RunFolder, find_finished_runs
 from kdcache.run.forward_count import ForwardCount, read_count
@@ -28,7 +29,7 @@ from kdcache.run.writer import RunWriter
 from tests import answers
 from tests.alterations import MaliciousPickle
 from tests.altered_runs import Interrupt
-from tests.processes import outcome
+from tests.processes import outcome, start_process
 from tests.run_files import change_config, change_json
 
 Settings = dict[str, Any]
@@ -314,6 +315,27 @@ def test_only_our_own_temporary_files_are_removed(run: Path) -> None:
     assert (run / "checkpoints" / ".project.tmp").exists()
     assert (run / ".notes.tmp").exists()
     assert not (run / ".metrics.jsonl.0123abcd.tmp").exists()
+
+
+@pytest.mark.parametrize("folder", [".", "checkpoints", "statistics.zarr"])
+def test_what_a_library_began_to_write_when_it_was_killed_is_removed(folder: str, run: Path) -> None:
+    before = sorted(run.rglob("*"))
+    writing = start_process(write_and_die, run / folder / "file")
+    writing.join()
+    assert writing.exitcode == 9
+    assert sorted(run.rglob("*")) != before
+    RunFolder(run).remove_temporary_files()
+    assert sorted(run.rglob("*")) == before
+
+
+def write_and_die(path: Path) -> None:
+    """Die while a library writes a file under a name of its own, as safetensors does."""
+
+    def write(temporary: Path) -> None:
+        temporary.with_name(".tmpA1b2C3").write_text("a part")
+        os._exit(9)
+
+    write_atomically(path, write)
 
 
 @pytest.mark.parametrize("name", ["store", "answers"])

@@ -26,7 +26,7 @@ from kdcache.study.claims import Claim, Hypothesis, combine, evaluate_claim, eva
 from kdcache.study.cost import study_cost
 from kdcache.study.definition import read_study
 from kdcache.study.expand import expand_study, filter_cells, list_runs
-from kdcache.study.intervals import mean_interval
+from kdcache.study.intervals import mean_difference_interval, mean_interval
 from kdcache.study.launch import make_launcher
 from kdcache.study.published import published_accuracy
 from kdcache.study.result_files import write_results
@@ -242,9 +242,12 @@ def test_only_the_first_method_with_some_views_asks_the_teacher(tmp_path: Path) 
 @given(st.lists(st.floats(-50, 50), min_size=2, max_size=12), st.sampled_from([0.9, 0.95, 0.99]))
 def test_an_interval_is_that_of_students_t(values: list[float], level: float) -> None:
     found = mean_interval(values, level)
+    if max(values) - min(values) < 1e-9:
+        assert found is None
+        return
     assert found is not None
     error = statistics.stdev(values) / len(values) ** 0.5
-    low, high = (-1, 1) if error == 0 else stats.t.interval(level, len(values) - 1)
+    low, high = stats.t.interval(level, len(values) - 1)
     assert found.low == pytest.approx(found.mean + low * error, abs=1e-9)
     assert found.high == pytest.approx(found.mean + high * error, abs=1e-9)
 
@@ -269,6 +272,34 @@ def test_a_hypothesis_is_tested_by_its_interval_over_common_seeds(hypothesis: Hy
         "d": {0: 1.0},
     }
     assert evaluate_hypothesis(hypothesis, accuracies).decision == expected
+
+
+def test_equal_differences_have_no_interval_and_support_nothing() -> None:
+    left, right = [71.2, 72.3], [70.1, 71.2]  # 1.1 twice, but for rounding
+    accuracies = {"a": dict(enumerate(left)), "b": dict(enumerate(right))}
+    result = evaluate_hypothesis(Hypothesis(sum={"a": 1, "b": -1}, above=0), accuracies)
+    assert (result.interval, result.decision) == (None, "undecided")
+    assert mean_difference_interval([71.2, 71.2], [70.1, 70.1]) is None
+    assert mean_difference_interval([71.2, 71.3], [70.1, 70.3]) is not None
+
+
+def test_a_claim_is_tested_at_its_own_confidence_level() -> None:
+    accuracies = {"a": {0: 81.0, 1: 82.0, 2: 80.2}, "b": dict.fromkeys(range(3), 80.0)}
+    better = Hypothesis(sum={"a": 1, "b": -1}, above=-0.5)  # the mean is 1.07, its standard error 0.52
+    decisions = [
+        evaluate_claim(Claim(statement="better", tests=(better,), confidence_level=level), accuracies)[1]
+        for level in (0.8, 0.99)
+    ]
+    assert decisions == ["supported", "undecided"]
+
+
+def test_a_claim_is_not_tested_while_a_seed_is_missing() -> None:
+    accuracies = {"a": {0: 81.0, 1: 81.1, 3: 81.2}, "b": dict.fromkeys(range(4), 80.0)}
+    better = Hypothesis(sum={"a": 1, "b": -1}, above=0)
+    claim = Claim(statement="better", tests=(better,), test_after_seeds=(4,))
+    assert evaluate_claim(claim, accuracies)[1] == "undecided"
+    accuracies["a"][2] = 81.0
+    assert evaluate_claim(claim, accuracies)[1] == "supported"
 
 
 def test_a_claim_is_supported_if_all_of_its_hypotheses_are() -> None:

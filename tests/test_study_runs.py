@@ -97,11 +97,19 @@ def test_two_sides_are_compared_by_seed_and_differences_are_reported(uninterrupt
     # Differences of 1.0, 0.8 and 0.9: mean 0.9, standard error 0.1 / sqrt(3), and 4.303 is the quantile of t for 2.
     assert document["paired"]["low"] == pytest.approx(0.9 - 4.30265 * 0.1 / 3**0.5, abs=1e-4)
     assert document["difference"]["low"] < 0 < document["difference"]["high"]
-    assert document["unfair"] == []
+    assert document["different_settings"] == ["alpha: 0.9 versus 0.5"]
     longer = copies(run, tmp_path, {5: 76.0, 6: 76.5}, epochs="16")
     output = kdcache("compare", *longer, "--", *right, cwd=tmp_path).stdout
     assert "warning: settings differ: epochs: 16 versus 4" in output
     assert "needs two common seeds" in output
+    environment = json.loads(Path(right[1], "environment.json").read_text())
+    origin = {**environment["origin"], "teacher": "0123456789abcdef"}
+    change_json(Path(right[1], "environment.json"), origin=origin, precision="bfloat16")
+    one = kdcache("compare", left[0], "--", right[1], cwd=tmp_path).stdout
+    assert re.search(r"left - right .*-3\.20.*none: needs two runs", one)
+    found = re.findall("warning: settings differ: (.*?):(.*)", one)
+    assert [name for name, _ in found] == ["teacher", "alpha", "precision"]
+    assert "(01234567)" in dict(found)["teacher"]
 
 
 def test_a_comparison_needs_finished_runs_on_both_sides(uninterrupted: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from kdcache.run.folder import FinishedRun
 from kdcache.setup import load_run_data, make_plan
 from kdcache.views import ViewMaker
 
-__all__ = ["SPLITS", "AnalysisInputs", "CleanPredictions", "load_analysis_inputs"]
+__all__ = ["SPLITS", "AnalysisInputs", "CleanPredictions", "load_analysis_inputs", "run_images"]
 
 log = logging.getLogger("kdcache")
 
@@ -182,7 +182,7 @@ def load_analysis_inputs(
             if value is not None:
                 raise UsageError(problem(option, expected="a network of other weights", got="a run of kdcache"))
         run = _teacher_run(teacher, dataset)
-        data, own_images = _images(run, dataset, data_root, image_size)
+        data, own_images = run_images(run, dataset, data_root, image_size)
         network, name, folder = trained_network(run.network_file, data), str(run.path), run.path
         compute = Compute.choose(device, run.config.precision)
         where = store or (stores_of(run.path) if split == "train" else None)
@@ -203,8 +203,8 @@ def load_analysis_inputs(
     return AnalysisInputs(name, folder, evaluated, split, answers, store is not None, own_images)
 
 
-def _images(
-    run: FinishedRun, dataset: str | None, data_root: Path | None, image_size: int | None
+def run_images(
+    run: FinishedRun, dataset: str | None, data_root: Path | None, image_size: int | None = None
 ) -> tuple[Dataset, bool]:
     """Load the images of a run, wherever they are now, or of another dataset, and tell which."""
     if image_size in (None, run.config.image_size):

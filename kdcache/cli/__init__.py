@@ -156,6 +156,7 @@ COMMANDS = {
     "teacher-train": Command("training", "Train a teacher, and store its logits of the clean images."),
     "student-train": Command("training", "Train a student on the teacher's logits of every view."),
     "teacher-load": Command("training", "Load a trained network, such as a published checkpoint, as a teacher."),
+    "evaluate": Command("evaluate", "Evaluate networks side by side: accuracy by class, agreement, size and speed."),
     "analyze": Command("analyze", "Analyze trained networks."),
     "report": Command("report", "Report the results of runs as a page with charts, Markdown, CSV or JSON."),
     "reproduce": Command("reproduce", "Run a study: a table or figure of the paper, or your own."),

@@ -55,5 +55,5 @@ def compare(context: click.Context, runs: tuple[Path, ...], confidence_level: fl
         click.echo(json.dumps(comparison.as_json(), indent=2))
         return
     show(comparison_table(comparison, confidence_level))
-    for line in comparison.unfair:
+    for line in comparison.different_settings:
         click.echo(f"warning: settings differ: {line}")

@@ -9,14 +9,14 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, ByteSize, ValidationInfo, field_validator
 
-from kdcache.cards import CARDS
+from kdcache.cards import CARDS, DATASET_PREFIXES, canonical
 from kdcache.checked_files import kind_of
 from kdcache.choices import AUGMENTATIONS, CACHES, CRITERIA, LOSSES, MIXES, STORE_DTYPES, Augmentation
 from kdcache.config.augs import AugOptions, format_mix
 from kdcache.config.losses import LossOptions, loss_names, loss_weights, trains_on_mixed_views
 from kdcache.config.options import OptionTables, as_tables, merge_tables
 from kdcache.config.settings import SET_BY_PRESET, Choice, ChoiceOf, ChoiceSum, Invalid, flag_of, setting
-from kdcache.config.training import CONFIG_FILE, Model, TrainingConfig, image_settings, recorded_images
+from kdcache.config.training import CONFIG_FILE, Model, TrainingConfig, recorded_images
 from kdcache.errors import printable
 from kdcache.extensions import is_trusted
 from kdcache.presets import read_recipe
@@ -30,6 +30,7 @@ Pick = Annotated[str, AfterValidator(ChoiceOf(CRITERIA))]
 Loss = Annotated[str, AfterValidator(ChoiceSum(LOSSES, "crd:0.8+kd"))]
 Cache = Annotated[str, AfterValidator(Choice(CACHES))]
 StoreType = Annotated[str, AfterValidator(Choice(STORE_DTYPES))]
+Unlabelled = Annotated[str, AfterValidator(Choice((), DATASET_PREFIXES[:2])), AfterValidator(canonical)]
 Scope = Annotated[str, AfterValidator(Choice(("global", "rank")))]
 
 
@@ -131,10 +132,19 @@ class StudentConfig(TrainingConfig):
         "cache", None, "Keep only this many logits per view, and the total weight of the others.", shown="all", ge=1
     )
 
+    unlabelled: Unlabelled | None = setting(
+        "data",
+        None,
+        "Further training images, without labels, on which losses of the teacher are trained: all image files below a "
+        "folder, or the training images of a packed file. An epoch shows them too.",
+        shown="none",
+        validate_default=True,
+    )
+
     @classmethod
     def _inherited(cls, given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         file = Path(os.path.expanduser(str(given.get("teacher")))) / CONFIG_FILE
-        wanted = [name for name in image_settings() if name not in given]
+        wanted = [name for name in TrainingConfig.image_setting_names() if name not in given]
         if "dataset" in given:  # the same images elsewhere, or others, of which the teacher needs this size
             card = CARDS.get(str(given["dataset"]))
             wanted = [name for name in wanted if name == "image_size" and not (card and card.padding is not None)]
@@ -298,6 +308,29 @@ class StudentConfig(TrainingConfig):
             scoring = ", ".join(name for name, reads in CRITERIA.items() if reads.student)
             raise _has_no_effect("scoring-updates-stats", f"without a criterion that reads the student ({scoring})")
         return updates
+
+    @field_validator("unlabelled")
+    @classmethod
+    def _check_unlabelled(cls, unlabelled: str | None, info: ValidationInfo) -> str | None:
+        if unlabelled is None and info.data.get("train_fraction") == 0:
+            raise Invalid("images, since --train-fraction 0 leaves none of --dataset")
+        if unlabelled is None or not {"loss", "alpha", "aug", "pick"} <= info.data.keys():
+            return unlabelled
+        loss, pick = info.data["loss"], info.data["pick"] or _augmentation(info.data["aug"]).pick
+        if not is_trusted(f"{loss} {pick}"):
+            return unlabelled
+        weights = loss_weights(loss, info.data["alpha"])
+        reads_label = [f"--loss {name}" for name in weights if LOSSES[name].needs_labels]
+        reads_label += [f"--pick {pick}"] if pick is not None and CRITERIA[pick].needs_labels else []
+        if reads_label:
+            raise Invalid(f"no value with {reads_label[0]}, which needs the label of every image")
+        if not any(weight and LOSSES[name].teacher for name, weight in weights.items()):
+            alpha = " --alpha 0" if "kd" in weights else ""
+            raise Invalid(
+                f"no value with --loss {loss}{alpha}, which is not trained on images without labels",
+                "Add a loss that reads the teacher, such as kd.",
+            )
+        return unlabelled
 
     @property
     def augmentation(self) -> Augmentation:

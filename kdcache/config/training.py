@@ -28,7 +28,7 @@ from kdcache.errors import UsageError, problem
 from kdcache.extensions import addresses_in, trust
 from kdcache.presets import read_settings
 
-__all__ = ["CONFIG_FILE", "Model", "TeacherConfig", "TrainingConfig", "image_settings", "recorded_images"]
+__all__ = ["CONFIG_FILE", "Model", "TeacherConfig", "TrainingConfig", "recorded_images"]
 
 Dataset = Annotated[
     str,
@@ -82,7 +82,7 @@ class TrainingConfig(OptimizationConfig):
     val_fraction: float = setting(
         "data", 0.0, "Fraction of each class held out for validation, which then selects the best epoch.", ge=0, lt=1
     )
-    train_fraction: float = setting("data", 1.0, "Fraction of each class to train on.", gt=0, le=1)
+    train_fraction: float = setting("data", 1.0, "Fraction of each class to train on.", ge=0, le=1)
     workers: int | None = setting("data", None, "Processes that decode images.", shown="one per core", ge=0)
     model: Model = setting("network", "wrn_16_1", "Network to train.", shown=SET_BY_PRESET)
     features: tuple[str, ...] = setting(
@@ -209,7 +209,12 @@ class TrainingConfig(OptimizationConfig):
     @property
     def image_settings(self) -> dict[str, Any]:
         """The settings that say which images a run is about, as plain data."""
-        return self.model_dump(mode="json", include=set(image_settings()))
+        return self.model_dump(mode="json", include=set(type(self).image_setting_names()))
+
+    @classmethod
+    def image_setting_names(cls) -> list[str]:
+        """Names of the settings that say which images a run is about."""
+        return [name for name in cls.in_group("data") if name not in ("download", "workers")]
 
     def evaluates_after(self, epoch: int) -> bool:
         """Whether the network is evaluated after an epoch, counted from 0."""
@@ -297,7 +302,9 @@ class TrainingConfig(OptimizationConfig):
             for file, settings in reversed([*layers.items()]):
                 if _holds(settings, loc):
                     return f"{file}: {'.'.join([name, *keys])}"
-        return " ".join([flag_of(name, cls.model_fields[name]), *([".".join(keys)] if keys else [])])
+        field = cls.model_fields.get(name)
+        flag = f"--{name.replace('_', '-')}" if field is None else flag_of(name, field)
+        return " ".join([flag, *([".".join(keys)] if keys else [])])
 
     def differences(self, run: Self, moved: bool = False) -> list[str]:
         """List the settings with which a run cannot be resumed, a message for each.
@@ -318,7 +325,7 @@ class TrainingConfig(OptimizationConfig):
         found = []
         for name in type(self).model_fields.keys() - free:
             now, recorded = getattr(self, name), getattr(run, name)
-            is_moved = moved and name == "dataset" and _is_path(now) and _is_path(recorded)
+            is_moved = moved and name in ("dataset", "unlabelled") and _is_path(now) and _is_path(recorded)
             if now != recorded and not is_moved:
                 flag = flag_of(name, type(self).model_fields[name])
                 found.append(problem(flag, expected=f"{recorded}, as in the run", got=now))
@@ -341,14 +348,16 @@ class TeacherConfig(TrainingConfig):
     )
     """Settings that apply to a teacher that is loaded instead of trained."""
 
+    @field_validator("train_fraction")
+    @classmethod
+    def _require_labels(cls, train_fraction: float) -> float:
+        if not train_fraction:
+            raise Invalid("more than 0, since a teacher is trained on labels")
+        return train_fraction
 
-def image_settings() -> list[str]:
-    """Names of the settings that say which images a run is about."""
-    return [name for name in TrainingConfig.in_group("data") if name not in ("download", "workers")]
 
-
-def _is_path(dataset: str) -> bool:
-    return dataset.startswith((FOLDER_PREFIX, HDF5_PREFIX))
+def _is_path(dataset: str | None) -> bool:
+    return dataset is not None and dataset.startswith((FOLDER_PREFIX, HDF5_PREFIX))
 
 
 def _recorded_settings(options: Mapping[str, Any]) -> Path | None:
@@ -364,7 +373,7 @@ def _recorded_settings(options: Mapping[str, Any]) -> Path | None:
 def recorded_images(file: Path) -> dict[str, Any]:
     """Read the settings of a run that say which images it is about, from its config file."""
     tables = [table for table in read_toml(file).values() if isinstance(table, dict)]
-    return {name: table[name] for name in image_settings() for table in tables if name in table}
+    return {name: table[name] for name in TrainingConfig.image_setting_names() for table in tables if name in table}
 
 
 def _holds(settings: Any, loc: Sequence[str | int]) -> bool:

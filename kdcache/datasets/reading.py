@@ -1,7 +1,7 @@
 """Reading a dataset by name, and preparing it for a training."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -39,6 +39,7 @@ def load(
     on_bad_image: str = "error",
     val_fraction: float = 0.0,
     train_fraction: float = 1.0,
+    unlabelled: str | None = None,
     workers: int | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> Dataset:
@@ -62,7 +63,10 @@ def load(
     val_fraction : float
         Fraction of each class to hold out from the training images for validation.
     train_fraction : float
-        Fraction of each class of the remaining images to train on. A smaller fraction is a subset of a larger one.
+        Fraction of each class of the remaining images to train on. A smaller fraction is a subset of a larger one; 0
+        leaves the unlabelled images alone.
+    unlabelled : str, optional
+        Further training images, without labels, see `kdcache.datasets.unlabelled.read_unlabelled`.
     workers : int, optional
         Processes that decode images; by default one per core.
     max_pixels : int
@@ -83,11 +87,19 @@ def load(
         If a download fails.
     """
     data = read(name, root=root, image_size=image_size, download=download, workers=workers, max_pixels=max_pixels)
-    for split in (data.train, data.test):
-        if split.pictures is not None and (others := split.pictures.source.describe_others()):
+    extra = None
+    if unlabelled is not None:
+        from kdcache.datasets.unlabelled import append_unlabelled, read_unlabelled
+
+        extra = read_unlabelled(unlabelled, data.card, max_pixels, workers)
+    for split in (data.train, data.test, extra):
+        if split and split.pictures is not None and (others := split.pictures.source.describe_others()):
             log.info("%s: not taken as images: %s", split.pictures.source.place, others)
     if on_bad_image == "skip":
         data = without_bad_images(data)
+        if extra is not None:
+            sound = _sound_part(extra, data.class_name)
+            data, extra = replace(data, skipped=data.skipped + len(extra) - len(sound)), sound
     if data.card.padding is not None:
         data = replace(data, train=_held(data.train), test=_held(data.test))
     if val_fraction:
@@ -95,9 +107,9 @@ def load(
         train, val = (data.train.part(np.flatnonzero(chosen)) for chosen in (~held_out, held_out))
         data = replace(data, train=train, val=val)
     if train_fraction < 1:
-        chosen = _subset(data, train_fraction, "--train-fraction")
+        chosen = _subset(data, train_fraction, "--train-fraction") if train_fraction else np.zeros(len(data.train))
         data = replace(data, train=data.train.part(np.flatnonzero(chosen)))
-    return data
+    return data if extra is None else append_unlabelled(data, extra, MAX_BYTES_IN_MEMORY)
 
 
 def read(
@@ -152,14 +164,14 @@ def without_bad_images(data: Dataset) -> Dataset:
     UsageError
         If no image of a class is left.
     """
-    train, test = (_sound_part(split, data.class_names) for split in (data.train, data.test))
+    train, test = (_sound_part(split, data.class_name) for split in (data.train, data.test))
     skipped = len(data.train) + len(data.test) - len(train) - len(test)
     if skipped:
         log.warning("%d images of %s are left out", skipped, data.card.name)
     return replace(data, train=train, test=test, skipped=skipped)
 
 
-def _sound_part(split: Split, class_names: Sequence[str]) -> Split:
+def _sound_part(split: Split, class_name: Callable[[int], str]) -> Split:
     if split.pictures is None:
         return split
     from kdcache.datasets.manifest import Manifest
@@ -168,7 +180,7 @@ def _sound_part(split: Split, class_names: Sequence[str]) -> Split:
     manifest.update(decode_all=True)
     bad = np.isin(pictures.indices, manifest.bad)
     labels = split.labels.numpy()
-    if lost := [class_names[label] for label in np.setdiff1d(labels, labels[~bad])]:
+    if lost := [class_name(label) for label in np.setdiff1d(labels, labels[~bad])]:
         what, got = f"images of {pictures.source.place}", f"none of {abbreviated(lost, MAX_NAMES_LISTED)}"
         raise UsageError(problem(what, expected="at least one of each class that can be decoded", got=got))
     for picture in manifest.bad[:MAX_BAD_IMAGES_LISTED].tolist():

@@ -13,7 +13,7 @@ import numpy as np
 
 from kdcache.errors import UsageError, printable, problem
 
-__all__ = ["Blob", "Files", "Source", "concatenate", "describe_kinds"]
+__all__ = ["Blob", "Files", "Joined", "Source", "concatenate", "describe_kinds"]
 
 OTHER_KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -207,6 +207,58 @@ class Blob(Source):
     def sizes(self) -> np.ndarray:
         """See `Source`."""
         return np.diff(self.offsets)
+
+
+@dataclass(eq=False)
+class Joined(Source):
+    """The pictures of several sources, one source after the other. Their hashes are known.
+
+    Parameters
+    ----------
+    parts : tuple of Source
+    """
+
+    parts: tuple[Source, ...]
+
+    def __post_init__(self) -> None:
+        self.digests = np.concatenate([part.digests for part in self.parts])
+        self.others = sum((part.others for part in self.parts), Counter())
+        self._begins = np.cumsum([0, *map(len, self.parts)])
+
+    def __len__(self) -> int:
+        return int(self._begins[-1])
+
+    @property
+    def place(self) -> str:
+        """See `Source`."""
+        return ", ".join(part.place for part in self.parts)
+
+    def _find(self, picture: int) -> tuple[Source, int]:
+        """Find the source of a picture, and its index there."""
+        number = int(np.searchsorted(self._begins, picture, side="right")) - 1
+        return self.parts[number], picture - int(self._begins[number])
+
+    def read(self, picture: int, max_bytes: int) -> bytes:
+        """See `Source`."""
+        part, index = self._find(picture)
+        return part.read(index, max_bytes)
+
+    def name(self, picture: int) -> str:
+        """See `Source`."""
+        part, index = self._find(picture)
+        return part.name(index)
+
+    def listing(self) -> bytes:
+        """See `Source`."""
+        return sha256(b"".join(part.listing() for part in self.parts)).digest()
+
+    def stamps(self) -> np.ndarray:
+        """See `Source`."""
+        return np.concatenate([np.broadcast_to(part.stamps(), (len(part), 4)) for part in self.parts])
+
+    def sizes(self) -> np.ndarray:
+        """See `Source`."""
+        return np.concatenate([part.sizes() for part in self.parts])
 
 
 def describe_kinds(counts: Counter[str]) -> str:

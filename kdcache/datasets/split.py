@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
     from kdcache.datasets.pictures import Box, Pictures
 
-__all__ = ["DECODING", "Dataset", "Split"]
+__all__ = ["DECODING", "UNLABELLED", "Dataset", "Split"]
+
+UNLABELLED = -1
+"""Label of a sample without one."""
 
 DECODING = "upright"
 """Names how pictures are decoded, in their fingerprint: turned as EXIF says."""
@@ -32,7 +35,7 @@ class Split:
     images : Tensor or None
         (N, 3, H, W) uint8 RGB on the CPU; ``None`` if `pictures` are decoded on demand.
     labels : Tensor
-        (N,) int64 classes, counted from 0.
+        (N,) int64 classes, counted from 0; `UNLABELLED` for a sample without a label.
     pictures : Pictures, optional
         The encoded images, if there are any. They determine the fingerprint even if `images` holds them decoded.
     """
@@ -171,6 +174,7 @@ class Dataset:
     class_names : tuple of str
         The name of each class, by label.
     train, test : Split
+        Unlabelled training images come after the others.
     val : Split, optional
         Held out from the training images for validation.
     skipped : int
@@ -194,6 +198,15 @@ class Dataset:
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)
+
+    @property
+    def num_unlabelled(self) -> int:
+        """Number of training images without a label."""
+        return int((self.train.labels == UNLABELLED).sum())
+
+    def class_name(self, label: int) -> str:
+        """Name of the class with a label, or ``unlabelled``."""
+        return "unlabelled" if label == UNLABELLED else self.class_names[label]
 
     @property
     def image_size(self) -> int:

@@ -10,6 +10,7 @@ from kdcache.losses.logits import (
     entropy,
     kd_loss,
     kl_divergence,
+    labelled_share,
     mixed_cross_entropy,
     standardize,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "fitnet_loss",
     "kd_loss",
     "kl_divergence",
+    "labelled_share",
     "mixed_cross_entropy",
     "mlkd_loss",
     "mlkd_strong_loss",

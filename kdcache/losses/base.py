@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from kdcache.config.losses import LossOptions
 from kdcache.config.options import Options
+from kdcache.datasets.split import UNLABELLED
 from kdcache.losses.logits import standardize
 from kdcache.views.batch import hard_labels
 
@@ -43,6 +45,8 @@ class ViewOutputs:
         stored logits come without features.
     process_weight : float
         Weight of a mean over these rows in the mean over all processes: 1 where each process has as many rows.
+    labelled_share : Tensor or None, shape ()
+        Share of the rows of all processes that have a label, if training images may be unlabelled: a label is -1 then.
     """
 
     student: Tensor
@@ -56,6 +60,7 @@ class ViewOutputs:
     student_features: tuple[Tensor, ...] = ()
     teacher_features: tuple[Tensor, ...] = ()
     process_weight: float = 1.0
+    labelled_share: Tensor | None = None
 
     def logits(self, standardized: bool = False) -> tuple[Tensor, Tensor]:
         """Logits of the student and of the teacher, `standardize`d or as they are."""
@@ -64,7 +69,7 @@ class ViewOutputs:
         return (standardize(both[0]), standardize(both[1])) if standardized else both
 
     def hard_labels(self) -> Tensor:
-        """Labels of x, or the class with the larger part of each mixed label, int64 (R,)."""
+        """Labels of x, or the class with the larger part of each mixed label, int64 (R,); -1 where it is unknown."""
         if self.partner_labels is None or self.lam is None:
             return self.labels
         return hard_labels(self.labels, self.partner_labels, self.lam)
@@ -76,12 +81,16 @@ class ViewOutputs:
         ----------
         target : str
             For an x', ``teacher`` takes the teacher's first class, which may be right where the mixed label is not,
-            and ``label`` the larger part of the mixed label. For x it is the label.
+            and ``label`` the larger part of the mixed label. For x it is the label. Rows without a label have the
+            teacher's first class.
         """
-        if target == "label" or self.lam is None:
-            return self.hard_labels()
         assert self.teacher is not None
-        return self.teacher.argmax(1)
+        if target == "teacher" and self.lam is not None:
+            return self.teacher.argmax(1)
+        labels = self.hard_labels()
+        if self.labelled_share is None:
+            return labels
+        return torch.where(labels == UNLABELLED, self.teacher.argmax(1), labels)
 
 
 class LossContext(NamedTuple):
@@ -92,7 +101,7 @@ class LossContext(NamedTuple):
     student_shapes, teacher_shapes : tuple of tuple of int
         Feature shapes of one image, first to last, without the batch dimension; empty where no loss reads features.
     labels : Tensor of int64, shape (N,)
-        Labels of the training set.
+        Labels of the training set; -1 of an image without one.
     temperature : float
         tau.
     seed : int

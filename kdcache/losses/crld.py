@@ -10,7 +10,11 @@ __all__ = ["CrossViewKD", "crld_loss"]
 
 
 def crld_loss(
-    weak: tuple[Tensor, Tensor], strong: tuple[Tensor, Tensor], labels: Tensor, options: CRLDOptions | None = None
+    weak: tuple[Tensor, Tensor],
+    strong: tuple[Tensor, Tensor],
+    labels: Tensor,
+    options: CRLDOptions | None = None,
+    labelled_share: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy, distillation within each view, and distillation across the views of an image.
 
@@ -23,6 +27,8 @@ def crld_loss(
     labels : Tensor of int64, shape (B,)
     options : CRLDOptions, optional
         A row counts within the views where the teacher is sure of x, and across them where it is sure of x'.
+    labelled_share : Tensor, shape (), optional
+        See `cross_entropy`.
 
     Returns
     -------
@@ -33,10 +39,13 @@ def crld_loss(
     def distilled(student: Tensor, teacher: Tensor) -> Tensor:
         return options.temperature**2 * kl_divergence(student, teacher, options.temperature)
 
+    def labelled(student: Tensor) -> Tensor:
+        return cross_entropy(student, labels, labelled_share=labelled_share)
+
     within = distilled(*weak) + distilled(*strong)
     across = distilled(strong[0], weak[1]) + distilled(weak[0], strong[1])
     return (
-        options.ce_weight * (cross_entropy(weak[0], labels) + cross_entropy(strong[0], labels))
+        options.ce_weight * (labelled(weak[0]) + labelled(strong[0]))
         + options.within_weight * (confident_rows(weak[1], options.weak_threshold) * within).mean()
         + options.cross_weight * (confident_rows(strong[1], options.strong_threshold) * across).mean()
     )
@@ -55,4 +64,4 @@ class CrossViewKD(LossWithOptions[CRLDOptions]):
 
     def forward(self, x: ViewOutputs, mixed: ViewOutputs) -> Tensor:
         """See `DistillLoss`."""
-        return crld_loss(x.logits(), mixed.logits(), x.labels, self.options)
+        return crld_loss(x.logits(), mixed.logits(), x.labels, self.options, x.labelled_share)

@@ -4,6 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kdcache import distributed
+from kdcache.datasets.split import UNLABELLED
+
 __all__ = [
     "at_least_float32",
     "balanced_class_weights",
@@ -12,6 +15,7 @@ __all__ = [
     "expectation",
     "kd_loss",
     "kl_divergence",
+    "labelled_share",
     "log_softmax",
     "mixed_cross_entropy",
     "standardize",
@@ -107,7 +111,11 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def cross_entropy(
-    logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, class_weights: Tensor | None = None
+    logits: Tensor,
+    labels: Tensor,
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+    labelled_share: Tensor | None = None,
 ) -> Tensor:
     """Mean cross-entropy: the first term of Equation 1 without 1 - alpha.
 
@@ -115,21 +123,48 @@ def cross_entropy(
     ----------
     logits : Tensor, shape (B, C)
     labels : Tensor of int64, shape (B,)
+        `UNLABELLED` only with `labelled_share`.
     label_smoothing : float
         Part of each label that is spread over all classes: Szegedy et al., "Rethinking the Inception Architecture for
         Computer Vision", 2016, arXiv:1512.00567, Section 7.
     class_weights : Tensor of float32, shape (C,), optional
         The mean is over the rows, not over their weights, so that it does not depend on which rows share a batch.
+    labelled_share : Tensor, shape (), optional
+        Share of the rows of all processes that have a label: the mean is over these, see `labelled_share`.
 
     Returns
     -------
     Tensor, shape ()
     """
+    if class_weights is None and labelled_share is None:
+        return functional.cross_entropy(at_least_float32(logits), labels, label_smoothing=label_smoothing)
+    return _mean(_cross_entropies(logits, labels, label_smoothing, class_weights), labels, labelled_share)
+
+
+def labelled_share(labels: Tensor) -> Tensor:
+    """Share of the rows of all processes that have a label, shape ().
+
+    A mean over this process's rows, divided by it, is what this process contributes to the mean over all rows with
+    labels, as its mean contributes to that over all rows.
+    """
+    return distributed.global_mean((labels != UNLABELLED).float())
+
+
+def _cross_entropies(logits: Tensor, labels: Tensor, label_smoothing: float, class_weights: Tensor | None) -> Tensor:
+    """Cross-entropy of each row, shape (B,); 0 without a label."""
     wide = at_least_float32(logits)
-    if class_weights is None:
-        return functional.cross_entropy(wide, labels, label_smoothing=label_smoothing)
-    weights = class_weights.to(wide.dtype)
-    return functional.cross_entropy(wide, labels, weights, reduction="none", label_smoothing=label_smoothing).mean()
+    weights = None if class_weights is None else class_weights.to(wide.dtype)
+    return functional.cross_entropy(
+        wide, labels, weights, ignore_index=UNLABELLED, reduction="none", label_smoothing=label_smoothing
+    )
+
+
+def _mean(values: Tensor, labels: Tensor, share: Tensor | None) -> Tensor:
+    """Mean over the rows, or over those with labels; 0 if none of any process has one."""
+    if share is None:
+        return values.mean()
+    known = torch.where(labels != UNLABELLED, values, 0.0)
+    return known.mean() / torch.where(share > 0, share, 1.0)
 
 
 def balanced_class_weights(labels: Tensor, num_classes: int) -> Tensor:
@@ -138,6 +173,7 @@ def balanced_class_weights(labels: Tensor, num_classes: int) -> Tensor:
     Parameters
     ----------
     labels : Tensor of int64, shape (N,)
+        Samples without a label do not count.
     num_classes : int
         C.
 
@@ -146,6 +182,7 @@ def balanced_class_weights(labels: Tensor, num_classes: int) -> Tensor:
     Tensor of float32, shape (C,)
         N / (K n_c) for n_c > 0 images of the class and K classes with images, so that the mean over the images is 1.
     """
+    labels = labels[labels != UNLABELLED]
     counts = torch.bincount(labels, minlength=num_classes)
     present = int((counts > 0).sum())
     return torch.where(counts > 0, len(labels) / (present * counts.clamp(min=1)), 0.0)
@@ -158,6 +195,7 @@ def mixed_cross_entropy(
     lam: Tensor,
     label_smoothing: float = 0.0,
     class_weights: Tensor | None = None,
+    labelled_share: Tensor | None = None,
 ) -> Tensor:
     """Mean cross-entropy against mixed labels: ``lam`` of the one class, ``1 - lam`` of the other.
 
@@ -168,17 +206,15 @@ def mixed_cross_entropy(
     logits : Tensor, shape (B, C)
     labels, partner_labels : Tensor of int64, shape (B,)
     lam : Tensor, shape (B,)
-    label_smoothing, class_weights
-        As in `cross_entropy`.
+    label_smoothing, class_weights, labelled_share
+        As in `cross_entropy`. A row has a label if both of its images do.
 
     Returns
     -------
     Tensor, shape ()
     """
-    wide = at_least_float32(logits)
-    weights = None if class_weights is None else class_weights.to(wide.dtype)
     own, partner = (
-        functional.cross_entropy(wide, target, weights, reduction="none", label_smoothing=label_smoothing)
-        for target in (labels, partner_labels)
+        _cross_entropies(logits, target, label_smoothing, class_weights) for target in (labels, partner_labels)
     )
-    return (lam * own + (1 - lam) * partner).mean()
+    known = torch.where(partner_labels == UNLABELLED, UNLABELLED, labels)
+    return _mean(lam * own + (1 - lam) * partner, known, labelled_share)

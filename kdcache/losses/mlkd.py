@@ -123,5 +123,9 @@ class MultiLevelKD(LossWithOptions[MLKDTwoViewOptions]):
         options = self.options
         how = options.temperature, options.standardize
         distilled = mlkd_loss(*x.logits(), *how) + mlkd_strong_loss(x.logits(), mixed.logits(), *how)
-        labels = cross_entropy(x.student, x.labels) + cross_entropy(mixed.student, mixed.labels)
+        labels = _cross_entropy(x) + _cross_entropy(mixed)
         return options.kd_weight * distilled + options.ce_weight * labels
+
+
+def _cross_entropy(views: ViewOutputs) -> Tensor:
+    return cross_entropy(views.student, views.labels, labelled_share=views.labelled_share)

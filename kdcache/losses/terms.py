@@ -48,10 +48,10 @@ class CrossEntropy(DistillLoss):
 
     def forward(self, views: ViewOutputs) -> Tensor:
         """See `DistillLoss`."""
+        how = self.label_smoothing, self.class_weights, views.labelled_share
         if views.lam is None or views.partner_labels is None:
-            return cross_entropy(views.student, views.labels, self.label_smoothing, self.class_weights)
-        labels = views.labels, views.partner_labels, views.lam
-        return mixed_cross_entropy(views.student, *labels, self.label_smoothing, self.class_weights)
+            return cross_entropy(views.student, views.labels, *how)
+        return mixed_cross_entropy(views.student, views.labels, views.partner_labels, views.lam, *how)
 
 
 class KnowledgeDistillation(LossWithOptions[KDOptions]):

@@ -35,8 +35,8 @@ class Found(NamedTuple):
     origin: dict[str, str]
 
 
-def trained_network(weights: Path, data: Dataset) -> Network:
-    """Load a network from its file, for some data.
+def trained_network(weights: Path, data: Dataset, role: str = "teacher") -> Network:
+    """Load a network from its file, for some data; `role` is what messages call it.
 
     Raises
     ------
@@ -48,7 +48,7 @@ def trained_network(weights: Path, data: Dataset) -> Network:
     found = {"number of classes": network.num_classes, "image size": network.image_size}
     problems = [
         problem(
-            f"teacher {weights}: {what}",
+            f"{role} {weights}: {what}",
             expected=f"{expected[what]}, as in {data.card.name}",
             got=found[what],
             remedy=start_from_them(weights) if what == "number of classes" else None,
@@ -59,7 +59,7 @@ def trained_network(weights: Path, data: Dataset) -> Network:
     if problems:
         raise UsageError(*problems)
     if names := checkpoint.metadata(weights).get("class_names"):
-        check_class_names(names, data.class_names, f"teacher {weights}", start_from_them(weights))
+        check_class_names(names, data.class_names, f"{role} {weights}", start_from_them(weights))
     return network
 
 

@@ -59,7 +59,7 @@ def draw_extremes(hardness: Hardness, data: Dataset, path: Path) -> None:
         images = data.train.take(torch.tensor([sample for sample, _ in samples]))
         for column, (image, (sample, d)) in enumerate(zip(images, samples, strict=True)):
             _draw_image(axes[row, column], image)
-            label = data.class_names[int(data.train.labels[sample])]
+            label = data.class_name(int(data.train.labels[sample]))
             axes[row, column].set_title(f"{label}\nd {d:.3g}, no. {sample}", fontsize=8)
         axes[row, 0].set_ylabel(title)
     write_figure(figure, path)

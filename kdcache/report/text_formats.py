@@ -18,7 +18,7 @@ from kdcache.report.analysis_tables import (
 )
 from kdcache.report.tables import TextTable, to_markdown
 
-__all__ = ["TEXT_FORMATS"]
+__all__ = ["TEXT_FORMATS", "csv_text"]
 
 SETTINGS = ("dataset", "model", "loss", "aug", "pick", "temperature", "alpha", "batch_size", "lr")
 """Settings with a column in the CSV file."""
@@ -52,10 +52,10 @@ def _csv_line(group: RunGroup) -> list[object]:
         settings["pick"] = config.augmentation.pick  # the default of cutmix-pick is not in config.pick
     results = [value for name in RESULTS for value in (group.result(name).mean, group.result(name).std)]
     counts = (config.epochs, len(group.finished), len(group.runs) - len(group.finished))
-    return [_csv_text(group.name), config.table, *map(_csv_text, settings.values()), *counts, *results]
+    return [csv_text(group.name), config.table, *map(csv_text, settings.values()), *counts, *results]
 
 
-def _csv_text(value: object) -> object:
+def csv_text(value: object) -> object:
     """Quote text that a spreadsheet would take for a formula."""
     return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@" else value
 

@@ -21,7 +21,7 @@ def views_table(plan: ViewPlan, data: Dataset, epoch: int, samples: int) -> Text
     rows = []
     for position in range(samples):
         sample = epoch_table.order[position]
-        row = [str(position), str(sample), data.class_names[data.train.labels[sample]]]
+        row = [str(position), str(sample), data.class_name(int(data.train.labels[sample]))]
         row.append(",".join(map(str, _crop(plan, data, epoch_table, position))))
         row.append("yes" if epoch_table.flip[position] else "no")
         for slot in epoch_table.slots:
@@ -72,11 +72,11 @@ def draw_views(views: ViewMaker, data: Dataset, epoch: int, samples: int, path: 
 
 def _captions(kind: str, plan: ViewPlan, data: Dataset, epoch: int, samples: int) -> Iterator[str]:
     """Yield the class of each image, nothing for x, and lambda and the partner's class for x'."""
-    epoch_table, names = plan.epoch(epoch), data.class_names
+    epoch_table, labels = plan.epoch(epoch), data.train.labels
     for position in range(samples):
         if kind not in plan.kinds[1:]:
-            yield names[data.train.labels[epoch_table.order[position]]] if kind == "image" else ""
+            yield data.class_name(int(labels[epoch_table.order[position]])) if kind == "image" else ""
             continue
         slot = epoch_table.slots[plan.kinds.index(kind) - 1]
-        partner = names[data.train.labels[epoch_table.order[slot.partner[position]]]]
+        partner = data.class_name(int(labels[epoch_table.order[slot.partner[position]]]))
         yield f"{slot.lam[position]:.2f}, {partner}"

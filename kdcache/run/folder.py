@@ -205,7 +205,7 @@ class RunFolder:
 
     def remove_temporary_files(self) -> None:
         """Remove incomplete files of a process that was killed."""
-        for folder in (self.path, self.checkpoints_folder):
+        for folder in (self.path, self.checkpoints_folder, self.statistics_store):
             for entry in folder.iterdir() if kind_of(folder) == FOLDER else ():
                 if TEMPORARY.fullmatch(entry.name):
                     shutil.rmtree(entry) if kind_of(entry) == FOLDER else entry.unlink()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kdcache import distributed
 from kdcache.answers.cached_teacher import CachedTeacher, TeacherCounts
+from kdcache.datasets.split import UNLABELLED
 from kdcache.run.checkpoint import TrainingState
 from kdcache.run.folder import EpochMetrics
 from kdcache.run.statistics import EpochStatistics, StatisticsShape
@@ -134,8 +135,10 @@ class StudentRecorder(Recorder):
             d = candidate_kl
             statistics.kl_ratio[batch.step] = distributed.global_mean(d[picks]) / distributed.global_mean(d)
         statistics.d_mixed.index_copy_(1, batch.samples, d.view(slots))
-        disagrees = teacher_logits[len(batch) :].argmax(1) != batch.mixed_labels()
-        statistics.disagreements[batch.step] = disagrees.sum()
+        labels = batch.mixed_labels()
+        labelled = labels != UNLABELLED
+        disagrees = labelled & (teacher_logits[len(batch) :].argmax(1) != labels)
+        statistics.labelled[batch.step], statistics.disagreements[batch.step] = labelled.sum(), disagrees.sum()
 
     def teacher_forwards(self) -> int:
         """See `Recorder`."""

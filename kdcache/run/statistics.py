@@ -39,6 +39,8 @@ class EpochStatistics:
         some candidate is unknown.
     disagreements : Tensor of float32, shape (T,)
         Mixed views of the step whose label the teacher disagrees with; NaN without a teacher or mixed views.
+    labelled : Tensor of float32, shape (T,)
+        Mixed views of the step that have a label; NaN where `disagreements` is. Kept in checkpoints alone.
     losses : Tensor of float32, shape (T, L)
         Each loss of the sum, times its weight.
     """
@@ -48,6 +50,7 @@ class EpochStatistics:
     picked: Tensor
     kl_ratio: Tensor
     disagreements: Tensor
+    labelled: Tensor
     losses: Tensor
 
     @classmethod
@@ -64,6 +67,7 @@ class EpochStatistics:
             picked=torch.zeros(slots, samples, dtype=torch.bool, device=device),
             kl_ratio=unknown(steps),
             disagreements=unknown(steps),
+            labelled=unknown(steps),
             losses=unknown(steps, len(losses)),
         )
 
@@ -90,6 +94,7 @@ class EpochStatistics:
             picked=distributed.all_reduce_max(self.picked.byte()).bool(),
             kl_ratio=self.kl_ratio,  # each process has it over all candidates
             disagreements=distributed.all_reduce_sum(self.disagreements),
+            labelled=distributed.all_reduce_sum(self.labelled),
             losses=distributed.all_reduce_sum(self.losses) / distributed.world_size(),
         )
 
@@ -97,15 +102,16 @@ class EpochStatistics:
         """Invert `merged`: distribute combined statistics so that the processes can continue and merge them again."""
         if distributed.is_main():
             return replace(self, losses=self.losses * distributed.world_size())
-        return replace(self, disagreements=_zero_if_known(self.disagreements), losses=_zero_if_known(self.losses))
+        sums = {name: _zero_if_known(getattr(self, name)) for name in ("disagreements", "labelled", "losses")}
+        return replace(self, **sums)
 
     def mean_kl_ratio(self) -> float | None:
         """Mean of r over the steps; ``None`` if no step has one."""
         return _number(self.kl_ratio.nanmean())
 
     def label_disagreement(self) -> float | None:
-        """Share of the mixed views whose label the teacher disagrees with; ``None`` without teacher or mixed views."""
-        return _number(self.disagreements.sum() / self.d_mixed.numel()) if self.d_mixed.numel() else None
+        """Share of the labels of mixed views that the teacher disagrees with; ``None`` if there are none."""
+        return _number(self.disagreements.sum() / self.labelled.sum())
 
 
 def _short(columns: Mapping[str, tuple[torch.dtype, torch.Size]]) -> str:

@@ -260,6 +260,8 @@ class RunWriter:
             "best_top1": best.test_top1,
             "best_epoch": best.epoch,
             "best_on": "test" if last.val_top1 is None else "validation",
+            "labelled_images": len(self.data.train) - self.data.num_unlabelled,
+            "unlabelled_images": self.data.num_unlabelled,
             "skipped_images": self.data.skipped,
             "teacher_forwards": self._forwards_until(teacher_forwards),
             "cache_hits": cache_hits + sum(line.cache_hits for line in self.metrics),

@@ -66,7 +66,7 @@ class Claim(BaseModel):
 
 @dataclass(frozen=True)
 class TestResult:
-    """A tested hypothesis: the interval of the mean over seeds (``None`` for fewer than two seeds) and the decision."""
+    """A tested hypothesis: the interval of the mean over seeds, ``None`` if it is not estimable, and the decision."""
 
     __test__ = False  # not a test case for pytest
 

@@ -1,19 +1,24 @@
-"""Comparison of two sets of runs: the difference of their accuracies, and settings that make it unfair."""
+"""Comparison of two sets of runs: the difference of their accuracies, and of their settings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from kdcache.analysis.estimates import MeanStd
 from kdcache.config import StudentConfig, TrainingConfig
+from kdcache.config.options import OptionTables, dotted
 from kdcache.errors import UsageError, problem
 from kdcache.run.records import RunRecord
 from kdcache.study.intervals import Interval, mean_difference_interval, mean_interval
 
 __all__ = ["Comparison", "compare_runs"]
 
-FAIRNESS_SETTINGS = ("dataset", "train_fraction", "val_fraction", "image_size", "epochs", "batch_size", "views")
-"""Settings that both sides should share, unless they are what is compared."""
+GROUPS = ("data", "network", "recipe", "views", "loss")
+"""Groups of the settings that both sides should share, unless they are what is compared."""
+
+SEEDS = {"seed", "view_seed"}
+
+DESCRIBED_AS_VIEWS = {"aug", "augs", "pick", "candidates", "keep"}
 
 
 @dataclass(frozen=True)
@@ -25,19 +30,22 @@ class Comparison:
     left, right : MeanStd
         In percent.
     difference : Interval or None
-        Left minus right as independent samples (Welch's t-test), in points; ``None`` if a side has one run.
+        Left minus right as independent samples (Welch's t-test), in points; ``None`` if that cannot be estimated, see
+        `kdcache.study.intervals`.
+    differences : tuple of float
+        Left minus right of each seed that both sides have, in points; empty if a side has several runs of a seed.
     paired : Interval or None
-        Left minus right by seed (paired t-test), in points; ``None`` with fewer than two common seeds, or if a side
-        has several runs of a seed.
-    unfair : tuple of str
-        A description of each of `FAIRNESS_SETTINGS` that is not the same in all runs.
+        Their mean (paired t-test); ``None`` if that cannot be estimated.
+    different_settings : tuple of str
+        A description of each setting, except seeds, that is not the same in all runs. What is compared is among them.
     """
 
     left: MeanStd
     right: MeanStd
     difference: Interval | None
+    differences: tuple[float, ...]
     paired: Interval | None
-    unfair: tuple[str, ...]
+    different_settings: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
         """Return the comparison as plain data."""
@@ -45,8 +53,9 @@ class Comparison:
             "left": self.left.as_json(),
             "right": self.right.as_json(),
             "difference": self.difference.as_json() if self.difference else None,
+            "differences": list(self.differences),
             "paired": self.paired.as_json() if self.paired else None,
-            "unfair": list(self.unfair),
+            "different_settings": list(self.different_settings),
         }
 
 
@@ -62,12 +71,14 @@ def compare_runs(left: Sequence[RunRecord], right: Sequence[RunRecord], confiden
     if empty := [name for name, runs in sides.items() if not runs]:
         raise UsageError(*(problem(f"{name} side", expected="at least one finished run", got="none") for name in empty))
     a, b = ([_accuracy(run) for run in runs] for runs in sides.values())
+    differences = _differences_by_seed(*sides.values())
     return Comparison(
         MeanStd.of(a),
         MeanStd.of(b),
         mean_difference_interval(a, b, confidence_level),
-        mean_interval(_differences_by_seed(*sides.values()), confidence_level),
-        tuple(_unfair(sides)),
+        differences,
+        mean_interval(differences, confidence_level),
+        tuple(_different_settings(sides)),
     )
 
 
@@ -77,27 +88,55 @@ def _accuracy(run: RunRecord) -> float:
     return accuracy
 
 
-def _differences_by_seed(left: Sequence[RunRecord], right: Sequence[RunRecord]) -> list[float]:
+def _differences_by_seed(left: Sequence[RunRecord], right: Sequence[RunRecord]) -> tuple[float, ...]:
     """Subtract the accuracies of runs with the same seed; empty if a side has several runs of a seed."""
     a, b = ({run.config.seed: _accuracy(run) for run in runs} for runs in (left, right))
     if len(a) < len(left) or len(b) < len(right):
-        return []
-    return [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
+        return ()
+    return tuple(a[seed] - b[seed] for seed in sorted(a.keys() & b.keys()))
 
 
-def _unfair(sides: dict[str, list[RunRecord]]) -> list[str]:
+def _different_settings(sides: dict[str, list[RunRecord]]) -> list[str]:
     """Describe the settings that are not the same in all runs."""
+    left, right = ([_settings(run) for run in runs] for runs in sides.values())
     lines = []
-    for name in FAIRNESS_SETTINGS:
-        left, right = (sorted({_describe(run.config, name) for run in runs}) for runs in sides.values())
-        if left != right or len(left) > 1:
-            lines.append(f"{name.replace('_', ' ')}: {' and '.join(left)} versus {' and '.join(right)}")
+    for name in dict.fromkeys(name for settings in (*left, *right) for name in settings):
+        a, b = ({settings.get(name, ABSENT) for settings in side} for side in (left, right))
+        if len({one.identity for one in a | b}) > 1:
+            texts = (" and ".join(sorted({one.text for one in side})) for side in (a, b))
+            lines.append(f"{name.replace('_', ' ')}: {' versus '.join(texts)}")
     return lines
 
 
-def _describe(config: TrainingConfig, name: str) -> str:
-    if name != "views":
-        return str(getattr(config, name))
+class _Setting(NamedTuple):
+    identity: str
+    text: str
+
+
+ABSENT = _Setting("None", "none")
+
+
+def _settings(run: RunRecord) -> dict[str, _Setting]:
+    """Find what the accuracy of a run depends on, besides its seeds and the machine."""
+    config, origin = run.config, run.environment.get("origin", {})
+    free = SEEDS | DESCRIBED_AS_VIEWS | config.NOT_RECORDED | config.MAY_DIFFER_ON_RESUME
+    values = {name: getattr(config, name) for group in GROUPS for name in config.in_group(group) if name not in free}
+    values |= {"views": _views(config), "precision": run.environment.get("precision", config.precision)}
+    settings = {name: _Setting(str(value), _text(value)) for name, value in values.items()}
+    # The images and the teacher are known by their content: their place says little.
+    for name in settings.keys() & origin.keys() & {"dataset", "teacher"}:
+        settings[name] = _Setting(origin[name], f"{settings[name].text} ({origin[name][:8]})")
+    return settings
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, OptionTables):
+        options = dotted(value.model_dump(exclude_none=True))
+        return ", ".join(f"{name}={option}" for name, option in options.items()) or ABSENT.text
+    return ABSENT.text if value is None else str(value)
+
+
+def _views(config: TrainingConfig) -> str:
     if not isinstance(config, StudentConfig):
         return "standard"
     augmentation = config.augmentation

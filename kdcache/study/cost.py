@@ -129,7 +129,7 @@ class SharedStores:
         """Find what is stored for some images, by the settings that chose them: they are not read."""
         stores = stores_of(teacher)
         facts = {"samples": size.samples, "classes": size.classes, "dtype": encoding.name}
-        found = [one for one in stores.open() if one.image_settings == images and one.has_facts(facts)]
+        found = [one for one in stores.open() if _given(one.image_settings) == _given(images) and one.has_facts(facts)]
         if found and not self.empty:
             return replace(StoreContents.of_store(found[0], limit), has_clean=True)
         location = StoreLocation(stores.folder)
@@ -142,6 +142,10 @@ class SharedStores:
         """Bytes of all stores, without the clean views."""
         spaces = [space for of_teacher in self.spaces.values() for space in of_teacher.values()]
         return sum(_bytes(space) - space.has_clean * space.table_bytes for space in spaces)
+
+
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _bytes(space: StoreContents) -> int:

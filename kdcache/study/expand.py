@@ -23,7 +23,7 @@ from kdcache.study.definition import Pair, Settings, Study, StudyRow, TrainingPr
 
 __all__ = ["PlannedRun", "StudyCell", "column_titles", "expand_study", "filter_cells", "list_runs", "sort_by_seed"]
 
-DATA_SETTINGS = set(TrainingConfig.in_group("data"))
+DATA_SETTINGS = set(StudentConfig.in_group("data"))
 """Settings that determine which images are loaded."""
 
 CONFIGS = "configs"
@@ -110,7 +110,7 @@ class PlannedRun:
     @cached_property
     def data_config(self) -> TrainingConfig:
         """The settings that determine which images are loaded, with defaults for the others."""
-        return TrainingConfig(**self.config.model_dump(include=DATA_SETTINGS))
+        return StudentConfig(**self.config.model_dump(include=DATA_SETTINGS))
 
 
 @dataclass(frozen=True)

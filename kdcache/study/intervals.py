@@ -35,20 +35,19 @@ class Interval:
 
 
 def mean_interval(values: Sequence[float], confidence_level: float = 0.95) -> Interval | None:
-    """Estimate the mean of a sample (Student's t); ``None`` for fewer than two values.
+    """Estimate the mean of a sample (Student's t), for differences of pairs the paired t-test.
 
-    Applied to differences of pairs, this is the paired t-test.
+    ``None`` for fewer than two values, and for equal ones: without variance there is no estimate of the error.
     """
     from scipy import stats  # importing it takes half a second
 
-    if len(values) < 2:
+    if len(values) < 2 or _are_equal(values):
         return None
-    mean = statistics.fmean(values)
-    if statistics.stdev(values) == 0:
-        return _exact(len(values), mean, confidence_level)
     test = stats.ttest_1samp(values, 0.0)
     low, high = test.confidence_interval(confidence_level)
-    return Interval(len(values), mean, float(low), float(high), confidence_level, float(test.pvalue))
+    return Interval(
+        len(values), statistics.fmean(values), float(low), float(high), confidence_level, float(test.pvalue)
+    )
 
 
 def mean_difference_interval(
@@ -56,20 +55,18 @@ def mean_difference_interval(
 ) -> Interval | None:
     """Estimate the mean of `left` minus that of `right`, two independent samples (Welch's t).
 
-    ``None`` if either sample has fewer than two values.
+    ``None`` if either sample has fewer than two values, or neither has any variance.
     """
     from scipy import stats
 
-    if min(len(left), len(right)) < 2:
+    if min(len(left), len(right)) < 2 or (_are_equal(left) and _are_equal(right)):
         return None
     n, mean = len(left) + len(right), statistics.fmean(left) - statistics.fmean(right)
-    if statistics.stdev(left) == statistics.stdev(right) == 0:
-        return _exact(n, mean, confidence_level)
     test = stats.ttest_ind(left, right, equal_var=False)
     low, high = test.confidence_interval(confidence_level)
     return Interval(n, mean, float(low), float(high), confidence_level, float(test.pvalue))
 
 
-def _exact(n: int, mean: float, confidence_level: float) -> Interval:
-    """Return the interval of a sample without variance, for which scipy has no p-value."""
-    return Interval(n, mean, mean, mean, confidence_level, float(mean == 0))
+def _are_equal(values: Sequence[float]) -> bool:
+    """Whether values are equal but for the rounding of differences of percentages."""
+    return max(values) - min(values) < 1e-9

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from kdcache.analysis.estimates import MeanStd
 from kdcache.report.tables import TextTable, format_mean_std, make_table
 from kdcache.study.comparison import Comparison
 from kdcache.study.cost import run_forwards
@@ -97,7 +98,11 @@ def claims_table(results: Sequence[ClaimResult]) -> TextTable:
         lines.append((name, "", "", "", result.decision))
         for test in result.tests:
             interval = test.interval
-            numbers = (f"{interval.mean:+.2f}", _bounds(interval), str(interval.n)) if interval else ("-", "-", "-")
+            numbers = (
+                (f"{interval.mean:+.2f}", _bounds(interval), str(interval.n))
+                if interval
+                else ("-", "not estimable", "-")
+            )
             lines.append((f"  {test.hypothesis}", *numbers, test.decision))
     return TextTable("Claims (points of top-1 accuracy)", ("claim", "mean", "interval", "seeds", "decision"), lines)
 
@@ -108,14 +113,29 @@ def comparison_table(comparison: Comparison, confidence_level: float) -> TextTab
         ("left", format_mean_std(comparison.left), "", str(comparison.left.n), ""),
         ("right", format_mean_std(comparison.right), "", str(comparison.right.n), ""),
     ]
-    for name, interval, needed in (
-        ("left - right", comparison.difference, "needs two runs per side"),
-        ("left - right, paired by seed", comparison.paired, "needs two common seeds"),
+    one_run = min(comparison.left.n, comparison.right.n) < 2
+    paired = MeanStd.of(comparison.differences)
+    assert comparison.left.mean is not None
+    assert comparison.right.mean is not None
+    for name, mean, interval, reason in (
+        (
+            "left - right",
+            comparison.left.mean - comparison.right.mean,
+            comparison.difference,
+            "none: needs two runs per side" if one_run else "none: the runs of each side are equal",
+        ),
+        (
+            "left - right, paired by seed",
+            paired.mean,
+            comparison.paired,
+            "none: needs two common seeds" if paired.n < 2 else "none: the differences are equal",
+        ),
     ):
+        shown = "-" if mean is None else f"{mean:+.2f}"
         if interval is None:
-            lines.append((name, "-", needed, "", ""))
+            lines.append((name, shown, reason, "", ""))
         else:
-            lines.append((name, f"{interval.mean:+.2f}", _bounds(interval), str(interval.n), f"{interval.p:.2g}"))
+            lines.append((name, shown, _bounds(interval), str(interval.n), f"{interval.p:.2g}"))
     header = ("", "top-1 (%)", f"{100 * confidence_level:g} % interval", "runs", "p")
     return TextTable("Top-1 accuracy after the last epoch", header, lines)
 

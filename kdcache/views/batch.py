@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kdcache import distributed
 from kdcache.datasets import Split
+from kdcache.datasets.split import UNLABELLED
 from kdcache.datasets.workers import prefetch_map
 from kdcache.errors import KdcacheError, UsageError, memory_explained, problem
 from kdcache.extensions import explained
@@ -39,6 +40,7 @@ class Batch:
     global_positions : range
         Positions of all processes; ``positions`` is this one's part.
     samples, labels : Tensor of int64, shape (B,)
+        The label of a sample without one is -1.
     views : Tensor, shape ((1 + M) B, 3, H, W)
         Pixel values 0 to 255; uint8, or float32 with mixup.
     partner_labels : Tensor of int64, shape (M B,)
@@ -74,12 +76,12 @@ class Batch:
         return self.views[len(self) :]
 
     def mixed_labels(self) -> Tensor:
-        """Argmax of each mixed label, (M B,) int64. Ties go to the lower class."""
+        """Argmax of each mixed label, (M B,) int64, see `hard_labels`."""
         return hard_labels(self.labels.repeat(self.slots), self.partner_labels, self.lam)
 
 
 def hard_labels(labels: Tensor, partner_labels: Tensor, lam: Tensor) -> Tensor:
-    """Argmax of each mixed label, int64 (R,). Ties go to the lower class.
+    """Argmax of each mixed label, int64 (R,). Ties go to the lower class; it is -1 where either label is unknown.
 
     Parameters
     ----------
@@ -88,7 +90,8 @@ def hard_labels(labels: Tensor, partner_labels: Tensor, lam: Tensor) -> Tensor:
         Share of the label that belongs to ``labels``.
     """
     by_share = torch.where(lam > 0.5, labels, partner_labels)
-    return torch.where(lam == 0.5, torch.minimum(labels, partner_labels), by_share)
+    lower = torch.minimum(labels, partner_labels)
+    return torch.where((lam == 0.5) | (lower == UNLABELLED), lower, by_share)
 
 
 class _Request(NamedTuple):

@@ -1,0 +1,187 @@
+"""Networks evaluated side by side: each picture is decoded once, and goes through all of them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdcache.analysis.cost import Cost, measure_cost
+from kdcache.analysis.evaluation_inputs import EvaluationInputs, LoadedNetwork
+from kdcache.analysis.metrics import Agreement, Predictions, Quality, measure_agreement, measure_quality
+from kdcache.datasets import Split
+from kdcache.datasets.workers import prefetch_map
+from kdcache.errors import KdcacheError, UsageError, problem
+from kdcache.training import EVALUATION_REMEDY
+
+__all__ = ["Evaluation", "EvaluationReport", "evaluate_networks"]
+
+BATCH_SIZE = 250
+"""Images in a forward, as in the evaluation after an epoch: in forwards of other sizes, logits round in another way."""
+
+ProgressCallback = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a network can do, and what it costs.
+
+    Attributes
+    ----------
+    name : str
+        Run folder or file.
+    file : Path
+    epoch : int or None
+    model : str
+    image_size : int
+    quality : Quality
+    cost : Cost
+    teacher : str or None
+        Name of the teacher, if it was evaluated too.
+    agreement : Agreement or None
+        With the teacher.
+    """
+
+    name: str
+    file: Path
+    epoch: int | None
+    model: str
+    image_size: int
+    quality: Quality
+    cost: Cost
+    teacher: str | None
+    agreement: Agreement | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Convert to plain data."""
+        return {
+            "name": self.name,
+            "file": str(self.file),
+            "epoch": self.epoch,
+            "model": self.model,
+            "image_size": self.image_size,
+            **self.quality.as_json(),
+            "agreement": self.agreement and {"teacher": self.teacher, **self.agreement.as_json()},
+            **self.cost.as_json(),
+        }
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """Networks evaluated on the same images.
+
+    Attributes
+    ----------
+    dataset, split : str
+    images : int
+    class_names : tuple of str
+    device : str
+    threads : int
+        Of torch, on the CPU.
+    evaluations : tuple of Evaluation
+    """
+
+    dataset: str
+    split: str
+    images: int
+    class_names: tuple[str, ...]
+    device: str
+    threads: int
+    evaluations: tuple[Evaluation, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Convert to plain data; classes are numbers, which count the class names from 0."""
+        own = ("dataset", "split", "images", "class_names", "device", "threads")
+        return {
+            **{name: getattr(self, name) for name in own},
+            "networks": [evaluation.as_json() for evaluation in self.evaluations],
+        }
+
+
+def evaluate_networks(inputs: EvaluationInputs, progress: ProgressCallback | None = None) -> EvaluationReport:
+    """Evaluate networks on the labeled images of a split, and measure their size and speed.
+
+    Parameters
+    ----------
+    inputs : EvaluationInputs
+    progress : callable, optional
+        Called with the number of finished images and of all.
+
+    Raises
+    ------
+    UsageError
+        If no image has a label.
+    KdcacheError
+        If a network gives logits that are not finite.
+    """
+    networks, classes = inputs.networks, len(inputs.class_names)
+    labels = networks[0].split.labels
+    samples = (labels >= 0).nonzero()[:, 0]  # training images may have no label
+    labels = labels[samples]
+    if not len(labels):
+        raise UsageError(problem(f"--split {inputs.split}", expected="images with labels", got="none"))
+    predictions = _predict(networks, samples, labels, progress or (lambda done, total: None))
+    evaluations = []
+    for one, own in zip(networks, predictions, strict=True):
+        place = _place_of_teacher(one, networks)
+        evaluations.append(
+            Evaluation(
+                one.name,
+                one.file,
+                one.epoch,
+                one.network.name,
+                one.network.image_size,
+                measure_quality(own, labels, classes),
+                measure_cost(one.network, one.file, one.compute),
+                None if place is None else networks[place].name,
+                None if place is None else measure_agreement(predictions[place], own, labels, classes),
+            )
+        )
+    device, threads = networks[0].compute.device.type, torch.get_num_threads()
+    facts = (inputs.dataset, inputs.split, len(labels), inputs.class_names, device, threads)
+    return EvaluationReport(*facts, tuple(evaluations))
+
+
+@dataclass(frozen=True)
+class _Views:
+    """Renders samples in each of the sizes that the networks need; workers call it."""
+
+    splits: Sequence[Split]
+
+    def __call__(self, samples: Tensor) -> list[Tensor]:
+        return [split.take(samples) for split in self.splits]
+
+
+@torch.inference_mode()
+def _predict(
+    networks: Sequence[LoadedNetwork], samples: Tensor, labels: Tensor, progress: ProgressCallback
+) -> list[Predictions]:
+    """Compute the predictions of all networks in one pass over the samples."""
+    splits = [*{id(one.split): one.split for one in networks}.values()]
+    seen_by = [splits.index(one.split) for one in networks]
+    taught_by = [_place_of_teacher(one, networks) for one in networks]
+    parts: list[list[Predictions]] = [[] for _ in networks]
+    steps = samples.split(BATCH_SIZE)
+    views_of_steps = prefetch_map(_Views(splits), steps, splits[0].workers)
+    for number, (views, known) in enumerate(zip(views_of_steps, labels.split(BATCH_SIZE), strict=True), 1):
+        logits = [_logits(one, views[place]) for one, place in zip(networks, seen_by, strict=True)]
+        for made, own, teacher in zip(parts, logits, taught_by, strict=True):
+            made.append(Predictions.of(own, known, None if teacher is None else logits[teacher]))
+        progress(min(number * BATCH_SIZE, len(samples)), len(samples))
+    return [Predictions(*map(torch.cat, zip(*made, strict=True))) for made in parts]
+
+
+def _place_of_teacher(student: LoadedNetwork, networks: Sequence[LoadedNetwork]) -> int | None:
+    places = (place for place, one in enumerate(networks) if one.file.resolve() == student.teacher)
+    return next(places, None)
+
+
+def _logits(one: LoadedNetwork, images: Tensor) -> Tensor:
+    work = f"an evaluation of {len(images)} images at a time"
+    with one.compute.memory_explained(work, EVALUATION_REMEDY), one.compute.autocast():
+        logits: Tensor = one.network(images.to(one.compute.device))
+    if not logits.isfinite().all():  # a network that diverged, or a file with absurd numbers
+        raise KdcacheError(problem(f"logits of {one.file}", expected="finite numbers", got="others"))
+    return logits

@@ -1,0 +1,208 @@
+"""Networks side by side: figures worked out by hand, those of torchmetrics, and the command."""
+
+import csv
+import json
+import shutil
+from io import StringIO
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from kdcache.stages import train_student
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kdcache.analysis import cost
+from kdcache.analysis.metrics import Predictions, measure_agreement, measure_calibration, measure_quality
+from kdcache.cli import cli
+from kdcache.config import StudentConfig
+from kdcache.datasets import Split
+from kdcache.errors import UsageError
+from kdcache.models.sizes import size_of
+from tests.reference import golden, tensor
+from tests.run_files import change_config
+from tests.samples import CLASSES
+
+# Six images of three classes; the teacher and the student predict these classes with this confidence.
+LABELS = torch.tensor([0, 0, 0, 1, 1, 2])
+TEACHER = torch.tensor([0, 0, 1, 1, 1, 2])
+STUDENT = torch.tensor([0, 1, 1, 1, 0, 1])
+CONFIDENCE = torch.tensor([0.96, 0.5, 0.51, 0.7, 0.69, 0.97])
+
+
+def predictions(classes: Tensor) -> Predictions:
+    known = torch.tensor([True, False, True, True, True, False])
+    return Predictions(classes, CONFIDENCE, known, torch.full((6,), 0.5), torch.arange(6.0))
+
+
+def test_quality_by_hand() -> None:
+    found = measure_quality(predictions(STUDENT), LABELS, 4)
+    assert [(each.count, each.total) for each in (found.top1, found.top5)] == [(2, 6), (4, 6)]
+    assert [(each.count, each.total) for each in found.by_class] == [(1, 3), (1, 2), (0, 1), (0, 0)]
+    assert found.mean_over_classes == pytest.approx((100 / 3 + 50 + 0) / 3)  # the class without images does not count
+    assert found.confusion == ((0, 1, 2), (0, 0, 1), (1, 0, 1), (1, 1, 1), (2, 1, 1))
+    assert found.top1.interval == pytest.approx((9.677, 70.001), abs=1e-3)  # Wilson's for 2 of 6
+    assert found.loss == 0.5
+
+
+def test_agreement_by_hand() -> None:
+    found = measure_agreement(predictions(TEACHER), predictions(STUDENT), LABELS, 4)
+    shares = (found.same, found.teacher_alone_correct, found.student_alone_correct, found.both_wrong)
+    assert [(each.count, each.total) for each in shares] == [(3, 6), (3, 6), (0, 6), (0, 6)]
+    assert found.pairs == ((0, 1, 1), (1, 0, 1), (2, 1, 1))
+    assert found.divergence == 2.5  # the student's, not the teacher's
+
+
+def test_calibration_by_hand() -> None:
+    found = measure_calibration(CONFIDENCE, STUDENT == LABELS, bins=5)
+    # 0.4 to 0.6: mean confidence 0.505, none of 2 correct; 0.6 to 0.8: 0.695, 1 of 2; 0.8 to 1: 0.965, 1 of 2.
+    assert [bin.images for bin in found.bins] == [0, 0, 2, 2, 2]
+    assert found.bins[1].accuracy is found.bins[1].confidence is None
+    assert [bin.confidence for bin in found.bins[2:]] == pytest.approx([0.505, 0.695, 0.965])
+    assert [bin.accuracy for bin in found.bins[2:]] == [0, 0.5, 0.5]
+    assert found.error == pytest.approx(100 * (0.505 + 0.195 + 0.465) / 3)
+
+
+def test_figures_equal_those_of_torchmetrics() -> None:
+    student, teacher = tensor(30, (400, 7), 3), tensor(31, (400, 7), 4)
+    labels, expected = torch.arange(400) * 5 % 7, golden("metrics")
+    for logits, every in ((student, 3), (teacher, 2)):
+        rows = torch.arange(0, 400, every)
+        logits[rows, labels[rows]] += 4
+    made = {"student": Predictions.of(student, labels, teacher), "teacher": Predictions.of(teacher, labels)}
+    for name, own in made.items():
+        quality, wanted = measure_quality(own, labels, 7), expected[name]
+        assert (quality.top1.percent, quality.top5.percent, quality.mean_over_classes, quality.calibration.error) == (
+            pytest.approx([100 * wanted[key] for key in ("top1", "top5", "mean_over_classes", "ece_15")], abs=1e-4)
+        )
+        assert [each.percent for each in quality.by_class] == pytest.approx([100 * each for each in wanted["by_class"]])
+        cells = {(pair.first, pair.second): pair.images for pair in quality.confusion}
+        assert [[cells.get((row, column), 0) for column in range(7)] for row in range(7)] == wanted["confusion"]
+        assert quality.loss == pytest.approx(wanted["cross_entropy"])
+    agreement = measure_agreement(made["teacher"], made["student"], labels, 7)
+    assert agreement.divergence == pytest.approx(expected["kl"])
+    assert agreement.same.percent == pytest.approx(100 * expected["same_class"])
+
+
+def test_multiply_adds_of_attention_count() -> None:
+    class Attention(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            tokens = images.flatten(2).transpose(1, 2)
+            return functional.scaled_dot_product_attention(tokens, tokens, tokens)
+
+    assert (
+        size_of(Attention(), torch.zeros(1, 3, 4, 4)).multiply_adds == 2 * 16 * 16 * 3
+    )  # 16 tokens of 3 numbers, twice
+
+
+def test_time_is_that_of_an_image_after_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = count(start=-cost.WARM_UP_FORWARDS)
+    monkeypatch.setattr(cost, "MIN_FORWARDS", 7)
+    monkeypatch.setattr(cost, "_wall_milliseconds", lambda forward, images: float(next(measured)))
+    found = cost.measure_speed(lambda images: None, torch.zeros(2, 3, 8, 8))
+    assert found == (2, 7, 1.5, 0.75, 2.25)  # 0 to 6 ms for two images
+
+
+@pytest.fixture(scope="module")
+def student(small: dict[str, object], teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("student") / "student"
+    return train_student(StudentConfig.load(**small, teacher=teacher, cache="off", out=out)).path
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "MIN_SECONDS", 0)
+    monkeypatch.setattr(cost, "MIN_FORWARDS", 2)
+
+
+def evaluate(*words: object) -> Result:
+    return CliRunner().invoke(cli, ["evaluate", *map(str, words), "--device", "cpu"])
+
+
+def refused(*words: object) -> str:
+    error = evaluate(*words).exception
+    assert isinstance(error, UsageError)
+    return str(error)
+
+
+def by_json(*words: object) -> list[dict[str, Any]]:
+    result = evaluate(*words, "--format", "json")
+    assert result.exit_code == 0, result.output
+    found: list[dict[str, Any]] = json.loads(result.stdout)["networks"]
+    return found
+
+
+def test_a_student_beside_its_teacher(teacher: Path, student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    take = Split.take
+    monkeypatch.setattr(Split, "take", lambda split, samples: taken.append(len(samples)) or take(split, samples))
+    of_teacher, of_student = by_json(student)
+    assert taken == [90, 30, 30]  # what is read into memory, and one pass for both networks
+    for found, run in ((of_teacher, teacher), (of_student, student)):
+        summary = json.loads((run / "summary.json").read_text())
+        assert found["name"] == str(run)
+        assert found["top1"]["percent"] == pytest.approx(summary["last_top1"])
+        assert found["bytes"] == (run / "model.safetensors").stat().st_size
+        assert sum(images for *_, images in found["confusion"]) == found["top1"]["of"] == 30
+        assert [each["batch_size"] for each in found["milliseconds_per_image"]] == [1, 32]
+    assert of_teacher["agreement"] is None
+    agreement = of_student["agreement"]
+    assert agreement["teacher"] == str(teacher)
+    assert agreement["mean_kl_nats"] > 0
+    assert sum(images for *_, images in agreement["disagreements"]) == 30 - agreement["same_class"]["count"]
+
+
+def test_all_formats_agree(teacher: Path, student: Path) -> None:
+    of_student = by_json(student)[1]
+    lines = [*csv.DictReader(StringIO(evaluate(teacher, student, "--format", "csv").stdout))]
+    own = [line for line in lines if line["network"] == str(student)]
+    by_class = {line["class_name"]: float(line["value"]) for line in own if line["figure"] == "class_percent"}
+    assert by_class == dict(zip(CLASSES, [each["percent"] for each in of_student["by_class"]], strict=True))
+    cells = [line for line in own if line["figure"] == "predicted"]
+    assert [int(line["count"]) for line in cells] == [images for *_, images in of_student["confusion"]]
+    markdown, text = evaluate(student, "--format", "markdown").stdout, evaluate(student).stdout
+    for shown in (markdown, text):
+        assert f"{of_student['top1']['percent']:.2f} %" in shown
+        assert f"{min(by_class.values()):.1f} % (" in shown
+        assert f"{of_student['agreement']['mean_kl_nats']:.4f}" in shown
+
+
+def test_a_student_without_its_teacher_is_evaluated_alone(student: Path, tmp_path: Path) -> None:
+    moved, other = tmp_path / "runs" / "moved", tmp_path / "other"
+    shutil.copytree(student, moved)
+    change_config(moved / "config.toml", lambda text: text.replace("teacher = ", 'teacher = "/nowhere" # '))
+    (tmp_path / "runs" / "young").mkdir()
+    shutil.copy(moved / "config.toml", tmp_path / "runs" / "young")
+    result = evaluate(tmp_path / "runs", "--format", "json")
+    (found,) = json.loads(result.stdout)["networks"]
+    assert found["agreement"] is None
+    assert "agreement of" in result.stderr
+    assert "/nowhere" in result.stderr
+    assert "young: expected a finished run" in result.stderr
+    shutil.copytree(student, other)
+    change_config(moved / "config.toml", lambda text: text.replace("/nowhere", str(other)))
+    assert "got another one" in evaluate(moved).stderr
+
+
+def test_other_images_must_have_the_same_classes(student: Path, pictures: Path, tmp_path: Path) -> None:
+    shutil.copytree(pictures, tmp_path / "more")
+    (tmp_path / "more" / "val" / "bright" / "0.png").unlink()
+    assert by_json(student, "--dataset", f"folder:{tmp_path / 'more'}")[0]["top1"]["of"] == 29
+    for split in ("train", "val"):
+        (tmp_path / "more" / split / "dark").rename(tmp_path / "more" / split / "aaa")
+    message = refused(student, "--dataset", f"folder:{tmp_path / 'more'}")
+    assert "student/model.safetensors: class 1: expected 'bright', as in the data" in message
+
+
+def test_other_splits(student: Path) -> None:
+    assert by_json(student, "--split", "train")[0]["top1"]["of"] == 90
+    assert "expected runs that held out" in refused(student, "--split", "val")
+    assert "expected a finished run" in refused("nowhere")
+
+
+def test_networks_of_other_images_are_not_put_side_by_side(student: Path) -> None:
+    message = refused(student, "shipped")
+    assert "number of classes: expected 3" in message
