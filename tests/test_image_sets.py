@@ -197,6 +197,16 @@ def test_a_fill_that_was_killed_leaves_what_it_computed_to_other_sets(
     assert reader.pop_counts().forwards == 50 - int((rows >= 100).sum())
 
 
+def test_answers_of_another_teacher_or_precision_are_no_hits(noise: Split, tmp_path: Path) -> None:
+    data, stores = answers.dataset(noise), TeacherStores(tmp_path / "answers")
+    for seed, precision in ((0, "float32"), (5, "float32"), (0, "bfloat16")):
+        of = answers.teacher(seed)
+        found = find_answers(of.network, data, Compute(answers.CPU, precision), stores, precision=precision)
+        cached = make_cached_teacher(found.created(data), answers.views(noise, "none"), "clean", 1)
+        assert cached.pop_counts().forwards == len(noise)
+    assert len(stores.open()) == 3
+
+
 def test_damaged_hashes_of_images_cost_forwards_and_are_written_again(
     noise: Split, opened: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
