@@ -62,7 +62,7 @@ class OurSteps:
         self.student = models.build(student_name, num_classes=CLASSES, seed=0)
         teacher = Teacher(models.build(teacher_name, num_classes=CLASSES, seed=0), self.compute)
         store = open_store(folder / "answers.zarr", teacher, data)
-        cached = make_cached_teacher(Answers.of_store(teacher, store), self.views, "replay", 2)
+        cached = make_cached_teacher(Answers.of_store(teacher, data, store), self.views, "replay", 2)
         for _ in cached.precompute(2):
             pass
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kdcache import datasets
 from kdcache.answers.encoding import make_encoding
+from kdcache.cards import Rendering
 from kdcache.config import StudentConfig, TrainingConfig
 from kdcache.config.augs import with_batch_size, with_mean_color
 from kdcache.datasets import Card, Dataset
@@ -44,6 +45,7 @@ __all__ = [
     "make_plan",
     "make_plan_for_size",
     "open_cached_teacher",
+    "seen_by",
     "stored_contents",
     "verify_store",
 ]
@@ -160,6 +162,7 @@ def fresh_network(config: TrainingConfig, data: Dataset) -> Network:
         seed=config.seed,
         feature_names=config.features,
     )
+    network.rendering = data.card.rendering
     if config.features:
         network.check_features()
     return network
@@ -168,7 +171,8 @@ def fresh_network(config: TrainingConfig, data: Dataset) -> Network:
 def initial_network(config: TrainingConfig, data: Dataset) -> tuple[Network, InitialWeights | None]:
     """Build the network that a training starts from: fresh, or with the weights that ``init`` names.
 
-    A run with a checkpoint does not read them again.
+    A run with a checkpoint does not read them again. The network sees the data in its own rendering, see
+    `kdcache.datasets.Dataset.rendered`.
 
     Raises
     ------
@@ -187,13 +191,15 @@ def initial_network(config: TrainingConfig, data: Dataset) -> tuple[Network, Ini
             raise UsageError(problem(f"run {config.out}", expected="a record of its initial weights", got="none"))
         init = InitialWeights(**recorded)
         network.set_normalization(init.mean, init.std)
+        network.rendering = Rendering(network.image_size, init.shorter_side, init.interpolation)
         return network, init
     return network, start_from(network, weights_file(config.init), data, config.downloads_init)
 
 
 def make_plan(config: StudentConfig, data: Dataset) -> ViewPlan:
-    """Make the view plan of a config for some data."""
-    return make_plan_for_size(config, len(data.train), data.card)
+    """Make the view plan of a config for some data: on the images of the teacher, if one is needed and named."""
+    teacher = config.teacher if config.needs_teacher else None
+    return make_plan_for_size(config, len(data.train), seen_by(teacher, data.card))
 
 
 def make_plan_for_size(config: StudentConfig, samples: int, card: Card) -> ViewPlan:
@@ -201,6 +207,15 @@ def make_plan_for_size(config: StudentConfig, samples: int, card: Card) -> ViewP
     augmentation, size, seed = config.augmentation, card.image_size, config.effective_view_seed
     mixes = tuple(_with_facts(mix, card, config.batch_size) for mix in augmentation.mixes)
     return ViewPlan(samples, size, card.padding, augmentation.crop_flip, seed, mixes)
+
+
+def seen_by(teacher: Path | None, card: Card) -> Card:
+    """The card of the same pictures as a teacher sees them."""
+    if teacher is None or card.padding is not None:
+        return card
+    from kdcache.models.checkpoint import rendering_of
+
+    return card.rendered(rendering_of(RunFolder(teacher).network_file))
 
 
 def _with_facts(mix: str, card: Card, batch_size: int) -> str:
@@ -215,35 +230,50 @@ def _with_facts(mix: str, card: Card, batch_size: int) -> str:
 def open_cached_teacher(
     config: StudentConfig, data: Dataset, views: ViewMaker, compute: Compute, progress: ProgressCallback | None = None
 ) -> CachedTeacher:
-    """Open the cached teacher of a student, see `kdcache.answers.open`; `compute` is that of the student."""
+    """Open the cached teacher of a student, see `kdcache.answers.open`; `compute` is that of the student.
+
+    The teacher sees the pictures in its own rendering, and answers the batches of `views`.
+    """
     from kdcache.answers.cached_teacher import CachedTeacher
     from kdcache.answers.open import make_cached_teacher, make_reader, may_write
     from kdcache.answers.teacher import Teacher
+    from kdcache.models.checkpoint import rendering_of
     from kdcache.models.load import trained_network
 
     assert config.teacher is not None
     encoding = make_encoding(config.store_dtype, config.topk)
+    seen = data.rendered(rendering_of(RunFolder(config.teacher).network_file))
+    own_views = views if seen is data else views.rendered(seen.card.rendering)
     encoding.layout(data.num_classes)  # raises for a topk that does not fit
     if config.cache == "off":
-        network = trained_network(RunFolder(config.teacher).network_file, data)
-        return CachedTeacher(Teacher(network, compute), views, encoding=encoding)
-    answers = find_answers_of(config, data, compute)
-    if answers.store is None and not may_write(answers.location, config.cache):
-        return make_reader(answers, views)
-    answers = answers.created(data, config.image_settings)
-    return make_cached_teacher(answers, views, config.cache, config.epochs, config.cache_limit, progress)
+        network = trained_network(RunFolder(config.teacher).network_file, seen)
+        cached_teacher = CachedTeacher(Teacher(network, compute), own_views, encoding=encoding)
+    else:
+        answers = find_answers_of(config, data, compute)
+        if answers.store is None and not may_write(answers.location, config.cache):
+            cached_teacher = make_reader(answers, own_views)
+        else:
+            cached_teacher = make_cached_teacher(
+                answers.created(), own_views, config.cache, config.epochs, config.cache_limit, progress
+            )
+    if own_views is not views:
+        cached_teacher.serve(views, config.needs_features)
+    return cached_teacher
 
 
 def find_answers_of(config: StudentConfig, data: Dataset, compute: Compute) -> Answers:
     """Find the store of the logits of a student's teacher, see `kdcache.answers.open.find_answers`."""
     from kdcache.answers.open import find_answers
+    from kdcache.models.checkpoint import rendering_of
     from kdcache.models.load import trained_network
 
     assert config.teacher is not None
-    network = trained_network(RunFolder(config.teacher).network_file, data)
-    where = config.store or stores_of(config.teacher)
-    encoding = make_encoding(config.store_dtype, config.topk)
-    return find_answers(network, data, compute, where, encoding, config.precision, config.image_settings)
+    file, images = RunFolder(config.teacher).network_file, config.image_settings
+    seen = data.rendered(rendering_of(file))
+    if seen is not data:
+        images |= {"image_size": seen.image_size}
+    where, encoding = config.store or stores_of(config.teacher), make_encoding(config.store_dtype, config.topk)
+    return find_answers(trained_network(file, seen), seen, compute, where, encoding, config.precision, images)
 
 
 def stored_contents(config: StudentConfig, size: DataSize, plan: ViewPlan) -> StoreContents:
@@ -266,7 +296,7 @@ def stored_contents(config: StudentConfig, size: DataSize, plan: ViewPlan) -> St
     data = load_data(config)
     answers = find_answers_of(config, data, Compute.choose(config.device, config.precision))
     space = answers.space(config.cache_limit, read_commits=True)
-    return space if plan.crop_flip else replace(space, clean_beside=answers.clean_beside(data.train))
+    return space if plan.crop_flip else replace(space, clean_beside=answers.clean_beside())
 
 
 def load_run_data(run: RunFolder, dataset: str | None = None, data_root: Path | None = None) -> Dataset:
@@ -285,9 +315,13 @@ def load_run_data(run: RunFolder, dataset: str | None = None, data_root: Path | 
     UsageError
         If the images there are others.
     """
+    from kdcache.models.checkpoint import rendering_of
+
     config = run.read_config()
     places = {"dataset": dataset or config.dataset, "data_root": data_root or config.data_root}
     data = load_data(config.model_copy(update={**places, "download": False}))
+    if run.network_file.is_file():
+        data = data.rendered(rendering_of(run.network_file))
     if not _is_trained_on(run, data):
         remedy = "If they were moved, name their place with --dataset."
         expected = f"the images that {run.path} was trained on"
@@ -329,6 +363,7 @@ def verify_store(
     config = StudentConfig.load(**images)
     data = load_data(config)
     network = trained_network(run.network_file, data)
+    data = data.rendered(network.rendering)
     where, compute = store.location.where, Compute.choose(device)
     teacher = find_answers(network, data, compute, where, image_settings=config.image_settings).teacher
     yield from verify(store, teacher, data.train, data.card.padding, samples, seed)

@@ -5,12 +5,11 @@ from typing import NamedTuple
 
 from kdcache.answers import budget
 from kdcache.answers.encoding import make_encoding
-from kdcache.answers.open import make_cached_teacher
 from kdcache.config import StudentConfig
 from kdcache.errors import UsageError, problem
 from kdcache.report.progress import Reporter
 from kdcache.run.find import find_teacher
-from kdcache.setup import choose_compute, find_answers_of, load_data, make_plan
+from kdcache.setup import choose_compute, find_answers_of, load_data, make_plan, open_cached_teacher
 from kdcache.views import ViewMaker
 
 __all__ = ["PrecomputeResult", "precompute_answers"]
@@ -70,10 +69,7 @@ def precompute_answers(config: StudentConfig, reporter: Reporter | None = None) 
     if error := answers.location.write_error():
         what, remedy = f"the store {answers.location.where} cannot be written", "Name another one with --store."
         raise UsageError(problem(what, got=error, remedy=remedy))
-    answers = answers.created(data, config.image_settings)
-    cached_teacher = make_cached_teacher(
-        answers, views, config.cache, config.epochs, config.cache_limit, reporter.precomputed
-    )
+    cached_teacher = open_cached_teacher(config, data, views, compute, reporter.precomputed)
     stored = total = plan.samples  # clean views are precomputed when the cached teacher is opened
     if plan.crop_flip:
         stored = 0

@@ -60,12 +60,13 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
         return finished
     compute = choose_compute(config)
 
-    # The images, each epoch cropped and flipped anew.
+    # The images as the network sees them, each epoch cropped and flipped anew.
     data = load_data(config)
+    teacher, init = initial_network(config, data)
+    data = data.rendered(teacher.rendering)
     plan = ViewPlan(len(data.train), data.image_size, data.card.padding, crop_flip=True, seed=config.seed)
     views = ViewMaker(data.train, plan, config.batch_size, compute.device)
 
-    teacher, init = initial_network(config, data)
     teacher = teacher.to(compute.device)
     if config.sync_batchnorm:
         teacher = distributed.convert_sync_batchnorm(teacher, compute.device)
@@ -141,7 +142,7 @@ def load_teacher(
     data = load_data(config)
     weights = weights_file(str(weights))
     network, published, origin = find_network(weights, data, model, mean, std, weights_entry, class_order)
-    network = network.to(compute.device)
+    data, network = data.rendered(network.rendering), network.to(compute.device)
     started = time.perf_counter()
     with RunWriter(config.model_copy(update={"model": network.name, "init": None}), compute, data) as run:
         accuracy = evaluate(network, data.test, compute)
@@ -168,8 +169,9 @@ def load_teacher(
 def _store_clean_logits(
     run: RunWriter, network: Network, data: Dataset, compute: Compute, loaded: Mapping[str, str] | None = None
 ) -> FinishedRun:
-    found = find_answers(network, data, compute, stores_of(run.path), precision=compute.precision)
-    answers = found.created(data, run.config.image_settings)
+    images, precision = run.config.image_settings, compute.precision
+    found = find_answers(network, data, compute, stores_of(run.path), precision=precision, image_settings=images)
+    answers = found.created()
     plan = ViewPlan(len(data.train), data.image_size, data.card.padding, crop_flip=False, seed=0)
     views = ViewMaker(data.train, plan, plan.samples, compute.device)
     cached_teacher = CachedTeacher(answers.teacher, views, store=answers.store)

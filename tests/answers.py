@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 
-from kdcache import models
 from kdcache.answers.cached_teacher import CachedTeacher
 from kdcache.answers.encoding import DEFAULT_ENCODING, LogitEncoding
 from kdcache.answers.open import Answers, make_cached_teacher, open_store
@@ -18,13 +17,14 @@ from kdcache.run.folder import FinishedRun
 from kdcache.run.recorder import StudentRecorder
 from kdcache.run.statistics import StatisticsShape
 from kdcache.views import ViewMaker, ViewPlan
+from tests.stubs import stub
 
 CPU = torch.device("cpu")
 CLASSES = 4
 
 
 def teacher(seed: int = 0, precision: str = "float32") -> Teacher:
-    return Teacher(models.build("resnet8", num_classes=CLASSES, seed=seed), Compute(CPU, precision))
+    return Teacher(stub(seed), Compute(CPU, precision))
 
 
 def dataset(split: Split, padding: int = 4) -> Dataset:
@@ -38,6 +38,10 @@ def store(
     return open_store(where, of, dataset(split, padding), encoding)
 
 
+def opened(where: Path | str, of: Teacher, split: Split) -> Answers:
+    return Answers.of_store(of, dataset(split), store(where, of, split))
+
+
 def views(split: Split, aug: str = "cutmix-pick", seed: int = 0, batch_size: int = 64) -> ViewMaker:
     chosen = StudentConfig(aug=aug).augmentation
     plan = ViewPlan(len(split), 32, 4, crop_flip=chosen.crop_flip, seed=seed, mixes=chosen.mixes)
@@ -49,7 +53,7 @@ def cached_teacher(
 ) -> CachedTeacher:
     """A cached teacher of the same teacher each time."""
     of = teacher()
-    return make_cached_teacher(Answers.of_store(of, store(where, of, split)), maker, cache, epochs, limit)
+    return make_cached_teacher(opened(where, of, split), maker, cache, epochs, limit)
 
 
 def stored(teacher: Path) -> Path:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from kdcache import models
 from kdcache.answers import budget
 from kdcache.answers.budget import count_new_views
 from kdcache.answers.cached_teacher import CachedTeacher
@@ -16,12 +17,18 @@ from kdcache.answers.space import StoreContents, default_limit
 from kdcache.answers.store import CLEAN, AnswerStore
 from kdcache.answers.teacher import FORWARD_BATCH_SIZE, Teacher
 from kdcache.choices import CACHES
+from kdcache.compute import Compute
 from kdcache.datasets import Split
 from kdcache.errors import KdcacheError, UsageError
 from kdcache.views import ViewPlan
 from tests import answers
 
 N = 150
+
+
+def resnet8(precision: str) -> Teacher:
+    """A network with the layers of the paper's."""
+    return Teacher(models.build("resnet8", num_classes=4, seed=0), Compute(answers.CPU, precision))
 
 
 def test_forwards_have_a_fixed_number_of_rows(noise: Split) -> None:
@@ -34,7 +41,7 @@ def test_forwards_have_a_fixed_number_of_rows(noise: Split) -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_logits_are_the_same_bits_in_any_order_and_any_batch(precision: str, noise: Split) -> None:
-    teacher = answers.teacher(precision=precision)
+    teacher = resnet8(precision)
     whole = teacher(noise.images)
     shuffled = torch.randperm(N, generator=torch.Generator().manual_seed(0))
     assert teacher(noise.images[shuffled]).equal(whole[shuffled])
@@ -43,7 +50,7 @@ def test_logits_are_the_same_bits_in_any_order_and_any_batch(precision: str, noi
 
 @pytest.mark.parametrize(("precision", "rounding"), [("float32", 1e-5), ("bfloat16", 2**-5)])
 def test_logits_of_another_forward_size_agree_within_rounding(precision: str, rounding: float, noise: Split) -> None:
-    teacher = answers.teacher(precision=precision)
+    teacher = resnet8(precision)
     whole = teacher(noise.images)
     teacher.rows = 50
     again = teacher(noise.images)
@@ -197,7 +204,7 @@ def test_a_reader_uses_stored_logits_and_writes_nothing(noise: Split, tmp_path: 
     list(answers.cached_teacher(where, noise, views, epochs=1).precompute(1))
     teacher = answers.teacher()
     store = answers.store(where, teacher, noise)
-    reader = make_reader(Answers.of_store(teacher, store), views)
+    reader = make_reader(Answers.of_store(teacher, answers.dataset(noise), store), views)
     before = store.location.list_keys()
     for epoch, counts in ((0, (0, N)), (1, (N, 0))):
         for batch in views.epoch(epoch):
@@ -275,8 +282,8 @@ def test_over_240_epochs_each_distinct_view_is_computed_once(tmp_path: Path) -> 
     like = answers.teacher()
     teacher = PixelTeacher(like.network, like.compute)
     views = answers.views(split, "standard", batch_size=400)
-    store = answers.store(tmp_path / "store.zarr", teacher, split)
-    cached_teacher = make_cached_teacher(Answers.of_store(teacher, store), views, "standard", 240)
+    opened = answers.opened(tmp_path / "store.zarr", teacher, split)
+    cached_teacher = make_cached_teacher(opened, views, "standard", 240)
     for epoch in range(240):
         for batch in views.epoch(epoch):
             assert cached_teacher.logits(batch).equal(teacher(batch.views))

@@ -18,7 +18,7 @@ from kdcache.datasets.check import check
 from kdcache.datasets.decoding import NOT_DECODED, suffixes
 from kdcache.datasets.pack import pack
 from kdcache.datasets.pictures import read_image
-from kdcache.errors import KdcacheError, first_line
+from kdcache.errors import first_line
 from tests.samples import jpeg, noise, refusal
 
 SIZE = 32
@@ -306,47 +306,3 @@ def test_messages_have_no_addresses_of_objects() -> None:
     error = OSError("cannot identify image file <_io.BytesIO object at 0x7f2a5c1b3d80>")
     assert first_line(error) == "cannot identify image file"
     assert first_line(ValueError("<a.B object at 0x1F> is odd")) == "is odd"
-
-
-# predict
-
-
-def test_every_picture_that_can_be_read_gets_a_prediction(
-    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "folder" / "deep").mkdir(parents=True)
-    (tmp_path / "folder" / ".hidden").mkdir()
-    Image.fromarray(UPRIGHT).save(tmp_path / "up.png")
-    for name in ("one.JPG", "deep/two.jpeg", ".hidden/three.jpg"):
-        (tmp_path / "folder" / name).write_bytes(jpeg(40, 50))
-    (tmp_path / "folder" / "notes.txt").touch()
-    (tmp_path / "bad.jpg").write_text("no picture")
-    save_turned(tmp_path / "phone.png", 6, "PNG")
-    given = [
-        str(tmp_path / name) for name in ("up.png", "none", "circle", "bad.jpg", "gone.jpg", "folder", "phone.png")
-    ]
-    (tmp_path / "none").mkdir()
-    (tmp_path / "circle" / "inner").mkdir(parents=True)
-    (tmp_path / "circle" / "inner" / "back").symlink_to("..")
-    with pytest.raises(KdcacheError) as caught:
-        cli.main(["predict", str(teacher), *given], standalone_mode=False)
-    assert (caught.value.exit_code, str(caught.value)) == (1, "images without a prediction: got 4 of 8")
-    output = capsys.readouterr()
-    named = [line.partition(": ")[0] for line in output.out.splitlines()]
-    assert named == [str(tmp_path / name) for name in ("up.png", "folder/deep/two.jpeg", "folder/one.JPG", "phone.png")]
-    first, *_, last = (line.partition(": ")[2] for line in output.out.splitlines())
-    assert first == last
-    for part in ("bad.jpg", "gone.jpg", "1 hidden, 1 .txt", "none: expected images", "links to a folder that contains"):
-        assert part in output.err
-    (tmp_path / "empty").mkdir()
-    for path in ("empty", "gone.jpg"):
-        command = ["predict", str(teacher), str(tmp_path / path)]
-        assert path in refusal(lambda command=command: cli.main(command, standalone_mode=False))  # type: ignore[misc]
-
-
-def test_the_limit_of_predict_is_that_of_the_run(teacher: Path, tmp_path: Path) -> None:
-    Image.new("RGB", (100, 100)).save(tmp_path / "large.png")
-    command = ["predict", str(teacher), str(tmp_path / "large.png")]
-    cli.main(command, standalone_mode=False)
-    with pytest.raises(KdcacheError, match="1 of 1"):
-        cli.main([*command, "--max-pixels", "5000"], standalone_mode=False)

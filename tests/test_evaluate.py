@@ -15,13 +15,20 @@ from kdcache.stages import train_student
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kdcache.analysis import cost
-from kdcache.analysis.metrics import Predictions, measure_agreement, measure_calibration, measure_quality
+from kdcache.analysis import cost, evaluation_inputs
+from kdcache.analysis.evaluation import Evaluation
+from kdcache.analysis.metrics import Predictions, find_mistakes, measure_agreement, measure_calibration, measure_quality
+from kdcache.analysis.summary import summarize_runs
 from kdcache.cli import cli
 from kdcache.config import StudentConfig
 from kdcache.datasets import Split
 from kdcache.errors import UsageError
+from kdcache.models import checkpoint
+from kdcache.models.predictor import Predictor
 from kdcache.models.sizes import size_of
+from kdcache.report.evaluation_charts import draw_confusion
+from kdcache.report.page import render_page
+from kdcache.report.text_formats import TEXT_FORMATS
 from tests.reference import golden, tensor
 from tests.run_files import change_config
 from tests.samples import CLASSES
@@ -64,6 +71,31 @@ def test_calibration_by_hand() -> None:
     assert [bin.confidence for bin in found.bins[2:]] == pytest.approx([0.505, 0.695, 0.965])
     assert [bin.accuracy for bin in found.bins[2:]] == [0, 0.5, 0.5]
     assert found.error == pytest.approx(100 * (0.505 + 0.195 + 0.465) / 3)
+
+
+def test_the_worst_mistakes_come_first() -> None:
+    losses = torch.tensor([9.0, 1, 3, 8, 2, 3])
+    found = find_mistakes(predictions(STUDENT)._replace(losses=losses), LABELS, predictions(TEACHER), limit=3)
+    assert [(each.place, each.label, each.loss) for each in found] == [(2, 0, 3), (5, 2, 3), (4, 1, 2)]
+    assert [(each.said.predicted, each.teacher and each.teacher.predicted) for each in found] == [
+        (1, 1),
+        (1, 2),
+        (0, 1),
+    ]
+    assert found[0].said.confidence == pytest.approx(0.51)
+
+
+def test_a_drawn_matrix_has_the_classes_that_are_confused_most() -> None:
+    labels = torch.arange(60).repeat(3)
+    classes = torch.where(labels < 10, labels + 20, labels)
+    quality = measure_quality(Predictions(classes, *(torch.ones(180) for _ in range(4))), labels, 60)
+    drawn = draw_confusion(
+        Evaluation("n" * 60, Path(), None, "", 32, quality, *[None] * 3, (), torch.empty(0), ()), [*map(str, range(60))]
+    )
+    (axes,) = drawn.axes
+    shown = [text.get_text() for text in axes.get_xticklabels()]
+    assert shown == [str(label) for label in (*range(10), *range(20, 30))]
+    assert axes.images[0].get_array()[0].tolist() == [0] * 10 + [100] + [0] * 9  # class 0 is taken for class 20
 
 
 def test_figures_equal_those_of_torchmetrics() -> None:
@@ -140,7 +172,8 @@ def test_a_student_beside_its_teacher(teacher: Path, student: Path, monkeypatch:
     take = Split.take
     monkeypatch.setattr(Split, "take", lambda split, samples: taken.append(len(samples)) or take(split, samples))
     of_teacher, of_student = by_json(student)
-    assert taken == [90, 30, 30]  # what is read into memory, and one pass for both networks
+    assert taken[:3] == [90, 30, 30]  # what is read into memory, and one pass for both networks
+    assert max(taken[3:]) <= 12  # the worst mistakes
     for found, run in ((of_teacher, teacher), (of_student, student)):
         summary = json.loads((run / "summary.json").read_text())
         assert found["name"] == str(run)
@@ -168,6 +201,69 @@ def test_all_formats_agree(teacher: Path, student: Path) -> None:
         assert f"{of_student['top1']['percent']:.2f} %" in shown
         assert f"{min(by_class.values()):.1f} % (" in shown
         assert f"{of_student['agreement']['mean_kl_nats']:.4f}" in shown
+
+
+def test_exported_files_stand_beside_their_run(
+    teacher: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = checkpoint.load(teacher / "model.safetensors").eval()
+    stated = checkpoint.metadata(teacher / "model.safetensors")
+
+    def load_predictor(file: Path) -> Predictor:
+        facts = stated if file.name == "export.onnx" else {**stated, "num_classes": 2, "class_names": ["a", "b"]}
+        described = checkpoint.describe(file, facts)
+        return Predictor(file, described, lambda images: network(images).softmax(1))
+
+    monkeypatch.setattr(evaluation_inputs, "load_predictor", load_predictor)
+    run = tmp_path / "student"
+    shutil.copytree(student, run)
+    for name in ("export.onnx", "other.onnx"):
+        (run / name).write_bytes(b"stands for an exported file")
+    result = evaluate(run, "--format", "json")
+    of_teacher, _, exported = json.loads(result.stdout)["networks"]
+    assert (exported["name"], exported["bytes"], exported["parameters"]) == (str(run / "export.onnx"), 27, None)
+    assert exported["confusion"] == of_teacher["confusion"]
+    assert exported["agreement"]["same_class"]["count"] == 30
+    assert exported["agreement"]["mean_kl_nats"] == pytest.approx(0, abs=1e-6)
+    assert "other.onnx: number of classes: expected 3" in result.stderr
+    (tmp_path / "phone").mkdir()
+    (tmp_path / "phone" / "export.onnx").touch()
+    assert [one["name"] for one in by_json(tmp_path / "phone", teacher)] == [
+        str(teacher),
+        str(tmp_path / "phone" / "export.onnx"),
+    ]
+
+
+def test_pictures_are_written(student: Path, tmp_path: Path, pictures: Path) -> None:
+    result = evaluate(student, "--out", tmp_path / "out", "--format", "csv")
+    assert result.stdout.startswith("network,")
+    numbered = [f"{name}-{number}.png" for name in ("confusion", "mistakes") for number in (1, 2)]
+    assert {"evaluation.json", "calibration.png", *numbered} == {path.name for path in (tmp_path / "out").iterdir()}
+    of_student = json.loads((tmp_path / "out" / "evaluation.json").read_text())["networks"][1]
+    assert of_student["confusion"] == by_json(student)[1]["confusion"]
+    for mistake in of_student["worst_mistakes"]:
+        assert Path(mistake["picture"]).parent == pictures / "val" / CLASSES[mistake["label"]]
+        assert mistake["said"][0] != mistake["label"]
+
+
+def test_a_report_shows_the_networks_side_by_side(student: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad"
+    shutil.copytree(student, bad)
+    (bad / "model.safetensors").write_bytes(b"cut short")
+    summary = summarize_runs([student, bad], samples=0, device="cpu", evaluates=True)
+    assert [line for line in summary.missing if "evaluation" in line and "bad" in line]  # and the others are there
+    (report,) = summary.evaluations
+    of_student = report.evaluations[1]
+    page = render_page(summary)
+    for shown in (page, TEXT_FORMATS["markdown"](summary)):
+        assert f"{of_student.quality.top1.percent:.2f} %" in shown
+    assert page.count("Which share of the images of each class") == 2 * 2  # a caption and a description for each
+    assert page.count("<img ") == sum(len(one.mistakes) for one in report.evaluations) > 0
+    assert "Image of bright; says: " in page or "Image of dark; says: " in page or "Image of striped; says: " in page
+    (document,) = json.loads(TEXT_FORMATS["json"](summary))["evaluations"]
+    assert document["networks"][1]["top1"]["count"] == of_student.quality.top1.count
+    result = CliRunner().invoke(cli, ["report", str(student), "--evaluate", "--format", "csv"])
+    assert isinstance(result.exception, UsageError)
 
 
 def test_a_student_without_its_teacher_is_evaluated_alone(student: Path, tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def opened(tmp_path: Path) -> Open:
 
     def open_store(split: Split) -> Answers:
         data = answers.dataset(split)
-        return find_answers(of.network, data, of.compute, TeacherStores(tmp_path / "answers")).created(data)
+        return find_answers(of.network, data, of.compute, TeacherStores(tmp_path / "answers")).created()
 
     return open_store
 
@@ -186,7 +186,9 @@ def test_a_fill_that_was_killed_leaves_what_it_computed_to_other_sets(
     assert list(islice(first.precompute_clean(), 2)) == [50, 100]
     rows = np.random.default_rng(0).permutation(150)[:120]
     part = noise.part(rows)
-    second = make_cached_teacher(opened(part), answers.views(part, "none"), "clean", 1)
+    found = opened(part)
+    assert found.clean_beside().tolist() == (rows < 100).tolist()
+    second = make_cached_teacher(found, answers.views(part, "none"), "clean", 1)
     assert second.pop_counts().forwards == int((rows >= 100).sum())
     for batch in second.views.epoch(0):
         assert second.logits(batch).equal(answers.teacher()(batch.views).half().float())
@@ -202,7 +204,7 @@ def test_answers_of_another_teacher_or_precision_are_no_hits(noise: Split, tmp_p
     for seed, precision in ((0, "float32"), (5, "float32"), (0, "bfloat16")):
         of = answers.teacher(seed)
         found = find_answers(of.network, data, Compute(answers.CPU, precision), stores, precision=precision)
-        cached = make_cached_teacher(found.created(data), answers.views(noise, "none"), "clean", 1)
+        cached = make_cached_teacher(found.created(), answers.views(noise, "none"), "clean", 1)
         assert cached.pop_counts().forwards == len(noise)
     assert len(stores.open()) == 3
 
@@ -264,9 +266,9 @@ def test_auto_precision_is_that_of_the_stores(noise: Split, tmp_path: Path) -> N
     network, stores = answers.teacher().network, TeacherStores(tmp_path / "answers")
     low, own = (Compute(answers.CPU, precision) for precision in ("bfloat16", "float32"))
     whole, part = (answers.dataset(split) for split in (noise, noise.part(np.arange(100))))
-    find_answers(network, whole, low, stores, precision="bfloat16").created(whole)
+    find_answers(network, whole, low, stores, precision="bfloat16").created()
     for data in (whole, part):
         assert find_answers(network, data, own, stores).teacher.compute.precision == "bfloat16"
-    find_answers(network, part, own, stores, precision="float32").created(part)
+    find_answers(network, part, own, stores, precision="float32").created()
     for data, expected in ((whole, "bfloat16"), (part, "float32")):
         assert find_answers(network, data, own, stores).teacher.compute.precision == expected

@@ -17,14 +17,15 @@ from kdcache.stages.teacher import load_teacher
 from PIL import Image
 from safetensors.torch import save_file
 
-from kdcache import extensions, training
+from kdcache import __version__, extensions, training
 from kdcache.answers.teacher import FORWARD_BATCH_SIZE
 from kdcache.choices import MODELS
+from kdcache.cli import cli
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import KdcacheError, UsageError
 from kdcache.models import REGISTRY, build, checkpoint
-from kdcache.models.export import FORMATS, ExportModule, export
+from kdcache.models.export import FORMATS, OPSET, export
 from kdcache.models.published import read
 from kdcache.models.sizes import model_sizes
 from kdcache.models.sources import shipped_teacher
@@ -322,29 +323,51 @@ def test_the_shipped_teacher_is_as_accurate_as_its_card_states(mini_run: Path) -
     assert checkpoint.fingerprint(checkpoint.load(shipped_teacher())) in card
 
 
+@pytest.fixture(scope="module")
+def exported(mini_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the exported network, in a file that is called after its format."""
+    folder = tmp_path_factory.mktemp("exported")
+    for format in FORMATS:
+        cli.main(["export", str(mini_run), "--format", format, "--out", str(folder / format)], standalone_mode=False)
+    return folder
+
+
 @pytest.mark.parametrize("format", FORMATS)
-def test_an_exported_network_predicts_the_same_classes(format: str, mini_run: Path, tmp_path: Path) -> None:
+def test_an_exported_network_predicts_the_same_classes(format: str, mini_run: Path, exported: Path) -> None:
     """Compare the accuracy on 1,000 test images with the run's own evaluation."""
-    network = checkpoint.load(mini_run / "model.safetensors").eval()
-    made = export(network, format, tmp_path / "exported")
-    assert made.difference < 1e-4
+    network, path = checkpoint.load(mini_run / "model.safetensors").eval(), exported / format
     data = load_data(TeacherConfig.load())
     images, labels = data.test.images[:1000], data.test.labels[:1000]
     if format == "onnx":
         onnxruntime = pytest.importorskip("onnxruntime")
-        session = onnxruntime.InferenceSession(str(made.path))
+        session = onnxruntime.InferenceSession(path)
         probabilities = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+        stated = {name: json.loads(text) for name, text in session.get_modelmeta().custom_metadata_map.items()}
+        assert stated["versions"] == {"kdcache": __version__, "torch": torch.__version__}
     elif format == "torch-export":
-        probabilities = torch.export.load(made.path).module()(images)
+        stated = dict.fromkeys(("class_names", "image_size", "mean"), "")
+        probabilities = torch.export.load(path, extra_files=stated).module()(images)
+        stated = {name: json.loads(text) for name, text in stated.items()}
     else:
+        stated = checkpoint.metadata(path)
         with torch.inference_mode():
-            probabilities = ExportModule(checkpoint.load(made.path))(images)
+            probabilities = checkpoint.load(path).eval()(images).softmax(1)
+    assert (stated["class_names"], stated["image_size"]) == (list(data.class_names), 32)
+    assert stated["mean"] == pytest.approx(network.mean)
     assert probabilities.sum(1).sub(1).abs().max() < 1e-5
     with torch.inference_mode():
         assert probabilities.argmax(1).equal(network(images).argmax(1))
     split = type(data.test)(images, labels)
     accuracy = training.evaluate(network, split, Compute(torch.device("cpu"), "float32"))
     assert 100 * (probabilities.argmax(1) == labels).double().mean().item() == pytest.approx(accuracy.top1)
+
+
+def test_an_onnx_file_has_operators_that_other_tools_know(exported: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(exported / "onnx")
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", OPSET)]
+    layers = {"Conv", "Relu", "Add", "ReduceMean", "Reshape", "Gemm"}
+    assert {node.op_type for node in model.graph.node} == {"Cast", "Mul", *layers, "Softmax"}
 
 
 def test_an_export_with_other_probabilities_is_not_written(
@@ -357,10 +380,10 @@ def test_an_export_with_other_probabilities_is_not_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_commands_export_and_predict(mini_run: Path, tmp_path: Path) -> None:
-    done = kdcache("export", str(mini_run), "--format", "onnx", "--out", "net.onnx", cwd=tmp_path)
+def test_the_commands_export_and_predict(mini_run: Path, exported: Path, tmp_path: Path) -> None:
+    done = kdcache("export", str(mini_run), "--out", "net", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
+    assert [path.name for path in tmp_path.iterdir()] == ["net"]
     data = load_data(TeacherConfig.load())
     rows = [int((data.test.labels == label).nonzero()[5]) for label in (1, 8)]  # a trouser and a bag
     for row in rows:
@@ -371,6 +394,8 @@ def test_the_commands_export_and_predict(mini_run: Path, tmp_path: Path) -> None
     assert re.match(rf"{rows[0]}\.png: Trouser (1\.000|0\.\d+), ", trouser)
     assert re.match(rf"{rows[1]}\.png: Bag ", bag)
     assert bag.count(",") == 4
+    for file in (tmp_path / "net", exported / "onnx"):
+        assert kdcache("predict", str(file), *(f"{row}.png" for row in rows), cwd=tmp_path).stdout == done.stdout
     wrong = kdcache("predict", str(mini_run), "nowhere.png", cwd=tmp_path)
     assert wrong.returncode == 2
     assert "nowhere.png" in wrong.stderr

@@ -1,16 +1,18 @@
 """Stores as a whole: tables, refusals, and several processes at once."""
 
 import json
-import subprocess
-import sys
-import textwrap
 import threading
 from collections.abc import Iterator
+from functools import partial
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import torch
 
+from kdcache import choices
 from kdcache.answers.encoding import EncodedLogits
 from kdcache.answers.location import StoreLocation
 from kdcache.answers.store import CLEAN, AnswerStore, ReplayTableName
@@ -18,6 +20,7 @@ from kdcache.answers.table import fill_missing
 from kdcache.datasets import Split
 from kdcache.errors import KdcacheError, UsageError
 from tests import answers
+from tests.processes import kdcache, start_process
 from tests.rows import equal, rows_of, table
 
 
@@ -65,34 +68,24 @@ def test_opening_a_missing_store_does_not_create_it(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-HOLDER = """
-    import sys, time
-    from kdcache.answers.location import StoreLocation
-    with StoreLocation(sys.argv[1]).lock("clean/0") as mine:
-        print("held" if mine else "not held", flush=True)
-        sys.stdin.read()
-"""
+def hold(store: Path, pipe: Connection) -> None:
+    with StoreLocation(store).lock("clean/0") as mine:
+        pipe.send(mine)
+        pipe.recv()
 
 
 @pytest.fixture
-def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+def holder(tmp_path: Path) -> Iterator[BaseProcess]:
     """Another process that holds the lock on the first chunk of clean views."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(HOLDER), str(tmp_path / "store.zarr")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
+    pipe, far_end = Pipe()
+    process = start_process(hold, tmp_path / "store.zarr", far_end, daemon=True)
+    assert pipe.recv() is True
     yield process
     process.kill()
-    process.communicate()
+    process.join()
 
 
-def test_a_chunk_that_another_process_computes_is_left_to_it(
-    holder: subprocess.Popen[str], noise: Split, tmp_path: Path
-) -> None:
+def test_a_chunk_that_another_process_computes_is_left_to_it(holder: BaseProcess, noise: Split, tmp_path: Path) -> None:
     store = answers.store(tmp_path / "store.zarr", answers.teacher(), noise)
     one = table(StoreLocation(tmp_path / "store.zarr"))
     assert one.read_or_compute(0, rows_of, wait=False) is None
@@ -101,44 +94,33 @@ def test_a_chunk_that_another_process_computes_is_left_to_it(
     with pytest.raises(UsageError, match="in use"):
         store.drop([CLEAN])
     holder.kill()
-    holder.wait()  # the kernel releases its lock
+    holder.join()  # the kernel releases its lock
     assert equal(one.read_or_compute(0, rows_of), rows_of(one.chunks[0]))
     store.drop([CLEAN])
 
 
-WRITER = """
-    import sys
-    from pathlib import Path
-    from tests.test_store import rows_of, table
-    from kdcache.answers.location import StoreLocation
-    one = table(StoreLocation(sys.argv[1]))
-    def compute_rows(span):
-        print("computing", flush=True)
-        sys.stdin.readline()
+def write(store: Path, pipe: Connection) -> None:
+    def compute_rows(span: range) -> EncodedLogits:
+        pipe.send("computing")
+        pipe.recv()
         return rows_of(span)
-    one.read_or_compute(0, compute_rows)
-"""
+
+    table(StoreLocation(store)).read_or_compute(0, compute_rows)
 
 
 def test_a_chunk_that_another_process_wrote_meanwhile_is_not_computed_again(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(WRITER), str(tmp_path / "store.zarr")],
-        cwd=Path(__file__).parents[1],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdin is not None
-    assert process.stdout.readline() == "computing\n"
-    threading.Timer(0.3, lambda: process.communicate("go\n")).start()
+    pipe, far_end = Pipe()
+    process = start_process(write, tmp_path / "store.zarr", far_end, daemon=True)
+    assert pipe.recv() == "computing"
+    threading.Timer(0.3, lambda: pipe.send("go")).start()
     one = table(StoreLocation(tmp_path / "store.zarr"))
     assert equal(one.read_or_compute(0, lambda span: pytest.fail("computed twice")), rows_of(one.chunks[0]))
-    assert process.wait(timeout=20) == 0
+    process.join(20)
+    assert process.exitcode == 0
 
 
 def test_every_path_to_a_folder_has_the_same_lock(
-    holder: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    holder: BaseProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "store.zarr").mkdir(exist_ok=True)
     (tmp_path / "link").symlink_to(tmp_path / "store.zarr")
@@ -174,16 +156,12 @@ def test_unfinished_files_of_another_process_are_ignored(noise: Split, tmp_path:
     assert answers.store(tmp_path / "store.zarr", answers.teacher(), noise).table_paths() == []
 
 
-OPENER = """
-    import sys
-    from tests import answers
-    from tests.test_store import blank
+def open_stores(pipe: Connection) -> None:
     teacher = answers.teacher()
-    print("ready", flush=True)
-    for line in sys.stdin:
-        answers.store(line.strip(), teacher, blank())
-        print("opened", flush=True)
-"""
+    pipe.send("ready")
+    while store := pipe.recv():
+        answers.store(store, teacher, blank())
+        pipe.send("opened")
 
 
 def blank() -> Split:
@@ -191,17 +169,17 @@ def blank() -> Split:
 
 
 def test_several_processes_create_one_store_at_once(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", textwrap.dedent(OPENER)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": Path(__file__).parents[1]}
-    openers = [subprocess.Popen(command, **pipes) for _ in range(3)]  # type: ignore[call-overload]
-    assert [opener.stdout.readline() for opener in openers] == ["ready\n"] * 3
+    pipes = [Pipe() for _ in range(3)]
+    openers = [start_process(open_stores, far_end, daemon=True) for _, far_end in pipes]
+    assert [pipe.recv() for pipe, _ in pipes] == ["ready"] * 3
     for number in range(25):
-        for opener in openers:
-            opener.stdin.write(f"{tmp_path / str(number) / 'store.zarr'}\n")
-            opener.stdin.flush()
-        assert [opener.stdout.readline() for opener in openers] == ["opened\n"] * 3
+        for pipe, _ in pipes:
+            pipe.send(tmp_path / str(number) / "store.zarr")
+        assert [pipe.recv() for pipe, _ in pipes] == ["opened"] * 3
+    for pipe, _ in pipes:
+        pipe.send(None)
     for opener in openers:
-        opener.communicate()
+        opener.join()
 
 
 def test_tables_without_their_root_are_an_error(noise: Split, tmp_path: Path) -> None:
@@ -211,7 +189,7 @@ def test_tables_without_their_root_are_an_error(noise: Split, tmp_path: Path) ->
         answers.store(tmp_path / "store.zarr", answers.teacher(seed=5), noise)
 
 
-def test_filling_waits_for_other_processes_last(holder: subprocess.Popen[str], tmp_path: Path) -> None:
+def test_filling_waits_for_other_processes_last(holder: BaseProcess, tmp_path: Path) -> None:
     one = table(StoreLocation(tmp_path / "store.zarr"))
     order: list[range] = []
 
@@ -225,34 +203,22 @@ def test_filling_waits_for_other_processes_last(holder: subprocess.Popen[str], t
     assert order == [one.chunks[1], one.chunks[2], one.chunks[0]]
 
 
-GRID_MASK = """
-    import os, sys
-    from kdcache import choices
+def add_grid_mask() -> None:
     choices.MIXES["grid-mask"] = choices.MIXES["cutout"]
-    from kdcache.cli import cli
-    words = sys.argv[1:]
-    fill = ["cache", "fill", *words, "--aug", "grid-mask", "--candidates", "2", "--epochs", "2"]
-    teacher, store = words[words.index("--teacher") + 1], words[words.index("--store") + 1]
-    commands = (fill, ["cache", "verify", teacher, "--store", store, "--all"],
-                ["cache", "prune", teacher, "--store", store, "--kind", "grid-mask-2"],
-                ["cache", "prune", teacher, "--store", store, "--all"])
-    for command in commands:
-        cli(command, standalone_mode=False)
-"""
 
 
 def test_an_augmentation_with_a_hyphen_can_be_stored_verified_and_pruned(
     pictures: Path, teacher: Path, tmp_path: Path
 ) -> None:
-    words = f"--dataset folder:{pictures} --image-size 32 --teacher {teacher} --store {tmp_path / 'store.zarr'}"
-    command = [sys.executable, "-c", textwrap.dedent(GRID_MASK), *words.split()]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    parts = (
-        "logits of 540 of 540 views are stored",
-        "grid-mask-1, view seed 0",
-        "max error 0, 0",
-        "deleted 2",
-        "deleted 4",
-    )
-    assert [part for part in parts if part not in done.stdout] == []
+    run = partial(kdcache, cwd=tmp_path, prepare=add_grid_mask)
+    data, of = ("--dataset", f"folder:{pictures}", "--image-size", "32"), (str(teacher), "--store", "store.zarr")
+    fill = ("--aug", "grid-mask", "--candidates", "2", "--epochs", "2")
+    for words, parts in (
+        (("fill", *data, "--teacher", *of, *fill), ["logits of 540 of 540 views are stored"]),
+        (("verify", *of, "--all"), ["grid-mask-1, view seed 0", "max error 0, 0"]),
+        (("prune", *of, "--kind", "grid-mask-2"), ["deleted 2"]),
+        (("prune", *of, "--all"), ["deleted 4"]),
+    ):
+        done = run("cache", *words)
+        assert done.returncode == 0, done.stderr
+        assert [part for part in parts if part not in done.stdout] == []

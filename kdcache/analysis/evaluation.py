@@ -10,11 +10,18 @@ from torch import Tensor
 
 from kdcache.analysis.cost import Cost, measure_cost
 from kdcache.analysis.evaluation_inputs import EvaluationInputs, LoadedNetwork
-from kdcache.analysis.metrics import Agreement, Predictions, Quality, measure_agreement, measure_quality
+from kdcache.analysis.metrics import (
+    Agreement,
+    Mistake,
+    Predictions,
+    Quality,
+    find_mistakes,
+    measure_agreement,
+    measure_quality,
+)
 from kdcache.datasets import Split
 from kdcache.datasets.workers import prefetch_map
 from kdcache.errors import KdcacheError, UsageError, problem
-from kdcache.training import EVALUATION_REMEDY
 
 __all__ = ["Evaluation", "EvaluationReport", "evaluate_networks"]
 
@@ -24,7 +31,7 @@ BATCH_SIZE = 250
 ProgressCallback = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
     """What a network can do, and what it costs.
 
@@ -42,6 +49,12 @@ class Evaluation:
         Name of the teacher, if it was evaluated too.
     agreement : Agreement or None
         With the teacher.
+    mistakes : tuple of Mistake
+        The worst ones; their `place` is that in the split.
+    views : Tensor of uint8, shape (M, 3, S, S)
+        The image of each mistake.
+    pictures : tuple of str or None
+        The file of each, if they are files.
     """
 
     name: str
@@ -53,6 +66,9 @@ class Evaluation:
     cost: Cost
     teacher: str | None
     agreement: Agreement | None
+    mistakes: tuple[Mistake, ...]
+    views: Tensor
+    pictures: tuple[str | None, ...]
 
     def as_json(self) -> dict[str, Any]:
         """Convert to plain data."""
@@ -65,10 +81,15 @@ class Evaluation:
             **self.quality.as_json(),
             "agreement": self.agreement and {"teacher": self.teacher, **self.agreement.as_json()},
             **self.cost.as_json(),
+            "worst_mistakes": [
+                {"image": one.place, "picture": picture, "label": one.label, "cross_entropy_nats": one.loss}
+                | {"said": one.said, "teacher_said": one.teacher}
+                for one, picture in zip(self.mistakes, self.pictures, strict=True)
+            ],
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EvaluationReport:
     """Networks evaluated on the same images.
 
@@ -126,20 +147,25 @@ def evaluate_networks(inputs: EvaluationInputs, progress: ProgressCallback | Non
     evaluations = []
     for one, own in zip(networks, predictions, strict=True):
         place = _place_of_teacher(one, networks)
+        teacher = None if place is None else predictions[place]
+        mistakes = tuple(each._replace(place=int(samples[each.place])) for each in find_mistakes(own, labels, teacher))
         evaluations.append(
             Evaluation(
                 one.name,
                 one.file,
                 one.epoch,
-                one.network.name,
-                one.network.image_size,
+                one.model,
+                one.split.image_size,
                 measure_quality(own, labels, classes),
-                measure_cost(one.network, one.file, one.compute),
+                measure_cost(one),
                 None if place is None else networks[place].name,
-                None if place is None else measure_agreement(predictions[place], own, labels, classes),
+                teacher and measure_agreement(teacher, own, labels, classes),
+                mistakes,
+                one.split.take(torch.tensor([each.place for each in mistakes], dtype=torch.long)),
+                tuple(_picture(one.split, each.place) for each in mistakes),
             )
         )
-    device, threads = networks[0].compute.device.type, torch.get_num_threads()
+    device, threads = networks[0].device.type, torch.get_num_threads()
     facts = (inputs.dataset, inputs.split, len(labels), inputs.class_names, device, threads)
     return EvaluationReport(*facts, tuple(evaluations))
 
@@ -178,10 +204,14 @@ def _place_of_teacher(student: LoadedNetwork, networks: Sequence[LoadedNetwork])
     return next(places, None)
 
 
+def _picture(split: Split, sample: int) -> str | None:
+    if split.pictures is None:
+        return None
+    return split.pictures.source.name(split.pictures.index_in_source(sample))
+
+
 def _logits(one: LoadedNetwork, images: Tensor) -> Tensor:
-    work = f"an evaluation of {len(images)} images at a time"
-    with one.compute.memory_explained(work, EVALUATION_REMEDY), one.compute.autocast():
-        logits: Tensor = one.network(images.to(one.compute.device))
+    logits = one.logits(images.to(one.device))
     if not logits.isfinite().all():  # a network that diverged, or a file with absurd numbers
         raise KdcacheError(problem(f"logits of {one.file}", expected="finite numbers", got="others"))
     return logits

@@ -119,7 +119,7 @@ class CleanPredictions:
     def __init__(self, answers: Answers, cached_teacher: CachedTeacher) -> None:
         self.cached_teacher, self.images = cached_teacher, cached_teacher.views.split
         self._classes = torch.full((len(self.images),), -1)
-        for samples, columns in answers.clean_views(self.images):
+        for samples, columns in answers.clean_views():
             logits = cached_teacher.encoding.decode(columns, cached_teacher.classes)
             self._classes[torch.from_numpy(samples)] = logits.argmax(1)
 
@@ -193,13 +193,14 @@ def load_analysis_inputs(
         network, name = _external_network(teacher, weights, data, weights_entry, class_order)
         compute = Compute.choose(device)
         folder, where, own_images = None, store, False
+    data = data.rendered(network.rendering)
     evaluated = data if split == "train" else replace(data, train=data.test)
     if where is None:
-        answers = Answers(Teacher(network, compute), StoreLocation(), {}, DEFAULT_ENCODING)
+        answers = Answers(Teacher(network, compute), evaluated, StoreLocation(), DEFAULT_ENCODING)
     else:
         answers = find_answers(network, evaluated, compute, where)
         if store is not None:
-            answers = answers.created(evaluated)
+            answers = answers.created()
     return AnalysisInputs(name, folder, evaluated, split, answers, store is not None, own_images)
 
 

@@ -16,9 +16,11 @@ __all__ = [
     "Calibration",
     "CalibrationBin",
     "ClassPair",
+    "Mistake",
     "Predictions",
     "Quality",
     "count_pairs",
+    "find_mistakes",
     "measure_agreement",
     "measure_calibration",
     "measure_quality",
@@ -28,6 +30,8 @@ CALIBRATION_BINS = 15
 """Bins of equal width in which confidence is compared with accuracy, as in Guo et al. (2017)."""
 
 TOP_K = 5
+
+MAX_MISTAKES = 12
 
 
 class Predictions(NamedTuple):
@@ -64,6 +68,10 @@ class Predictions(NamedTuple):
         parts = (top[:, 0], best.exp(), (top == labels[:, None]).any(1), -known, divergence)
         return cls(*(part.cpu() for part in parts))
 
+    def said(self, place: int) -> "Said":
+        """What the network says about one image."""
+        return Said(int(self.classes[place]), float(self.confidence[place]))
+
 
 class ClassPair(NamedTuple):
     """Two classes by label, and the number of images that have the first by one account and the second by another."""
@@ -71,6 +79,35 @@ class ClassPair(NamedTuple):
     first: int
     second: int
     images: int
+
+
+class Said(NamedTuple):
+    """The class that a network predicts for an image, by label, and its probability."""
+
+    predicted: int
+    confidence: float
+
+
+class Mistake(NamedTuple):
+    """An image that a network takes for another class.
+
+    Attributes
+    ----------
+    place : int
+        Of the image among those of the predictions.
+    label : int
+    loss : float
+        Cross-entropy with the label, in nats.
+    said : Said
+    teacher : Said or None
+        What the teacher says, if there is one.
+    """
+
+    place: int
+    label: int
+    loss: float
+    said: Said
+    teacher: Said | None
 
 
 class CalibrationBin(NamedTuple):
@@ -209,6 +246,24 @@ def measure_agreement(teacher: Predictions, student: Predictions, labels: Tensor
         _share(by_student),
         _share(differ & ~by_teacher & ~by_student),
         count_pairs(teacher.classes[differ], student.classes[differ], num_classes),
+    )
+
+
+def find_mistakes(
+    predictions: Predictions, labels: Tensor, teacher: Predictions | None, limit: int = MAX_MISTAKES
+) -> tuple[Mistake, ...]:
+    """Find the images of another class than predicted, those with the largest loss first."""
+    order = predictions.losses.argsort(descending=True, stable=True)
+    wrong = order[(predictions.classes != labels)[order]][:limit].tolist()
+    return tuple(
+        Mistake(
+            place,
+            int(labels[place]),
+            float(predictions.losses[place]),
+            predictions.said(place),
+            teacher and teacher.said(place),
+        )
+        for place in wrong
     )
 
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,7 +22,7 @@ from kdcache.answers.teacher import Teacher
 from kdcache.answers.teacher_stores import TeacherStores
 from kdcache.answers.view_index import CropFlipLookup
 from kdcache.compute import Compute
-from kdcache.datasets import Dataset, Split
+from kdcache.datasets import Dataset
 from kdcache.datasets.split import DECODING
 from kdcache.environment import describe_environment
 from kdcache.errors import UsageError, problem
@@ -44,50 +44,49 @@ class Answers:
     Parameters
     ----------
     teacher : Teacher
+    data : Dataset
+        As the teacher sees it.
     location : StoreLocation
-    fingerprint : mapping
-        What the logits depend on.
     encoding : LogitEncoding
     store : AnswerStore, optional
         The one in `location`, if it exists.
     beside : sequence of AnswerStore
         The other stores of the teacher; empty for a store that was named.
+    image_settings : mapping
+        The settings that say which images `data` has.
     """
 
     teacher: Teacher
+    data: Dataset
     location: StoreLocation
-    fingerprint: Mapping[str, Any]
     encoding: LogitEncoding
     store: AnswerStore | None = None
     beside: Sequence[AnswerStore] = ()
+    image_settings: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of_store(cls, teacher: Teacher, store: AnswerStore) -> Self:
+    def of_store(cls, teacher: Teacher, data: Dataset, store: AnswerStore) -> Self:
         """Use one store of a teacher alone."""
-        return cls(teacher, store.location, store.fingerprint, store.encoding, store)
+        return cls(teacher, data, store.location, store.encoding, store)
 
-    def created(self, data: Dataset, image_settings: Mapping[str, Any] | None = None) -> Self:
+    def created(self) -> Self:
         """Create the store, if it does not exist; see `open_store`."""
-        return replace(self, store=open_store(self.location, self.teacher, data, self.encoding, image_settings))
+        store = open_store(self.location, self.teacher, self.data, self.encoding, self.image_settings)
+        return replace(self, store=store)
 
     def space(self, limit: int | None = None, read_commits: bool = False) -> StoreContents:
         """Read what is stored, see `StoreContents.of_store`."""
         if self.store is not None:
             return StoreContents.of_store(self.store, limit, self.beside, read_commits)
-        samples, classes = self.fingerprint["samples"], self.fingerprint["classes"]
+        samples, classes = len(self.data.train), self.data.num_classes
         return StoreContents.of_new_store(self.location, samples, classes, self.encoding, limit, self.beside)
 
-    def clean_beside(self, split: Split) -> np.ndarray:
+    def clean_beside(self) -> np.ndarray:
         """Tell of which images of the training set the stores beside it hold the clean views: bool (N,)."""
-        return known_clean_views(self.with_clean_views, split.image_digests())
+        return known_clean_views(self.with_clean_views, self.data.train.image_digests())
 
-    def clean_views(self, split: Split) -> Iterator[tuple[np.ndarray, EncodedLogits]]:
+    def clean_views(self) -> Iterator[tuple[np.ndarray, EncodedLogits]]:
         """Read the logits of clean views: those in the store, and what it lacks from the stores beside it.
-
-        Parameters
-        ----------
-        split : Split
-            The training set.
 
         Yields
         ------
@@ -95,7 +94,7 @@ class Answers:
         columns : EncodedLogits
             A row for each sample.
         """
-        missing = np.ones(len(split), bool)
+        missing = np.ones(len(self.data.train), bool)
         if self.store is not None:
             table = self.store.table(CLEAN)
             for chunk, rows in enumerate(table.chunks):  # one at a time: all of them may not fit into memory
@@ -105,13 +104,15 @@ class Answers:
                     yield np.arange(rows.start, rows.stop), columns
         if missing.any() and (others := self.with_clean_views):
             wanted = np.flatnonzero(missing)
-            for samples, columns in find_clean_views(others, split.image_digests()[wanted]):
+            for samples, columns in find_clean_views(others, self.data.train.image_digests()[wanted]):
                 yield wanted[samples], columns
 
     @property
     def with_clean_views(self) -> list[AnswerStore]:
         """The stores beside it whose logits of clean views depend on the same facts, besides the set of images."""
-        facts = clean_facts(self.fingerprint)
+        if not self.beside:
+            return []
+        facts = clean_facts(_fingerprint(self.teacher, self.data, self.encoding))
         return [store for store in self.beside if clean_facts(store.fingerprint) == facts]
 
 
@@ -166,7 +167,7 @@ def find_answers(
     if store is not None:
         store.require_fingerprint(fingerprint, image_settings)
     beside = [one for one in found if one.location.folder != location.folder]
-    return Answers(teacher, location, fingerprint, encoding, store, beside)
+    return Answers(teacher, data, location, encoding, store, beside, image_settings or {})
 
 
 def _precision(stores: Sequence[AnswerStore], facts: Mapping[str, Any], own: str) -> str:
@@ -205,6 +206,7 @@ def open_store(
         **describe_environment(teacher.compute),
         "teacher's network": teacher.network.name,
         "dataset's name": data.card.name,
+        "image size": data.image_size,
         "forward rows": teacher.rows,
         "fused for inference": teacher.is_fused,
         IMAGE_SETTINGS: dict(image_settings or {}),
@@ -217,7 +219,7 @@ def image_facts(data: Dataset, encoding: LogitEncoding) -> dict[str, Any]:
     return {
         "dataset": data.train.fingerprint,
         "decoding": DECODING,
-        "rendering": [data.image_size, data.card.shorter_side or data.image_size],
+        "rendering": data.card.rendering.evaluation,
         "padding": data.card.padding,
         "plan version": PLAN_VERSION,
         "samples": len(data.train),
@@ -321,6 +323,6 @@ def _clean_index(answers: Answers, views: ViewMaker) -> CropFlipLookup:
     samples, keys, folder = views.plan.samples, views.plan.clean_keys(), answers.location.folder
     layout = answers.encoding.layout(answers.teacher.network.num_classes)
     index = CropFlipLookup(samples, samples, layout, folder.parent if folder else None)
-    for found, columns in answers.clean_views(views.split):
+    for found, columns in answers.clean_views():
         index.add(keys[found], columns)
     return index

@@ -57,14 +57,14 @@ def plan_(config: StudentConfig, students: int) -> None:
     from kdcache.report.tables import show
     from kdcache.run.find import find_teacher_run, stores_of
     from kdcache.run.folder import newest_finished_run
-    from kdcache.setup import data_size, make_plan_for_size, stored_contents
+    from kdcache.setup import data_size, make_plan_for_size, seen_by, stored_contents
 
     if not config.needs_teacher:
         raise UsageError(problem(f"--loss {config.loss}", expected="a loss that reads the teacher's logits"))
     size, encoding = data_size(config), make_encoding(config.store_dtype, config.topk)
     run = find_teacher_run(config.teacher) if config.teacher else newest_finished_run(TeacherConfig, config.dataset)
     config = config.model_copy(update={"teacher": run.path if run else None})
-    plan = make_plan_for_size(config, size.samples, size.card)
+    plan = make_plan_for_size(config, size.samples, seen_by(config.teacher, size.card))
     space = stored_contents(config, size, plan)
     costs = compare_caches(plan, config.epochs, space, config.needs_features)
     show(costs_table(costs, students, space.table_bytes))

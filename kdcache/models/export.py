@@ -1,17 +1,22 @@
 """Export of a network for deployment: pixels in, probabilities out, in a file that needs no kdcache."""
 
+import copy
+import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from kdcache import __version__
 from kdcache.errors import KdcacheError, UsageError, first_line, problem
 from kdcache.files import write_atomically
 from kdcache.models import checkpoint
 from kdcache.models.network import Network
+from kdcache.models.predictor import load_predictor
 
 __all__ = ["FORMATS", "ExportModule", "Exported", "export"]
 
@@ -21,22 +26,39 @@ CHECKED_IMAGES = 64
 TOLERANCE = 1e-3
 """Largest difference of a probability; other runtimes round differently."""
 
+OPSET = 18
+"""Version of the operators of ONNX: the oldest one that torch writes, since other tools lag behind."""
+
+
+Facts = Mapping[str, Any]
+Write = Callable[[Network, Facts, Tensor, Path], None]
+Run = Callable[[Path, Tensor], Tensor]
+
 
 class ExportModule(nn.Module):
-    """A network with its preprocessing and softmax.
+    """A network with its normalization and softmax, as the few plain operations that other tools know.
 
     Parameters
     ----------
     network : Network
+        Is copied: in the memory format of training, pooling would become operations on strides.
     """
+
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self, network: Network) -> None:
         super().__init__()
-        self.network = network.eval()
+        self.body = copy.deepcopy(network.body).cpu().to(memory_format=torch.contiguous_format).eval()
+        scale = [1 / (255 * std) for std in network.std]
+        shift = [-mean / std for mean, std in zip(network.mean, network.std, strict=True)]
+        for name, values in (("scale", scale), ("shift", shift)):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute probabilities (B, C), float32, from pixels (B, 3, H, W), uint8."""
-        return self.network(images).float().softmax(1)
+        logits: Tensor = self.body(images.float() * self.scale + self.shift)
+        return logits.float().softmax(1)
 
 
 class Exported(NamedTuple):
@@ -53,7 +75,7 @@ class Exported(NamedTuple):
     difference: float
 
 
-def export(network: Network, format: str, path: Path) -> Exported:
+def export(network: Network, format: str, path: Path, **facts: object) -> Exported:
     """Export a network, run the file on random images, and compare the probabilities.
 
     Parameters
@@ -63,6 +85,8 @@ def export(network: Network, format: str, path: Path) -> Exported:
         A key of `FORMATS`.
     path : Path
         File to create or replace.
+    **facts
+        Names of the classes and the like, as for `kdcache.models.checkpoint.save`, for the file's metadata.
 
     Raises
     ------
@@ -73,9 +97,9 @@ def export(network: Network, format: str, path: Path) -> Exported:
     """
     size = network.image_size
     images = torch.randint(0, 256, (CHECKED_IMAGES, 3, size, size), generator=torch.Generator().manual_seed(0)).byte()
-    deployed = ExportModule(network.cpu()).eval()
+    network = network.cpu().eval()
     with torch.inference_mode():
-        expected = deployed(images)
+        expected = network(images).float().softmax(1)
     write, run = FORMATS[format]
     difference = torch.tensor(torch.nan)
 
@@ -84,7 +108,7 @@ def export(network: Network, format: str, path: Path) -> Exported:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about the exporters' internals
-                write(deployed, images, temporary)
+                write(network, facts, images, temporary)
                 difference = (run(temporary, images) - expected).abs().max()
         except ImportError as error:
             remedy = f"Run pip install 'kdcache[{format}]'."
@@ -102,20 +126,15 @@ def export(network: Network, format: str, path: Path) -> Exported:
     return Exported(path, difference.item())
 
 
-def _write_safetensors(deployed: ExportModule, images: Tensor, path: Path) -> None:
-    checkpoint.save(deployed.network, path)
+def _write_safetensors(network: Network, facts: Facts, images: Tensor, path: Path) -> None:
+    checkpoint.save(network, path, **facts)
 
 
-def _run_safetensors(path: Path, images: Tensor) -> Tensor:
-    with torch.inference_mode():
-        return ExportModule(checkpoint.load(path))(images)
-
-
-def _write_torch_export(deployed: ExportModule, images: Tensor, path: Path) -> None:
+def _write_torch_export(network: Network, facts: Facts, images: Tensor, path: Path) -> None:
     batch = torch.export.Dim("batch", min=1)
-    program = torch.export.export(deployed, (images,), dynamic_shapes=({0: batch},))
+    program = torch.export.export(ExportModule(network), (images,), dynamic_shapes=({0: batch},))
     with path.open("wb") as file:
-        torch.export.save(program, file)
+        torch.export.save(program, file, extra_files=_as_json(network, facts))
 
 
 def _run_torch_export(path: Path, images: Tensor) -> Tensor:
@@ -124,36 +143,52 @@ def _run_torch_export(path: Path, images: Tensor) -> Tensor:
     return probabilities
 
 
-def _write_onnx(deployed: ExportModule, images: Tensor, path: Path) -> None:
+def _write_onnx(network: Network, facts: Facts, images: Tensor, path: Path) -> None:
     import onnxruntime  # noqa: F401, fails early if it is missing
     import onnxscript  # noqa: F401
 
     batch = torch.export.Dim("batch", min=1)
-    torch.onnx.export(
-        deployed,
+    program = torch.onnx.export(
+        ExportModule(network),
         (images,),
-        path,
         input_names=["images"],
         output_names=["probabilities"],
         dynamic_shapes=({0: batch},),
         dynamo=True,
-        external_data=False,
+        opset_version=OPSET,
         verbose=False,
     )
+    assert program is not None
+    program.model.producer_name, program.model.producer_version = "kdcache", __version__
+    program.model.metadata_props.update(_as_json(network, facts))
+    program.save(path, external_data=False)
 
 
-def _run_onnx(path: Path, images: Tensor) -> Tensor:
-    import onnxruntime
+def _as_json(network: Network, facts: Facts) -> dict[str, str]:
+    """Describe a network by values of JSON, as in a checkpoint; class names are there in any case."""
+    names = facts.get("class_names") or [str(label) for label in range(network.num_classes)]
+    preprocessing = (
+        "turn as EXIF says, convert to RGB, resize, crop the center; pixels 0 to 255, (batch, 3, H, W), uint8"
+    )
+    versions = {"kdcache": __version__, "torch": torch.__version__}
+    stated = {key: getattr(network, key) for key in ("name", "num_classes", "mean", "std")}
+    described = {
+        **stated,
+        **asdict(network.rendering),
+        **facts,
+        "class_names": names,
+        "preprocessing": preprocessing,
+        "versions": versions,
+    }
+    return {key: json.dumps(value) for key, value in described.items()}
 
-    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
+def _run(path: Path, images: Tensor) -> Tensor:
+    return load_predictor(path).probabilities(images)
 
-Write = Callable[[ExportModule, Tensor, Path], None]
-Run = Callable[[Path, Tensor], Tensor]
 
 FORMATS: dict[str, tuple[Write, Run]] = {
-    "safetensors": (_write_safetensors, _run_safetensors),
-    "onnx": (_write_onnx, _run_onnx),
+    "safetensors": (_write_safetensors, _run),
+    "onnx": (_write_onnx, _run),
     "torch-export": (_write_torch_export, _run_torch_export),
 }

@@ -11,10 +11,17 @@ from kdcache.analysis.cost import BATCH_SIZES
 from kdcache.analysis.estimates import Proportion
 from kdcache.analysis.evaluation import Evaluation, EvaluationReport
 from kdcache.analysis.metrics import CALIBRATION_BINS, ClassPair
-from kdcache.report.tables import TextTable, file_size, format_interval, format_percent, make_table, to_markdown
-from kdcache.report.text_formats import csv_text
+from kdcache.report.tables import (
+    TextTable,
+    csv_text,
+    file_size,
+    format_interval,
+    format_percent,
+    make_table,
+    to_markdown,
+)
 
-__all__ = ["EVALUATION_FORMATS", "evaluation_tables"]
+__all__ = ["EVALUATION_FORMATS", "as_json", "evaluation_tables", "with_short_names"]
 
 MAX_CLASSES, MAX_PAIRS, MAX_COLUMNS = 20, 10, 6
 """Rows of the tables by class and by pair of classes in the terminal, and networks in their columns."""
@@ -22,7 +29,7 @@ MAX_CLASSES, MAX_PAIRS, MAX_COLUMNS = 20, 10, 6
 
 def evaluation_tables(report: EvaluationReport, is_full: bool = False) -> list[TextTable]:
     """Make the tables; those by class list the worst classes, and the most frequent pairs, unless it is full."""
-    short = [replace(one, name=name) for one, name in zip(report.evaluations, _short_names(report), strict=True)]
+    short = with_short_names(report.evaluations)
     students = [one for one in short if one.agreement is not None]
     rows, pairs, columns = (None, None, None) if is_full else (MAX_CLASSES, MAX_PAIRS, MAX_COLUMNS)
     shown, names = short[:columns], report.class_names
@@ -41,13 +48,15 @@ def evaluation_tables(report: EvaluationReport, is_full: bool = False) -> list[T
     return [table for table in tables if table.rows]
 
 
-def _short_names(report: EvaluationReport) -> list[str]:
-    """Names without the folder that all of them are in."""
-    paths = [Path(one.name) for one in report.evaluations]
-    shared = paths[0].parent
-    if len(paths) > 1 and all(path.is_relative_to(shared) for path in paths):
-        paths = [path.relative_to(shared) for path in paths]
-    return [*map(str, paths)]
+def with_short_names(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """Leave the folder that all networks are in out of their names."""
+    paths = {one.name: Path(one.name) for one in evaluations}
+    shared = paths[evaluations[0].name].parent
+    if len(paths) > 1 and all(path.is_relative_to(shared) for path in paths.values()):
+        paths = {name: path.relative_to(shared) for name, path in paths.items()}
+    return [
+        replace(one, name=str(paths[one.name]), teacher=one.teacher and str(paths[one.teacher])) for one in evaluations
+    ]
 
 
 def _quality_table(report: EvaluationReport, evaluations: Sequence[Evaluation]) -> TextTable:
@@ -99,16 +108,16 @@ def _cost_table(report: EvaluationReport, evaluations: Sequence[Evaluation]) -> 
 
         return text
 
-    precisions = ", ".join(sorted({one.cost.precision for one in evaluations}))
     threads = f", threads: {report.threads}" if report.device == "cpu" else ""
     return make_table(
-        f"Size, and milliseconds an image, median (quartiles), in {precisions} on {report.device}{threads}",
+        f"Size, and milliseconds an image, median (quartiles), on {report.device}{threads}",
         evaluations,
         {
             "network": lambda one: one.name,
             "architecture": lambda one: f"{one.model}, {one.image_size}x{one.image_size}",
-            "parameters": lambda one: f"{one.cost.size.parameters:,}",
-            "million multiply-adds": lambda one: f"{one.cost.size.multiply_adds / 1e6:.1f}",
+            "parameters": lambda one: f"{one.cost.size.parameters:,}" if one.cost.size else None,
+            "million multiply-adds": lambda one: f"{one.cost.size.multiply_adds / 1e6:.1f}" if one.cost.size else None,
+            "computed in": lambda one: one.cost.precision,
             "file": lambda one: file_size(one.cost.bytes),
             **{f"ms, batch of {size}": milliseconds(place) for place, size in enumerate(BATCH_SIZES)},
         },
@@ -190,8 +199,8 @@ def _lines(one: Evaluation, class_names: Sequence[str]) -> Iterator[_Line]:
         "mean_over_classes_percent": quality.mean_over_classes,
         "cross_entropy_nats": quality.loss,
         "ece_percent": quality.calibration.error,
-        "parameters": cost.size.parameters,
-        "multiply_adds": cost.size.multiply_adds,
+        "parameters": cost.size and cost.size.parameters,
+        "multiply_adds": cost.size and cost.size.multiply_adds,
         "bytes": cost.bytes,
     }
     for figure, value in whole.items():

@@ -13,7 +13,7 @@ from kdcache.analysis.hardness import Hardness
 from kdcache.datasets import Dataset
 from kdcache.report.style import write_figure
 
-__all__ = ["draw_extremes", "format_probabilities", "plot_disagreements"]
+__all__ = ["draw_extremes", "draw_image", "format_probabilities", "plot_disagreements"]
 
 COLUMNS, ROWS = 4, 2
 
@@ -34,7 +34,7 @@ def plot_disagreements(report: DisagreementReport, path: Path) -> None:
             axes.axis("off")
             continue
         example = report.examples[position]
-        _draw_image(axes, example.view)
+        draw_image(axes, example.view)
         axes.set_title(f"{report.aug}: {format_probabilities(example.label, ' + ')}", fontsize=9)
         axes.set_xlabel("teacher:\n" + format_probabilities(example.teacher, "\n"), fontsize=9)
     write_figure(figure, path)
@@ -58,7 +58,7 @@ def draw_extremes(hardness: Hardness, data: Dataset, path: Path) -> None:
     ):
         images = data.train.take(torch.tensor([sample for sample, _ in samples]))
         for column, (image, (sample, d)) in enumerate(zip(images, samples, strict=True)):
-            _draw_image(axes[row, column], image)
+            draw_image(axes[row, column], image)
             label = data.class_name(int(data.train.labels[sample]))
             axes[row, column].set_title(f"{label}\nd {d:.3g}, no. {sample}", fontsize=8)
         axes[row, 0].set_ylabel(title)
@@ -70,6 +70,7 @@ def format_probabilities(probabilities: Sequence[tuple[str, float]], separator: 
     return separator.join(f"{name} {probability:.2f}" for name, probability in probabilities)
 
 
-def _draw_image(axes: Axes, image: Tensor) -> None:
+def draw_image(axes: Axes, image: Tensor) -> None:
+    """Draw an image (3, H, W) without ticks."""
     axes.set(xticks=[], yticks=[])
     axes.imshow(image.permute(1, 2, 0).numpy())

@@ -130,16 +130,18 @@ def terminal_reporter() -> Reporter:
 
 
 @contextmanager
-def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar on a terminal, and nothing elsewhere.
+def progress_bar(title: str, disable: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar on a terminal, on standard error, and nothing elsewhere or if `disable`.
 
     Yields
     ------
     callable
         Updates the bar; takes the number of finished items and the total.
     """
-    columns, disable = (TextColumn(title), BarColumn(), TimeRemainingColumn()), not sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), disable=disable) as progress:
+    columns = TextColumn(title), BarColumn(), TimeRemainingColumn()
+    hidden = disable or not sys.stderr.isatty()
+    # What a command prints meanwhile stays on standard output: rich would move it above the bar.
+    with Progress(*columns, console=Console(stderr=True), disable=hidden, redirect_stdout=False) as progress:
         task = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 

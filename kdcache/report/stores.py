@@ -44,18 +44,14 @@ def stores_table(stores: Iterable[AnswerStore]) -> TextTable:
     """Make the table of the stores of a teacher: what images each is for, and what it takes."""
     rows = []
     for store in stores:
-        facts, place = store.fingerprint, store.location
+        place = store.location
         images = str(store.made_with.get("dataset's name", "?"))
-        figures = (images, str(store.samples), _size(facts.get("rendering")), store.encoding.name, store.precision)
+        size = str(store.made_with.get("image size", "?"))
+        figures = (images, str(store.samples), size, store.encoding.name, store.precision)
         name = place.folder.name if place.folder else place.where
         rows.append((name, *figures, str(len(store.table_paths())), file_size(place.size())))
     head = ("store", "dataset", "images", "size", "format", "teacher precision", "tables", "bytes")
     return TextTable("Stores of the teacher's logits", head, rows)
-
-
-def _size(rendering: object) -> str:
-    """Size of the images, which comes first in a rendering."""
-    return str(rendering[0]) if isinstance(rendering, list) and rendering else "?"
 
 
 def store_table(store: AnswerStore) -> TextTable:
