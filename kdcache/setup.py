@@ -18,7 +18,7 @@ from kdcache.datasets import Card, Dataset
 from kdcache.errors import UsageError, problem
 from kdcache.extensions import is_address, require_trusted
 from kdcache.machine import threads_advice
-from kdcache.run.find import stores_of, weights_file
+from kdcache.run.find import stores_of, teacher_network, weights_file
 from kdcache.run.folder import FinishedRun, RunFolder
 from kdcache.views.plan import ViewPlan
 
@@ -242,11 +242,12 @@ def open_cached_teacher(
 
     assert config.teacher is not None
     encoding = make_encoding(config.store_dtype, config.topk)
-    seen = data.rendered(rendering_of(RunFolder(config.teacher).network_file))
+    file = teacher_network(config)
+    seen = data.rendered(rendering_of(file))
     own_views = views if seen is data else views.rendered(seen.card.rendering)
     encoding.layout(data.num_classes)  # raises for a topk that does not fit
     if config.cache == "off":
-        network = trained_network(RunFolder(config.teacher).network_file, seen)
+        network = trained_network(file, seen)
         cached_teacher = CachedTeacher(Teacher(network, compute), own_views, encoding=encoding)
     else:
         answers = find_answers_of(config, data, compute)
@@ -268,7 +269,7 @@ def find_answers_of(config: StudentConfig, data: Dataset, compute: Compute) -> A
     from kdcache.models.load import trained_network
 
     assert config.teacher is not None
-    file, images = RunFolder(config.teacher).network_file, config.image_settings
+    file, images = teacher_network(config), config.image_settings
     seen = data.rendered(rendering_of(file))
     if seen is not data:
         images |= {"image_size": seen.image_size}
@@ -352,7 +353,6 @@ def verify_store(
     from kdcache.answers.open import find_answers
     from kdcache.answers.verify import verify
     from kdcache.compute import Compute
-    from kdcache.models.load import trained_network
 
     images, known = run.config.image_settings, store.image_settings
     images |= {name: known[name] for name in StudentConfig.image_setting_names() if name in known}
@@ -362,8 +362,20 @@ def verify_store(
         require_trusted("dataset", images["dataset"])  # the store named it, not the user
     config = StudentConfig.load(**images)
     data = load_data(config)
-    network = trained_network(run.network_file, data)
+    network = _network_of(run, store, data)
     data = data.rendered(network.rendering)
     where, compute = store.location.where, Compute.choose(device)
     teacher = find_answers(network, data, compute, where, image_settings=config.image_settings).teacher
     yield from verify(store, teacher, data.train, data.card.padding, samples, seed)
+
+
+def _network_of(run: FinishedRun, store: AnswerStore, data: Dataset) -> Network:
+    """Load the network of a run whose logits a store holds: that of the best epoch, if it is that, else the last."""
+    from kdcache.models.checkpoint import fingerprint
+    from kdcache.models.load import trained_network
+
+    if run.best_network_file.is_file():
+        best = trained_network(run.best_network_file, data)
+        if fingerprint(best) == store.fingerprint.get("teacher"):
+            return best
+    return trained_network(run.network_file, data)
