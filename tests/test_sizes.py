@@ -148,6 +148,17 @@ def test_the_views_of_two_sizes_come_from_one_decoding(data: Dataset, monkeypatc
     assert len(decoded) == 3 * SAMPLES
 
 
+def test_views_that_are_the_same_are_made_once(data: Dataset) -> None:
+    """Where x are random crops, another clean view alone does not make other views."""
+    maker, clean = (ViewMaker(data.train, one, 8, CPU) for one in (plan(), replace(plan(()), crop_flip=False)))
+    own = data.card.rendering
+    assert maker.rendered(replace(own, shorter_side=40)) is maker
+    for other, rendering in ((clean, replace(own, shorter_side=40)), (maker, replace(own, interpolation="bicubic"))):
+        made = other.rendered(rendering)
+        assert made.split.pictures is not None
+        assert made.split.pictures.rendering == rendering
+
+
 def smooth(count: int, side: int) -> Tensor:
     """The same smooth pictures at any size, bright in the middle."""
     place = (torch.arange(side) + 0.5) / side
@@ -297,8 +308,10 @@ def test_weights_bring_the_clean_view_that_their_library_states(
     with Image.open(sorted((root / "imagenet/val").rglob("*.JPEG"))[4]) as picture:
         assert data.rendered(expected).test.take(torch.tensor([4]))[0].equal(transform(picture.convert("RGB")))
     assert load_run_data(run).card.rendering == expected  # which the images are compared in
-    smaller = config.model_copy(update={"image_size": SMALL, "init": str(run.path)})
-    assert initial_network(smaller, load_data(smaller))[0].rendering == Rendering(SMALL, 33, "bicubic")
+    smaller = student(root, "smaller", image_size=SMALL, init=str(run.path), loss="ce", aug="standard")
+    assert checkpoint.rendering_of(smaller.network_file) == Rendering(SMALL, 33, "bicubic")
+    images = data.rendered(Rendering(SMALL, 33, "bicubic")).test
+    assert smaller.read_environment()["origin"]["test set"] == images.fingerprint
 
 
 def test_timm_states_a_clean_view_for_each_size(caplog: pytest.LogCaptureFixture) -> None:
