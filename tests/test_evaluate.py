@@ -18,6 +18,7 @@ from torch.nn import functional
 from kdcache.analysis import cost, evaluation_inputs
 from kdcache.analysis.evaluation import Evaluation
 from kdcache.analysis.metrics import Predictions, find_mistakes, measure_agreement, measure_calibration, measure_quality
+from kdcache.analysis.summary import summarize_runs
 from kdcache.cli import cli
 from kdcache.config import StudentConfig
 from kdcache.datasets import Split
@@ -26,6 +27,8 @@ from kdcache.models import checkpoint
 from kdcache.models.predictor import Predictor
 from kdcache.models.sizes import size_of
 from kdcache.report.evaluation_charts import draw_confusion
+from kdcache.report.page import render_page
+from kdcache.report.text_formats import TEXT_FORMATS
 from tests.reference import golden, tensor
 from tests.run_files import change_config
 from tests.samples import CLASSES
@@ -87,7 +90,7 @@ def test_a_drawn_matrix_has_the_classes_that_are_confused_most() -> None:
     classes = torch.where(labels < 10, labels + 20, labels)
     quality = measure_quality(Predictions(classes, *(torch.ones(180) for _ in range(4))), labels, 60)
     drawn = draw_confusion(
-        Evaluation("n" * 60, Path(), None, "", 32, quality, *[None] * 3, (), ()), [*map(str, range(60))]
+        Evaluation("n" * 60, Path(), None, "", 32, quality, *[None] * 3, (), torch.empty(0), ()), [*map(str, range(60))]
     )
     (axes,) = drawn.axes
     shown = [text.get_text() for text in axes.get_xticklabels()]
@@ -169,7 +172,8 @@ def test_a_student_beside_its_teacher(teacher: Path, student: Path, monkeypatch:
     take = Split.take
     monkeypatch.setattr(Split, "take", lambda split, samples: taken.append(len(samples)) or take(split, samples))
     of_teacher, of_student = by_json(student)
-    assert taken == [90, 30, 30]  # what is read into memory, and one pass for both networks
+    assert taken[:3] == [90, 30, 30]  # what is read into memory, and one pass for both networks
+    assert max(taken[3:]) <= 12  # the worst mistakes
     for found, run in ((of_teacher, teacher), (of_student, student)):
         summary = json.loads((run / "summary.json").read_text())
         assert found["name"] == str(run)
@@ -240,6 +244,26 @@ def test_pictures_are_written(student: Path, tmp_path: Path, pictures: Path) -> 
     for mistake in of_student["worst_mistakes"]:
         assert Path(mistake["picture"]).parent == pictures / "val" / CLASSES[mistake["label"]]
         assert mistake["said"][0] != mistake["label"]
+
+
+def test_a_report_shows_the_networks_side_by_side(student: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad"
+    shutil.copytree(student, bad)
+    (bad / "model.safetensors").write_bytes(b"cut short")
+    summary = summarize_runs([student, bad], samples=0, device="cpu", evaluates=True)
+    assert [line for line in summary.missing if "evaluation" in line and "bad" in line]  # and the others are there
+    (report,) = summary.evaluations
+    of_student = report.evaluations[1]
+    page = render_page(summary)
+    for shown in (page, TEXT_FORMATS["markdown"](summary)):
+        assert f"{of_student.quality.top1.percent:.2f} %" in shown
+    assert page.count("Which share of the images of each class") == 2 * 2  # a caption and a description for each
+    assert page.count("<img ") == sum(len(one.mistakes) for one in report.evaluations) > 0
+    assert "Image of bright; says: " in page or "Image of dark; says: " in page or "Image of striped; says: " in page
+    (document,) = json.loads(TEXT_FORMATS["json"](summary))["evaluations"]
+    assert document["networks"][1]["top1"]["count"] == of_student.quality.top1.count
+    result = CliRunner().invoke(cli, ["report", str(student), "--evaluate", "--format", "csv"])
+    assert isinstance(result.exception, UsageError)
 
 
 def test_a_student_without_its_teacher_is_evaluated_alone(student: Path, tmp_path: Path) -> None:

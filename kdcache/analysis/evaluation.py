@@ -31,7 +31,7 @@ BATCH_SIZE = 250
 ProgressCallback = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
     """What a network can do, and what it costs.
 
@@ -51,8 +51,10 @@ class Evaluation:
         With the teacher.
     mistakes : tuple of Mistake
         The worst ones; their `place` is that in the split.
+    views : Tensor of uint8, shape (M, 3, S, S)
+        The image of each mistake.
     pictures : tuple of str or None
-        The picture of each mistake, for image files.
+        The file of each, if they are files.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Evaluation:
     teacher: str | None
     agreement: Agreement | None
     mistakes: tuple[Mistake, ...]
+    views: Tensor
     pictures: tuple[str | None, ...]
 
     def as_json(self) -> dict[str, Any]:
@@ -86,7 +89,7 @@ class Evaluation:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EvaluationReport:
     """Networks evaluated on the same images.
 
@@ -158,6 +161,7 @@ def evaluate_networks(inputs: EvaluationInputs, progress: ProgressCallback | Non
                 None if place is None else networks[place].name,
                 teacher and measure_agreement(teacher, own, labels, classes),
                 mistakes,
+                one.split.take(torch.tensor([each.place for each in mistakes], dtype=torch.long)),
                 tuple(_picture(one.split, each.place) for each in mistakes),
             )
         )

@@ -1,10 +1,11 @@
 """The networks that are evaluated side by side, each with the same images as it sees them."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -100,6 +101,7 @@ def load_evaluation_inputs(
     dataset: str | None = None,
     data_root: Path | None = None,
     device: str = "auto",
+    skips_bad: bool = False,
 ) -> EvaluationInputs:
     """Load networks and the images to evaluate them on; the teacher of a student too, if it is found.
 
@@ -116,48 +118,51 @@ def load_evaluation_inputs(
         Other images with the same classes, or the place to which those of the runs were moved.
     data_root : Path, optional
     device : str
+    skips_bad : bool
+        Whether a network that cannot be evaluated is left out with a message, even if it was named, and not only found
+        in a folder of runs.
 
     Raises
     ------
     UsageError
         If a network cannot be loaded or does not fit the images, or the networks do not have the same images.
     """
-    runs, files, skipped = _find(paths)
     loader = _Loader(split, best, dataset, data_root, device)
     problems: list[str] = []
-    for load in (*(partial(loader.add_run, run) for run in runs), *(partial(loader.add_file, file) for file in files)):
+    runs_first = sorted(_sources(paths), key=lambda source: source.is_file)  # files have the images of the runs
+    for path, is_file, is_named in runs_first:
         try:
-            load()
+            loader.add_file(path) if is_file else loader.add_run(FinishedRun(path))
         except UsageError as error:
-            problems += error.problems
-    if problems:
-        raise UsageError(*dict.fromkeys(problems))
+            (problems if is_named and not skips_bad else loader.left_out).extend(error.problems)
+    if problems or not loader.networks:
+        raise UsageError(*dict.fromkeys([*problems, *loader.left_out]))
     data, networks = loader.data, tuple(loader.networks.values())
-    return EvaluationInputs(networks, data.card.name, split, data.class_names, (*skipped, *loader.left_out))
+    return EvaluationInputs(networks, data.card.name, split, data.class_names, tuple(loader.left_out))
 
 
-def _find(paths: Sequence[str]) -> tuple[list[FinishedRun], list[Path], list[str]]:
-    """Find the runs and files that are named, and messages about what is skipped in folders of runs."""
-    runs, files, problems, skipped = list[FinishedRun](), list[Path](), list[str](), list[str]()
+class _Source(NamedTuple):
+    """A run folder or a file, and whether it was named or found in a folder."""
+
+    path: Path
+    is_file: bool
+    is_named: bool
+
+
+def _sources(paths: Sequence[str]) -> Iterator[_Source]:
     for path in map(Path, paths):
         if path.is_file():
-            files.append(path)
-            continue
-        if str(path) == SHIPPED and not path.exists():
-            files.append(shipped_teacher())
-            continue
-        inside = [] if RunFolder(path).holds_run else run_folders(path)
-        if not (RunFolder(path).holds_run or inside) and (exported := sorted(path.glob(f"*{ONNX_SUFFIX}"))):
-            files += exported
-            continue
-        for folder in inside or [RunFolder(path)]:
-            try:
-                runs.append(FinishedRun(folder.path))
-            except UsageError as error:
-                (skipped if inside else problems).extend(error.problems)
-    if problems or not (runs or files):
-        raise UsageError(*problems, *skipped)
-    return runs, files, skipped
+            yield _Source(path, True, True)
+        elif str(path) == SHIPPED and not path.exists():
+            yield _Source(shipped_teacher(), True, True)
+        elif RunFolder(path).holds_run:
+            yield _Source(path, False, True)
+        elif inside := run_folders(path):
+            yield from (_Source(folder.path, False, False) for folder in inside)
+        elif exported := sorted(path.glob(f"*{ONNX_SUFFIX}")):
+            yield from (_Source(file, True, True) for file in exported)
+        else:
+            yield _Source(path, False, True)  # a message says that there is no run
 
 
 class _Loader:

@@ -11,8 +11,15 @@ from kdcache.analysis.cost import BATCH_SIZES
 from kdcache.analysis.estimates import Proportion
 from kdcache.analysis.evaluation import Evaluation, EvaluationReport
 from kdcache.analysis.metrics import CALIBRATION_BINS, ClassPair
-from kdcache.report.tables import TextTable, file_size, format_interval, format_percent, make_table, to_markdown
-from kdcache.report.text_formats import csv_text
+from kdcache.report.tables import (
+    TextTable,
+    csv_text,
+    file_size,
+    format_interval,
+    format_percent,
+    make_table,
+    to_markdown,
+)
 
 __all__ = ["EVALUATION_FORMATS", "as_json", "evaluation_tables", "with_short_names"]
 
