@@ -245,6 +245,9 @@ def open_cached_teacher(
         own_views = views.rendered(seen.card.rendering)
         images |= {"image_size": seen.image_size}
     network = trained_network(file, seen)
+    if views.plan.image_size != seen.image_size:  # boxes would be others than those of the stored answers
+        what = "image size of the view plan, which is that of the teacher"
+        raise UsageError(problem(what, expected=seen.image_size, got=views.plan.image_size))
     where = config.store or store_path(config.teacher, encoding)
     if config.cache == "off" or not (
         StoreLocation(where).holds_store() or may_write(StoreLocation(where), config.cache)

@@ -22,6 +22,7 @@ from kdcache.answers.store import AnswerStore
 from kdcache.cards import Rendering
 from kdcache.choices import MIXES
 from kdcache.cli import cli
+from kdcache.compute import Compute
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.datasets import Dataset, load, pictures
 from kdcache.models import build, checkpoint
@@ -29,7 +30,7 @@ from kdcache.models.load import find_network
 from kdcache.models.published import clean_crop_of
 from kdcache.run.find import store_path
 from kdcache.run.folder import FinishedRun
-from kdcache.setup import initial_network, load_data, load_run_data
+from kdcache.setup import initial_network, load_data, load_run_data, make_plan_for_size, open_cached_teacher
 from kdcache.views import ViewMaker, ViewPlan, apply
 from kdcache.views.apply import apply_mix
 from kdcache.views.geometry import random_resized_box
@@ -249,7 +250,13 @@ def test_one_store_serves_students_of_every_size(root: Path, teacher: Path, monk
     assert online.summary["teacher_forwards"] == views
     assert same(online, first)
     assert {tuple(sizes) for sizes in rendered} == {(SMALL, LARGE), (SMALL,)}  # the latter to evaluate it
-    assert f"intact: {4 * SAMPLES} views" in run_command("cache", "verify", str(teacher), "--all", "--device", "cpu")
+    shown = run_command("cache", "verify", str(teacher), "--all", "--device", "cpu")
+    assert f"intact: {4 * SAMPLES} views compared, max error 0," in shown
+    config = StudentConfig.load("imagenet", **common(root), teacher=teacher, aug="cutmix", image_size=SMALL)
+    data, compute = load_data(config), Compute(CPU, "float32")
+    own = ViewMaker(data.train, make_plan_for_size(config, SAMPLES, data.card), 8, CPU)
+    message = refusal(lambda: open_cached_teacher(config, data, own, compute))
+    assert "view plan, which is that of the teacher: expected 48, got 32" in message
     assert "expected" not in run_command("evaluate", str(first.path), "--device", "cpu")  # beside its teacher
     planned = [f"--{name}={value}" for name, value in (("teacher", teacher), ("image-size", SMALL), ("epochs", 2))]
     (auto,) = (
