@@ -18,7 +18,7 @@ from kdcache.datasets import Card, Dataset
 from kdcache.errors import UsageError, problem
 from kdcache.extensions import is_address, require_trusted
 from kdcache.machine import threads_advice
-from kdcache.run.find import store_path, weights_file
+from kdcache.run.find import store_path, teacher_network, weights_file
 from kdcache.run.folder import FinishedRun, RunFolder
 from kdcache.views.plan import ViewPlan
 
@@ -239,7 +239,7 @@ def open_cached_teacher(
 
     assert config.teacher is not None
     encoding = make_encoding(config.store_dtype, config.topk)
-    file, images = RunFolder(config.teacher).network_file, config.image_settings
+    file, images = teacher_network(config), config.image_settings
     seen, own_views = data.rendered(rendering_of(file)), views
     if seen is not data:
         own_views = views.rendered(seen.card.rendering)
@@ -317,7 +317,6 @@ def verify_run(
     from kdcache.answers.open import open_answers
     from kdcache.answers.verify import verify
     from kdcache.compute import Compute
-    from kdcache.models.load import trained_network
 
     existing = AnswerStore(store or store_path(run.path))  # raises if there is none
     images, known = run.config.image_settings, existing.image_settings
@@ -328,9 +327,21 @@ def verify_run(
         require_trusted("dataset", images["dataset"])  # the store named it, not the user
     config = StudentConfig.load(**images)
     data = load_data(config)
-    network = trained_network(run.network_file, data)
+    network = _network_of(run, existing, data)
     data = data.rendered(network.rendering)
     teacher, found = open_answers(
         network, data, Compute.choose(device), existing.location.where, image_settings=config.image_settings
     )
     yield from verify(found, teacher, data.train, data.card.padding, samples, seed)
+
+
+def _network_of(run: FinishedRun, store: AnswerStore, data: Dataset) -> Network:
+    """Load the network of a run whose logits a store holds: that of the best epoch, if it is that, else the last."""
+    from kdcache.models.checkpoint import fingerprint
+    from kdcache.models.load import trained_network
+
+    if run.best_network_file.is_file():
+        best = trained_network(run.best_network_file, data)
+        if fingerprint(best) == store.fingerprint.get("teacher"):
+            return best
+    return trained_network(run.network_file, data)

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from collections.abc import Iterator
 from io import StringIO
 from itertools import count
 from pathlib import Path
@@ -12,21 +13,25 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from kdcache.stages import train_student
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
-from kdcache.analysis import cost, evaluation_inputs
-from kdcache.analysis.evaluation import Evaluation
+from kdcache.analysis import cost, evaluation, evaluation_inputs
+from kdcache.analysis.evaluation import Evaluation, EvaluationReport, evaluate_networks
+from kdcache.analysis.evaluation_inputs import EvaluationInputs, LoadedNetwork, load_evaluation_inputs
 from kdcache.analysis.metrics import Predictions, find_mistakes, measure_agreement, measure_calibration, measure_quality
 from kdcache.analysis.summary import summarize_runs
+from kdcache.cards import Rendering
+from kdcache.choices import ModelSize
 from kdcache.cli import cli
 from kdcache.config import StudentConfig
 from kdcache.datasets import Split
+from kdcache.datasets.pictures import Pictures
+from kdcache.datasets.sources import Files
 from kdcache.errors import UsageError
 from kdcache.models import checkpoint
 from kdcache.models.predictor import Predictor
-from kdcache.models.sizes import size_of
 from kdcache.report.evaluation_charts import draw_confusion
+from kdcache.report.evaluation_tables import EVALUATION_FORMATS, evaluation_tables
 from kdcache.report.page import render_page
 from kdcache.report.text_formats import TEXT_FORMATS
 from tests.reference import golden, tensor
@@ -38,6 +43,9 @@ LABELS = torch.tensor([0, 0, 0, 1, 1, 2])
 TEACHER = torch.tensor([0, 0, 1, 1, 1, 2])
 STUDENT = torch.tensor([0, 1, 1, 1, 0, 1])
 CONFIDENCE = torch.tensor([0.96, 0.5, 0.51, 0.7, 0.69, 0.97])
+
+
+READ = Pictures.read
 
 
 def predictions(classes: Tensor) -> Predictions:
@@ -71,6 +79,15 @@ def test_calibration_by_hand() -> None:
     assert [bin.confidence for bin in found.bins[2:]] == pytest.approx([0.505, 0.695, 0.965])
     assert [bin.accuracy for bin in found.bins[2:]] == [0, 0.5, 0.5]
     assert found.error == pytest.approx(100 * (0.505 + 0.195 + 0.465) / 3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cost, "MIN_SECONDS", 0)
+        patch.setattr(cost, "MIN_FORWARDS", 2)
+        patch.setattr(cost, "size_of", lambda body, image: ModelSize(len([*body.parameters()]), image.numel()))
+        yield
 
 
 def test_the_worst_mistakes_come_first() -> None:
@@ -119,17 +136,6 @@ def test_figures_equal_those_of_torchmetrics() -> None:
     assert agreement.same.percent == pytest.approx(100 * expected["same_class"])
 
 
-def test_multiply_adds_of_attention_count() -> None:
-    class Attention(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            tokens = images.flatten(2).transpose(1, 2)
-            return functional.scaled_dot_product_attention(tokens, tokens, tokens)
-
-    assert (
-        size_of(Attention(), torch.zeros(1, 3, 4, 4)).multiply_adds == 2 * 16 * 16 * 3
-    )  # 16 tokens of 3 numbers, twice
-
-
 def test_time_is_that_of_an_image_after_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = count(start=-cost.WARM_UP_FORWARDS)
     monkeypatch.setattr(cost, "MIN_FORWARDS", 7)
@@ -138,16 +144,38 @@ def test_time_is_that_of_an_image_after_a_warm_up(monkeypatch: pytest.MonkeyPatc
     assert found == (2, 7, 1.5, 0.75, 2.25)  # 0 to 6 ms for two images
 
 
+def test_each_picture_is_decoded_once_for_networks_of_all_sizes(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    monkeypatch.setattr(Pictures, "read", lambda own, picture: read.append(picture) or READ(own, picture))
+    monkeypatch.setattr(evaluation, "BATCH_SIZE", 5)
+    files = Files.of(pictures / "val" / "bright", [f"{number}.png".encode() for number in range(8)])
+    networks = []
+    for side in (32, 40):
+        split = Split(None, torch.zeros(8, dtype=torch.long), Pictures(files, Rendering(side, side)))
+
+        def logits(images: Tensor, side: int = side) -> Tensor:
+            assert images.shape[2:] == (side, side)
+            return torch.zeros(len(images), 2)
+
+        facts = (str(side), tmp_path / f"{side}", "", split, torch.device("cpu"), "float32", logits, None)
+        networks.append(LoadedNetwork(*facts))
+        networks[-1].file.touch()
+    report = evaluate_networks(EvaluationInputs(tuple(networks), "made", "test", ("bright", "dark"), ()))
+    assert sorted(read) == [*range(8)]
+    assert [one.quality.top1.total for one in report.evaluations] == [8, 8]
+
+
 @pytest.fixture(scope="module")
 def student(small: dict[str, object], teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("student") / "student"
     return train_student(StudentConfig.load(**small, teacher=teacher, cache="off", out=out)).path
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cost, "MIN_SECONDS", 0)
-    monkeypatch.setattr(cost, "MIN_FORWARDS", 2)
+@pytest.fixture(scope="module")
+def report(student: Path, quick: None) -> EvaluationReport:
+    return evaluate_networks(load_evaluation_inputs([str(student)], device="cpu"))
 
 
 def evaluate(*words: object) -> Result:
@@ -179,6 +207,7 @@ def test_a_student_beside_its_teacher(teacher: Path, student: Path, monkeypatch:
         assert found["name"] == str(run)
         assert found["top1"]["percent"] == pytest.approx(summary["last_top1"])
         assert found["bytes"] == (run / "model.safetensors").stat().st_size
+        assert found["multiply_adds"] == 3 * 32 * 32  # those of one image
         assert sum(images for *_, images in found["confusion"]) == found["top1"]["of"] == 30
         assert [each["batch_size"] for each in found["milliseconds_per_image"]] == [1, 32]
     assert of_teacher["agreement"] is None
@@ -188,16 +217,16 @@ def test_a_student_beside_its_teacher(teacher: Path, student: Path, monkeypatch:
     assert sum(images for *_, images in agreement["disagreements"]) == 30 - agreement["same_class"]["count"]
 
 
-def test_all_formats_agree(teacher: Path, student: Path) -> None:
-    of_student = by_json(student)[1]
-    lines = [*csv.DictReader(StringIO(evaluate(teacher, student, "--format", "csv").stdout))]
+def test_all_formats_agree(report: EvaluationReport, student: Path) -> None:
+    of_student = json.loads(EVALUATION_FORMATS["json"](report))["networks"][1]
+    lines = [*csv.DictReader(StringIO(EVALUATION_FORMATS["csv"](report)))]
     own = [line for line in lines if line["network"] == str(student)]
     by_class = {line["class_name"]: float(line["value"]) for line in own if line["figure"] == "class_percent"}
     assert by_class == dict(zip(CLASSES, [each["percent"] for each in of_student["by_class"]], strict=True))
     cells = [line for line in own if line["figure"] == "predicted"]
     assert [int(line["count"]) for line in cells] == [images for *_, images in of_student["confusion"]]
-    markdown, text = evaluate(student, "--format", "markdown").stdout, evaluate(student).stdout
-    for shown in (markdown, text):
+    text = "\n".join(" ".join(row) for table in evaluation_tables(report) for row in table.rows)
+    for shown in (EVALUATION_FORMATS["markdown"](report), text):
         assert f"{of_student['top1']['percent']:.2f} %" in shown
         assert f"{min(by_class.values()):.1f} % (" in shown
         assert f"{of_student['agreement']['mean_kl_nats']:.4f}" in shown
@@ -234,13 +263,13 @@ def test_exported_files_stand_beside_their_run(
     ]
 
 
-def test_pictures_are_written(student: Path, tmp_path: Path, pictures: Path) -> None:
+def test_pictures_are_written(student: Path, report: EvaluationReport, tmp_path: Path, pictures: Path) -> None:
     result = evaluate(student, "--out", tmp_path / "out", "--format", "csv")
     assert result.stdout.startswith("network,")
     numbered = [f"{name}-{number}.png" for name in ("confusion", "mistakes") for number in (1, 2)]
     assert {"evaluation.json", "calibration.png", *numbered} == {path.name for path in (tmp_path / "out").iterdir()}
     of_student = json.loads((tmp_path / "out" / "evaluation.json").read_text())["networks"][1]
-    assert of_student["confusion"] == by_json(student)[1]["confusion"]
+    assert of_student["confusion"] == [[*pair] for pair in report.evaluations[1].quality.confusion]
     for mistake in of_student["worst_mistakes"]:
         assert Path(mistake["picture"]).parent == pictures / "val" / CLASSES[mistake["label"]]
         assert mistake["said"][0] != mistake["label"]

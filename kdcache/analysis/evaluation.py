@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from kdcache.analysis.metrics import (
     measure_agreement,
     measure_quality,
 )
+from kdcache.cards import Rendering
 from kdcache.datasets import Split
 from kdcache.datasets.workers import prefetch_map
 from kdcache.errors import KdcacheError, UsageError, problem
@@ -170,33 +172,29 @@ def evaluate_networks(inputs: EvaluationInputs, progress: ProgressCallback | Non
     return EvaluationReport(*facts, tuple(evaluations))
 
 
-@dataclass(frozen=True)
-class _Views:
-    """Renders samples in each of the sizes that the networks need; workers call it."""
-
-    splits: Sequence[Split]
-
-    def __call__(self, samples: Tensor) -> list[Tensor]:
-        return [split.take(samples) for split in self.splits]
-
-
 @torch.inference_mode()
 def _predict(
     networks: Sequence[LoadedNetwork], samples: Tensor, labels: Tensor, progress: ProgressCallback
 ) -> list[Predictions]:
     """Compute the predictions of all networks in one pass over the samples."""
-    splits = [*{id(one.split): one.split for one in networks}.values()]
-    seen_by = [splits.index(one.split) for one in networks]
+    images = networks[0].split  # of all networks, which may see them in other renderings
+    seen = [_rendering(one.split) for one in networks]
+    renderings = [*dict.fromkeys(seen)]
     taught_by = [_place_of_teacher(one, networks) for one in networks]
     parts: list[list[Predictions]] = [[] for _ in networks]
     steps = samples.split(BATCH_SIZE)
-    views_of_steps = prefetch_map(_Views(splits), steps, splits[0].workers)
+    render = partial(images.render, renderings=[None] if len(renderings) == 1 else renderings)
+    views_of_steps = prefetch_map(render, steps, images.workers)
     for number, (views, known) in enumerate(zip(views_of_steps, labels.split(BATCH_SIZE), strict=True), 1):
-        logits = [_logits(one, views[place]) for one, place in zip(networks, seen_by, strict=True)]
+        logits = [_logits(one, views[renderings.index(own)]) for one, own in zip(networks, seen, strict=True)]
         for made, own, teacher in zip(parts, logits, taught_by, strict=True):
             made.append(Predictions.of(own, known, None if teacher is None else logits[teacher]))
         progress(min(number * BATCH_SIZE, len(samples)), len(samples))
     return [Predictions(*map(torch.cat, zip(*made, strict=True))) for made in parts]
+
+
+def _rendering(split: Split) -> Rendering | None:
+    return split.pictures.rendering if split.pictures and split.images is None else None
 
 
 def _place_of_teacher(student: LoadedNetwork, networks: Sequence[LoadedNetwork]) -> int | None:

@@ -183,9 +183,8 @@ class _Loader:
         """Load the network of a run, and before it that of its teacher."""
         data = self._images_of(run)
         taught_by = self._add_teacher(run, data)
-        file, last = run.chosen_network_file(self.best), run.summary["epochs"]
-        epoch = last if file == run.network_file else run.summary["best_epoch"]
-        name = str(run.path) if epoch == last else f"{run.path} (epoch {epoch})"
+        file = run.chosen_network_file(self.best)
+        name, epoch = run.describe_network(file)
         loaded = self._load(name, file, data, run.config.precision, epoch)
         self.networks[file.resolve()] = replace(loaded, teacher=taught_by)
         for exported in sorted(run.path.glob(f"*{ONNX_SUFFIX}")):
@@ -220,8 +219,7 @@ class _Loader:
             if self._data and not _has_same_images(images, self._split_of(self.data)):
                 what, remedy = f"images of {run.path}", "Evaluate the runs apart, or name images with --dataset."
                 raise UsageError(problem(what, expected="those of the first run", got="others", remedy=remedy))
-            same_view = self._data and data.image_size == self.data.image_size
-            self._data[key] = self.data if same_view else data
+            self._data[key] = self.data.rendered(data.card.rendering) if self._data else data
         return self._data[key]
 
     def _split_of(self, data: Dataset) -> Split:
@@ -237,8 +235,9 @@ class _Loader:
             return None
         try:
             teacher = FinishedRun(teacher_of(run.path, run.config.teacher))
-            file, config = teacher.network_file, teacher.config
-            loaded = self._load(str(teacher.path), file, data, config.precision, teacher.summary["epochs"])
+            file, config = teacher.chosen_network_file(run.config.teacher_best), teacher.config
+            name, epoch = teacher.describe_network(file)
+            loaded = self._load(name, file, data, config.precision, epoch)
             recorded = run.read_environment().get("origin", {}).get("teacher")
             assert loaded.network is not None
             if recorded not in (None, checkpoint.fingerprint(loaded.network)):

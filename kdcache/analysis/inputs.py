@@ -140,6 +140,7 @@ def load_analysis_inputs(
     device: str = "auto",
     weights_entry: str | None = None,
     class_order: str | None = None,
+    best: bool = False,
 ) -> AnalysisInputs:
     """Load a teacher and the images to evaluate it on.
 
@@ -162,6 +163,8 @@ def load_analysis_inputs(
     device : str
     weights_entry, class_order : str, optional
         Of weights, see `kdcache.models.load.find_network`.
+    best : bool
+        Whether to take the network after the best epoch of the teacher's run; also if it taught the student's run.
 
     Raises
     ------
@@ -175,14 +178,18 @@ def load_analysis_inputs(
         for option, value in (("--weights-entry", weights_entry), ("--class-order", class_order)):
             if value is not None:
                 raise UsageError(problem(option, expected="a network of other weights", got="a run of kdcache"))
-        run = _teacher_run(teacher, dataset)
+        run, taught_by_best = _teacher_run(teacher, dataset)
         data, own_images = run_images(run, dataset, data_root, image_size)
-        network, name, folder = trained_network(run.network_file, data), str(run.path), run.path
+        file = run.chosen_network_file(best or taught_by_best)
+        network, (name, _), folder = trained_network(file, data), run.describe_network(file), run.path
         compute = Compute.choose(device, run.config.precision)
         own_store = store_path(run.path)
-        use_own = own_images and split == "train" and StoreLocation(own_store).holds_store()
+        is_last = file == run.network_file  # whose logits the store has
+        use_own = is_last and own_images and split == "train" and StoreLocation(own_store).holds_store()
         location = store or (own_store if use_own else None)
     else:
+        if best:
+            raise UsageError(problem("--best", expected="a run of kdcache", got="a network of other weights"))
         if dataset is None:
             raise UsageError(problem("--dataset", expected="a dataset, which this teacher does not name", got="none"))
         data = datasets.load(dataset, root=data_root or Path("datasets"), image_size=image_size)
@@ -214,15 +221,16 @@ def run_images(
     return data, False
 
 
-def _teacher_run(teacher: str | None, dataset: str | None) -> FinishedRun:
+def _teacher_run(teacher: str | None, dataset: str | None) -> tuple[FinishedRun, bool]:
+    """Find the run of a teacher, and tell whether the student that is named learned from its best network."""
     if teacher is None:
-        return find_teacher_run(None, dataset, "name one with --teacher")
+        return find_teacher_run(None, dataset, "name one with --teacher"), False
     run = FinishedRun(Path(teacher))
     if not isinstance(run.config, StudentConfig):
-        return run
+        return run, False
     if run.config.teacher is None:
         raise UsageError(problem(f"run {run.path}", expected="a teacher, or a student with a teacher", got="neither"))
-    return FinishedRun(teacher_of(run.path, run.config.teacher))
+    return FinishedRun(teacher_of(run.path, run.config.teacher)), run.config.teacher_best
 
 
 def _external_network(

@@ -13,7 +13,7 @@ __all__ = ["cache"]
 
 VIEWS = (
     *StudentConfig.in_group("data"),
-    *("teacher", "aug", "augs", "pick", "candidates", "batch_size", "epochs", "seed", "view_seed"),
+    *("teacher", "teacher_best", "aug", "augs", "pick", "candidates", "batch_size", "epochs", "seed", "view_seed"),
 )
 STORE = ("cache", "cache_limit", "store", "store_dtype", "topk")
 

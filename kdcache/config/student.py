@@ -138,6 +138,10 @@ class StudentConfig(TrainingConfig):
         validate_default=True,
     )
 
+    teacher_best: bool = setting(
+        "network", False, "Learn from the network of the teacher's best epoch instead of the last."
+    )
+
     @classmethod
     def _inherited(cls, given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         file = Path(os.path.expanduser(str(given.get("teacher")))) / CONFIG_FILE
@@ -328,6 +332,13 @@ class StudentConfig(TrainingConfig):
                 "Add a loss that reads the teacher, such as kd.",
             )
         return unlabelled
+
+    @field_validator("teacher_best")
+    @classmethod
+    def _check_teacher_best(cls, best: bool, info: ValidationInfo) -> bool:
+        if best and info.data.get("loss") == "ce":
+            raise _has_no_effect("teacher-best", "with --loss ce, which has no teacher")
+        return best
 
     @property
     def augmentation(self) -> Augmentation:

@@ -8,7 +8,15 @@ from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import UsageError, problem
 from kdcache.run.folder import RUNS, FinishedRun, RunFolder, newest_finished_run
 
-__all__ = ["find_store", "find_teacher", "find_teacher_run", "store_path", "teacher_of", "weights_file"]
+__all__ = [
+    "find_store",
+    "find_teacher",
+    "find_teacher_run",
+    "store_path",
+    "teacher_network",
+    "teacher_of",
+    "weights_file",
+]
 
 
 def find_teacher_run(
@@ -51,6 +59,20 @@ def find_teacher(config: StudentConfig) -> Path:
     if config.out is not None and config.out.resolve() == path.resolve():
         raise UsageError(problem("--out", expected="another folder than that of the teacher", got=config.out))
     return path
+
+
+def teacher_network(config: StudentConfig) -> Path:
+    """Locate the network of a student's teacher: after its last epoch, or after its best one.
+
+    Raises
+    ------
+    UsageError
+        If the best network is asked for, and the teacher's run is unfinished or has lost it.
+    """
+    assert config.teacher is not None
+    if config.teacher_best:
+        return FinishedRun(config.teacher).chosen_network_file(best=True)
+    return RunFolder(config.teacher).network_file
 
 
 def teacher_of(run: Path, teacher: Path) -> Path:

@@ -262,8 +262,15 @@ class FinishedRun(RunFolder):
             return self.network_file
         if kind_of(self.best_network_file) is None:
             what = f"network of the best epoch, {self.best_network_file}"
-            raise UsageError(problem(what, expected="a file", got="none", remedy="Leave --best out to use the last."))
+            raise UsageError(problem(what, expected="a file", got="none", remedy="Use the last one instead."))
         return self.best_network_file
+
+    def describe_network(self, file: Path) -> tuple[str, int]:
+        """Name one of the run's networks, and tell after which epoch it was written."""
+        if file == self.network_file:
+            return str(self.path), self.summary["epochs"]
+        best: int = self.summary["best_epoch"]
+        return f"{self.path} (epoch {best})", best
 
 
 def run_folders(parent: Path) -> list[RunFolder]:
