@@ -245,6 +245,9 @@ def open_cached_teacher(
     file = teacher_network(config)
     seen = data.rendered(rendering_of(file))
     own_views = views if seen is data else views.rendered(seen.card.rendering)
+    if views.plan.image_size != seen.image_size:  # boxes would be others than those of the stored answers
+        what = "image size of the view plan, which is that of the teacher"
+        raise UsageError(problem(what, expected=seen.image_size, got=views.plan.image_size))
     encoding.layout(data.num_classes)  # raises for a topk that does not fit
     if config.cache == "off":
         network = trained_network(file, seen)
