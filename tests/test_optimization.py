@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from kdcache import models, optimization
 from kdcache.analysis.inputs import load_analysis_inputs
+from kdcache.answers.store import AnswerStore
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig, TeacherConfig, TrainingConfig
 from kdcache.errors import UsageError
@@ -25,7 +26,7 @@ from kdcache.models import checkpoint
 from kdcache.optimization import Update
 from kdcache.run.folder import FinishedRun
 from kdcache.run.writer import RunWriter
-from kdcache.setup import fresh_network, load_data, verify_run
+from kdcache.setup import fresh_network, load_data, verify_store
 from kdcache.training import evaluate
 from kdcache.views import ViewMaker, ViewPlan
 from tests.processes import outcome
@@ -265,7 +266,7 @@ def check_students_of_the_best_network(run: FinishedRun, settings: Settings, fol
         assert student.summary["teacher_forwards"] > 0
         assert student.read_environment()["origin"]["teacher"] == taught_by
         assert load_analysis_inputs(str(student.path)).teacher.fingerprint == taught_by
-        assert all(check.max_error < 0.1 for check in verify_run(run, store, samples=3))
+        assert all(check.max_error < 0.1 for check in verify_store(run, AnswerStore(store), samples=3))
     assert load_analysis_inputs(str(run.path), best=True).name == f"{run.path} (epoch {run.summary['best_epoch']})"
 
 

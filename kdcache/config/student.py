@@ -117,13 +117,16 @@ class StudentConfig(TrainingConfig):
         "every view of the plan (replay). auto: the largest that is stored already or fits the limit.",
     )
     cache_limit: ByteSize | None = setting(
-        "cache", None, "Size limit of the store, such as '500 MB'.", shown="10 GB, at most a tenth of the free disk"
+        "cache",
+        None,
+        "Size limit of all stores of the teacher, such as '500 MB'.",
+        shown="10 GB, at most a tenth of the free disk",
     )
     store: str | None = setting(
         "cache",
         None,
         "Folder or URL (s3://...) of the store of logits.",
-        shown="answers.zarr in the teacher's run folder",
+        shown="in the teacher's run folder, one for each set of images",
     )
     store_dtype: StoreType = setting("cache", "float16", "Precision of teacher logits, stored or not.")
     topk: int | None = setting(

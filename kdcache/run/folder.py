@@ -7,7 +7,7 @@
 ``model.safetensors``        the network after the last complete epoch
 ``best.safetensors``         the network after the best epoch so far, see `best_epoch`
 ``statistics.zarr``          per-sample statistics of a student, see `kdcache.run.statistics`
-``answers.zarr``             a teacher's logits, see `kdcache.answers.store`
+``answers``                  stores of a teacher's logits, see `kdcache.answers.teacher_stores`
 ``curves.png``               loss and accuracy over the epochs
 ``checkpoints``              where an unfinished run resumes, see `kdcache.run.checkpoint`
 ``teacher_forwards.count``   the teacher forwards of an unfinished run
@@ -68,7 +68,7 @@ class RunFolder:
     path : Path
     config_file, environment_file, metrics_file, network_file, best_network_file, curves_file : Path
     summary_file, count_file, lock_file : Path
-    statistics_store, checkpoints_folder : Path
+    statistics_store, answers_folder, checkpoints_folder : Path
     """
 
     def __init__(self, path: Path) -> None:
@@ -79,23 +79,12 @@ class RunFolder:
         self.network_file = path / "model.safetensors"
         self.best_network_file = path / "best.safetensors"
         self.statistics_store = path / "statistics.zarr"
+        self.answers_folder = path / "answers"
         self.curves_file = path / "curves.png"
         self.checkpoints_folder = path / "checkpoints"
         self.count_file = path / "teacher_forwards.count"
         self.lock_file = path / "run.lock"
         self.summary_file = path / "summary.json"
-
-    def answers_store(self, format: str | None = None) -> Path:
-        """Locate the store of a teacher's logits in a format; by default in the default format.
-
-        Raises
-        ------
-        UsageError
-            If there is a link or anything else than a folder.
-        """
-        path = self.path / ("answers.zarr" if format is None else f"answers-{format}.zarr")
-        require_kind(path, FOLDER, remedy="Name a store in another place with --store.")
-        return path
 
     @property
     def holds_run(self) -> bool:
