@@ -2,7 +2,7 @@
 
 import math
 import os
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ __all__ = [
     "CUSTOM_DATASETS",
     "DATASET_PREFIXES",
     "Card",
+    "Rendering",
     "canonical",
     "card_of",
     "check_normalization",
@@ -24,6 +25,31 @@ __all__ = [
 
 DEFAULT_FOLDER_SIZE = 64
 """Image size of ``folder:PATH`` in pixels, unless ``--image-size`` gives another."""
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """How pictures of any size become the images of a network.
+
+    Parameters
+    ----------
+    image_size : int
+        Height and width of the images, in pixels.
+    shorter_side : int
+        For the clean view, the shorter side of a picture is resized to this many pixels before the center crop.
+    interpolation : str
+        Of resizing, one of `kdcache.choices.INTERPOLATIONS`.
+    """
+
+    image_size: int
+    shorter_side: int
+    interpolation: str = "bilinear"
+
+    @property
+    def evaluation(self) -> str:
+        """Describe the clean view."""
+        how = "" if self.interpolation == "bilinear" else f" ({self.interpolation})"
+        return f"shorter side resized to {self.shorter_side}{how}, center crop {self.image_size}x{self.image_size}"
 
 
 @dataclass(frozen=True)
@@ -56,6 +82,8 @@ class Card:
     shorter_side : int or None
         For the clean view, the shorter side of an image is resized to this many pixels before the center crop;
         ``None`` means `image_size`.
+    interpolation : str
+        Of resizing, one of `kdcache.choices.INTERPOLATIONS`.
     """
 
     name: str
@@ -71,12 +99,16 @@ class Card:
     folders: tuple[str, ...] = ()
     counts: tuple[int, int] | None = None
     shorter_side: int | None = None
+    interpolation: str = "bilinear"
 
     @property
-    def evaluation(self) -> str:
-        """Describe the clean view."""
-        size = f"{self.image_size}x{self.image_size}"
-        return f"shorter side resized to {self.shorter_side or self.image_size}, center crop {size}"
+    def rendering(self) -> Rendering:
+        """How its pictures become images."""
+        return Rendering(self.image_size, self.shorter_side or self.image_size, self.interpolation)
+
+    def rendered(self, rendering: Rendering) -> "Card":
+        """Return the card of the same pictures, rendered in another way."""
+        return replace(self, **asdict(rendering))
 
     @property
     def training(self) -> str:

@@ -22,6 +22,7 @@ __all__ = [
     "FOLDER_PREFIX",
     "HDF5_PREFIX",
     "IMAGE_SIZES",
+    "INTERPOLATIONS",
     "LOSSES",
     "MAX_CLASSES",
     "MAX_PIXELS",
@@ -47,6 +48,9 @@ BAD_IMAGES = ("error", "skip")
 
 IMAGE_SIZES = (32, 1024)
 """Smallest and largest image size of a network, in pixels."""
+
+INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+"""How pictures are resized, in Pillow's names."""
 
 MAX_PIXELS = 2**26
 """Pixels above which a picture is not decoded, by default."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from kdcache import datasets
 from kdcache.answers.encoding import make_encoding
 from kdcache.answers.store import AnswerStore
+from kdcache.cards import Rendering
 from kdcache.config import StudentConfig, TrainingConfig
 from kdcache.config.augs import with_batch_size, with_mean_color
 from kdcache.datasets import Card, Dataset
@@ -41,6 +42,7 @@ __all__ = [
     "make_plan",
     "make_plan_for_size",
     "open_cached_teacher",
+    "seen_by",
     "verify_run",
 ]
 
@@ -156,6 +158,7 @@ def fresh_network(config: TrainingConfig, data: Dataset) -> Network:
         seed=config.seed,
         feature_names=config.features,
     )
+    network.rendering = data.card.rendering
     if config.features:
         network.check_features()
     return network
@@ -164,7 +167,8 @@ def fresh_network(config: TrainingConfig, data: Dataset) -> Network:
 def initial_network(config: TrainingConfig, data: Dataset) -> tuple[Network, InitialWeights | None]:
     """Build the network that a training starts from: fresh, or with the weights that ``init`` names.
 
-    A run with a checkpoint does not read them again.
+    A run with a checkpoint does not read them again. The network sees the data in its own rendering, see
+    `kdcache.datasets.Dataset.rendered`.
 
     Raises
     ------
@@ -183,13 +187,15 @@ def initial_network(config: TrainingConfig, data: Dataset) -> tuple[Network, Ini
             raise UsageError(problem(f"run {config.out}", expected="a record of its initial weights", got="none"))
         init = InitialWeights(**recorded)
         network.set_normalization(init.mean, init.std)
+        network.rendering = Rendering(network.image_size, init.shorter_side, init.interpolation)
         return network, init
     return network, start_from(network, weights_file(config.init), data, config.downloads_init)
 
 
 def make_plan(config: StudentConfig, data: Dataset) -> ViewPlan:
-    """Make the view plan of a config for some data."""
-    return make_plan_for_size(config, len(data.train), data.card)
+    """Make the view plan of a config for some data: on the images of the teacher, if one is needed and named."""
+    teacher = config.teacher if config.needs_teacher else None
+    return make_plan_for_size(config, len(data.train), seen_by(teacher, data.card))
 
 
 def make_plan_for_size(config: StudentConfig, samples: int, card: Card) -> ViewPlan:
@@ -197,6 +203,15 @@ def make_plan_for_size(config: StudentConfig, samples: int, card: Card) -> ViewP
     augmentation, size, seed = config.augmentation, card.image_size, config.effective_view_seed
     mixes = tuple(_with_facts(mix, card, config.batch_size) for mix in augmentation.mixes)
     return ViewPlan(samples, size, card.padding, augmentation.crop_flip, seed, mixes)
+
+
+def seen_by(teacher: Path | None, card: Card) -> Card:
+    """The card of the same pictures as a teacher sees them."""
+    if teacher is None or card.padding is not None:
+        return card
+    from kdcache.models.checkpoint import rendering_of
+
+    return card.rendered(rendering_of(RunFolder(teacher).network_file))
 
 
 def _with_facts(mix: str, card: Card, batch_size: int) -> str:
@@ -211,24 +226,39 @@ def _with_facts(mix: str, card: Card, batch_size: int) -> str:
 def open_cached_teacher(
     config: StudentConfig, data: Dataset, views: ViewMaker, compute: Compute, progress: ProgressCallback | None = None
 ) -> CachedTeacher:
-    """Open the cached teacher of a student, see `kdcache.answers.open`; `compute` is that of the student."""
+    """Open the cached teacher of a student, see `kdcache.answers.open`; `compute` is that of the student.
+
+    The teacher sees the pictures in its own rendering, and answers the batches of `views`.
+    """
     from kdcache.answers.cached_teacher import CachedTeacher
     from kdcache.answers.location import StoreLocation
     from kdcache.answers.open import make_cached_teacher, may_write, open_answers
     from kdcache.answers.teacher import Teacher
+    from kdcache.models.checkpoint import rendering_of
     from kdcache.models.load import trained_network
 
     assert config.teacher is not None
     encoding = make_encoding(config.store_dtype, config.topk)
-    network = trained_network(RunFolder(config.teacher).network_file, data)
+    file, images = RunFolder(config.teacher).network_file, config.image_settings
+    seen, own_views = data.rendered(rendering_of(file)), views
+    if seen is not data:
+        own_views = views.rendered(seen.card.rendering)
+        images |= {"image_size": seen.image_size}
+    network = trained_network(file, seen)
     where = config.store or store_path(config.teacher, encoding)
     if config.cache == "off" or not (
         StoreLocation(where).holds_store() or may_write(StoreLocation(where), config.cache)
     ):
         encoding.layout(data.num_classes)  # raises for a topk that does not fit
-        return CachedTeacher(Teacher(network, compute), views, encoding=encoding)
-    teacher, store = open_answers(network, data, compute, where, encoding, config.precision, config.image_settings)
-    return make_cached_teacher(teacher, views, store, config.cache, config.epochs, config.cache_limit, progress)
+        cached_teacher = CachedTeacher(Teacher(network, compute), own_views, encoding=encoding)
+    else:
+        teacher, store = open_answers(network, seen, compute, where, encoding, config.precision, images)
+        cached_teacher = make_cached_teacher(
+            teacher, own_views, store, config.cache, config.epochs, config.cache_limit, progress
+        )
+    if own_views is not views:
+        cached_teacher.serve(views, config.needs_features)
+    return cached_teacher
 
 
 def load_run_data(run: RunFolder, dataset: str | None = None, data_root: Path | None = None) -> Dataset:
@@ -247,9 +277,13 @@ def load_run_data(run: RunFolder, dataset: str | None = None, data_root: Path | 
     UsageError
         If the images there are others.
     """
+    from kdcache.models.checkpoint import rendering_of
+
     config = run.read_config()
     places = {"dataset": dataset or config.dataset, "data_root": data_root or config.data_root}
     data = load_data(config.model_copy(update={**places, "download": False}))
+    if run.network_file.is_file():
+        data = data.rendered(rendering_of(run.network_file))
     if not _is_trained_on(run, data):
         remedy = "If they were moved, name their place with --dataset."
         expected = f"the images that {run.path} was trained on"
@@ -292,6 +326,7 @@ def verify_run(
     config = StudentConfig.load(**images)
     data = load_data(config)
     network = trained_network(run.network_file, data)
+    data = data.rendered(network.rendering)
     teacher, found = open_answers(
         network, data, Compute.choose(device), existing.location.where, image_settings=config.image_settings
     )

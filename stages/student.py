@@ -60,13 +60,10 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
         return finished
     compute = choose_compute(config)
 
-    # The images, and the plan of every view that the epochs show.
+    # The student, and the images as it sees them.
     data = load_data(config)
-    plan = make_plan(config, data)
-    views = ViewMaker(data.train, plan, config.batch_size, compute.device)
-
-    # The student.
     student, init = initial_network(config, data)
+    data = data.rendered(student.rendering)
     student = student.to(compute.device)
     if config.sync_batchnorm:
         student = distributed.convert_sync_batchnorm(student, compute.device)
@@ -76,11 +73,12 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     if config.compile:
         network = compute.compiled(network)
 
-    # The frozen teacher, behind the store of its logits.
-    teacher = None
+    # The plan of every view that the epochs show, and the frozen teacher, behind the store of its logits.
     if config.needs_teacher:
         config = config.model_copy(update={"teacher": distributed.broadcast(find_teacher(config))})
-        teacher = open_cached_teacher(config, data, views, compute)
+    plan = make_plan(config, data)
+    views = ViewMaker(data.train, plan, config.batch_size, compute.device)
+    teacher = open_cached_teacher(config, data, views, compute) if config.needs_teacher else None
 
     # The objective, with whatever layers its losses train, and the optimizer of all that is trained.
     objective = build_objective(config, student, teacher.teacher.network if teacher else None, data.train.labels)

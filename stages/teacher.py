@@ -61,12 +61,13 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
         return finished
     compute = choose_compute(config)
 
-    # The images, each epoch cropped and flipped anew.
+    # The images as the network sees them, each epoch cropped and flipped anew.
     data = load_data(config)
+    teacher, init = initial_network(config, data)
+    data = data.rendered(teacher.rendering)
     plan = ViewPlan(len(data.train), data.image_size, data.card.padding, crop_flip=True, seed=config.seed)
     views = ViewMaker(data.train, plan, config.batch_size, compute.device)
 
-    teacher, init = initial_network(config, data)
     teacher = teacher.to(compute.device)
     if config.sync_batchnorm:
         teacher = distributed.convert_sync_batchnorm(teacher, compute.device)
@@ -142,7 +143,7 @@ def load_teacher(
     data = load_data(config)
     weights = weights_file(str(weights))
     network, published, origin = find_network(weights, data, model, mean, std, weights_entry, class_order)
-    network = network.to(compute.device)
+    data, network = data.rendered(network.rendering), network.to(compute.device)
     started = time.perf_counter()
     with RunWriter(config.model_copy(update={"model": network.name, "init": None}), compute, data) as run:
         accuracy = evaluate(network, data.test, compute)

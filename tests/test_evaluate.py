@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from collections.abc import Iterator
 from io import StringIO
 from itertools import count
 from pathlib import Path
@@ -12,18 +13,27 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from kdcache.stages import train_student
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
-from kdcache.analysis import cost
-from kdcache.analysis.evaluation import Evaluation
+from kdcache.analysis import cost, evaluation, evaluation_inputs
+from kdcache.analysis.evaluation import Evaluation, EvaluationReport, evaluate_networks
+from kdcache.analysis.evaluation_inputs import EvaluationInputs, LoadedNetwork, load_evaluation_inputs
 from kdcache.analysis.metrics import Predictions, find_mistakes, measure_agreement, measure_calibration, measure_quality
+from kdcache.analysis.summary import summarize_runs
+from kdcache.cards import Rendering
+from kdcache.choices import ModelSize
 from kdcache.cli import cli
 from kdcache.config import StudentConfig
 from kdcache.datasets import Split
+from kdcache.datasets.pictures import Pictures
+from kdcache.datasets.sources import Files
 from kdcache.errors import UsageError
-from kdcache.models.sizes import size_of
+from kdcache.models import checkpoint
+from kdcache.models.predictor import Predictor
 from kdcache.report.evaluation_charts import draw_confusion
+from kdcache.report.evaluation_tables import EVALUATION_FORMATS, evaluation_tables
+from kdcache.report.page import render_page
+from kdcache.report.text_formats import TEXT_FORMATS
 from tests.reference import golden, tensor
 from tests.run_files import change_config
 from tests.samples import CLASSES
@@ -33,6 +43,9 @@ LABELS = torch.tensor([0, 0, 0, 1, 1, 2])
 TEACHER = torch.tensor([0, 0, 1, 1, 1, 2])
 STUDENT = torch.tensor([0, 1, 1, 1, 0, 1])
 CONFIDENCE = torch.tensor([0.96, 0.5, 0.51, 0.7, 0.69, 0.97])
+
+
+READ = Pictures.read
 
 
 def predictions(classes: Tensor) -> Predictions:
@@ -68,6 +81,15 @@ def test_calibration_by_hand() -> None:
     assert found.error == pytest.approx(100 * (0.505 + 0.195 + 0.465) / 3)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cost, "MIN_SECONDS", 0)
+        patch.setattr(cost, "MIN_FORWARDS", 2)
+        patch.setattr(cost, "size_of", lambda body, image: ModelSize(len([*body.parameters()]), image.numel()))
+        yield
+
+
 def test_the_worst_mistakes_come_first() -> None:
     losses = torch.tensor([9.0, 1, 3, 8, 2, 3])
     found = find_mistakes(predictions(STUDENT)._replace(losses=losses), LABELS, predictions(TEACHER), limit=3)
@@ -85,7 +107,7 @@ def test_a_drawn_matrix_has_the_classes_that_are_confused_most() -> None:
     classes = torch.where(labels < 10, labels + 20, labels)
     quality = measure_quality(Predictions(classes, *(torch.ones(180) for _ in range(4))), labels, 60)
     drawn = draw_confusion(
-        Evaluation("n" * 60, Path(), None, "", 32, quality, *[None] * 3, (), ()), [*map(str, range(60))]
+        Evaluation("n" * 60, Path(), None, "", 32, quality, *[None] * 3, (), torch.empty(0), ()), [*map(str, range(60))]
     )
     (axes,) = drawn.axes
     shown = [text.get_text() for text in axes.get_xticklabels()]
@@ -114,17 +136,6 @@ def test_figures_equal_those_of_torchmetrics() -> None:
     assert agreement.same.percent == pytest.approx(100 * expected["same_class"])
 
 
-def test_multiply_adds_of_attention_count() -> None:
-    class Attention(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            tokens = images.flatten(2).transpose(1, 2)
-            return functional.scaled_dot_product_attention(tokens, tokens, tokens)
-
-    assert (
-        size_of(Attention(), torch.zeros(1, 3, 4, 4)).multiply_adds == 2 * 16 * 16 * 3
-    )  # 16 tokens of 3 numbers, twice
-
-
 def test_time_is_that_of_an_image_after_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = count(start=-cost.WARM_UP_FORWARDS)
     monkeypatch.setattr(cost, "MIN_FORWARDS", 7)
@@ -133,16 +144,38 @@ def test_time_is_that_of_an_image_after_a_warm_up(monkeypatch: pytest.MonkeyPatc
     assert found == (2, 7, 1.5, 0.75, 2.25)  # 0 to 6 ms for two images
 
 
+def test_each_picture_is_decoded_once_for_networks_of_all_sizes(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    monkeypatch.setattr(Pictures, "read", lambda own, picture: read.append(picture) or READ(own, picture))
+    monkeypatch.setattr(evaluation, "BATCH_SIZE", 5)
+    files = Files.of(pictures / "val" / "bright", [f"{number}.png".encode() for number in range(8)])
+    networks = []
+    for side in (32, 40):
+        split = Split(None, torch.zeros(8, dtype=torch.long), Pictures(files, Rendering(side, side)))
+
+        def logits(images: Tensor, side: int = side) -> Tensor:
+            assert images.shape[2:] == (side, side)
+            return torch.zeros(len(images), 2)
+
+        facts = (str(side), tmp_path / f"{side}", "", split, torch.device("cpu"), "float32", logits, None)
+        networks.append(LoadedNetwork(*facts))
+        networks[-1].file.touch()
+    report = evaluate_networks(EvaluationInputs(tuple(networks), "made", "test", ("bright", "dark"), ()))
+    assert sorted(read) == [*range(8)]
+    assert [one.quality.top1.total for one in report.evaluations] == [8, 8]
+
+
 @pytest.fixture(scope="module")
 def student(small: dict[str, object], teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("student") / "student"
     return train_student(StudentConfig.load(**small, teacher=teacher, cache="off", out=out)).path
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cost, "MIN_SECONDS", 0)
-    monkeypatch.setattr(cost, "MIN_FORWARDS", 2)
+@pytest.fixture(scope="module")
+def report(student: Path, quick: None) -> EvaluationReport:
+    return evaluate_networks(load_evaluation_inputs([str(student)], device="cpu"))
 
 
 def evaluate(*words: object) -> Result:
@@ -167,12 +200,14 @@ def test_a_student_beside_its_teacher(teacher: Path, student: Path, monkeypatch:
     take = Split.take
     monkeypatch.setattr(Split, "take", lambda split, samples: taken.append(len(samples)) or take(split, samples))
     of_teacher, of_student = by_json(student)
-    assert taken == [90, 30, 30]  # what is read into memory, and one pass for both networks
+    assert taken[:3] == [90, 30, 30]  # what is read into memory, and one pass for both networks
+    assert max(taken[3:]) <= 12  # the worst mistakes
     for found, run in ((of_teacher, teacher), (of_student, student)):
         summary = json.loads((run / "summary.json").read_text())
         assert found["name"] == str(run)
         assert found["top1"]["percent"] == pytest.approx(summary["last_top1"])
         assert found["bytes"] == (run / "model.safetensors").stat().st_size
+        assert found["multiply_adds"] == 3 * 32 * 32  # those of one image
         assert sum(images for *_, images in found["confusion"]) == found["top1"]["of"] == 30
         assert [each["batch_size"] for each in found["milliseconds_per_image"]] == [1, 32]
     assert of_teacher["agreement"] is None
@@ -182,31 +217,82 @@ def test_a_student_beside_its_teacher(teacher: Path, student: Path, monkeypatch:
     assert sum(images for *_, images in agreement["disagreements"]) == 30 - agreement["same_class"]["count"]
 
 
-def test_all_formats_agree(teacher: Path, student: Path) -> None:
-    of_student = by_json(student)[1]
-    lines = [*csv.DictReader(StringIO(evaluate(teacher, student, "--format", "csv").stdout))]
+def test_all_formats_agree(report: EvaluationReport, student: Path) -> None:
+    of_student = json.loads(EVALUATION_FORMATS["json"](report))["networks"][1]
+    lines = [*csv.DictReader(StringIO(EVALUATION_FORMATS["csv"](report)))]
     own = [line for line in lines if line["network"] == str(student)]
     by_class = {line["class_name"]: float(line["value"]) for line in own if line["figure"] == "class_percent"}
     assert by_class == dict(zip(CLASSES, [each["percent"] for each in of_student["by_class"]], strict=True))
     cells = [line for line in own if line["figure"] == "predicted"]
     assert [int(line["count"]) for line in cells] == [images for *_, images in of_student["confusion"]]
-    markdown, text = evaluate(student, "--format", "markdown").stdout, evaluate(student).stdout
-    for shown in (markdown, text):
+    text = "\n".join(" ".join(row) for table in evaluation_tables(report) for row in table.rows)
+    for shown in (EVALUATION_FORMATS["markdown"](report), text):
         assert f"{of_student['top1']['percent']:.2f} %" in shown
         assert f"{min(by_class.values()):.1f} % (" in shown
         assert f"{of_student['agreement']['mean_kl_nats']:.4f}" in shown
 
 
-def test_pictures_are_written(student: Path, tmp_path: Path, pictures: Path) -> None:
+def test_exported_files_stand_beside_their_run(
+    teacher: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = checkpoint.load(teacher / "model.safetensors").eval()
+    stated = checkpoint.metadata(teacher / "model.safetensors")
+
+    def load_predictor(file: Path) -> Predictor:
+        facts = stated if file.name == "export.onnx" else {**stated, "num_classes": 2, "class_names": ["a", "b"]}
+        described = checkpoint.describe(file, facts)
+        return Predictor(file, described, lambda images: network(images).softmax(1))
+
+    monkeypatch.setattr(evaluation_inputs, "load_predictor", load_predictor)
+    run = tmp_path / "student"
+    shutil.copytree(student, run)
+    for name in ("export.onnx", "other.onnx"):
+        (run / name).write_bytes(b"stands for an exported file")
+    result = evaluate(run, "--format", "json")
+    of_teacher, _, exported = json.loads(result.stdout)["networks"]
+    assert (exported["name"], exported["bytes"], exported["parameters"]) == (str(run / "export.onnx"), 27, None)
+    assert exported["confusion"] == of_teacher["confusion"]
+    assert exported["agreement"]["same_class"]["count"] == 30
+    assert exported["agreement"]["mean_kl_nats"] == pytest.approx(0, abs=1e-6)
+    assert "other.onnx: number of classes: expected 3" in result.stderr
+    (tmp_path / "phone").mkdir()
+    (tmp_path / "phone" / "export.onnx").touch()
+    assert [one["name"] for one in by_json(tmp_path / "phone", teacher)] == [
+        str(teacher),
+        str(tmp_path / "phone" / "export.onnx"),
+    ]
+
+
+def test_pictures_are_written(student: Path, report: EvaluationReport, tmp_path: Path, pictures: Path) -> None:
     result = evaluate(student, "--out", tmp_path / "out", "--format", "csv")
     assert result.stdout.startswith("network,")
     numbered = [f"{name}-{number}.png" for name in ("confusion", "mistakes") for number in (1, 2)]
     assert {"evaluation.json", "calibration.png", *numbered} == {path.name for path in (tmp_path / "out").iterdir()}
     of_student = json.loads((tmp_path / "out" / "evaluation.json").read_text())["networks"][1]
-    assert of_student["confusion"] == by_json(student)[1]["confusion"]
+    assert of_student["confusion"] == [[*pair] for pair in report.evaluations[1].quality.confusion]
     for mistake in of_student["worst_mistakes"]:
         assert Path(mistake["picture"]).parent == pictures / "val" / CLASSES[mistake["label"]]
         assert mistake["said"][0] != mistake["label"]
+
+
+def test_a_report_shows_the_networks_side_by_side(student: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad"
+    shutil.copytree(student, bad)
+    (bad / "model.safetensors").write_bytes(b"cut short")
+    summary = summarize_runs([student, bad], samples=0, device="cpu", evaluates=True)
+    assert [line for line in summary.missing if "evaluation" in line and "bad" in line]  # and the others are there
+    (report,) = summary.evaluations
+    of_student = report.evaluations[1]
+    page = render_page(summary)
+    for shown in (page, TEXT_FORMATS["markdown"](summary)):
+        assert f"{of_student.quality.top1.percent:.2f} %" in shown
+    assert page.count("Which share of the images of each class") == 2 * 2  # a caption and a description for each
+    assert page.count("<img ") == sum(len(one.mistakes) for one in report.evaluations) > 0
+    assert "Image of bright; says: " in page or "Image of dark; says: " in page or "Image of striped; says: " in page
+    (document,) = json.loads(TEXT_FORMATS["json"](summary))["evaluations"]
+    assert document["networks"][1]["top1"]["count"] == of_student.quality.top1.count
+    result = CliRunner().invoke(cli, ["report", str(student), "--evaluate", "--format", "csv"])
+    assert isinstance(result.exception, UsageError)
 
 
 def test_a_student_without_its_teacher_is_evaluated_alone(student: Path, tmp_path: Path) -> None:

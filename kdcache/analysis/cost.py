@@ -4,15 +4,13 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from kdcache.analysis.evaluation_inputs import LoadedNetwork
 from kdcache.choices import ModelSize
-from kdcache.compute import Compute
-from kdcache.models import Network
 from kdcache.models.sizes import size_of
 
 __all__ = ["BATCH_SIZES", "Cost", "Timing", "measure_cost", "measure_speed"]
@@ -49,16 +47,17 @@ class Cost:
 
     Attributes
     ----------
-    size : ModelSize
+    size : ModelSize or None
+        ``None`` for an exported file.
     bytes : int
         Size of the file.
     precision : str
-        Of the forwards.
+        Of the forwards, or the library that computes them.
     timings : tuple of Timing
         For each of `BATCH_SIZES`.
     """
 
-    size: ModelSize
+    size: ModelSize | None
     bytes: int
     precision: str
     timings: tuple[Timing, ...]
@@ -66,8 +65,8 @@ class Cost:
     def as_json(self) -> dict[str, Any]:
         """Convert to plain data."""
         return {
-            "parameters": self.size.parameters,
-            "multiply_adds": self.size.multiply_adds,
+            "parameters": self.size and self.size.parameters,
+            "multiply_adds": self.size and self.size.multiply_adds,
             "bytes": self.bytes,
             "precision": self.precision,
             "milliseconds_per_image": [
@@ -78,19 +77,13 @@ class Cost:
 
 
 @torch.inference_mode()
-def measure_cost(network: Network, file: Path, compute: Compute) -> Cost:
-    """Measure the size and speed of a network in evaluation mode, on its device."""
-
-    def forward(images: Tensor) -> Tensor:
-        with compute.autocast():
-            return network(images)
-
-    shape = (max(BATCH_SIZES), 3, network.image_size, network.image_size)
-    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    images = images.to(compute.device)
-    size = size_of(network.body, network.normalize(images[:1]))
-    timings = tuple(measure_speed(forward, images[:batch_size]) for batch_size in BATCH_SIZES)
-    return Cost(size, file.stat().st_size, compute.precision, timings)
+def measure_cost(one: LoadedNetwork) -> Cost:
+    """Measure the size and speed of a network on its device."""
+    shape = (max(BATCH_SIZES), 3, one.split.image_size, one.split.image_size)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).to(one.device)
+    size = None if one.network is None else size_of(one.network.body, one.network.normalize(images[:1]))
+    timings = tuple(measure_speed(one.logits, images[:batch_size]) for batch_size in BATCH_SIZES)
+    return Cost(size, one.file.stat().st_size, one.precision, timings)
 
 
 def measure_speed(forward: Callable[[Tensor], object], images: Tensor) -> Timing:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from kdcache.analysis.metrics import (
     measure_agreement,
     measure_quality,
 )
+from kdcache.cards import Rendering
 from kdcache.datasets import Split
 from kdcache.datasets.workers import prefetch_map
 from kdcache.errors import KdcacheError, UsageError, problem
-from kdcache.training import EVALUATION_REMEDY
 
 __all__ = ["Evaluation", "EvaluationReport", "evaluate_networks"]
 
@@ -32,7 +33,7 @@ BATCH_SIZE = 250
 ProgressCallback = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
     """What a network can do, and what it costs.
 
@@ -52,8 +53,10 @@ class Evaluation:
         With the teacher.
     mistakes : tuple of Mistake
         The worst ones; their `place` is that in the split.
+    views : Tensor of uint8, shape (M, 3, S, S)
+        The image of each mistake.
     pictures : tuple of str or None
-        The picture of each mistake, for image files.
+        The file of each, if they are files.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Evaluation:
     teacher: str | None
     agreement: Agreement | None
     mistakes: tuple[Mistake, ...]
+    views: Tensor
     pictures: tuple[str | None, ...]
 
     def as_json(self) -> dict[str, Any]:
@@ -87,7 +91,7 @@ class Evaluation:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EvaluationReport:
     """Networks evaluated on the same images.
 
@@ -152,29 +156,20 @@ def evaluate_networks(inputs: EvaluationInputs, progress: ProgressCallback | Non
                 one.name,
                 one.file,
                 one.epoch,
-                one.network.name,
-                one.network.image_size,
+                one.model,
+                one.split.image_size,
                 measure_quality(own, labels, classes),
-                measure_cost(one.network, one.file, one.compute),
+                measure_cost(one),
                 None if place is None else networks[place].name,
                 teacher and measure_agreement(teacher, own, labels, classes),
                 mistakes,
+                one.split.take(torch.tensor([each.place for each in mistakes], dtype=torch.long)),
                 tuple(_picture(one.split, each.place) for each in mistakes),
             )
         )
-    device, threads = networks[0].compute.device.type, torch.get_num_threads()
+    device, threads = networks[0].device.type, torch.get_num_threads()
     facts = (inputs.dataset, inputs.split, len(labels), inputs.class_names, device, threads)
     return EvaluationReport(*facts, tuple(evaluations))
-
-
-@dataclass(frozen=True)
-class _Views:
-    """Renders samples in each of the sizes that the networks need; workers call it."""
-
-    splits: Sequence[Split]
-
-    def __call__(self, samples: Tensor) -> list[Tensor]:
-        return [split.take(samples) for split in self.splits]
 
 
 @torch.inference_mode()
@@ -182,18 +177,24 @@ def _predict(
     networks: Sequence[LoadedNetwork], samples: Tensor, labels: Tensor, progress: ProgressCallback
 ) -> list[Predictions]:
     """Compute the predictions of all networks in one pass over the samples."""
-    splits = [*{id(one.split): one.split for one in networks}.values()]
-    seen_by = [splits.index(one.split) for one in networks]
+    images = networks[0].split  # of all networks, which may see them in other renderings
+    seen = [_rendering(one.split) for one in networks]
+    renderings = [*dict.fromkeys(seen)]
     taught_by = [_place_of_teacher(one, networks) for one in networks]
     parts: list[list[Predictions]] = [[] for _ in networks]
     steps = samples.split(BATCH_SIZE)
-    views_of_steps = prefetch_map(_Views(splits), steps, splits[0].workers)
+    render = partial(images.render, renderings=[None] if len(renderings) == 1 else renderings)
+    views_of_steps = prefetch_map(render, steps, images.workers)
     for number, (views, known) in enumerate(zip(views_of_steps, labels.split(BATCH_SIZE), strict=True), 1):
-        logits = [_logits(one, views[place]) for one, place in zip(networks, seen_by, strict=True)]
+        logits = [_logits(one, views[renderings.index(own)]) for one, own in zip(networks, seen, strict=True)]
         for made, own, teacher in zip(parts, logits, taught_by, strict=True):
             made.append(Predictions.of(own, known, None if teacher is None else logits[teacher]))
         progress(min(number * BATCH_SIZE, len(samples)), len(samples))
     return [Predictions(*map(torch.cat, zip(*made, strict=True))) for made in parts]
+
+
+def _rendering(split: Split) -> Rendering | None:
+    return split.pictures.rendering if split.pictures and split.images is None else None
 
 
 def _place_of_teacher(student: LoadedNetwork, networks: Sequence[LoadedNetwork]) -> int | None:
@@ -208,9 +209,7 @@ def _picture(split: Split, sample: int) -> str | None:
 
 
 def _logits(one: LoadedNetwork, images: Tensor) -> Tensor:
-    work = f"an evaluation of {len(images)} images at a time"
-    with one.compute.memory_explained(work, EVALUATION_REMEDY), one.compute.autocast():
-        logits: Tensor = one.network(images.to(one.compute.device))
+    logits = one.logits(images.to(one.device))
     if not logits.isfinite().all():  # a network that diverged, or a file with absurd numbers
         raise KdcacheError(problem(f"logits of {one.file}", expected="finite numbers", got="others"))
     return logits

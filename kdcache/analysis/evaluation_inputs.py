@@ -1,13 +1,15 @@
 """The networks that are evaluated side by side, each with the same images as it sees them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from kdcache import datasets
 from kdcache.analysis.inputs import run_images
@@ -17,12 +19,17 @@ from kdcache.datasets import Dataset, Split
 from kdcache.datasets.manifest import picture_digests
 from kdcache.errors import UsageError, problem
 from kdcache.models import Network, checkpoint
+from kdcache.models.class_order import check_class_names
 from kdcache.models.load import trained_network
+from kdcache.models.predictor import Predictor, load_predictor
 from kdcache.models.sources import SHIPPED, shipped_teacher
 from kdcache.run.find import teacher_of
 from kdcache.run.folder import FinishedRun, RunFolder, run_folders
+from kdcache.training import EVALUATION_REMEDY
 
 __all__ = ["EvaluationInputs", "LoadedNetwork", "load_evaluation_inputs"]
+
+ONNX_SUFFIX = ".onnx"
 
 SHIPPED_DATASET = "fashion-mini"
 """What the shipped teacher was trained on."""
@@ -37,22 +44,30 @@ class LoadedNetwork:
     name : str
         Run folder or file.
     file : Path
+    model : str
+    split : Split
+    device : torch.device
+    precision : str
+        ``float32`` or ``bfloat16``; ``onnxruntime on cpu`` for an exported file, which has its own precisions.
+    logits : callable
+        Computes (B, C) from pixels (B, 3, S, S) on the device.
+    network : Network or None
+        In evaluation mode, on the device; ``None`` for an exported file.
     epoch : int or None
         After which it was written, if it is one of a run.
-    network : Network
-        In evaluation mode, on the device.
-    split : Split
-    compute : Compute
     teacher : Path or None
         File of the network that taught it, if that is evaluated too.
     """
 
     name: str
     file: Path
-    epoch: int | None
-    network: Network
+    model: str
     split: Split
-    compute: Compute
+    device: torch.device
+    precision: str
+    logits: Callable[[Tensor], Tensor]
+    network: Network | None
+    epoch: int | None = None
     teacher: Path | None = None
 
 
@@ -86,13 +101,15 @@ def load_evaluation_inputs(
     dataset: str | None = None,
     data_root: Path | None = None,
     device: str = "auto",
+    skips_bad: bool = False,
 ) -> EvaluationInputs:
     """Load networks and the images to evaluate them on; the teacher of a student too, if it is found.
 
     Parameters
     ----------
     paths : sequence of str
-        Run folders, folders of run folders, network files of kdcache, and ``shipped`` for the shipped teacher.
+        Run folders, folders of run folders or of ONNX files, network files of kdcache, ONNX files that it exported, and
+        ``shipped`` for the shipped teacher. ONNX files in a run folder are evaluated too.
     split : str
         ``test``, ``val`` or ``train``.
     best : bool
@@ -101,45 +118,51 @@ def load_evaluation_inputs(
         Other images with the same classes, or the place to which those of the runs were moved.
     data_root : Path, optional
     device : str
+    skips_bad : bool
+        Whether a network that cannot be evaluated is left out with a message, even if it was named, and not only found
+        in a folder of runs.
 
     Raises
     ------
     UsageError
         If a network cannot be loaded or does not fit the images, or the networks do not have the same images.
     """
-    runs, files, skipped = _find(paths)
     loader = _Loader(split, best, dataset, data_root, device)
     problems: list[str] = []
-    for load in (*(partial(loader.add_run, run) for run in runs), *(partial(loader.add_file, file) for file in files)):
+    runs_first = sorted(_sources(paths), key=lambda source: source.is_file)  # files have the images of the runs
+    for path, is_file, is_named in runs_first:
         try:
-            load()
+            loader.add_file(path) if is_file else loader.add_run(FinishedRun(path))
         except UsageError as error:
-            problems += error.problems
-    if problems:
-        raise UsageError(*dict.fromkeys(problems))
+            (problems if is_named and not skips_bad else loader.left_out).extend(error.problems)
+    if problems or not loader.networks:
+        raise UsageError(*dict.fromkeys([*problems, *loader.left_out]))
     data, networks = loader.data, tuple(loader.networks.values())
-    return EvaluationInputs(networks, data.card.name, split, data.class_names, (*skipped, *loader.left_out))
+    return EvaluationInputs(networks, data.card.name, split, data.class_names, tuple(loader.left_out))
 
 
-def _find(paths: Sequence[str]) -> tuple[list[FinishedRun], list[Path], list[str]]:
-    """Find the runs and files that are named, and messages about what is skipped in folders of runs."""
-    runs, files, problems, skipped = list[FinishedRun](), list[Path](), list[str](), list[str]()
+class _Source(NamedTuple):
+    """A run folder or a file, and whether it was named or found in a folder."""
+
+    path: Path
+    is_file: bool
+    is_named: bool
+
+
+def _sources(paths: Sequence[str]) -> Iterator[_Source]:
     for path in map(Path, paths):
         if path.is_file():
-            files.append(path)
-            continue
-        if str(path) == SHIPPED and not path.exists():
-            files.append(shipped_teacher())
-            continue
-        inside = [] if RunFolder(path).holds_run else run_folders(path)
-        for folder in inside or [RunFolder(path)]:
-            try:
-                runs.append(FinishedRun(folder.path))
-            except UsageError as error:
-                (skipped if inside else problems).extend(error.problems)
-    if problems or not (runs or files):
-        raise UsageError(*problems, *skipped)
-    return runs, files, skipped
+            yield _Source(path, True, True)
+        elif str(path) == SHIPPED and not path.exists():
+            yield _Source(shipped_teacher(), True, True)
+        elif RunFolder(path).holds_run:
+            yield _Source(path, False, True)
+        elif inside := run_folders(path):
+            yield from (_Source(folder.path, False, False) for folder in inside)
+        elif exported := sorted(path.glob(f"*{ONNX_SUFFIX}")):
+            yield from (_Source(file, True, True) for file in exported)
+        else:
+            yield _Source(path, False, True)  # a message says that there is no run
 
 
 class _Loader:
@@ -165,6 +188,13 @@ class _Loader:
         name = str(run.path) if epoch == last else f"{run.path} (epoch {epoch})"
         loaded = self._load(name, file, data, run.config.precision, epoch)
         self.networks[file.resolve()] = replace(loaded, teacher=taught_by)
+        for exported in sorted(run.path.glob(f"*{ONNX_SUFFIX}")):
+            try:
+                self.networks[exported.resolve()] = replace(
+                    self._load(str(exported), exported, data), teacher=taught_by
+                )
+            except UsageError as error:
+                self.left_out += error.problems
 
     def add_file(self, file: Path) -> None:
         """Load a network from a file, for the images of the first run."""
@@ -173,7 +203,7 @@ class _Loader:
             if name is None:
                 what = f"--dataset for {file}, which does not name its images"
                 raise UsageError(problem(what, expected="a dataset", got="none"))
-            size = checkpoint.load(file).image_size
+            size = load_predictor(file).facts.image_size
             fixed = name in datasets.CARDS and datasets.CARDS[name].padding is not None
             root = self.data_root or Path("datasets")
             self._data[name] = datasets.load(name, root=root, image_size=None if fixed else size)
@@ -190,8 +220,7 @@ class _Loader:
             if self._data and not _has_same_images(images, self._split_of(self.data)):
                 what, remedy = f"images of {run.path}", "Evaluate the runs apart, or name images with --dataset."
                 raise UsageError(problem(what, expected="those of the first run", got="others", remedy=remedy))
-            same_view = self._data and data.image_size == self.data.image_size
-            self._data[key] = self.data if same_view else data
+            self._data[key] = self.data.rendered(data.card.rendering) if self._data else data
         return self._data[key]
 
     def _split_of(self, data: Dataset) -> Split:
@@ -210,6 +239,7 @@ class _Loader:
             file, config = teacher.network_file, teacher.config
             loaded = self._load(str(teacher.path), file, data, config.precision, teacher.summary["epochs"])
             recorded = run.read_environment().get("origin", {}).get("teacher")
+            assert loaded.network is not None
             if recorded not in (None, checkpoint.fingerprint(loaded.network)):
                 raise UsageError(problem(f"network {file}", expected=f"the teacher of {run.path}", got="another one"))
         except UsageError as error:
@@ -224,9 +254,42 @@ class _Loader:
         """Load a network, unless it was loaded before."""
         if known := self.networks.get(file.resolve()):
             return known
-        compute = Compute.choose(self.device, precision)
+        if file.suffix == ONNX_SUFFIX:
+            predictor = load_predictor(file)
+            data = data.rendered(predictor.facts.rendering)
+            _require_fit(predictor, data)
+            logits = partial(_log_probabilities, predictor)
+            facts = (name, file, predictor.facts.name, self._split_of(data), torch.device("cpu"), "onnxruntime on cpu")
+            return LoadedNetwork(*facts, logits, None)
+        compute, data = Compute.choose(self.device, precision), data.rendered(checkpoint.rendering_of(file))
         network = trained_network(file, data, "network").to(compute.device).eval()
-        return LoadedNetwork(name, file, epoch, network, self._split_of(data), compute)
+        logits = partial(_forward, network, compute)
+        facts = (name, file, network.name, self._split_of(data), compute.device, compute.precision)
+        return LoadedNetwork(*facts, logits, network, epoch)
+
+
+def _forward(network: Network, compute: Compute, images: Tensor) -> Tensor:
+    work = f"an evaluation of {len(images)} images at a time"
+    with compute.memory_explained(work, EVALUATION_REMEDY), compute.autocast():
+        logits: Tensor = network(images)
+    return logits
+
+
+def _log_probabilities(predictor: Predictor, images: Tensor) -> Tensor:
+    """Logarithms of probabilities are logits too, apart from a constant."""
+    probabilities = predictor.probabilities(images)
+    return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
+
+
+def _require_fit(predictor: Predictor, data: Dataset) -> None:
+    facts, what = predictor.facts, f"network {predictor.path}"
+    for name, expected, got in (
+        ("number of classes", data.num_classes, facts.num_classes),
+        ("image size", data.image_size, facts.image_size),
+    ):
+        if expected != got:
+            raise UsageError(problem(f"{what}: {name}", expected=f"{expected}, as in {data.card.name}", got=got))
+    check_class_names(predictor.class_names, data.class_names, what)
 
 
 def _has_same_images(one: Split, other: Split) -> bool:

@@ -189,6 +189,7 @@ def load_analysis_inputs(
         network, name = _external_network(teacher, weights, data, weights_entry, class_order)
         compute = Compute.choose(device)
         folder, location, own_images = None, store, False
+    data = data.rendered(network.rendering)
     evaluated = data if split == "train" else replace(data, train=data.test)
     if location is None:
         return AnalysisInputs(name, folder, evaluated, split, Teacher(network, compute), None, False, own_images)

@@ -7,6 +7,8 @@ from typing import Any
 
 from kdcache.analysis.curves import ErrorCurve, error_curves
 from kdcache.analysis.disagreement import DisagreementReport, measure_disagreement
+from kdcache.analysis.evaluation import EvaluationReport, evaluate_networks
+from kdcache.analysis.evaluation_inputs import load_evaluation_inputs
 from kdcache.analysis.groups import RunGroup, group_runs
 from kdcache.analysis.inputs import load_analysis_inputs
 from kdcache.analysis.kl_ratio import KLRatioCurve, ratio_curves
@@ -33,6 +35,8 @@ class RunSummary:
     ratios : tuple of KLRatioCurve
     disagreements : tuple of DisagreementReport
         Of each teacher of the runs.
+    evaluations : tuple of EvaluationReport
+        Of the runs of each dataset, if that was asked for.
     missing : tuple of str
         Messages about what is missing or damaged.
     """
@@ -42,6 +46,7 @@ class RunSummary:
     errors: tuple[ErrorCurve, ...]
     ratios: tuple[KLRatioCurve, ...]
     disagreements: tuple[DisagreementReport, ...]
+    evaluations: tuple[EvaluationReport, ...]
     missing: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
@@ -64,6 +69,7 @@ class RunSummary:
             "error_curves": [curve.as_json() for curve in self.errors],
             "kl_ratios": [curve.as_json() for curve in self.ratios],
             "label_disagreement": [report.as_json() for report in self.disagreements],
+            "evaluations": [report.as_json() for report in self.evaluations],
             "missing": list(self.missing),
         }
 
@@ -74,8 +80,9 @@ def summarize_runs(
     data_root: Path | None = None,
     device: str = "auto",
     dataset: str | None = None,
+    evaluates: bool = False,
 ) -> RunSummary:
-    """Summarize runs, and measure label disagreement of their teachers.
+    """Summarize runs, measure label disagreement of their teachers, and evaluate the networks.
 
     Parameters
     ----------
@@ -88,6 +95,8 @@ def summarize_runs(
     device : str
     dataset : str, optional
         The place to which the images of the runs were moved.
+    evaluates : bool
+        Whether to evaluate the networks, see `kdcache.analysis.evaluation`.
 
     Raises
     ------
@@ -110,8 +119,31 @@ def summarize_runs(
             disagreements.append(measure_disagreement(teacher, samples))
         except (KdcacheError, OSError) as error:
             missing += [f"label disagreement of {path}: {line}" for line in str(error).splitlines()]
-    curves = error_curves(runs)
-    return RunSummary(tuple(runs), tuple(groups), tuple(curves), tuple(ratios), tuple(disagreements), tuple(missing))
+    evaluations = []
+    for together in _finished_by_dataset(runs) if evaluates else ():
+        try:
+            inputs = load_evaluation_inputs(together, "test", False, dataset, data_root, device, skips_bad=True)
+            evaluations.append(evaluate_networks(inputs))
+            missing += [f"evaluation: {line}" for line in inputs.problems]
+        except (KdcacheError, OSError) as error:
+            missing += [f"evaluation: {line}" for line in str(error).splitlines()]
+    return RunSummary(
+        tuple(runs),
+        tuple(groups),
+        tuple(error_curves(runs)),
+        tuple(ratios),
+        tuple(disagreements),
+        tuple(evaluations),
+        tuple(missing),
+    )
+
+
+def _finished_by_dataset(runs: Sequence[RunRecord]) -> list[list[str]]:
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        if run.finished:
+            found.setdefault(run.config.dataset, []).append(str(run.path))
+    return [*found.values()]
 
 
 def _teachers(runs: Sequence[RunRecord]) -> dict[Path, Path]:

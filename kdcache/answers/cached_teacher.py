@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -49,7 +50,7 @@ class CachedTeacher:
     ----------
     teacher : Teacher
     views : ViewMaker
-        Makes the views of a chunk that the store lacks.
+        Makes the views of a chunk that the store lacks, as the teacher sees them.
     store : AnswerStore, optional
         Stores the logits of clean views, and determines the encoding.
     replay : Replay, optional
@@ -81,6 +82,22 @@ class CachedTeacher:
         self.classes = teacher.network.num_classes
         self.seconds = 0.0
         self._counts = TeacherCounts()
+        self._sees_batches = True
+
+    def serve(self, views: ViewMaker, features: bool = False) -> None:
+        """Answer the batches of another maker of the same plan, whose images are in the rendering of a student.
+
+        Where the teacher will have to see a batch, its pictures are decoded once for both networks.
+
+        Parameters
+        ----------
+        views : ViewMaker
+        features : bool
+            Whether the teacher's features are needed, for which it sees every x.
+        """
+        assert self.views.split.pictures is not None
+        rendering, self._sees_batches = self.views.split.pictures.rendering, False
+        views.other_rendering = lambda epoch: rendering if features or self._may_compute(epoch) else None
 
     def logits(self, batch: Batch, first: int = 0) -> Tensor:
         """Get the logits of the views of a batch.
@@ -103,18 +120,19 @@ class CachedTeacher:
             If logits are not finite in the encoding; on a GPU, only those that are stored are checked.
         """
         started = time.perf_counter()
-        views = batch.views[first * len(batch) :]
+        size, device = len(batch), batch.views.device
         found = [self._look_up(batch, slot) for slot in range(first, 1 + batch.slots)]
         hit = np.concatenate([hits for hits, _ in found])
-        self._count(requests=len(views))
-        logits = torch.empty(len(views), self.classes, device=views.device)
+        self._count(requests=len(hit))
+        logits = torch.empty(len(hit), self.classes, device=device)
         if hit.any():
             self._decode_into(logits, hit, _concatenated([columns for hits, columns in found if hits.any()]))
         if not hit.all():
-            computed = self._compute(views if not hit.any() else views[_indices(~hit, views.device)])
+            views = self._views_of(batch)[first * size :]
+            computed = self._compute(views if not hit.any() else views[_indices(~hit, device)])
             self._decode_into(logits, ~hit, computed)
             if first == 0 and self.view_index:  # the computed rows begin with those of x
-                keys = batch.standard_keys[~hit[: len(batch)]]
+                keys = batch.standard_keys[~hit[:size]]
                 x_columns = {name: column[: len(keys)] for name, column in computed.items()}
                 self.view_index.add(keys, _on_cpu(x_columns))
         self.seconds += time.perf_counter() - started
@@ -133,7 +151,7 @@ class CachedTeacher:
         """
         size, started = len(batch), time.perf_counter()
         self._count(forwards=size, requests=size)
-        logits, features = self.teacher.with_features(batch.views[:size])
+        logits, features = self.teacher.with_features(self._views_of(batch, with_mixed=False)[:size])
         logits = self.encoding.decode(self._encode(logits), self.classes)
         self.seconds += time.perf_counter() - started
         mixed = [self.logits(batch, first=1)] if batch.slots else []
@@ -186,6 +204,16 @@ class CachedTeacher:
 
     def _count(self, forwards: int = 0, requests: int = 0) -> None:
         self._counts = self._counts.plus(TeacherCounts(forwards, requests))
+
+    def _views_of(self, batch: Batch, with_mixed: bool = True) -> Tensor:
+        """The views of a batch as the teacher sees them."""
+        return batch.views if self._sees_batches else self.views.of_batch(batch, with_mixed)
+
+    def _may_compute(self, epoch: int) -> bool:
+        """Whether views of an epoch may go through the teacher that no chunk is computed of."""
+        if not self.views.plan.crop_flip:
+            return self.view_index is None or not self.view_index.is_complete
+        return self.replay is None or not all(map(self.replay.has_table, repeat(epoch), range(len(self.replay.kinds))))
 
     def _look_up(self, batch: Batch, slot: int) -> tuple[np.ndarray, EncodedLogits]:
         """Look up one slot of a batch: which rows are found, bool (B,), and their encoded logits."""

@@ -91,6 +91,7 @@ def _fingerprint(teacher: Teacher, data: Dataset) -> dict[str, Any]:
     return {
         "teacher": teacher.fingerprint,
         "dataset": data.train.fingerprint,
+        "rendering": data.card.rendering.evaluation,
         "padding": data.card.padding,
         "plan version": PLAN_VERSION,
         "teacher precision": teacher.compute.precision,

@@ -50,7 +50,7 @@ class Replay:
         self._epoch = -1
         self._thread = ThreadPoolExecutor(1, "kdcache-read")
 
-    def _has_table(self, epoch: int, slot: int) -> bool:
+    def has_table(self, epoch: int, slot: int) -> bool:
         """Tell whether a table exists or may be created; its space is reserved then."""
         path = self._path(epoch, slot)
         if path in self._tables:
@@ -76,7 +76,7 @@ class Replay:
         EncodedLogits or None
             ``None`` if the rows are missing and will not be written.
         """
-        if not self._has_table(epoch, slot):
+        if not self.has_table(epoch, slot):
             return None
         reader = self._reader(epoch, slot)
         first, last = (position // reader.table.chunk_rows for position in (positions.start, positions.stop - 1))
@@ -94,7 +94,7 @@ class Replay:
     def tables(self, epochs: int) -> list[tuple[int, int]]:
         """List the tables of the first epochs that exist or will be created: (epoch, slot)."""
         slots = range(len(self.kinds))
-        return [(epoch, slot) for epoch in range(epochs) for slot in slots if self._has_table(epoch, slot)]
+        return [(epoch, slot) for epoch in range(epochs) for slot in slots if self.has_table(epoch, slot)]
 
     def fill_missing(
         self, epochs: int, compute_rows: Callable[[int, int], ComputeRows]

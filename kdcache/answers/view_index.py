@@ -80,6 +80,11 @@ class CropFlipLookup:
             if columns is not None:
                 self.add(keys[rows.start : rows.stop], columns)
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether it holds every possible key."""
+        return self._rows == len(self._row)
+
     def lookup(self, keys: np.ndarray) -> tuple[np.ndarray, EncodedLogits]:
         """Look up keys.
 

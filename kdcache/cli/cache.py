@@ -60,7 +60,7 @@ def plan_(config: StudentConfig, students: int) -> None:
     from kdcache.report.tables import show
     from kdcache.run.find import find_teacher_run, store_path
     from kdcache.run.folder import newest_finished_run
-    from kdcache.setup import data_size, make_plan_for_size
+    from kdcache.setup import data_size, make_plan_for_size, seen_by
 
     if not config.needs_teacher:
         raise UsageError(problem(f"--loss {config.loss}", expected="a loss that reads the teacher's logits"))
@@ -72,7 +72,7 @@ def plan_(config: StudentConfig, students: int) -> None:
         needed = {"samples": size.samples, "classes": size.classes, "padding": size.card.padding}
         AnswerStore(where).require_fingerprint({**needed, "dtype": encoding.name, **precision}, config.image_settings)
     space = StoreContents.at(where, size.samples, size.classes, encoding, config.cache_limit, read_commits=True)
-    plan = make_plan_for_size(config, size.samples, size.card)
+    plan = make_plan_for_size(config, size.samples, seen_by(run.path if run else None, size.card))
     costs = compare_caches(plan, config.epochs, space, config.needs_features)
     show(costs_table(costs, students, space.table_bytes))
     error = None

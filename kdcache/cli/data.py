@@ -204,7 +204,7 @@ def _print_card(card: "Card") -> None:
         "classes": card.classes or "known after reading",
         "image size": f"{card.image_size}x{card.image_size}",
         "x": card.training,
-        "clean view": card.evaluation,
+        "clean view": card.rendering.evaluation,
         "mean": ", ".join(f"{value:.4f}" for value in card.mean),
         "standard deviation": ", ".join(f"{value:.4f}" for value in card.std),
         "source": card.source,

@@ -11,7 +11,6 @@ from kdcache.errors import printable
 
 if TYPE_CHECKING:
     from kdcache.analysis.evaluation import EvaluationReport
-    from kdcache.analysis.evaluation_inputs import EvaluationInputs
 
 __all__ = ["evaluate"]
 
@@ -73,10 +72,10 @@ def evaluate(
     else:
         click.echo(EVALUATION_FORMATS[format_](report), nl=False)
     if out is not None:
-        _write(inputs, report, out)
+        _write(report, out)
 
 
-def _write(inputs: "EvaluationInputs", report: "EvaluationReport", out: Path) -> None:
+def _write(report: "EvaluationReport", out: Path) -> None:
     """Write the figures and pictures; pictures of a network have its place in the list as their number."""
     from kdcache.files import write_text
     from kdcache.report.evaluation_charts import draw_confusion, draw_mistakes, draw_reliability
@@ -85,10 +84,10 @@ def _write(inputs: "EvaluationInputs", report: "EvaluationReport", out: Path) ->
 
     names, shown = report.class_names, with_short_names(report.evaluations)
     figures = {"calibration.png": draw_reliability(shown)}
-    for number, (one, network) in enumerate(zip(shown, inputs.networks, strict=True), 1):
+    for number, one in enumerate(shown, 1):
         figures[f"confusion-{number}.png"] = draw_confusion(one, names)
         if one.mistakes:
-            figures[f"mistakes-{number}.png"] = draw_mistakes(one, network.split, names)
+            figures[f"mistakes-{number}.png"] = draw_mistakes(one, names)
     write_text(out / "evaluation.json", as_json(report))
     for name, figure in figures.items():
         write_figure(figure, out / name)

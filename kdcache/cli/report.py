@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from kdcache.cli.options import DEVICE
-from kdcache.errors import printable
+from kdcache.errors import UsageError, printable, problem
 
 __all__ = ["report"]
 
@@ -30,6 +30,7 @@ PATH = click.Path(path_type=Path)
     type=click.IntRange(0),
     help="CutMix samples for label disagreement of each teacher; 0 skips it.",
 )
+@click.option("--evaluate", "evaluates", is_flag=True, help="Evaluate the networks too, as kdcache evaluate does.")
 @click.option("--dataset", help="The runs' images, if they were moved [where they were].")
 @click.option("--data-root", type=PATH, help="Folder of downloaded datasets [the runs'].")
 @DEVICE
@@ -38,6 +39,7 @@ def report(
     format_: str,
     out: Path | None,
     samples: int,
+    evaluates: bool,
     dataset: str | None,
     data_root: Path | None,
     device: str,
@@ -50,10 +52,13 @@ def report(
     from kdcache.analysis.summary import summarize_runs
     from kdcache.files import require_writable_file, write_text
 
+    if evaluates and format_ == "csv":
+        remedy = "Use 'kdcache evaluate --format csv'."
+        raise UsageError(problem("--evaluate", expected="another --format", got=format_, remedy=remedy))
     path = out or (Path("report.html") if format_ == "html" else None)
     if path is not None:
         require_writable_file(path)
-    summary = summarize_runs(runs, samples if format_ != "csv" else 0, data_root, device, dataset)
+    summary = summarize_runs(runs, samples if format_ != "csv" else 0, data_root, device, dataset, evaluates)
     if format_ == "html":
         from kdcache.report.page import render_page
 

@@ -66,7 +66,8 @@ class TrainingConfig(OptimizationConfig):
     image_size: int | None = setting(
         "data",
         None,
-        "Resize images to this height and width, in pixels. For folder:PATH, hdf5:FILE, and imagenet.",
+        "Resize images to this height and width, in pixels. For folder:PATH, hdf5:FILE, and imagenet. A student has "
+        "that of the --teacher that is named, or another one where x is a random part of a picture.",
         shown="64 for folder:PATH, 224 for imagenet",
         ge=IMAGE_SIZES[0],
         le=IMAGE_SIZES[1],

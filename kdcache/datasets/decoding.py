@@ -13,9 +13,10 @@ import numpy as np
 import PIL
 from PIL import Image
 
+from kdcache.choices import INTERPOLATIONS
 from kdcache.errors import UsageError, first_line, problem
 
-__all__ = ["TooManyPixels", "clean_view", "decode", "decoder", "formats", "suffixes", "too_many_pixels"]
+__all__ = ["RESAMPLING", "TooManyPixels", "clean_view", "decode", "decoder", "formats", "suffixes", "too_many_pixels"]
 
 # Rendered by another program (EPS, WMF), only recognized (BUFR, GRIB, HDF5, MPEG), or with so loose a signature that
 # other files would be taken for them.
@@ -37,6 +38,9 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What makes a picture upright, by its EXIF orientation."""
+
+RESAMPLING = {name: Image.Resampling[name.upper()] for name in INTERPOLATIONS}
+"""Pillow's resampling filters by name."""
 
 Count = TypeVar("Count", int, np.ndarray)
 
@@ -159,13 +163,13 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
     return None
 
 
-def clean_view(rgb: Image.Image, size: int, shorter_side: int) -> Image.Image:
-    """Resize the shorter side (bilinear, antialiased), and crop the center.
+def clean_view(rgb: Image.Image, size: int, shorter_side: int, interpolation: str = "bilinear") -> Image.Image:
+    """Resize the shorter side (antialiased), and crop the center.
 
     The pixels equal those of torchvision's Resize and CenterCrop, without importing torchvision, which takes a second.
     """
     shorter = min(rgb.size)
     width, height = (shorter_side if side == shorter else int(shorter_side * side / shorter) for side in rgb.size)
-    resized = rgb if rgb.size == (width, height) else rgb.resize((width, height), Image.Resampling.BILINEAR)
+    resized = rgb if rgb.size == (width, height) else rgb.resize((width, height), RESAMPLING[interpolation])
     left, top = round((width - size) / 2), round((height - size) / 2)
     return resized.crop((left, top, left + size, top + size))

@@ -99,8 +99,7 @@ def pictures_below(folder: Path) -> Files:
 
 def picture_split(source: Source, labels: np.ndarray, card: Card, workers: int) -> Split:
     """Make a split of encoded images, which are resized to the size of a card."""
-    size = card.image_size
-    pictures = Pictures(source, size, card.shorter_side or size, workers)
+    pictures = Pictures(source, card.rendering, workers)
     return Split(None, torch.from_numpy(labels.astype(np.int64)), pictures)
 
 

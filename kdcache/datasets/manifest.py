@@ -81,7 +81,7 @@ class Manifest:
     def _apply_limits(self) -> None:
         """Judge the size of images anew: the limits may differ from those under which they were decoded."""
         longer, shorter, state = (self.entries[name] for name in ("longer", "shorter", "state"))
-        limits = self.pictures.max_pixels, self.pictures.shorter_side
+        limits = self.pictures.max_pixels, self.pictures.rendering.shorter_side
         too_large = too_many_pixels(longer.astype(np.int64), shorter.astype(np.int64), *limits)
         state[(state == GOOD) & too_large] = BAD
         state[(state == BAD) & (longer > 0) & ~too_large] = HASHED

@@ -1,27 +1,45 @@
 """Pictures, which are encoded images of any size, and how they become images of one size on demand."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from kdcache.cards import Rendering
 from kdcache.choices import MAX_PIXELS
-from kdcache.datasets.decoding import clean_view, decode
+from kdcache.datasets.decoding import RESAMPLING, clean_view, decode
 from kdcache.datasets.sources import Files, Source
 from kdcache.datasets.workers import default_workers, in_worker
 from kdcache.errors import KdcacheError, UsageError, problem
 
-__all__ = ["Box", "Pictures", "read_image"]
+__all__ = ["Box", "Crops", "Pictures", "read_image"]
 
 Box = tuple[int, int, int, int]
 """A box of pixels: left, top, right, bottom, the latter two exclusive."""
+
+
+class Crops(NamedTuple):
+    """A part of each of B pictures.
+
+    Attributes
+    ----------
+    draws : ndarray of uint64, shape (B,)
+        A random number for each.
+    box : callable
+        Computes the box of a crop from the random number and the width and height of the picture.
+    """
+
+    draws: np.ndarray
+    box: Callable[[int, int, int], Box]
+
 
 THREADS = 8
 """Threads that decode in the main process. Pillow releases the GIL while it decodes and resizes."""
@@ -37,10 +55,8 @@ class Pictures:
     Parameters
     ----------
     source : Source
-    size : int
-        Height and width of the decoded images, in pixels.
-    shorter_side : int
-        Length to which the shorter side is resized for the clean view, before the center crop.
+    rendering : Rendering
+        How they become images.
     workers : int
         Processes that decode ahead.
     max_pixels : int
@@ -50,8 +66,7 @@ class Pictures:
     """
 
     source: Source
-    size: int
-    shorter_side: int
+    rendering: Rendering
     workers: int = 0
     max_pixels: int = MAX_PIXELS
     chosen: np.ndarray | None = None
@@ -81,30 +96,48 @@ class Pictures:
 
     def clean(self, samples: Tensor) -> Tensor:
         """Decode the clean views of some samples: (B, 3, S, S) uint8."""
-        views = self._decoded(samples, lambda place, rgb: clean_view(rgb, self.size, self.shorter_side))
+        (views,) = self.render(samples, [self.rendering])
         return views.contiguous()  # like images in memory
 
-    def resized_crops(self, samples: Tensor, draws: np.ndarray, box: Callable[[int, int, int], Box]) -> Tensor:
-        """Decode pictures, crop each, and resize the crop.
+    def render(self, samples: Tensor, renderings: Sequence[Rendering], crops: Crops | None = None) -> list[Tensor]:
+        """Decode each picture once, and render it or a crop of it in one or more ways.
 
         Parameters
         ----------
         samples : Tensor of int64, shape (B,)
-        draws : ndarray of uint64, shape (B,)
-            A random number for each sample.
-        box : callable
-            Computes the box of a crop from the random number and the width and height of the picture.
+        renderings : sequence of Rendering
+        crops : Crops, optional
+            The part of each picture that is resized; by default the images are clean views.
 
         Returns
         -------
-        Tensor of uint8, shape (B, 3, S, S)
+        list of Tensor
+            For each rendering the images: uint8 (B, 3, S, S), in channels-last memory format.
         """
+        pictures = [self.index_in_source(sample) for sample in samples.tolist()]
+        sides = [rendering.image_size for rendering in renderings]
+        images = [np.empty((len(pictures), side, side, 3), np.uint8) for side in sides]
+        largest = max(rendering.shorter_side for rendering in renderings)
 
-        def resized_crop(place: int, rgb: Image.Image) -> Image.Image:
-            crop = rgb.crop(box(int(draws[place]), *rgb.size))
-            return crop.resize((self.size, self.size), Image.Resampling.BILINEAR)
+        def render_one(place: int) -> None:
+            picture = pictures[place]
+            rgb = decode(self.read(picture), self.source.name(picture), self.max_pixels, largest)
+            if crops is not None:
+                rgb = rgb.crop(crops.box(int(crops.draws[place]), *rgb.size))
+            for found, (size, shorter_side, interpolation) in zip(images, map(astuple, renderings), strict=True):
+                if crops is None:
+                    found[place] = np.asarray(clean_view(rgb, size, shorter_side, interpolation))
+                else:
+                    found[place] = np.asarray(rgb.resize((size, size), RESAMPLING[interpolation]))
 
-        return self._decoded(samples, resized_crop)
+        if in_worker() or len(pictures) == 1:
+            for place in range(len(pictures)):
+                render_one(place)
+        else:
+            with ThreadPoolExecutor(min(THREADS, default_workers())) as pool:
+                for start in range(0, len(pictures), PICTURES_PER_BLOCK):
+                    list(pool.map(render_one, range(start, min(start + PICTURES_PER_BLOCK, len(pictures)))))
+        return [torch.from_numpy(found).permute(0, 3, 1, 2) for found in images]
 
     def dimensions(self, sample: int) -> tuple[int, int]:
         """Width and height of a picture, in pixels."""
@@ -137,29 +170,12 @@ class Pictures:
 
     def decode_bytes(self, data: bytes, name: str) -> Image.Image:
         """Decode a picture within the limits of these."""
-        return decode(data, name, self.max_pixels, self.shorter_side)
-
-    def _decoded(self, samples: Tensor, view: Callable[[int, Image.Image], Image.Image]) -> Tensor:
-        """Decode pictures into channels-last order, in threads unless this is a worker."""
-        pictures = [self.index_in_source(sample) for sample in samples.tolist()]
-        images = np.empty((len(pictures), self.size, self.size, 3), np.uint8)
-
-        def decode_one(place: int) -> None:
-            images[place] = np.asarray(view(place, self.decode(pictures[place])))
-
-        if in_worker() or len(pictures) == 1:
-            for place in range(len(pictures)):
-                decode_one(place)
-        else:
-            with ThreadPoolExecutor(min(THREADS, default_workers())) as pool:
-                for start in range(0, len(pictures), PICTURES_PER_BLOCK):
-                    list(pool.map(decode_one, range(start, min(start + PICTURES_PER_BLOCK, len(pictures)))))
-        return torch.from_numpy(images).permute(0, 3, 1, 2)
+        return decode(data, name, self.max_pixels, self.rendering.shorter_side)
 
 
 def read_image(path: str | Path, size: int, shorter_side: int | None = None, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Read the clean view of an image file: (3, size, size) uint8, see `clean_view`."""
     path = Path(path)
     files = Files.of(path.parent, [os.fsencode(path.name)])
-    pictures = Pictures(files, size, shorter_side or size, max_pixels=max_pixels)
+    pictures = Pictures(files, Rendering(size, shorter_side or size), max_pixels=max_pixels)
     return pictures.clean(torch.zeros(1, dtype=torch.long))[0]

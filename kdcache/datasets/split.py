@@ -3,19 +3,19 @@
 from __future__ import annotations  # annotations do not import torch
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from kdcache.cards import Card
+from kdcache.cards import Card, Rendering
 from kdcache.errors import UsageError, problem
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from kdcache.datasets.pictures import Box, Pictures
+    from kdcache.datasets.pictures import Box, Crops, Pictures
 
 __all__ = ["UNLABELLED", "Dataset", "Split"]
 
@@ -53,7 +53,7 @@ class Split:
         if self.images is not None:
             return self.images.shape[-1]
         assert self.pictures is not None
-        return self.pictures.size
+        return self.pictures.rendering.image_size
 
     @property
     def workers(self) -> int:
@@ -85,17 +85,43 @@ class Split:
         assert self.pictures is not None
         return self.pictures.clean(samples)
 
-    def resized_crops(self, samples: Tensor, draws: np.ndarray, box: Callable[[int, int, int], Box]) -> Tensor:
-        """Return a resized crop of each image, see `kdcache.datasets.pictures.Pictures.resized_crops`.
+    def render(
+        self, samples: Tensor, renderings: Sequence[Rendering | None], crops: Crops | None = None
+    ) -> list[Tensor]:
+        """Return the images of some samples in one or more renderings, decoding each picture once.
+
+        Parameters
+        ----------
+        samples : Tensor
+            As for `take`.
+        renderings : sequence of Rendering or None
+            ``None`` is that of this split.
+        crops : Crops, optional
+            The part of each picture that is resized; by default the images are clean views.
 
         Raises
         ------
         UsageError
-            If there are no encoded images to crop.
+            If they can only be made of encoded images, and there are none.
         """
+        if crops is None and [*renderings] == [None]:
+            return [self.take(samples)]
         if self.pictures is None:
-            raise UsageError(problem("random resized crops", expected="image files", got="arrays of one size"))
-        return self.pictures.resized_crops(samples, draws, box)
+            what = "random resized crops" if crops else "images of another size"
+            raise UsageError(problem(what, expected="image files", got="arrays of one size"))
+        own = self.pictures.rendering
+        return self.pictures.render(samples, [rendering or own for rendering in renderings], crops)
+
+    def resized_crops(self, samples: Tensor, draws: np.ndarray, box: Callable[[int, int, int], Box]) -> Tensor:
+        """Return a resized crop of each image, see `kdcache.datasets.pictures.Crops`."""
+        from kdcache.datasets.pictures import Crops
+
+        return self.render(samples, [None], Crops(draws, box))[0]
+
+    def rendered(self, rendering: Rendering) -> Split:
+        """Return the same pictures, to be rendered in another way."""
+        assert self.pictures is not None
+        return replace(self, images=None, pictures=replace(self.pictures, rendering=rendering))
 
     def part(self, rows: np.ndarray) -> Split:
         """Select some of the samples, in this order."""
@@ -126,9 +152,8 @@ class Split:
     def fingerprint(self) -> str:
         """SHA-256 of the content, in hexadecimal.
 
-        For `pictures`, of their encoded bytes, how they are decoded, the sizes to which they are resized, and the
-        labels; each is hashed only once, see `kdcache.datasets.manifest`. Otherwise of the shape, the images and the
-        labels.
+        For `pictures`, of their encoded bytes, how they are decoded and rendered, and the labels; each is hashed only
+        once, see `kdcache.datasets.manifest`. Otherwise of the shape, the images and the labels.
         """
         if self.pictures is not None:
             return self._fingerprint_of(self.pictures)
@@ -141,7 +166,9 @@ class Split:
     def _fingerprint_of(self, pictures: Pictures) -> str:
         from kdcache.datasets.manifest import picture_digests
 
-        digest = hashlib.sha256(repr((DECODING, len(self), pictures.size, pictures.shorter_side)).encode())
+        size, shorter_side, interpolation = astuple(pictures.rendering)
+        how = (DECODING, len(self), size, shorter_side, *([] if interpolation == "bilinear" else [interpolation]))
+        digest = hashlib.sha256(repr(how).encode())
         digest.update(picture_digests(pictures).tobytes())
         digest.update(self.labels.numpy().tobytes())
         return digest.hexdigest()
@@ -196,3 +223,15 @@ class Dataset:
     def image_size(self) -> int:
         """Height and width of the images, in pixels."""
         return self.card.image_size
+
+    def rendered(self, rendering: Rendering) -> Dataset:
+        """Return the same pictures as a network sees them.
+
+        If x is a padded crop of the clean view, all networks see the same images: these.
+        """
+        has_one = self.card.padding is not None or self.train.pictures is None
+        if has_one or rendering == self.card.rendering:
+            return self
+        train, test = self.train.rendered(rendering), self.test.rendered(rendering)
+        val = None if self.val is None else self.val.rendered(rendering)
+        return replace(self, card=self.card.rendered(rendering), train=train, test=test, val=val)

@@ -92,14 +92,14 @@ def fitnet_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     Parameters
     ----------
-    student, teacher : Tensor
-        Of the same shape.
+    student, teacher : Tensor, shape (B, C, H, W)
+        If sizes differ, the larger map is pooled.
 
     Returns
     -------
     Tensor, shape ()
     """
-    student, teacher = _at_least_float32(student, teacher)
+    student, teacher = _same_size(*_at_least_float32(student, teacher))
     return functional.mse_loss(student, teacher)
 
 

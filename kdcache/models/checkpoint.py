@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,13 +10,25 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from torch import Tensor
 
 from kdcache import tensor_files
-from kdcache.choices import IMAGE_SIZES
+from kdcache.cards import Rendering
+from kdcache.choices import IMAGE_SIZES, INTERPOLATIONS
 from kdcache.errors import UsageError, abbreviated, problem
 from kdcache.models.base import load_state
 from kdcache.models.network import Network
 from kdcache.models.registry import build, expected_state
 
-__all__ = ["FORMAT", "Description", "describe", "fingerprint", "is_kdcache_file", "load", "metadata", "read", "save"]
+__all__ = [
+    "FORMAT",
+    "Description",
+    "describe",
+    "fingerprint",
+    "is_kdcache_file",
+    "load",
+    "metadata",
+    "read",
+    "rendering_of",
+    "save",
+]
 
 FORMAT = "kdcache-network-3"
 """Name and version of the format, under ``format`` in the file's metadata."""
@@ -36,6 +49,12 @@ class Description(BaseModel):
     feature_names: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
     shorter_side: Annotated[int, Field(ge=1, le=2 * IMAGE_SIZES[1])] | None = None
+    interpolation: Annotated[str, Field(pattern=f"^({'|'.join(INTERPOLATIONS)})$")] = "bilinear"
+
+    @property
+    def rendering(self) -> Rendering:
+        """How pictures become the images of the network."""
+        return Rendering(self.image_size, self.shorter_side or self.image_size, self.interpolation)
 
 
 def save(network: Network, path: Path, **metadata: object) -> None:
@@ -50,7 +69,8 @@ def save(network: Network, path: Path, **metadata: object) -> None:
     **metadata
         Further JSON values to store, under names that the network's own metadata do not use.
     """
-    own = {"format": FORMAT, **_description(network), "feature_names": network.feature_names}
+    own = {"format": FORMAT, **_description(network), **asdict(network.rendering)}
+    own["feature_names"] = network.feature_names
     if taken := own.keys() & metadata.keys():
         raise ValueError(f"metadata names already in use: {sorted(taken)}")
     tensor_files.save(path, network.body.state_dict(), {**own, **metadata})
@@ -82,6 +102,17 @@ def read(path: Path) -> tuple[dict[str, Tensor], Description]:
     """
     state, facts = tensor_files.load(path, FORMAT)
     return state, describe(path, facts)
+
+
+def rendering_of(path: Path) -> Rendering:
+    """Read from the header of a file how pictures become the images of its network.
+
+    Raises
+    ------
+    UsageError
+        If the file is missing, damaged, or not a checkpoint of kdcache.
+    """
+    return describe(path, metadata(path)).rendering
 
 
 def describe(path: Path, facts: Mapping[str, Any]) -> Description:
@@ -118,7 +149,8 @@ def load(path: Path) -> Network:
         expected = expected_state(stated.name, stated.num_classes, stated.image_size)
         if expected is not None:
             _check_state(path, state, expected)
-        network = build(**stated.model_dump(exclude={"class_names", "shorter_side"}), seed=0)
+        network = build(**stated.model_dump(exclude={"class_names", "shorter_side", "interpolation"}), seed=0)
+        network.rendering = stated.rendering
     except UsageError as error:
         raise UsageError(*(_with_path(path, line) for line in error.problems)) from error
     _check_state(path, state, network.body.state_dict())

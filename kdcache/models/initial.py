@@ -13,7 +13,7 @@ from kdcache.datasets import Dataset
 from kdcache.errors import UsageError, abbreviated, problem
 from kdcache.models.class_order import find_class_names, same_classes
 from kdcache.models.layouts import COUNTER, State
-from kdcache.models.load import normalize
+from kdcache.models.load import normalize, set_rendering
 from kdcache.models.network import Network
 from kdcache.models.published import Published
 from kdcache.models.registry import build, expected_state
@@ -28,11 +28,16 @@ log = logging.getLogger("kdcache")
 
 
 class InitialWeights(NamedTuple):
-    """The weights that a network starts from: a digest of its tensors and normalization, without a new head."""
+    """The weights that a network starts from: a digest of its tensors and normalization, without a new head.
+
+    And how it sees pictures: its normalization, and its rendering, whose size is that of the data.
+    """
 
     digest: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    shorter_side: int
+    interpolation: str
 
 
 def start_from(network: Network, weights: str | Path, data: Dataset, may_download: bool) -> InitialWeights:
@@ -76,9 +81,11 @@ def start_from(network: Network, weights: str | Path, data: Dataset, may_downloa
     missing = {name for name in kept - found.taken.keys() if name.endswith(COUNTER)}
     log.info("init: %d of %d tensors of %s; %s", len(kept - missing), len(own), weights, reason)
     normalize(network, stated, data)
+    set_rendering(network, stated, data)
     tensors = {name: network.body.state_dict()[name] for name in sorted(kept)}
     digest = tensor_files.digest(tensors, {"mean": network.mean, "std": network.std})
-    return InitialWeights(digest, network.mean, network.std)
+    rendering = network.rendering
+    return InitialWeights(digest, network.mean, network.std, rendering.shorter_side, rendering.interpolation)
 
 
 def head_of(name: str, num_classes: int, image_size: int) -> dict[str, int]:

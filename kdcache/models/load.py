@@ -22,7 +22,9 @@ from kdcache.models.published import Normalization, Published
 from kdcache.models.sources import SHIPPED, read_weights, shipped_teacher
 from kdcache.models.weights import load_into, most_similar_network, start_from_them
 
-__all__ = ["find_network", "normalize", "trained_network"]
+__all__ = ["find_network", "normalize", "set_rendering", "trained_network"]
+
+SIZES_REMEDY = "A size for each network needs x that are random parts of pictures, see docs/data.md."
 
 log = logging.getLogger("kdcache")
 
@@ -51,7 +53,7 @@ def trained_network(weights: Path, data: Dataset, role: str = "teacher") -> Netw
             f"{role} {weights}: {what}",
             expected=f"{expected[what]}, as in {data.card.name}",
             got=found[what],
-            remedy=start_from_them(weights) if what == "number of classes" else None,
+            remedy=start_from_them(weights) if what == "number of classes" else SIZES_REMEDY,
         )
         for what in expected
         if expected[what] != found[what]
@@ -132,6 +134,7 @@ def find_network(
         "weights": str(weights),
         "entry": load_into(network, stated.entries, weights, entry),
         "normalization": normalize(network, stated, data, mean, std),
+        "clean view": set_rendering(network, stated, data),
         "class order": class_order or "that of the data",
     }
     if stated.normalization is None and mean is None and name in published.TRANSFORMING:
@@ -159,6 +162,21 @@ def normalize(
     if len(given) < 2:
         log.info("normalization: mean %s, std %s, from %s", network.mean, network.std, source)
     return source
+
+
+def set_rendering(network: Network, stated: Published, data: Dataset) -> str:
+    """Give a network the interpolation and the clean view that are stated first: by its weights, its library, the data.
+
+    If x are padded crops of the clean view, it has that of the data. Returns what states it.
+    """
+    network.rendering = own = data.card.rendering
+    crop = stated.clean_crop or published.clean_crop_of(network.body)
+    if crop is None or data.card.padding is not None:
+        return f"the data, {data.card.name}"
+    network.rendering = crop.rendering(own.image_size)
+    if network.rendering != own:
+        log.info("clean view: %s, from %s", network.rendering.evaluation, crop.source)
+    return crop.source
 
 
 def _order_classes(network: Network, stated: Published, data: Dataset, where: object, class_order: str | None) -> None:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from kdcache.cards import Rendering
 from kdcache.choices import IMAGE_SIZES
 from kdcache.models.base import FeatureNet
 from kdcache.models.external import FeatureExtractor
@@ -28,6 +29,11 @@ class Network(nn.Module):
     feature_names : tuple of str
         Modules whose outputs are the features, for a body that is not a `FeatureNet`.
 
+    Attributes
+    ----------
+    rendering : Rendering
+        How pictures become its images. A new network takes the whole shorter side.
+
     Notes
     -----
     The normalization is not in ``state_dict()``, which holds the body alone, under ``body.``.
@@ -51,10 +57,15 @@ class Network(nn.Module):
         self.body = body.to(memory_format=torch.channels_last)
         self.name = name
         self.num_classes = num_classes
-        self.image_size = image_size
+        self.rendering = Rendering(image_size, image_size)
         self.feature_names = feature_names
         self._extractor: FeatureExtractor | None = None
         self.set_normalization(mean, std)
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of its images, in pixels."""
+        return self.rendering.image_size
 
     def set_normalization(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         """Replace the normalization of each channel."""

@@ -84,7 +84,9 @@ def _of_onnx(path: Path) -> Predictor:
         raise UsageError(problem(f"network {path}", got=first_line(error), remedy=remedy)) from None
     try:
         # From bytes: a file could name others with its weights by their paths.
-        session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     except OSError as error:
         raise UsageError(problem(f"could not read {path}", got=error.strerror)) from error
     except Exception as error:  # onnxruntime has its own types
@@ -148,9 +150,8 @@ def predict(predictor: Predictor, files: Files, max_pixels: int, workers: int) -
     KdcacheError
         If a probability is not finite.
     """
-    size, shorter_side = predictor.facts.image_size, predictor.facts.shorter_side
-    pictures = Pictures(files, size, shorter_side or size, max_pixels=max_pixels)
-    batch_size = min(MAX_BATCH, max(1, PIXELS_PER_BATCH // size**2))
+    pictures = Pictures(files, predictor.facts.rendering, max_pixels=max_pixels)
+    batch_size = min(MAX_BATCH, max(1, PIXELS_PER_BATCH // predictor.facts.image_size**2))
     batches = [range(start, min(start + batch_size, len(files))) for start in range(0, len(files), batch_size)]
     for rows, batch in zip(batches, prefetch_map(partial(_read, pictures), batches, workers), strict=True):
         found = iter(predictor.probabilities(batch.images) if len(batch.images) else ())
@@ -159,7 +160,8 @@ def predict(predictor: Predictor, files: Files, max_pixels: int, workers: int) -
 
 
 def _read(pictures: Pictures, rows: range) -> _Batch:
-    images = [torch.empty(0, 3, pictures.size, pictures.size, dtype=torch.uint8)]
+    side = pictures.rendering.image_size
+    images = [torch.empty(0, 3, side, side, dtype=torch.uint8)]
     problems: list[str | None] = []
     for row in rows:
         try:

@@ -1,23 +1,37 @@
 """Published checkpoints of other projects: their tensors, and what they state about the network."""
 
 import json
+import logging
 import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
 
+from kdcache.cards import Rendering
+from kdcache.choices import INTERPOLATIONS
 from kdcache.errors import UsageError, problem
 from kdcache.models.class_order import NameList
 from kdcache.models.layouts import Entries, State, is_plain
 from kdcache.models.plain_data import PlainArray
 from kdcache.models.weights_file import SAVE_STATE, read_document
 
-__all__ = ["KNOWN_ACCURACY", "TRANSFORMING", "Normalization", "Published", "name_lists", "read", "stated_by"]
+__all__ = [
+    "KNOWN_ACCURACY",
+    "TRANSFORMING",
+    "CleanCrop",
+    "Normalization",
+    "Published",
+    "clean_crop_of",
+    "name_lists",
+    "read",
+    "stated_by",
+]
 
 KNOWN_ACCURACY = {
     ("cifar100", "wrn_40_2"): 75.61,
@@ -28,6 +42,8 @@ KNOWN_ACCURACY = {
     ("cifar100", "ResNet50"): 79.34,
 }
 """Top-1 accuracy in % of the teachers published with Tian et al., "Contrastive Representation Distillation" (2020)."""
+
+log = logging.getLogger("kdcache")
 
 MAX_DEPTH = 4
 """Levels of dictionaries that are searched for tensors and facts."""
@@ -47,6 +63,29 @@ class Normalization(NamedTuple):
     source: str
 
 
+class CleanCrop(NamedTuple):
+    """The clean view that a network is evaluated on.
+
+    Attributes
+    ----------
+    shares : mapping of int or None to Fraction or float
+        By image size, ``None`` for any other: the share of the shorter side that the images show.
+    interpolation : str
+        Of resizing, one of `kdcache.choices.INTERPOLATIONS`.
+    source : str
+        In words, where they are stated.
+    """
+
+    shares: Mapping[int | None, Fraction | float]
+    interpolation: str
+    source: str
+
+    def rendering(self, image_size: int) -> Rendering:
+        """How pictures become images of this size."""
+        share = self.shares.get(image_size, self.shares[None])
+        return Rendering(image_size, math.floor(image_size / share), self.interpolation)
+
+
 class Published(NamedTuple):
     """The content of a published checkpoint.
 
@@ -60,12 +99,15 @@ class Published(NamedTuple):
         If it is stated.
     name_lists : tuple of NameList
         What may be the names of the classes, in the order of the logits.
+    clean_crop : CleanCrop or None
+        If it is stated.
     """
 
     entries: Entries
     accuracy: float | None = None
     normalization: Normalization | None = None
     name_lists: tuple[NameList, ...] = ()
+    clean_crop: CleanCrop | None = None
 
 
 def read(path: Path) -> Published:
@@ -94,7 +136,7 @@ def read(path: Path) -> Published:
         raise UsageError(problem(f"weights {path}: bytes of tensors", expected=path.stat().st_size, got=stated))
     card = {**document, **_files_beside(path)}
     accuracy, normalization = _accuracy(document.get("accuracy")), _normalization(card, "the checkpoint")
-    return Published(entries, accuracy, normalization, name_lists(card))
+    return Published(entries, accuracy, normalization, name_lists(card), _clean_crop(card, "the checkpoint"))
 
 
 def _entries(node: Mapping[Any, Any], path: str, depth: int) -> Iterator[tuple[str, State]]:
@@ -151,8 +193,36 @@ def _values(value: object) -> list[Any]:
 
 def stated_by(body: nn.Module) -> Normalization | None:
     """Find the normalization that the library of a network states for it, as timm does."""
-    configurations = {name: getattr(body, name, None) for name in ("pretrained_cfg", "default_cfg")}
-    return _normalization(configurations, "the library of the network")
+    return _normalization(_configurations(body), "the library of the network")
+
+
+def clean_crop_of(body: nn.Module) -> CleanCrop | None:
+    """Find the clean view that the library of a network states for it, as timm does."""
+    return _clean_crop(_configurations(body), "the library of the network")
+
+
+def _configurations(body: nn.Module) -> dict[str, Any]:
+    return {name: getattr(body, name, None) for name in ("pretrained_cfg", "default_cfg")}
+
+
+def _clean_crop(document: Mapping[Any, Any], source: str) -> CleanCrop | None:
+    """Find a clean view as timm states it: the share for each size, and how pictures are resized."""
+    for facts in _facts(document):
+        shares: dict[int | None, Any] = {None: facts.get("crop_pct")}
+        if size := _values(facts.get("test_input_size")):
+            shares[size[-1]] = facts.get("test_crop_pct", shares[None])
+        how = facts.get("interpolation")
+        if how not in INTERPOLATIONS or not all(_is_share(share) for share in shares.values()):
+            continue
+        if facts.get("crop_mode", "center") != "center":
+            log.info("clean view: %s states the crop mode %s, which is not used", source, facts["crop_mode"])
+            return None
+        return CleanCrop(shares, how, source)
+    return None
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, float | int) and 0.5 <= value <= 1
 
 
 def _normalization(document: Mapping[Any, Any], source: str) -> Normalization | None:

@@ -4,6 +4,7 @@ import importlib.resources
 import logging
 import re
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -13,7 +14,16 @@ import torch
 from kdcache.errors import KdcacheError, UsageError, first_line, problem
 from kdcache.models import checkpoint, external
 from kdcache.models.layouts import State
-from kdcache.models.published import TRANSFORMING, Normalization, Published, name_lists, read, stated_by
+from kdcache.models.published import (
+    TRANSFORMING,
+    CleanCrop,
+    Normalization,
+    Published,
+    clean_crop_of,
+    name_lists,
+    read,
+    stated_by,
+)
 
 __all__ = ["SHIPPED", "read_torchvision", "read_weights", "shipped_teacher"]
 
@@ -72,8 +82,10 @@ def read_weights(weights: str, model: str | None, image_size: int, may_download:
 def _read_own(path: Path) -> Published:
     state, stated = checkpoint.read(path)
     names = (("class_names", stated.class_names),) if stated.class_names else ()
-    normalization = Normalization(stated.mean, stated.std, f"{path}")
-    return Published({"": State(state)}, normalization=normalization, name_lists=names)
+    normalization, rendering = Normalization(stated.mean, stated.std, f"{path}"), stated.rendering
+    share = Fraction(rendering.image_size, rendering.shorter_side)
+    crop = CleanCrop({None: share}, rendering.interpolation, f"{path}")
+    return Published({"": State(state)}, normalization=normalization, name_lists=names, clean_crop=crop)
 
 
 def read_torchvision(model: str, weights: str, may_download: bool = True) -> Published:
@@ -121,9 +133,15 @@ def read_torchvision(model: str, weights: str, may_download: bool = True) -> Pub
     if model not in TRANSFORMING:
         means, stds = tuple(transforms.mean), tuple(transforms.std)
     accuracy = chosen.meta.get("_metrics", {}).get("ImageNet-1K", {}).get("acc@1")
-    normalization = Normalization(means, stds, f"torchvision for {chosen}")
+    source = f"torchvision for {chosen}"
     names = ("categories", tuple(chosen.meta.get("categories", ())))
-    return found._replace(accuracy=accuracy, normalization=normalization, name_lists=(names,))
+    share = Fraction(transforms.crop_size[0], transforms.resize_size[0])
+    return found._replace(
+        accuracy=accuracy,
+        normalization=Normalization(means, stds, source),
+        name_lists=(names,),
+        clean_crop=CleanCrop({None: share}, transforms.interpolation.value, source),
+    )
 
 
 def _read_timm(name: str, weights: str, image_size: int, may_download: bool) -> Published:
@@ -151,8 +169,13 @@ def _read_timm(name: str, weights: str, image_size: int, may_download: bool) -> 
     facts = {"pretrained_cfg": getattr(body, "pretrained_cfg", None)}
     stated = stated_by(body)
     tag = getattr(body, "pretrained_cfg", {}).get("tag")
-    normalization = stated and stated._replace(source=f"timm for {architecture}.{tag}")
-    return Published({"": State(body.state_dict())}, None, normalization, name_lists(facts))
+    source, crop = f"timm for {architecture}.{tag}", clean_crop_of(body)
+    return Published(
+        {"": State(body.state_dict())},
+        normalization=stated and stated._replace(source=source),
+        name_lists=name_lists(facts),
+        clean_crop=crop and crop._replace(source=source),
+    )
 
 
 def _require_download(weights: str, model: str, may_download: bool) -> None:

@@ -4,18 +4,16 @@ from collections.abc import Iterator, Sequence
 from textwrap import fill
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kdcache.analysis.estimates import Proportion
 from kdcache.analysis.evaluation import Evaluation
-from kdcache.analysis.metrics import Said
-from kdcache.datasets import Split
+from kdcache.analysis.metrics import Mistake
 from kdcache.report.gallery import draw_image, format_probabilities
 from kdcache.report.style import series_styles
 
-__all__ = ["draw_confusion", "draw_mistakes", "draw_reliability"]
+__all__ = ["describe_mistake", "draw_confusion", "draw_mistakes", "draw_reliability"]
 
 MAX_CLASSES = 24
 """Classes in a drawn confusion matrix; of more, those that are confused most often are chosen."""
@@ -40,7 +38,7 @@ def draw_confusion(evaluation: Evaluation, class_names: Sequence[str]) -> Figure
     side = 2.4 + 0.32 * len(chosen)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, interpolation="none")
     names = [_shortened(class_names[label]) for label in chosen]
     axes.set_xticks(range(len(chosen)), names, rotation=90, fontsize=8)
     axes.set_yticks(range(len(chosen)), names, fontsize=8)
@@ -93,28 +91,28 @@ def draw_reliability(evaluations: Sequence[Evaluation]) -> Figure:
     return figure
 
 
-def draw_mistakes(evaluation: Evaluation, split: Split, class_names: Sequence[str]) -> Figure:
+def draw_mistakes(evaluation: Evaluation, class_names: Sequence[str]) -> Figure:
     """Draw the images with the largest loss among those of another class than predicted, and what was said of them."""
-    images = split.take(torch.tensor([mistake.place for mistake in evaluation.mistakes], dtype=torch.long))
-    rows = -(-len(images) // COLUMNS)
+    rows = -(-len(evaluation.mistakes) // COLUMNS)
     figure = Figure(figsize=(2.6 * COLUMNS, 0.5 + 3.2 * rows), layout="constrained")
     title = f"Mistakes of {evaluation.name} with the largest loss"
     figure.suptitle(fill(title, round(CHARS_PER_INCH * figure.get_figwidth())), fontsize=11)
     axes: Iterator[Axes] = iter(figure.subplots(rows, COLUMNS, squeeze=False).flat)
-    for image, mistake in zip(images, evaluation.mistakes, strict=True):
+    for image, mistake in zip(evaluation.views, evaluation.mistakes, strict=True):
         place = next(axes)
         draw_image(place, image)
         place.set_title(f"{_shortened(class_names[mistake.label])}, no. {mistake.place}", fontsize=9)
-        speakers = {"says": mistake.said, "teacher": mistake.teacher}
-        lines = [f"{name}: {_format(said, class_names)}" for name, said in speakers.items() if said]
-        place.set_xlabel("\n".join(lines), fontsize=8)
+        place.set_xlabel("\n".join(describe_mistake(mistake, class_names)), fontsize=8)
     for place in axes:
         place.axis("off")
     return figure
 
 
-def _format(said: Said, class_names: Sequence[str]) -> str:
-    return format_probabilities([(_shortened(class_names[said.predicted]), said.confidence)], "")
+def describe_mistake(mistake: Mistake, class_names: Sequence[str]) -> list[str]:
+    """Say which class the network predicts, and which one its teacher, with their probabilities."""
+    speakers = {"says": mistake.said, "teacher": mistake.teacher}
+    named = {who: (_shortened(class_names[said.predicted]), said.confidence) for who, said in speakers.items() if said}
+    return [f"{who}: {format_probabilities([one], '')}" for who, one in named.items()]
 
 
 def _shortened(name: str) -> str:

@@ -11,8 +11,15 @@ from kdcache.analysis.cost import BATCH_SIZES
 from kdcache.analysis.estimates import Proportion
 from kdcache.analysis.evaluation import Evaluation, EvaluationReport
 from kdcache.analysis.metrics import CALIBRATION_BINS, ClassPair
-from kdcache.report.tables import TextTable, file_size, format_interval, format_percent, make_table, to_markdown
-from kdcache.report.text_formats import csv_text
+from kdcache.report.tables import (
+    TextTable,
+    csv_text,
+    file_size,
+    format_interval,
+    format_percent,
+    make_table,
+    to_markdown,
+)
 
 __all__ = ["EVALUATION_FORMATS", "as_json", "evaluation_tables", "with_short_names"]
 
@@ -101,16 +108,16 @@ def _cost_table(report: EvaluationReport, evaluations: Sequence[Evaluation]) -> 
 
         return text
 
-    precisions = ", ".join(sorted({one.cost.precision for one in evaluations}))
     threads = f", threads: {report.threads}" if report.device == "cpu" else ""
     return make_table(
-        f"Size, and milliseconds an image, median (quartiles), in {precisions} on {report.device}{threads}",
+        f"Size, and milliseconds an image, median (quartiles), on {report.device}{threads}",
         evaluations,
         {
             "network": lambda one: one.name,
             "architecture": lambda one: f"{one.model}, {one.image_size}x{one.image_size}",
-            "parameters": lambda one: f"{one.cost.size.parameters:,}",
-            "million multiply-adds": lambda one: f"{one.cost.size.multiply_adds / 1e6:.1f}",
+            "parameters": lambda one: f"{one.cost.size.parameters:,}" if one.cost.size else None,
+            "million multiply-adds": lambda one: f"{one.cost.size.multiply_adds / 1e6:.1f}" if one.cost.size else None,
+            "computed in": lambda one: one.cost.precision,
             "file": lambda one: file_size(one.cost.bytes),
             **{f"ms, batch of {size}": milliseconds(place) for place, size in enumerate(BATCH_SIZES)},
         },
@@ -192,8 +199,8 @@ def _lines(one: Evaluation, class_names: Sequence[str]) -> Iterator[_Line]:
         "mean_over_classes_percent": quality.mean_over_classes,
         "cross_entropy_nats": quality.loss,
         "ece_percent": quality.calibration.error,
-        "parameters": cost.size.parameters,
-        "multiply_adds": cost.size.multiply_adds,
+        "parameters": cost.size and cost.size.parameters,
+        "multiply_adds": cost.size and cost.size.multiply_adds,
         "bytes": cost.bytes,
     }
     for figure, value in whole.items():

@@ -17,6 +17,7 @@ from torch import Tensor
 import kdcache
 from kdcache.analysis.curves import ErrorCurve
 from kdcache.analysis.disagreement import DisagreementReport, Example
+from kdcache.analysis.evaluation import Evaluation, EvaluationReport
 from kdcache.analysis.groups import RunGroup
 from kdcache.analysis.kl_ratio import KLRatioCurve
 from kdcache.analysis.summary import RunSummary
@@ -29,6 +30,8 @@ from kdcache.report.analysis_tables import (
     runs_table,
 )
 from kdcache.report.charts import draw_by_lambda, draw_over_epochs, plot_error_curves, plot_kl_ratios
+from kdcache.report.evaluation_charts import describe_mistake, draw_confusion, draw_reliability
+from kdcache.report.evaluation_tables import evaluation_tables, with_short_names
 from kdcache.report.gallery import format_probabilities
 from kdcache.report.style import inline_svg
 from kdcache.run.records import RunRecord
@@ -37,6 +40,9 @@ __all__ = ["render_page"]
 
 MAX_CLASSES = 20
 """Classes in the table of label disagreement by class."""
+
+MAX_NETWORKS = 6
+"""Networks whose confusion and mistakes are drawn."""
 
 
 class Chart(NamedTuple):
@@ -69,6 +75,7 @@ def render_page(summary: RunSummary) -> str:
         scope=f"{len(summary.runs)} runs in {len(summary.groups)} groups.",
         missing=summary.missing,
         groups=groups_table(summary.groups),
+        evaluations=[_evaluation(report, chart) for report in summary.evaluations],
         curves=_curves(summary, chart),
         errors=errors_table(summary.errors),
         ratio=_ratio(summary.ratios, chart),
@@ -122,20 +129,45 @@ def _disagreement(report: DisagreementReport, chart: MakeChart) -> dict[str, Any
         "chart": chart(title, content, lambda: draw_by_lambda(report.counts)),
         "table": disagreement_table(report),
         "classes": classes_table(report, MAX_CLASSES),
-        "images": [_image(example) for example in report.examples],
+        "images": [_mixed_image(example) for example in report.examples],
     }
 
 
-def _image(example: Example) -> dict[str, Any]:
+def _mixed_image(example: Example) -> dict[str, Any]:
     label = format_probabilities(example.label, " + ")
     top1 = format_probabilities(example.teacher[:1], "")
+    description = f"Mixed image labeled {label}; the teacher predicts {top1}"
+    return _image(example.view, description, label, [format_probabilities([one], "") for one in example.teacher])
+
+
+def _image(view: Tensor, description: str, label: str, lines: list[str]) -> dict[str, Any]:
+    source = f"data:image/png;base64,{_png(view)}"
+    return {"source": source, "size": view.shape[-1], "description": description, "label": label, "lines": lines}
+
+
+def _evaluation(report: EvaluationReport, chart: MakeChart) -> dict[str, Any]:
+    evaluations = with_short_names(report.evaluations)[:MAX_NETWORKS]
+    names = report.class_names
+    errors = (f"{one.name} {one.quality.calibration.error:.1f} %" for one in evaluations)
+    title = "Accuracy against confidence, with 95 % intervals: on the diagonal, confidence is right"
+    content = f"Expected calibration error: {', '.join(errors)}"
     return {
-        "source": f"data:image/png;base64,{_png(example.view)}",
-        "size": example.view.shape[-1],
-        "description": f"Mixed image labeled {label}; the teacher predicts {top1}",
-        "label": label,
-        "teacher": [format_probabilities([one], "") for one in example.teacher],
+        "tables": evaluation_tables(report),
+        "reliability": chart(title, content, lambda: draw_reliability(evaluations)),
+        "networks": [_network(one, names, chart) for one in evaluations],
     }
+
+
+def _network(one: Evaluation, names: Sequence[str], chart: MakeChart) -> dict[str, Any]:
+    wrong = [pair for pair in one.quality.confusion if pair.first != pair.second][:3]
+    content = ", ".join(f"{pair.images} {names[pair.first]} taken for {names[pair.second]}" for pair in wrong)
+    title = "Which share of the images of each class is taken for each class, in percent"
+    images = []
+    for mistake, view in zip(one.mistakes, one.views, strict=True):
+        lines = describe_mistake(mistake, names)
+        images.append(_image(view, f"Image of {names[mistake.label]}; {', '.join(lines)}", names[mistake.label], lines))
+    matrix = chart(title, content or "Every image is classified correctly", lambda: draw_confusion(one, names))
+    return {"name": one.name, "confusion": matrix, "mistakes": images}
 
 
 def _png(image: Tensor) -> str:

@@ -8,6 +8,7 @@ from kdcache.errors import printable
 
 __all__ = [
     "TextTable",
+    "csv_text",
     "file_size",
     "format_interval",
     "format_mean_std",
@@ -87,6 +88,11 @@ def _escape(text: str) -> str:
     for character in "\\|<>*_`[]":
         text = text.replace(character, f"\\{character}")
     return " ".join(text.split())
+
+
+def csv_text(value: object) -> object:
+    """Quote text that a spreadsheet would take for a formula."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@" else value
 
 
 def file_size(size: int) -> str:

@@ -16,9 +16,10 @@ from kdcache.report.analysis_tables import (
     kl_ratio_table,
     runs_table,
 )
-from kdcache.report.tables import TextTable, to_markdown
+from kdcache.report.evaluation_tables import evaluation_tables
+from kdcache.report.tables import TextTable, csv_text, to_markdown
 
-__all__ = ["TEXT_FORMATS", "csv_text"]
+__all__ = ["TEXT_FORMATS"]
 
 SETTINGS = ("dataset", "model", "loss", "aug", "pick", "temperature", "alpha", "batch_size", "lr")
 """Settings with a column in the CSV file."""
@@ -27,6 +28,8 @@ SETTINGS = ("dataset", "model", "loss", "aug", "pick", "temperature", "alpha", "
 def as_markdown(summary: RunSummary) -> str:
     """Write all tables as Markdown."""
     tables = [groups_table(summary.groups), errors_table(summary.errors), kl_ratio_table(summary.ratios)]
+    for evaluation in summary.evaluations:
+        tables += evaluation_tables(evaluation, is_full=True)
     for report in summary.disagreements:
         tables += [disagreement_table(report), classes_table(report)]
     tables.append(runs_table(summary.runs))
@@ -53,11 +56,6 @@ def _csv_line(group: RunGroup) -> list[object]:
     results = [value for name in RESULTS for value in (group.result(name).mean, group.result(name).std)]
     counts = (config.epochs, len(group.finished), len(group.runs) - len(group.finished))
     return [csv_text(group.name), config.table, *map(csv_text, settings.values()), *counts, *results]
-
-
-def csv_text(value: object) -> object:
-    """Quote text that a spreadsheet would take for a formula."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@" else value
 
 
 def as_json(summary: RunSummary) -> str:

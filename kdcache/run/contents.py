@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 
-from kdcache.choices import PRECISIONS
+from kdcache.choices import INTERPOLATIONS, PRECISIONS
 from kdcache.config.settings import expected_by
 from kdcache.errors import UsageError, problem
 
@@ -124,6 +124,8 @@ class _InitialWeights(BaseModel):
     digest: str
     mean: Channels
     std: Channels
+    shorter_side: Annotated[int, Field(ge=1)]
+    interpolation: Literal[INTERPOLATIONS]  # type: ignore[valid-type]
 
 
 class _Environment(BaseModel):

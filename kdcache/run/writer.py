@@ -228,10 +228,9 @@ class RunWriter:
 
     def _write_network(self, network: Network) -> None:
         last = self.metrics[-1]
-        facts = {"class_names": self.data.class_names, "shorter_side": self.data.card.shorter_side}
         is_best = last.epoch > 0 and best_epoch(self.metrics) is last
         for file in (self.folder.network_file, *([self.folder.best_network_file] if is_best else [])):
-            save(network, file, epoch=last.epoch, top1=last.test_top1, **facts)
+            save(network, file, epoch=last.epoch, top1=last.test_top1, class_names=self.data.class_names)
 
     def _write_metrics(self) -> None:
         checked_files.write_lines(self.folder.metrics_file, map(asdict, self.metrics))

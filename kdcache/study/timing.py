@@ -46,7 +46,7 @@ def estimate_hours(cells: Sequence[StudyCell]) -> float:
         seconds += images * (trained * step.training + scored * step.forward) + test_images * step.forward
         if run.teacher is not None:
             forwards = stores.train(run) if uses_store(run) else run_forwards(run)
-            seconds += forwards * _time_teacher(_Network.of(run.teacher.config, size))
+            seconds += forwards * _time_teacher(_Network.of(run.teacher.config, run_size(run.teacher)))
     return seconds / 3600
 
 

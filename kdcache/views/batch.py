@@ -1,8 +1,8 @@
 """The views of a step, made from the epoch's table with a few batched tensor operations."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from kdcache import distributed
+from kdcache.cards import Rendering
 from kdcache.datasets import Split
 from kdcache.datasets.split import UNLABELLED
 from kdcache.datasets.workers import prefetch_map
-from kdcache.errors import KdcacheError, UsageError, memory_explained, problem
-from kdcache.extensions import explained
+from kdcache.errors import UsageError, memory_explained, problem
+from kdcache.views.apply import apply_mix, check_sizes
 from kdcache.views.geometry import crop_flip, flip_some, random_resized_box, take
-from kdcache.views.mixes import find_mix
 from kdcache.views.plan import EpochTable, Slot, ViewPlan, rank_part, steps
 
-__all__ = ["Batch", "ViewMaker", "apply_mix", "hard_labels"]
+__all__ = ["Batch", "ViewMaker", "hard_labels"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ class Batch:
     random_score : Tensor of float32, shape (M B,)
     standard_keys : ndarray of int64, shape (B,)
         Index of each x among all possible ones; see `ViewPlan.standard_keys`.
+    other_images : Tensor or None
+        What `ViewMaker.of_batch` makes the views in the rendering of another network from, if it was decoded already.
     """
 
     epoch: int
@@ -62,6 +64,7 @@ class Batch:
     lam: Tensor
     random_score: Tensor
     standard_keys: np.ndarray
+    other_images: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -95,20 +98,26 @@ def hard_labels(labels: Tensor, partner_labels: Tensor, lam: Tensor) -> Tensor:
 
 
 class _Request(NamedTuple):
-    """Images to read: the samples, and for random resized crops the word of each box."""
+    """Images to read: the samples, for random resized crops the word of each box, and in which renderings."""
 
     samples: Tensor
     words: np.ndarray | None
+    renderings: tuple[Rendering | None, ...]
 
 
-def _read(split: Split, request: _Request) -> Tensor:
+def _read(split: Split, request: _Request) -> list[Tensor]:
     if request.words is None:
-        return split.take(request.samples)
-    return split.resized_crops(request.samples, request.words, random_resized_box)
+        return split.render(request.samples, request.renderings)
+    from kdcache.datasets.pictures import Crops
+
+    return split.render(request.samples, request.renderings, Crops(request.words, random_resized_box))
 
 
 class ViewMaker:
     """Makes the views of a plan: the batches of an epoch, or any positions of one slot.
+
+    The images of the split may have another size than those of the plan, if x is a random part of a picture, or all of
+    it. Each view then shows the same of the picture, and a box covers the same share of it.
 
     Parameters
     ----------
@@ -119,10 +128,23 @@ class ViewMaker:
         The views do not depend on it.
     device : torch.device
         Where the views are made; images are copied there as uint8.
+
+    Attributes
+    ----------
+    other_rendering : callable
+        From an epoch, the rendering in which its batches have their images too, so that pictures are decoded once for
+        two networks; ``None`` for none, as by default.
+
+    Raises
+    ------
+    UsageError
+        If the plan has views that cannot have the size of the images.
     """
 
     def __init__(self, split: Split, plan: ViewPlan, batch_size: int, device: torch.device) -> None:
-        self.split, self.plan, self.device = split, plan, device
+        self.split, self.plan, self.device, self.batch_size = split, plan, device, batch_size
+        self.other_rendering: Callable[[int], Rendering | None] = lambda epoch: None
+        check_sizes(plan, split.image_size)
         self.steps = steps(plan.samples, batch_size)
         least = min(map(len, self.steps))
         if least < 2 * distributed.world_size() > 2:
@@ -138,24 +160,49 @@ class ViewMaker:
         """
         table, rank, number = self.table(epoch), distributed.rank(), distributed.world_size()
         parts = [rank_part(whole, rank, number) for whole in self.steps[first_step:]]
-        requests = (self._request(table, _rows(positions, table.slots)) for positions in parts)
+        other = self.other_rendering(epoch)
+        renderings = (None,) if other is None else (None, other)
+        requests = (self._request(table, _rows(positions, table.slots), renderings) for positions in parts)
         pin = self.device.type == "cuda"
         ahead = prefetch_map(partial(_read, self.split), requests, self.split.workers, pin)
         for step, (positions, images) in enumerate(zip(parts, ahead, strict=True), start=first_step):
-            yield self._batch(epoch, step, positions, images)
+            yield self._batch(epoch, step, positions, *images)
 
     def views(self, epoch: int, slot: int, positions: range) -> Tensor:
         """Make the views of one slot at some positions: (B, 3, H, W). Slot 0 is x."""
         table = self.table(epoch)
         slots = [table.slots[slot - 1]] if slot else []
-        images = _read(self.split, self._request(table, _rows(positions, slots)))
+        rows = _rows(positions, slots)
+        (images,) = _read(self.split, self._request(table, rows))
         with _explain_memory(len(positions)):
-            return self._slots(table, positions, slots, images)[-1]
+            return self._slots(table, positions, slots, rows, images)[-1]
 
-    def _batch(self, epoch: int, step: int, positions: range, images: Tensor) -> Batch:
+    def of_batch(self, batch: Batch, with_mixed: bool = True) -> Tensor:
+        """Make the views of a batch that another maker of the same plan made, or its x alone."""
+        table, positions, images = self.table(batch.epoch), batch.positions, batch.other_images
+        rows = _rows(positions, table.slots if with_mixed or images is not None else ())
+        if images is None:
+            (images,) = _read(self.split, self._request(table, rows))
+        with _explain_memory(len(batch)):
+            return torch.cat(self._slots(table, positions, table.slots if with_mixed else (), rows, images))
+
+    def rendered(self, rendering: Rendering) -> "ViewMaker":
+        """Return a maker of the same views in another rendering; this one where only clean views would differ."""
+        assert self.split.pictures is not None
+        current = self.split.pictures.rendering
+        if self.plan.crop_flip and replace(rendering, shorter_side=current.shorter_side) == current:
+            return self
+        maker = ViewMaker(self.split.rendered(rendering), self.plan, self.batch_size, self.device)
+        maker.table = self.table
+        return maker
+
+    def _batch(
+        self, epoch: int, step: int, positions: range, images: Tensor, other_images: Tensor | None = None
+    ) -> Batch:
         table, own = self.table(epoch), np.arange(positions.start, positions.stop)
         with _explain_memory(len(own)):
-            views = torch.cat(self._slots(table, positions, table.slots, images))  # float32 if any of them is
+            slots = self._slots(table, positions, table.slots, _rows(positions, table.slots), images)
+            views = torch.cat(slots)  # float32 if any of them is
         samples = torch.from_numpy(table.order[own])
         partners = [table.order[slot.partner[own]] for slot in table.slots]
         partner_samples = np.concatenate(partners) if partners else np.empty(0, np.int64)
@@ -171,18 +218,21 @@ class ViewMaker:
             lam=self._column([slot.lam[own] for slot in table.slots]),
             random_score=self._column([slot.random_score[own] for slot in table.slots]),
             standard_keys=self.plan.standard_keys(table, own),
+            other_images=other_images,
         )
 
-    def _slots(self, table: EpochTable, positions: range, slots: Sequence[Slot], images: Tensor) -> list[Tensor]:
-        """Make x and the views of some slots, each (B, 3, H, W), from the images of `_rows`."""
-        own, rows = np.arange(positions.start, positions.stop), _rows(positions, slots)
+    def _slots(
+        self, table: EpochTable, positions: range, slots: Sequence[Slot], rows: np.ndarray, images: Tensor
+    ) -> list[Tensor]:
+        """Make x and the views of some slots, each (B, 3, H, W), from the images of some rows, see `_rows`."""
+        own = np.arange(positions.start, positions.stop)
         standard = self._standard_views(table, rows, images)
         # A batch of whole blocks has all its partners in itself.
         x = standard if len(rows) == len(own) else take(standard, self._tensor(np.searchsorted(rows, own)))
         views = [x]
         for slot in slots:
             second = take(standard, self._tensor(np.searchsorted(rows, slot.partner[own])))
-            views.append(apply_mix(slot.mix, x, second, slot.parameters[own]))
+            views.append(apply_mix(slot.mix, x, second, slot.parameters[own], self.plan.image_size))
         return views
 
     def _standard_views(self, table: EpochTable, rows: np.ndarray, images: Tensor) -> Tensor:
@@ -194,32 +244,17 @@ class ViewMaker:
             return flip_some(images, flip)
         return crop_flip(images, self._tensor(table.crop[rows]), flip, self.plan.padding)
 
-    def _request(self, table: EpochTable, rows: np.ndarray) -> _Request:
-        return _Request(torch.from_numpy(table.order[rows]), table.crop[rows] if self.plan.random_resized else None)
+    def _request(
+        self, table: EpochTable, rows: np.ndarray, renderings: tuple[Rendering | None, ...] = (None,)
+    ) -> _Request:
+        words = table.crop[rows] if self.plan.random_resized else None
+        return _Request(torch.from_numpy(table.order[rows]), words, renderings)
 
     def _tensor(self, rows: np.ndarray) -> Tensor:
         return torch.from_numpy(rows).to(self.device, non_blocking=True)
 
     def _column(self, slots: list[np.ndarray]) -> Tensor:
         return self._tensor(np.concatenate(slots) if slots else np.empty(0, np.float32))
-
-
-def apply_mix(name: str, first: Tensor, second: Tensor, parameters: np.ndarray) -> Tensor:
-    """Make the x' of a batch; raise `KdcacheError` if they are of a wrong shape or type."""
-    mix = find_mix(name)
-    with explained(f"augmentation {name}", name):
-        made = mix.apply(first, second, parameters)
-    if not isinstance(made, Tensor):
-        raise KdcacheError(problem(f"augmentation {name}: its views", expected="a tensor", got=type(made).__name__))
-    dtype = torch.float32 if mix.gives_float else torch.uint8
-    if (made.dtype, made.shape, made.device) != (dtype, first.shape, first.device):
-        expected, got = (
-            f"{str(kind).removeprefix('torch.')} of shape {tuple(shape)} on {device}"
-            for kind, shape, device in ((dtype, first.shape, first.device), (made.dtype, made.shape, made.device))
-        )
-        remedy = "Views are uint8, 0 to 255; the Mix of one that gives float32 in the same range says gives_float=True."
-        raise KdcacheError(problem(f"augmentation {name}: its views", expected=expected, got=got, remedy=remedy))
-    return made
 
 
 def _explain_memory(images: int) -> AbstractContextManager[None]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from kdcache.config.augs import parse_mix, with_code
 from kdcache.errors import UsageError, problem
 from kdcache.extensions import is_address, source_digest
-from kdcache.views.batch import apply_mix
+from kdcache.views.apply import apply_mix
 from kdcache.views.mixes import draw_rows, find_mix
 
 __all__ = ["identified"]
@@ -53,7 +53,7 @@ def identified(mix: str, image_size: int) -> str:
     before = first.clone()
 
     def made(part: slice) -> Tensor:
-        return apply_mix(name, first[part], second[part], rows[part])
+        return apply_mix(name, first[part], second[part], rows[part], image_size)
 
     views = made(slice(None))
     _require(name, first.equal(before) and second.equal(before.flip(0)), "x that stay as they are")
@@ -61,7 +61,7 @@ def identified(mix: str, image_size: int) -> str:
     halves = torch.cat([made(slice(IMAGES // 2)), made(slice(IMAGES // 2, None))])
     _require(name, _close(halves, views), "x' that do not depend on the other images of the batch")
     if own.probability < 1:
-        same = apply_mix(name, first, first, rows)
+        same = apply_mix(name, first, first, rows, image_size)
         _require(name, _close(same, first), "x' that are x where x is its own partner")
     for start in range(0, max(IMAGES, min(ROWS, PIXELS // image_size**2)), IMAGES):
         rows = parameters[start : start + IMAGES]

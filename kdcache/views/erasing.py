@@ -1,5 +1,6 @@
 """Cutout and random erasing: a part of the image gets one color."""
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kdcache.views.mixes import Mix, box_edges, cutmix
+from kdcache.views.scaling import scaled_cutmix
 from kdcache.views.words import Words, below, high, low, next_words
 
 __all__ = ["draw_cutout", "draw_erasing", "fill_box", "make_cutout", "make_erasing"]
@@ -23,7 +25,7 @@ ATTEMPTS = 10
 
 def make_cutout(side: float = 0.5, fill: str = "black") -> Mix:
     """Cutout: DeVries and Taylor, 2017, arXiv:1708.04552. For the options see `kdcache.config.augs.CutoutOptions`."""
-    return Mix(partial(draw_cutout, side=side), partial(fill_box, color=_color(fill)))
+    return _filling(partial(draw_cutout, side=side), fill)
 
 
 def draw_cutout(words: Words, size: int, side: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
@@ -38,7 +40,12 @@ def draw_cutout(words: Words, size: int, side: float = 0.5) -> tuple[np.ndarray,
 
 def make_erasing(probability: float = 0.5, fill: str = "black") -> Mix:
     """Random erasing: Zhong et al., 2017, arXiv:1708.04896. For options see `kdcache.config.augs.ErasingOptions`."""
-    return Mix(partial(draw_erasing, probability=probability), partial(fill_box, color=_color(fill)))
+    return _filling(partial(draw_erasing, probability=probability), fill)
+
+
+def _filling(draw: Callable[[Words, int], tuple[np.ndarray, np.ndarray]], fill: str) -> Mix:
+    color = _color(fill)
+    return Mix(draw, partial(fill_box, color=color), apply_scaled=partial(_scaled_fill_box, color=color))
 
 
 def draw_erasing(words: Words, size: int, probability: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
@@ -70,8 +77,17 @@ def draw_erasing(words: Words, size: int, probability: float = 0.5) -> tuple[np.
 
 def fill_box(first: Tensor, second: Tensor, parameters: np.ndarray, color: bytes) -> Tensor:
     """Fill a box of each view with a color; see `kdcache.views.mixes.cutmix`. The second image is not used."""
-    filled = torch.tensor(list(color), dtype=torch.uint8).to(first.device, non_blocking=True)
-    return cutmix(first, filled[:, None, None].expand_as(first), parameters)
+    return cutmix(first, _filled(first, color), parameters)
+
+
+def _scaled_fill_box(first: Tensor, second: Tensor, parameters: np.ndarray, size: int, color: bytes) -> Tensor:
+    """Fill a box that was drawn on images of another size; see `kdcache.views.scaling.scaled_cutmix`."""
+    return scaled_cutmix(first, _filled(first, color), parameters, size)
+
+
+def _filled(like: Tensor, color: bytes) -> Tensor:
+    filled = torch.tensor(list(color), dtype=torch.uint8).to(like.device, non_blocking=True)
+    return filled[:, None, None].expand_as(like)
 
 
 def _color(fill: str) -> bytes:

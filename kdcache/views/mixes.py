@@ -17,6 +17,7 @@ from kdcache.config.augs import parse_mix
 from kdcache.errors import KdcacheError, UsageError, problem
 from kdcache.extensions import call, explained, import_object, is_address
 from kdcache.views.beta import beta_lambdas
+from kdcache.views.scaling import scaled_cutmix
 from kdcache.views.words import Words, below, high, low
 
 __all__ = [
@@ -51,6 +52,9 @@ class Mix(NamedTuple):
         Whether the x' are float32, 0 to 255; otherwise they are uint8.
     batch_size : int or None
         Size of the batches that draw once for all of their samples; ``None`` if each sample draws for itself.
+    apply_scaled : callable or None
+        As `apply`, for images of another size than that of which the parameters were drawn, which is the last argument.
+        ``None`` if there are no such x'.
     """
 
     draw: Callable[[Words, int], tuple[np.ndarray, np.ndarray]]
@@ -58,6 +62,7 @@ class Mix(NamedTuple):
     probability: float = 1.0
     gives_float: bool = False
     batch_size: int | None = None
+    apply_scaled: Callable[[Tensor, Tensor, np.ndarray, int], Tensor] | None = None
 
     def mixed(self, words: Words) -> np.ndarray:
         """Tell which samples are mixed, from the lower halves of their first words: bool (N,)."""
@@ -137,7 +142,7 @@ def _check_rows(mix: str, parameters: object, lam: object, count: int) -> None:
 
 def make_mixup(alpha: float = 1.0, probability: float = 1.0, mode: str = "elem") -> Mix:
     """mixup: Zhang et al., 2018, arXiv:1710.09412. For the options see `kdcache.config.augs.MixingOptions`."""
-    return Mix(partial(draw_mixup, alpha=alpha), mixup, probability, True, _batch_size(mode))
+    return Mix(partial(draw_mixup, alpha=alpha), mixup, probability, True, _batch_size(mode), _scaled_mixup)
 
 
 def _batch_size(mode: str) -> int | None:
@@ -184,9 +189,15 @@ def mixup(first: Tensor, second: Tensor, parameters: np.ndarray | Tensor) -> Ten
     return torch.lerp(second.float(), first.float(), lam[:, :, None, None])
 
 
+def _scaled_mixup(first: Tensor, second: Tensor, parameters: np.ndarray, size: int) -> Tensor:
+    """Blend images of any size."""
+    return mixup(first, second, parameters)
+
+
 def make_cutmix(alpha: float = 1.0, probability: float = 1.0, mode: str = "elem") -> Mix:
     """CutMix: Yun et al., 2019, arXiv:1905.04899. For the options see `kdcache.config.augs.MixingOptions`."""
-    return Mix(partial(draw_cutmix, alpha=alpha), cutmix, probability, batch_size=_batch_size(mode))
+    draw = partial(draw_cutmix, alpha=alpha)
+    return Mix(draw, cutmix, probability, batch_size=_batch_size(mode), apply_scaled=scaled_cutmix)
 
 
 def draw_cutmix(words: Words, size: int, alpha: float = 1.0) -> tuple[np.ndarray, np.ndarray]:

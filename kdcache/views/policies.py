@@ -5,6 +5,7 @@ direction. The spaces and policies are torchvision's, which are those of the pap
 """
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
 from functools import cache
 from typing import NamedTuple
@@ -38,6 +39,9 @@ LEVELLED = OPERATIONS[1:12]
 _IS_SIGNED, _HAS_LEVEL = (np.isin(OPERATIONS, names) for names in (SIGNED, LEVELLED))
 
 ONE = 2**FIXED_POINT_BITS
+
+OFFSETS = [2, 5]
+"""Which values of a geometric operation are lengths. Other operations have none there."""
 
 
 class Magnitudes(NamedTuple):
@@ -119,9 +123,26 @@ def _table(magnitudes: Magnitudes, height: int, width: int) -> np.ndarray:
     return table
 
 
-def _apply(magnitudes: Magnitudes, images: Tensor, rows: np.ndarray) -> Tensor:
+@cache
+def _scaled_table(magnitudes: Magnitudes, size: int, side: int) -> np.ndarray:
+    """Values for square images of some side that do what those of `_table` do for images of `size`."""
+    table = _table(magnitudes, size, size).copy()
+    table[..., OFFSETS] = (2 * table[..., OFFSETS] * side + size) // (2 * size)
+    return table
+
+
+def _mix(magnitudes: Magnitudes, draw: Callable[[Words, int], tuple[np.ndarray, np.ndarray]]) -> Mix:
+    def apply(first: Tensor, second: Tensor, parameters: np.ndarray) -> Tensor:
+        return _apply(_table(magnitudes, *first.shape[2:]), first, parameters)
+
+    def apply_scaled(first: Tensor, second: Tensor, parameters: np.ndarray, size: int) -> Tensor:
+        return _apply(_scaled_table(magnitudes, size, first.shape[-1]), first, parameters)
+
+    return Mix(draw, apply, apply_scaled=apply_scaled)
+
+
+def _apply(table: np.ndarray, images: Tensor, rows: np.ndarray) -> Tensor:
     """Apply the operations of each row, one step after the other."""
-    table = _table(magnitudes, *images.shape[2:])
     for step in range(0, rows.shape[1], 2):
         operations, levels = rows[:, step : step + 2].T
         images = apply_operations(images, operations, table[operations, levels])
@@ -145,7 +166,7 @@ def make_trivialaugment() -> Mix:
         levels = below(low(words[:, 0]), WIDE.top + 1)
         return _rows([(operations, levels, _bit(words[:, 1], 0))])
 
-    return Mix(draw, lambda first, second, parameters: _apply(WIDE, first, parameters))
+    return _mix(WIDE, draw)
 
 
 def make_randaugment(number: int, magnitude: int) -> Mix:
@@ -169,7 +190,7 @@ def make_randaugment(number: int, magnitude: int) -> Mix:
             steps.append((below(high(word), len(_UNIFORM)), levels, _bit(word, 0)))
         return _rows(steps)
 
-    return Mix(draw, lambda first, second, parameters: _apply(RAND, first, parameters))
+    return _mix(RAND, draw)
 
 
 _UNIFORM = OPERATIONS[:-1]
@@ -196,7 +217,7 @@ def make_autoaugment(policy: str) -> Mix:
             steps.append((np.where(used, operations, 0), np.array(levels)[chosen], _bit(words[:, 1], step)))
         return _rows(steps)
 
-    return Mix(draw, lambda first, second, parameters: _apply(AUTO, first, parameters))
+    return _mix(AUTO, draw)
 
 
 def _bit(words: Words, number: int) -> np.ndarray:
