@@ -178,7 +178,7 @@ def outcome(path: Path) -> dict[str, Any]:
     varying = (*times, "teacher_forwards", "cache_hits")
     metrics = [{name: value for name, value in line.items() if name not in varying} for line in lines]
     found: dict[str, Any] = {"network": _digest((path / "model.safetensors").read_bytes()), "metrics": metrics}
-    for group in ("statistics.zarr", "answers.zarr/clean"):
+    for group in ("statistics.zarr", *(f"{store.relative_to(path)}/clean" for store in path.glob("answers/*/"))):
         if (path / group).exists():
             arrays = zarr.open_group(path / group, mode="r").arrays()
             found |= {f"{group}/{name}": _digest(np.asarray(array[...]).tobytes()) for name, array in arrays}

@@ -116,13 +116,16 @@ class StudentConfig(TrainingConfig):
         "every view of the plan (replay). auto: the largest that is stored already or fits the limit.",
     )
     cache_limit: ByteSize | None = setting(
-        "cache", None, "Size limit of the store, such as '500 MB'.", shown="10 GB, at most a tenth of the free disk"
+        "cache",
+        None,
+        "Size limit of all stores of the teacher, such as '500 MB'.",
+        shown="10 GB, at most a tenth of the free disk",
     )
     store: str | None = setting(
         "cache",
         None,
         "Folder or URL (s3://...) of the store of logits.",
-        shown="answers.zarr in the teacher's run folder",
+        shown="in the teacher's run folder, one for each set of images",
     )
     store_dtype: StoreType = setting("cache", "float16", "Precision of teacher logits, stored or not.")
     topk: int | None = setting(
@@ -136,6 +139,10 @@ class StudentConfig(TrainingConfig):
         "folder, or the training images of a packed file. An epoch shows them too.",
         shown="none",
         validate_default=True,
+    )
+
+    teacher_best: bool = setting(
+        "network", False, "Learn from the network of the teacher's best epoch instead of the last."
     )
 
     @classmethod
@@ -328,6 +335,13 @@ class StudentConfig(TrainingConfig):
                 "Add a loss that reads the teacher, such as kd.",
             )
         return unlabelled
+
+    @field_validator("teacher_best")
+    @classmethod
+    def _check_teacher_best(cls, best: bool, info: ValidationInfo) -> bool:
+        if best and info.data.get("loss") == "ce":
+            raise _has_no_effect("teacher-best", "with --loss ce, which has no teacher")
+        return best
 
     @property
     def augmentation(self) -> Augmentation:
