@@ -3,6 +3,7 @@
 The processes are forked from one that has imported what takes seconds to import.
 """
 
+import gc
 import hashlib
 import multiprocessing
 import os
@@ -28,6 +29,7 @@ from kdcache import cli, machine
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.run.folder import FinishedRun
 
+gc.freeze()  # a forked process that searches for garbage copies the memory it searches
 _FORKSERVER = multiprocessing.get_context("forkserver")
 _FORKSERVER.set_forkserver_preload(["tests.processes"])
 

@@ -19,7 +19,7 @@ from PIL import Image
 from kdcache.cli import cli
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.config.settings import GROUPS, SET_BY_PRESET
-from tests.processes import kdcache, without_advice
+from tests.processes import Command, kdcache, without_advice
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -160,22 +160,17 @@ def test_the_three_commands_of_the_readme(pictures: Path, tmp_path: Path) -> Non
 
 def test_ctrl_c_prints_a_line_and_writes_no_summary(pictures: Path, tmp_path: Path) -> None:
     words = [*small(pictures), "--epochs", "100000", "--out", "run"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "kdcache", "teacher-train", *words],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = Command(("teacher-train", *words), tmp_path)
     metrics = tmp_path / "run" / "metrics.jsonl"
-    while not metrics.exists() and process.poll() is None:
+    while not metrics.exists() and command.process.is_alive():
         time.sleep(0.05)
-    os.kill(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "Traceback" not in errors
+    assert command.process.pid is not None
+    os.kill(command.process.pid, signal.SIGINT)
+    done = command.wait(60)
+    assert done.returncode == 130, done.stderr
+    assert "Traceback" not in done.stderr
     # A line that ends ^C on the terminal, the message, and an empty one.
-    assert len(without_advice(errors).split("\n")) <= 3
+    assert len(without_advice(done.stderr).split("\n")) <= 3
     assert not (tmp_path / "run" / "summary.json").exists()
     assert (tmp_path / "run" / "model.safetensors").exists()
 
