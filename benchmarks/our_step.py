@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kdcache import models, training
 from kdcache.answers.cached_teacher import CachedTeacher
-from kdcache.answers.open import make_cached_teacher, open_store
+from kdcache.answers.open import Answers, make_cached_teacher, open_store
 from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
@@ -62,7 +62,7 @@ class OurSteps:
         self.student = models.build(student_name, num_classes=CLASSES, seed=0)
         teacher = Teacher(models.build(teacher_name, num_classes=CLASSES, seed=0), self.compute)
         store = open_store(folder / "answers.zarr", teacher, data)
-        cached = make_cached_teacher(teacher, self.views, store, "replay", 2)
+        cached = make_cached_teacher(Answers.of_store(teacher, data, store), self.views, "replay", 2)
         for _ in cached.precompute(2):
             pass
 

@@ -19,12 +19,16 @@ __all__ = [
     "canonical",
     "card_of",
     "check_normalization",
+    "cropped",
     "resized",
     "same_dataset",
 ]
 
-DEFAULT_FOLDER_SIZE = 64
+DEFAULT_FOLDER_SIZE = 160
 """Image size of ``folder:PATH`` in pixels, unless ``--image-size`` gives another."""
+
+PICTURES = "pictures"
+"""Preset of datasets without a card of their own, which are taken to be pictures."""
 
 
 @dataclass(frozen=True)
@@ -219,31 +223,36 @@ def check_normalization(what: str, values: Any, is_divisor: bool) -> tuple[float
     return red, green, blue
 
 
-def card_of(name: str, image_size: int | None = None) -> Card:
+def card_of(name: str, image_size: int | None = None, crop: str | None = None) -> Card:
     """Find the card of a dataset by its name, without reading data.
 
     Parameters
     ----------
     name : str
-        A key of `CARDS`, or ``folder:PATH``, which gets ImageNet's mean and std and an eighth of its size as padding.
+        A key of `CARDS`, or ``folder:PATH``, which gets ImageNet's mean and std, and its crop.
     image_size : int, optional
         Height and width in pixels, for ``folder:PATH`` and ImageNet. Every other dataset has a fixed size.
+    crop : str, optional
+        One of `kdcache.choices.CROPS`, for the same datasets.
 
     Raises
     ------
     UsageError
-        If the name is unknown or the size does not fit the dataset.
+        If the name is unknown, or the size or the crop does not fit the dataset.
     """
     if name in CARDS:
-        return resized(CARDS[name], image_size)
+        return cropped(resized(CARDS[name], image_size), crop)
     name = canonical(name)
     path = name.removeprefix(FOLDER_PREFIX)
     if path in ("", name):
         known = ", ".join((*CARDS, *(prefix + rest for prefix, rest in DATASET_PREFIXES)))
         raise UsageError(problem("unknown dataset", expected=f"one of {known}", got=repr(name)))
     size = DEFAULT_FOLDER_SIZE
-    card = Card(name, None, size, size // 8, _IMAGENET_MEAN, _IMAGENET_STD, path, "the user's own")
-    return resized(card, image_size, encoded=True)
+    card = Card(
+        *(name, None, size, None, _IMAGENET_MEAN, _IMAGENET_STD, path, "the user's own"),
+        shorter_side=_with_margin(size),
+    )
+    return cropped(resized(card, image_size), crop)
 
 
 def resized(card: Card, image_size: int | None, encoded: bool = False) -> Card:
@@ -271,4 +280,34 @@ def resized(card: Card, image_size: int | None, encoded: bool = False) -> Card:
         raise UsageError(problem(f"requested image size of {card.name}", expected="at least 1 pixel", got=image_size))
     if card.padding is not None:
         return replace(card, image_size=image_size, padding=image_size // 8)
-    return replace(card, image_size=image_size, shorter_side=image_size * _IMAGENET_SHORTER_SIDE // _IMAGENET_SIZE)
+    return replace(card, image_size=image_size, shorter_side=_with_margin(image_size))
+
+
+def cropped(card: Card, crop: str | None, encoded: bool = False) -> Card:
+    """Give a card another kind of random crop, with the clean view that belongs to it.
+
+    Parameters
+    ----------
+    card : Card
+    crop : str, optional
+        ``resized``: a random part of the picture, resized; ``padded``: a crop of the clean view padded by an eighth of
+        its size. Defaults to that of the card.
+    encoded : bool
+        See `resized`.
+
+    Raises
+    ------
+    UsageError
+        If the dataset consists of images of one size.
+    """
+    if crop is None or (crop == "padded") == (card.padding is not None):
+        return card
+    if card.padding is not None and not encoded:
+        raise UsageError(problem(f"--crop of {card.name}, whose images have one size", expected="padded", got=crop))
+    if crop == "padded":
+        return replace(card, padding=card.image_size // 8, shorter_side=None)
+    return replace(card, padding=None, shorter_side=_with_margin(card.image_size))
+
+
+def _with_margin(size: int) -> int:
+    return size * _IMAGENET_SHORTER_SIDE // _IMAGENET_SIZE

@@ -17,6 +17,7 @@ __all__ = [
     "BAD_IMAGES",
     "CACHES",
     "CRITERIA",
+    "CROPS",
     "CUSTOM_MODELS",
     "DEVICES",
     "FOLDER_PREFIX",
@@ -44,6 +45,7 @@ FOLDER_PREFIX, HDF5_PREFIX = "folder:", "hdf5:"
 """Prefixes of the user's own datasets; the path of a folder or of a packed file follows."""
 
 BAD_IMAGES = ("error", "skip")
+CROPS = ("resized", "padded")
 """What to do about an image file that cannot be decoded."""
 
 IMAGE_SIZES = (32, 1024)

@@ -15,8 +15,9 @@ from kdcache.compute import Compute, supports_bfloat16
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.doctor import HINT, OK, PROBLEM, Check, Finding, nearest_folder
 from kdcache.machine import cores
+from kdcache.run.find import find_stores
 from kdcache.run.folder import FinishedRun
-from kdcache.setup import verify_run
+from kdcache.setup import verify_store
 
 __all__ = ["TrainFunctions", "training_checks"]
 
@@ -86,8 +87,8 @@ def self_test(recipes: TrainFunctions, runs: Path, device: str, precision: str) 
     with tempfile.TemporaryDirectory(prefix=".kdcache-doctor-", dir=_writable(nearest_folder(runs))) as name:
         root = Path(name)
         _make_images(root / "images")
-        common: dict[str, Any] = {"dataset": f"folder:{root / 'images'}", "image_size": 32, "epochs": 1}
-        common |= {"batch_size": 64, "model": "resnet8", "device": device, "precision": precision}
+        common: dict[str, Any] = {"dataset": f"folder:{root / 'images'}", "image_size": 32, "crop": "padded"}
+        common |= {"epochs": 1, "batch_size": 64, "model": "resnet8", "device": device, "precision": precision}
         teacher = recipes.train_teacher(TeacherConfig.load(**common, out=root / "teacher"))
         views: dict[str, Any] = {
             "teacher": teacher.path,
@@ -101,7 +102,7 @@ def self_test(recipes: TrainFunctions, runs: Path, device: str, precision: str) 
         )
         forwards = [run.summary["teacher_forwards"] for run in (first, second)]
         equal = first.network_file.read_bytes() == second.network_file.read_bytes()
-        checks = list(verify_run(teacher, device=device))
+        checks = [check for store in find_stores(teacher.path) for check in verify_store(teacher, store, device=device)]
     expected = 3 * IMAGES_PER_CLASS * len(CLASSES)  # x and two x' of each image
     problems = {
         f"{forwards[0]} teacher forwards instead of {expected}": forwards[0] != expected,

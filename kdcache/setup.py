@@ -5,12 +5,13 @@ from __future__ import annotations  # so that plans can be made without torch
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import replace
+from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from kdcache import datasets
 from kdcache.answers.encoding import make_encoding
-from kdcache.answers.store import AnswerStore
 from kdcache.cards import Rendering
 from kdcache.config import StudentConfig, TrainingConfig
 from kdcache.config.augs import with_batch_size, with_mean_color
@@ -18,13 +19,15 @@ from kdcache.datasets import Card, Dataset
 from kdcache.errors import UsageError, problem
 from kdcache.extensions import is_address, require_trusted
 from kdcache.machine import threads_advice
-from kdcache.run.find import store_path, weights_file
+from kdcache.run.find import stores_of, teacher_network, weights_file
 from kdcache.run.folder import FinishedRun, RunFolder
-from kdcache.views.plan import ViewPlan
+from kdcache.views.plan import ViewPlan, steps
 
 if TYPE_CHECKING:
     from kdcache.answers.cached_teacher import CachedTeacher
-    from kdcache.answers.open import ProgressCallback
+    from kdcache.answers.open import Answers, ProgressCallback
+    from kdcache.answers.space import StoreContents
+    from kdcache.answers.store import AnswerStore
     from kdcache.answers.verify import TableCheck
     from kdcache.compute import Compute
     from kdcache.models import Network
@@ -35,6 +38,7 @@ __all__ = [
     "DataSize",
     "choose_compute",
     "data_size",
+    "find_answers_of",
     "fresh_network",
     "initial_network",
     "load_data",
@@ -43,14 +47,20 @@ __all__ = [
     "make_plan_for_size",
     "open_cached_teacher",
     "seen_by",
-    "verify_run",
+    "stored_contents",
+    "verify_store",
+    "with_epochs",
 ]
 
 IMAGENET_CLASSES = 1000
 """Of the whole dataset. Its card leaves the number open, since a folder may hold some of the classes."""
 
+PUBLISHED_NAMES = {"torchvision": "DEFAULT", "timm": "pretrained"}
+"""Name of the published weights of a network, by its library."""
 
 log = logging.getLogger("kdcache")
+
+Config = TypeVar("Config", bound=TrainingConfig)
 
 
 def choose_compute(config: TrainingConfig) -> Compute:
@@ -96,6 +106,7 @@ def load_data(config: TrainingConfig) -> Dataset:
         config.dataset,
         root=config.data_root,
         image_size=config.image_size,
+        crop=config.crop,
         download=config.download,
         on_bad_image=config.on_bad_image,
         max_pixels=config.max_pixels,
@@ -104,6 +115,19 @@ def load_data(config: TrainingConfig) -> Dataset:
         unlabelled=config.image_settings.get("unlabelled"),
         workers=config.workers,
     )
+
+
+def with_epochs(config: Config, samples: int) -> Config:
+    """Turn a length in steps into whole epochs of a number of training samples.
+
+    Raises
+    ------
+    UsageError
+        If other settings do not fit the number of epochs.
+    """
+    if config.steps is None:
+        return config
+    return config.lasting(ceil(config.steps / len(steps(samples, config.batch_size))))
 
 
 class DataSize(NamedTuple):
@@ -126,7 +150,7 @@ def data_size(config: TrainingConfig, approximate: bool = False) -> DataSize:
         assume that ImageNet has all of its classes. Then only datasets without a name are loaded.
     """
     if config.dataset in datasets.CARDS:
-        card = datasets.card_of(config.dataset, config.image_size)
+        card = datasets.card_of(config.dataset, config.image_size, config.crop)
         share = (1 - config.val_fraction) * config.train_fraction
         if card.counts and (approximate or (share == 1 and card.classes)):
             samples = round(share * card.counts[0]) + _count_unlabelled(config, card)
@@ -176,10 +200,21 @@ def initial_network(config: TrainingConfig, data: Dataset) -> tuple[Network, Ini
         If there are no such weights, or they do not fit the network.
     """
     from kdcache.models.initial import InitialWeights, start_from
+    from kdcache.models.sizes import describe_cost
     from kdcache.run.checkpoint import has_checkpoint, recorded_environment
 
     network = fresh_network(config, data)
+    if cost := describe_cost(config.model, data.image_size):
+        log.info("%s", cost)
     if config.init is None:
+        library = config.model.partition(":")[0]
+        if library in PUBLISHED_NAMES and config.dataset not in datasets.CARDS:
+            log.info(
+                "%s starts from random weights. On less than many thousand pictures, those trained on ImageNet are "
+                "far better: --init %s",
+                config.model,
+                PUBLISHED_NAMES[library],
+            )
         return network, None
     if config.resume and config.out and has_checkpoint(RunFolder(config.out)):
         recorded = recorded_environment(RunFolder(config.out)).get("init")
@@ -231,34 +266,72 @@ def open_cached_teacher(
     The teacher sees the pictures in its own rendering, and answers the batches of `views`.
     """
     from kdcache.answers.cached_teacher import CachedTeacher
-    from kdcache.answers.location import StoreLocation
-    from kdcache.answers.open import make_cached_teacher, may_write, open_answers
+    from kdcache.answers.open import make_cached_teacher, make_reader, may_write
     from kdcache.answers.teacher import Teacher
     from kdcache.models.checkpoint import rendering_of
     from kdcache.models.load import trained_network
 
     assert config.teacher is not None
     encoding = make_encoding(config.store_dtype, config.topk)
-    file, images = RunFolder(config.teacher).network_file, config.image_settings
-    seen, own_views = data.rendered(rendering_of(file)), views
-    if seen is not data:
-        own_views = views.rendered(seen.card.rendering)
-        images |= {"image_size": seen.image_size}
-    network = trained_network(file, seen)
-    where = config.store or store_path(config.teacher, encoding)
-    if config.cache == "off" or not (
-        StoreLocation(where).holds_store() or may_write(StoreLocation(where), config.cache)
-    ):
-        encoding.layout(data.num_classes)  # raises for a topk that does not fit
+    file = teacher_network(config)
+    seen = data.rendered(rendering_of(file))
+    own_views = views if seen is data else views.rendered(seen.card.rendering)
+    if views.plan.image_size != seen.image_size:  # boxes would be others than those of the stored answers
+        what = "image size of the view plan, which is that of the teacher"
+        raise UsageError(problem(what, expected=seen.image_size, got=views.plan.image_size))
+    encoding.layout(data.num_classes)  # raises for a topk that does not fit
+    if config.cache == "off":
+        network = trained_network(file, seen)
         cached_teacher = CachedTeacher(Teacher(network, compute), own_views, encoding=encoding)
     else:
-        teacher, store = open_answers(network, seen, compute, where, encoding, config.precision, images)
-        cached_teacher = make_cached_teacher(
-            teacher, own_views, store, config.cache, config.epochs, config.cache_limit, progress
-        )
+        answers = find_answers_of(config, data, compute)
+        if answers.store is None and not may_write(answers.location, config.cache):
+            cached_teacher = make_reader(answers, own_views)
+        else:
+            cached_teacher = make_cached_teacher(
+                answers.created(), own_views, config.cache, config.epochs, config.cache_limit, progress
+            )
     if own_views is not views:
         cached_teacher.serve(views, config.needs_features)
     return cached_teacher
+
+
+def find_answers_of(config: StudentConfig, data: Dataset, compute: Compute) -> Answers:
+    """Find the store of the logits of a student's teacher, see `kdcache.answers.open.find_answers`."""
+    from kdcache.answers.open import find_answers
+    from kdcache.models.checkpoint import rendering_of
+    from kdcache.models.load import trained_network
+
+    assert config.teacher is not None
+    file, images = teacher_network(config), config.image_settings
+    seen = data.rendered(rendering_of(file))
+    if seen is not data:
+        images |= {"image_size": seen.image_size}
+    where, encoding = config.store or stores_of(config.teacher), make_encoding(config.store_dtype, config.topk)
+    return find_answers(trained_network(file, seen), seen, compute, where, encoding, config.precision, images)
+
+
+def stored_contents(config: StudentConfig, size: DataSize, plan: ViewPlan) -> StoreContents:
+    """Find what is stored of the logits that a student needs, and the space for more.
+
+    The images are read only if there is a store, which may be for others.
+    """
+    from kdcache.answers.location import StoreLocation
+    from kdcache.answers.space import StoreContents
+
+    stores = stores_of(config.teacher) if config.teacher else None
+    location = StoreLocation(config.store or (stores.folder if stores else None))
+    if not (location.holds_store() if config.store else stores and stores.open()):
+        encoding = make_encoding(config.store_dtype, config.topk)
+        return StoreContents.of_new_store(location, size.samples, size.classes, encoding, config.cache_limit)
+    if config.teacher is None:
+        raise UsageError(problem(f"--store {config.store}", expected="the teacher of the store", got="no --teacher"))
+    from kdcache.compute import Compute
+
+    data = load_data(config)
+    answers = find_answers_of(config, data, Compute.choose(config.device, config.precision))
+    space = answers.space(config.cache_limit, read_commits=True)
+    return space if plan.crop_flip else replace(space, clean_beside=answers.clean_beside())
 
 
 def load_run_data(run: RunFolder, dataset: str | None = None, data_root: Path | None = None) -> Dataset:
@@ -298,26 +371,24 @@ def _is_trained_on(run: RunFolder, data: Dataset) -> bool:
     return recorded is None or recorded == data.train.fingerprint
 
 
-def verify_run(
+def verify_store(
     run: FinishedRun,
-    store: str | None = None,
+    store: AnswerStore,
     samples: int | None = None,
     seed: int = 0,
     device: str = "auto",
     dataset: str | None = None,
     data_root: Path | None = None,
 ) -> Iterator[TableCheck]:
-    """Verify the store of a teacher's run, or another store of its logits, see `kdcache.answers.verify.verify`.
+    """Verify a store of the logits of a teacher's run, see `kdcache.answers.verify.verify`.
 
     The images are those that the store is for, which may have been moved to another `dataset` or `data_root`.
     """
-    from kdcache.answers.open import open_answers
+    from kdcache.answers.open import find_answers
     from kdcache.answers.verify import verify
     from kdcache.compute import Compute
-    from kdcache.models.load import trained_network
 
-    existing = AnswerStore(store or store_path(run.path))  # raises if there is none
-    images, known = run.config.image_settings, existing.image_settings
+    images, known = run.config.image_settings, store.image_settings
     images |= {name: known[name] for name in StudentConfig.image_setting_names() if name in known}
     places = {"dataset": dataset, "data_root": data_root}
     images |= {name: place for name, place in places.items() if place is not None}
@@ -325,9 +396,20 @@ def verify_run(
         require_trusted("dataset", images["dataset"])  # the store named it, not the user
     config = StudentConfig.load(**images)
     data = load_data(config)
-    network = trained_network(run.network_file, data)
+    network = _network_of(run, store, data)
     data = data.rendered(network.rendering)
-    teacher, found = open_answers(
-        network, data, Compute.choose(device), existing.location.where, image_settings=config.image_settings
-    )
-    yield from verify(found, teacher, data.train, data.card.padding, samples, seed)
+    where, compute = store.location.where, Compute.choose(device)
+    teacher = find_answers(network, data, compute, where, image_settings=config.image_settings).teacher
+    yield from verify(store, teacher, data.train, data.card.padding, samples, seed)
+
+
+def _network_of(run: FinishedRun, store: AnswerStore, data: Dataset) -> Network:
+    """Load the network of a run whose logits a store holds: that of the best epoch, if it is that, else the last."""
+    from kdcache.models.checkpoint import fingerprint
+    from kdcache.models.load import trained_network
+
+    if run.best_network_file.is_file():
+        best = trained_network(run.best_network_file, data)
+        if fingerprint(best) == store.fingerprint.get("teacher"):
+            return best
+    return trained_network(run.network_file, data)

@@ -5,13 +5,11 @@ from typing import NamedTuple
 
 from kdcache.answers import budget
 from kdcache.answers.encoding import make_encoding
-from kdcache.answers.location import StoreLocation
-from kdcache.answers.space import StoreContents
 from kdcache.config import StudentConfig
 from kdcache.errors import UsageError, problem
 from kdcache.report.progress import Reporter
-from kdcache.run.find import find_teacher, store_path
-from kdcache.setup import choose_compute, load_data, make_plan, open_cached_teacher
+from kdcache.run.find import find_teacher
+from kdcache.setup import choose_compute, find_answers_of, load_data, make_plan, open_cached_teacher, with_epochs
 from kdcache.views import ViewMaker
 
 __all__ = ["PrecomputeResult", "precompute_answers"]
@@ -60,17 +58,17 @@ def precompute_answers(config: StudentConfig, reporter: Reporter | None = None) 
     started = time.perf_counter()
     compute = choose_compute(config)
     data = load_data(config)
+    config = with_epochs(config, len(data.train))
     teacher = find_teacher(config)
     config = config.model_copy(update={"teacher": teacher})
     plan = make_plan(config, data)
     views = ViewMaker(data.train, plan, config.batch_size, compute.device)
-    encoding = make_encoding(config.store_dtype, config.topk)
+    make_encoding(config.store_dtype, config.topk).layout(data.num_classes)  # raises for a topk that does not fit
     # Checked before a store is created.
-    where = config.store or store_path(teacher, encoding)
-    space = StoreContents.at(where, plan.samples, data.num_classes, encoding, config.cache_limit)
-    budget.require_space(config.cache, plan, config.epochs, space)
-    if error := StoreLocation(where).write_error():
-        what, remedy = f"the store {where} cannot be written", "Name another one with --store."
+    answers = find_answers_of(config, data, compute)
+    budget.require_space(config.cache, plan, config.epochs, answers.space(config.cache_limit))
+    if error := answers.location.write_error():
+        what, remedy = f"the store {answers.location.where} cannot be written", "Name another one with --store."
         raise UsageError(problem(what, got=error, remedy=remedy))
     cached_teacher = open_cached_teacher(config, data, views, compute, reporter.precomputed)
     stored = total = plan.samples  # clean views are precomputed when the cached teacher is opened
@@ -80,4 +78,4 @@ def precompute_answers(config: StudentConfig, reporter: Reporter | None = None) 
         for stored in cached_teacher.precompute(config.epochs):
             reporter.precomputed(stored, to_store)
     forwards = cached_teacher.pop_counts().forwards
-    return PrecomputeResult(str(where), stored, total, forwards, time.perf_counter() - started)
+    return PrecomputeResult(answers.location.where, stored, total, forwards, time.perf_counter() - started)

@@ -25,7 +25,7 @@ from kdcache.run.resolve import resolve_run
 from kdcache.run.statistics import StatisticsShape
 from kdcache.run.writer import RunWriter
 from kdcache.selection import Candidates, score, select_all, select_top
-from kdcache.setup import choose_compute, initial_network, load_data, make_plan, open_cached_teacher
+from kdcache.setup import choose_compute, initial_network, load_data, make_plan, open_cached_teacher, with_epochs
 from kdcache.training import FrozenRunningStats, WithFeatures, train_epochs
 from kdcache.views import Batch, ViewMaker, take
 
@@ -62,6 +62,7 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
 
     # The student, and the images as it sees them.
     data = load_data(config)
+    config = with_epochs(config, len(data.train))
     student, init = initial_network(config, data)
     data = data.rendered(student.rendering)
     student = student.to(compute.device)

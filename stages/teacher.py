@@ -8,8 +8,7 @@ from torch import Tensor
 
 from kdcache import distributed, signals
 from kdcache.answers.cached_teacher import CachedTeacher
-from kdcache.answers.open import open_store
-from kdcache.answers.teacher import Teacher
+from kdcache.answers.open import find_answers
 from kdcache.compute import Compute
 from kdcache.config import TeacherConfig
 from kdcache.datasets import Dataset
@@ -19,11 +18,11 @@ from kdcache.models.load import find_network
 from kdcache.optimization import Update
 from kdcache.report.progress import Reporter
 from kdcache.report.training_curves import plot_training_curves
-from kdcache.run.find import store_path, weights_file
+from kdcache.run.find import stores_of, weights_file
 from kdcache.run.folder import EpochMetrics, FinishedRun
 from kdcache.run.resolve import check_output, resolve_run
 from kdcache.run.writer import RunWriter
-from kdcache.setup import choose_compute, initial_network, load_data
+from kdcache.setup import choose_compute, initial_network, load_data, with_epochs
 from kdcache.training import evaluate, train_epochs
 from kdcache.views import Batch, ViewMaker, ViewPlan
 
@@ -63,6 +62,7 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
 
     # The images as the network sees them, each epoch cropped and flipped anew.
     data = load_data(config)
+    config = with_epochs(config, len(data.train))
     teacher, init = initial_network(config, data)
     data = data.rendered(teacher.rendering)
     plan = ViewPlan(len(data.train), data.image_size, data.card.padding, crop_flip=True, seed=config.seed)
@@ -170,10 +170,12 @@ def load_teacher(
 def _store_clean_logits(
     run: RunWriter, network: Network, data: Dataset, compute: Compute, loaded: Mapping[str, str] | None = None
 ) -> FinishedRun:
-    teacher = Teacher(network, compute)
-    store = open_store(store_path(run.path), teacher, data, image_settings=run.config.image_settings)
+    images, precision = run.config.image_settings, compute.precision
+    found = find_answers(network, data, compute, stores_of(run.path), precision=precision, image_settings=images)
+    answers = found.created()
     plan = ViewPlan(len(data.train), data.image_size, data.card.padding, crop_flip=False, seed=0)
-    cached_teacher = CachedTeacher(teacher, ViewMaker(data.train, plan, plan.samples, compute.device), store=store)
+    views = ViewMaker(data.train, plan, plan.samples, compute.device)
+    cached_teacher = CachedTeacher(answers.teacher, views, store=answers.store)
     for _ in cached_teacher.precompute_clean():
         if signals.stop_requested():
             raise signals.Stopped

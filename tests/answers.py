@@ -6,12 +6,14 @@ import torch
 
 from kdcache.answers.cached_teacher import CachedTeacher
 from kdcache.answers.encoding import DEFAULT_ENCODING, LogitEncoding
-from kdcache.answers.open import make_cached_teacher, open_store
+from kdcache.answers.open import Answers, make_cached_teacher, open_store
 from kdcache.answers.store import AnswerStore
 from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.datasets import Card, Dataset, Split
+from kdcache.run.find import stores_of
+from kdcache.run.folder import FinishedRun
 from kdcache.run.recorder import StudentRecorder
 from kdcache.run.statistics import StatisticsShape
 from kdcache.views import ViewMaker, ViewPlan
@@ -36,6 +38,10 @@ def store(
     return open_store(where, of, dataset(split, padding), encoding)
 
 
+def opened(where: Path | str, of: Teacher, split: Split) -> Answers:
+    return Answers.of_store(of, dataset(split), store(where, of, split))
+
+
 def views(split: Split, aug: str = "cutmix-pick", seed: int = 0, batch_size: int = 64) -> ViewMaker:
     chosen = StudentConfig(aug=aug).augmentation
     plan = ViewPlan(len(split), 32, 4, crop_flip=chosen.crop_flip, seed=seed, mixes=chosen.mixes)
@@ -47,7 +53,15 @@ def cached_teacher(
 ) -> CachedTeacher:
     """A cached teacher of the same teacher each time."""
     of = teacher()
-    return make_cached_teacher(of, maker, store(where, of, split), cache, epochs, limit)
+    return make_cached_teacher(opened(where, of, split), maker, cache, epochs, limit)
+
+
+def stored(teacher: Path) -> Path:
+    """The store that the training of a teacher filled."""
+    run = FinishedRun(teacher)
+    expected = (run.config.image_settings, DEFAULT_ENCODING, run.read_environment()["precision"])
+    found = {(str(one.image_settings), one.encoding, one.precision): one for one in stores_of(teacher).open()}
+    return Path(found[str(expected[0]), *expected[1:]].location.where)
 
 
 def recorder(where: Path, maker: ViewMaker, losses: tuple[str, ...], of: CachedTeacher | None) -> StudentRecorder:

@@ -1,5 +1,6 @@
 """Fixtures of several test modules: a small dataset, and a teacher trained on it."""
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from kdcache.config import TeacherConfig
 from kdcache.datasets import Split
 from tests.samples import small_settings, write_pictures
 
+gc.freeze()  # what is imported by now need not be searched for garbage again and again
+gc.set_threshold(20_000, 20, 20)
 torch.set_num_threads(1)  # there is a test process for each core
 hypothesis.settings.register_profile("no deadline", deadline=None)  # other processes may need the cores
 hypothesis.settings.load_profile("no deadline")

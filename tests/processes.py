@@ -3,6 +3,7 @@
 The processes are forked from one that has imported what takes seconds to import.
 """
 
+import gc
 import hashlib
 import multiprocessing
 import os
@@ -28,6 +29,7 @@ from kdcache import cli, machine
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.run.folder import FinishedRun
 
+gc.freeze()  # a forked process that searches for garbage copies the memory it searches
 _FORKSERVER = multiprocessing.get_context("forkserver")
 _FORKSERVER.set_forkserver_preload(["tests.processes"])
 
@@ -176,7 +178,7 @@ def outcome(path: Path) -> dict[str, Any]:
     varying = (*times, "teacher_forwards", "cache_hits")
     metrics = [{name: value for name, value in line.items() if name not in varying} for line in lines]
     found: dict[str, Any] = {"network": _digest((path / "model.safetensors").read_bytes()), "metrics": metrics}
-    for group in ("statistics.zarr", "answers.zarr/clean"):
+    for group in ("statistics.zarr", *(f"{store.relative_to(path)}/clean" for store in path.glob("answers/*/"))):
         if (path / group).exists():
             arrays = zarr.open_group(path / group, mode="r").arrays()
             found |= {f"{group}/{name}": _digest(np.asarray(array[...]).tobytes()) for name, array in arrays}

@@ -61,8 +61,10 @@ def write_unlabelled(root: Path, count: int = 24) -> Path:
 
 def small_settings(pictures: Path) -> dict[str, object]:
     """Settings of a training on these images that takes a second."""
-    network = {"model": "resnet8", "device": "cpu", "precision": "float32"}
-    return {"dataset": f"folder:{pictures}", "image_size": 32, "epochs": 1, "batch_size": 32, **network}
+    images = {"dataset": f"folder:{pictures}", "image_size": 32, "crop": "padded"}
+    recipe = {"epochs": 1, "batch_size": 32, "optimizer": "sgd", "lr": 0.05, "weight_decay": 5e-4}
+    schedule = {"schedule": "steps", "warmup_epochs": 0.0}
+    return {**images, **recipe, **schedule, "model": "resnet8", "device": "cpu", "precision": "float32"}
 
 
 def write_imagenet(root: Path, train: int = 8, val: int = 3, classes: int = 3) -> Path:

@@ -1,12 +1,20 @@
 """A study that takes seconds: four students of a small teacher on a folder of pictures."""
 
 import json
+import math
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import IO, Any, NoReturn
 
+from kdcache import cli
+from kdcache.study import jobs
 from tests.processes import Command
 
 __all__ = [
@@ -73,15 +81,70 @@ def write_study(folder: Path, pictures: Path, **replacements: str) -> None:
     (folder / "small.toml").write_text(PROTOCOL.replace("PICTURES", str(pictures)))
 
 
-def start_study(folder: Path, *more: str) -> Command:
-    """Start or resume the study of a folder."""
-    words = ("reproduce", "four.toml", "--profile", "own", "--jobs", "2", "--out", str(folder / "studies"), *more)
-    return Command(words, folder, prepare=_one_thread)
+def start_study(folder: Path, *launcher: str) -> Command:
+    """Start or resume the study of a folder, by default with trainings that are forked from it."""
+    words = ("reproduce", "four.toml", "--profile", "own", "--jobs", "2", "--out", str(folder / "studies"), *launcher)
+    return Command(words, folder, prepare=_one_thread if launcher else _fork_trainings)
 
 
 def _one_thread() -> None:
     """Give each training one thread with every launcher, since sums depend on the number of threads."""
     os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def _fork_trainings() -> None:
+    """Start no interpreters, each of which would import torch for seconds."""
+    _one_thread()
+    names = {name: getattr(subprocess, name) for name in ("DEVNULL", "TimeoutExpired")}
+    jobs.subprocess = SimpleNamespace(Popen=ForkedCommand, **names)  # type: ignore[assignment]
+
+
+class ForkedCommand:
+    """What `subprocess.Popen` is for ``python -m kdcache``, but forked from the process of the study."""
+
+    def __init__(self, command: list[str], process_group: int, **settings: Any) -> None:
+        assert command[:3] == [sys.executable, "-m", "kdcache"]
+        assert process_group == 0
+        self.command = command
+        self.pid = os.fork()
+        if not self.pid:
+            try:
+                self._run(**settings)
+            finally:
+                os._exit(1)
+
+    def _run(self, stdin: int, stdout: IO[bytes], stderr: IO[bytes], cwd: Path, env: dict[str, str] | None) -> NoReturn:
+        assert (stdin, stdout) == (subprocess.DEVNULL, stderr)
+        os.setpgid(0, 0)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for descriptor in (1, 2):
+            os.dup2(stdout.fileno(), descriptor)
+        os.closerange(3, 1000)  # locks of the study among them
+        # Another thread may have been printing when this process was forked.
+        sys.stdout, sys.stderr = (os.fdopen(descriptor, "w", closefd=False) for descriptor in (1, 2))
+        os.chdir(cwd)
+        os.environ |= env or {}
+        sys.argv = ["kdcache", *self.command[3:]]
+        try:
+            cli.main()
+        except SystemExit as error:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(error.code)  # type: ignore[arg-type]
+
+    def wait(self, timeout: float | None = None) -> int:
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        while True:
+            number, status = os.waitpid(self.pid, os.WNOHANG)
+            if number:
+                return os.waitstatus_to_exitcode(status)
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired(self.command, timeout or 0)
+            time.sleep(0.01)
+
+    def terminate(self) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGTERM)
 
 
 def read_results(folder: Path) -> dict[str, Any]:
@@ -93,15 +156,13 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 
 def training_processes(folder: Path) -> list[int]:
-    """Find the processes that train something in a folder."""
+    """Find the processes that train runs of a study, or one run, by the log to which they print."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (process / "cmdline").read_bytes()
-        except OSError:  # the process has ended since
-            continue
-        if b"-train\0" in command and os.fsencode(folder) in command:
-            found.append(int(process.name))
+        with suppress(OSError):  # the process has ended since
+            log = Path(os.readlink(process / "fd" / "1"))
+            if log.match("logs/*.log") and (log.parents[1] / log.stem).is_relative_to(folder):
+                found.append(int(process.name))
     return found
 
 

@@ -10,6 +10,7 @@ import zarr
 
 from kdcache.answers.store import CLEAN, AnswerStore
 from kdcache.answers.table import fill_missing
+from tests.answers import stored
 from tests.processes import Command, kdcache
 
 SAMPLES = 90
@@ -95,7 +96,7 @@ def test_info_verify_and_prune(pictures: Path, teacher: Path, tmp_path: Path) ->
 
 def test_wrong_logits_with_correct_checksums_are_found(pictures: Path, teacher: Path, tmp_path: Path) -> None:
     store = tmp_path / "store.zarr"
-    shutil.copytree(teacher / "answers.zarr", store)
+    shutil.copytree(stored(teacher), store)
     table = AnswerStore(store).table(CLEAN)
     columns = table.read(0)
     assert columns is not None

@@ -12,7 +12,7 @@ from kdcache.answers import budget
 from kdcache.answers.budget import count_new_views
 from kdcache.answers.cached_teacher import CachedTeacher
 from kdcache.answers.encoding import DEFAULT_ENCODING, Dense, TopK
-from kdcache.answers.open import make_cached_teacher, make_reader
+from kdcache.answers.open import Answers, make_cached_teacher, make_reader
 from kdcache.answers.space import StoreContents, default_limit
 from kdcache.answers.store import CLEAN, AnswerStore
 from kdcache.answers.teacher import FORWARD_BATCH_SIZE, Teacher
@@ -204,7 +204,7 @@ def test_a_reader_uses_stored_logits_and_writes_nothing(noise: Split, tmp_path: 
     list(answers.cached_teacher(where, noise, views, epochs=1).precompute(1))
     teacher = answers.teacher()
     store = answers.store(where, teacher, noise)
-    reader = make_reader(teacher, views, store)
+    reader = make_reader(Answers.of_store(teacher, answers.dataset(noise), store), views)
     before = store.location.list_keys()
     for epoch, counts in ((0, (0, N)), (1, (N, 0))):
         for batch in views.epoch(epoch):
@@ -282,8 +282,8 @@ def test_over_240_epochs_each_distinct_view_is_computed_once(tmp_path: Path) -> 
     like = answers.teacher()
     teacher = PixelTeacher(like.network, like.compute)
     views = answers.views(split, "standard", batch_size=400)
-    store = answers.store(tmp_path / "store.zarr", teacher, split)
-    cached_teacher = make_cached_teacher(teacher, views, store, "standard", 240)
+    opened = answers.opened(tmp_path / "store.zarr", teacher, split)
+    cached_teacher = make_cached_teacher(opened, views, "standard", 240)
     for epoch in range(240):
         for batch in views.epoch(epoch):
             assert cached_teacher.logits(batch).equal(teacher(batch.views))

@@ -29,6 +29,7 @@ from kdcache.run.folder import FinishedRun, RunFolder
 from kdcache.selection import Candidates, score
 from kdcache.views.custom import identified
 from kdcache.views.mixes import Mix, find_mix
+from tests.answers import stored
 from tests.processes import outcome
 from tests.samples import refusal
 from tests.test_received_runs import call
@@ -598,7 +599,8 @@ def test_a_dataset_is_known_by_its_images(examples: Path, small: dict[str, objec
     code, text = call("cache", "verify", run.path)  # the store names the dataset
     assert (code, "add --trust python:my_data:listed" in text) == (2, True), text
     change(examples / "images.csv", "/0.png,dark,train", "/0.png,bright,train")
-    message = refusal(lambda: train_student(StudentConfig.load(**{**student, "overwrite": True})))
+    named = {"overwrite": True, "store": str(stored(run.path))}
+    message = refusal(lambda: train_student(StudentConfig.load(**{**student, **named})))
     assert re.search("store .*: dataset: expected", message)
 
 

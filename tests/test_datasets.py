@@ -44,8 +44,13 @@ def test_an_unknown_name_lists_the_known_ones(name: str) -> None:
 def test_only_folders_have_another_image_size() -> None:
     assert card_of("cifar10", 32) is CARDS["cifar10"]
     assert "expected 32, got 64" in refusal(lambda: card_of("cifar10", 64))
-    assert (card_of("folder:x").image_size, card_of("folder:x").padding) == (64, 8)
-    assert (card_of("folder:x", 40).image_size, card_of("folder:x", 40).padding) == (40, 5)
+    for stated, size, shorter_side in ((None, 160, 182), (224, 224, 256), (40, 40, 45)):
+        own = card_of("folder:x", stated)
+        assert (own.image_size, own.shorter_side, own.padding) == (size, shorter_side, None)
+        padded = card_of("folder:x", stated, "padded")
+        assert (padded.image_size, padded.shorter_side, padded.padding) == (size, None, size // 8)
+    assert card_of("imagenet", 40, "padded").padding == 5
+    assert "whose images have one size" in refusal(lambda: card_of("cifar10", crop="resized"))
     assert "got 0" in refusal(lambda: card_of("folder:x", 0))
 
 

@@ -70,7 +70,7 @@ def test_commands_and_options_exist(page: Path) -> None:
 
 
 def test_an_unknown_command_or_option_is_noticed() -> None:
-    for line in (" student-trian", " student-train --aug none --no-such-option", " cache plan --steps 3"):
+    for line in (" student-trian", " student-train --aug none --no-such-option", " cache plan --ema 0.9"):
         with pytest.raises(click.ClickException):
             parse(line)
 

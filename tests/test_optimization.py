@@ -16,14 +16,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kdcache import models, optimization
+from kdcache.analysis.inputs import load_analysis_inputs
+from kdcache.answers.store import AnswerStore
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig, TeacherConfig, TrainingConfig
 from kdcache.errors import UsageError
 from kdcache.losses import balanced_class_weights, cross_entropy, mixed_cross_entropy
 from kdcache.models import checkpoint
 from kdcache.optimization import Update
+from kdcache.run.folder import FinishedRun
 from kdcache.run.writer import RunWriter
-from kdcache.setup import fresh_network, load_data
+from kdcache.setup import fresh_network, load_data, verify_store
 from kdcache.training import evaluate
 from kdcache.views import ViewMaker, ViewPlan
 from tests.processes import outcome
@@ -216,6 +219,7 @@ def test_the_loss_of_both_stages_has_smoothed_and_weighted_labels(stage: str, un
             {"optimizer": "adamw", "nesterov": True},
             "--nesterov: expected false with --optimizer adamw, got True. Give --no-nesterov",
         ),
+        ({"teacher_best": True, "loss": "ce"}, "--teacher-best: expected false with --loss ce, which has no teacher"),
         ({"freeze_epochs": 2}, "--freeze-epochs: expected 0 without --init"),
         ({"freeze_epochs": 9, "init": "run", "epochs": 8}, "--freeze-epochs: expected at most the 8 epochs"),
         ({"epochs": 5, "warmup_epochs": 5}, "--warmup-epochs: expected less than the 5 epochs, got 5"),
@@ -246,9 +250,24 @@ def test_the_best_network_is_kept_beside_the_last(held_out: float, small: Settin
     test, cpu = load_data(config).test, Compute(torch.device("cpu"), "float32")
     for file, top1 in ((run.chosen_network_file(True), "best_top1"), (run.chosen_network_file(False), "last_top1")):
         assert evaluate(checkpoint.load(file), test, cpu).top1 == run.summary[top1]
+    if not held_out:
+        check_students_of_the_best_network(run, {**small, "teacher": run.path, "cache": "replay"}, tmp_path)
     run.best_network_file.unlink()
     with pytest.raises(UsageError, match=r"best\.safetensors: expected a file, got none"):
         run.chosen_network_file(True)
+
+
+def check_students_of_the_best_network(run: FinishedRun, settings: Settings, folder: Path) -> None:
+    best, last = (checkpoint.fingerprint(checkpoint.load(run.chosen_network_file(best))) for best in (True, False))
+    for teacher_best, taught_by in ((True, best), (False, last)):
+        store = str(folder / f"{teacher_best}.zarr")
+        chosen = {**settings, "teacher_best": teacher_best, "out": folder / f"best-{teacher_best}", "store": store}
+        student = train_student(StudentConfig.load(**chosen))
+        assert student.summary["teacher_forwards"] > 0
+        assert student.read_environment()["origin"]["teacher"] == taught_by
+        assert load_analysis_inputs(str(student.path)).teacher.fingerprint == taught_by
+        assert all(check.max_error < 0.1 for check in verify_store(run, AnswerStore(store), samples=3))
+    assert load_analysis_inputs(str(run.path), best=True).name == f"{run.path} (epoch {run.summary['best_epoch']})"
 
 
 def test_a_training_stops_when_its_patience_is_lost(

@@ -446,13 +446,13 @@ def test_a_cache_folder_that_cannot_be_written_stops_nothing(
             monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
         manifest._say_once.cache_clear()
         caplog.clear()
-        again = load(data.card.name, image_size=64)
+        again = load(data.card.name)
         assert (again.train.fingerprint, again.test.fingerprint) == fingerprints, number
         (line,) = [record.message for record in caplog.records]
         assert line.startswith("hashes of images are not kept, so that the next start hashes them again: got ")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (manifest._file(data.train.pictures.source.place)).mkdir(parents=True)  # type: ignore[union-attr]
-    assert load(data.card.name, image_size=64).train.fingerprint == fingerprints[0]
+    assert load(data.card.name).train.fingerprint == fingerprints[0]
 
 
 def train(root: Path) -> None:

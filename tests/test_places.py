@@ -72,7 +72,7 @@ def test_the_store_of_a_read_only_teacher_is_used_and_nothing_is_kept(
     run = train_student(StudentConfig.load(**settings, out=tmp_path / "run"))
     lines = [record.getMessage() for record in caplog.records]
     assert lines == [
-        f"logits in {read_only / 'answers.zarr'} are used, and no others are kept, since it cannot be written "
+        f"logits in {answers.stored(read_only)} are used, and no others are kept, since it cannot be written "
         "(Read-only file system)"
     ]
     assert (run.summary["cache_hits"], run.summary["teacher_forwards"]) == (90, 90)
@@ -272,14 +272,13 @@ def forwards(plan: str, cache: str) -> list[int]:
 def test_a_store_for_other_images_names_the_setting_that_differs(
     small: Settings, teacher: Path, tmp_path: Path
 ) -> None:
-    settings = {**small, "teacher": teacher, "train_fraction": 0.5}
+    named = answers.stored(teacher)
+    settings = {**small, "teacher": teacher, "train_fraction": 0.5, "store": str(named)}
     with pytest.raises(KdcacheError) as caught:
         train_student(StudentConfig.load(**settings, out=tmp_path / "run"))
-    assert (
-        f"store {teacher / 'answers.zarr'}: --train-fraction: expected 0.5, got 1.0" in str(caught.value).splitlines()
-    )
+    assert f"store {named}: --train-fraction: expected 0.5, got 1.0" in str(caught.value).splitlines()
     options = ("--teacher", str(teacher), "--epochs", "2")
-    plan = kdcache("cache", "plan", *options, "--train-fraction", "0.5", cwd=tmp_path)
+    plan = kdcache("cache", "plan", *options, "--train-fraction", "0.5", "--store", str(named), cwd=tmp_path)
     assert plan.returncode == 2
     assert "samples: expected 45, got 90" in plan.stderr
     assert "--train-fraction: expected 0.5, got 1.0" in plan.stderr
@@ -366,7 +365,7 @@ def test_a_moved_dataset_keeps_the_image_size_of_its_teacher(
     assert StudentConfig.load(teacher=teacher, dataset="fashion-mini").image_size is None
     command = ["cache", "plan", "--teacher", str(teacher), "--dataset", f"folder:{moved}", "--aug", "none"]
     cli.main(command, standalone_mode=False)
-    with pytest.raises(UsageError, match="padding: expected 5, got 4"):
+    with pytest.raises(UsageError, match="image size: expected 40"):
         cli.main([*command, "--image-size", "40"], standalone_mode=False)
 
 

@@ -1,10 +1,14 @@
 """Published checkpoints, external networks, and exported files."""
 
 import argparse
+import dataclasses
 import json
 import os
 import pickle
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,15 +23,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kdcache import __version__, extensions, training
+from kdcache import __version__, extensions, setup, training
+from kdcache.analysis import cost
 from kdcache.answers.teacher import FORWARD_BATCH_SIZE
 from kdcache.choices import MODELS
 from kdcache.cli import cli
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import KdcacheError, UsageError
-from kdcache.models import REGISTRY, build, checkpoint
-from kdcache.models.export import FORMATS, OPSET, export
+from kdcache.models import REGISTRY, Network, build, checkpoint
+from kdcache.models.export import FORMATS, OPSET, export, random_images
+from kdcache.models.predictor import load_predictor
 from kdcache.models.published import read
 from kdcache.models.sizes import model_sizes, size_of
 from kdcache.models.sources import shipped_teacher
@@ -35,6 +41,7 @@ from kdcache.models.weights import load_into, most_similar_network
 from kdcache.run.folder import FinishedRun
 from kdcache.setup import load_data
 from tests.processes import kdcache
+from tests.samples import noise, refusal
 
 State = dict[str, torch.Tensor]
 
@@ -168,7 +175,7 @@ def test_a_published_teacher_can_teach(
     published: tuple[Path, dict[str, Any]], small: Settings, pictures: Path, tmp_path: Path
 ) -> None:
     path, summary = published
-    words = f"--dataset folder:{pictures} --image-size 32 --device cpu --precision float32"
+    words = f"--dataset folder:{pictures} --image-size 32 --crop padded --device cpu --precision float32"
     done = kdcache("teacher-load", "--weights", str(path), *words.split(), "--out", "teacher", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     top1 = f"{summary['last_top1']:.2f} %"
@@ -185,7 +192,7 @@ def test_a_gap_to_the_published_accuracy_gives_a_warning(
 ) -> None:
     document = torch.load(published[0], weights_only=True)
     torch.save({**document, "accuracy": 12.0}, tmp_path / "net.pth")
-    words = f"--dataset folder:{pictures} --image-size 32 --mean 0.1,0.2,0.3 --std 1,1,1 --device cpu"
+    words = f"--dataset folder:{pictures} --image-size 32 --crop padded --mean 0.1,0.2,0.3 --std 1,1,1 --device cpu"
     done = kdcache("teacher-load", "--weights", "net.pth", *words.split(), "--out", "teacher", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "published as 12.00 %" in done.stdout
@@ -198,7 +205,7 @@ def test_a_gap_to_the_published_accuracy_gives_a_warning(
 def test_wrong_weights_are_refused_and_nothing_is_written(
     published: tuple[Path, dict[str, Any]], pictures: Path, tmp_path: Path
 ) -> None:
-    words = f"--dataset folder:{pictures} --image-size 32 --device cpu --out teacher"
+    words = f"--dataset folder:{pictures} --image-size 32 --crop padded --device cpu --out teacher"
     for more, part in (
         (f"--weights {published[0]} --model resnet20", "The tensors fit resnet8."),
         ("--weights nowhere.pth", "nowhere.pth"),
@@ -257,7 +264,7 @@ def other(num_classes): return nn.Flatten()
 
 def test_a_users_own_network_teaches_one_of_timm(pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "mynets.py").write_text(OWN)
-    words = f"--dataset folder:{pictures} --image-size 32 --epochs 1 --batch-size 30 --device cpu".split()
+    words = f"--dataset folder:{pictures} --image-size 32 --crop padded --epochs 1 --batch-size 30 --device cpu".split()
     mine = "python:mynets:small"
     taught = kdcache("teacher-train", *words, "--model", mine, "--features", "0,2", "--out", "teacher", cwd=tmp_path)
     assert taught.returncode == 0, taught.stderr
@@ -298,7 +305,7 @@ def test_a_resnet34_of_torchvision_teaches_a_resnet18(
             for number in range(3):
                 pixels = noise.integers(0, 256, (size, size + 9, 3), np.uint8)
                 Image.fromarray(pixels).save(tmp_path / "data" / split / name / f"{number}.jpg")
-    settings: Settings = {"dataset": f"folder:{tmp_path / 'data'}", "image_size": size}
+    settings: Settings = {"dataset": f"folder:{tmp_path / 'data'}", "image_size": size, "crop": "padded"}
     settings |= {"epochs": 1, "batch_size": 3, "device": "cpu"}
     teacher = train_teacher(TeacherConfig.load(**settings, model="torchvision:resnet34", out=tmp_path / "teacher"))
     student = StudentConfig.load(
@@ -310,7 +317,7 @@ def test_a_resnet34_of_torchvision_teaches_a_resnet18(
 @pytest.fixture(scope="module")
 def mini_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of the shipped teacher, whose predictions are right."""
-    config = TeacherConfig.load(out=tmp_path_factory.mktemp("mini") / "run", device="cpu", precision="float32")
+    config = TeacherConfig.load(out=tmp_path_factory.mktemp("mini") / "run", device="cpu")
     return load_teacher(shipped_teacher(), config).path
 
 
@@ -372,13 +379,100 @@ def test_an_onnx_file_has_operators_that_other_tools_know(exported: Path) -> Non
     assert {node.op_type for node in model.graph.node} == {"Cast", "Mul", *layers, "Softmax"}
 
 
+@pytest.fixture(scope="module")
+def bundle(mini_run: Path, exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that is measured on 100 test images, without another export in float32."""
+    pytest.importorskip("onnxruntime")
+    data, folder = load_data(TeacherConfig.load()), tmp_path_factory.mktemp("bundles") / "phone"
+    part = dataclasses.replace(data, test=data.test.part(np.arange(100)))
+
+    def copy(network: Network, facts: object, images: torch.Tensor, path: Path) -> None:
+        shutil.copyfile(exported / "onnx", path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(FORMATS, "onnx", (copy, FORMATS["onnx"][1]))
+        patch.setattr(setup, "load_run_data", lambda *_: part)
+        patch.setattr(cost, "MIN_SECONDS", 0)
+        cli.main(["export", str(mini_run), "--out", f"{folder}/"], standalone_mode=False)
+    return folder
+
+
+def test_a_bundle_answers_without_kdcache_and_torch(bundle: Path, tmp_path: Path) -> None:
+    Image.fromarray(noise(50, 70)).save(tmp_path / "picture.png")
+    script = """
+import runpy, sys
+sys.modules.update(kdcache=None, torch=None)
+sys.argv.pop(0)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    words = [sys.executable, "-c", script, bundle / "predict.py"]
+    checked = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (checked.returncode, checked.stdout.count("as expected")) == (0, 2), checked.stderr
+    for model in ("model.onnx", "model-int8.onnx"):
+        given = ["--model", bundle / model, tmp_path / "picture.png", tmp_path / "none.png"]
+        done = subprocess.run([*words, *given], capture_output=True, text=True, check=False)
+        own = kdcache("predict", str(bundle / model), "picture.png", cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (1, f"{tmp_path}/{own.stdout}")
+        assert "none.png" in done.stderr
+
+
+def test_a_bundle_states_what_its_networks_can_do(bundle: Path, mini_run: Path) -> None:
+    data = load_data(TeacherConfig.load())
+    assert (bundle / "labels.txt").read_text("utf-8").splitlines() == list(data.class_names)
+    page = (bundle / "README.md").read_text("utf-8")
+    for name, precision in (("model.onnx", "float32"), ("model-int8.onnx", "int8")):
+        right = load_predictor(bundle / name).probabilities(data.test.images[:100]).argmax(1) == data.test.labels[:100]
+        assert f"| `{name}` | {precision} | {int(right.sum())}.00 % | {(bundle / name).stat().st_size:,} |" in page
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(bundle / "model-int8.onnx")
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+    makers = {node.output[0]: node for node in model.graph.node}
+    for node in convolutions:
+        quantized, scale, _ = makers[node.input[1]].input
+        assert weights[quantized].data_type == onnx.TensorProto.INT8
+        assert list(weights[scale].dims) == [weights[quantized].dims[0]]
+
+
+def test_an_export_says_on_which_images_it_was_compared(
+    mini_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["export", str(mini_run), "--out", str(tmp_path / "net")]
+    cli.main(words, standalone_mode=False)
+    assert "64 test images" in capsys.readouterr().out
+    with pytest.raises(UsageError):
+        cli.main([*words, "--dataset", f"folder:{tmp_path / 'gone'}"], standalone_mode=False)
+
+    def refuse(*_: object) -> None:
+        raise UsageError("the images are gone")
+
+    monkeypatch.setattr(setup, "load_run_data", refuse)
+    cli.main(words, standalone_mode=False)
+    output = capsys.readouterr()
+    assert "64 random images" in output.out
+    assert "the images are gone" in output.err
+
+
+def test_a_bundle_replaces_nothing_else(bundle: Path, mini_run: Path, tmp_path: Path) -> None:
+    from kdcache.bundle.write import require_bundle_folder  # imports onnxruntime
+
+    require_bundle_folder(bundle)
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "to-mother.txt").touch()
+    words = ["export", str(mini_run), "--out", f"{tmp_path}/letters/"]
+    assert "got to-mother.txt" in refusal(lambda: cli.main(words, standalone_mode=False))
+    words = ["export", str(mini_run), "--format", "onnx", "--out", f"{tmp_path}/new/"]
+    assert "expected the path of a file" in refusal(lambda: cli.main(words, standalone_mode=False))
+
+
 def test_an_export_with_other_probabilities_is_not_written(
     mini_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write, run = FORMATS["safetensors"]
     monkeypatch.setitem(FORMATS, "safetensors", (write, lambda path, images: run(path, images) + 0.01))
+    network = checkpoint.load(mini_run / "model.safetensors")
     with pytest.raises(KdcacheError, match="exported probabilities differ from those of resnet20"):
-        export(checkpoint.load(mini_run / "model.safetensors"), "safetensors", tmp_path / "exported")
+        export(network, "safetensors", tmp_path / "exported", random_images(network))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -26,6 +26,7 @@ from kdcache.run.forward_count import ForwardCount, read_count
 from kdcache.run.records import load_runs
 from kdcache.run.statistics_store import StatisticsReader
 from kdcache.run.writer import RunWriter
+from tests import answers
 from tests.alterations import MaliciousPickle
 from tests.altered_runs import Interrupt
 from tests.processes import outcome, start_process
@@ -337,10 +338,12 @@ def write_and_die(path: Path) -> None:
     write_atomically(path, write)
 
 
-def test_a_store_in_a_run_folder_is_no_link(teacher: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["store", "answers"])
+def test_a_store_in_a_run_folder_is_no_link(name: str, teacher: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(teacher, tmp_path / "teacher")
-    os.replace(copy / "answers.zarr", tmp_path / "elsewhere.zarr")
-    (copy / "answers.zarr").symlink_to(tmp_path / "elsewhere.zarr")
+    place = answers.stored(copy) if name == "store" else copy / "answers"
+    os.replace(place, tmp_path / "elsewhere")
+    place.symlink_to(tmp_path / "elsewhere")
     for words in (("cache", "prune", copy, "--all"), ("cache", "info", copy), ("cache", "verify", copy)):
         code, text = call(*words)
         assert (code, "got a symbolic link. Name a store in another place with --store." in text) == (2, True)

@@ -18,18 +18,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torchvision.transforms import v2
 
-from kdcache.answers.store import AnswerStore
 from kdcache.cards import Rendering
 from kdcache.choices import MIXES
 from kdcache.cli import cli
+from kdcache.compute import Compute
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.datasets import Dataset, load, pictures
 from kdcache.models import build, checkpoint
 from kdcache.models.load import find_network
 from kdcache.models.published import clean_crop_of
-from kdcache.run.find import store_path
+from kdcache.run.find import stores_of
 from kdcache.run.folder import FinishedRun
-from kdcache.setup import initial_network, load_data, load_run_data
+from kdcache.setup import initial_network, load_data, load_run_data, make_plan_for_size, open_cached_teacher
 from kdcache.views import ViewMaker, ViewPlan, apply
 from kdcache.views.apply import apply_mix
 from kdcache.views.geometry import random_resized_box
@@ -148,6 +148,17 @@ def test_the_views_of_two_sizes_come_from_one_decoding(data: Dataset, monkeypatc
     assert len(decoded) == 3 * SAMPLES
 
 
+def test_views_that_are_the_same_are_made_once(data: Dataset) -> None:
+    """Where x are random crops, another clean view alone does not make other views."""
+    maker, clean = (ViewMaker(data.train, one, 8, CPU) for one in (plan(), replace(plan(()), crop_flip=False)))
+    own = data.card.rendering
+    assert maker.rendered(replace(own, shorter_side=40)) is maker
+    for other, rendering in ((clean, replace(own, shorter_side=40)), (maker, replace(own, interpolation="bicubic"))):
+        made = other.rendered(rendering)
+        assert made.split.pictures is not None
+        assert made.split.pictures.rendering == rendering
+
+
 def smooth(count: int, side: int) -> Tensor:
     """The same smooth pictures at any size, bright in the middle."""
     place = (torch.arange(side) + 0.5) / side
@@ -238,7 +249,13 @@ def test_one_store_serves_students_of_every_size(root: Path, teacher: Path, monk
     assert online.summary["teacher_forwards"] == views
     assert same(online, first)
     assert {tuple(sizes) for sizes in rendered} == {(SMALL, LARGE), (SMALL,)}  # the latter to evaluate it
-    assert f"intact: {4 * SAMPLES} views" in run_command("cache", "verify", str(teacher), "--all", "--device", "cpu")
+    shown = run_command("cache", "verify", str(teacher), "--all", "--device", "cpu")
+    assert f"intact: {4 * SAMPLES} views compared, max error 0," in shown
+    config = StudentConfig.load("imagenet", **common(root), teacher=teacher, aug="cutmix", image_size=SMALL)
+    data, compute = load_data(config), Compute(CPU, "float32")
+    own = ViewMaker(data.train, make_plan_for_size(config, SAMPLES, data.card), 8, CPU)
+    message = refusal(lambda: open_cached_teacher(config, data, own, compute))
+    assert "view plan, which is that of the teacher: expected 48, got 32" in message
     assert "expected" not in run_command("evaluate", str(first.path), "--device", "cpu")  # beside its teacher
     planned = [f"--{name}={value}" for name, value in (("teacher", teacher), ("image-size", SMALL), ("epochs", 2))]
     (auto,) = (
@@ -291,14 +308,17 @@ def test_weights_bring_the_clean_view_that_their_library_states(
     assert "clean view: shorter side resized to 50 (bicubic), center crop 48x48, from the checkpoint" in caplog.text
     # The saved network keeps it, is evaluated by it, and passes it on to one of another size.
     run = train_teacher(config)
-    assert AnswerStore(store_path(run.path)).fingerprint["rendering"] == expected.evaluation
+    (store,) = stores_of(run.path).open()
+    assert store.fingerprint["rendering"] == expected.evaluation
     assert checkpoint.load(run.network_file).rendering == expected
     transform = v2.Compose([v2.Resize(50, v2.InterpolationMode.BICUBIC), v2.CenterCrop(LARGE), v2.PILToTensor()])
     with Image.open(sorted((root / "imagenet/val").rglob("*.JPEG"))[4]) as picture:
         assert data.rendered(expected).test.take(torch.tensor([4]))[0].equal(transform(picture.convert("RGB")))
     assert load_run_data(run).card.rendering == expected  # which the images are compared in
-    smaller = config.model_copy(update={"image_size": SMALL, "init": str(run.path)})
-    assert initial_network(smaller, load_data(smaller))[0].rendering == Rendering(SMALL, 33, "bicubic")
+    smaller = student(root, "smaller", image_size=SMALL, init=str(run.path), loss="ce", aug="standard")
+    assert checkpoint.rendering_of(smaller.network_file) == Rendering(SMALL, 33, "bicubic")
+    images = data.rendered(Rendering(SMALL, 33, "bicubic")).test
+    assert smaller.read_environment()["origin"]["test set"] == images.fingerprint
 
 
 def test_timm_states_a_clean_view_for_each_size(caplog: pytest.LogCaptureFixture) -> None:

@@ -317,8 +317,8 @@ def test_the_fraction_keep_of_all_candidates_is_picked(candidates: int, keep: fl
 def test_stored_clean_logits_need_no_forward(noise: Split, tmp_path: Path) -> None:
     live, stored = Bench(noise, aug="none"), Bench(noise, aug="none")
     assert stored.step.teacher is not None
-    store = answers.store(tmp_path / "answers.zarr", stored.step.teacher.teacher, noise)
-    stored.step.teacher = make_cached_teacher(stored.step.teacher.teacher, stored.maker, store, "clean", epochs=1)
+    opened = answers.opened(tmp_path / "answers.zarr", stored.step.teacher.teacher, noise)
+    stored.step.teacher = make_cached_teacher(opened, stored.maker, "clean", epochs=1)
     stored.rows.clear()
     assert stored.step(stored.batch).equal(live.step(live.batch))
     assert stored.rows == []

@@ -54,7 +54,8 @@ def test_a_terminated_study_resumes_and_a_failed_run_is_tried_once_more(
 ) -> None:
     write_study(tmp_path, pictures, **{'aug = "cutmix" ': 'aug = "cutmix", lr = 1e30 '})
     runs, killed = tmp_path / "studies" / "small", RUNS["KD+CutMix-pick"]
-    shutil.copytree(uninterrupted / "studies" / "small" / "teacher-resnet8", runs / "teacher-resnet8")
+    for finished in ("teacher-resnet8", RUNS["KD+CutMix-pick (random)"]):
+        shutil.copytree(uninterrupted / "studies" / "small" / finished, runs / finished)
     study = start_study(tmp_path, "--launcher", name, *options)
     wait_until(lambda: is_resumable(runs / RUNS["KD"]))
     study.process.terminate()

@@ -20,6 +20,7 @@ from kdcache.errors import KdcacheError, UsageError
 from kdcache.models import checkpoint
 from kdcache.run.folder import FinishedRun
 from kdcache.run.resolve import create_run_folder
+from tests.answers import stored
 
 SAMPLES = 90
 Settings = dict[str, Any]
@@ -105,7 +106,7 @@ def test_a_run_folder_is_complete(small: Settings, teacher: Path, tmp_path: Path
 
 
 def test_the_teacher_stores_its_clean_logits(teacher: Path) -> None:
-    answers = zarr.open_array(teacher / "answers.zarr", path="clean/logits", mode="r")
+    answers = zarr.open_array(stored(teacher), path="clean/logits", mode="r")
     assert answers.shape == (90, 3)
     assert FinishedRun(teacher).summary["teacher_forwards"] == 90
 
@@ -247,10 +248,10 @@ def test_the_default_name_of_a_run_is_a_valid_folder_name(
 def test_without_augmentation_all_logits_come_from_the_teachers_store(
     small: Settings, teacher: Path, tmp_path: Path
 ) -> None:
-    stored = {path: path.read_bytes() for path in (teacher / "answers.zarr").rglob("*") if path.is_file()}
+    before = {path: path.read_bytes() for path in stored(teacher).rglob("*") if path.is_file()}
     run = student(small, teacher, tmp_path / "run", aug="none", epochs=2)
     assert [(line.teacher_forwards, line.cache_hits) for line in run.read_metrics()] == [(0, SAMPLES)] * 2
-    assert all(path.read_bytes() == content for path, content in stored.items())
+    assert all(path.read_bytes() == content for path, content in before.items())
     assert np.isfinite(zarr.open_group(run.path / "statistics.zarr", mode="r")["d_x"][:]).all()  # type: ignore[index, arg-type]
 
 
@@ -297,7 +298,7 @@ def test_damaged_logits_are_computed_again(
 ) -> None:
     copied = tmp_path / "teacher"
     shutil.copytree(teacher, copied)
-    (chunk,) = [path for path in (copied / "answers.zarr" / "clean" / "logits" / "c").rglob("*") if path.is_file()]
+    (chunk,) = [path for path in (stored(copied) / "clean" / "logits" / "c").rglob("*") if path.is_file()]
     whole = chunk.read_bytes()
     chunk.write_bytes(whole[:-1])
     run = student(small, copied, tmp_path / "run", aug="none")

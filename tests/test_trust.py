@@ -101,6 +101,16 @@ def test_links_in_a_store_are_not_followed(store: Path, link: str) -> None:
     assert sorted(path.relative_to(elsewhere) for path in elsewhere.rglob("*")) == before
 
 
+@pytest.mark.parametrize("folder", ["clean", "clean/logits"])
+def test_a_file_in_the_place_of_a_folder_of_a_store_is_named(store: Path, folder: str) -> None:
+    shutil.rmtree(store / folder)
+    (store / folder).write_text("mine")
+    assert opened(store).table(CLEAN).read(0) is None
+    with pytest.raises(KdcacheError, match=f"{folder} in a store: expected a folder, got a file. Remove the file."):
+        list(fill_missing([(opened(store).table(CLEAN), rows_of)]))
+    assert (store / folder).read_text() == "mine"
+
+
 def test_a_store_that_links_to_itself_gives_one_message(tmp_path: Path) -> None:
     (tmp_path / "answers.zarr").symlink_to(tmp_path / "answers.zarr")
     with pytest.raises(UsageError, match=r"--store .*answers\.zarr"):
@@ -226,7 +236,7 @@ def test_every_text_is_recorded_or_refused(text: str, tmp_path_factory: pytest.T
 
 def test_a_run_with_an_incomplete_summary_is_skipped(teacher: Path, tmp_path: Path) -> None:
     for name in ("whole", "without", "odd", "deep"):
-        shutil.copytree(teacher, tmp_path / name, ignore=shutil.ignore_patterns("answers.zarr"))
+        shutil.copytree(teacher, tmp_path / name, ignore=shutil.ignore_patterns("answers"))
     change_json(tmp_path / "without" / "summary.json", finished_at=None)
     change_json(tmp_path / "odd" / "summary.json", kind=[], seconds="1")
     (tmp_path / "deep" / "summary.json").write_text("[" * 100_000)

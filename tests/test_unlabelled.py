@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kdcache import datasets
+from kdcache.answers.store import AnswerStore
 from kdcache.choices import CRITERIA, LOSSES
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig, TeacherConfig, TrainingConfig
@@ -20,7 +21,7 @@ from kdcache.datasets.pack import pack
 from kdcache.losses import ViewOutputs, crld_loss, cross_entropy, dkd_loss, labelled_share, mixed_cross_entropy
 from kdcache.register import register_loss, register_pick
 from kdcache.run.folder import FinishedRun
-from kdcache.setup import data_size, load_data, make_plan, open_cached_teacher, verify_run
+from kdcache.setup import data_size, load_data, make_plan, open_cached_teacher, verify_store
 from kdcache.views import ViewMaker
 from kdcache.views.batch import hard_labels
 from tests.processes import outcome
@@ -38,11 +39,11 @@ def extra(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(pictures: Path, extra: Path, **settings: Any) -> Dataset:
-    return datasets.load(f"folder:{pictures}", image_size=32, unlabelled=f"folder:{extra}", **settings)
+    return datasets.load(f"folder:{pictures}", image_size=32, crop="padded", unlabelled=f"folder:{extra}", **settings)
 
 
 def test_unlabelled_images_come_after_the_others_and_are_in_the_fingerprint(pictures: Path, extra: Path) -> None:
-    alone, data = datasets.load(f"folder:{pictures}", image_size=32), load(pictures, extra)
+    alone, data = datasets.load(f"folder:{pictures}", image_size=32, crop="padded"), load(pictures, extra)
     assert data.train.labels.tolist() == [*alone.train.labels.tolist(), *[-1] * EXTRA]
     assert data.num_unlabelled == EXTRA
     assert data.train.fingerprint != alone.train.fingerprint
@@ -118,7 +119,7 @@ def test_unlabelled_images_of_packed_files_and_beside_arrays(
     datasets.load("fashion-mini", train_fraction=0.01, unlabelled=f"folder:{tmp_path / 'test'}")
     assert "2 of the 2 unlabelled images are test images too" in caplog.text
     own = load(pictures, extra)
-    again = datasets.load(packed, image_size=32, unlabelled=f"folder:{extra}")
+    again = datasets.load(packed, image_size=32, crop="padded", unlabelled=f"folder:{extra}")
     assert again.train.fingerprint == own.train.fingerprint
     message = refusal(lambda: datasets.load(packed, image_size=32, unlabelled=f"folder:{tmp_path / 'none'}"))
     assert "none: got No such file or directory" in message
@@ -239,7 +240,7 @@ def test_a_student_is_trained_on_stored_answers_to_unlabelled_images(
     settings, run = trained
     assert (run.summary["labelled_images"], run.summary["unlabelled_images"]) == (LABELLED, EXTRA)
     assert (run.summary["teacher_forwards"], run.summary["cache_hits"]) == (0, 2 * (LABELLED + EXTRA))
-    checks = [*verify_run(FinishedRun(teacher), settings["store"], samples=5)]
+    checks = [*verify_store(FinishedRun(teacher), AnswerStore(str(settings["store"])), samples=5)]
     assert sum(check.compared for check in checks) > 0
     assert max(check.max_error for check in checks) < 0.01
     assert data_size(StudentConfig.load(**settings)).samples == LABELLED + EXTRA

@@ -71,7 +71,7 @@ def error_curves(runs: Iterable[RunRecord]) -> list[ErrorCurve]:
     """
     trained = [run for run in runs if run.summary_damaged or run.config.epochs == run.result("epochs")]
     curves = []
-    for group in group_runs(trained, ignoring=("epochs",)):
+    for group in group_runs(trained, ignoring=("epochs", "steps")):
         points = []
         for epochs in sorted({run.config.epochs for run in group.runs}):
             same = [run for run in group.runs if run.config.epochs == epochs]

@@ -183,9 +183,8 @@ class _Loader:
         """Load the network of a run, and before it that of its teacher."""
         data = self._images_of(run)
         taught_by = self._add_teacher(run, data)
-        file, last = run.chosen_network_file(self.best), run.summary["epochs"]
-        epoch = last if file == run.network_file else run.summary["best_epoch"]
-        name = str(run.path) if epoch == last else f"{run.path} (epoch {epoch})"
+        file = run.chosen_network_file(self.best)
+        name, epoch = run.describe_network(file)
         loaded = self._load(name, file, data, run.config.precision, epoch)
         self.networks[file.resolve()] = replace(loaded, teacher=taught_by)
         for exported in sorted(run.path.glob(f"*{ONNX_SUFFIX}")):
@@ -236,8 +235,9 @@ class _Loader:
             return None
         try:
             teacher = FinishedRun(teacher_of(run.path, run.config.teacher))
-            file, config = teacher.network_file, teacher.config
-            loaded = self._load(str(teacher.path), file, data, config.precision, teacher.summary["epochs"])
+            file, config = teacher.chosen_network_file(run.config.teacher_best), teacher.config
+            name, epoch = teacher.describe_network(file)
+            loaded = self._load(name, file, data, config.precision, epoch)
             recorded = run.read_environment().get("origin", {}).get("teacher")
             assert loaded.network is not None
             if recorded not in (None, checkpoint.fingerprint(loaded.network)):

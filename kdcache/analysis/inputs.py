@@ -11,9 +11,10 @@ from torch import Tensor
 
 from kdcache import datasets
 from kdcache.answers.cached_teacher import CachedTeacher
+from kdcache.answers.encoding import DEFAULT_ENCODING
 from kdcache.answers.location import StoreLocation
-from kdcache.answers.open import make_cached_teacher, make_reader, open_answers
-from kdcache.answers.store import CLEAN, AnswerStore
+from kdcache.answers.open import Answers, find_answers, make_cached_teacher, make_reader
+from kdcache.answers.store import AnswerStore
 from kdcache.answers.teacher import Teacher
 from kdcache.cards import same_dataset
 from kdcache.choices import MODEL_PREFIXES
@@ -23,7 +24,7 @@ from kdcache.datasets import Dataset, Split
 from kdcache.errors import UsageError, problem
 from kdcache.models import Network
 from kdcache.models.load import find_network, trained_network
-from kdcache.run.find import find_teacher_run, store_path, teacher_of
+from kdcache.run.find import find_teacher_run, stores_of, teacher_of
 from kdcache.run.folder import FinishedRun
 from kdcache.setup import load_run_data, make_plan
 from kdcache.views import ViewMaker
@@ -56,8 +57,8 @@ class AnalysisInputs:
         Its ``train`` is the split to evaluate.
     split : str
         One of `SPLITS`.
-    teacher : Teacher
-    store : AnswerStore or None
+    answers : Answers
+        The teacher, and the stores of its logits.
     writes_store : bool
         Whether new logits are added to the store.
     has_own_images : bool
@@ -68,10 +69,19 @@ class AnalysisInputs:
     folder: Path | None
     data: Dataset
     split: str
-    teacher: Teacher
-    store: AnswerStore | None
+    answers: Answers
     writes_store: bool
     has_own_images: bool
+
+    @property
+    def teacher(self) -> Teacher:
+        """The teacher."""
+        return self.answers.teacher
+
+    @property
+    def store(self) -> AnswerStore | None:
+        """The store of its logits for these images, if there is one."""
+        return self.answers.store
 
     @property
     def images(self) -> Split:
@@ -85,36 +95,33 @@ class AnalysisInputs:
 
     def cached_teacher(self, views: ViewMaker, epochs: int) -> CachedTeacher:
         """Open the cached teacher for some epochs of views."""
-        if self.writes_store and self.store is not None and views.plan.crop_flip:
-            return make_cached_teacher(self.teacher, views, self.store, "replay", epochs)
-        return make_reader(self.teacher, views, self.store)
+        if self.writes_store and views.plan.crop_flip:
+            return make_cached_teacher(self.answers, views, "replay", epochs)
+        return make_reader(self.answers, views)
 
     @cached_property
     def clean(self) -> "CleanPredictions":
         """The teacher's predictions for the clean images."""
         views = self.views("none", seed=0)
-        return CleanPredictions(CachedTeacher(self.teacher, views, store=self.store), self.images)
+        return CleanPredictions(self.answers, CachedTeacher(self.teacher, views, encoding=self.answers.encoding))
 
 
 class CleanPredictions:
-    """The teacher's class for each clean image: read from the store, or computed on first use.
+    """The teacher's class for each clean image: read from a store, or computed on first use.
 
     Parameters
     ----------
+    answers : Answers
     cached_teacher : CachedTeacher
-    images : Split
+        Of the same teacher, for the others.
     """
 
-    def __init__(self, cached_teacher: CachedTeacher, images: Split) -> None:
-        self.cached_teacher, self.images = cached_teacher, images
-        self._classes = torch.full((len(images),), -1)
-        if cached_teacher.store is not None:
-            table = cached_teacher.store.table(CLEAN)
-            for chunk, rows in enumerate(table.chunks):  # one at a time: all of them may not fit into memory
-                columns = table.read(chunk)
-                if columns is not None:
-                    logits = cached_teacher.encoding.decode(columns, cached_teacher.classes)
-                    self._classes[rows.start : rows.stop] = logits.argmax(1)
+    def __init__(self, answers: Answers, cached_teacher: CachedTeacher) -> None:
+        self.cached_teacher, self.images = cached_teacher, cached_teacher.views.split
+        self._classes = torch.full((len(self.images),), -1)
+        for samples, columns in answers.clean_views():
+            logits = cached_teacher.encoding.decode(columns, cached_teacher.classes)
+            self._classes[torch.from_numpy(samples)] = logits.argmax(1)
 
     def classes(self, samples: Tensor) -> Tensor:
         """Predict the class of some samples: int64 (B,), on the CPU."""
@@ -140,6 +147,7 @@ def load_analysis_inputs(
     device: str = "auto",
     weights_entry: str | None = None,
     class_order: str | None = None,
+    best: bool = False,
 ) -> AnalysisInputs:
     """Load a teacher and the images to evaluate it on.
 
@@ -157,11 +165,12 @@ def load_analysis_inputs(
     split : str
         One of `SPLITS`.
     store : str, optional
-        Store to read and write. By default the store of a teacher's run is read, if it is for these images, and
-        nothing is written.
+        Store to read and write. By default the stores of a teacher's run are read, and nothing is written.
     device : str
     weights_entry, class_order : str, optional
         Of weights, see `kdcache.models.load.find_network`.
+    best : bool
+        Whether to take the network after the best epoch of the teacher's run; also if it taught the student's run.
 
     Raises
     ------
@@ -175,26 +184,30 @@ def load_analysis_inputs(
         for option, value in (("--weights-entry", weights_entry), ("--class-order", class_order)):
             if value is not None:
                 raise UsageError(problem(option, expected="a network of other weights", got="a run of kdcache"))
-        run = _teacher_run(teacher, dataset)
+        run, taught_by_best = _teacher_run(teacher, dataset)
         data, own_images = run_images(run, dataset, data_root, image_size)
-        network, name, folder = trained_network(run.network_file, data), str(run.path), run.path
+        file = run.chosen_network_file(best or taught_by_best)
+        network, (name, _), folder = trained_network(file, data), run.describe_network(file), run.path
         compute = Compute.choose(device, run.config.precision)
-        own_store = store_path(run.path)
-        use_own = own_images and split == "train" and StoreLocation(own_store).holds_store()
-        location = store or (own_store if use_own else None)
+        where = store or (stores_of(run.path) if split == "train" else None)
     else:
+        if best:
+            raise UsageError(problem("--best", expected="a run of kdcache", got="a network of other weights"))
         if dataset is None:
             raise UsageError(problem("--dataset", expected="a dataset, which this teacher does not name", got="none"))
         data = datasets.load(dataset, root=data_root or Path("datasets"), image_size=image_size)
         network, name = _external_network(teacher, weights, data, weights_entry, class_order)
         compute = Compute.choose(device)
-        folder, location, own_images = None, store, False
+        folder, where, own_images = None, store, False
     data = data.rendered(network.rendering)
     evaluated = data if split == "train" else replace(data, train=data.test)
-    if location is None:
-        return AnalysisInputs(name, folder, evaluated, split, Teacher(network, compute), None, False, own_images)
-    loaded, answers = open_answers(network, evaluated, compute, location)
-    return AnalysisInputs(name, folder, evaluated, split, loaded, answers, store is not None, own_images)
+    if where is None:
+        answers = Answers(Teacher(network, compute), evaluated, StoreLocation(), DEFAULT_ENCODING)
+    else:
+        answers = find_answers(network, evaluated, compute, where)
+        if store is not None:
+            answers = answers.created()
+    return AnalysisInputs(name, folder, evaluated, split, answers, store is not None, own_images)
 
 
 def run_images(
@@ -214,15 +227,16 @@ def run_images(
     return data, False
 
 
-def _teacher_run(teacher: str | None, dataset: str | None) -> FinishedRun:
+def _teacher_run(teacher: str | None, dataset: str | None) -> tuple[FinishedRun, bool]:
+    """Find the run of a teacher, and tell whether the student that is named learned from its best network."""
     if teacher is None:
-        return find_teacher_run(None, dataset, "name one with --teacher")
+        return find_teacher_run(None, dataset, "name one with --teacher"), False
     run = FinishedRun(Path(teacher))
     if not isinstance(run.config, StudentConfig):
-        return run
+        return run, False
     if run.config.teacher is None:
         raise UsageError(problem(f"run {run.path}", expected="a teacher, or a student with a teacher", got="neither"))
-    return FinishedRun(teacher_of(run.path, run.config.teacher))
+    return FinishedRun(teacher_of(run.path, run.config.teacher)), run.config.teacher_best
 
 
 def _external_network(

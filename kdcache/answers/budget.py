@@ -104,7 +104,10 @@ def require_space(cache: str, plan: ViewPlan, epochs: int, space: StoreContents)
         needed, remedy = space.table_bytes * len(plan.kinds) * epochs, "Use --cache replay to store a part."
     else:
         needed, remedy = space.table_bytes, None
-    expected = f"at least {decimal(needed)}"
+    expected = f"at least {decimal(needed + space.others)}"
+    if space.others:
+        expected += f", since the other stores of the teacher take {decimal(space.others)}"
+        remedy = remedy or "Delete logits with 'kdcache cache prune'."
     raise UsageError(problem("--cache-limit", expected=expected, got=decimal(space.limit), remedy=remedy))
 
 
@@ -136,8 +139,7 @@ def teacher_forwards(
         Whether the teacher's features are needed, for which every x goes through the teacher in every epoch.
     """
     if not plan.crop_flip:
-        missing = int(np.sum(~space.incomplete[CLEAN])) if CLEAN in space.incomplete else 0
-        return (missing if space.has_clean else plan.samples) + (plan.samples * epochs if features else 0)
+        return space.missing_clean(plan) + (plan.samples * epochs if features else 0)
     forwards = float(plan.samples * epochs) if features else 0.0
     for kind in plan.kinds[1:] if features else plan.kinds:
         rows = _missing_rows(plan, epochs, space, kind)

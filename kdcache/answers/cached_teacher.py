@@ -1,7 +1,7 @@
 """The cached teacher: the teacher's logits for views, from the store or from a forward pass."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import repeat
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from kdcache import distributed
 from kdcache.answers.encoding import DEFAULT_ENCODING, EncodedLogits, LogitEncoding, require_finite
 from kdcache.answers.replay import Replay
-from kdcache.answers.store import CLEAN, AnswerStore
+from kdcache.answers.store import CLEAN, SHA256, AnswerStore
 from kdcache.answers.table import ComputeRows, fill_missing
 from kdcache.answers.teacher import Teacher
 from kdcache.answers.view_index import CropFlipLookup
@@ -181,15 +181,21 @@ class CachedTeacher:
     def precompute_clean(self) -> Iterator[int]:
         """Compute and store the logits of all clean views that are missing; several processes may share the work.
 
+        The SHA-256 of each image is stored before, by which other stores find them.
+
         Yields
         ------
         int
             Samples whose logits are in the store now.
         """
         assert self.store is not None
-        done = 0
-        for table, chunk, _ in fill_missing([(self.store.table(CLEAN), self._compute_clean)]):
-            done += len(table.chunks[chunk])
+        list(fill_missing([(self.store.images, self._hash_images)]))
+        done, keys = 0, self.views.plan.clean_keys()
+        for table, chunk, columns in fill_missing([(self.store.table(CLEAN), self._compute_clean)]):
+            samples = table.chunks[chunk]
+            if self.view_index:  # another process may have computed them
+                self.view_index.add(keys[samples.start : samples.stop], columns)
+            done += len(samples)
             yield done
 
     def compute_logits(self, views: Tensor) -> Tensor:
@@ -236,16 +242,22 @@ class CachedTeacher:
         return compute_rows
 
     def _compute_block(self, epoch: int, slot: int, positions: range) -> EncodedLogits:
+        def views(rows: Tensor) -> Tensor:
+            return self.views.views(epoch, slot, positions)[rows.to(self.views.device, non_blocking=True)]
+
         if slot or not self.view_index:
             return _on_cpu(self._compute(self.views.views(epoch, slot, positions)))
-        keys = self._keys(epoch, positions)
+        return self._look_up_or_compute(self._keys(epoch, positions), views)
+
+    def _look_up_or_compute(self, keys: np.ndarray, make_views: Callable[[Tensor], Tensor]) -> EncodedLogits:
+        """Look up x by crop and flip, and compute the others; `make_views` makes those in some of the rows."""
+        assert self.view_index is not None
         hit, columns = self.view_index.lookup(keys)
         if hit.all():
             return columns
-        views = self.views.views(epoch, slot, positions)
-        computed = _on_cpu(self._compute(views[_indices(~hit, self.views.device)]))
+        computed = _on_cpu(self._compute(make_views(torch.from_numpy(np.flatnonzero(~hit)))))
         self.view_index.add(keys[~hit], computed)
-        # Put the rows that were found and those that were computed back in the order of the positions.
+        # Put the rows that were found and those that were computed back in the order of the keys.
         order = np.concatenate([np.flatnonzero(hit), np.flatnonzero(~hit)])
         rows = torch.from_numpy(np.argsort(order))
         return {name: column[rows] for name, column in _concatenated([columns, computed]).items()}
@@ -255,8 +267,19 @@ class CachedTeacher:
 
     def _compute_clean(self, samples: range) -> EncodedLogits:
         blocks = torch.arange(samples.start, samples.stop).split(BLOCK_VIEWS)
-        images = (self.views.split.take(block).to(self.views.device) for block in blocks)
-        return _concatenated([_on_cpu(self._compute(block)) for block in images])
+        return _concatenated([self._compute_clean_block(block) for block in blocks])
+
+    def _compute_clean_block(self, samples: Tensor) -> EncodedLogits:
+        def views(rows: Tensor) -> Tensor:
+            return self.views.split.take(samples[rows]).to(self.views.device)
+
+        if not self.view_index:
+            return _on_cpu(self._compute(views(torch.arange(len(samples)))))
+        return self._look_up_or_compute(self.views.plan.clean_keys()[samples], views)
+
+    def _hash_images(self, samples: range) -> EncodedLogits:
+        digests = self.views.split.image_digests(slice(samples.start, samples.stop))
+        return {SHA256: torch.tensor(digests)}
 
     def _compute(self, views: Tensor) -> EncodedLogits:
         self._count(forwards=len(views))

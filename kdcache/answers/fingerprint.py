@@ -6,12 +6,20 @@ from collections.abc import Mapping
 
 from kdcache.errors import UsageError, problem
 
-__all__ = ["digest", "require_same_fingerprint"]
+__all__ = ["clean_facts", "digest", "require_same_fingerprint"]
+
+SET_OF_IMAGES = frozenset(("dataset", "samples", "padding", "plan version"))
+"""Facts on which the logits of a clean view do not depend, since it is the same in every set of images."""
 
 
 def digest(facts: Mapping[str, object]) -> str:
     """SHA-256 of the facts as JSON with sorted keys, in hexadecimal."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def clean_facts(fingerprint: Mapping[str, object]) -> dict[str, object]:
+    """Select the facts on which the logits of clean views depend, besides the content of each image."""
+    return {name: value for name, value in fingerprint.items() if name not in SET_OF_IMAGES}
 
 
 def require_same_fingerprint(

@@ -56,7 +56,7 @@ class DurableStore(LocalStore):
 
     async def delete(self, key: str) -> None:
         """Remove a key."""
-        self._path(key)
+        self._path_to_change(key)
         await super().delete(key)
 
     async def delete_dir(self, prefix: str) -> None:
@@ -66,7 +66,7 @@ class DurableStore(LocalStore):
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write a key and sync it, with the folders that were created for it, to the disk."""
-        path = self._path(key)
+        path = self._path_to_change(key)
         if path.is_dir():
             remedy = "Remove the folder."
             raise KdcacheError(problem(f"{path} in a store", expected="a file", got="a folder", remedy=remedy))
@@ -91,6 +91,14 @@ class DurableStore(LocalStore):
                 break
             if entry.is_symlink():
                 raise KdcacheError(problem(f"{entry} in a store", expected="a file or folder", got="a symbolic link"))
+        return path
+
+    def _path_to_change(self, key: str) -> Path:
+        path = self._path(key)
+        for folder in path.parents:
+            if folder.is_file():
+                remedy = "Remove the file."
+                raise KdcacheError(problem(f"{folder} in a store", expected="a folder", got="a file", remedy=remedy))
         return path
 
     def _sync(self, path: Path, existing: Path) -> None:
@@ -171,7 +179,7 @@ class StoreLocation:
         if ROOT_KEY in keys:  # another process created the store after the first look
             return True
         if keys:
-            lost_root = any(key.startswith(("clean/", "replay/")) for key in keys)
+            lost_root = any(key.startswith(("clean/", "images/", "replay/")) for key in keys)
             found = f"a store that lost its {ROOT_KEY}" if lost_root else "other files"
             raise UsageError(problem(f"--store {self.where}", expected="a store, or an empty folder", got=found))
         return False

@@ -27,7 +27,7 @@ DAMAGE = (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexEr
 CODECS = ("bytes", "blosc", "crc32c")
 """The codecs of kdcache's stores."""
 
-DTYPES = ("bool", "int16", "int32", "uint32", "float16", "float32")
+DTYPES = ("bool", "uint8", "int16", "int32", "uint32", "float16", "float32")
 
 MAX_CHUNK_BYTES = 2**28
 """Metadata that state larger chunks are taken for damaged."""

@@ -1,28 +1,35 @@
 """How a teacher's logits are opened: the store for a teacher and a dataset, and the cached teacher in front of it."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+import numpy as np
 
 from kdcache import distributed
 from kdcache.answers.budget import choose_policy
 from kdcache.answers.cached_teacher import CachedTeacher
-from kdcache.answers.encoding import DEFAULT_ENCODING, LogitEncoding
+from kdcache.answers.clean_views import find_clean_views, known_clean_views
+from kdcache.answers.encoding import DEFAULT_ENCODING, EncodedLogits, LogitEncoding
+from kdcache.answers.fingerprint import clean_facts
 from kdcache.answers.location import StoreLocation
 from kdcache.answers.replay import Replay
-from kdcache.answers.space import UNLIMITED, StoreContents
-from kdcache.answers.store import IMAGE_SETTINGS, AnswerStore
+from kdcache.answers.space import StoreContents
+from kdcache.answers.store import CLEAN, IMAGE_SETTINGS, AnswerStore
 from kdcache.answers.teacher import Teacher
+from kdcache.answers.teacher_stores import TeacherStores
 from kdcache.answers.view_index import CropFlipLookup
 from kdcache.compute import Compute
 from kdcache.datasets import Dataset
+from kdcache.datasets.split import DECODING
 from kdcache.environment import describe_environment
 from kdcache.errors import UsageError, problem
 from kdcache.models import Network
 from kdcache.views import PLAN_VERSION, ViewMaker
 
-__all__ = ["make_cached_teacher", "make_reader", "may_write", "open_answers", "open_store"]
+__all__ = ["Answers", "find_answers", "image_facts", "make_cached_teacher", "make_reader", "may_write", "open_store"]
 
 log = logging.getLogger("kdcache")
 
@@ -30,48 +37,146 @@ ProgressCallback = Callable[[int, int], None]
 """Receives how many of how many views have their logits in the store."""
 
 
-def open_answers(
+@dataclass(frozen=True)
+class Answers:
+    """A teacher, and where its logits for a training set are stored.
+
+    Parameters
+    ----------
+    teacher : Teacher
+    data : Dataset
+        As the teacher sees it.
+    location : StoreLocation
+    encoding : LogitEncoding
+    store : AnswerStore, optional
+        The one in `location`, if it exists.
+    beside : sequence of AnswerStore
+        The other stores of the teacher; empty for a store that was named.
+    image_settings : mapping
+        The settings that say which images `data` has.
+    """
+
+    teacher: Teacher
+    data: Dataset
+    location: StoreLocation
+    encoding: LogitEncoding
+    store: AnswerStore | None = None
+    beside: Sequence[AnswerStore] = ()
+    image_settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_store(cls, teacher: Teacher, data: Dataset, store: AnswerStore) -> Self:
+        """Use one store of a teacher alone."""
+        return cls(teacher, data, store.location, store.encoding, store)
+
+    def created(self) -> Self:
+        """Create the store, if it does not exist; see `open_store`."""
+        store = open_store(self.location, self.teacher, self.data, self.encoding, self.image_settings)
+        return replace(self, store=store)
+
+    def space(self, limit: int | None = None, read_commits: bool = False) -> StoreContents:
+        """Read what is stored, see `StoreContents.of_store`."""
+        if self.store is not None:
+            return StoreContents.of_store(self.store, limit, self.beside, read_commits)
+        samples, classes = len(self.data.train), self.data.num_classes
+        return StoreContents.of_new_store(self.location, samples, classes, self.encoding, limit, self.beside)
+
+    def clean_beside(self) -> np.ndarray:
+        """Tell of which images of the training set the stores beside it hold the clean views: bool (N,)."""
+        return known_clean_views(self.with_clean_views, self.data.train.image_digests())
+
+    def clean_views(self) -> Iterator[tuple[np.ndarray, EncodedLogits]]:
+        """Read the logits of clean views: those in the store, and what it lacks from the stores beside it.
+
+        Yields
+        ------
+        samples : ndarray of int64
+        columns : EncodedLogits
+            A row for each sample.
+        """
+        missing = np.ones(len(self.data.train), bool)
+        if self.store is not None:
+            table = self.store.table(CLEAN)
+            for chunk, rows in enumerate(table.chunks):  # one at a time: all of them may not fit into memory
+                columns = table.read(chunk)
+                if columns is not None:
+                    missing[rows.start : rows.stop] = False
+                    yield np.arange(rows.start, rows.stop), columns
+        if missing.any() and (others := self.with_clean_views):
+            wanted = np.flatnonzero(missing)
+            for samples, columns in find_clean_views(others, self.data.train.image_digests()[wanted]):
+                yield wanted[samples], columns
+
+    @property
+    def with_clean_views(self) -> list[AnswerStore]:
+        """The stores beside it whose logits of clean views depend on the same facts, besides the set of images."""
+        if not self.beside:
+            return []
+        facts = clean_facts(_fingerprint(self.teacher, self.data, self.encoding))
+        return [store for store in self.beside if clean_facts(store.fingerprint) == facts]
+
+
+def find_answers(
     network: Network,
     data: Dataset,
     compute: Compute,
-    where: str | Path,
+    where: TeacherStores | str | Path,
     encoding: LogitEncoding | None = None,
     precision: str = "auto",
     image_settings: Mapping[str, Any] | None = None,
-) -> tuple[Teacher, AnswerStore]:
-    """Make a teacher of a network, and open the store of its logits for the training set, or create it.
+) -> Answers:
+    """Make a teacher of a network, and find the store of its logits for the training set; nothing is written.
 
     Parameters
     ----------
     network : Network
     data : Dataset
     compute : Compute
-    where : str or Path
-        Folder or URL of the store.
+    where : TeacherStores, str or Path
+        The stores of the teacher, or one store: a folder or URL.
     encoding : LogitEncoding, optional
-        By default that of the store, or `DEFAULT_ENCODING` for a new one.
+        By default that of a store that is named, or else `DEFAULT_ENCODING`.
     precision : str
         With ``auto``, the teacher has the precision of an existing store; otherwise that of `compute`.
     image_settings : mapping, optional
-        The settings that say which images `data` has: recorded in a new store, and named where a store has others.
+        The settings that say which images `data` has: named where a store has others.
 
     Raises
     ------
     UsageError
-        If the store is for another teacher, dataset, precision, encoding or version of the view plan.
+        If a store that is named is for another teacher, dataset, precision, encoding or version of the view plan.
     KdcacheError
         If the store is damaged.
     """
-    location = StoreLocation(where)
-    store = AnswerStore(location) if location.holds_store() else None
-    if store is not None and precision == "auto":
-        compute = Compute(compute.device, store.precision)
-    encoding = encoding or (store.encoding if store is not None else DEFAULT_ENCODING)
-    teacher = Teacher(network, compute)
-    if store is None:
-        return teacher, open_store(location, teacher, data, encoding, image_settings)
-    store.require_fingerprint({**_fingerprint(teacher, data), "dtype": encoding.name}, image_settings)
-    return teacher, store
+    if isinstance(where, TeacherStores):
+        found, encoding = where.open(), encoding or DEFAULT_ENCODING
+        if precision == "auto":
+            precision = _precision(found, image_facts(data, encoding), compute.precision)
+            compute = Compute(compute.device, precision)
+        teacher = Teacher(network, compute)
+        location = StoreLocation(where.place(_fingerprint(teacher, data, encoding)))
+        store = AnswerStore(location) if location.holds_store() else None
+    else:
+        location = StoreLocation(where)
+        found, store = [], AnswerStore(location) if location.holds_store() else None
+        if store is not None and precision == "auto":
+            compute = Compute(compute.device, store.precision)
+        encoding = encoding or (store.encoding if store is not None else DEFAULT_ENCODING)
+        teacher = Teacher(network, compute)
+    fingerprint = _fingerprint(teacher, data, encoding)
+    if store is not None:
+        store.require_fingerprint(fingerprint, image_settings)
+    beside = [one for one in found if one.location.folder != location.folder]
+    return Answers(teacher, data, location, encoding, store, beside, image_settings or {})
+
+
+def _precision(stores: Sequence[AnswerStore], facts: Mapping[str, Any], own: str) -> str:
+    """Choose the precision of a teacher: as in its stores for these images, or else for others, if there are any."""
+    for wanted in (facts, clean_facts(facts)):
+        precisions = [store.precision for store in stores if store.has_facts(wanted)]
+        if precisions:
+            return own if own in precisions else precisions[0]
+    return own
 
 
 def open_store(
@@ -81,34 +186,51 @@ def open_store(
     encoding: LogitEncoding = DEFAULT_ENCODING,
     image_settings: Mapping[str, Any] | None = None,
 ) -> AnswerStore:
-    """Open the store of a teacher's logits for a training set, or create it; see `open_answers`."""
-    made_with = {**_made_with(teacher, data), IMAGE_SETTINGS: dict(image_settings or {})}
-    return AnswerStore.create_or_open(where, _fingerprint(teacher, data), encoding, made_with)
+    """Open the store of a teacher's logits for a training set, or create it.
 
+    Parameters
+    ----------
+    where : StoreLocation, str or Path
+    teacher : Teacher
+    data : Dataset
+    encoding : LogitEncoding
+    image_settings : mapping, optional
+        The settings that say which images `data` has: recorded in a new store.
 
-def _fingerprint(teacher: Teacher, data: Dataset) -> dict[str, Any]:
-    """What logits depend on, besides the encoding."""
-    return {
-        "teacher": teacher.fingerprint,
-        "dataset": data.train.fingerprint,
-        "rendering": data.card.rendering.evaluation,
-        "padding": data.card.padding,
-        "plan version": PLAN_VERSION,
-        "teacher precision": teacher.compute.precision,
-        "samples": len(data.train),
-        "classes": data.num_classes,
-    }
-
-
-def _made_with(teacher: Teacher, data: Dataset) -> dict[str, Any]:
-    """What a new store records for people."""
-    return {
+    Raises
+    ------
+    UsageError, KdcacheError
+        See `find_answers`.
+    """
+    made_with = {
         **describe_environment(teacher.compute),
         "teacher's network": teacher.network.name,
         "dataset's name": data.card.name,
+        "image size": data.image_size,
         "forward rows": teacher.rows,
         "fused for inference": teacher.is_fused,
+        IMAGE_SETTINGS: dict(image_settings or {}),
     }
+    return AnswerStore.create_or_open(where, _fingerprint(teacher, data, encoding), encoding, made_with)
+
+
+def image_facts(data: Dataset, encoding: LogitEncoding) -> dict[str, Any]:
+    """What logits depend on, besides the teacher and the precision of its forwards."""
+    return {
+        "dataset": data.train.fingerprint,
+        "decoding": DECODING,
+        "rendering": data.card.rendering.evaluation,
+        "padding": data.card.padding,
+        "plan version": PLAN_VERSION,
+        "samples": len(data.train),
+        "classes": data.num_classes,
+        "dtype": encoding.name,
+    }
+
+
+def _fingerprint(teacher: Teacher, data: Dataset, encoding: LogitEncoding) -> dict[str, Any]:
+    of_teacher = {"teacher": teacher.fingerprint, "teacher precision": teacher.compute.precision}
+    return {**of_teacher, **image_facts(data, encoding)}
 
 
 def may_write(location: StoreLocation, cache: str) -> bool:
@@ -133,9 +255,8 @@ def may_write(location: StoreLocation, cache: str) -> bool:
 
 
 def make_cached_teacher(
-    teacher: Teacher,
+    answers: Answers,
     views: ViewMaker,
-    store: AnswerStore,
     cache: str,
     epochs: int,
     limit: int | None = None,
@@ -145,44 +266,63 @@ def make_cached_teacher(
 
     Parameters
     ----------
-    teacher : Teacher
+    answers : Answers
+        With a store.
     views : ViewMaker
-    store : AnswerStore
     cache : str
         What to keep and look up, see `kdcache.answers.budget.choose_policy`.
     epochs : int
     limit : int, optional
-        Maximum size of the store in bytes, by default `kdcache.answers.space.default_limit`.
+        Maximum size of all stores of the teacher in bytes, by default `kdcache.answers.space.default_limit`.
     progress : callable, optional
         If x are clean views, their logits are computed here, and their number is reported.
     """
-    plan, space = views.plan, StoreContents.of_store(store, limit)
+    assert answers.store is not None
+    plan, store, space = views.plan, answers.store, answers.space(limit)
     policy = choose_policy(cache, plan, epochs, space)
+    if cache == "auto" and not policy.stored_kinds and replace(space, others=0).fits(plan, epochs):
+        _say_full(space)
     keep = policy.stored_kinds if may_write(store.location, cache) else None
-    cached_teacher = CachedTeacher(teacher, views, store=store)
+    cached_teacher = CachedTeacher(answers.teacher, views, store=store)
     if plan.crop_flip:
-        cached_teacher.replay = Replay(store, plan.seed, plan.kinds, keep, space.limit)
-    elif keep:
-        for done in cached_teacher.precompute_clean():
+        cached_teacher.replay = Replay(store, plan.seed, plan.kinds, keep, space.own_limit)
+        if policy.indexed:
+            cached_teacher.view_index = CropFlipLookup.from_store(store, plan, epochs, space.own_limit)
+    elif policy.indexed:
+        cached_teacher.view_index = _clean_index(answers, views)
+        for done in cached_teacher.precompute_clean() if keep else ():
             if progress is not None:
                 progress(done, plan.samples)
-    if policy.indexed:
-        cached_teacher.view_index = CropFlipLookup.from_store(store, plan, epochs, space.limit)
     return cached_teacher
 
 
-def make_reader(teacher: Teacher, views: ViewMaker, store: AnswerStore | None = None) -> CachedTeacher:
-    """Make a cached teacher that reads a store, if there is one, and writes nothing.
+def _say_full(space: StoreContents) -> None:
+    from rich.filesize import decimal
+
+    if distributed.is_main():
+        limit, others = decimal(space.limit), decimal(space.others)
+        log.info("no more logits are kept: the limit is %s, and the other stores of the teacher take %s", limit, others)
+
+
+def make_reader(answers: Answers, views: ViewMaker) -> CachedTeacher:
+    """Make a cached teacher that reads what is stored, if anything is, and writes nothing.
 
     If x are clean views, which are the same in every epoch, each one goes through the teacher at most once.
     """
-    plan = views.plan
-    cached_teacher = CachedTeacher(teacher, views, store=store)
-    if not plan.crop_flip and store is not None:
-        cached_teacher.view_index = CropFlipLookup.from_store(store, plan, 1, UNLIMITED)
-    elif not plan.crop_flip:
-        layout = cached_teacher.encoding.layout(cached_teacher.classes)
-        cached_teacher.view_index = CropFlipLookup(plan.samples, plan.samples, layout)
+    plan, store = views.plan, answers.store
+    cached_teacher = CachedTeacher(answers.teacher, views, store=store, encoding=answers.encoding)
+    if not plan.crop_flip:
+        cached_teacher.view_index = _clean_index(answers, views)
     elif store is not None:
         cached_teacher.replay = Replay(store, plan.seed, plan.kinds)
     return cached_teacher
+
+
+def _clean_index(answers: Answers, views: ViewMaker) -> CropFlipLookup:
+    """Make an index with the clean views that are stored, and with room for the others."""
+    samples, keys, folder = views.plan.samples, views.plan.clean_keys(), answers.location.folder
+    layout = answers.encoding.layout(answers.teacher.network.num_classes)
+    index = CropFlipLookup(samples, samples, layout, folder.parent if folder else None)
+    for found, columns in answers.clean_views():
+        index.add(keys[found], columns)
+    return index

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -12,34 +11,38 @@ from kdcache.answers.location import StoreLocation
 from kdcache.answers.store import CLEAN, AnswerStore, ReplayTableName, parse_replay_tables, table_bytes
 from kdcache.views.plan import ViewPlan
 
-__all__ = ["UNLIMITED", "StoreContents", "default_limit"]
+__all__ = ["UNLIMITED", "StoreContents", "default_limit", "stored_bytes"]
 
 UNLIMITED = 2**62
 """Size limit in bytes that no store reaches."""
 
 DEFAULT_LIMIT_BYTES = 10 * 10**9
-"""Default size limit of a store, unless `MAX_DISK_SHARE` is less."""
+"""Default size limit of a teacher's stores, unless `MAX_DISK_SHARE` is less."""
 
 MAX_DISK_SHARE = 0.1
-"""Share of the disk space, free or already taken by the store, that a store may take by default."""
+"""Share of the disk space, free or already taken by the stores, that they may take by default."""
 
 
 @dataclass(frozen=True)
 class StoreContents:
-    """The tables of a store, and its size limit.
+    """The tables of a store, and the size limit of all stores of its teacher.
 
     Parameters
     ----------
     table_bytes : int
         Size of each table.
     limit : int
-        Maximum size of all tables in bytes.
+        Maximum size of all tables of all stores in bytes.
     replay : mapping
         Epochs that have a replay table, by view seed and kind of view.
     has_clean : bool
         Whether there is a table of clean views.
     incomplete : mapping
         Committed rows, bool (N,), of the tables that lack chunks, by path. Other tables are complete.
+    others : int
+        Bytes of the tables in the other stores.
+    clean_beside : ndarray of bool, shape (N,), optional
+        The samples whose clean views are in other stores; by default none.
     """
 
     table_bytes: int
@@ -47,6 +50,8 @@ class StoreContents:
     replay: Mapping[tuple[int, str], Set[int]] = field(default_factory=dict)
     has_clean: bool = False
     incomplete: Mapping[str, np.ndarray] = field(default_factory=dict)
+    others: int = 0
+    clean_beside: np.ndarray | None = None
 
     @classmethod
     def with_tables(cls, paths: Iterable[str], table_bytes: int, limit: int) -> Self:
@@ -57,7 +62,13 @@ class StoreContents:
         return cls(table_bytes, limit, replay, CLEAN in paths)
 
     @classmethod
-    def of_store(cls, store: AnswerStore, limit: int | None = None, read_commits: bool = False) -> Self:
+    def of_store(
+        cls,
+        store: AnswerStore,
+        limit: int | None = None,
+        beside: Iterable[AnswerStore] = (),
+        read_commits: bool = False,
+    ) -> Self:
         """Read which tables a store has.
 
         Parameters
@@ -65,32 +76,32 @@ class StoreContents:
         store : AnswerStore
         limit : int, optional
             By default `default_limit`.
+        beside : iterable of AnswerStore
+            The other stores of the teacher.
         read_commits : bool
             Whether to find out which tables are incomplete, which reads a small file for each chunk.
         """
-        paths, size = store.table_paths(), store.table_bytes
+        paths, others = store.table_paths(), sum(map(stored_bytes, beside))
         if limit is None:
-            limit = default_limit(store.location.free_bytes(), len(paths) * size)
-        space = cls.with_tables(paths, size, limit)
+            limit = default_limit(store.location.free_bytes(), len(paths) * store.table_bytes + others)
+        space = replace(cls.with_tables(paths, store.table_bytes, limit), others=others)
         return replace(space, incomplete=_incomplete_tables(store, paths)) if read_commits else space
 
     @classmethod
-    def at(
+    def of_new_store(
         cls,
-        where: str | Path | None,
+        location: StoreLocation,
         samples: int,
         classes: int,
         encoding: LogitEncoding,
         limit: int | None = None,
-        read_commits: bool = False,
+        beside: Iterable[AnswerStore] = (),
     ) -> Self:
-        """Read which tables the store at a place has, see `of_store`; the store need not exist."""
-        location = StoreLocation(where)
-        if where is not None and location.holds_store():
-            return cls.of_store(AnswerStore(location), limit, read_commits)
+        """Make the space of a store that does not exist yet, see `of_store`."""
+        others = sum(map(stored_bytes, beside))
         if limit is None:
-            limit = default_limit(location.free_bytes(), 0)
-        return cls(table_bytes(samples, classes, encoding), limit)
+            limit = default_limit(location.free_bytes(), others)
+        return cls(table_bytes(samples, classes, encoding), limit, others=others)
 
     @property
     def num_tables(self) -> int:
@@ -100,7 +111,19 @@ class StoreContents:
     @property
     def max_tables(self) -> int:
         """Number of tables within the limit."""
-        return self.limit // self.table_bytes
+        return self.own_limit // self.table_bytes
+
+    @property
+    def own_limit(self) -> int:
+        """Bytes that the other stores leave to this one."""
+        return max(0, self.limit - self.others)
+
+    def missing_clean(self, plan: ViewPlan) -> int:
+        """Count the samples whose clean views are in no store."""
+        missing = np.full(plan.samples, not self.has_clean)
+        if CLEAN in self.incomplete:
+            missing = ~self.incomplete[CLEAN]
+        return int(np.sum(missing if self.clean_beside is None else missing & ~self.clean_beside))
 
     def missing_epochs(self, plan: ViewPlan, epochs: int, kind: str) -> Set[int]:
         """Find the epochs of a plan that have no replay table of a kind."""
@@ -130,6 +153,11 @@ class StoreContents:
         return replace(self, replay=replay, incomplete=incomplete)
 
 
+def stored_bytes(store: AnswerStore) -> int:
+    """Bytes of the tables of a store; incomplete ones are counted as a whole."""
+    return len(store.table_paths()) * store.table_bytes
+
+
 def _incomplete_tables(store: AnswerStore, paths: Iterable[str]) -> dict[str, np.ndarray]:
     found = {}
     for path in paths:
@@ -141,5 +169,5 @@ def _incomplete_tables(store: AnswerStore, paths: Iterable[str]) -> dict[str, np
 
 
 def default_limit(free: int | None, stored: int) -> int:
-    """Default size limit of a store that has so many bytes, on a disk with so many free ones."""
+    """Default size limit of stores that have so many bytes, on a disk with so many free ones."""
     return DEFAULT_LIMIT_BYTES if free is None else min(DEFAULT_LIMIT_BYTES, int(MAX_DISK_SHARE * (free + stored)))

@@ -1,7 +1,8 @@
 """The store of a teacher's logits for one dataset: its fingerprint, its tables and their sizes.
 
-The table ``clean`` has a row for each training sample; ``replay/seed-S/epoch-E/KIND`` has a row for each position of
-epoch E of the plan with view seed S, for each kind of view (`kdcache.views.ViewPlan.kinds`). See ``docs/store.md``.
+The table ``clean`` has a row for each training sample, and ``images`` the SHA-256 of its image.
+``replay/seed-S/epoch-E/KIND`` has a row for each position of epoch E of the plan with view seed S, for each kind of
+view (`kdcache.views.ViewPlan.kinds`). See ``docs/store.md``.
 """
 
 from __future__ import annotations  # so that sizes can be computed without torch
@@ -13,6 +14,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 import zarr
 
 from kdcache.answers.encoding import LogitEncoding, TopK, make_encoding, row_bytes
@@ -24,9 +26,12 @@ from kdcache.choices import MAX_CLASSES, PRECISIONS
 from kdcache.errors import KdcacheError, UsageError, first_line, problem
 from kdcache.views.plan import CLEAN, parse_kind
 
-__all__ = ["CLEAN", "IMAGE_SETTINGS", "AnswerStore", "ReplayTableName", "parse_replay_tables", "table_bytes"]
+__all__ = ["CLEAN", "IMAGE_SETTINGS", "SHA256", "AnswerStore", "ReplayTableName", "parse_replay_tables", "table_bytes"]
 
-SCHEMA = "kdcache-answers-6"
+SCHEMA = "kdcache-answers-7"
+
+IMAGES, SHA256 = "images", "sha256"
+"""Table and column of the SHA-256 of each sample's image, by which other stores find the logits of clean views."""
 
 CHECKSUMMED_ATTRIBUTES = ("schema", "fingerprint", "made_with", "encoding")
 """Attributes of a store that its attribute ``sha256`` covers."""
@@ -198,15 +203,24 @@ class AnswerStore:
         stored = {name: self.fingerprint.get(name) for name in fingerprint}
         require_same_fingerprint(self.location.where, stored, fingerprint, self.image_settings, image_settings)
 
+    def has_facts(self, facts: Mapping[str, Any]) -> bool:
+        """Tell whether the fingerprint has these facts."""
+        return all(self.fingerprint.get(name) == value for name, value in facts.items())
+
     def table(self, path: str) -> Table:
         """Make the object for a table, which need not exist."""
         return Table(self.location, path, self.samples, self.encoding.layout(self.classes), self.origin)
 
     def table_paths(self) -> list[str]:
-        """List the paths of the tables that exist, complete or not, in alphabetical order."""
+        """List the paths of the tables of logits that exist, complete or not, in alphabetical order."""
         arrays = "|".join((*self.encoding.layout(self.classes), "commits"))
         found = (re.match(rf"(.+)/(?:{arrays})/", key) for key in self.location.list_keys())
-        return sorted({match[1] for match in found if match})
+        return sorted({match[1] for match in found if match} - {IMAGES})
+
+    @property
+    def images(self) -> Table:
+        """The table of the SHA-256 of each sample's image, see `kdcache.datasets.Split.image_digests`."""
+        return Table(self.location, IMAGES, self.samples, {SHA256: (32, np.dtype("uint8"))}, self.origin)
 
     def replay_tables(self, kind: str | None = None) -> list[ReplayTableName]:
         """List the replay tables that exist, of one kind or all."""

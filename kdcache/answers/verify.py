@@ -1,8 +1,7 @@
 """Comparison of stored logits with the teacher's, and the error of an encoding."""
 
 import logging
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,8 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdcache.answers.cached_teacher import CachedTeacher
-from kdcache.answers.encoding import LogitEncoding, require_finite
-from kdcache.answers.location import StoreLocation
+from kdcache.answers.encoding import DEFAULT_ENCODING, LogitEncoding, require_finite
 from kdcache.answers.store import CLEAN, AnswerStore, ReplayTableName
 from kdcache.answers.teacher import Teacher
 from kdcache.config.augs import parse_mix
@@ -170,15 +168,12 @@ def measure_encoding_error(logits: Tensor, encoding: LogitEncoding, temperature:
     return EncodingError(kl.mean().item(), kl.max().item(), argmax_changes.item())
 
 
-def encoding_error_on_clean(where: str | Path, encoding: LogitEncoding, temperature: float) -> EncodingError | None:
-    """Measure what an encoding loses on the clean views in a store of all logits; ``None`` if they are not stored."""
-    location = StoreLocation(where)
-    if not location.holds_store():
-        return None
-    store = AnswerStore(location)
-    columns = store.table(CLEAN).read(0)  # one chunk is a large enough sample
-    return (
-        measure_encoding_error(store.encoding.decode(columns, store.classes), encoding, temperature)
-        if columns
-        else None
-    )
+def encoding_error_on_clean(
+    stores: Iterable[AnswerStore], encoding: LogitEncoding, temperature: float
+) -> EncodingError | None:
+    """Measure what an encoding loses on clean views of which some stores hold all logits; ``None`` if none does."""
+    for store in stores:
+        if store.encoding == DEFAULT_ENCODING and (columns := store.table(CLEAN).read(0)):
+            logits = store.encoding.decode(columns, store.classes)  # one chunk is a large enough sample
+            return measure_encoding_error(logits, encoding, temperature)
+    return None

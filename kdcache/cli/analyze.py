@@ -31,6 +31,7 @@ TEACHER_OPTIONS = (
         metavar="RUN|torchvision:NAME",
         help="Run folder of a teacher, or of a student to take its teacher, or a network [the newest teacher].",
     ),
+    click.option("--best", is_flag=True, help="Use the network of the run's best epoch instead of the last."),
     click.option("--weights", help="Weights of a network: a file, or torchvision's name for them [IMAGENET1K_V1]."),
     WEIGHTS_ENTRY,
     CLASS_ORDER,

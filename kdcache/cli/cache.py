@@ -1,4 +1,4 @@
-"""``kdcache cache``: the store of a teacher's logits."""
+"""``kdcache cache``: the stores of a teacher's logits."""
 
 from pathlib import Path
 
@@ -13,18 +13,19 @@ __all__ = ["cache"]
 
 VIEWS = (
     *StudentConfig.in_group("data"),
-    *("teacher", "aug", "augs", "pick", "candidates", "batch_size", "epochs", "seed", "view_seed"),
+    *("teacher", "teacher_best", "aug", "augs", "pick", "candidates"),
+    *("batch_size", "steps", "epochs", "seed", "view_seed"),
 )
 STORE = ("cache", "cache_limit", "store", "store_dtype", "topk")
 
 TEACHER_ARGUMENT = click.argument("teacher", required=False, type=click.Path(path_type=Path))
 DATASET = click.option("--dataset", help="The store's images, if they were moved [where they were].")
-STORE_OPTION = click.option("--store", help="Folder or URL of the store [answers.zarr in the teacher's run folder].")
+STORE_OPTION = click.option("--store", help="A store: its folder, URL or name, see cache info [all of the teacher's].")
 
 
 @click.group("cache", help=COMMANDS["cache"].about)
 def cache() -> None:
-    """Group of the commands about a store."""
+    """Group of the commands about stores."""
 
 
 @cache.command()
@@ -52,34 +53,28 @@ def plan_(config: StudentConfig, students: int) -> None:
     """Count teacher forwards and bytes with each --cache."""
     from kdcache.answers.budget import compare_caches
     from kdcache.answers.encoding import TopK, make_encoding
-    from kdcache.answers.location import StoreLocation
-    from kdcache.answers.space import StoreContents
-    from kdcache.answers.store import AnswerStore
     from kdcache.config import TeacherConfig
     from kdcache.report.stores import costs_table, encoding_line
     from kdcache.report.tables import show
-    from kdcache.run.find import find_teacher_run, store_path
+    from kdcache.run.find import find_teacher_run, stores_of
     from kdcache.run.folder import newest_finished_run
-    from kdcache.setup import data_size, make_plan_for_size, seen_by
+    from kdcache.setup import data_size, make_plan_for_size, seen_by, stored_contents, with_epochs
 
     if not config.needs_teacher:
         raise UsageError(problem(f"--loss {config.loss}", expected="a loss that reads the teacher's logits"))
     size, encoding = data_size(config), make_encoding(config.store_dtype, config.topk)
+    config = with_epochs(config, size.samples)
     run = find_teacher_run(config.teacher) if config.teacher else newest_finished_run(TeacherConfig, config.dataset)
-    where = config.store or (store_path(run.path, encoding) if run else None)
-    if where is not None and StoreLocation(where).holds_store():
-        precision = {} if config.precision == "auto" else {"teacher precision": config.precision}
-        needed = {"samples": size.samples, "classes": size.classes, "padding": size.card.padding}
-        AnswerStore(where).require_fingerprint({**needed, "dtype": encoding.name, **precision}, config.image_settings)
-    space = StoreContents.at(where, size.samples, size.classes, encoding, config.cache_limit, read_commits=True)
-    plan = make_plan_for_size(config, size.samples, seen_by(run.path if run else None, size.card))
+    config = config.model_copy(update={"teacher": run.path if run else None})
+    plan = make_plan_for_size(config, size.samples, seen_by(config.teacher, size.card))
+    space = stored_contents(config, size, plan)
     costs = compare_caches(plan, config.epochs, space, config.needs_features)
     show(costs_table(costs, students, space.table_bytes))
     error = None
     if run and isinstance(encoding, TopK):
         from kdcache.answers.verify import encoding_error_on_clean
 
-        error = encoding_error_on_clean(store_path(run.path), encoding, config.temperature)
+        error = encoding_error_on_clean(stores_of(run.path).open(), encoding, config.temperature)
     click.echo(encoding_line(encoding, size.classes, error, config.temperature))
 
 
@@ -87,16 +82,20 @@ def plan_(config: StudentConfig, students: int) -> None:
 @TEACHER_ARGUMENT
 @STORE_OPTION
 def info(teacher: Path | None, store: str | None) -> None:
-    """Show what a store holds, and what its logits depend on."""
-    from kdcache.answers.store import AnswerStore
-    from kdcache.report.stores import store_table
+    """List the stores of a teacher, or show what one holds, and what its logits depend on."""
+    from kdcache.report.stores import store_table, stores_table
     from kdcache.report.tables import show
-    from kdcache.run.find import find_store
+    from kdcache.run.find import find_stores
 
-    found = AnswerStore(find_store(teacher, store))
-    for name, value in {**found.made_with, **found.fingerprint}.items():
+    found = find_stores(teacher, store)
+    if store is None:
+        show(stores_table(found))
+    if len(found) > 1:
+        click.echo("Name one with --store to see what it holds.")
+        return
+    for name, value in {**found[0].made_with, **found[0].fingerprint}.items():
         click.echo(printable(f"{name}: {value}"))
-    show(store_table(found))
+    show(store_table(found[0]))
 
 
 @cache.command()
@@ -122,18 +121,23 @@ def verify(
     data_root: Path | None,
     device: str,
 ) -> None:
-    """Check every chunk of a store, and compare logits with the teacher's.
+    """Check every chunk of a teacher's stores, and compare logits with the teacher's.
 
     Exits with 1 if a chunk is damaged, or a logit differs by more than the tolerance.
     """
     from kdcache.report.stores import checks_table
     from kdcache.report.tables import show
-    from kdcache.run.find import find_teacher_run
-    from kdcache.setup import verify_run
+    from kdcache.run.find import find_stores, find_teacher_run
+    from kdcache.setup import verify_store
 
-    run = find_teacher_run(teacher)
-    checks = list(verify_run(run, store, None if everything else samples, seed, device, dataset, data_root))
-    show(checks_table(checks))
+    run, stores, checks = find_teacher_run(teacher), find_stores(teacher, store), []
+    if dataset is not None and len(stores) > 1:
+        expected = "one store that is named with --store"
+        raise UsageError(problem("cache verify --dataset", expected=expected, got=f"the {len(stores)} of {run.path}"))
+    for one in stores:
+        found = list(verify_store(run, one, None if everything else samples, seed, device, dataset, data_root))
+        show(checks_table(one.location.where, found))
+        checks += found
     damaged = sum(check.damaged for check in checks)
     max_error = max((check.max_error for check in checks), default=0.0)
     if damaged or max_error > tolerance:
@@ -167,23 +171,22 @@ def prune(
     after_epoch: int | None,
     everything: bool,
 ) -> None:
-    """Delete logits by view seed, kind of view or epoch.
+    """Delete logits by view seed, kind of view or epoch, in all stores of a teacher or in one.
 
     Those of clean views are kept.
     """
-    from kdcache.answers.store import AnswerStore
     from kdcache.report.tables import file_size
-    from kdcache.run.find import find_store
+    from kdcache.run.find import find_stores
 
     if everything == any(choice is not None for choice in (view_seed, kind, after_epoch)):
         expected = "--all, or some of --view-seed, --kind and --after-epoch"
         raise UsageError(problem("cache prune", expected=expected, got="both" if everything else "neither"))
-    found = AnswerStore(find_store(teacher, store))
-    paths = [
-        name.path
-        for name in found.replay_tables(kind)
-        if view_seed in (None, name.seed) and (after_epoch is None or name.epoch >= after_epoch)
-    ]
-    found.drop(paths)
-    size = file_size(found.location.size())
-    click.echo(printable(f"deleted {len(paths)} tables of logits; the store {found.location.where} now takes {size}"))
+    for found in find_stores(teacher, store):
+        paths = [
+            name.path
+            for name in found.replay_tables(kind)
+            if view_seed in (None, name.seed) and (after_epoch is None or name.epoch >= after_epoch)
+        ]
+        found.drop(paths)
+        where, size = found.location.where, file_size(found.location.size())
+        click.echo(printable(f"deleted {len(paths)} tables of logits; the store {where} now takes {size}"))

@@ -1,19 +1,25 @@
 """``kdcache models`` and ``kdcache export``."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from kdcache.choices import IMAGE_SIZES, MODEL_PREFIXES, MODELS
 from kdcache.cli import COMMANDS
-from kdcache.errors import printable
+from kdcache.errors import UsageError, first_line, printable, problem
 from kdcache.presets import read_toml
+
+if TYPE_CHECKING:
+    from kdcache.run.folder import FinishedRun
 
 __all__ = ["BEST", "export", "models"]
 
-RUN = click.argument("run", type=click.Path(path_type=Path))
 PAPER_PROTOCOLS = ("cifar100", "tiny-imagenet", "imagenet")
 """Files of ``configs/protocols`` with the pairs of the paper."""
+
+BUNDLE = "bundle"
 
 SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch-export": ".pt2"}
 
@@ -52,23 +58,78 @@ BEST = click.option("--best", is_flag=True, help="Use the network of the best ep
 
 
 @click.command("export", help=COMMANDS["export"].about)
-@RUN
+@click.argument("run", type=click.Path(path_type=Path))
 @click.option(
-    "--format", default="safetensors", show_default=True, type=click.Choice(list(SUFFIXES)), help="Format of the file."
+    "--format",
+    type=click.Choice([*SUFFIXES, BUNDLE]),
+    help="Format of the file; a bundle is a folder with a network in two precisions, labels and a script. "
+    "[default: a bundle if --out ends with /, else safetensors]",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="File to write. [default: in the run folder]")
+@click.option("--out", help="File or folder to write. [default: in the run folder]")
+@click.option("--dataset", help="Where the run's images are, if they were moved.")
+@click.option("--data-root", type=click.Path(path_type=Path), help="Folder of downloaded datasets [the run's].")
 @BEST
-def export(run: Path, format: str, out: Path | None, best: bool) -> None:
+def export(
+    run: Path, format: str | None, out: str | None, dataset: str | None, data_root: Path | None, best: bool
+) -> None:
     """Export a network."""
     from kdcache.files import require_writable_file
     from kdcache.models import checkpoint
     from kdcache.models.export import export as write
+    from kdcache.models.export import images_to_compare, random_images
     from kdcache.run.folder import FinishedRun
+    from kdcache.setup import load_run_data
 
     folder = FinishedRun(run)
-    path = out or folder.path / f"export{SUFFIXES[format]}"
-    require_writable_file(path)
+    is_folder = out is not None and out.endswith("/")
+    format = format or (BUNDLE if is_folder else "safetensors")
+    path = Path(out) if out else folder.path / (BUNDLE if format == BUNDLE else f"export{SUFFIXES[format]}")
     file = folder.chosen_network_file(best)
     names = checkpoint.metadata(file).get("class_names", ())
-    exported = write(checkpoint.load(file), format, path, class_names=names)
-    click.echo(printable(f"{exported.path}: probabilities differ by at most {exported.difference:.1g}"))
+    if format == BUNDLE:
+        _export_bundle(folder, file, path, dataset, data_root, names)
+        return
+    if is_folder:
+        raise UsageError(problem(f"--out for {format}", expected="the path of a file", got=out))
+    require_writable_file(path)
+    network = checkpoint.load(file)
+    try:
+        images, kind = images_to_compare(load_run_data(folder, dataset, data_root).test), "test images"
+    except UsageError as error:
+        if dataset is not None or data_root is not None:
+            raise
+        click.echo(f"kdcache: compared on random images, because of this: {error}", err=True)
+        images, kind = random_images(network), "random images"
+    exported = write(network, format, path, images, class_names=names)
+    compared = f"probabilities of {len(images)} {kind} differ by at most {exported.difference:.1g}"
+    click.echo(printable(f"{exported.path}: {compared}"))
+
+
+def _export_bundle(
+    run: "FinishedRun",
+    file: Path,
+    path: Path,
+    dataset: str | None,
+    data_root: Path | None,
+    names: Sequence[str],
+) -> None:
+    try:
+        from kdcache.bundle.readme import difference
+        from kdcache.bundle.write import require_bundle_folder, write_bundle
+    except ImportError as error:
+        remedy = "Run pip install 'kdcache[onnx]'."
+        raise UsageError(problem(f"--format {BUNDLE}", got=first_line(error), remedy=remedy)) from error
+    from kdcache.models import checkpoint
+    from kdcache.report.progress import progress_bar
+    from kdcache.report.tables import file_size
+    from kdcache.setup import load_run_data
+
+    require_bundle_folder(path)
+    data = load_run_data(run, dataset, data_root)
+    with progress_bar("measuring") as progress:
+        measured = write_bundle(run, checkpoint.load(file), data, path, names, progress)
+    for each in measured:
+        accuracy = f"top-1 {each.top1:.2f} % on {each.images:,} test images"
+        speed = f"{each.timings[0].median:.2f} ms an image"
+        click.echo(printable(f"{path / each.file}: {accuracy}, {file_size(each.bytes)}, {speed}"))
+    click.echo(difference(measured))

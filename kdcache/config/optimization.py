@@ -1,19 +1,21 @@
 """The settings of the optimizer and of its schedule, which teachers and students share."""
 
 import math
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ValidationInfo, field_validator
 
 from kdcache.config.settings import SET_BY_PRESET, Choice, Invalid, setting
 
-__all__ = ["OPTIMIZERS", "OptimizationConfig"]
+__all__ = ["OPTIMIZERS", "OptimizationConfig", "known_epochs"]
 
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("steps", "cosine")
 
 MAX_COUNT = 10**6
 """Largest number of epochs, and of images in a batch: more is a typing error."""
+
+MAX_STEPS = 10**9
 
 WARM_UP_START = 0.01
 """Fraction of the learning rate with which a warm-up begins."""
@@ -26,9 +28,26 @@ Schedule = Annotated[str, AfterValidator(Choice(SCHEDULES))]
 ClassWeights = Annotated[str, AfterValidator(Choice(("none", "balanced")))]
 
 
+class Length(NamedTuple):
+    """The length of a training: a number of ``epochs`` or ``steps``."""
+
+    unit: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.number} {self.unit}"
+
+
 class OptimizationConfig(BaseModel):
     """How the weights are trained."""
 
+    steps: int | None = setting(
+        "recipe",
+        None,
+        "Length of the training in steps, rounded up to whole epochs; in place of --epochs.",
+        ge=1,
+        le=MAX_STEPS,
+    )
     epochs: int = setting("recipe", 24, "Passes over the training set.", shown=SET_BY_PRESET, ge=1, le=MAX_COUNT)
     batch_size: int = setting("recipe", 64, "Images per step.", shown=SET_BY_PRESET, ge=2, le=MAX_COUNT)
     optimizer: Optimizer = setting("recipe", "sgd", "Optimizer.")
@@ -112,7 +131,7 @@ class OptimizationConfig(BaseModel):
     @field_validator("warmup_epochs")
     @classmethod
     def _check_warmup_epochs(cls, warmup_epochs: float, info: ValidationInfo) -> float:
-        epochs = info.data.get("epochs")
+        epochs = known_epochs(info)
         if epochs is not None and not warmup_epochs < epochs:
             raise Invalid(f"less than the {epochs} epochs", "Give --warmup-epochs 0, or more --epochs.")
         return warmup_epochs
@@ -140,6 +159,11 @@ class OptimizationConfig(BaseModel):
         return self.min_lr + (self.lr - self.min_lr) * (1 + math.cos(math.pi * fraction)) / 2
 
     @property
+    def length(self) -> Length:
+        """The length of the training as it was given."""
+        return Length("epochs", self.epochs) if self.steps is None else Length("steps", self.steps)
+
+    @property
     def balances_classes(self) -> bool:
         """Whether the classes have different weights in cross-entropy."""
         return self.class_weights == "balanced"
@@ -148,3 +172,10 @@ class OptimizationConfig(BaseModel):
     def unused(self) -> dict[str, str]:
         """Settings without effect, with the reason: a preset may have them, but they are refused as options."""
         return dict.fromkeys(UNUSED[self.schedule], f"with --schedule {self.schedule}")
+
+
+def known_epochs(info: ValidationInfo) -> int | None:
+    """Number of epochs that a validator may rely on: that of ``--steps`` is known when the images are."""
+    if info.data.get("steps") is not None and not info.context:
+        return None
+    return info.data.get("epochs")

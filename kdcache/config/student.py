@@ -14,6 +14,7 @@ from kdcache.checked_files import kind_of
 from kdcache.choices import AUGMENTATIONS, CACHES, CRITERIA, LOSSES, MIXES, STORE_DTYPES, Augmentation
 from kdcache.config.augs import AugOptions, format_mix
 from kdcache.config.losses import LossOptions, loss_names, loss_weights, trains_on_mixed_views
+from kdcache.config.optimization import known_epochs
 from kdcache.config.options import OptionTables, as_tables, merge_tables
 from kdcache.config.settings import SET_BY_PRESET, Choice, ChoiceOf, ChoiceSum, Invalid, flag_of, setting
 from kdcache.config.training import CONFIG_FILE, Model, TrainingConfig, recorded_images
@@ -116,13 +117,16 @@ class StudentConfig(TrainingConfig):
         "every view of the plan (replay). auto: the largest that is stored already or fits the limit.",
     )
     cache_limit: ByteSize | None = setting(
-        "cache", None, "Size limit of the store, such as '500 MB'.", shown="10 GB, at most a tenth of the free disk"
+        "cache",
+        None,
+        "Size limit of all stores of the teacher, such as '500 MB'.",
+        shown="10 GB, at most a tenth of the free disk",
     )
     store: str | None = setting(
         "cache",
         None,
         "Folder or URL (s3://...) of the store of logits.",
-        shown="answers.zarr in the teacher's run folder",
+        shown="in the teacher's run folder, one for each set of images",
     )
     store_dtype: StoreType = setting("cache", "float16", "Precision of teacher logits, stored or not.")
     topk: int | None = setting(
@@ -138,13 +142,17 @@ class StudentConfig(TrainingConfig):
         validate_default=True,
     )
 
+    teacher_best: bool = setting(
+        "network", False, "Learn from the network of the teacher's best epoch instead of the last."
+    )
+
     @classmethod
     def _inherited(cls, given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         file = Path(os.path.expanduser(str(given.get("teacher")))) / CONFIG_FILE
         wanted = [name for name in TrainingConfig.image_setting_names() if name not in given]
-        if "dataset" in given:  # the same images elsewhere, or others, of which the teacher needs this size
-            card = CARDS.get(str(given["dataset"]))
-            wanted = [name for name in wanted if name == "image_size" and not (card and card.padding is not None)]
+        if "dataset" in given:  # the same images elsewhere, or others, which the teacher needs in this size
+            card, rendering = CARDS.get(str(given["dataset"])), ("image_size", "crop")
+            wanted = [name for name in wanted if name in rendering and not (card and card.padding is not None)]
         # The settings of a run name all, and are read whether its teacher is damaged or not.
         if not wanted or not given.get("teacher") or kind_of(file) is None:
             return {}
@@ -218,8 +226,8 @@ class StudentConfig(TrainingConfig):
     @field_validator("losses")
     @classmethod
     def _complete_losses(cls, losses: LossOptions, info: ValidationInfo) -> LossOptions:
-        loss, epochs = info.data.get("loss"), info.data.get("epochs")
-        if loss is None or epochs is None:  # they have problems of their own
+        loss, epochs = info.data.get("loss"), known_epochs(info)
+        if loss is None or epochs is None:  # they have problems of their own, or are not known yet
             return losses
         return losses.completed_for(loss_names(loss), epochs)
 
@@ -328,6 +336,13 @@ class StudentConfig(TrainingConfig):
                 "Add a loss that reads the teacher, such as kd.",
             )
         return unlabelled
+
+    @field_validator("teacher_best")
+    @classmethod
+    def _check_teacher_best(cls, best: bool, info: ValidationInfo) -> bool:
+        if best and info.data.get("loss") == "ce":
+            raise _has_no_effect("teacher-best", "with --loss ce, which has no teacher")
+        return best
 
     @property
     def augmentation(self) -> Augmentation:

@@ -8,10 +8,11 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, ConfigDict, PrivateAttr, ValidationError, ValidationInfo, field_validator
 
-from kdcache.cards import CARDS, CUSTOM_DATASETS, DATASET_PREFIXES, canonical
+from kdcache.cards import CARDS, CUSTOM_DATASETS, DATASET_PREFIXES, PICTURES, canonical
 from kdcache.checked_files import kind_of, read_toml
 from kdcache.choices import (
     BAD_IMAGES,
+    CROPS,
     CUSTOM_MODELS,
     DEVICES,
     FOLDER_PREFIX,
@@ -22,7 +23,7 @@ from kdcache.choices import (
     MODELS,
     PRECISIONS,
 )
-from kdcache.config.optimization import MAX_COUNT, OptimizationConfig
+from kdcache.config.optimization import MAX_COUNT, OptimizationConfig, known_epochs
 from kdcache.config.settings import SET_BY_PRESET, Choice, Invalid, check_text, flag_of, setting, setting_problem
 from kdcache.errors import UsageError, problem
 from kdcache.extensions import addresses_in, trust
@@ -38,6 +39,7 @@ Dataset = Annotated[
 Model = Annotated[str, AfterValidator(Choice(tuple(MODELS), MODEL_PREFIXES, CUSTOM_MODELS))]
 Device = Annotated[str, AfterValidator(Choice(DEVICES))]
 BadImages = Annotated[str, AfterValidator(Choice(BAD_IMAGES))]
+Crop = Annotated[str, AfterValidator(Choice(CROPS))]
 Precision = Annotated[str, AfterValidator(Choice(("auto", *PRECISIONS)))]
 
 CONFIG_FILE = "config.toml"
@@ -68,9 +70,16 @@ class TrainingConfig(OptimizationConfig):
         None,
         "Resize images to this height and width, in pixels. For folder:PATH, hdf5:FILE, and imagenet. A student has "
         "that of the --teacher that is named, or another one where x is a random part of a picture.",
-        shown="64 for folder:PATH, 224 for imagenet",
+        shown="160 for folder:PATH, 224 for imagenet",
         ge=IMAGE_SIZES[0],
         le=IMAGE_SIZES[1],
+    )
+    crop: Crop | None = setting(
+        "data",
+        None,
+        "Random crop of x, for the datasets of --image-size. resized: a random part of the picture, resized; padded: a "
+        "crop of the clean view padded by an eighth of its size.",
+        shown="resized",
     )
     on_bad_image: BadImages = setting("data", "error", "What to do about an image file that cannot be decoded.")
     max_pixels: int = setting(
@@ -175,21 +184,21 @@ class TrainingConfig(OptimizationConfig):
     def _check_freeze_epochs(cls, freeze_epochs: int, info: ValidationInfo) -> int:
         if freeze_epochs and info.data.get("init") is None:
             raise Invalid("0 without --init, since random weights would be frozen")
-        epochs = info.data.get("epochs")
+        epochs = known_epochs(info)
         if epochs is not None and freeze_epochs > epochs:
             raise Invalid(f"at most the {epochs} epochs")
         return freeze_epochs
 
-    @field_validator("image_size")
+    @field_validator("image_size", "crop")
     @classmethod
-    def _check_image_size(cls, size: int | None, info: ValidationInfo) -> int | None:
+    def _check_rendering(cls, value: int | str | None, info: ValidationInfo) -> int | str | None:
         card = CARDS.get(info.data.get("dataset", ""))
-        if size is not None and card is not None and card.padding is not None:
+        if value is not None and card is not None and card.padding is not None:
             raise Invalid(
                 f"no value for {card.name}, whose images are {card.image_size} pixels wide",
                 "Only the images of folder:PATH, hdf5:FILE, and imagenet can be resized.",
             )
-        return size
+        return value
 
     @classmethod
     def in_group(cls, group: str) -> tuple[str, ...]:
@@ -256,6 +265,11 @@ class TrainingConfig(OptimizationConfig):
                 for name, why in config.unused.items()
                 if name in options
             ]
+            if options.keys() >= {"epochs", "steps"}:
+                got = options["steps"]
+                problems.append(
+                    problem(flag_of("steps", cls.model_fields["steps"]), expected="no value with --epochs", got=got)
+                )
             before = cls.combined([*layers.values()]).get("optimizer", cls.model_fields["optimizer"].default)
             if config.optimizer != before and "lr" not in options:
                 expected = f"a rate for {config.optimizer}, since {config.lr:g} is that of {before}"
@@ -273,7 +287,7 @@ class TrainingConfig(OptimizationConfig):
         inherited = cls._inherited({**cls.combined([*own.values()]), **options})
         known = {**cls.combined([*inherited.values()]), **options}
         card = CARDS.get(str(known.get("dataset", cls.model_fields["dataset"].default)))
-        shipped, more = cls._read_file(card.preset if card and not own else None)
+        shipped, more = cls._read_file(None if own else card.preset if card else PICTURES)
         return {**shipped, **inherited, **own}, [*problems, *more]
 
     @classmethod
@@ -290,8 +304,33 @@ class TrainingConfig(OptimizationConfig):
 
     @classmethod
     def combined(cls, layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Combine layers of settings, of which later ones override earlier ones."""
-        return {name: value for layer in layers for name, value in layer.items()}
+        """Combine layers of settings, of which later ones override earlier ones: epochs override steps, too."""
+        combined: dict[str, Any] = {}
+        for layer in layers:
+            if "epochs" in layer:
+                combined.pop("steps", None)
+            combined |= layer
+        return combined
+
+    def lasting(self, epochs: int) -> Self:
+        """Complete settings whose length is given in steps, by the number of epochs that they take.
+
+        Raises
+        ------
+        UsageError
+            If other settings do not fit this number.
+        """
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        try:
+            complete = type(self).model_validate({**values, "epochs": epochs}, context={"epochs": epochs})
+        except ValidationError as error:
+            length = f"{flag_of('steps', type(self).model_fields['steps'])} {self.steps}, which are {epochs} epochs"
+            where = ((detail["loc"][0], detail) for detail in error.errors())
+            fields = type(self).model_fields
+            lines = (setting_problem(flag_of(str(name), fields[str(name)]), detail) for name, detail in where)
+            raise UsageError(*(f"{length}: {line}" for line in lines)) from None
+        complete._init_is_given = self._init_is_given
+        return complete
 
     @classmethod
     def _origin(
@@ -307,6 +346,10 @@ class TrainingConfig(OptimizationConfig):
         flag = f"--{name.replace('_', '-')}" if field is None else flag_of(name, field)
         return " ".join([flag, *([".".join(keys)] if keys else [])])
 
+    def lasting_as(self, run: Self) -> Self:
+        """Complete settings of as many steps as a run has: on the same images, they take as many epochs."""
+        return self if self.steps is None or self.length != run.length else self.lasting(run.epochs)
+
     def differences(self, run: Self, moved: bool = False) -> list[str]:
         """List the settings with which a run cannot be resumed, a message for each.
 
@@ -321,7 +364,9 @@ class TrainingConfig(OptimizationConfig):
         """
         # A teacher may have been moved: its weights are compared, not its folder.
         free = self.NOT_RECORDED | self.MAY_DIFFER_ON_RESUME | {"teacher"}
-        if self.schedule == "steps":  # a cosine depends on the number of epochs from its first step on
+        if self.schedule == "steps":  # a cosine depends on the length of the training from its first step on
+            free |= {"epochs", "steps"}
+        elif self.steps is not None:
             free |= {"epochs"}
         found = []
         for name in type(self).model_fields.keys() - free:
@@ -344,7 +389,7 @@ class TeacherConfig(TrainingConfig):
 
     table = "teacher"
     USED_WHEN_LOADING: ClassVar[tuple[str, ...]] = (
-        *("dataset", "data_root", "download", "image_size", "on_bad_image", "max_pixels", "val_fraction"),
+        *("dataset", "data_root", "download", "image_size", "crop", "on_bad_image", "max_pixels", "val_fraction"),
         *("train_fraction", "workers", "device", "precision", "threads", "out", "overwrite"),
     )
     """Settings that apply to a teacher that is loaded instead of trained."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kdcache.cards import Card, card_of, check_normalization
+from kdcache.cards import Card, card_of, check_normalization, cropped
 from kdcache.choices import FOLDER_PREFIX
 from kdcache.datasets.split import Dataset, Split
 from kdcache.errors import UsageError, first_line, problem
@@ -38,7 +38,7 @@ class ImageData:
     std: tuple[float, float, float] | None = None
 
 
-def load(name: str, image_size: int | None, workers: int) -> Dataset:
+def load(name: str, image_size: int | None, workers: int, crop: str | None = None) -> Dataset:
     """Call the function that a name leads to, and make a dataset of what it returns.
 
     Raises
@@ -57,7 +57,8 @@ def load(name: str, image_size: int | None, workers: int) -> Dataset:
         size = max(side for array in arrays for side in array.shape[1:3])
         if image_size not in (None, size):
             raise UsageError(problem(f"image size of {name}, which returns arrays", expected=size, got=image_size))
-    card = replace(card_of(f"{FOLDER_PREFIX}{name}", size), name=name, classes=len(names), source=name)
+    card = card_of(f"{FOLDER_PREFIX}{name}", size, "padded" if arrays else crop)
+    card = cropped(replace(card, name=name, classes=len(names), source=name), crop)
     mean, std = (
         stated if values is None else check_normalization(f"{what} of dataset {name}", values, what == "std")
         for what, values, stated in (("mean", found.mean, card.mean), ("std", found.std, card.std))

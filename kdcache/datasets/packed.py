@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 from pydantic import TypeAdapter
 
-from kdcache.cards import Card, card_of, resized
+from kdcache.cards import Card, card_of, cropped, resized
 from kdcache.choices import FOLDER_PREFIX, HDF5_PREFIX, IMAGE_SIZES, MAX_CLASSES
 from kdcache.datasets.arrays import check_labels, make_split
 from kdcache.datasets.listing import picture_split
@@ -40,13 +40,18 @@ def load(card: Card, root: Path, workers: int) -> Dataset:
         return read(path, card)
 
 
-def load_file(name: str, image_size: int | None, workers: int) -> Dataset:
+def load_file(name: str, image_size: int | None, workers: int, crop: str | None = None) -> Dataset:
     """Read ``hdf5:FILE``, with the card that the file states, or else the card of ``folder:PATH``."""
-    return read(Path(name.removeprefix(HDF5_PREFIX)), None, name, image_size, workers)
+    return read(Path(name.removeprefix(HDF5_PREFIX)), None, name, image_size, workers, crop)
 
 
 def read(
-    path: Path, card: Card | None = None, name: str = "", image_size: int | None = None, workers: int = 0
+    path: Path,
+    card: Card | None = None,
+    name: str = "",
+    image_size: int | None = None,
+    workers: int = 0,
+    crop: str | None = None,
 ) -> Dataset:
     """Read a packed file.
 
@@ -65,6 +70,8 @@ def read(
         Size to which image files are resized.
     workers : int
         Processes that decode images.
+    crop : str, optional
+        Random crop of image files, see `kdcache.cards.cropped`.
 
     Raises
     ------
@@ -84,7 +91,7 @@ def read(
                 remedy = "Pack the dataset again with kdcache data pack."
                 raise UsageError(problem(f"format of {path}", expected=f"{FORMAT} {VERSION}", got=got, remedy=remedy))
             names = _class_names(file)
-            card = card or _stated_card(file, name, len(names), image_size)
+            card = card or _stated_card(file, name, len(names), image_size, crop)
             if len(names) != card.classes:
                 raise UsageError(problem(f"class_names of {path}", expected=f"{card.classes} names", got=len(names)))
             train, test = (_split(file, part, card, workers) for part in ("train", "test"))
@@ -115,7 +122,7 @@ def _class_names(file: h5py.File) -> tuple[str, ...]:
     return tuple(map(str, np.atleast_1d(array.asstr()[()])))
 
 
-def _stated_card(file: h5py.File, name: str, classes: int, image_size: int | None) -> Card:
+def _stated_card(file: h5py.File, name: str, classes: int, image_size: int | None, crop: str | None) -> Card:
     holds_pictures = "train/blob" in file
     if "card" in file.attrs:
         try:
@@ -125,11 +132,13 @@ def _stated_card(file: h5py.File, name: str, classes: int, image_size: int | Non
         except (ValueError, TypeError, AttributeError) as error:
             expected = f"valid values of {', '.join(FACTS)}"
             raise UsageError(problem(f"card of {file.filename}", expected=expected, got=first_line(error))) from error
-        return resized(stated, image_size, encoded=holds_pictures)
+        return cropped(resized(stated, image_size, encoded=holds_pictures), crop, encoded=holds_pictures)
     size = image_size
     if not holds_pictures and isinstance(file.get("train/images"), h5py.Dataset) and file["train/images"].ndim == 4:
         size = int(max(file["train/images"].shape[1:3]))
-    return replace(card_of(f"{FOLDER_PREFIX}{file.filename}", size), name=name, classes=classes)
+    card = card_of(f"{FOLDER_PREFIX}{file.filename}", size, crop if holds_pictures else "padded")
+    card = replace(card, name=name, classes=classes)
+    return card if holds_pictures else cropped(card, crop)
 
 
 def _check_sizes(card: Card) -> None:

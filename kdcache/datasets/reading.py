@@ -35,6 +35,7 @@ def load(
     *,
     root: Path = Path("datasets"),
     image_size: int | None = None,
+    crop: str | None = None,
     download: bool = False,
     on_bad_image: str = "error",
     val_fraction: float = 0.0,
@@ -55,6 +56,8 @@ def load(
         Folder of the downloaded datasets.
     image_size : int, optional
         Height and width in pixels, for datasets without a fixed size.
+    crop : str, optional
+        Random crop of x: ``resized`` or ``padded``, see `kdcache.cards.cropped`; by default that of the dataset.
     download : bool
         Download the dataset into `root` if it is missing.
     on_bad_image : str
@@ -86,7 +89,15 @@ def load(
     KdcacheError
         If a download fails.
     """
-    data = read(name, root=root, image_size=image_size, download=download, workers=workers, max_pixels=max_pixels)
+    data = read(
+        name,
+        root=root,
+        image_size=image_size,
+        crop=crop,
+        download=download,
+        workers=workers,
+        max_pixels=max_pixels,
+    )
     extra = None
     if unlabelled is not None:
         from kdcache.datasets.unlabelled import append_unlabelled, read_unlabelled
@@ -117,6 +128,7 @@ def read(
     *,
     root: Path = Path("datasets"),
     image_size: int | None = None,
+    crop: str | None = None,
     download: bool = False,
     workers: int | None = None,
     max_pixels: int = MAX_PIXELS,
@@ -128,11 +140,11 @@ def read(
     if name.startswith(HDF5_PREFIX) and name != HDF5_PREFIX:
         from kdcache.datasets import packed
 
-        data = packed.load_file(canonical(name), image_size, workers)
+        data = packed.load_file(canonical(name), image_size, workers, crop)
     elif is_address(name := CUSTOM_DATASETS.address(name)):
-        data = custom.load(name, image_size, workers)
+        data = custom.load(name, image_size, workers, crop)
     else:
-        card, root = card_of(name, image_size), expanded(root)
+        card, root = card_of(name, image_size, crop), expanded(root)
         if download:
             from kdcache.datasets.fetch import fetch
 

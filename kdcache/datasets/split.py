@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from kdcache.datasets.pictures import Box, Crops, Pictures
 
-__all__ = ["UNLABELLED", "Dataset", "Split"]
+__all__ = ["DECODING", "UNLABELLED", "Dataset", "Split"]
 
 UNLABELLED = -1
 """Label of a sample without one."""
@@ -148,6 +148,24 @@ class Split:
 
             picture_digests(self.pictures)
 
+    def image_digests(self, rows: slice = slice(None)) -> np.ndarray:
+        """SHA-256 of each image, uint8 (N, 32): of the encoded bytes of a picture, otherwise of the pixels.
+
+        Parameters
+        ----------
+        rows : slice
+            Samples to hash, by default all.
+        """
+        import numpy as np
+
+        if self.pictures is not None:
+            from kdcache.datasets.manifest import picture_digests
+
+            return picture_digests(self.pictures)[rows]
+        assert self.images is not None
+        digests = [hashlib.sha256(image.tobytes()).digest() for image in self.images[rows].numpy()]
+        return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the content, in hexadecimal.
@@ -164,12 +182,10 @@ class Split:
         return digest.hexdigest()
 
     def _fingerprint_of(self, pictures: Pictures) -> str:
-        from kdcache.datasets.manifest import picture_digests
-
         size, shorter_side, interpolation = astuple(pictures.rendering)
         how = (DECODING, len(self), size, shorter_side, *([] if interpolation == "bilinear" else [interpolation]))
         digest = hashlib.sha256(repr(how).encode())
-        digest.update(picture_digests(pictures).tobytes())
+        digest.update(self.image_digests().tobytes())
         digest.update(self.labels.numpy().tobytes())
         return digest.hexdigest()
 

@@ -12,16 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from kdcache import __version__
+from kdcache.datasets import Split
 from kdcache.errors import KdcacheError, UsageError, first_line, problem
 from kdcache.files import write_atomically
 from kdcache.models import checkpoint
 from kdcache.models.network import Network
 from kdcache.models.predictor import load_predictor
 
-__all__ = ["FORMATS", "ExportModule", "Exported", "export"]
+__all__ = ["FORMATS", "ExportModule", "Exported", "export", "images_to_compare", "random_images"]
 
 CHECKED_IMAGES = 64
-"""Random images on which the exported file is compared with the network."""
+"""Number of images on which the exported file is compared with the network."""
 
 TOLERANCE = 1e-3
 """Largest difference of a probability; other runtimes round differently."""
@@ -75,8 +76,19 @@ class Exported(NamedTuple):
     difference: float
 
 
-def export(network: Network, format: str, path: Path, **facts: object) -> Exported:
-    """Export a network, run the file on random images, and compare the probabilities.
+def images_to_compare(split: Split) -> Tensor:
+    """Choose images of a split, over its whole length, on which an exported file is compared with its network."""
+    return split.take(torch.linspace(0, len(split) - 1, min(CHECKED_IMAGES, len(split))).long()).contiguous()
+
+
+def random_images(network: Network) -> Tensor:
+    """Make random images of the size of a network, where there are no others: uint8 (B, 3, S, S)."""
+    shape = (CHECKED_IMAGES, 3, network.image_size, network.image_size)
+    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0)).byte()
+
+
+def export(network: Network, format: str, path: Path, images: Tensor, **facts: object) -> Exported:
+    """Export a network, run the file on some images, and compare the probabilities.
 
     Parameters
     ----------
@@ -85,6 +97,7 @@ def export(network: Network, format: str, path: Path, **facts: object) -> Export
         A key of `FORMATS`.
     path : Path
         File to create or replace.
+    images : Tensor of uint8, shape (B, 3, S, S)
     **facts
         Names of the classes and the like, as for `kdcache.models.checkpoint.save`, for the file's metadata.
 
@@ -95,8 +108,6 @@ def export(network: Network, format: str, path: Path, **facts: object) -> Export
     KdcacheError
         If the network cannot be exported, or the file gives other probabilities. No file is written then.
     """
-    size = network.image_size
-    images = torch.randint(0, 256, (CHECKED_IMAGES, 3, size, size), generator=torch.Generator().manual_seed(0)).byte()
     network = network.cpu().eval()
     with torch.inference_mode():
         expected = network(images).float().softmax(1)
@@ -160,6 +171,8 @@ def _write_onnx(network: Network, facts: Facts, images: Tensor, path: Path) -> N
     )
     assert program is not None
     program.model.producer_name, program.model.producer_version = "kdcache", __version__
+    for node in program.model.graph:
+        node.metadata_props.clear()  # torch's notes on its code take as much room as a small network
     program.model.metadata_props.update(_as_json(network, facts))
     program.save(path, external_data=False)
 
@@ -167,9 +180,8 @@ def _write_onnx(network: Network, facts: Facts, images: Tensor, path: Path) -> N
 def _as_json(network: Network, facts: Facts) -> dict[str, str]:
     """Describe a network by values of JSON, as in a checkpoint; class names are there in any case."""
     names = facts.get("class_names") or [str(label) for label in range(network.num_classes)]
-    preprocessing = (
-        "turn as EXIF says, convert to RGB, resize, crop the center; pixels 0 to 255, (batch, 3, H, W), uint8"
-    )
+    rendering = network.rendering.evaluation
+    preprocessing = f"turned as EXIF says, RGB, {rendering}; pixels 0 to 255, (batch, 3, height, width), uint8"
     versions = {"kdcache": __version__, "torch": torch.__version__}
     stated = {key: getattr(network, key) for key in ("name", "num_classes", "mean", "std")}
     described = {

@@ -8,7 +8,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from kdcache.choices import ModelSize
 from kdcache.models.registry import REGISTRY
 
-__all__ = ["model_sizes", "size_of"]
+__all__ = ["describe_cost", "model_sizes", "size_of"]
+
+LARGEST_IMAGE = 64
+"""Height and width in pixels of the largest images for which networks of kdcache were made: those of Tiny ImageNet."""
+
+MOBILE = "torchvision:mobilenet_v3_small"
+MOBILE_MULTIPLY_ADDS = 1.13e-3
+"""A network for pictures on phones, and its multiply-adds per pixel, in millions."""
 
 
 def model_sizes(num_classes: int, image_size: int) -> dict[str, ModelSize]:
@@ -24,3 +31,19 @@ def size_of(body: nn.Module, image: Tensor) -> ModelSize:
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         body(image)
     return ModelSize(sum(parameter.numel() for parameter in body.parameters()), counter.get_total_flops() // 2)
+
+
+def describe_cost(name: str, image_size: int) -> str | None:
+    """Say what a network of kdcache costs on images for which it was not made; ``None`` for others.
+
+    It has no stem that reduces the resolution before the first block.
+    """
+    if name not in REGISTRY or image_size <= LARGEST_IMAGE:
+        return None
+    with torch.device("meta"):
+        size = size_of(REGISTRY[name](10).eval(), torch.empty(1, 3, image_size, image_size))
+    millions, mobile = size.multiply_adds / 1e6, MOBILE_MULTIPLY_ADDS * image_size**2
+    return (
+        f"{name} was made for images of 32 pixels: at {image_size} it takes {millions:,.0f} million multiply-adds per "
+        f"image, {millions / mobile:.0f} times those of {MOBILE} ({mobile:,.0f} million)."
+    )

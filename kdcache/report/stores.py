@@ -11,7 +11,7 @@ from kdcache.report.tables import TextTable, file_size
 if TYPE_CHECKING:
     from kdcache.answers.verify import EncodingError, TableCheck
 
-__all__ = ["checks_table", "costs_table", "encoding_line", "store_table"]
+__all__ = ["checks_table", "costs_table", "encoding_line", "store_table", "stores_table"]
 
 
 def costs_table(costs: Sequence[CacheCost], students: int, table_bytes: int) -> TextTable:
@@ -40,6 +40,20 @@ def encoding_line(encoding: LogitEncoding, classes: int, error: "EncodingError |
     )
 
 
+def stores_table(stores: Iterable[AnswerStore]) -> TextTable:
+    """Make the table of the stores of a teacher: what images each is for, and what it takes."""
+    rows = []
+    for store in stores:
+        place = store.location
+        images = str(store.made_with.get("dataset's name", "?"))
+        size = str(store.made_with.get("image size", "?"))
+        figures = (images, str(store.samples), size, store.encoding.name, store.precision)
+        name = place.folder.name if place.folder else place.where
+        rows.append((name, *figures, str(len(store.table_paths())), file_size(place.size())))
+    head = ("store", "dataset", "images", "size", "format", "teacher precision", "tables", "bytes")
+    return TextTable("Stores of the teacher's logits", head, rows)
+
+
 def store_table(store: AnswerStore) -> TextTable:
     """Make the table of what a store holds: clean views, and views of each kind and view seed."""
     rows = []
@@ -51,7 +65,7 @@ def store_table(store: AnswerStore) -> TextTable:
     return TextTable(store.location.where, ("views", "tables", "rows", "full", "size"), rows)
 
 
-def checks_table(checks: Iterable["TableCheck"]) -> TextTable:
+def checks_table(where: str, checks: Iterable["TableCheck"]) -> TextTable:
     """Make the table of the results of verifying a store."""
     rows = []
     for views, group in _grouped(checks, lambda check: check.table).items():
@@ -67,7 +81,7 @@ def checks_table(checks: Iterable["TableCheck"]) -> TextTable:
         )
         rows.append((views, *figures))
     head = ("views", "intact rows", "damaged chunks", "compared", "max error", "mean error", "other top class")
-    return TextTable("Stored logits against the teacher's", head, rows)
+    return TextTable(f"{where} against the teacher's logits", head, rows)
 
 
 Item = TypeVar("Item")

@@ -3,12 +3,21 @@
 import os
 from pathlib import Path
 
-from kdcache.answers.encoding import DEFAULT_ENCODING, LogitEncoding
+from kdcache.answers.store import AnswerStore
+from kdcache.answers.teacher_stores import TeacherStores, is_store_name
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import UsageError, problem
 from kdcache.run.folder import RUNS, FinishedRun, RunFolder, newest_finished_run
 
-__all__ = ["find_store", "find_teacher", "find_teacher_run", "store_path", "teacher_of", "weights_file"]
+__all__ = [
+    "find_stores",
+    "find_teacher",
+    "find_teacher_run",
+    "stores_of",
+    "teacher_network",
+    "teacher_of",
+    "weights_file",
+]
 
 
 def find_teacher_run(
@@ -53,6 +62,20 @@ def find_teacher(config: StudentConfig) -> Path:
     return path
 
 
+def teacher_network(config: StudentConfig) -> Path:
+    """Locate the network of a student's teacher: after its last epoch, or after its best one.
+
+    Raises
+    ------
+    UsageError
+        If the best network is asked for, and the teacher's run is unfinished or has lost it.
+    """
+    assert config.teacher is not None
+    if config.teacher_best:
+        return FinishedRun(config.teacher).chosen_network_file(best=True)
+    return RunFolder(config.teacher).network_file
+
+
 def teacher_of(run: Path, teacher: Path) -> Path:
     """Return the teacher's folder that a student's run names.
 
@@ -68,14 +91,28 @@ def teacher_of(run: Path, teacher: Path) -> Path:
     return teacher
 
 
-def store_path(teacher: Path, encoding: LogitEncoding = DEFAULT_ENCODING) -> Path:
-    """Path of the store in a teacher's run folder: each encoding has its own."""
-    return RunFolder(teacher).answers_store(None if encoding == DEFAULT_ENCODING else encoding.name)
+def stores_of(teacher: Path) -> TeacherStores:
+    """Find the stores in a teacher's run folder."""
+    return TeacherStores(RunFolder(teacher).answers_folder)
 
 
-def find_store(teacher: Path | None, store: str | None) -> str | Path:
-    """Find a store: the one named, or that of a teacher's run."""
-    return store or store_path(find_teacher_run(teacher).path)
+def find_stores(teacher: Path | None, store: str | None = None) -> list[AnswerStore]:
+    """Open the store that is named, by its name in a teacher's run folder or its place, or all stores of a teacher.
+
+    Raises
+    ------
+    UsageError
+        If there are none.
+    """
+    if store is not None and not is_store_name(store):
+        return [AnswerStore(store)]
+    stores = stores_of(find_teacher_run(teacher).path)
+    if store is not None:
+        return [AnswerStore(stores.named(store) or store)]
+    found = stores.open()
+    if not found:
+        raise UsageError(problem(f"stores in {stores.folder}", expected="at least one", got="none"))
+    return found
 
 
 def weights_file(weights: str) -> str:

@@ -7,7 +7,7 @@
 ``model.safetensors``        the network after the last complete epoch
 ``best.safetensors``         the network after the best epoch so far, see `best_epoch`
 ``statistics.zarr``          per-sample statistics of a student, see `kdcache.run.statistics`
-``answers.zarr``             a teacher's logits, see `kdcache.answers.store`
+``answers``                  stores of a teacher's logits, see `kdcache.answers.teacher_stores`
 ``curves.png``               loss and accuracy over the epochs
 ``checkpoints``              where an unfinished run resumes, see `kdcache.run.checkpoint`
 ``teacher_forwards.count``   the teacher forwards of an unfinished run
@@ -68,7 +68,7 @@ class RunFolder:
     path : Path
     config_file, environment_file, metrics_file, network_file, best_network_file, curves_file : Path
     summary_file, count_file, lock_file : Path
-    statistics_store, checkpoints_folder : Path
+    statistics_store, answers_folder, checkpoints_folder : Path
     """
 
     def __init__(self, path: Path) -> None:
@@ -79,23 +79,12 @@ class RunFolder:
         self.network_file = path / "model.safetensors"
         self.best_network_file = path / "best.safetensors"
         self.statistics_store = path / "statistics.zarr"
+        self.answers_folder = path / "answers"
         self.curves_file = path / "curves.png"
         self.checkpoints_folder = path / "checkpoints"
         self.count_file = path / "teacher_forwards.count"
         self.lock_file = path / "run.lock"
         self.summary_file = path / "summary.json"
-
-    def answers_store(self, format: str | None = None) -> Path:
-        """Locate the store of a teacher's logits in a format; by default in the default format.
-
-        Raises
-        ------
-        UsageError
-            If there is a link or anything else than a folder.
-        """
-        path = self.path / ("answers.zarr" if format is None else f"answers-{format}.zarr")
-        require_kind(path, FOLDER, remedy="Name a store in another place with --store.")
-        return path
 
     @property
     def holds_run(self) -> bool:
@@ -262,8 +251,15 @@ class FinishedRun(RunFolder):
             return self.network_file
         if kind_of(self.best_network_file) is None:
             what = f"network of the best epoch, {self.best_network_file}"
-            raise UsageError(problem(what, expected="a file", got="none", remedy="Leave --best out to use the last."))
+            raise UsageError(problem(what, expected="a file", got="none", remedy="Use the last one instead."))
         return self.best_network_file
+
+    def describe_network(self, file: Path) -> tuple[str, int]:
+        """Name one of the run's networks, and tell after which epoch it was written."""
+        if file == self.network_file:
+            return str(self.path), self.summary["epochs"]
+        best: int = self.summary["best_epoch"]
+        return f"{self.path} (epoch {best})", best
 
 
 def run_folders(parent: Path) -> list[RunFolder]:

@@ -48,6 +48,7 @@ def _resolve(config: Config) -> tuple[Config, FinishedRun | None]:
             log.info("%s is an unfinished run with these settings, which --resume resumes", unfinished.path)
         return config.model_copy(update={"resume": False}), None
     recorded = _config_of(folder, type(config))
+    config = config.lasting_as(recorded)
     if problems := config.differences(recorded, moved=config.out is not None):
         raise UsageError(*(f"could not resume {folder.path}: {line}" for line in problems))
     update: dict[str, Path | None] = {"out": folder.path}
@@ -55,9 +56,11 @@ def _resolve(config: Config) -> tuple[Config, FinishedRun | None]:
         update["teacher"] = _teacher_of(config) or recorded.teacher
     if not folder.is_finished:
         return config.model_copy(update=update), None
-    if config.epochs != recorded.epochs:
-        what = f"--epochs: the run in {folder.path} is finished"
-        raise UsageError(problem(what, expected=recorded.epochs, got=config.epochs))
+    if config.length != recorded.length:
+        what = f"--{recorded.length.unit}: the run in {folder.path} is finished"
+        same = config.length.unit == recorded.length.unit
+        got = config.length.number if same else config.length
+        raise UsageError(problem(what, expected=recorded.length.number, got=got))
     if kind_of(folder.checkpoints_folder) is not None:  # the process was killed right after it wrote the summary
         lock = folder.acquire_lock()
         try:
@@ -75,8 +78,9 @@ def _to_resume(config: TrainingConfig) -> RunFolder | None:
     for folder in sorted(run_folders(RUNS), key=lambda folder: folder.config_file.lstat().st_mtime, reverse=True):
         with suppress(KdcacheError):
             recorded = _config_of(folder, type(config))
-            same = recorded.epochs == config.epochs and _teacher_of(config) in (None, _teacher_of(recorded))
-            if not folder.is_finished and same and not config.differences(recorded) and not folder.in_use():
+            same = recorded.length == config.length and _teacher_of(config) in (None, _teacher_of(recorded))
+            unequal = config.lasting_as(recorded).differences(recorded)
+            if not folder.is_finished and same and not unequal and not folder.in_use():
                 return folder
     return None
 

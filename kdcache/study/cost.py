@@ -1,18 +1,20 @@
 """Teacher forwards and bytes of a study, before anything is trained; a sum over `kdcache.answers.budget`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kdcache.answers.budget import choose_policy, teacher_forwards, uncached_forwards
-from kdcache.answers.encoding import make_encoding
+from kdcache.answers.encoding import LogitEncoding, make_encoding
+from kdcache.answers.fingerprint import digest
+from kdcache.answers.location import StoreLocation
 from kdcache.answers.space import UNLIMITED, StoreContents
 from kdcache.cards import CARDS
 from kdcache.config import StudentConfig, TrainingConfig
-from kdcache.run.find import store_path
-from kdcache.setup import DataSize, data_size, make_plan_for_size
+from kdcache.run.find import stores_of
+from kdcache.setup import DataSize, data_size, make_plan_for_size, with_epochs
 from kdcache.study.expand import PlannedRun, StudyCell, list_runs, sort_by_seed
 
 __all__ = ["SharedStores", "StoreUse", "StudyCost", "run_forwards", "run_size", "study_cost"]
@@ -85,7 +87,8 @@ def run_forwards(run: PlannedRun) -> int:
         return size.samples
     if not run.config.needs_teacher:
         return 0
-    return uncached_forwards(make_plan_for_size(run.config, size.samples, size.card), run.config.epochs)
+    config = with_epochs(run.config, size.samples)
+    return uncached_forwards(make_plan_for_size(config, size.samples, size.card), config.epochs)
 
 
 class SharedStores:
@@ -94,38 +97,61 @@ class SharedStores:
     Parameters
     ----------
     limit : int, optional
-        Maximum size of each store in bytes, by default that of the runs.
+        Maximum size of the stores of each teacher in bytes, by default that of the runs.
     empty : bool
         Whether the stores start with clean views only, or as they are on the disk.
     """
 
     def __init__(self, limit: int | None, empty: bool) -> None:
         self.limit, self.empty = limit, empty
-        self.spaces: dict[Path, StoreContents] = {}
+        self.spaces: dict[Path, dict[str, StoreContents]] = {}
 
     def train(self, run: PlannedRun) -> int:
         """Account for a student's training: its teacher forwards."""
-        config, size = run.config, run_size(run)
+        size = run_size(run)
+        config = with_epochs(run.config, size.samples)
         assert isinstance(config, StudentConfig)
         assert run.teacher is not None
-        plan, encoding = (
-            make_plan_for_size(config, size.samples, size.card),
-            make_encoding(config.store_dtype, config.topk),
-        )
-        where = store_path(run.teacher.path, encoding)
-        if where not in self.spaces:
+        plan = make_plan_for_size(config, size.samples, size.card)
+        encoding = make_encoding(config.store_dtype, config.topk)
+        of_teacher = self.spaces.setdefault(run.teacher.path, {})
+        key = digest({"format": encoding.name, **config.image_settings})
+        if key not in of_teacher:
             limit = config.cache_limit if self.limit is None else self.limit
-            space = StoreContents.at(where, size.samples, size.classes, encoding, limit)
-            self.spaces[where] = replace(space, has_clean=True, replay={} if self.empty else space.replay)
-        space = self.spaces[where]
+            of_teacher[key] = self._contents(run.teacher.path, size, encoding, limit, config.image_settings)
+        others = sum(_bytes(space) for other, space in of_teacher.items() if other != key)
+        space = replace(of_teacher[key], others=others)
         policy = choose_policy(config.cache, plan, config.epochs, space)
-        self.spaces[where] = space.after_run(plan, config.epochs, policy.stored_kinds)
+        of_teacher[key] = space.after_run(plan, config.epochs, policy.stored_kinds)
         return round(teacher_forwards(plan, config.epochs, space, policy.indexed))
+
+    def _contents(
+        self, teacher: Path, size: DataSize, encoding: LogitEncoding, limit: int | None, images: Mapping[str, Any]
+    ) -> StoreContents:
+        """Find what is stored for some images, by the settings that chose them: they are not read."""
+        stores = stores_of(teacher)
+        facts = {"samples": size.samples, "classes": size.classes, "dtype": encoding.name}
+        found = [one for one in stores.open() if _given(one.image_settings) == _given(images) and one.has_facts(facts)]
+        if found and not self.empty:
+            return replace(StoreContents.of_store(found[0], limit), has_clean=True)
+        location = StoreLocation(stores.folder)
+        return replace(
+            StoreContents.of_new_store(location, size.samples, size.classes, encoding, limit), has_clean=True
+        )
 
     @property
     def stored_bytes(self) -> int:
         """Bytes of all stores, without the clean views."""
-        return sum((space.num_tables - space.has_clean) * space.table_bytes for space in self.spaces.values())
+        spaces = [space for of_teacher in self.spaces.values() for space in of_teacher.values()]
+        return sum(_bytes(space) - space.has_clean * space.table_bytes for space in spaces)
+
+
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _bytes(space: StoreContents) -> int:
+    return space.num_tables * space.table_bytes
 
 
 def _shared(runs: Iterable[PlannedRun], limit: int | None = None) -> StoreUse:

@@ -91,10 +91,11 @@ class PlannedRun:
         )
         if self.command == "teacher-load":
             names &= {*TeacherConfig.USED_WHEN_LOADING}
+        planned = self.config.lasting_as(existing)
         return [
-            problem(f"{self.path}: {name}", expected=f"{getattr(self.config, name)}, as planned", got=found)
+            problem(f"{self.path}: {name}", expected=f"{getattr(planned, name)}, as planned", got=found)
             for name in sorted(names)
-            if (found := getattr(existing, name)) != getattr(self.config, name)
+            if (found := getattr(existing, name)) != getattr(planned, name)
         ]
 
     @property
@@ -277,7 +278,7 @@ class _Planner:
         of_row = row.settings_for(pair.name)
         settings = StudentConfig.combined([*shared, pair.student, of_row, {"seed": seed}])
         config = _load(StudentConfig, settings)
-        epochs = row.epoch_multiplier * config.epochs
+        unit, number = config.length.unit, row.epoch_multiplier * config.length.number
         words = [settings["model"]]
         if config.needs_teacher:
             words.append(teacher.path.name.removeprefix("teacher-"))
@@ -291,8 +292,8 @@ class _Planner:
                 words.append(f"init-{_weights_id(weights_file(str(value)))}")
             elif name not in ("loss", "aug"):
                 words.append(value if name == "pick" else f"{name}-{value}")
-        path = teacher.path.parent / _folder_name([*words, f"{epochs}epochs", f"seed{seed}"])
-        config = _load(StudentConfig, {**settings, "epochs": epochs}, path)
+        path = teacher.path.parent / _folder_name([*words, f"{number}{unit}", f"seed{seed}"])
+        config = _load(StudentConfig, {**settings, unit: number}, path)
         return self._once(PlannedRun(path, "student-train", config, teacher if config.needs_teacher else None))
 
     def _once(self, run: PlannedRun) -> PlannedRun:

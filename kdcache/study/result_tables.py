@@ -69,7 +69,7 @@ def cells_table(results: Sequence[CellResult]) -> TextTable:
         {
             "row": lambda result: result.cell.row.name,
             "pair": lambda result: titles[result.cell.column],
-            "epochs": lambda result: result.cell.runs[0].config.epochs if _is_trained(result) else "loaded",
+            "epochs": lambda result: _length(result) if _is_trained(result) else "loaded",
             "views": _views,
             "runs": lambda result: f"{result.finished_runs} of {result.planned_runs}",
             **validation,
@@ -144,6 +144,10 @@ def _started_columns(results: Sequence[CellResult]) -> Sequence[CellResult]:
     """Omit columns without a finished run, unless all are."""
     started = {result.cell.column for result in results if result.finished_runs}
     return [result for result in results if result.cell.column in started] or results
+
+
+def _length(result: CellResult) -> str:
+    return str(result.cell.runs[0].config.length).removesuffix(" epochs")
 
 
 def _is_trained(result: CellResult) -> bool:

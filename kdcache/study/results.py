@@ -67,7 +67,7 @@ class CellResult:
             "row": self.cell.row.name,
             "pair": self.cell.pair.name,
             "protocol": self.cell.protocol.name,
-            "epochs": config.epochs,
+            config.length.unit: config.length.number,
             "aug": getattr(config, "aug", None),
             "planned_runs": self.planned_runs,
             "last_top1": self.last_top1.as_json(),

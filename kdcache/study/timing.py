@@ -13,7 +13,7 @@ from kdcache.choices import CRITERIA
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig, TrainingConfig
 from kdcache.losses import cross_entropy
-from kdcache.setup import DataSize
+from kdcache.setup import DataSize, with_epochs
 from kdcache.study.cost import SharedStores, run_forwards, run_size, uses_store
 from kdcache.study.expand import StudyCell, list_runs, sort_by_seed
 
@@ -30,7 +30,8 @@ def estimate_hours(cells: Sequence[StudyCell]) -> float:
     """
     seconds, stores = 0.0, SharedStores(None, empty=False)
     for run in sort_by_seed(run for run in list_runs(cells) if not run.finished):
-        config, size = run.config, run_size(run)
+        size = run_size(run)
+        config = with_epochs(run.config, size.samples)
         step = _time_step(_Network.of(config, size), config.batch_size)
         images = size.samples * config.epochs
         test_images = size.test_samples * sum(map(config.evaluates_after, range(config.epochs)))

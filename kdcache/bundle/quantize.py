@@ -1,0 +1,71 @@
+"""An ONNX file in int8, calibrated on training views."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdcache.config import StudentConfig, TrainingConfig
+from kdcache.datasets import Dataset
+from kdcache.setup import make_plan
+from kdcache.views import ViewMaker, ViewPlan
+
+__all__ = ["quantize", "training_views"]
+
+CALIBRATION_BATCHES, BATCH_SIZE = 8, 32
+"""How many steps of training views, and samples in each, the ranges of the activations are measured on."""
+
+
+def training_views(config: TrainingConfig, data: Dataset) -> Iterator[Tensor]:
+    """Make views of the first steps of a training, x and x', as it saw them: uint8 (B, 3, S, S)."""
+    if isinstance(config, StudentConfig):
+        plan = make_plan(config, data)
+    else:
+        plan = ViewPlan(len(data.train), data.image_size, data.card.padding, crop_flip=True, seed=config.seed)
+    views = ViewMaker(data.train, plan, BATCH_SIZE, torch.device("cpu"))
+    for batch in islice(views.epoch(0), CALIBRATION_BATCHES):
+        yield batch.views.round().byte()  # mixup's are float32
+
+
+def quantize(source: Path, views: Iterable[Tensor], target: Path) -> None:
+    """Write an ONNX file in int8: weights with a scale for each channel, activations with one for each tensor.
+
+    Parameters
+    ----------
+    source : Path
+        File in float32.
+    views : iterable of Tensor
+        Pixels on which the ranges of the activations are measured.
+    target : Path
+        File to write. It keeps the metadata.
+    """
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):
+        """Hands out the views."""
+
+        def __init__(self) -> None:
+            self.batches = iter(views)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            """Return the next input, or ``None`` at the end."""
+            batch = next(self.batches, None)
+            return None if batch is None else {"images": batch.contiguous().numpy()}
+
+    with TemporaryDirectory() as folder:
+        prepared = Path(folder, "prepared.onnx")
+        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+        quantize_static(
+            str(prepared),
+            str(target),
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,  # 2.7 times as fast as QInt8 on x86 with VNNI; ARM takes both
+            weight_type=QuantType.QInt8,
+        )
