@@ -45,8 +45,10 @@ FOLDER_PREFIX, HDF5_PREFIX = "folder:", "hdf5:"
 """Prefixes of the user's own datasets; the path of a folder or of a packed file follows."""
 
 BAD_IMAGES = ("error", "skip")
-CROPS = ("resized", "padded")
 """What to do about an image file that cannot be decoded."""
+
+CROPS = ("resized", "padded")
+"""Random crop of x: a part of the picture, resized; or a crop of the padded clean view."""
 
 IMAGE_SIZES = (32, 1024)
 """Smallest and largest image size of a network, in pixels."""

@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from kdcache import datasets
 from kdcache.answers.encoding import make_encoding
 from kdcache.cards import Rendering
+from kdcache.choices import FOLDER_PREFIX
 from kdcache.config import StudentConfig, TrainingConfig
 from kdcache.config.augs import with_batch_size, with_mean_color
+from kdcache.config.training import recorded_images
 from kdcache.datasets import Card, Dataset
 from kdcache.errors import UsageError, problem
 from kdcache.extensions import is_address, require_trusted
@@ -147,12 +149,14 @@ def data_size(config: TrainingConfig, approximate: bool = False) -> DataSize:
     config : TrainingConfig
     approximate : bool
         Whether to compute the size of a part of a dataset from its card too, without rounding class by class, and to
-        assume that ImageNet has all of its classes. Then only datasets without a name are loaded.
+        assume that ImageNet has all of its classes and that no image is left out. Then only datasets without a name are
+        loaded.
     """
     if config.dataset in datasets.CARDS:
         card = datasets.card_of(config.dataset, config.image_size, config.crop)
         share = (1 - config.val_fraction) * config.train_fraction
-        if card.counts and (approximate or (share == 1 and card.classes)):
+        is_known = share == 1 and card.classes and config.on_bad_image != "skip"
+        if card.counts and (approximate or is_known):
             samples = round(share * card.counts[0]) + _count_unlabelled(config, card)
             return DataSize(samples, card.counts[1], card.classes or IMAGENET_CLASSES, card)
     data = load_data(config)
@@ -275,6 +279,7 @@ def open_cached_teacher(
     encoding = make_encoding(config.store_dtype, config.topk)
     file = teacher_network(config)
     seen = data.rendered(rendering_of(file))
+    _compare_with_teacher(config, data.card, seen.card)
     own_views = views if seen is data else views.rendered(seen.card.rendering)
     if views.plan.image_size != seen.image_size:  # boxes would be others than those of the stored answers
         what = "image size of the view plan, which is that of the teacher"
@@ -294,6 +299,37 @@ def open_cached_teacher(
     if own_views is not views:
         cached_teacher.serve(views, config.needs_features)
     return cached_teacher
+
+
+def _compare_with_teacher(config: StudentConfig, card: Card, seen: Card) -> None:
+    """Refuse a teacher that was trained on other random crops than the student's, and report another rendering."""
+    assert config.teacher is not None
+    crop = "resized" if card.padding is None else "padded"
+    trained_on = _crop_of_run(config.teacher, config, card)
+    if crop != trained_on:
+        what, remedy = (
+            f"random crop of the teacher {config.teacher}",
+            f"Give --crop {trained_on}, or another --teacher.",
+        )
+        raise UsageError(problem(what, expected=f"{crop}, as for the student", got=trained_on, remedy=remedy))
+    if seen.rendering != card.rendering:
+        log.info(
+            "images of the student: %s; of its teacher %s: %s",
+            *(card.rendering.evaluation, config.teacher, seen.rendering.evaluation),
+        )
+
+
+def _crop_of_run(teacher: Path, config: StudentConfig, card: Card) -> str:
+    """Find the random crop of a teacher's training, by default that of the dataset."""
+    images = recorded_images(RunFolder(teacher).config_file)
+    if crop := images.get("crop"):
+        return str(crop)
+    dataset = str(images.get("dataset"))
+    if dataset in datasets.CARDS or dataset.startswith(FOLDER_PREFIX):
+        card = datasets.card_of(dataset)
+    elif config.crop is not None:  # the default of a packed file is known after reading it
+        card = datasets.read(config.dataset, root=config.data_root).card
+    return "resized" if card.padding is None else "padded"
 
 
 def find_answers_of(config: StudentConfig, data: Dataset, compute: Compute) -> Answers:
@@ -334,7 +370,9 @@ def stored_contents(config: StudentConfig, size: DataSize, plan: ViewPlan) -> St
     return space if plan.crop_flip else replace(space, clean_beside=answers.clean_beside())
 
 
-def load_run_data(run: RunFolder, dataset: str | None = None, data_root: Path | None = None) -> Dataset:
+def load_run_data(
+    run: RunFolder, dataset: str | None = None, data_root: Path | None = None, split: str = "train"
+) -> Dataset:
     """Load the images that a run was trained on, which may have been moved.
 
     Parameters
@@ -344,6 +382,9 @@ def load_run_data(run: RunFolder, dataset: str | None = None, data_root: Path | 
         Where they are now, by default where they were.
     data_root : Path, optional
         Folder of the downloaded datasets, by default the run's.
+    split : str
+        What is needed: ``train``, ``val`` or ``test``. Unlabelled images are left out beside labelled ones unless the
+        training images are needed.
 
     Raises
     ------
@@ -354,10 +395,14 @@ def load_run_data(run: RunFolder, dataset: str | None = None, data_root: Path | 
 
     config = run.read_config()
     places = {"dataset": dataset or config.dataset, "data_root": data_root or config.data_root}
-    data = load_data(config.model_copy(update={**places, "download": False}))
+    config = config.model_copy(update={**places, "download": False})
+    leaves_out = split != "train" and config.train_fraction > 0 and config.image_settings.get("unlabelled") is not None
+    if leaves_out:
+        config = config.model_copy(update={"unlabelled": None})
+    data = load_data(config)
     if run.network_file.is_file():
         data = data.rendered(rendering_of(run.network_file))
-    if not _is_trained_on(run, data):
+    if not (_is_tested_on if leaves_out else _is_trained_on)(run, data):
         remedy = "If they were moved, name their place with --dataset."
         expected = f"the images that {run.path} was trained on"
         raise UsageError(problem(f"--dataset {places['dataset']}", expected=expected, got="others", remedy=remedy))
@@ -366,9 +411,17 @@ def load_run_data(run: RunFolder, dataset: str | None = None, data_root: Path | 
 
 def _is_trained_on(run: RunFolder, data: Dataset) -> bool:
     """Whether a run was trained on some images, by their fingerprint; true if it recorded none."""
+    return _recorded_origin(run, "dataset") in (None, data.train.fingerprint)
+
+
+def _is_tested_on(run: RunFolder, data: Dataset) -> bool:
+    """Whether a run was tested on some images, as `_is_trained_on`."""
+    return _recorded_origin(run, "test set") in (None, data.test.fingerprint)
+
+
+def _recorded_origin(run: RunFolder, name: str) -> Any:
     origin = run.read_environment().get("origin")
-    recorded = origin.get("dataset") if isinstance(origin, dict) else None
-    return recorded is None or recorded == data.train.fingerprint
+    return origin.get(name) if isinstance(origin, dict) else None
 
 
 def verify_store(

@@ -206,6 +206,17 @@ def test_a_loss_reads_the_features_that_its_recipe_names(name: str, read: set[in
     assert {place for place, feature in enumerate(views.student_features) if feature.grad is not None} == read
 
 
+@pytest.mark.parametrize(("student", "teacher", "kernel"), [(28, 12, 1), (12, 28, 1), (8, 8, 1), (8, 4, 3), (4, 8, 4)])
+def test_the_regressor_of_fitnet_is_small_at_every_size(student: int, teacher: int, kernel: int) -> None:
+    shapes = [(*SHAPES[:2], (6, size, size), *SHAPES[3:]) for size in (student, teacher)]
+    (term,) = build_losses(["fitnet"], LossContext(*shapes, torch.arange(3), 4.0, 0)).values()
+    assert term.regressor[0].kernel_size == (kernel, kernel)
+    own, other = ([tensor(k, (3, *shape)).float() for shape in shapes[k]] for k in (0, 1))
+    logits = torch.zeros(3, 3)
+    views = ViewOutputs(logits, logits, None, torch.arange(3), torch.arange(3), 0, None, None, tuple(own), tuple(other))
+    assert term(views).isfinite()
+
+
 @pytest.mark.parametrize(("name", "loss_of"), [("at", at_loss), ("nst", nst_loss)])
 def test_losses_on_maps_are_summed_over_the_stages(name: str, loss_of: Callable[[Tensor, Tensor], Tensor]) -> None:
     views = features_of_x()

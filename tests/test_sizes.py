@@ -29,7 +29,7 @@ from kdcache.models.load import find_network
 from kdcache.models.published import clean_crop_of
 from kdcache.run.find import stores_of
 from kdcache.run.folder import FinishedRun
-from kdcache.setup import initial_network, load_data, load_run_data, make_plan_for_size, open_cached_teacher
+from kdcache.setup import initial_network, load_data, load_run_data, make_plan, make_plan_for_size, open_cached_teacher
 from kdcache.views import ViewMaker, ViewPlan, apply
 from kdcache.views.apply import apply_mix
 from kdcache.views.geometry import random_resized_box
@@ -275,6 +275,27 @@ def test_a_store_is_of_the_teacher_whoever_opens_it(root: Path, teacher: Path) -
     online = student(root, "clean-online", image_size=SMALL, cache="off", aug="none")
     assert same(online, FinishedRun(root / f"clean{SMALL}"))
     assert "intact" in run_command("cache", "verify", str(teacher), "--store", options["store"], "--all")
+
+
+def test_a_student_that_sees_its_teachers_images_in_another_way_is_told(
+    root: Path, teacher: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "kdcache")
+    views = {"resized": "", "padded": "random crop of the teacher"}
+    for crop, expected in views.items():
+        given: Settings = {**common(root), "image_size": SMALL, "crop": crop, "cache": "off"}
+        config = StudentConfig.load("imagenet", **given).model_copy(update={"teacher": teacher})
+        images = load_data(config)
+        own = ViewMaker(images.train, make_plan(config, images), 8, CPU)
+        if not expected:
+            open_cached_teacher(config, images, own, Compute(CPU, "float32"))
+            continue
+        message = refusal(lambda: open_cached_teacher(config, images, own, Compute(CPU, "float32")))  # noqa: B023
+        assert f"{expected} {teacher}: expected padded, as for the student, got resized" in message
+        assert "--crop resized" in message
+    (line,) = (line for line in caplog.messages if line.startswith("images of the student"))
+    assert "center crop 32x32; of its teacher" in line
+    assert line.endswith("center crop 48x48")
 
 
 def test_losses_on_maps_take_networks_of_two_sizes(root: Path, teacher: Path) -> None:

@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 import torch
+from click.testing import CliRunner
 from kdcache.stages import precompute_answers, train_student
 from torch import Tensor
 from torch.nn import functional
@@ -14,14 +16,16 @@ from torch.nn import functional
 from kdcache import datasets
 from kdcache.answers.store import AnswerStore
 from kdcache.choices import CRITERIA, LOSSES
+from kdcache.cli import cli
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig, TeacherConfig, TrainingConfig
 from kdcache.datasets import Dataset, reading
 from kdcache.datasets.pack import pack
+from kdcache.datasets.packed import FORMAT, VERSION
 from kdcache.losses import ViewOutputs, crld_loss, cross_entropy, dkd_loss, labelled_share, mixed_cross_entropy
 from kdcache.register import register_loss, register_pick
 from kdcache.run.folder import FinishedRun
-from kdcache.setup import data_size, load_data, make_plan, open_cached_teacher, verify_store
+from kdcache.setup import data_size, load_data, load_run_data, make_plan, open_cached_teacher, verify_store
 from kdcache.views import ViewMaker
 from kdcache.views.batch import hard_labels
 from tests.processes import outcome
@@ -125,6 +129,43 @@ def test_unlabelled_images_of_packed_files_and_beside_arrays(
     assert "none: got No such file or directory" in message
     (tmp_path / "none").mkdir()
     assert "at least one, got none" in refusal(lambda: load(pictures, tmp_path / "none"))
+
+
+def test_arrays_of_another_size_are_refused(tmp_path: Path) -> None:
+    files = []
+    for size in (32, 48):
+        files.append(f"hdf5:{tmp_path / str(size)}.h5")
+        with h5py.File(tmp_path / f"{size}.h5", "w") as file:
+            file.attrs.update(format=FORMAT, version=VERSION, class_names=["a", "b"])
+            for part in ("train", "test"):
+                file[f"{part}/images"], file[f"{part}/labels"] = noise(4, size, size, 3), [0, 1, 0, 1]
+    message = refusal(lambda: datasets.load(files[0], unlabelled=files[1]))
+    assert f"image size of --unlabelled {files[1]}: expected 32, as in {files[0]}, got 48" in message
+
+
+def test_the_test_images_of_a_run_need_no_unlabelled_ones(
+    trained: tuple[Settings, FinishedRun], extra: Path, tmp_path: Path
+) -> None:
+    _, run = trained
+    moved = extra.rename(tmp_path / "moved")
+    try:
+        assert load_run_data(run, split="test").num_unlabelled == 0
+        message = refusal(lambda: load_run_data(run))
+        assert "--unlabelled folder:" in message
+        assert "name their place with --unlabelled" in message
+        evaluated = CliRunner().invoke(cli, ["evaluate", str(run.path), "--device", "cpu"])
+        assert evaluated.exit_code == 0, evaluated.output
+    finally:
+        moved.rename(extra)
+    assert load_run_data(run).num_unlabelled == EXTRA
+
+
+def test_a_bad_unlabelled_image_is_not_counted(extra: Path, tmp_path: Path) -> None:
+    shutil.copytree(extra, tmp_path / "images")
+    spoil(tmp_path / "images")
+    given = {"unlabelled": f"folder:{tmp_path / 'images'}", "on_bad_image": "skip"}
+    config = StudentConfig.load(dataset="fashion-mini", **given)
+    assert data_size(config).samples == len(load_data(config).train)
 
 
 class Own:

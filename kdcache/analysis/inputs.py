@@ -211,12 +211,16 @@ def load_analysis_inputs(
 
 
 def run_images(
-    run: FinishedRun, dataset: str | None, data_root: Path | None, image_size: int | None = None
+    run: FinishedRun,
+    dataset: str | None,
+    data_root: Path | None,
+    image_size: int | None = None,
+    split: str = "train",
 ) -> tuple[Dataset, bool]:
     """Load the images of a run, wherever they are now, or of another dataset, and tell which."""
     if image_size in (None, run.config.image_size):
         try:
-            return load_run_data(run, dataset, data_root), True
+            return load_run_data(run, dataset, data_root, split), True
         except UsageError:
             if dataset is None or same_dataset(dataset, run.config.dataset):
                 raise

@@ -94,7 +94,7 @@ def export(
     require_writable_file(path)
     network = checkpoint.load(file)
     try:
-        images, kind = images_to_compare(load_run_data(folder, dataset, data_root).test), "test images"
+        images, kind = images_to_compare(load_run_data(folder, dataset, data_root, "test").test), "test images"
     except UsageError as error:
         if dataset is not None or data_root is not None:
             raise
@@ -125,7 +125,7 @@ def _export_bundle(
     from kdcache.setup import load_run_data
 
     require_bundle_folder(path)
-    data = load_run_data(run, dataset, data_root)
+    data = load_run_data(run, dataset, data_root, "test")
     with progress_bar("measuring") as progress:
         measured = write_bundle(run, checkpoint.load(file), data, path, names, progress)
     for each in measured:

@@ -40,12 +40,18 @@ def read_unlabelled(name: str, card: Card, max_pixels: int = MAX_PIXELS, workers
         If there are no images, or arrays of another size.
     """
     workers = default_workers() if workers is None else workers
+    if not Path(name.removeprefix(FOLDER_PREFIX).removeprefix(HDF5_PREFIX)).exists():
+        remedy = "If they were moved, put them back, or name their place with --unlabelled."
+        raise UsageError(problem(f"--unlabelled {name}", got="No such file or directory", remedy=remedy))
     if name.startswith(HDF5_PREFIX):
         from kdcache.datasets import packed
 
         found = packed.load_file(name, card.image_size, workers).train
         labels = torch.full_like(found.labels, UNLABELLED)
         if found.pictures is None:
+            if found.image_size != card.image_size:
+                expected = f"{card.image_size}, as in {card.name}"
+                raise UsageError(problem(f"image size of --unlabelled {name}", expected=expected, got=found.image_size))
             return replace(found, labels=labels)
         source = found.pictures.source
     else:

@@ -135,7 +135,7 @@ class FitNet(DistillLoss):
         elif 2 * size == wanted:
             convolution = nn.ConvTranspose2d(inputs, outputs, 4, 2, padding=1)
         else:
-            convolution = nn.Conv2d(inputs, outputs, 1 + max(size - wanted, 0))
+            convolution = nn.Conv2d(inputs, outputs, 1)  # `fitnet_loss` pools the larger map
         self.regressor = nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
 
     def forward(self, views: ViewOutputs) -> Tensor:
