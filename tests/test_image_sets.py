@@ -12,7 +12,7 @@ import torch
 from kdcache.stages import precompute_answers, train_student
 from PIL import Image
 
-from kdcache import datasets
+from kdcache import checked_files, datasets
 from kdcache.analysis.inputs import load_analysis_inputs
 from kdcache.answers import budget, table
 from kdcache.answers.clean_views import find_equal_rows
@@ -26,8 +26,9 @@ from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.datasets import Split
 from kdcache.datasets.pack import pack
-from kdcache.errors import UsageError
+from kdcache.errors import KdcacheError, UsageError
 from kdcache.run.find import stores_of
+from kdcache.setup import find_answers_of, load_data
 from tests import answers
 from tests.samples import noise as random_pixels
 
@@ -160,6 +161,49 @@ def test_commands_show_and_take_each_store(
         said("info", "--store", "0123456789ab")
 
 
+def test_commands_go_on_after_a_store_that_cannot_be_read_or_verified(
+    small: Settings, own: Path, grown: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone, damaged = (
+        filled(small, own, **settings)[1] for settings in ({"dataset": f"folder:{grown}"}, {"train_fraction": 0.5})
+    )
+    shutil.rmtree(grown)
+
+    def said(*words: str) -> str:
+        cli.main(["cache", words[0], str(own), *words[1:]], standalone_mode=False)
+        return capsys.readouterr().out
+
+    with pytest.raises(KdcacheError, match="grown does not exist") as error:
+        said("verify")
+    assert (error.value.exit_code, capsys.readouterr().out.count("against the teacher's logits")) == (1, 2)
+    shutil.rmtree(gone.location.where)
+
+    (Path(damaged.location.where) / "zarr.json").write_text("{}")
+    name, size = Path(damaged.location.where).name, damaged.location.size()
+    with pytest.raises(KdcacheError, match=name) as error:
+        said("verify")
+    assert (error.value.exit_code, capsys.readouterr().out.count("against the teacher's logits")) == (1, 1)
+    (line,) = (line for line in said("info").splitlines() if line.startswith(f"│ {name}"))
+    assert "unreadable" in line
+    assert f"unreadable: {damaged.location.where}" in said("prune", "--all")
+    config = StudentConfig.load(**small, teacher=own)
+    found = find_answers_of(config, load_data(config), Compute(answers.CPU, "float32"))
+    assert found.space().others == size
+
+
+def test_a_resumed_run_keeps_the_precision_of_its_teacher(small: Settings, own: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    settings = {**small, "teacher": own, "precision": "auto", "out": out}
+    environment = checked_files.read_json(own / "environment.json")
+    environment["origin"]["teacher precision"] = "bfloat16"
+    checked_files.write_json(out / "environment.json", environment)
+    for resume, expected in ((False, "float32"), (True, "bfloat16")):
+        config = StudentConfig.load(**{**settings, "resume": resume})
+        found = find_answers_of(config, load_data(config), Compute(answers.CPU, "float32"))
+        assert found.teacher.compute.precision == expected
+
+
 # Stores of arrays
 
 
@@ -269,6 +313,8 @@ def test_auto_precision_is_that_of_the_stores(noise: Split, tmp_path: Path) -> N
     find_answers(network, whole, low, stores, precision="bfloat16").created()
     for data in (whole, part):
         assert find_answers(network, data, own, stores).teacher.compute.precision == "bfloat16"
+    another = find_answers(answers.teacher(5).network, whole, own, stores)
+    assert another.teacher.compute.precision == "float32"
     find_answers(network, part, own, stores, precision="float32").created()
     for data, expected in ((whole, "bfloat16"), (part, "float32")):
         assert find_answers(network, data, own, stores).teacher.compute.precision == expected
