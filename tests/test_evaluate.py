@@ -102,6 +102,16 @@ def test_the_worst_mistakes_come_first() -> None:
     assert found[0].said.confidence == pytest.approx(0.51)
 
 
+def test_the_lowest_class_comes_first() -> None:
+    quality = measure_quality(predictions(STUDENT), LABELS, 4)
+    costs = cost.Cost(None, 5, "float32", (cost.Timing(1, 9, 2, 1, 3), cost.Timing(32, 9, 2, 1, 3)))
+    one = Evaluation("run", Path(), None, "resnet8", 32, quality, costs, None, None, (), torch.empty(0), ())
+    report = EvaluationReport("made", "test", 6, tuple("abcd"), "cpu", 1, (one,))
+    tables = {table.header[:2]: table.rows for table in evaluation_tables(report)}
+    assert tables["network", "top-1"][0][5] == "0.0 % (c)"
+    assert [row[0] for row in tables["class", "images"]] == ["c", "a", "b"]  # d has no images
+
+
 def test_a_drawn_matrix_has_the_classes_that_are_confused_most() -> None:
     labels = torch.arange(60).repeat(3)
     classes = torch.where(labels < 10, labels + 20, labels)
@@ -316,6 +326,10 @@ def test_other_images_must_have_the_same_classes(student: Path, pictures: Path, 
     shutil.copytree(pictures, tmp_path / "more")
     (tmp_path / "more" / "val" / "bright" / "0.png").unlink()
     assert by_json(student, "--dataset", f"folder:{tmp_path / 'more'}")[0]["top1"]["of"] == 29
+    other = tmp_path / "other"
+    shutil.copytree(student, other)
+    change_config(other / "config.toml", lambda text: text.replace(f"folder:{pictures}", f"folder:{tmp_path / 'more'}"))
+    assert f"images of {other}: expected those of the first run" in refused(student, other)
     for split in ("train", "val"):
         (tmp_path / "more" / split / "dark").rename(tmp_path / "more" / split / "aaa")
     message = refused(student, "--dataset", f"folder:{tmp_path / 'more'}")

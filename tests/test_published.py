@@ -506,7 +506,7 @@ def test_the_stored_table_of_networks_is_up_to_date() -> None:
 def test_multiply_adds_of_attention_count() -> None:
     class Attention(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
-            tokens = images.flatten(2).transpose(1, 2)
+            tokens = images.flatten(2).transpose(1, 2)[:, None].contiguous()  # one head
             return functional.scaled_dot_product_attention(tokens, tokens, tokens)
 
     assert (

@@ -205,7 +205,7 @@ def test_a_folder_of_other_files_is_never_overwritten(small: Settings, tmp_path:
     ("change", "message"),
     [
         ({"image_size": 40}, "image size: expected 40.*got 32"),
-        ({"dataset": "fashion-mini", "image_size": None}, "number of classes: expected 10.*got 3"),
+        ({"dataset": "fashion-mini", "image_size": None, "crop": None}, "number of classes: expected 10.*got 3"),
     ],
 )
 def test_a_teacher_that_does_not_fit_is_refused(

@@ -143,6 +143,8 @@ def registered() -> Iterator[None]:
     register_pick("own-pick", teacher=False, student=False)(first)
     yield
     del LOSSES["own-loss"], CRITERIA["own-pick"]
+    LOSSES._own.clear()
+    CRITERIA._own.clear()
 
 
 @pytest.mark.usefixtures("registered")

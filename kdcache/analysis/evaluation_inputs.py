@@ -129,8 +129,7 @@ def load_evaluation_inputs(
     """
     loader = _Loader(split, best, dataset, data_root, device)
     problems: list[str] = []
-    runs_first = sorted(_sources(paths), key=lambda source: source.is_file)  # files have the images of the runs
-    for path, is_file, is_named in runs_first:
+    for path, is_file, is_named in sorted(_sources(paths), key=lambda source: source.is_file):  # runs have images
         try:
             loader.add_file(path) if is_file else loader.add_run(FinishedRun(path))
         except UsageError as error:
@@ -189,9 +188,8 @@ class _Loader:
         self.networks[file.resolve()] = replace(loaded, teacher=taught_by)
         for exported in sorted(run.path.glob(f"*{ONNX_SUFFIX}")):
             try:
-                self.networks[exported.resolve()] = replace(
-                    self._load(str(exported), exported, data), teacher=taught_by
-                )
+                beside = self._load(str(exported), exported, data)
+                self.networks[exported.resolve()] = replace(beside, teacher=taught_by)
             except UsageError as error:
                 self.left_out += error.problems
 

@@ -255,16 +255,12 @@ def find_mistakes(
     """Find the images of another class than predicted, those with the largest loss first."""
     order = predictions.losses.argsort(descending=True, stable=True)
     wrong = order[(predictions.classes != labels)[order]][:limit].tolist()
-    return tuple(
-        Mistake(
-            place,
-            int(labels[place]),
-            float(predictions.losses[place]),
-            predictions.said(place),
-            teacher and teacher.said(place),
-        )
-        for place in wrong
-    )
+
+    def mistake(place: int) -> Mistake:
+        loss, said = float(predictions.losses[place]), predictions.said(place)
+        return Mistake(place, int(labels[place]), loss, said, teacher and teacher.said(place))
+
+    return tuple(map(mistake, wrong))
 
 
 def accuracy_by_class(labels: Tensor, correct: Tensor, num_classes: int) -> tuple[Proportion, ...]:
