@@ -102,7 +102,9 @@ def self_test(recipes: TrainFunctions, runs: Path, device: str, precision: str) 
         )
         forwards = [run.summary["teacher_forwards"] for run in (first, second)]
         equal = first.network_file.read_bytes() == second.network_file.read_bytes()
-        checks = [check for store in find_stores(teacher.path) for check in verify_store(teacher, store, device=device)]
+        checks = [
+            check for store in find_stores(teacher.path).stores for check in verify_store(teacher, store, device=device)
+        ]
     expected = 3 * IMAGES_PER_CLASS * len(CLASSES)  # x and two x' of each image
     problems = {
         f"{forwards[0]} teacher forwards instead of {expected}": forwards[0] != expected,

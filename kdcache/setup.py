@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from kdcache import datasets
 from kdcache.answers.encoding import make_encoding
 from kdcache.cards import Rendering
+from kdcache.choices import PRECISIONS
 from kdcache.config import StudentConfig, TrainingConfig
 from kdcache.config.augs import with_batch_size, with_mean_color
 from kdcache.datasets import Card, Dataset
@@ -299,8 +300,10 @@ def open_cached_teacher(
 def find_answers_of(config: StudentConfig, data: Dataset, compute: Compute) -> Answers:
     """Find the store of the logits of a student's teacher, see `kdcache.answers.open.find_answers`."""
     from kdcache.answers.open import find_answers
+    from kdcache.compute import Compute
     from kdcache.models.checkpoint import rendering_of
     from kdcache.models.load import trained_network
+    from kdcache.run.checkpoint import recorded_environment
 
     assert config.teacher is not None
     file, images = teacher_network(config), config.image_settings
@@ -308,7 +311,12 @@ def find_answers_of(config: StudentConfig, data: Dataset, compute: Compute) -> A
     if seen is not data:
         images |= {"image_size": seen.image_size}
     where, encoding = config.store or stores_of(config.teacher), make_encoding(config.store_dtype, config.topk)
-    return find_answers(trained_network(file, seen), seen, compute, where, encoding, config.precision, images)
+    precision = config.precision
+    if precision == "auto" and config.resume and config.out is not None:  # there may be other stores by now
+        recorded = recorded_environment(RunFolder(config.out)).get("origin", {}).get("teacher precision")
+        if recorded in PRECISIONS:
+            precision, compute = recorded, Compute(compute.device, recorded)
+    return find_answers(trained_network(file, seen), seen, compute, where, encoding, precision, images)
 
 
 def stored_contents(config: StudentConfig, size: DataSize, plan: ViewPlan) -> StoreContents:
@@ -321,7 +329,7 @@ def stored_contents(config: StudentConfig, size: DataSize, plan: ViewPlan) -> St
 
     stores = stores_of(config.teacher) if config.teacher else None
     location = StoreLocation(config.store or (stores.folder if stores else None))
-    if not (location.holds_store() if config.store else stores and stores.open()):
+    if not (location.holds_store() if config.store else stores and any(stores.find())):
         encoding = make_encoding(config.store_dtype, config.topk)
         return StoreContents.of_new_store(location, size.samples, size.classes, encoding, config.cache_limit)
     if config.teacher is None:

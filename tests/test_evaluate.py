@@ -146,6 +146,19 @@ def test_figures_equal_those_of_torchmetrics() -> None:
     assert agreement.same.percent == pytest.approx(100 * expected["same_class"])
 
 
+def test_a_teacher_on_another_device_is_moved() -> None:
+    logits = torch.zeros(2, 3)
+    moved = []
+
+    class Elsewhere:
+        def to(self, device: torch.device) -> Tensor:
+            moved.append(device)
+            return logits
+
+    Predictions.of(logits, torch.tensor([0, 1]), Elsewhere())  # type: ignore[arg-type]
+    assert moved == [logits.device]
+
+
 def test_time_is_that_of_an_image_after_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = count(start=-cost.WARM_UP_FORWARDS)
     monkeypatch.setattr(cost, "MIN_FORWARDS", 7)

@@ -12,7 +12,7 @@ import torch
 from kdcache.stages import precompute_answers, train_student
 from PIL import Image
 
-from kdcache import datasets
+from kdcache import checked_files, datasets
 from kdcache.analysis.inputs import load_analysis_inputs
 from kdcache.answers import budget, table
 from kdcache.answers.clean_views import find_equal_rows
@@ -23,11 +23,14 @@ from kdcache.answers.store import CLEAN, AnswerStore
 from kdcache.answers.teacher_stores import TeacherStores
 from kdcache.cli import cli
 from kdcache.compute import Compute
-from kdcache.config import StudentConfig
+from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.datasets import Split
 from kdcache.datasets.pack import pack
-from kdcache.errors import UsageError
+from kdcache.errors import KdcacheError, UsageError
 from kdcache.run.find import stores_of
+from kdcache.setup import find_answers_of, load_data
+from kdcache.study.cost import SharedStores
+from kdcache.study.expand import PlannedRun
 from tests import answers
 from tests.samples import noise as random_pixels
 
@@ -160,6 +163,59 @@ def test_commands_show_and_take_each_store(
         said("info", "--store", "0123456789ab")
 
 
+def test_commands_go_on_after_a_store_that_cannot_be_read_or_verified(
+    small: Settings, own: Path, grown: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone, damaged = (
+        filled(small, own, **settings)[1] for settings in ({"dataset": f"folder:{grown}"}, {"train_fraction": 0.5})
+    )
+    shutil.rmtree(grown)
+
+    def said(*words: str) -> str:
+        cli.main(["cache", words[0], str(own), *words[1:]], standalone_mode=False)
+        return capsys.readouterr().out
+
+    with pytest.raises(KdcacheError, match="grown does not exist") as error:
+        said("verify")
+    assert (error.value.exit_code, capsys.readouterr().out.count("against the teacher's logits")) == (1, 2)
+    shutil.rmtree(gone.location.where)
+
+    (Path(damaged.location.where) / "zarr.json").write_text("{}")
+    name, size = Path(damaged.location.where).name, damaged.location.size()
+    with pytest.raises(KdcacheError, match=name) as error:
+        said("verify")
+    assert (error.value.exit_code, capsys.readouterr().out.count("against the teacher's logits")) == (1, 1)
+    (line,) = (line for line in said("info").splitlines() if line.startswith(f"│ {name}"))
+    assert "unreadable" in line
+    assert f"unreadable: {damaged.location.where}" in said("prune", "--all")
+    config = StudentConfig.load(**small, teacher=own)
+    found = find_answers_of(config, load_data(config), Compute(answers.CPU, "float32"))
+    assert found.space().others == size
+
+
+def test_a_resumed_run_keeps_the_precision_of_its_teacher(small: Settings, own: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    settings = {**small, "teacher": own, "precision": "auto", "out": out}
+    environment = checked_files.read_json(own / "environment.json")
+    environment["origin"]["teacher precision"] = "bfloat16"
+    checked_files.write_json(out / "environment.json", environment)
+    for resume, expected in ((False, "float32"), (True, "bfloat16")):
+        config = StudentConfig.load(**{**settings, "resume": resume})
+        found = find_answers_of(config, load_data(config), Compute(answers.CPU, "float32"))
+        assert found.teacher.compute.precision == expected
+
+
+def test_a_study_counts_one_store_for_students_of_two_sizes(small: Settings, own: Path) -> None:
+    settings = {**small, "crop": "resized"}
+    teacher = PlannedRun(own, "teacher-train", TeacherConfig.load(**{**settings, "image_size": 64}))
+    stores = SharedStores(None, empty=True)
+    for size in (32, 48, 64):
+        config = StudentConfig.load(**{**settings, "image_size": size, "aug": "none"}, teacher=own)
+        stores.train(PlannedRun(own.parent / f"student-{size}", "student-train", config, teacher))
+    assert len(stores.spaces[own]) == 1
+
+
 # Stores of arrays
 
 
@@ -262,6 +318,15 @@ def test_the_limit_is_that_of_all_stores(noise: Split, opened: Open, caplog: pyt
         budget.require_space("replay", plan, 1, found.space(taken))
 
 
+def test_other_stores_take_no_stored_view_out_of_the_index(noise: Split, opened: Open) -> None:
+    list(make_cached_teacher(opened(noise), answers.views(noise), "replay", 1).precompute(1))
+    part = noise.part(np.arange(120))
+    list(make_cached_teacher(opened(part), answers.views(part, "standard"), "standard", 2).precompute(2))
+    index = make_cached_teacher(opened(part), answers.views(part, "standard", 1), "standard", 2, 1).view_index
+    assert index is not None
+    assert np.count_nonzero(index.lookup(np.arange(120 * 162))[0]) > 120
+
+
 def test_auto_precision_is_that_of_the_stores(noise: Split, tmp_path: Path) -> None:
     network, stores = answers.teacher().network, TeacherStores(tmp_path / "answers")
     low, own = (Compute(answers.CPU, precision) for precision in ("bfloat16", "float32"))
@@ -269,6 +334,8 @@ def test_auto_precision_is_that_of_the_stores(noise: Split, tmp_path: Path) -> N
     find_answers(network, whole, low, stores, precision="bfloat16").created()
     for data in (whole, part):
         assert find_answers(network, data, own, stores).teacher.compute.precision == "bfloat16"
+    another = find_answers(answers.teacher(5).network, whole, own, stores)
+    assert another.teacher.compute.precision == "float32"
     find_answers(network, part, own, stores, precision="float32").created()
     for data, expected in ((whole, "bfloat16"), (part, "float32")):
         assert find_answers(network, data, own, stores).teacher.compute.precision == expected

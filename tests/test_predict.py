@@ -72,6 +72,17 @@ def test_every_picture_that_can_be_read_gets_a_prediction(
         assert name in refusal(lambda name=name: predict(teacher, tmp_path / name))  # type: ignore[misc]
 
 
+def test_a_pattern_lists_each_picture_once(tmp_path: Path) -> None:
+    (tmp_path / "photos" / "deep").mkdir(parents=True)
+    names = ("photos/a.png", "photos/deep/b.png", "photos/notes.txt")
+    for name in names:
+        (tmp_path / name).touch()
+    for pattern, expected in (("photos/**", names[:2]), ("photos/**/*.png", names[:2]), ("**/deep", names[1:2])):
+        files = named_pictures([f"{tmp_path}/{pattern}"]).files
+        found = [os.path.normpath(files.name(place)) for place in range(len(files))]
+        assert found == [str(tmp_path / name) for name in expected]
+
+
 def test_the_limit_is_that_of_the_run(teacher: Path, tmp_path: Path) -> None:
     Image.new("RGB", (100, 100)).save(tmp_path / "large.png")
     predict(teacher, tmp_path / "large.png")

@@ -2,10 +2,12 @@
 
 import argparse
 import dataclasses
+import io
 import json
 import os
 import pickle
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -434,6 +436,44 @@ def test_a_bundle_states_what_its_networks_can_do(bundle: Path, mini_run: Path) 
         assert list(weights[scale].dims) == [weights[quantized].dims[0]]
 
 
+def test_probabilities_in_int8_are_not_quantized(bundle: Path) -> None:
+    predictor = load_predictor(bundle / "model-int8.onnx")
+    found = predictor.probabilities(load_data(TeacherConfig.load()).test.images[:20])
+    assert found.sum(1).tolist() == pytest.approx([1] * 20, abs=1e-5)
+    assert (found > 0).all()
+    steps = 256 * found
+    assert (steps - steps.round()).abs().max() > 0.1
+    onnx = pytest.importorskip("onnx")
+    nodes = onnx.load(bundle / "model-int8.onnx").graph.node
+    (softmax,) = [node for node in nodes if node.op_type == "Softmax"]
+    makers = {node.output[0]: node.op_type for node in nodes}
+    assert makers[softmax.input[0]] == "Gemm"
+    (first,) = [node for node in nodes if node.input[0] == "images"]
+    readers = [node.op_type for node in nodes if first.output[0] in node.input]
+    assert first.op_type == "Cast"
+    assert "QuantizeLinear" not in readers
+
+
+def test_bad_pictures_do_not_end_the_script_of_a_bundle(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = runpy.run_path(str(bundle / "predict.py"))
+    image = io.BytesIO()
+    Image.fromarray(noise(50, 70)).save(image, "PNG")
+    good, broken, thin = (tmp_path / f"{name}.png" for name in ("good", "broken", "thin"))
+    good.write_bytes(image.getvalue())
+    cut = image.getvalue()
+    broken.write_bytes(cut[:8] + b"\0\0\0\x0dIDAT" + cut[16:])
+    Image.new("RGB", (1, 100_000)).save(thin)
+    monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, (broken, thin, good))])
+    monkeypatch.setitem(script["main"].__globals__, "MAX_PIXELS", 100_000)
+    assert script["main"]() == 1
+    output = capsys.readouterr()
+    assert output.out.startswith(f"{good}: ")
+    assert "broken.png" in output.err
+    assert "thin.png: its shape takes" in output.err
+
+
 def test_an_export_says_on_which_images_it_was_compared(
     mini_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -457,6 +497,11 @@ def test_a_bundle_replaces_nothing_else(bundle: Path, mini_run: Path, tmp_path: 
     from kdcache.bundle.write import require_bundle_folder  # imports onnxruntime
 
     require_bundle_folder(bundle)
+    (tmp_path / "own").mkdir()
+    require_bundle_folder(tmp_path / "own")
+    (tmp_path / "own" / "README.md").touch()
+    with pytest.raises(UsageError, match=r"got README\.md"):
+        require_bundle_folder(tmp_path / "own")
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "to-mother.txt").touch()
     words = ["export", str(mini_run), "--out", f"{tmp_path}/letters/"]
@@ -512,6 +557,21 @@ def test_multiply_adds_of_attention_count() -> None:
     assert (
         size_of(Attention(), torch.zeros(1, 3, 4, 4)).multiply_adds == 2 * 16 * 16 * 3
     )  # 16 tokens of 3 numbers, twice
+
+
+def test_multiply_adds_of_a_transformer_count() -> None:
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+
+        def forward(self, images: Tensor) -> Tensor:
+            tokens: Tensor = self.layer(images.flatten(2)[..., :4])  # 3 tokens of 4 numbers
+            return tokens
+
+    projections, attention, rest = 4 * 3 * 4 * 4, 2 * 3 * 3 * 4, 2 * 3 * 4 * 8
+    assert size_of(Encoder().eval(), torch.zeros(1, 3, 4, 4)).multiply_adds == projections + attention + rest
+    assert torch.backends.mha.get_fastpath_enabled()
 
 
 def test_sizes_equal_the_golden_values() -> None:

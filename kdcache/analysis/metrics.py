@@ -64,7 +64,9 @@ class Predictions(NamedTuple):
         log_probabilities = log_softmax(logits)
         top = logits.float().topk(min(TOP_K, logits.shape[1]), dim=1).indices
         best, known = (log_probabilities.gather(1, chosen[:, None])[:, 0] for chosen in (top[:, 0], labels))
-        divergence = torch.full_like(best, torch.nan) if teacher is None else kl_divergence(logits, teacher, 1.0)
+        divergence = torch.full_like(best, torch.nan)
+        if teacher is not None:
+            divergence = kl_divergence(logits, teacher.to(logits.device), 1.0)
         parts = (top[:, 0], best.exp(), (top == labels[:, None]).any(1), -known, divergence)
         return cls(*(part.cpu() for part in parts))
 

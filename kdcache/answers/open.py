@@ -16,7 +16,7 @@ from kdcache.answers.encoding import DEFAULT_ENCODING, EncodedLogits, LogitEncod
 from kdcache.answers.fingerprint import clean_facts
 from kdcache.answers.location import StoreLocation
 from kdcache.answers.replay import Replay
-from kdcache.answers.space import StoreContents
+from kdcache.answers.space import StoreContents, stored_bytes
 from kdcache.answers.store import CLEAN, IMAGE_SETTINGS, AnswerStore
 from kdcache.answers.teacher import Teacher
 from kdcache.answers.teacher_stores import TeacherStores
@@ -26,7 +26,7 @@ from kdcache.datasets import Dataset
 from kdcache.datasets.split import DECODING
 from kdcache.environment import describe_environment
 from kdcache.errors import UsageError, problem
-from kdcache.models import Network
+from kdcache.models import Network, checkpoint
 from kdcache.views import PLAN_VERSION, ViewMaker
 
 __all__ = ["Answers", "find_answers", "image_facts", "make_cached_teacher", "make_reader", "may_write", "open_store"]
@@ -52,6 +52,8 @@ class Answers:
         The one in `location`, if it exists.
     beside : sequence of AnswerStore
         The other stores of the teacher; empty for a store that was named.
+    unreadable_bytes : int
+        Of stores of the teacher that cannot be read.
     image_settings : mapping
         The settings that say which images `data` has.
     """
@@ -62,6 +64,7 @@ class Answers:
     encoding: LogitEncoding
     store: AnswerStore | None = None
     beside: Sequence[AnswerStore] = ()
+    unreadable_bytes: int = 0
     image_settings: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -76,10 +79,11 @@ class Answers:
 
     def space(self, limit: int | None = None, read_commits: bool = False) -> StoreContents:
         """Read what is stored, see `StoreContents.of_store`."""
+        others = sum(map(stored_bytes, self.beside)) + self.unreadable_bytes
         if self.store is not None:
-            return StoreContents.of_store(self.store, limit, self.beside, read_commits)
+            return StoreContents.of_store(self.store, limit, others, read_commits)
         samples, classes = len(self.data.train), self.data.num_classes
-        return StoreContents.of_new_store(self.location, samples, classes, self.encoding, limit, self.beside)
+        return StoreContents.of_new_store(self.location, samples, classes, self.encoding, limit, others)
 
     def clean_beside(self) -> np.ndarray:
         """Tell of which images of the training set the stores beside it hold the clean views: bool (N,)."""
@@ -149,16 +153,17 @@ def find_answers(
         If the store is damaged.
     """
     if isinstance(where, TeacherStores):
-        found, encoding = where.open(), encoding or DEFAULT_ENCODING
+        found, unreadable_bytes, encoding = where.open(), where.unreadable_bytes(), encoding or DEFAULT_ENCODING
         if precision == "auto":
-            precision = _precision(found, image_facts(data, encoding), compute.precision)
+            facts = {"teacher": checkpoint.fingerprint(network), **image_facts(data, encoding)}
+            precision = _precision(found, facts, compute.precision)
             compute = Compute(compute.device, precision)
         teacher = Teacher(network, compute)
         location = StoreLocation(where.place(_fingerprint(teacher, data, encoding)))
         store = AnswerStore(location) if location.holds_store() else None
     else:
         location = StoreLocation(where)
-        found, store = [], AnswerStore(location) if location.holds_store() else None
+        found, unreadable_bytes, store = [], 0, AnswerStore(location) if location.holds_store() else None
         if store is not None and precision == "auto":
             compute = Compute(compute.device, store.precision)
         encoding = encoding or (store.encoding if store is not None else DEFAULT_ENCODING)
@@ -167,7 +172,7 @@ def find_answers(
     if store is not None:
         store.require_fingerprint(fingerprint, image_settings)
     beside = [one for one in found if one.location.folder != location.folder]
-    return Answers(teacher, data, location, encoding, store, beside, image_settings or {})
+    return Answers(teacher, data, location, encoding, store, beside, unreadable_bytes, image_settings or {})
 
 
 def _precision(stores: Sequence[AnswerStore], facts: Mapping[str, Any], own: str) -> str:
@@ -287,7 +292,8 @@ def make_cached_teacher(
     if plan.crop_flip:
         cached_teacher.replay = Replay(store, plan.seed, plan.kinds, keep, space.own_limit)
         if policy.indexed:
-            cached_teacher.view_index = CropFlipLookup.from_store(store, plan, epochs, space.own_limit)
+            index_bytes = max(space.own_limit, stored_bytes(store))  # whatever the other stores take
+            cached_teacher.view_index = CropFlipLookup.from_store(store, plan, epochs, index_bytes)
     elif policy.indexed:
         cached_teacher.view_index = _clean_index(answers, views)
         for done in cached_teacher.precompute_clean() if keep else ():

@@ -66,7 +66,7 @@ class StoreContents:
         cls,
         store: AnswerStore,
         limit: int | None = None,
-        beside: Iterable[AnswerStore] = (),
+        others: int = 0,
         read_commits: bool = False,
     ) -> Self:
         """Read which tables a store has.
@@ -76,12 +76,12 @@ class StoreContents:
         store : AnswerStore
         limit : int, optional
             By default `default_limit`.
-        beside : iterable of AnswerStore
-            The other stores of the teacher.
+        others : int
+            Bytes of the other stores of the teacher.
         read_commits : bool
             Whether to find out which tables are incomplete, which reads a small file for each chunk.
         """
-        paths, others = store.table_paths(), sum(map(stored_bytes, beside))
+        paths = store.table_paths()
         if limit is None:
             limit = default_limit(store.location.free_bytes(), len(paths) * store.table_bytes + others)
         space = replace(cls.with_tables(paths, store.table_bytes, limit), others=others)
@@ -95,10 +95,9 @@ class StoreContents:
         classes: int,
         encoding: LogitEncoding,
         limit: int | None = None,
-        beside: Iterable[AnswerStore] = (),
+        others: int = 0,
     ) -> Self:
         """Make the space of a store that does not exist yet, see `of_store`."""
-        others = sum(map(stored_bytes, beside))
         if limit is None:
             limit = default_limit(location.free_bytes(), others)
         return cls(table_bytes(samples, classes, encoding), limit, others=others)

@@ -3,9 +3,9 @@
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kdcache.answers.fingerprint import digest
 from kdcache.answers.location import StoreLocation
@@ -13,7 +13,7 @@ from kdcache.answers.store import AnswerStore
 from kdcache.checked_files import FOLDER, require_kind
 from kdcache.errors import KdcacheError, UsageError, problem
 
-__all__ = ["TeacherStores", "is_store_name"]
+__all__ = ["FoundStores", "TeacherStores", "UnreadableStore", "is_store_name"]
 
 DIGITS = 12
 """Digits of the name of a store: the first ones of the digest of what its logits depend on."""
@@ -24,6 +24,30 @@ log = logging.getLogger("kdcache")
 def is_store_name(name: str) -> bool:
     """Tell whether a store in a teacher's run folder may have this name."""
     return re.fullmatch(rf"[0-9a-f]{{{DIGITS}}}", name) is not None
+
+
+class UnreadableStore(NamedTuple):
+    """A store that is there, but cannot be opened.
+
+    Attributes
+    ----------
+    folder : Path
+    reason : str
+    """
+
+    folder: Path
+    reason: str
+
+    def size(self) -> int:
+        """Bytes that it takes."""
+        return StoreLocation(self.folder).size()
+
+
+class FoundStores(NamedTuple):
+    """The stores in a place, by name."""
+
+    stores: list[AnswerStore]
+    unreadable: Sequence[UnreadableStore] = ()
 
 
 class TeacherStores:
@@ -52,16 +76,28 @@ class TeacherStores:
         return self._checked(name) if name in self._names() else None
 
     def open(self) -> list[AnswerStore]:
-        """Open all stores, by name; those that cannot be read are reported and left out."""
-        found = []
+        """Open all stores; those that cannot be read are reported and left out."""
+        found = self.find()
+        for one in found.unreadable:
+            log.warning("this store is not used: %s", one.reason)
+        return found.stores
+
+    def find(self) -> FoundStores:
+        """Open all stores, and name those that cannot be read."""
+        stores, unreadable = [], []
         for name in self._names():
-            location = StoreLocation(self._checked(name))
+            folder = self._checked(name)
+            location = StoreLocation(folder)
             try:
                 if location.holds_store():
-                    found.append(AnswerStore(location))
+                    stores.append(AnswerStore(location))
             except KdcacheError as error:
-                log.warning("this store is not used: %s", error)
-        return found
+                unreadable.append(UnreadableStore(folder, str(error)))
+        return FoundStores(stores, unreadable)
+
+    def unreadable_bytes(self) -> int:
+        """Bytes of the stores that cannot be read."""
+        return sum(one.size() for one in self.find().unreadable)
 
     def _names(self) -> list[str]:
         try:

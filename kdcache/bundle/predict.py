@@ -25,6 +25,9 @@ FACTS = ("class_names", "image_size", "shorter_side", "interpolation")
 TOLERANCE = {"model.onnx": 0.001, "model-int8.onnx": 0.1}
 """Largest difference from the expected probability: processors round differently, most of all in int8."""
 
+MAX_PIXELS = 2**26
+"""Largest size to which a picture is resized; one long and thin would take all memory."""
+
 
 def load(path: Path) -> tuple[onnxruntime.InferenceSession, dict[str, Any]]:
     """Load a network, and what its file states about it."""
@@ -41,6 +44,8 @@ def read_pixels(path: Path, image_size: int, shorter_side: int, interpolation: s
         rgb = ImageOps.exif_transpose(picture).convert("RGB")
     shorter = min(rgb.size)
     width, height = (shorter_side if side == shorter else int(shorter_side * side / shorter) for side in rgb.size)
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"its shape takes {width} x {height} pixels")
     if rgb.size != (width, height):
         rgb = rgb.resize((width, height), Image.Resampling[interpolation.upper()])
     left, top = round((width - image_size) / 2), round((height - image_size) / 2)
@@ -82,7 +87,7 @@ def main() -> int:
     for path in options.pictures:
         try:
             answers = predict(*network, path)
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
+        except Exception as error:  # Pillow raises SyntaxError too
             print(f"could not read {path}: {error}", file=sys.stderr)
             failed = 1
             continue

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ __all__ = ["quantize", "training_views"]
 
 CALIBRATION_BATCHES, BATCH_SIZE = 8, 32
 """How many steps of training views, and samples in each, the ranges of the activations are measured on."""
+
+LAYERS = ("Conv", "MatMul", "Gemm")
+"""Operators with weights."""
 
 
 def training_views(config: TrainingConfig, data: Dataset) -> Iterator[Tensor]:
@@ -43,6 +47,7 @@ def quantize(source: Path, views: Iterable[Tensor], target: Path) -> None:
     target : Path
         File to write. It keeps the metadata.
     """
+    import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -68,4 +73,18 @@ def quantize(source: Path, views: Iterable[Tensor], target: Path) -> None:
             per_channel=True,
             activation_type=QuantType.QUInt8,  # 2.7 times as fast as QInt8 on x86 with VNNI; ARM takes both
             weight_type=QuantType.QInt8,
+            nodes_to_exclude=_nodes_in_float(onnx.load(str(prepared)).graph),
+            extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm"]},  # logits, which would have ties
         )
+
+
+def _nodes_in_float(graph: Any) -> list[str]:
+    """Name the nodes that stay in float32: the normalization of the pixels, and what makes probabilities."""
+    before_layers, names = {"images", *(tensor.name for tensor in graph.initializer)}, []
+    for node in graph.node:  # each comes after those whose outputs it takes
+        is_before = node.op_type not in LAYERS and before_layers.issuperset(node.input)
+        if is_before:
+            before_layers.update(node.output)
+        if is_before or node.op_type == "Softmax":
+            names.append(node.name)
+    return names

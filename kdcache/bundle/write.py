@@ -39,6 +39,8 @@ PICTURE_SIDES = 2
 
 MAX_NAMES_LISTED = 3
 
+CONTENT = frozenset({*NETWORKS.values(), LABELS, SCRIPT, PICTURE, EXPECTED, README})
+
 
 class Measured(NamedTuple):
     """What a network of a bundle can do.
@@ -72,10 +74,10 @@ def require_bundle_folder(folder: Path) -> None:
     """
     if os.path.lexists(folder):
         is_folder = folder.is_dir() and not folder.is_symlink()
-        others = set(os.listdir(folder)) - {*NETWORKS.values(), LABELS, SCRIPT, PICTURE, EXPECTED, README}
-        if not is_folder or others:
-            got = abbreviated(others, MAX_NAMES_LISTED) if is_folder else "something else"
-            expected = "a new folder, or one with a bundle alone"
+        found = set(os.listdir(folder)) if is_folder else set()
+        if not is_folder or found not in (set(), CONTENT):
+            got = abbreviated(found - CONTENT or found, MAX_NAMES_LISTED) if is_folder else "something else"
+            expected = "a new or empty folder, or one with a bundle alone"
             raise UsageError(problem(f"could not write {folder}", expected=expected, got=got))
     require_writable(folder.parent)
 

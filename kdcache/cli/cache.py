@@ -1,6 +1,7 @@
 """``kdcache cache``: the stores of a teacher's logits."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -8,6 +9,9 @@ from kdcache.cli import COMMANDS
 from kdcache.cli.options import DEVICE, settings
 from kdcache.config import StudentConfig
 from kdcache.errors import KdcacheError, UsageError, printable, problem
+
+if TYPE_CHECKING:
+    from kdcache.answers.teacher_stores import FoundStores
 
 __all__ = ["cache"]
 
@@ -90,12 +94,20 @@ def info(teacher: Path | None, store: str | None) -> None:
     found = find_stores(teacher, store)
     if store is None:
         show(stores_table(found))
-    if len(found) > 1:
+    report_unreadable(found)
+    if len(found.stores) > 1:
         click.echo("Name one with --store to see what it holds.")
         return
-    for name, value in {**found[0].made_with, **found[0].fingerprint}.items():
-        click.echo(printable(f"{name}: {value}"))
-    show(store_table(found[0]))
+    for one in found.stores:
+        for name, value in {**one.made_with, **one.fingerprint}.items():
+            click.echo(printable(f"{name}: {value}"))
+        show(store_table(one))
+
+
+def report_unreadable(found: "FoundStores") -> None:
+    """Name the stores that cannot be read, and why."""
+    for one in found.unreadable:
+        click.echo(problem(f"unreadable: {one.folder}", got=one.reason, remedy="To delete it, delete its folder."))
 
 
 @cache.command()
@@ -123,19 +135,27 @@ def verify(
 ) -> None:
     """Check every chunk of a teacher's stores, and compare logits with the teacher's.
 
-    Exits with 1 if a chunk is damaged, or a logit differs by more than the tolerance.
+    Exits with 1 if a store or a chunk is damaged, a logit differs by more than the tolerance, or the images of one of
+    several stores are not there.
     """
     from kdcache.report.stores import checks_table
     from kdcache.report.tables import show
     from kdcache.run.find import find_stores, find_teacher_run
     from kdcache.setup import verify_store
 
-    run, stores, checks = find_teacher_run(teacher), find_stores(teacher, store), []
+    run, (stores, unreadable), checks = find_teacher_run(teacher), find_stores(teacher, store), []
+    problems = [one.reason for one in unreadable]
     if dataset is not None and len(stores) > 1:
         expected = "one store that is named with --store"
         raise UsageError(problem("cache verify --dataset", expected=expected, got=f"the {len(stores)} of {run.path}"))
     for one in stores:
-        found = list(verify_store(run, one, None if everything else samples, seed, device, dataset, data_root))
+        try:
+            found = list(verify_store(run, one, None if everything else samples, seed, device, dataset, data_root))
+        except KdcacheError as error:
+            if len(stores) + len(unreadable) == 1:
+                raise
+            problems.append(str(error))
+            continue
         show(checks_table(one.location.where, found))
         checks += found
     damaged = sum(check.damaged for check in checks)
@@ -144,7 +164,7 @@ def verify(
         remedy = "Damaged chunks are computed again by student-train and cache fill."
         if not damaged:
             remedy = "If the code of an augmentation has changed, delete its logits with cache prune --kind."
-        raise KdcacheError(
+        problems.append(
             problem(
                 "the store does not match the teacher",
                 expected=f"no damaged chunks and differences up to {tolerance:g}",
@@ -152,6 +172,8 @@ def verify(
                 remedy=remedy,
             )
         )
+    if problems:
+        raise KdcacheError("\n".join(problems))
     compared, changes = (sum(getattr(check, name) for check in checks) for name in ("compared", "argmax_changes"))
     click.echo(f"intact: {compared} views compared, max error {max_error:.3g}, {changes} with another top class")
 
@@ -181,12 +203,14 @@ def prune(
     if everything == any(choice is not None for choice in (view_seed, kind, after_epoch)):
         expected = "--all, or some of --view-seed, --kind and --after-epoch"
         raise UsageError(problem("cache prune", expected=expected, got="both" if everything else "neither"))
-    for found in find_stores(teacher, store):
+    found = find_stores(teacher, store)
+    for one in found.stores:
         paths = [
             name.path
-            for name in found.replay_tables(kind)
+            for name in one.replay_tables(kind)
             if view_seed in (None, name.seed) and (after_epoch is None or name.epoch >= after_epoch)
         ]
-        found.drop(paths)
-        where, size = found.location.where, file_size(found.location.size())
+        one.drop(paths)
+        where, size = one.location.where, file_size(one.location.size())
         click.echo(printable(f"deleted {len(paths)} tables of logits; the store {where} now takes {size}"))
+    report_unreadable(found)

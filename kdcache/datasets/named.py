@@ -3,6 +3,7 @@
 import glob
 import os
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,11 +49,12 @@ def named_pictures(paths: Sequence[str]) -> NamedPictures:
         raise UsageError(problem("path of images", expected=expected, got="an empty one"))
     problems: list[str] = []
     others: list[str] = []
-    matches = [match for path in paths for match in _matches(path, problems)]
-    missing = [problem(f"image {path} does not exist") for path in matches if not os.path.exists(path)]
-    if len(missing) == len(matches):
+    matches = [_matches(path, problems) for path in paths]
+    every = [*chain.from_iterable(matches)]
+    missing = [problem(f"image {path} does not exist") for path in every if not os.path.exists(path)]
+    if len(missing) == len(every):
         raise UsageError(*missing, *problems)
-    files = Files.of(Path(), (name for path in matches for name in _names(path, problems, others)))
+    files = Files.of(Path(), (name for match in matches for name in _pictures(match, problems, others)))
     if not len(files):
         raise UsageError(*problems)
     return NamedPictures(files, problems, others)
@@ -65,6 +67,14 @@ def _matches(path: str, problems: list[str]) -> list[str]:
     if not (matches := sorted(glob.glob(path, recursive=True))):
         problems.append(problem(f"pattern {path}", expected="files or folders that match it", got="none"))
     return matches
+
+
+def _pictures(matches: list[str], problems: list[str], others: list[str]) -> Iterator[bytes]:
+    """List what a pattern matches, each picture once: ``photos/**`` matches the folders inside one that it matches."""
+    matched = {*map(Path, matches)}
+    outermost = [path for path in matches if matched.isdisjoint(Path(path).parents)]
+    names = (name for path in outermost for name in _names(path, problems, others))
+    yield from dict.fromkeys(names)
 
 
 def _names(path: str, problems: list[str], others: list[str]) -> Iterator[bytes]:

@@ -28,8 +28,13 @@ def model_sizes(num_classes: int, image_size: int) -> dict[str, ModelSize]:
 def size_of(body: nn.Module, image: Tensor) -> ModelSize:
     """Count the parameters of a network in evaluation mode, and its multiply-adds for an image (1, 3, H, W)."""
     # Attention as products of matrices, which are counted; not all of the faster implementations are.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        body(image)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            body(image)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
     return ModelSize(sum(parameter.numel() for parameter in body.parameters()), counter.get_total_flops() // 2)
 
 

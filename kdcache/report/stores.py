@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 from kdcache.answers.budget import CacheCost
 from kdcache.answers.encoding import DEFAULT_ENCODING, LogitEncoding, row_bytes
 from kdcache.answers.store import AnswerStore, ReplayTableName
+from kdcache.answers.teacher_stores import FoundStores
 from kdcache.report.tables import TextTable, file_size
 
 if TYPE_CHECKING:
@@ -40,16 +41,17 @@ def encoding_line(encoding: LogitEncoding, classes: int, error: "EncodingError |
     )
 
 
-def stores_table(stores: Iterable[AnswerStore]) -> TextTable:
+def stores_table(found: FoundStores) -> TextTable:
     """Make the table of the stores of a teacher: what images each is for, and what it takes."""
     rows = []
-    for store in stores:
+    for store in found.stores:
         place = store.location
         images = str(store.made_with.get("dataset's name", "?"))
         size = str(store.made_with.get("image size", "?"))
         figures = (images, str(store.samples), size, store.encoding.name, store.precision)
         name = place.folder.name if place.folder else place.where
         rows.append((name, *figures, str(len(store.table_paths())), file_size(place.size())))
+    rows += [(one.folder.name, "unreadable", *5 * ("-",), file_size(one.size())) for one in found.unreadable]
     head = ("store", "dataset", "images", "size", "format", "teacher precision", "tables", "bytes")
     return TextTable("Stores of the teacher's logits", head, rows)
 

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from kdcache.answers.store import AnswerStore
-from kdcache.answers.teacher_stores import TeacherStores, is_store_name
+from kdcache.answers.teacher_stores import FoundStores, TeacherStores, is_store_name
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import UsageError, problem
 from kdcache.run.folder import RUNS, FinishedRun, RunFolder, newest_finished_run
@@ -96,21 +96,23 @@ def stores_of(teacher: Path) -> TeacherStores:
     return TeacherStores(RunFolder(teacher).answers_folder)
 
 
-def find_stores(teacher: Path | None, store: str | None = None) -> list[AnswerStore]:
+def find_stores(teacher: Path | None, store: str | None = None) -> FoundStores:
     """Open the store that is named, by its name in a teacher's run folder or its place, or all stores of a teacher.
 
     Raises
     ------
     UsageError
         If there are none.
+    KdcacheError
+        If the one that is named is damaged.
     """
     if store is not None and not is_store_name(store):
-        return [AnswerStore(store)]
+        return FoundStores([AnswerStore(store)])
     stores = stores_of(find_teacher_run(teacher).path)
     if store is not None:
-        return [AnswerStore(stores.named(store) or store)]
-    found = stores.open()
-    if not found:
+        return FoundStores([AnswerStore(stores.named(store) or store)])
+    found = stores.find()
+    if not any(found):
         raise UsageError(problem(f"stores in {stores.folder}", expected="at least one", got="none"))
     return found
 
