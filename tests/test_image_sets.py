@@ -23,12 +23,14 @@ from kdcache.answers.store import CLEAN, AnswerStore
 from kdcache.answers.teacher_stores import TeacherStores
 from kdcache.cli import cli
 from kdcache.compute import Compute
-from kdcache.config import StudentConfig
+from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.datasets import Split
 from kdcache.datasets.pack import pack
 from kdcache.errors import KdcacheError, UsageError
 from kdcache.run.find import stores_of
 from kdcache.setup import find_answers_of, load_data
+from kdcache.study.cost import SharedStores
+from kdcache.study.expand import PlannedRun
 from tests import answers
 from tests.samples import noise as random_pixels
 
@@ -204,6 +206,16 @@ def test_a_resumed_run_keeps_the_precision_of_its_teacher(small: Settings, own: 
         assert found.teacher.compute.precision == expected
 
 
+def test_a_study_counts_one_store_for_students_of_two_sizes(small: Settings, own: Path) -> None:
+    settings = {**small, "crop": "resized"}
+    teacher = PlannedRun(own, "teacher-train", TeacherConfig.load(**{**settings, "image_size": 64}))
+    stores = SharedStores(None, empty=True)
+    for size in (32, 48, 64):
+        config = StudentConfig.load(**{**settings, "image_size": size, "aug": "none"}, teacher=own)
+        stores.train(PlannedRun(own.parent / f"student-{size}", "student-train", config, teacher))
+    assert len(stores.spaces[own]) == 1
+
+
 # Stores of arrays
 
 
@@ -304,6 +316,21 @@ def test_the_limit_is_that_of_all_stores(noise: Split, opened: Open, caplog: pyt
         assert ("the other stores of the teacher take" in caplog.text) == (kinds == 0)
     with pytest.raises(UsageError, match=r"--cache-limit: expected at least .* since the other stores of the teacher"):
         budget.require_space("replay", plan, 1, found.space(taken))
+
+
+def test_hashes_of_images_count_towards_the_limit_of_other_stores(noise: Split, opened: Open) -> None:
+    first = make_cached_teacher(opened(noise), answers.views(noise, "none"), "clean", 1).store
+    assert first is not None
+    assert opened(noise.part(np.arange(120))).space().others >= first.table_bytes + 32 * len(noise)
+
+
+def test_other_stores_take_no_stored_view_out_of_the_index(noise: Split, opened: Open) -> None:
+    list(make_cached_teacher(opened(noise), answers.views(noise), "replay", 1).precompute(1))
+    part = noise.part(np.arange(120))
+    list(make_cached_teacher(opened(part), answers.views(part, "standard"), "standard", 2).precompute(2))
+    index = make_cached_teacher(opened(part), answers.views(part, "standard", 1), "standard", 2, 1).view_index
+    assert index is not None
+    assert np.count_nonzero(index.lookup(np.arange(120 * 162))[0]) > 120
 
 
 def test_auto_precision_is_that_of_the_stores(noise: Split, tmp_path: Path) -> None:

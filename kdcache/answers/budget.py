@@ -107,7 +107,7 @@ def require_space(cache: str, plan: ViewPlan, epochs: int, space: StoreContents)
     expected = f"at least {decimal(needed + space.others)}"
     if space.others:
         expected += f", since the other stores of the teacher take {decimal(space.others)}"
-        remedy = remedy or "Delete logits with 'kdcache cache prune'."
+        remedy = remedy or "Delete logits with 'kdcache cache prune', or the folder of one, see 'kdcache cache info'."
     raise UsageError(problem("--cache-limit", expected=expected, got=decimal(space.limit), remedy=remedy))
 
 

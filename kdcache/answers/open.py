@@ -292,7 +292,8 @@ def make_cached_teacher(
     if plan.crop_flip:
         cached_teacher.replay = Replay(store, plan.seed, plan.kinds, keep, space.own_limit)
         if policy.indexed:
-            cached_teacher.view_index = CropFlipLookup.from_store(store, plan, epochs, space.own_limit)
+            index_bytes = max(space.own_limit, stored_bytes(store))  # whatever the other stores take
+            cached_teacher.view_index = CropFlipLookup.from_store(store, plan, epochs, index_bytes)
     elif policy.indexed:
         cached_teacher.view_index = _clean_index(answers, views)
         for done in cached_teacher.precompute_clean() if keep else ():

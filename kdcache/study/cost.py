@@ -115,10 +115,13 @@ class SharedStores:
         plan = make_plan_for_size(config, size.samples, size.card)
         encoding = make_encoding(config.store_dtype, config.topk)
         of_teacher = self.spaces.setdefault(run.teacher.path, {})
-        key = digest({"format": encoding.name, **config.image_settings})
+        images = config.image_settings
+        if (seen := run.teacher.config.image_size) not in (None, size.card.image_size):
+            images |= {"image_size": seen}  # as the store records it
+        key = digest({"format": encoding.name, **images})
         if key not in of_teacher:
             limit = config.cache_limit if self.limit is None else self.limit
-            of_teacher[key] = self._contents(run.teacher.path, size, encoding, limit, config.image_settings)
+            of_teacher[key] = self._contents(run.teacher.path, size, encoding, limit, images)
         others = sum(_bytes(space) for other, space in of_teacher.items() if other != key)
         space = replace(of_teacher[key], others=others)
         policy = choose_policy(config.cache, plan, config.epochs, space)
