@@ -69,13 +69,13 @@ def test_epochs_replace_the_steps_of_a_preset_and_steps_its_epochs(tmp_path: Pat
 
 
 def test_what_depends_on_the_epochs_is_checked_and_completed_when_they_are_known() -> None:
-    config = StudentConfig.load(dataset="folder:x", steps=240, warmup_epochs=3.5, loss="rld", batch_size=10)
-    known = StudentConfig.load(dataset="folder:x", epochs=24, warmup_epochs=3.5, loss="rld", batch_size=10)
+    config = StudentConfig.load(dataset="folder:x", steps=480, warmup_epochs=30, loss="rld", batch_size=10)
+    known = StudentConfig.load(dataset="folder:x", epochs=48, warmup_epochs=30, loss="rld", batch_size=10)
     complete = with_epochs(config, 100)
     assert complete.losses == known.losses
     assert complete.model_copy(update={"steps": None}) == known
-    assert [complete.learning_rate(epoch) for epoch in range(24)] == [known.learning_rate(epoch) for epoch in range(24)]
-    expected = "--steps 240, which are 3 epochs: --warmup-epochs: expected less than the 3 epochs, got 3.5"
+    assert [complete.learning_rate(epoch) for epoch in range(48)] == [known.learning_rate(epoch) for epoch in range(48)]
+    expected = "--steps 480, which are 5 epochs: --warmup-epochs: expected less than the 5 epochs, got 30"
     assert refusal(lambda: with_epochs(config, 1000)).startswith(expected)
 
 
@@ -89,8 +89,8 @@ def test_a_run_of_some_steps_takes_their_epochs_and_is_found_to_be_resumed(
     write_toml(begun.config_file, with_epochs(TeacherConfig.load(**settings), 90).to_toml())
     lock.release()
     assert resolve_run(TeacherConfig.load(**{**settings, "steps": 4}, resume=True))[0].out is None
-    run = train_teacher(TeacherConfig.load(**settings, resume=True))
-    assert run.path == begun.path
+    assert resolve_run(TeacherConfig.load(**settings, resume=True))[0].out == begun.path
+    run = train_teacher(TeacherConfig.load(**settings, out=tmp_path / "run"))
     assert (run.config.length, run.config.epochs, len(run.read_metrics())) == (("steps", 3), 2, 2)
     assert PlannedRun(run.path, "teacher-train", TeacherConfig.load(**settings)).problems() == []
     assert len(PlannedRun(run.path, "teacher-train", TeacherConfig.load(**small)).problems()) == 3
