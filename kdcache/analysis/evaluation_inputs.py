@@ -213,7 +213,7 @@ class _Loader:
         recorded = run.read_environment().get("origin", {}).get("dataset")
         key = (json.dumps(run.config.image_settings, sort_keys=True), recorded)
         if key not in self._data:
-            data, _ = run_images(run, self.dataset, self.data_root, split=self.split)
+            data, _ = run_images(run, self.dataset, self.data_root, None, self.split)
             images = self._split_of(data)
             if self._data and not _has_same_images(images, self._split_of(self.data)):
                 what, remedy = f"images of {run.path}", "Evaluate the runs apart, or name images with --dataset."
