@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from io import StringIO
 from itertools import count
 from pathlib import Path
@@ -24,16 +25,17 @@ from kdcache.cards import Rendering
 from kdcache.choices import ModelSize
 from kdcache.cli import cli
 from kdcache.config import StudentConfig
-from kdcache.datasets import Split
+from kdcache.datasets import Dataset, Split
 from kdcache.datasets.pictures import Pictures
 from kdcache.datasets.sources import Files
-from kdcache.errors import UsageError
+from kdcache.errors import KdcacheError, UsageError
 from kdcache.models import checkpoint
 from kdcache.models.predictor import Predictor
 from kdcache.report.evaluation_charts import draw_confusion
 from kdcache.report.evaluation_tables import EVALUATION_FORMATS, evaluation_tables
 from kdcache.report.page import render_page
 from kdcache.report.text_formats import TEXT_FORMATS
+from kdcache.run.folder import FinishedRun
 from tests.reference import golden, tensor
 from tests.run_files import change_config
 from tests.samples import CLASSES
@@ -333,6 +335,44 @@ def test_a_student_without_its_teacher_is_evaluated_alone(student: Path, tmp_pat
     shutil.copytree(student, other)
     change_config(moved / "config.toml", lambda text: text.replace("/nowhere", str(other)))
     assert "got another one" in evaluate(moved).stderr
+
+
+def test_a_teacher_trained_on_the_held_out_images_is_left_out(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_out, load = tmp_path / "student", evaluation_inputs.run_images
+    shutil.copytree(student, held_out)
+    change_config(held_out / "config.toml", lambda text: f"val_fraction = 0.5\n{text}")
+
+    def run_images(run: FinishedRun, *places: Any) -> tuple[Dataset, Any]:
+        images, rest = load(FinishedRun(student) if run.path == held_out else run, *places)
+        return replace(images, val=images.test if run.path == held_out else None), rest
+
+    monkeypatch.setattr(evaluation_inputs, "run_images", run_images)
+    found = load_evaluation_inputs([str(held_out)], "val", device="cpu")
+    assert [one.name for one in found.networks] == [str(held_out)]
+    (line,) = found.problems
+    assert line.startswith(f"agreement of {held_out} with its teacher: --split val")
+    with pytest.raises(UsageError, match="a file in the folder of its run"):
+        load_evaluation_inputs([str(held_out), "shipped"], "val", device="cpu")
+
+
+def test_a_network_that_diverged_is_left_out(pictures: Path, tmp_path: Path) -> None:
+    files = Files.of(pictures / "val" / "bright", [b"0.png", b"1.png"])
+    split = Split(None, torch.zeros(2, dtype=torch.long), Pictures(files, Rendering(32, 32)))
+    facts = ("resnet8", split, torch.device("cpu"), "float32")
+    networks = [
+        LoadedNetwork(
+            name, tmp_path / name, *facts, lambda images, value=value: torch.full((len(images), 2), value), None
+        )
+        for name, value in (("good", 0.0), ("bad", -torch.inf))
+    ]
+    networks[0].file.touch()
+    found = evaluate_networks(EvaluationInputs(tuple(networks), "made", "test", ("bright", "dark"), ()))
+    assert [one.name for one in found.evaluations] == ["good"]
+    assert found.problems == (f"logits of {networks[1].file}: expected finite numbers, got others",)
+    with pytest.raises(KdcacheError, match="expected finite numbers"):
+        evaluate_networks(EvaluationInputs((networks[1],), "made", "test", ("bright", "dark"), ()))
 
 
 def test_other_images_must_have_the_same_classes(student: Path, pictures: Path, tmp_path: Path) -> None:

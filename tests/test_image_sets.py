@@ -318,6 +318,12 @@ def test_the_limit_is_that_of_all_stores(noise: Split, opened: Open, caplog: pyt
         budget.require_space("replay", plan, 1, found.space(taken))
 
 
+def test_hashes_of_images_count_towards_the_limit_of_other_stores(noise: Split, opened: Open) -> None:
+    first = make_cached_teacher(opened(noise), answers.views(noise, "none"), "clean", 1).store
+    assert first is not None
+    assert opened(noise.part(np.arange(120))).space().others >= first.table_bytes + 32 * len(noise)
+
+
 def test_other_stores_take_no_stored_view_out_of_the_index(noise: Split, opened: Open) -> None:
     list(make_cached_teacher(opened(noise), answers.views(noise), "replay", 1).precompute(1))
     part = noise.part(np.arange(120))

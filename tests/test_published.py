@@ -474,6 +474,17 @@ def test_bad_pictures_do_not_end_the_script_of_a_bundle(
     assert "thin.png: its shape takes" in output.err
 
 
+def test_a_bundle_is_calibrated_without_the_teacher(pictures: Path, tmp_path: Path) -> None:
+    from kdcache.bundle.quantize import calibration_plan  # imports onnxruntime
+
+    places = {"dataset": f"folder:{pictures}", "image_size": 32, "teacher": tmp_path / "gone"}
+    config = StudentConfig.load(**places)
+    plan, note = calibration_plan(config, load_data(config))
+    assert plan.image_size == 32
+    assert note is not None
+    assert str(tmp_path / "gone") in note
+
+
 def test_an_export_says_on_which_images_it_was_compared(
     mini_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -506,6 +517,12 @@ def test_a_bundle_replaces_nothing_else(bundle: Path, mini_run: Path, tmp_path: 
     (tmp_path / "letters" / "to-mother.txt").touch()
     words = ["export", str(mini_run), "--out", f"{tmp_path}/letters/"]
     assert "got to-mother.txt" in refusal(lambda: cli.main(words, standalone_mode=False))
+    (tmp_path / "file").touch()
+    for out, message in (
+        (["--out", ""], "--out: expected the path of a file or folder"),
+        (["--format", "bundle", "--out", str(tmp_path / "file")], "got something else"),
+    ):
+        assert message in refusal(lambda out=out: cli.main(["export", str(mini_run), *out], standalone_mode=False))  # type: ignore[misc]
     words = ["export", str(mini_run), "--format", "onnx", "--out", f"{tmp_path}/new/"]
     assert "expected the path of a file" in refusal(lambda: cli.main(words, standalone_mode=False))
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,8 @@ class EvaluationReport:
     threads : int
         Of torch, on the CPU.
     evaluations : tuple of Evaluation
+    problems : tuple of str
+        Messages about networks that are left out.
     """
 
     dataset: str
@@ -113,6 +116,7 @@ class EvaluationReport:
     device: str
     threads: int
     evaluations: tuple[Evaluation, ...]
+    problems: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Convert to plain data; classes are numbers, which count the class names from 0."""
@@ -137,7 +141,7 @@ def evaluate_networks(inputs: EvaluationInputs, progress: ProgressCallback | Non
     UsageError
         If no image has a label.
     KdcacheError
-        If a network gives logits that are not finite.
+        If all networks give logits that are not finite; one that does is left out.
     """
     networks, classes = inputs.networks, len(inputs.class_names)
     labels = networks[0].split.labels
@@ -145,7 +149,16 @@ def evaluate_networks(inputs: EvaluationInputs, progress: ProgressCallback | Non
     labels = labels[samples]
     if not len(labels):
         raise UsageError(problem(f"--split {inputs.split}", expected="images with labels", got="none"))
-    predictions = _predict(networks, samples, labels, progress or (lambda done, total: None))
+    made = _predict(networks, samples, labels, progress or (lambda done, total: None))
+    is_finite = [own is not None for own in made]
+    left_out = [
+        problem(f"logits of {one.file}", expected="finite numbers", got="others")
+        for one, good in zip(networks, is_finite, strict=True)
+        if not good  # a network that diverged, or a file with absurd numbers
+    ]
+    if not any(is_finite):
+        raise KdcacheError("\n".join(left_out))
+    networks, predictions = tuple(compress(networks, is_finite)), [own for own in made if own is not None]
     evaluations = []
     for one, own in zip(networks, predictions, strict=True):
         place = _place_of_teacher(one, networks)
@@ -169,28 +182,35 @@ def evaluate_networks(inputs: EvaluationInputs, progress: ProgressCallback | Non
         )
     device, threads = networks[0].device.type, torch.get_num_threads()
     facts = (inputs.dataset, inputs.split, len(labels), inputs.class_names, device, threads)
-    return EvaluationReport(*facts, tuple(evaluations))
+    return EvaluationReport(*facts, tuple(evaluations), tuple(left_out))
 
 
 @torch.inference_mode()
 def _predict(
     networks: Sequence[LoadedNetwork], samples: Tensor, labels: Tensor, progress: ProgressCallback
-) -> list[Predictions]:
-    """Compute the predictions of all networks in one pass over the samples."""
+) -> list[Predictions | None]:
+    """Compute the predictions of all networks in one pass; ``None`` where the logits are not finite."""
     images = networks[0].split  # of all networks, which may see them in other renderings
     seen = [_rendering(one.split) for one in networks]
     renderings = [*dict.fromkeys(seen)]
     taught_by = [_place_of_teacher(one, networks) for one in networks]
     parts: list[list[Predictions]] = [[] for _ in networks]
+    is_finite = [True] * len(networks)
     steps = samples.split(BATCH_SIZE)
     render = partial(images.render, renderings=[None] if len(renderings) == 1 else renderings)
     views_of_steps = prefetch_map(render, steps, images.workers)
     for number, (views, known) in enumerate(zip(views_of_steps, labels.split(BATCH_SIZE), strict=True), 1):
-        logits = [_logits(one, views[renderings.index(own)]) for one, own in zip(networks, seen, strict=True)]
+        logits = [
+            one.logits(views[renderings.index(own)].to(one.device)) for one, own in zip(networks, seen, strict=True)
+        ]
+        is_finite = [good and bool(own.isfinite().all()) for good, own in zip(is_finite, logits, strict=True)]
         for made, own, teacher in zip(parts, logits, taught_by, strict=True):
             made.append(Predictions.of(own, known, None if teacher is None else logits[teacher]))
         progress(min(number * BATCH_SIZE, len(samples)), len(samples))
-    return [Predictions(*map(torch.cat, zip(*made, strict=True))) for made in parts]
+    return [
+        Predictions(*map(torch.cat, zip(*made, strict=True))) if good else None
+        for made, good in zip(parts, is_finite, strict=True)
+    ]
 
 
 def _rendering(split: Split) -> Rendering | None:
@@ -206,10 +226,3 @@ def _picture(split: Split, sample: int) -> str | None:
     if split.pictures is None:
         return None
     return split.pictures.source.name(split.pictures.index_in_source(sample))
-
-
-def _logits(one: LoadedNetwork, images: Tensor) -> Tensor:
-    logits = one.logits(images.to(one.device))
-    if not logits.isfinite().all():  # a network that diverged, or a file with absurd numbers
-        raise KdcacheError(problem(f"logits of {one.file}", expected="finite numbers", got="others"))
-    return logits

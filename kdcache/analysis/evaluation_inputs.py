@@ -204,6 +204,7 @@ class _Loader:
             fixed = name in datasets.CARDS and datasets.CARDS[name].padding is not None
             root = self.data_root or Path("datasets")
             self._data[name] = datasets.load(name, root=root, image_size=None if fixed else size)
+        self._require_held_out(file)
         name = SHIPPED if file == shipped_teacher() else str(file)
         self.networks[file.resolve()] = self._load(name, file, self.data)
 
@@ -227,6 +228,15 @@ class _Loader:
             raise UsageError(problem("--split val", expected=expected, got="others"))
         return chosen
 
+    def _require_held_out(self, file: Path) -> None:
+        """Check for held-out images that a network of another run, or of none, was not trained on them."""
+        if self.split == "val":
+            if not RunFolder(file.parent).holds_run:
+                raise UsageError(
+                    problem(f"--split val: {file}", expected="a file in the folder of its run", got="another")
+                )
+            self._images_of(FinishedRun(file.parent))
+
     def _add_teacher(self, run: FinishedRun, data: Dataset) -> Path | None:
         """Load the network that taught a student, and return its file; if it is not found, keep a message."""
         if not isinstance(run.config, StudentConfig) or run.config.teacher is None:
@@ -234,6 +244,7 @@ class _Loader:
         try:
             teacher = FinishedRun(teacher_of(run.path, run.config.teacher))
             file, config = teacher.chosen_network_file(run.config.teacher_best), teacher.config
+            self._require_held_out(file)
             name, epoch = teacher.describe_network(file)
             loaded = self._load(name, file, data, config.precision, epoch)
             recorded = run.read_environment().get("origin", {}).get("teacher")

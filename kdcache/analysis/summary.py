@@ -124,7 +124,7 @@ def summarize_runs(
         try:
             inputs = load_evaluation_inputs(together, "test", False, dataset, data_root, device, skips_bad=True)
             evaluations.append(evaluate_networks(inputs))
-            missing += [f"evaluation: {line}" for line in inputs.problems]
+            missing += [f"evaluation: {line}" for line in (*inputs.problems, *evaluations[-1].problems)]
         except (KdcacheError, OSError) as error:
             missing += [f"evaluation: {line}" for line in str(error).splitlines()]
     return RunSummary(

@@ -153,8 +153,8 @@ class StoreContents:
 
 
 def stored_bytes(store: AnswerStore) -> int:
-    """Bytes of the tables of a store; incomplete ones are counted as a whole."""
-    return len(store.table_paths()) * store.table_bytes
+    """Bytes of the tables of a store; incomplete ones of logits are counted as a whole."""
+    return len(store.table_paths()) * store.table_bytes + store.location.size(store.images.name)
 
 
 def _incomplete_tables(store: AnswerStore, paths: Iterable[str]) -> dict[str, np.ndarray]:

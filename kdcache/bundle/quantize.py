@@ -12,10 +12,11 @@ from torch import Tensor
 
 from kdcache.config import StudentConfig, TrainingConfig
 from kdcache.datasets import Dataset
-from kdcache.setup import make_plan
+from kdcache.errors import UsageError
+from kdcache.setup import make_plan, make_plan_for_size
 from kdcache.views import ViewMaker, ViewPlan
 
-__all__ = ["quantize", "training_views"]
+__all__ = ["calibration_plan", "quantize", "training_views"]
 
 CALIBRATION_BATCHES, BATCH_SIZE = 8, 32
 """How many steps of training views, and samples in each, the ranges of the activations are measured on."""
@@ -24,12 +25,19 @@ LAYERS = ("Conv", "MatMul", "Gemm")
 """Operators with weights."""
 
 
-def training_views(config: TrainingConfig, data: Dataset) -> Iterator[Tensor]:
+def calibration_plan(config: TrainingConfig, data: Dataset) -> tuple[ViewPlan, str | None]:
+    """Make the view plan of a training; without the teacher, that of the student's own images, and a message."""
+    if not isinstance(config, StudentConfig):
+        return ViewPlan(len(data.train), data.image_size, data.card.padding, crop_flip=True, seed=config.seed), None
+    try:
+        return make_plan(config, data), None
+    except UsageError as error:
+        own = make_plan_for_size(config, len(data.train), data.card)
+        return own, f"calibrated on views of the student's own images, because of this: {error}"
+
+
+def training_views(plan: ViewPlan, data: Dataset) -> Iterator[Tensor]:
     """Make views of the first steps of a training, x and x', as it saw them: uint8 (B, 3, S, S)."""
-    if isinstance(config, StudentConfig):
-        plan = make_plan(config, data)
-    else:
-        plan = ViewPlan(len(data.train), data.image_size, data.card.padding, crop_flip=True, seed=config.seed)
     views = ViewMaker(data.train, plan, BATCH_SIZE, torch.device("cpu"))
     for batch in islice(views.epoch(0), CALIBRATION_BATCHES):
         yield batch.views.round().byte()  # mixup's are float32

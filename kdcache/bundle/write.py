@@ -23,7 +23,7 @@ from kdcache.files import require_writable, write_folder_atomically
 from kdcache.models import Network
 from kdcache.models.export import export, images_to_compare
 from kdcache.models.predictor import Predictor, load_predictor
-from kdcache.run.folder import FinishedRun
+from kdcache.views import ViewPlan
 
 __all__ = ["Measured", "require_bundle_folder", "write_bundle"]
 
@@ -79,11 +79,11 @@ def require_bundle_folder(folder: Path) -> None:
             got = abbreviated(found - CONTENT or found, MAX_NAMES_LISTED) if is_folder else "something else"
             expected = "a new or empty folder, or one with a bundle alone"
             raise UsageError(problem(f"could not write {folder}", expected=expected, got=got))
-    require_writable(folder.parent)
+    require_writable(folder.resolve().parent)
 
 
 def write_bundle(
-    run: FinishedRun,
+    plan: ViewPlan,
     network: Network,
     data: Dataset,
     folder: Path,
@@ -94,7 +94,8 @@ def write_bundle(
 
     Parameters
     ----------
-    run : FinishedRun
+    plan : ViewPlan
+        Of the training.
     network : Network
         The one to write.
     data : Dataset
@@ -119,7 +120,7 @@ def write_bundle(
         temporary.mkdir()
         source, target = (temporary / name for name in NETWORKS.values())
         export(network, "onnx", source, images_to_compare(data.test), class_names=class_names)
-        quantize(source, training_views(run.config, data), target)
+        quantize(source, training_views(plan, data), target)
         predictors = {precision: load_predictor(temporary / name) for precision, name in NETWORKS.items()}
         correct = _correct(predictors, data.test, progress)
         for (precision, predictor), right in zip(predictors.items(), correct, strict=True):
@@ -134,7 +135,7 @@ def write_bundle(
         _write_picture(data.test, sample, predictors, temporary)
         (temporary / README).write_text(readme(network, measured), "utf-8")
 
-    write_folder_atomically(folder, write)
+    write_folder_atomically(folder.resolve(), write)  # "." has no name
     return measured
 
 

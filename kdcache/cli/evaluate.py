@@ -66,6 +66,8 @@ def evaluate(
         click.echo(f"kdcache: {line}", err=True)
     with progress_bar("evaluating") as progress:
         report = evaluate_networks(inputs, progress)
+    for line in report.problems:
+        click.echo(f"kdcache: {line}", err=True)
     if format_ == "text":
         for table in evaluation_tables(report):
             show(table)

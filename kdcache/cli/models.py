@@ -80,6 +80,8 @@ def export(
     from kdcache.run.folder import FinishedRun
     from kdcache.setup import load_run_data
 
+    if out == "":
+        raise UsageError(problem("--out", expected="the path of a file or folder", got="an empty one"))
     folder = FinishedRun(run)
     is_folder = out is not None and out.endswith("/")
     format = format or (BUNDLE if is_folder else "safetensors")
@@ -114,6 +116,7 @@ def _export_bundle(
     names: Sequence[str],
 ) -> None:
     try:
+        from kdcache.bundle.quantize import calibration_plan
         from kdcache.bundle.readme import difference
         from kdcache.bundle.write import require_bundle_folder, write_bundle
     except ImportError as error:
@@ -126,8 +129,11 @@ def _export_bundle(
 
     require_bundle_folder(path)
     data = load_run_data(run, dataset, data_root)
+    plan, note = calibration_plan(run.config, data)
+    if note:
+        click.echo(f"kdcache: {note}", err=True)
     with progress_bar("measuring") as progress:
-        measured = write_bundle(run, checkpoint.load(file), data, path, names, progress)
+        measured = write_bundle(plan, checkpoint.load(file), data, path, names, progress)
     for each in measured:
         accuracy = f"top-1 {each.top1:.2f} % on {each.images:,} test images"
         speed = f"{each.timings[0].median:.2f} ms an image"
