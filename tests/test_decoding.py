@@ -82,7 +82,7 @@ def write_turned(root: Path, turned: bool) -> Path:
 def test_every_view_of_a_dataset_is_upright(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_turned(tmp_path / "up", turned=False)
     write_turned(tmp_path / "phone", turned=True)
-    up, phone = (read(f"folder:{tmp_path / name}", image_size=SIZE) for name in ("up", "phone"))
+    up, phone = (read(f"folder:{tmp_path / name}", image_size=SIZE, crop="padded") for name in ("up", "phone"))
     pack(phone, tmp_path / "x.h5")
     samples = torch.arange(16)
     assert len(up.train.take(samples).flatten(1).unique(dim=0)) == 1
@@ -147,7 +147,7 @@ def test_what_is_not_taken_is_counted_by_kind(tmp_path: Path, capsys: pytest.Cap
     (folder / "IMG_1.CR2").touch()
     (folder / "gone").symlink_to(tmp_path / "nowhere")
     (root / "train" / "labels.csv").touch()
-    data = load(f"folder:{root}")
+    data = load(f"folder:{root}", crop="padded")
     assert data.class_names == ("a", "b")
     assert len(data.train) == len(data.test) == 4
     expected = {"hidden": 8, ".txt": 2, ".db": 1, "without a suffix": 1, ".svg": 1, ".cr2": 1}
@@ -232,7 +232,7 @@ def test_a_training_names_what_cannot_be_read(bad: str, tmp_path: Path) -> None:
     root = write_pair(tmp_path)
     for other in make_unreadable(root / "val" / "a") - {bad}:
         (root / "val" / "a" / other).unlink()
-    assert f"val/a/{bad}" in refusal(lambda: load(f"folder:{root}", image_size=SIZE))
+    assert f"val/a/{bad}" in refusal(lambda: load(f"folder:{root}", crop="padded", image_size=SIZE))
 
 
 def test_a_link_in_place_of_a_class_folder_is_not_ignored(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_a_link_in_place_of_a_class_folder_is_not_ignored(tmp_path: Path) -> Non
 
 
 def skipped(root: Path, max_pixels: int) -> int:
-    return load(f"folder:{root}", image_size=SIZE, on_bad_image="skip", max_pixels=max_pixels).skipped
+    return load(f"folder:{root}", crop="padded", image_size=SIZE, on_bad_image="skip", max_pixels=max_pixels).skipped
 
 
 def test_the_limit_on_pixels_may_change_between_trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,7 +255,7 @@ def test_the_limit_on_pixels_may_change_between_trainings(tmp_path: Path, monkey
     Image.new("RGB", (800, 2)).save(root / "train" / "a" / "4.png")  # 12800 x 32 when it is resized
     (root / "train" / "a" / "5.png").write_bytes(b"")
     assert [skipped(root, limit) for limit in (5000, 20_000, 500_000, 20_000, 5000)] == [3, 2, 1, 2, 3]
-    message = refusal(lambda: load(f"folder:{root}", image_size=SIZE, max_pixels=5000))
+    message = refusal(lambda: load(f"folder:{root}", crop="padded", image_size=SIZE, max_pixels=5000))
     assert "a/3.png: expected at most 5000 pixels" in message
     assert "got 100 x 100 pixels. --max-pixels changes the limit." in message
     decoded: list[str] = []

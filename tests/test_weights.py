@@ -348,6 +348,7 @@ def test_it_is_recorded_how_a_network_was_loaded(data: Dataset, tmp_path: Path) 
         "weights": str(path),
         "entry": "model_ema",
         "normalization": f"the data, {data.card.name}",
+        "clean view": f"the data, {data.card.name}",
         "class order": "that of the data",
     }
     assert find_network(path, data).origin == facts
