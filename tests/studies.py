@@ -59,7 +59,13 @@ seeds = 1
 [common]
 dataset = "folder:PICTURES"
 image_size = 32
+crop = "padded"
 batch_size = 32
+optimizer = "sgd"
+lr = 0.05
+weight_decay = 5e-4
+schedule = "steps"
+warmup_epochs = 0.0
 device = "cpu"
 precision = "float32"
 [student]

@@ -228,7 +228,7 @@ def test_augmentations_are_ranked_with_their_options(teacher: Path, tmp_path: Pa
     assert by_hand.disagreement.count == int(wrong.sum())
     assert by_hand.entropy != rank_augmentations(analyzed, ["randaugment"], epochs=1)[0].entropy
     shared = rank_augmentations(analyzed, ["cutmix"], epochs=1, augs=["cutmix.mode=batch"])[0]
-    assert shared.aug == "cutmix (cutmix,mode=batch64)"  # the preset's batch size
+    assert shared.aug == "cutmix (cutmix,mode=batch32)"  # the preset's batch size
     refused = run("--aug-option", "mixup.alpha=0.5", "--aug-option", "cutmix.alpha=0.7").exception
     assert isinstance(refused, UsageError)
     assert "--aug-option" in str(refused)

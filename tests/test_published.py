@@ -462,8 +462,10 @@ def test_bad_pictures_do_not_end_the_script_of_a_bundle(
     Image.fromarray(noise(50, 70)).save(image, "PNG")
     good, broken, thin = (tmp_path / f"{name}.png" for name in ("good", "broken", "thin"))
     good.write_bytes(image.getvalue())
-    cut = image.getvalue()
-    broken.write_bytes(cut[:8] + b"\0\0\0\x0dIDAT" + cut[16:])
+    length = image.getvalue().index(b"IDAT") - 4
+    broken.write_bytes(image.getvalue()[:length] + b"\0\0\0\x20" + image.getvalue()[length + 4 :])  # a short chunk
+    with pytest.raises(SyntaxError), Image.open(broken) as picture:
+        picture.load()
     Image.new("RGB", (1, 100_000)).save(thin)
     monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, (broken, thin, good))])
     monkeypatch.setitem(script["main"].__globals__, "MAX_PIXELS", 100_000)

@@ -228,7 +228,11 @@ def test_every_text_is_recorded_or_refused(text: str, tmp_path_factory: pytest.T
         with pytest.raises(UsageError, match="text without control characters"):
             StudentConfig.load(**settings)
         return
-    config = StudentConfig.load(**settings)
+    try:
+        config = StudentConfig.load(**settings)
+    except UsageError:
+        assert text.startswith("~")  # the home folder of somebody unknown
+        return
     path = tmp_path_factory.getbasetemp() / "any.toml"
     path.write_text(config.to_toml(), "utf-8")
     assert StudentConfig.load(path) == config
