@@ -40,8 +40,8 @@ NEW = 4
 
 @pytest.fixture
 def own(teacher: Path, tmp_path: Path) -> Path:
-    """A copy of the teacher with the store of its training images alone."""
-    copy = shutil.copytree(teacher, tmp_path / "teacher")
+    """A copy of the teacher with the store of its training images alone, and its clean views in it."""
+    copy = shutil.copytree(teacher, tmp_path / "teacher", ignore=shutil.ignore_patterns("replay"))
     for path in (copy / "answers").iterdir():
         if path.is_dir() and path.name != answers.stored(teacher).name:
             shutil.rmtree(path)
