@@ -13,9 +13,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdcache import distributed, signals
 from kdcache.compute import Compute
-from kdcache.datasets import Split
+from kdcache.config import StudentConfig
+from kdcache.config.settings import flag_of
+from kdcache.datasets import Dataset, Split
 from kdcache.datasets.workers import prefetch_map
-from kdcache.errors import KdcacheError, problem
+from kdcache.errors import KdcacheError, UsageError, problem
 from kdcache.losses import cross_entropy
 from kdcache.models import Network
 from kdcache.optimization import Update
@@ -31,6 +33,8 @@ __all__ = [
     "FrozenRunningStats",
     "TrainingCallback",
     "WithFeatures",
+    "check_forward_switches",
+    "check_labels",
     "evaluate",
     "train_epoch",
     "train_epochs",
@@ -258,6 +262,38 @@ class WithFeatures(nn.Module):
         first, *others = parts
         logits, found = self.network.with_features(first) if features else (self.network(first), [])
         return torch.cat([logits, *map(self.network, others)]), found
+
+
+def check_forward_switches(config: StudentConfig, student: nn.Module) -> None:
+    """Refuse switches of the student's forwards that have no effect without batch norm, or leave it a single row.
+
+    Raises
+    ------
+    UsageError
+    """
+    norms = [module for module in student.modules() if isinstance(module, _BatchNorm)]
+    tracked = any(norm.track_running_stats for norm in norms)
+    for name, has_effect in (("separate_forwards", bool(norms)), ("scoring_updates_stats", tracked)):
+        if getattr(config, name) and not has_effect:
+            flag = flag_of(name, StudentConfig.model_fields[name])
+            raise UsageError(problem(flag, expected="a network with batch norm", got=config.model))
+    picks_of_all = config.augmentation.pick is not None and config.pick_scope == "global"
+    if distributed.world_size() > 1 and config.separate_forwards and picks_of_all and not config.sync_batchnorm:
+        what = "--pick-scope under torchrun, with --separate-forwards"
+        expected = "rank, since batch norm cannot normalize the only pick of a process"
+        raise UsageError(problem(what, expected=expected, got="global"))
+
+
+def check_labels(config: StudentConfig, data: Dataset) -> None:
+    """Refuse cross-entropy where no training image has a label.
+
+    Raises
+    ------
+    UsageError
+    """
+    if data.num_unlabelled == len(data.train) and config.loss_weights.get("ce"):
+        remedy = "Give --alpha 1 with --loss kd, or add ce:0 to another loss."
+        raise UsageError(problem("weight of cross-entropy", expected="0 without labels", got="more", remedy=remedy))
 
 
 class FrozenRunningStats:

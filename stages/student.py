@@ -4,16 +4,12 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdcache import distributed
 from kdcache.answers.cached_teacher import CachedTeacher
 from kdcache.choices import CRITERIA
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
-from kdcache.config.settings import flag_of
-from kdcache.datasets import Dataset
-from kdcache.errors import UsageError, problem
 from kdcache.losses import Objective, ViewOutputs, build_objective, kl_divergence, labelled_share
 from kdcache.optimization import Update
 from kdcache.report.progress import Reporter
@@ -26,7 +22,7 @@ from kdcache.run.statistics import StatisticsShape
 from kdcache.run.writer import RunWriter
 from kdcache.selection import Candidates, score, select_all, select_top
 from kdcache.setup import choose_compute, initial_network, load_data, make_plan, open_cached_teacher, with_epochs
-from kdcache.training import FrozenRunningStats, WithFeatures, train_epochs
+from kdcache.training import FrozenRunningStats, WithFeatures, check_forward_switches, check_labels, train_epochs
 from kdcache.views import Batch, ViewMaker, take
 
 __all__ = ["StudentStep", "train_student"]
@@ -68,8 +64,8 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     student = student.to(compute.device)
     if config.sync_batchnorm:
         student = distributed.convert_sync_batchnorm(student, compute.device)
-    _check_switches(config, student)
-    _check_labels(config, data)
+    check_forward_switches(config, student)
+    check_labels(config, data)
     network: nn.Module = WithFeatures(student)
     if config.compile:
         network = compute.compiled(network)
@@ -100,28 +96,6 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
         if distributed.is_main():
             plot_training_curves(run.metrics, run.folder.curves_file)
         return run.finish()
-
-
-def _check_switches(config: StudentConfig, student: nn.Module) -> None:
-    """Refuse what would have no effect without batch norm, and forwards of a single row."""
-    norms = [module for module in student.modules() if isinstance(module, _BatchNorm)]
-    tracked = any(norm.track_running_stats for norm in norms)
-    for name, has_effect in (("separate_forwards", bool(norms)), ("scoring_updates_stats", tracked)):
-        if getattr(config, name) and not has_effect:
-            flag = flag_of(name, StudentConfig.model_fields[name])
-            raise UsageError(problem(flag, expected="a network with batch norm", got=config.model))
-    picks_of_all = config.augmentation.pick is not None and config.pick_scope == "global"
-    if distributed.world_size() > 1 and config.separate_forwards and picks_of_all and not config.sync_batchnorm:
-        what = "--pick-scope under torchrun, with --separate-forwards"
-        expected = "rank, since batch norm cannot normalize the only pick of a process"
-        raise UsageError(problem(what, expected=expected, got="global"))
-
-
-def _check_labels(config: StudentConfig, data: Dataset) -> None:
-    """Refuse cross-entropy where no training image has a label."""
-    if data.num_unlabelled == len(data.train) and config.loss_weights.get("ce"):
-        remedy = "Give --alpha 1 with --loss kd, or add ce:0 to another loss."
-        raise UsageError(problem("weight of cross-entropy", expected="0 without labels", got="more", remedy=remedy))
 
 
 class StudentStep:

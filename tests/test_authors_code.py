@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from kdcache.stages import student, train_student
+from kdcache.stages import train_student
 from torch import Tensor, nn
 
 from kdcache import distributed, models, stages
@@ -23,7 +23,7 @@ from kdcache.losses import cross_entropy, kd_loss
 from kdcache.losses.features import at_loss
 from kdcache.report.progress import Reporter
 from kdcache.setup import make_plan_for_size
-from kdcache.training import EpochProgress
+from kdcache.training import EpochProgress, check_forward_switches
 from kdcache.views import ViewMaker, rank_part, steps
 from kdcache.views.mixes import draw_rows
 from kdcache.views.plan import MIX
@@ -301,7 +301,7 @@ def test_a_process_may_not_be_left_with_one_pick_to_normalize(monkeypatch: pytes
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
 
     def check(**settings: Any) -> None:
-        student._check_switches(StudentConfig.load(separate_forwards=True, **settings), network)
+        check_forward_switches(StudentConfig.load(separate_forwards=True, **settings), network)
 
     with pytest.raises(UsageError, match="--pick-scope under torchrun, with --separate-forwards: expected rank"):
         check(aug="cutmix-pick")
