@@ -26,6 +26,7 @@ from kdcache.datasets import Dataset, load, pictures, read
 from kdcache.datasets.check import check, hash_images
 from kdcache.datasets.decoding import clean_view
 from kdcache.datasets.pack import pack
+from kdcache.datasets.pictures import Crops
 from kdcache.errors import KdcacheError, UsageError
 from kdcache.views import ViewMaker, ViewPlan
 from kdcache.views.geometry import AREA, RATIO, random_resized_box
@@ -360,4 +361,4 @@ def test_the_best_epoch_is_selected_on_the_validation_set_if_there_is_one(imagen
 def test_images_in_memory_have_no_random_resized_crops() -> None:
     data = load("fashion-mini")
     with pytest.raises(UsageError):
-        data.train.resized_crops(torch.tensor([0]), np.zeros(1, np.uint64), random_resized_box)
+        data.train.render(torch.tensor([0]), [None], Crops(np.zeros(1, np.uint64), random_resized_box))

@@ -153,7 +153,8 @@ def find_answers(
         If the store is damaged.
     """
     if isinstance(where, TeacherStores):
-        found, unreadable_bytes, encoding = where.open(), where.unreadable_bytes(), encoding or DEFAULT_ENCODING
+        stores, encoding = where.find(), encoding or DEFAULT_ENCODING
+        found, unreadable_bytes = stores.readable(), stores.unreadable_bytes
         if precision == "auto":
             facts = {"teacher": checkpoint.fingerprint(network), **image_facts(data, encoding)}
             precision = _precision(found, facts, compute.precision)

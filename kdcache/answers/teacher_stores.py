@@ -49,6 +49,17 @@ class FoundStores(NamedTuple):
     stores: list[AnswerStore]
     unreadable: Sequence[UnreadableStore] = ()
 
+    @property
+    def unreadable_bytes(self) -> int:
+        """Bytes of the stores that cannot be read."""
+        return sum(one.size() for one in self.unreadable)
+
+    def readable(self) -> list[AnswerStore]:
+        """Return the stores, and report those that cannot be read."""
+        for one in self.unreadable:
+            log.warning("this store is not used: %s", one.reason)
+        return self.stores
+
 
 class TeacherStores:
     """The folder of a teacher's stores, which need not exist.
@@ -77,10 +88,7 @@ class TeacherStores:
 
     def open(self) -> list[AnswerStore]:
         """Open all stores; those that cannot be read are reported and left out."""
-        found = self.find()
-        for one in found.unreadable:
-            log.warning("this store is not used: %s", one.reason)
-        return found.stores
+        return self.find().readable()
 
     def find(self) -> FoundStores:
         """Open all stores, and name those that cannot be read."""
@@ -94,10 +102,6 @@ class TeacherStores:
             except KdcacheError as error:
                 unreadable.append(UnreadableStore(folder, str(error)))
         return FoundStores(stores, unreadable)
-
-    def unreadable_bytes(self) -> int:
-        """Bytes of the stores that cannot be read."""
-        return sum(one.size() for one in self.find().unreadable)
 
     def _names(self) -> list[str]:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations  # annotations do not import torch
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from kdcache.datasets.pictures import Box, Crops, Pictures
+    from kdcache.datasets.pictures import Crops, Pictures
 
 __all__ = ["DECODING", "UNLABELLED", "Dataset", "Split"]
 
@@ -111,12 +111,6 @@ class Split:
             raise UsageError(problem(what, expected="image files", got="arrays of one size"))
         own = self.pictures.rendering
         return self.pictures.render(samples, [rendering or own for rendering in renderings], crops)
-
-    def resized_crops(self, samples: Tensor, draws: np.ndarray, box: Callable[[int, int, int], Box]) -> Tensor:
-        """Return a resized crop of each image, see `kdcache.datasets.pictures.Crops`."""
-        from kdcache.datasets.pictures import Crops
-
-        return self.render(samples, [None], Crops(draws, box))[0]
 
     def rendered(self, rendering: Rendering) -> Split:
         """Return the same pictures, to be rendered in another way."""
