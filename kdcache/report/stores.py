@@ -22,7 +22,8 @@ def costs_table(costs: Sequence[CacheCost], students: int) -> TextTable:
     for cost in costs:
         forwards, pays_from = cost.forwards(students), cost.pays_from(uncached)
         times_fewer = f"{uncached.forwards(students) / forwards:.2f}" if forwards else "-"
-        rows.append((cost.cache, str(cost.first), str(forwards), times_fewer, str(cost.added_bytes), str(pays_from or "-")))
+        figures = (str(cost.first), str(forwards), times_fewer, str(cost.added_bytes))
+        rows.append((cost.cache, *figures, str(pays_from or "-")))
     head = ("--cache", "forwards of one student", f"of {students}", "times fewer", "new bytes", "pays from students")
     return TextTable("Teacher forwards and bytes", head, rows)
 
