@@ -30,7 +30,7 @@ from kdcache.training import (
     check_labels,
     train_epochs,
 )
-from kdcache.views import Batch, ViewMaker, take
+from kdcache.views import Batch, Views, take
 
 __all__ = ["StudentStep", "train_student"]
 
@@ -81,7 +81,7 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     if config.needs_teacher:
         config = config.model_copy(update={"teacher": distributed.broadcast(find_teacher(config))})
     plan = make_plan(config, data)
-    views = ViewMaker(data.train, plan, config.batch_size, compute.device)
+    views = Views(data.train, plan, config.batch_size, compute.device)
     teacher = open_cached_teacher(config, data, views, compute, reporter.precomputed) if config.needs_teacher else None
 
     # The objective, with whatever layers its losses train, and the optimizer of all that is trained.
