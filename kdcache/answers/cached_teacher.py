@@ -1,6 +1,5 @@
 """The cached teacher: the teacher's logits for views, from the store or from a forward pass."""
 
-import time
 from collections.abc import Callable, Iterator
 from itertools import repeat
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from kdcache.answers.store import CLEAN, SHA256, AnswerStore
 from kdcache.answers.table import ComputeRows, fill_missing
 from kdcache.answers.teacher import Teacher
 from kdcache.answers.view_index import CropFlipLookup
+from kdcache.compute import Stopwatch, to_device
 from kdcache.views import Batch, ViewMaker
 
 __all__ = ["CachedTeacher", "TeacherCounts"]
@@ -62,8 +62,8 @@ class CachedTeacher:
 
     Attributes
     ----------
-    seconds : float
-        Time spent in `logits` and `logits_and_features`.
+    stopwatch : Stopwatch
+        Measures the time spent in `logits` and `logits_and_features`.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class CachedTeacher:
         self.replay, self.view_index = replay, view_index
         self.encoding = store.encoding if store else encoding
         self.classes = teacher.network.num_classes
-        self.seconds = 0.0
+        self.stopwatch = Stopwatch(teacher.compute.device)
         self._counts = TeacherCounts()
         self._sees_batches = True
 
@@ -119,7 +119,10 @@ class CachedTeacher:
         KdcacheError
             If logits are not finite in the encoding; on a GPU, only those that are stored are checked.
         """
-        started = time.perf_counter()
+        with self.stopwatch.running():
+            return self._logits(batch, first)
+
+    def _logits(self, batch: Batch, first: int) -> Tensor:
         size, device = len(batch), batch.views.device
         found = [self._look_up(batch, slot) for slot in range(first, 1 + batch.slots)]
         hit = np.concatenate([hits for hits, _ in found])
@@ -135,7 +138,6 @@ class CachedTeacher:
                 keys = batch.standard_keys[~hit[:size]]
                 x_columns = {name: column[: len(keys)] for name, column in computed.items()}
                 self.view_index.add(keys, _on_cpu(x_columns))
-        self.seconds += time.perf_counter() - started
         return logits
 
     def logits_and_features(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
@@ -149,13 +151,13 @@ class CachedTeacher:
         features : list of Tensor of float32, B rows each
             See `kdcache.models.Network.with_features`.
         """
-        size, started = len(batch), time.perf_counter()
+        size = len(batch)
         self._count(forwards=size, requests=size)
-        logits, features = self.teacher.with_features(self._views_of(batch, with_mixed=False)[:size])
-        logits = self.encoding.decode(self._encode(logits), self.classes)
-        self.seconds += time.perf_counter() - started
-        mixed = [self.logits(batch, first=1)] if batch.slots else []
-        return torch.cat([logits, *mixed]), features
+        with self.stopwatch.running():
+            logits, features = self.teacher.with_features(self._views_of(batch, with_mixed=False)[:size])
+            logits = self.encoding.decode(self._encode(logits), self.classes)
+            mixed = [self._logits(batch, first=1)] if batch.slots else []
+            return torch.cat([logits, *mixed]), features
 
     def precompute(self, epochs: int) -> Iterator[int]:
         """Compute and store what is to be kept of the first epochs; several processes may share the work.
@@ -243,7 +245,7 @@ class CachedTeacher:
 
     def _compute_block(self, epoch: int, slot: int, positions: range) -> EncodedLogits:
         def views(rows: Tensor) -> Tensor:
-            return self.views.views(epoch, slot, positions)[rows.to(self.views.device, non_blocking=True)]
+            return self.views.views(epoch, slot, positions)[to_device(rows, self.views.device)]
 
         if slot or not self.view_index:
             return _on_cpu(self._compute(self.views.views(epoch, slot, positions)))
@@ -271,7 +273,7 @@ class CachedTeacher:
 
     def _compute_clean_block(self, samples: Tensor) -> EncodedLogits:
         def views(rows: Tensor) -> Tensor:
-            return self.views.split.take(samples[rows]).to(self.views.device)
+            return to_device(self.views.split.take(samples[rows]), self.views.device)
 
         if not self.view_index:
             return _on_cpu(self._compute(views(torch.arange(len(samples)))))
@@ -293,7 +295,7 @@ class CachedTeacher:
         return columns
 
     def _decode_into(self, logits: Tensor, rows: np.ndarray, columns: EncodedLogits) -> None:
-        on_device = {name: column.to(logits.device, non_blocking=True) for name, column in columns.items()}
+        on_device = {name: to_device(column, logits.device) for name, column in columns.items()}
         logits[_indices(rows, logits.device)] = self.encoding.decode(on_device, self.classes)
 
 
@@ -311,4 +313,4 @@ def _on_cpu(columns: EncodedLogits) -> EncodedLogits:
 
 def _indices(mask: np.ndarray, device: torch.device) -> Tensor:
     """Turn a mask of rows into indices on a device: indexing by a mask there would make the host wait."""
-    return torch.from_numpy(np.flatnonzero(mask)).to(device, non_blocking=True)
+    return to_device(np.flatnonzero(mask), device)
