@@ -77,7 +77,7 @@ class FakeCuda(TorchDispatchMode):
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         monkeypatch.setattr(fake_tensor, "init_gpu_context", lambda device: None)  # which asks for a driver
         monkeypatch.setattr(Compute, "autocast", _autocast)
-        monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: _Event(self))
+        monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing=False: _Event(self))
 
     def __enter__(self) -> "FakeCuda":
         self._fake.__enter__()
@@ -131,7 +131,7 @@ class FakeCuda(TorchDispatchMode):
             source = args[COPIES[func]]
             target = args[0].device if func is aten.copy_.default else kwargs.get("device") or source.device
             if target.type == "cpu" and _on_device(source):
-                return self._read(func, args, kwargs)
+                return self._read(func, args, kwargs, waits=not kwargs.get("non_blocking"))
             if source.device.type == "cpu" and source.dim():
                 size, pinned = source.numel() * source.element_size(), source.data_ptr() in self._pinned
                 self.copies.append(Copy(size, bool(kwargs.get("non_blocking")), pinned))
@@ -152,8 +152,9 @@ class FakeCuda(TorchDispatchMode):
         with self:
             return func.decompose(*args, **kwargs)
 
-    def _read(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self.wait(func)
+    def _read(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], waits: bool = True) -> Any:
+        if waits:
+            self.wait(func)
         with unset_fake_temporarily():
             if func is aten._local_scalar_dense.default:
                 return torch.zeros((), dtype=args[0].dtype).item()

@@ -13,6 +13,7 @@ from kdcache.stages import student as student_stage
 from torch import Tensor
 
 from kdcache import training
+from kdcache.answers.view_index import CropFlipLookup
 from kdcache.choices import AUGMENTATIONS, CRITERIA, LOSSES, MIXES
 from kdcache.compute import Compute, Stopwatch, to_device
 from kdcache.config import StudentConfig
@@ -101,6 +102,23 @@ def test_steps_on_stored_logits(device: FakeCuda, noise: Split, tmp_path: Path) 
     bench.step.teacher = answers.cached_teacher(tmp_path / "store", noise, bench.maker)
     take_steps(device, bench)
     assert bench.step.teacher.pop_counts() == (0, 2 * 3 * SIZE)
+
+
+def test_steps_that_index_the_views_which_they_compute(device: FakeCuda, noise: Split) -> None:
+    bench = bench_on(device, noise, aug="cutmix-pick")
+    cached_teacher, plan = bench.step.teacher, bench.maker.plan
+    assert cached_teacher is not None
+    layout = cached_teacher.encoding.layout(cached_teacher.classes)
+    index = cached_teacher.view_index = CropFlipLookup(plan.samples * plan.standard_views, plan.samples, layout)
+    keys = bench.batch.standard_keys
+    index.add(keys[:20], {"logits": torch.zeros(20, 4).half()})
+    take_steps(device, bench)
+    assert cached_teacher.pop_counts() == (6 * SIZE - 20, 6 * SIZE)
+    assert index.lookup(keys)[0].sum() == 20
+    with device.reading():
+        cached_teacher.begin_epoch()
+    assert device.reads > 0
+    assert index.lookup(keys)[0].all()
 
 
 @pytest.mark.parametrize("mix", ["mixup", "cutmix", "cutout", "trivialaugment"])

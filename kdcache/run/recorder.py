@@ -89,7 +89,7 @@ class StudentRecorder(Recorder):
         """See `Recorder`."""
         self.statistics, self._counts = EpochStatistics.empty(self.shape, self.device), TeacherCounts()
         if self.teacher is not None:
-            self.teacher.stopwatch.pop()
+            self.teacher.begin_epoch()
         if progress.statistics:
             self.statistics = self.statistics.like(progress.statistics).split()
             if distributed.is_main():
