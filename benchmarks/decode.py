@@ -19,7 +19,7 @@ from PIL import Image
 from kdcache import datasets
 from kdcache.datasets.pack import pack
 from kdcache.datasets.workers import default_workers
-from kdcache.views import ViewMaker, ViewPlan
+from kdcache.views import ViewPlan, Views
 
 CLASSES = 20
 
@@ -88,7 +88,7 @@ def decode(files: list[Path]) -> float:
 def epoch(name: str, root: Path, workers: int, number: int) -> float:
     """Make the x of an epoch in batches of 256, without a network: pictures per second."""
     split = datasets.load(name, root=root, workers=workers).train
-    views = ViewMaker(split, ViewPlan(len(split), 224, None, crop_flip=True, seed=0), 256, torch.device("cpu"))
+    views = Views(split, ViewPlan(len(split), 224, None, crop_flip=True, seed=0), 256, torch.device("cpu"))
     started = time.perf_counter()
     for _ in views.epoch(number):
         pass

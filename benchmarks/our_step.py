@@ -25,7 +25,7 @@ from kdcache.run.checkpoint import TrainingState
 from kdcache.run.recorder import StudentRecorder
 from kdcache.run.statistics import StatisticsShape
 from kdcache.setup import make_plan
-from kdcache.views import ViewMaker
+from kdcache.views import Views
 
 __all__ = ["BATCH", "CLASSES", "OurSteps", "noise_dataset"]
 
@@ -58,7 +58,7 @@ class OurSteps:
         teacher_name, student_name = pair.split(":")
         data, self.compute, self.epoch = noise_dataset(count), Compute.choose("cpu"), 0
         config = StudentConfig(aug="cutmix-pick", epochs=2, batch_size=BATCH)
-        self.views = ViewMaker(data.train, make_plan(config, data), BATCH, self.compute.device)
+        self.views = Views(data.train, make_plan(config, data), BATCH, self.compute.device)
         self.student = models.build(student_name, num_classes=CLASSES, seed=0)
         teacher = Teacher(models.build(teacher_name, num_classes=CLASSES, seed=0), self.compute)
         store = open_store(folder / "answers.zarr", teacher, data)

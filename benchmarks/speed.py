@@ -24,7 +24,7 @@ from torch import Tensor
 from kdcache import models
 from kdcache.compute import Compute
 from kdcache.machine import keep_freed_memory
-from kdcache.views import ViewMaker, ViewPlan
+from kdcache.views import ViewPlan, Views
 
 NETWORK_PARTS = ("scoring forward", "training forward", "backward")
 
@@ -125,9 +125,9 @@ def measure_views(chosen: argparse.Namespace) -> list[str]:
     """Compare the making of views in one thread with torchvision's transforms in a worker for each core."""
     split, cpu = noise_dataset(chosen.steps * 10).train, torch.device("cpu")
     plans = [ViewPlan(len(split), 32, 4, crop_flip=True, seed=0, mixes=mixes) for mixes in ((), ("cutmix", "cutmix"))]
-    x, candidates = (ViewMaker(split, plan, BATCH, cpu) for plan in plans)
+    x, candidates = (Views(split, plan, BATCH, cpu) for plan in plans)
     normalize = models.build("resnet8", num_classes=CLASSES, seed=0).normalize
-    makers: dict[str, tuple[ViewMaker, Callable[[Tensor], Tensor]]] = {
+    makers: dict[str, tuple[Views, Callable[[Tensor], Tensor]]] = {
         "x": (x, lambda views: views),
         "x and two candidates": (candidates, lambda views: views),
         "x, normalized": (x, normalize),

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from kdcache import datasets
-from kdcache.views import ViewMaker, ViewPlan
+from kdcache.views import ViewPlan, Views
 
 BLUE, GREEN, GRAY = "#dbe9f6", "#dff0d8", "#eeeeee"
 
@@ -16,7 +16,7 @@ def main() -> None:
     """Write the figure."""
     data = datasets.load("fashion-mini")
     plan = ViewPlan(len(data.train), 32, 4, crop_flip=True, mixes=("cutmix", "cutmix"), seed=5)
-    batch = next(ViewMaker(data.train, plan, 64, torch.device("cpu")).epoch(0))
+    batch = next(Views(data.train, plan, 64, torch.device("cpu")).epoch(0))
     sample = 5
     names = ["image", "x", "x' 1", "x' 2"]
     images = [data.train.images[batch.samples[sample]], *(batch.views[slot * 64 + sample] for slot in range(3))]

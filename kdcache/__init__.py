@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from kdcache.stages import train_student as train_student
     from kdcache.stages import train_teacher as train_teacher
     from kdcache.stages.teacher import load_teacher as load_teacher
-    from kdcache.views import ViewMaker as ViewMaker
     from kdcache.views import ViewPlan as ViewPlan
+    from kdcache.views import Views as Views
 
     load_dataset, build_network, load_network = datasets.load, models.build, checkpoint.load
 
@@ -45,7 +45,7 @@ PUBLIC = {
     "Teacher": ("answers.teacher", "Teacher"),
     "TeacherConfig": ("config", "TeacherConfig"),
     "UsageError": ("errors", "UsageError"),
-    "ViewMaker": ("views", "ViewMaker"),
+    "Views": ("views", "Views"),
     "load_teacher": ("stages.teacher", "load_teacher"),
     "build_network": ("models", "build"),
     "losses": ("losses", ""),

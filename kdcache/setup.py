@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from kdcache.compute import Compute
     from kdcache.models import Network
     from kdcache.models.initial import InitialWeights
-    from kdcache.views import ViewMaker
+    from kdcache.views import Views
 
 __all__ = [
     "DataSize",
@@ -263,7 +263,7 @@ def _with_facts(mix: str, card: Card, batch_size: int) -> str:
 
 
 def open_cached_teacher(
-    config: StudentConfig, data: Dataset, views: ViewMaker, compute: Compute, progress: ProgressCallback | None = None
+    config: StudentConfig, data: Dataset, views: Views, compute: Compute, progress: ProgressCallback | None = None
 ) -> CachedTeacher:
     """Open the cached teacher of a student, see `kdcache.answers.open`; `compute` is that of the student.
 

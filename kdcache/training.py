@@ -25,7 +25,7 @@ from kdcache.run.checkpoint import TrainingState
 from kdcache.run.folder import EpochMetrics
 from kdcache.run.recorder import Recorder
 from kdcache.run.writer import RunWriter
-from kdcache.views import Batch, ViewMaker, rank_part
+from kdcache.views import Batch, Views, rank_part
 
 __all__ = [
     "Accuracy",
@@ -96,7 +96,7 @@ def train_epochs(
     run: RunWriter,
     progress: TrainingState,
     update: Update,
-    views: ViewMaker,
+    views: Views,
     step: TrainStep,
     compute: Compute,
     callback: TrainingCallback,
@@ -111,7 +111,7 @@ def train_epochs(
         Where to start: epoch 0, or what the last checkpoint of a resumed run says.
     update : Update
         Its learning rate follows the config of the run; the network that it has evaluated is written to the run folder.
-    views : ViewMaker
+    views : Views
     step : callable
         Takes a training step on a batch.
     compute : Compute

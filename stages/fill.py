@@ -10,7 +10,7 @@ from kdcache.errors import UsageError, problem
 from kdcache.report.progress import Reporter
 from kdcache.run.find import find_teacher
 from kdcache.setup import choose_compute, find_answers_of, load_data, make_plan, open_cached_teacher, with_epochs
-from kdcache.views import ViewMaker
+from kdcache.views import Views
 
 __all__ = ["PrecomputeResult", "precompute_answers"]
 
@@ -62,7 +62,7 @@ def precompute_answers(config: StudentConfig, reporter: Reporter | None = None) 
     teacher = find_teacher(config)
     config = config.model_copy(update={"teacher": teacher})
     plan = make_plan(config, data)
-    views = ViewMaker(data.train, plan, config.batch_size, compute.device)
+    views = Views(data.train, plan, config.batch_size, compute.device)
     make_encoding(config.store_dtype, config.topk).layout(data.num_classes)  # raises for a topk that does not fit
     # Checked before a store is created.
     answers = find_answers_of(config, data, compute)

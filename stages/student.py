@@ -23,7 +23,7 @@ from kdcache.run.writer import RunWriter
 from kdcache.selection import Candidates, score, select_all, select_top
 from kdcache.setup import choose_compute, initial_network, load_data, make_plan, open_cached_teacher, with_epochs
 from kdcache.training import FrozenRunningStats, WithFeatures, check_forward_switches, check_labels, train_epochs
-from kdcache.views import Batch, ViewMaker, take
+from kdcache.views import Batch, Views, take
 
 __all__ = ["StudentStep", "train_student"]
 
@@ -74,7 +74,7 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     if config.needs_teacher:
         config = config.model_copy(update={"teacher": distributed.broadcast(find_teacher(config))})
     plan = make_plan(config, data)
-    views = ViewMaker(data.train, plan, config.batch_size, compute.device)
+    views = Views(data.train, plan, config.batch_size, compute.device)
     teacher = open_cached_teacher(config, data, views, compute) if config.needs_teacher else None
 
     # The objective, with whatever layers its losses train, and the optimizer of all that is trained.

@@ -24,7 +24,7 @@ from kdcache.run.resolve import check_output, resolve_run
 from kdcache.run.writer import RunWriter
 from kdcache.setup import choose_compute, initial_network, load_data, with_epochs
 from kdcache.training import evaluate, train_epochs
-from kdcache.views import Batch, ViewMaker, ViewPlan
+from kdcache.views import Batch, ViewPlan, Views
 
 ACCURACY_GAP = 0.5
 """Percentage points by which a loaded network may differ from its published accuracy without a warning."""
@@ -66,7 +66,7 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
     teacher, init = initial_network(config, data)
     data = data.rendered(teacher.rendering)
     plan = ViewPlan(len(data.train), data.image_size, data.card.padding, crop_flip=True, seed=config.seed)
-    views = ViewMaker(data.train, plan, config.batch_size, compute.device)
+    views = Views(data.train, plan, config.batch_size, compute.device)
 
     teacher = teacher.to(compute.device)
     if config.sync_batchnorm:
@@ -174,7 +174,7 @@ def _store_clean_logits(
     found = find_answers(network, data, compute, stores_of(run.path), precision=precision, image_settings=images)
     answers = found.created()
     plan = ViewPlan(len(data.train), data.image_size, data.card.padding, crop_flip=False, seed=0)
-    views = ViewMaker(data.train, plan, plan.samples, compute.device)
+    views = Views(data.train, plan, plan.samples, compute.device)
     cached_teacher = CachedTeacher(answers.teacher, views, store=answers.store)
     for _ in cached_teacher.precompute_clean():
         if signals.stop_requested():

@@ -16,7 +16,7 @@ from kdcache.run.find import stores_of
 from kdcache.run.folder import FinishedRun
 from kdcache.run.recorder import StudentRecorder
 from kdcache.run.statistics import StatisticsShape
-from kdcache.views import ViewMaker, ViewPlan
+from kdcache.views import ViewPlan, Views
 from tests.stubs import stub
 
 CPU = torch.device("cpu")
@@ -42,14 +42,14 @@ def opened(where: Path | str, of: Teacher, split: Split) -> Answers:
     return Answers.of_store(of, dataset(split), store(where, of, split))
 
 
-def views(split: Split, aug: str = "cutmix-pick", seed: int = 0, batch_size: int = 64) -> ViewMaker:
+def views(split: Split, aug: str = "cutmix-pick", seed: int = 0, batch_size: int = 64) -> Views:
     chosen = StudentConfig(aug=aug).augmentation
     plan = ViewPlan(len(split), 32, 4, crop_flip=chosen.crop_flip, seed=seed, mixes=chosen.mixes)
-    return ViewMaker(split, plan, batch_size, CPU)
+    return Views(split, plan, batch_size, CPU)
 
 
 def cached_teacher(
-    where: Path | str, split: Split, maker: ViewMaker, cache: str = "replay", epochs: int = 1, limit: int | None = None
+    where: Path | str, split: Split, maker: Views, cache: str = "replay", epochs: int = 1, limit: int | None = None
 ) -> CachedTeacher:
     """A cached teacher of the same teacher each time."""
     of = teacher()
@@ -64,7 +64,7 @@ def stored(teacher: Path) -> Path:
     return Path(found[str(expected[0]), *expected[1:]].location.where)
 
 
-def recorder(where: Path, maker: ViewMaker, losses: tuple[str, ...], of: CachedTeacher | None) -> StudentRecorder:
+def recorder(where: Path, maker: Views, losses: tuple[str, ...], of: CachedTeacher | None) -> StudentRecorder:
     shape = StatisticsShape(maker.plan.samples, maker.plan.slots, len(maker.steps), losses)
     return StudentRecorder(where, 1, shape, of, maker.device)
 

@@ -25,7 +25,7 @@ from kdcache.datasets import Split
 from kdcache.errors import UsageError
 from kdcache.run.records import RunRecord
 from kdcache.setup import make_plan_for_size
-from kdcache.views import ViewMaker, ViewPlan
+from kdcache.views import ViewPlan, Views
 from kdcache.views.mixes import find_mix
 from kdcache.views.plan import format_kind, parse_kind
 from tests import answers
@@ -155,7 +155,7 @@ def test_the_mean_color_is_part_of_the_name() -> None:
 
 def test_answers_to_other_options_are_no_cache_hits(noise: Split, tmp_path: Path) -> None:
     def counts(mix: str) -> dict[str, int]:
-        cached = answers.cached_teacher(tmp_path / "store.zarr", noise, ViewMaker(noise, plan(mix), 64, CPU))
+        cached = answers.cached_teacher(tmp_path / "store.zarr", noise, Views(noise, plan(mix), 64, CPU))
         answers.all_logits(cached, 1)
         return cached.pop_counts().as_metrics()
 
@@ -169,7 +169,7 @@ def test_answers_to_other_options_are_no_cache_hits(noise: Split, tmp_path: Path
 
 def test_another_option_makes_other_views(noise: Split) -> None:
     def views(mix: str) -> Tensor:
-        return ViewMaker(noise, plan(mix), 64, CPU).views(0, 1, range(150))
+        return Views(noise, plan(mix), 64, CPU).views(0, 1, range(150))
 
     for mix in changed_alone():
         assert not views(mix).equal(views(parse_mix(mix)[0]))

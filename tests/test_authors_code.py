@@ -24,7 +24,7 @@ from kdcache.losses.features import at_loss
 from kdcache.report.progress import Reporter
 from kdcache.setup import make_plan_for_size
 from kdcache.training import EpochProgress, check_forward_switches
-from kdcache.views import ViewMaker, rank_part, steps
+from kdcache.views import Views, rank_part, steps
 from kdcache.views.mixes import draw_rows
 from kdcache.views.plan import MIX
 from tests import answers
@@ -79,7 +79,7 @@ def test_a_batch_is_mixed_as_a_whole_or_not_at_all() -> None:
 def test_the_slots_of_a_batch_have_boxes_of_their_own_and_every_step_is_a_batch(noise: Split) -> None:
     config = StudentConfig(aug="cutmix-pick", augs={"cutmix": {"mode": "batch"}}, batch_size=48)
     drawn = make_plan_for_size(config, len(noise), card_of("cifar100", None))
-    lambdas = [batch.lam.view(2, -1) for batch in ViewMaker(noise, drawn, 48, CPU).epoch(0)]
+    lambdas = [batch.lam.view(2, -1) for batch in Views(noise, drawn, 48, CPU).epoch(0)]
     assert [len(lam.unique(dim=1).T) for lam in lambdas] == [1, 1, 1]
     assert len(torch.stack([lam[:, 0] for lam in lambdas]).unique()) == 6
 
@@ -106,7 +106,7 @@ def test_commands_about_views_know_the_batch_size(tmp_path: Path) -> None:
 
 def test_logits_are_reused_by_students_of_the_same_batch_size_only(noise: Split, tmp_path: Path) -> None:
     def forwards(mix: str, batch_size: int) -> int:
-        maker = ViewMaker(noise, plan(mix), batch_size, CPU)
+        maker = Views(noise, plan(mix), batch_size, CPU)
         cached = answers.cached_teacher(tmp_path / "store.zarr", noise, maker)
         answers.all_logits(cached, 1)
         return int(cached.pop_counts().as_metrics()["teacher_forwards"])

@@ -29,7 +29,7 @@ from kdcache.models.checkpoint import save
 from kdcache.optimization import Update
 from kdcache.run.folder import FinishedRun
 from kdcache.setup import fresh_network, load_data, make_plan, open_cached_teacher
-from kdcache.views import ViewMaker, rank_part
+from kdcache.views import Views, rank_part
 from tests.processes import Command, run_ranks, start_ranks, without_advice
 from tests.samples import write_unlabelled
 
@@ -153,7 +153,7 @@ def test_batch_norm_uses_the_statistics_of_each_process(small: Settings, teacher
     processes = start_ranks(2, "student-train", settings | {"out": tmp_path / "many"})
     config = StudentConfig.load(**settings)
     data, cpu = load_data(config), Compute(torch.device("cpu"), "float32")
-    student, views = fresh_network(config, data), ViewMaker(data.train, make_plan(config, data), 32, cpu.device)
+    student, views = fresh_network(config, data), Views(data.train, make_plan(config, data), 32, cpu.device)
     cached_teacher = open_cached_teacher(config, data, views, cpu)
     objective = build_objective(config, student, cached_teacher.teacher.network, data.train.labels)
     update = Update(config, student)

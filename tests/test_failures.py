@@ -21,7 +21,7 @@ from kdcache.config import StudentConfig
 from kdcache.datasets import Split
 from kdcache.errors import KdcacheError
 from kdcache.run.folder import FinishedRun
-from kdcache.views import ViewMaker, ViewPlan
+from kdcache.views import ViewPlan, Views
 from tests.processes import outcome, start_command
 
 Settings = dict[str, Any]
@@ -218,7 +218,7 @@ def test_durations_do_not_depend_on_the_wall_clock(small: Settings, tmp_path: Pa
 def test_too_little_memory_for_the_views_of_a_step_names_remedies() -> None:
     images = Split(torch.zeros(3000, 3, 32, 32, dtype=torch.uint8), torch.arange(3000) % 3)
     plan = ViewPlan(len(images), 32, 4, crop_flip=True, seed=0, mixes=("cutmix",) * 200)  # 1.8 GB
-    batches = ViewMaker(images, plan, len(images), torch.device("cpu")).epoch(0)
+    batches = Views(images, plan, len(images), torch.device("cpu")).epoch(0)
     before = resource.getrlimit(resource.RLIMIT_DATA)
     limit_memory(200)
     try:

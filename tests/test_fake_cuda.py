@@ -21,7 +21,7 @@ from kdcache.datasets import Split
 from kdcache.errors import UsageError
 from kdcache.optimization import Update
 from kdcache.run.checkpoint import TrainingState
-from kdcache.views import Batch, ViewMaker, ViewPlan
+from kdcache.views import Batch, ViewPlan, Views
 from tests import answers
 from tests.fake_cuda import CUDA, FakeCuda, Wait
 from tests.stubs import stub
@@ -97,7 +97,7 @@ def test_cross_entropy_of_weighted_smoothed_and_unknown_labels(device: FakeCuda,
 
 def test_steps_on_stored_logits(device: FakeCuda, noise: Split, tmp_path: Path) -> None:
     bench = bench_on(device, noise, aug="cutmix-pick")
-    maker = ViewMaker(noise, bench.maker.plan, SIZE, answers.CPU)
+    maker = Views(noise, bench.maker.plan, SIZE, answers.CPU)
     list(answers.cached_teacher(tmp_path / "store", noise, maker).precompute(1))
     bench.step.teacher = answers.cached_teacher(tmp_path / "store", noise, bench.maker)
     take_steps(device, bench)
@@ -125,7 +125,7 @@ def test_steps_that_index_the_views_which_they_compute(device: FakeCuda, noise: 
 def test_views_of_another_size_than_the_plan(mix: str, device: FakeCuda, noise: Split) -> None:
     plan = ViewPlan(len(noise), 48, 4, crop_flip=False, seed=0, mixes=StudentConfig(aug=mix).augmentation.mixes)
     with device:
-        batch = next(ViewMaker(noise, plan, SIZE, CUDA).epoch(0))
+        batch = next(Views(noise, plan, SIZE, CUDA).epoch(0))
     assert batch.views.shape == (2 * SIZE, 3, 32, 32)
     assert all(copy.non_blocking and copy.pinned for copy in device.copies)
 

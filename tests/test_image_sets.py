@@ -324,6 +324,18 @@ def test_hashes_of_images_count_towards_the_limit_of_other_stores(noise: Split, 
     assert opened(noise.part(np.arange(120))).space().others >= first.table_bytes + 32 * len(noise)
 
 
+def test_hashes_of_images_count_towards_the_limit_of_their_store(noise: Split, opened: Open) -> None:
+    found, plan = opened(noise), answers.views(noise, "none").plan
+    needed = found.space().table_bytes + 32 * len(noise)
+    for limit, kept in ((needed, {"clean"}), (needed - 1, set())):
+        assert budget.choose_policy("auto", plan, 1, found.space(limit)).stored_kinds == kept
+    assert budget.compare_caches(plan, 1, found.space())[1].added_bytes == needed
+    assert make_cached_teacher(found, answers.views(noise, "none"), "clean", 1, needed).store is not None
+    with_clean, padded = opened(noise).space(needed + found.space().table_bytes - 1), answers.views(noise, "standard")
+    assert with_clean.size == needed
+    assert not budget.choose_policy("auto", padded.plan, 1, with_clean).stored_kinds
+
+
 def test_other_stores_take_no_stored_view_out_of_the_index(noise: Split, opened: Open) -> None:
     list(make_cached_teacher(opened(noise), answers.views(noise), "replay", 1).precompute(1))
     part = noise.part(np.arange(120))

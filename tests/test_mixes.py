@@ -18,7 +18,7 @@ from kdcache.choices import MIXES, MixInfo
 from kdcache.config.augs import BETA_SHAPES
 from kdcache.datasets import Split
 from kdcache.errors import KdcacheError
-from kdcache.views import ViewMaker, ViewPlan
+from kdcache.views import ViewPlan, Views
 from kdcache.views.beta import beta_lambdas
 from kdcache.views.mixes import Mix, _made, find_mix
 from tests.test_augs import changed_alone, plan
@@ -65,9 +65,7 @@ def smooth_pixels() -> Tensor:
 @pytest.mark.parametrize("mix", GOLDEN)
 def test_rows_and_views_are_the_same_on_every_machine(mix: str) -> None:
     drawn = plan(mix, samples=500, seed=4)
-    views = ViewMaker(Split(smooth_pixels(), torch.zeros(500, dtype=torch.int64)), drawn, 64, CPU).views(
-        3, 1, range(200)
-    )
+    views = Views(Split(smooth_pixels(), torch.zeros(500, dtype=torch.int64)), drawn, 64, CPU).views(3, 1, range(200))
     hashed = (
         None if views.is_floating_point() else hashlib.sha256(views.contiguous().numpy().tobytes()).hexdigest()[:16]
     )
@@ -80,7 +78,7 @@ def test_views_read_and_change_no_random_state_and_no_value_of_the_device(mix: s
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002
         before, state = torch.get_rng_state(), np.random.get_state()[1].tobytes()  # noqa: NPY002
-        made = ViewMaker(noise, plan(mix), 64, CPU).views(2, 1, range(40))
+        made = Views(noise, plan(mix), 64, CPU).views(2, 1, range(40))
         assert torch.get_rng_state().equal(before)
         assert np.random.get_state()[1].tobytes() == state  # noqa: NPY002
         return made
@@ -133,9 +131,9 @@ def test_cutmix_and_mixup_draw_lambda_from_the_shape_in_their_name() -> None:
 @pytest.mark.parametrize("name", ["mixup", "cutmix"])
 def test_samples_that_are_not_mixed_are_x(name: str, noise: Split) -> None:
     whole, part = (plan(mix, samples=150) for mix in (name, f"{name},probability=0.25"))
-    maker = ViewMaker(noise, part, 50, CPU)
+    maker = Views(noise, part, 50, CPU)
     x, views = (maker.views(1, slot, range(150)).float() for slot in (0, 1))
-    mixed = ViewMaker(noise, whole, 50, CPU).views(1, 1, range(150)).float()
+    mixed = Views(noise, whole, 50, CPU).views(1, 1, range(150)).float()
     slot, full = part.epoch(1).slots[0], whole.epoch(1).slots[0]
     alone = slot.partner == np.arange(150)
     assert 0.6 < alone.mean() < 0.9
@@ -153,7 +151,7 @@ def test_samples_that_are_not_mixed_are_x(name: str, noise: Split) -> None:
 
 def test_cutout_as_in_the_authors_code_is_a_quarter_of_the_side_in_the_mean_color(noise: Split) -> None:
     drawn = plan("cutout,side=0.25,fill=817c70")
-    x, views = (ViewMaker(noise, drawn, 50, CPU).views(1, slot, range(150)) for slot in (0, 1))
+    x, views = (Views(noise, drawn, 50, CPU).views(1, slot, range(150)) for slot in (0, 1))
     boxes = drawn.epoch(1).slots[0].parameters.tolist()
     for of, view, (top, bottom, left, right) in zip(x, views, boxes, strict=True):
         expected = of.clone()
@@ -225,7 +223,7 @@ WRONG_VIEWS = {
 def test_views_of_a_wrong_shape_or_type_are_refused(kind: str, noise: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = use(monkeypatch, draws(), lambda first, second, parameters: WRONG_VIEWS[kind](first))
     with pytest.raises(KdcacheError, match=r"augmentation mine: its views: expected uint8 of shape \(64, 3, 32, 32\)"):
-        next(ViewMaker(noise, drawn, 64, CPU).epoch(0))
+        next(Views(noise, drawn, 64, CPU).epoch(0))
 
 
 WRONG_DRAWS = {

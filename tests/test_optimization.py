@@ -28,7 +28,7 @@ from kdcache.run.folder import FinishedRun
 from kdcache.run.writer import RunWriter
 from kdcache.setup import fresh_network, load_data, verify_store
 from kdcache.training import evaluate
-from kdcache.views import ViewMaker, ViewPlan
+from kdcache.views import ViewPlan, Views
 from tests.processes import outcome
 from tests.samples import small_settings
 
@@ -201,7 +201,7 @@ def test_the_loss_of_both_stages_has_smoothed_and_weighted_labels(stage: str, un
         run = train_student(config)
     data = load_data(config)
     plan = ViewPlan(len(data.train), data.image_size, data.card.padding, crop_flip=True, seed=config.seed)
-    (batch,) = ViewMaker(data.train, plan, config.batch_size, torch.device("cpu")).epoch(0)
+    (batch,) = Views(data.train, plan, config.batch_size, torch.device("cpu")).epoch(0)
     log_q = fresh_network(config, data)(batch.views).log_softmax(1)
     weights = torch.tensor([60 / (3 * 30), 60 / (3 * 20), 60 / (3 * 10)])
     targets = 0.8 * nn.functional.one_hot(batch.labels, 3) + 0.2 / 3

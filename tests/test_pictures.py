@@ -28,7 +28,7 @@ from kdcache.datasets.decoding import clean_view
 from kdcache.datasets.pack import pack
 from kdcache.datasets.pictures import Crops
 from kdcache.errors import KdcacheError, UsageError
-from kdcache.views import ViewMaker, ViewPlan
+from kdcache.views import ViewPlan, Views
 from kdcache.views.geometry import AREA, RATIO, random_resized_box
 from tests.samples import BAD, refusal, spoil, write_imagenet
 
@@ -123,7 +123,7 @@ def test_x_is_the_resized_and_flipped_crop_of_its_row(imagenet: Path) -> None:
     drawn = plan(len(data.train))
     table = drawn.epoch(2)
     assert set(table.flip.tolist()) == {False, True}
-    views = ViewMaker(data.train, drawn, 16, CPU).views(2, 0, range(20))
+    views = Views(data.train, drawn, 16, CPU).views(2, 0, range(20))
     files = sorted((imagenet / "imagenet/train").rglob("*.JPEG"))
     for position, view in enumerate(views):
         with Image.open(files[table.order[position]]) as picture:
@@ -155,7 +155,7 @@ def test_views_do_not_depend_on_batch_size_or_workers(imagenet: Path) -> None:
     found = []
     for workers, batch_size in ((0, 64), (2, 64), (2, 7)):
         data = small(imagenet, workers)
-        maker = ViewMaker(data.train, plan(len(data.train)), batch_size, CPU)
+        maker = Views(data.train, plan(len(data.train)), batch_size, CPU)
         batches = list(maker.epoch(1))
         found.append(
             [
@@ -174,14 +174,14 @@ def test_each_image_of_a_step_is_decoded_once(imagenet: Path, monkeypatch: pytes
     data, decoded = small(imagenet), []
     of = pictures.decode
     monkeypatch.setattr(pictures, "decode", lambda data, name, *limits: decoded.append(name) or of(data, name, *limits))
-    (batch,) = ViewMaker(data.train, plan(72, ("cutmix",) * 3), 72, CPU).epoch(0)
+    (batch,) = Views(data.train, plan(72, ("cutmix",) * 3), 72, CPU).epoch(0)
     assert len(batch.views) == 4 * 72
     assert sorted(decoded) == sorted(str(path) for path in (imagenet / "imagenet/train").rglob("*.JPEG"))
 
 
 def test_workers_leave_the_global_generator_unchanged(imagenet: Path) -> None:
     state = torch.get_rng_state()
-    for _ in ViewMaker(small(imagenet, workers=2).train, plan(72), 8, CPU).epoch(0):
+    for _ in Views(small(imagenet, workers=2).train, plan(72), 8, CPU).epoch(0):
         pass
     assert torch.get_rng_state().equal(state)
 
@@ -192,7 +192,7 @@ def test_an_interrupted_epoch_leaves_no_worker(imagenet: Path) -> None:
         return set(found.read_text().split()) if found.exists() else set()
 
     data, before = small(imagenet, workers=2), children()
-    epoch = ViewMaker(data.train, plan(72), 8, CPU).epoch(0)
+    epoch = Views(data.train, plan(72), 8, CPU).epoch(0)
     next(epoch)
     assert len(children() - before) in (0, 2)  # 0 where there is no /proc
     epoch.close()
@@ -262,7 +262,7 @@ def test_a_bad_image_raises_an_error_with_its_name(bad: str, reason: str, spoile
 
         def walk(name: str = name) -> None:
             data = load(name, root=spoiled, image_size=SIZE, workers=2)
-            for _ in ViewMaker(data.train, plan(len(data.train), ()), 8, CPU).epoch(0):
+            for _ in Views(data.train, plan(len(data.train), ()), 8, CPU).epoch(0):
                 pass
 
         message = refusal(walk)

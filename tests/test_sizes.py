@@ -30,7 +30,7 @@ from kdcache.models.published import clean_crop_of
 from kdcache.run.find import stores_of
 from kdcache.run.folder import FinishedRun
 from kdcache.setup import initial_network, load_data, load_run_data, make_plan, make_plan_for_size, open_cached_teacher
-from kdcache.views import ViewMaker, ViewPlan, apply
+from kdcache.views import ViewPlan, Views, apply
 from kdcache.views.apply import apply_mix
 from kdcache.views.geometry import random_resized_box
 from kdcache.views.mixes import cutmix, draw_cutmix, draw_rows, find_mix
@@ -110,8 +110,8 @@ def plan(mixes: tuple[str, ...] = ("cutmix", "mixup")) -> ViewPlan:
     return ViewPlan(SAMPLES, LARGE, None, crop_flip=True, seed=3, mixes=mixes)
 
 
-def makers(data: Dataset, drawn: ViewPlan) -> list[ViewMaker]:
-    return [ViewMaker(data.rendered(one).train, drawn, SAMPLES, CPU) for one in RENDERINGS]
+def makers(data: Dataset, drawn: ViewPlan) -> list[Views]:
+    return [Views(data.rendered(one).train, drawn, SAMPLES, CPU) for one in RENDERINGS]
 
 
 def test_x_of_every_size_shows_the_same_part_of_a_picture(root: Path, data: Dataset) -> None:
@@ -150,7 +150,7 @@ def test_the_views_of_two_sizes_come_from_one_decoding(data: Dataset, monkeypatc
 
 def test_views_that_are_the_same_are_made_once(data: Dataset) -> None:
     """Where x are random crops, another clean view alone does not make other views."""
-    maker, clean = (ViewMaker(data.train, one, 8, CPU) for one in (plan(), replace(plan(()), crop_flip=False)))
+    maker, clean = (Views(data.train, one, 8, CPU) for one in (plan(), replace(plan(()), crop_flip=False)))
     own = data.card.rendering
     assert maker.rendered(replace(own, shorter_side=40)) is maker
     for other, rendering in ((clean, replace(own, shorter_side=40)), (maker, replace(own, interpolation="bicubic"))):
@@ -182,10 +182,10 @@ def test_every_augmentation_shows_the_same_at_both_sizes(mix: str) -> None:
 
 def test_what_has_one_size_is_refused_at_another(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     padded = replace(plan(), padding=4)
-    assert "padded crops: expected 48, got 32" in refusal(lambda: ViewMaker(data.train, padded, 8, CPU))
+    assert "padded crops: expected 48, got 32" in refusal(lambda: Views(data.train, padded, 8, CPU))
     fixed = find_mix("cutmix")._replace(apply_scaled=None)
     monkeypatch.setattr(apply, "find_mix", lambda mix: fixed)
-    message = refusal(lambda: ViewMaker(data.train, plan(("cutmix",)), 8, CPU))
+    message = refusal(lambda: Views(data.train, plan(("cutmix",)), 8, CPU))
     assert "image size of the student: expected 48, got 32" in message
     assert "apply_scaled" in message
 
@@ -253,7 +253,7 @@ def test_one_store_serves_students_of_every_size(root: Path, teacher: Path, monk
     assert f"intact: {4 * SAMPLES} views compared, max error 0," in shown
     config = StudentConfig.load("imagenet", **common(root), teacher=teacher, aug="cutmix", image_size=SMALL)
     data, compute = load_data(config), Compute(CPU, "float32")
-    own = ViewMaker(data.train, make_plan_for_size(config, SAMPLES, data.card), 8, CPU)
+    own = Views(data.train, make_plan_for_size(config, SAMPLES, data.card), 8, CPU)
     message = refusal(lambda: open_cached_teacher(config, data, own, compute))
     assert "view plan, which is that of the teacher: expected 48, got 32" in message
     assert "expected" not in run_command("evaluate", str(first.path), "--device", "cpu")  # beside its teacher
@@ -286,7 +286,7 @@ def test_a_student_that_sees_its_teachers_images_in_another_way_is_told(
         given: Settings = {**common(root), "image_size": SMALL, "crop": crop, "cache": "off"}
         config = StudentConfig.load("imagenet", **given).model_copy(update={"teacher": teacher})
         images = load_data(config)
-        own = ViewMaker(images.train, make_plan(config, images), 8, CPU)
+        own = Views(images.train, make_plan(config, images), 8, CPU)
         if not expected:
             open_cached_teacher(config, images, own, Compute(CPU, "float32"))
             continue

@@ -26,7 +26,7 @@ from kdcache.optimization import Update
 from kdcache.run.checkpoint import TrainingState
 from kdcache.run.statistics import EpochStatistics
 from kdcache.training import FrozenRunningStats
-from kdcache.views import Batch, ViewMaker, ViewPlan
+from kdcache.views import Batch, ViewPlan, Views
 from tests import answers
 from tests.stubs import stub
 
@@ -55,7 +55,7 @@ class Bench:
         config = StudentConfig(epochs=1, batch_size=SIZE, **settings)
         aug = config.augmentation
         plan = ViewPlan(len(data), 32, 4, crop_flip=aug.crop_flip, seed=3, mixes=aug.mixes)
-        self.maker = ViewMaker(data, plan, SIZE, compute.device)
+        self.maker = Views(data, plan, SIZE, compute.device)
         self.batch: Batch = next(self.maker.epoch(0))
         self.student = build(seed=0).to(compute.device)
         self.teacher = build(seed=1)
@@ -149,7 +149,7 @@ def test_steps_do_not_wait_for_the_device(loss: str, aug: str, noise: Split, met
 
 def test_steps_on_stored_logits_do_not_wait_for_the_device(noise: Split, meta_device: Compute, tmp_path: Path) -> None:
     bench = Bench(noise, meta_device, aug="cutmix-pick")
-    maker = ViewMaker(noise, bench.maker.plan, SIZE, CPU.device)
+    maker = Views(noise, bench.maker.plan, SIZE, CPU.device)
     list(answers.cached_teacher(tmp_path / "store", noise, maker).precompute(1))
     bench.step.teacher = answers.cached_teacher(tmp_path / "store", noise, bench.maker)
     assert steps_before_a_value_is_read(bench, meta_device) == len(maker.steps)

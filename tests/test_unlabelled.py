@@ -26,7 +26,7 @@ from kdcache.losses import ViewOutputs, crld_loss, cross_entropy, dkd_loss, labe
 from kdcache.register import register_loss, register_pick
 from kdcache.run.folder import FinishedRun
 from kdcache.setup import data_size, load_data, load_run_data, make_plan, open_cached_teacher, verify_store
-from kdcache.views import ViewMaker
+from kdcache.views import Views
 from kdcache.views.batch import hard_labels
 from tests.processes import outcome
 from tests.samples import noise, refusal, spoil, write_unlabelled
@@ -293,7 +293,7 @@ def test_disagreement_is_counted_over_the_known_labels(trained: tuple[Settings, 
     settings, run = trained
     config, cpu = StudentConfig.load(**settings), Compute(torch.device("cpu"), "float32")
     data = load_data(config)
-    views = ViewMaker(data.train, make_plan(config, data), 32, cpu.device)
+    views = Views(data.train, make_plan(config, data), 32, cpu.device)
     cached_teacher, known, disagreeing = open_cached_teacher(config, data, views, cpu), 0, 0
     for batch in views.epoch(0):
         both = (batch.labels >= 0) & (batch.partner_labels >= 0)

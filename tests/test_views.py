@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kdcache.choices import MIXES
 from kdcache.datasets import Split
 from kdcache.errors import UsageError
-from kdcache.views import Batch, EpochTable, ViewMaker, ViewPlan, crop_flip, cutmix, mixup, rank_part, steps
+from kdcache.views import Batch, EpochTable, ViewPlan, Views, crop_flip, cutmix, mixup, rank_part, steps
 from kdcache.views.mixes import draw_cutmix
 from kdcache.views.operations import OPERATIONS, VALUES, apply_operations
 from kdcache.views.plan import SAMPLES_PER_BLOCK, block_starts
@@ -150,7 +150,7 @@ def by_address(batches: list[Batch]) -> dict[tuple[int, int], bytes]:
 @pytest.mark.parametrize("mix", [*MIXES, None])
 def test_views_do_not_depend_on_the_batch_size(mix: str | None, noise: Split) -> None:
     drawn = plan(len(noise), mix, 2 if mix else 0)
-    first, *others = (by_address(list(ViewMaker(noise, drawn, size, CPU).epoch(1))) for size in (64, 50, 7))
+    first, *others = (by_address(list(Views(noise, drawn, size, CPU).epoch(1))) for size in (64, 50, 7))
     assert len(first) == 150 * (3 if mix else 1)
     assert all(other == first for other in others)
 
@@ -158,7 +158,7 @@ def test_views_do_not_depend_on_the_batch_size(mix: str | None, noise: Split) ->
 def test_a_batch_has_the_labels_samples_and_partners_of_the_table(noise: Split) -> None:
     drawn = plan(len(noise))
     table = drawn.epoch(0)
-    for batch in ViewMaker(noise, drawn, 40, CPU).epoch(0):
+    for batch in Views(noise, drawn, 40, CPU).epoch(0):
         rows = slice(batch.positions.start, batch.positions.stop)
         assert np.array_equal(batch.samples, table.order[rows])
         assert batch.labels.equal(noise.labels[batch.samples])
@@ -168,7 +168,7 @@ def test_a_batch_has_the_labels_samples_and_partners_of_the_table(noise: Split) 
 
 def test_clean_views_are_the_images(noise: Split) -> None:
     drawn = plan(len(noise), None, 0, crop_flip=False)
-    for batch in ViewMaker(noise, drawn, 64, CPU).epoch(0):
+    for batch in Views(noise, drawn, 64, CPU).epoch(0):
         assert batch.views.equal(noise.images[batch.samples])
         assert np.array_equal(batch.standard_keys, batch.samples)
 
@@ -201,7 +201,7 @@ def test_mixup_matches_a_simple_reference() -> None:
 
 
 def test_mixed_labels_are_the_argmax_and_ties_go_to_the_lower_class(noise: Split) -> None:
-    batch = next(ViewMaker(noise, plan(len(noise), slots=1), 64, CPU).epoch(0))
+    batch = next(Views(noise, plan(len(noise), slots=1), 64, CPU).epoch(0))
     own, partner = torch.tensor([2, 2, 2, 1, 3]), torch.tensor([1, 1, 1, 2, 3])
     made = Batch(**{**vars(batch), "labels": own, "partner_labels": partner, "positions": range(5),
                     "views": batch.views[:10], "lam": torch.tensor([0.51, 0.49, 0.5, 0.5, 0.2])})  # fmt: skip
@@ -221,7 +221,7 @@ def test_a_mixed_view_mixes_the_x_of_both_images(mix: str, noise: Split) -> None
     drawn = plan(len(noise), mix)
     table = drawn.epoch(4)
     x = [reference_view(noise, drawn, table, position) for position in range(len(noise))]
-    for batch in ViewMaker(noise, drawn, 50, CPU).epoch(4):
+    for batch in Views(noise, drawn, 50, CPU).epoch(4):
         for row, view in enumerate(batch.views.double().numpy()):
             position, slot = batch.positions[row % len(batch)], row // len(batch)
             if slot == 0:
@@ -245,7 +245,7 @@ def test_a_strong_view_is_x_after_the_operations_of_its_row(noise: Split) -> Non
     for mix, space in spaces.items():
         drawn = plan(len(noise), mix, 1)
         slot = drawn.epoch(4).slots[0]
-        views = ViewMaker(noise, drawn, 50, CPU).views(4, 1, range(40))
+        views = Views(noise, drawn, 50, CPU).views(4, 1, range(40))
         for position, view in enumerate(views):
             x = torch.from_numpy(reference_view(noise, drawn, drawn.epoch(4), position).copy())[None]
             for operation, level in slot.parameters[position].reshape(-1, 2).tolist():
@@ -258,7 +258,7 @@ def test_a_strong_view_is_x_after_the_operations_of_its_row(noise: Split) -> Non
 def test_cutout_blackens_a_square_of_half_the_side_and_lambda_is_1(noise: Split) -> None:
     drawn = plan(len(noise), "cutout", 1)
     slot = drawn.epoch(4).slots[0]
-    x, views = (ViewMaker(noise, drawn, 50, CPU).views(4, number, range(150)) for number in (0, 1))
+    x, views = (Views(noise, drawn, 50, CPU).views(4, number, range(150)) for number in (0, 1))
     inside = 0
     for view, of, (top, bottom, left, right) in zip(views, x, slot.parameters.tolist(), strict=True):
         assert not view[:, top:bottom, left:right].any()
@@ -268,7 +268,7 @@ def test_cutout_blackens_a_square_of_half_the_side_and_lambda_is_1(noise: Split)
         inside += (bottom - top, right - left) == (16, 16)
     assert inside > 20
     assert (slot.lam == 1).all()
-    batch = next(ViewMaker(noise, drawn, 50, CPU).epoch(4))
+    batch = next(Views(noise, drawn, 50, CPU).epoch(4))
     assert batch.mixed_labels().equal(batch.labels)
     assert batch.partner_labels.equal(batch.labels)
 

@@ -20,7 +20,7 @@ from kdcache.choices import AUGMENTATIONS, MIXES
 from kdcache.config import StudentConfig
 from kdcache.errors import UsageError, problem
 from kdcache.losses import entropy
-from kdcache.views import Batch, ViewMaker
+from kdcache.views import Batch, Views
 
 __all__ = ["STUDENT_FREE", "AugmentationScore", "RunningStatistics", "rank_augmentations", "score_augmentation"]
 
@@ -260,9 +260,7 @@ def _options(configs: Sequence[StudentConfig], given: Any, batch_size: int) -> d
     return tables
 
 
-def _collect(
-    teacher: AnalysisInputs, views: ViewMaker, first_slot: int, epochs: int, samples: int
-) -> RunningStatistics:
+def _collect(teacher: AnalysisInputs, views: Views, first_slot: int, epochs: int, samples: int) -> RunningStatistics:
     """Collect the statistics of x (`first_slot` 0 of a plan without mixes) or of the mixed views (1)."""
     group_size = len(views.steps[0])
     tracked = torch.from_numpy(views.table(0).order[: min(TRACKED_SAMPLES, samples)])
@@ -278,7 +276,7 @@ def _collect(
     return statistics
 
 
-def _batches(views: ViewMaker, epochs: int, samples: int) -> Iterator[Batch]:
+def _batches(views: Views, epochs: int, samples: int) -> Iterator[Batch]:
     """Make the first batches of each epoch, up to a number of samples."""
     for epoch in range(epochs):
         for batch in views.epoch(epoch):

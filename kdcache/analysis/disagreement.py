@@ -11,7 +11,7 @@ from torch import Tensor
 from kdcache.analysis.disagreement_counts import TOP_K, LabelDisagreement, MixedSamples, count_disagreement
 from kdcache.analysis.estimates import Proportion
 from kdcache.analysis.inputs import AnalysisInputs
-from kdcache.views import Batch, ViewMaker
+from kdcache.views import Batch, Views
 
 __all__ = ["DisagreementReport", "Example", "measure_disagreement"]
 
@@ -143,7 +143,7 @@ def measure_disagreement(
     )
 
 
-def _batches(views: ViewMaker) -> Iterator[Batch]:
+def _batches(views: Views) -> Iterator[Batch]:
     """Make the batches of all epochs, without end."""
     epoch = 0
     while True:
@@ -151,7 +151,7 @@ def _batches(views: ViewMaker) -> Iterator[Batch]:
         epoch += 1
 
 
-def _partners(views: ViewMaker, batch: Batch) -> Tensor:
+def _partners(views: Views, batch: Batch) -> Tensor:
     """Find the sample that each sample of a batch is mixed with."""
     table = views.table(batch.epoch)
     positions = np.arange(batch.positions.start, batch.positions.stop)

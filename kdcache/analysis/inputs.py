@@ -27,7 +27,7 @@ from kdcache.models.load import find_network, trained_network
 from kdcache.run.find import find_teacher_run, stores_of, teacher_of
 from kdcache.run.folder import FinishedRun
 from kdcache.setup import load_run_data, make_plan
-from kdcache.views import ViewMaker
+from kdcache.views import Views
 
 __all__ = ["SPLITS", "AnalysisInputs", "CleanPredictions", "load_analysis_inputs", "run_images"]
 
@@ -88,12 +88,12 @@ class AnalysisInputs:
         """The images to evaluate the teacher on."""
         return self.data.train
 
-    def views(self, aug: str, seed: int, batch_size: int = BATCH_SIZE, augs: Any = None) -> ViewMaker:
+    def views(self, aug: str, seed: int, batch_size: int = BATCH_SIZE, augs: Any = None) -> Views:
         """Make the views that a student with this augmentation, these options of it and view seed would see."""
         config = StudentConfig.load(dataset=self.data.card.name, aug=aug, augs=augs, seed=seed)
-        return ViewMaker(self.images, make_plan(config, self.data), batch_size, self.teacher.compute.device)
+        return Views(self.images, make_plan(config, self.data), batch_size, self.teacher.compute.device)
 
-    def cached_teacher(self, views: ViewMaker, epochs: int) -> CachedTeacher:
+    def cached_teacher(self, views: Views, epochs: int) -> CachedTeacher:
         """Open the cached teacher for some epochs of views."""
         if self.writes_store and views.plan.crop_flip:
             return make_cached_teacher(self.answers, views, "replay", epochs)

@@ -220,14 +220,14 @@ class CacheCost(NamedTuple):
     cache : str
     first, further : int
         Teacher forwards of the first run, and of each further one.
-    tables : int
-        Tables that are added to the store.
+    added_bytes : int
+        Size of the tables that are added to the store.
     """
 
     cache: str
     first: int
     further: int
-    tables: int
+    added_bytes: int
 
     def forwards(self, runs: int) -> int:
         """Teacher forwards of so many runs."""
@@ -256,5 +256,5 @@ def compare_caches(plan: ViewPlan, epochs: int, space: StoreContents, features: 
         first, further = (
             round(teacher_forwards(plan, epochs, one, policy.indexed, True, features)) for one in (space, after)
         )
-        costs.append(CacheCost(cache, first, further, after.num_tables - space.num_tables))
+        costs.append(CacheCost(cache, first, further, after.size - space.size))
     return costs

@@ -18,7 +18,7 @@ from kdcache.answers.teacher import Teacher
 from kdcache.answers.transfer import CopiedLogits, on_cpu
 from kdcache.answers.view_index import CropFlipLookup
 from kdcache.compute import Stopwatch, to_device
-from kdcache.views import Batch, ViewMaker
+from kdcache.views import Batch, Views
 
 __all__ = ["CachedTeacher", "TeacherCounts"]
 
@@ -51,7 +51,7 @@ class CachedTeacher:
     Parameters
     ----------
     teacher : Teacher
-    views : ViewMaker
+    views : Views
         Makes the views of a chunk that the store lacks, as the teacher sees them.
     store : AnswerStore, optional
         Stores the logits of clean views, and determines the encoding.
@@ -71,7 +71,7 @@ class CachedTeacher:
     def __init__(
         self,
         teacher: Teacher,
-        views: ViewMaker,
+        views: Views,
         *,
         store: AnswerStore | None = None,
         replay: Replay | None = None,
@@ -87,14 +87,14 @@ class CachedTeacher:
         self._sees_batches = True
         self._copied: deque[CopiedLogits] = deque()
 
-    def serve(self, views: ViewMaker, features: bool = False) -> None:
+    def serve(self, views: Views, features: bool = False) -> None:
         """Answer the batches of another maker of the same plan, whose images are in the rendering of a student.
 
         Where the teacher will have to see a batch, its pictures are decoded once for both networks.
 
         Parameters
         ----------
-        views : ViewMaker
+        views : Views
         features : bool
             Whether the teacher's features are needed, for which it sees every x.
         """

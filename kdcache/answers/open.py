@@ -27,7 +27,7 @@ from kdcache.datasets.split import DECODING
 from kdcache.environment import describe_environment
 from kdcache.errors import UsageError, problem
 from kdcache.models import Network, checkpoint
-from kdcache.views import PLAN_VERSION, ViewMaker
+from kdcache.views import PLAN_VERSION, Views
 
 __all__ = ["Answers", "find_answers", "image_facts", "make_cached_teacher", "make_reader", "may_write", "open_store"]
 
@@ -262,7 +262,7 @@ def may_write(location: StoreLocation, cache: str) -> bool:
 
 def make_cached_teacher(
     answers: Answers,
-    views: ViewMaker,
+    views: Views,
     cache: str,
     epochs: int,
     limit: int | None = None,
@@ -274,7 +274,7 @@ def make_cached_teacher(
     ----------
     answers : Answers
         With a store.
-    views : ViewMaker
+    views : Views
     cache : str
         What to keep and look up, see `kdcache.answers.budget.choose_policy`.
     epochs : int
@@ -311,7 +311,7 @@ def _say_full(space: StoreContents) -> None:
         log.info("no more logits are kept: the limit is %s, and the other stores of the teacher take %s", limit, others)
 
 
-def make_reader(answers: Answers, views: ViewMaker) -> CachedTeacher:
+def make_reader(answers: Answers, views: Views) -> CachedTeacher:
     """Make a cached teacher that reads what is stored, if anything is, and writes nothing.
 
     If x are clean views, which are the same in every epoch, each one goes through the teacher at most once.
@@ -325,7 +325,7 @@ def make_reader(answers: Answers, views: ViewMaker) -> CachedTeacher:
     return cached_teacher
 
 
-def _clean_index(answers: Answers, views: ViewMaker) -> CropFlipLookup:
+def _clean_index(answers: Answers, views: Views) -> CropFlipLookup:
     """Make an index with the clean views that are stored, and with room for the others."""
     samples, keys, folder = views.plan.samples, views.plan.clean_keys(), answers.location.folder
     layout = answers.encoding.layout(answers.teacher.network.num_classes)

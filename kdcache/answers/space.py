@@ -19,6 +19,9 @@ UNLIMITED = 2**62
 DEFAULT_LIMIT_BYTES = 10 * 10**9
 """Default size limit of a teacher's stores, unless `MAX_DISK_SHARE` is less."""
 
+HASH_BYTES = 32
+"""Bytes of the SHA-256 of an image."""
+
 MAX_DISK_SHARE = 0.1
 """Share of the disk space, free or already taken by the stores, that they may take by default."""
 
@@ -43,6 +46,8 @@ class StoreContents:
         Bytes of the tables in the other stores.
     clean_beside : ndarray of bool, shape (N,), optional
         The samples whose clean views are in other stores; by default none.
+    hash_bytes : int
+        Size of the hashes of the images, which come with the table of clean views.
     """
 
     table_bytes: int
@@ -52,6 +57,7 @@ class StoreContents:
     incomplete: Mapping[str, np.ndarray] = field(default_factory=dict)
     others: int = 0
     clean_beside: np.ndarray | None = None
+    hash_bytes: int = 0
 
     @classmethod
     def with_tables(cls, paths: Iterable[str], table_bytes: int, limit: int) -> Self:
@@ -84,7 +90,8 @@ class StoreContents:
         paths = store.table_paths()
         if limit is None:
             limit = default_limit(store.location.free_bytes(), len(paths) * store.table_bytes + others)
-        space = replace(cls.with_tables(paths, store.table_bytes, limit), others=others)
+        space = cls.with_tables(paths, store.table_bytes, limit)
+        space = replace(space, others=others, hash_bytes=HASH_BYTES * store.samples)
         return replace(space, incomplete=_incomplete_tables(store, paths)) if read_commits else space
 
     @classmethod
@@ -100,12 +107,17 @@ class StoreContents:
         """Make the space of a store that does not exist yet, see `of_store`."""
         if limit is None:
             limit = default_limit(location.free_bytes(), others)
-        return cls(table_bytes(samples, classes, encoding), limit, others=others)
+        return cls(table_bytes(samples, classes, encoding), limit, others=others, hash_bytes=HASH_BYTES * samples)
 
     @property
     def num_tables(self) -> int:
         """Number of tables."""
         return self.has_clean + sum(map(len, self.replay.values()))
+
+    @property
+    def size(self) -> int:
+        """Bytes of all tables when they are complete."""
+        return self.num_tables * self.table_bytes + self.has_clean * self.hash_bytes
 
     @property
     def max_tables(self) -> int:
@@ -114,8 +126,8 @@ class StoreContents:
 
     @property
     def own_limit(self) -> int:
-        """Bytes that the other stores leave to this one."""
-        return max(0, self.limit - self.others)
+        """Bytes for tables of logits that the other stores and the hashes of this one leave."""
+        return max(0, self.limit - self.others - self.has_clean * self.hash_bytes)
 
     def missing_clean(self, plan: ViewPlan) -> int:
         """Count the samples whose clean views are in no store."""
@@ -130,10 +142,9 @@ class StoreContents:
 
     def fits(self, plan: ViewPlan, epochs: int) -> bool:
         """Tell whether all tables of a run are there or fit into the limit."""
-        if plan.crop_flip:
-            missing = sum(len(self.missing_epochs(plan, epochs, kind)) for kind in plan.kinds)
-        else:
-            missing = int(not self.has_clean)
+        if not plan.crop_flip:
+            return replace(self, has_clean=True).size + self.others <= self.limit
+        missing = sum(len(self.missing_epochs(plan, epochs, kind)) for kind in plan.kinds)
         return self.num_tables + missing <= self.max_tables
 
     def after_run(self, plan: ViewPlan, epochs: int, keep: Set[str]) -> Self:

@@ -16,7 +16,7 @@ from kdcache.answers.teacher import Teacher
 from kdcache.config.augs import parse_mix
 from kdcache.datasets import Split
 from kdcache.extensions import is_address
-from kdcache.views import ViewMaker, ViewPlan
+from kdcache.views import ViewPlan, Views
 from kdcache.views.custom import identified
 from kdcache.views.plan import parse_kind
 
@@ -134,11 +134,11 @@ def _of_current_code(paths: Sequence[str], image_size: int) -> list[str]:
     return kept
 
 
-def _view_maker(name: ReplayTableName | None, teacher: Teacher, split: Split, padding: int | None) -> ViewMaker:
+def _view_maker(name: ReplayTableName | None, teacher: Teacher, split: Split, padding: int | None) -> Views:
     """Make the views whose last slot is the one of a table."""
     seed, kind = (name.seed, name.kind) if name else (0, CLEAN)
     plan = ViewPlan(len(split), split.image_size, padding, crop_flip=True, seed=seed).with_last_kind(kind)
-    return ViewMaker(split, plan, teacher.rows, teacher.compute.device)
+    return Views(split, plan, teacher.rows, teacher.compute.device)
 
 
 class EncodingError(NamedTuple):

@@ -14,7 +14,7 @@ from kdcache.config import StudentConfig, TrainingConfig
 from kdcache.datasets import Dataset
 from kdcache.errors import UsageError
 from kdcache.setup import make_plan, make_plan_for_size
-from kdcache.views import ViewMaker, ViewPlan
+from kdcache.views import ViewPlan, Views
 
 __all__ = ["calibration_plan", "quantize", "training_views"]
 
@@ -38,7 +38,7 @@ def calibration_plan(config: TrainingConfig, data: Dataset) -> tuple[ViewPlan, s
 
 def training_views(plan: ViewPlan, data: Dataset) -> Iterator[Tensor]:
     """Make views of the first steps of a training, x and x', as it saw them: uint8 (B, 3, S, S)."""
-    views = ViewMaker(data.train, plan, BATCH_SIZE, torch.device("cpu"))
+    views = Views(data.train, plan, BATCH_SIZE, torch.device("cpu"))
     for batch in islice(views.epoch(0), CALIBRATION_BATCHES):
         yield batch.views.round().byte()  # mixup's are float32
 

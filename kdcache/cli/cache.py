@@ -73,7 +73,7 @@ def plan_(config: StudentConfig, students: int) -> None:
     plan = make_plan_for_size(config, size.samples, seen_by(config.teacher, size.card))
     space = stored_contents(config, size, plan)
     costs = compare_caches(plan, config.epochs, space, config.needs_features)
-    show(costs_table(costs, students, space.table_bytes))
+    show(costs_table(costs, students))
     error = None
     if run and isinstance(encoding, TopK):
         from kdcache.answers.verify import encoding_error_on_clean

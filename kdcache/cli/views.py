@@ -27,7 +27,7 @@ def views(config: StudentConfig, epoch: int, samples: int, out: Path) -> None:
     from kdcache.report.tables import show
     from kdcache.report.view_pictures import draw_views, views_table
     from kdcache.setup import load_data, make_plan
-    from kdcache.views import ViewMaker
+    from kdcache.views import Views
 
     require_writable_file(out)
     data = load_data(config)
@@ -35,5 +35,5 @@ def views(config: StudentConfig, epoch: int, samples: int, out: Path) -> None:
     if samples > plan.samples:
         raise UsageError(problem("--samples", expected=f"at most {plan.samples} training images", got=samples))
     show(views_table(plan, data, epoch - 1, samples))
-    draw_views(ViewMaker(data.train, plan, 64, torch.device("cpu")), data, epoch - 1, samples, out)
+    draw_views(Views(data.train, plan, 64, torch.device("cpu")), data, epoch - 1, samples, out)
     click.echo(printable(f"picture: {out}"))

@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 __all__ = ["checks_table", "costs_table", "encoding_line", "store_table", "stores_table"]
 
 
-def costs_table(costs: Sequence[CacheCost], students: int, table_bytes: int) -> TextTable:
+def costs_table(costs: Sequence[CacheCost], students: int) -> TextTable:
     """Make the table of what students that share a view seed cost with each ``--cache``."""
     uncached = costs[0]
     rows = []
     for cost in costs:
         forwards, pays_from = cost.forwards(students), cost.pays_from(uncached)
         times_fewer = f"{uncached.forwards(students) / forwards:.2f}" if forwards else "-"
-        size = cost.tables * table_bytes
-        rows.append((cost.cache, str(cost.first), str(forwards), times_fewer, str(size), str(pays_from or "-")))
+        figures = (str(cost.first), str(forwards), times_fewer, str(cost.added_bytes))
+        rows.append((cost.cache, *figures, str(pays_from or "-")))
     head = ("--cache", "forwards of one student", f"of {students}", "times fewer", "new bytes", "pays from students")
     return TextTable("Teacher forwards and bytes", head, rows)
 

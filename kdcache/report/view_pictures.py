@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from kdcache.datasets import Dataset
 from kdcache.files import write_atomically
 from kdcache.report.tables import TextTable
-from kdcache.views import EpochTable, ViewMaker, ViewPlan
+from kdcache.views import EpochTable, ViewPlan, Views
 from kdcache.views.geometry import random_resized_box
 
 __all__ = ["draw_views", "views_table"]
@@ -42,12 +42,12 @@ def _crop(plan: ViewPlan, data: Dataset, epoch_table: EpochTable, position: int)
     return random_resized_box(int(epoch_table.crop[position]), *size)
 
 
-def draw_views(views: ViewMaker, data: Dataset, epoch: int, samples: int, path: Path) -> None:
+def draw_views(views: Views, data: Dataset, epoch: int, samples: int, path: Path) -> None:
     """Draw the images at the first positions of an epoch with their views below them.
 
     Parameters
     ----------
-    views : ViewMaker
+    views : Views
     data : Dataset
     epoch : int
         Counted from 0.

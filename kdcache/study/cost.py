@@ -122,7 +122,7 @@ class SharedStores:
         if key not in of_teacher:
             limit = config.cache_limit if self.limit is None else self.limit
             of_teacher[key] = self._contents(run.teacher.path, size, encoding, limit, images)
-        others = sum(_bytes(space) for other, space in of_teacher.items() if other != key)
+        others = sum(space.size for other, space in of_teacher.items() if other != key)
         space = replace(of_teacher[key], others=others)
         policy = choose_policy(config.cache, plan, config.epochs, space)
         of_teacher[key] = space.after_run(plan, config.epochs, policy.stored_kinds)
@@ -146,15 +146,11 @@ class SharedStores:
     def stored_bytes(self) -> int:
         """Bytes of all stores, without the clean views."""
         spaces = [space for of_teacher in self.spaces.values() for space in of_teacher.values()]
-        return sum(_bytes(space) - space.has_clean * space.table_bytes for space in spaces)
+        return sum(replace(space, has_clean=False).size for space in spaces)
 
 
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
-
-
-def _bytes(space: StoreContents) -> int:
-    return space.num_tables * space.table_bytes
 
 
 def _shared(runs: Iterable[PlannedRun], limit: int | None = None) -> StoreUse:

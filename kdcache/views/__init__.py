@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from kdcache.views.plan import PLAN_VERSION, EpochTable, Slot, ViewPlan, rank_part, steps
 
 if TYPE_CHECKING:
-    from kdcache.views.batch import Batch, ViewMaker
+    from kdcache.views.batch import Batch, Views
     from kdcache.views.geometry import crop_flip, take
     from kdcache.views.mixes import cutmix, mixup
 
@@ -15,8 +15,8 @@ __all__ = [
     "Batch",
     "EpochTable",
     "Slot",
-    "ViewMaker",
     "ViewPlan",
+    "Views",
     "crop_flip",
     "cutmix",
     "mixup",
@@ -28,7 +28,7 @@ __all__ = [
 # Imported on first use: they need torch, and counting views does not.
 _MODULES = {
     "Batch": "batch",
-    "ViewMaker": "batch",
+    "Views": "batch",
     "crop_flip": "geometry",
     "take": "geometry",
     "cutmix": "mixes",

@@ -21,7 +21,7 @@ from kdcache.views.apply import apply_mix, check_sizes
 from kdcache.views.geometry import crop_flip, flip_some, random_resized_box, take
 from kdcache.views.plan import EpochTable, Slot, ViewPlan, rank_part, steps
 
-__all__ = ["Batch", "ViewMaker", "hard_labels"]
+__all__ = ["Batch", "Views", "hard_labels"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Batch:
     standard_keys : ndarray of int64, shape (B,)
         Index of each x among all possible ones; see `ViewPlan.standard_keys`.
     other_images : Tensor or None
-        What `ViewMaker.of_batch` makes the views in the rendering of another network from, if it was decoded already.
+        What `Views.of_batch` makes the views in the rendering of another network from, if it was decoded already.
     """
 
     epoch: int
@@ -114,7 +114,7 @@ def _read(split: Split, request: _Request) -> list[Tensor]:
     return split.render(request.samples, request.renderings, Crops(request.words, random_resized_box))
 
 
-class ViewMaker:
+class Views:
     """Makes the views of a plan: the batches of an epoch, or any positions of one slot.
 
     The images of the split may have another size than those of the plan, if x is a random part of a picture, or all of
@@ -187,13 +187,13 @@ class ViewMaker:
         with _explain_memory(len(batch)):
             return torch.cat(self._slots(table, positions, table.slots if with_mixed else (), rows, images))
 
-    def rendered(self, rendering: Rendering) -> "ViewMaker":
+    def rendered(self, rendering: Rendering) -> "Views":
         """Return a maker of the same views in another rendering; this one where only clean views would differ."""
         assert self.split.pictures is not None
         current = self.split.pictures.rendering
         if self.plan.crop_flip and replace(rendering, shorter_side=current.shorter_side) == current:
             return self
-        maker = ViewMaker(self.split.rendered(rendering), self.plan, self.batch_size, self.device)
+        maker = Views(self.split.rendered(rendering), self.plan, self.batch_size, self.device)
         maker.table = self.table
         return maker
 
