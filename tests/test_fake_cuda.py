@@ -52,8 +52,8 @@ def take_steps(device: FakeCuda, bench: Bench, number: int = 2) -> None:
     for _ in range(number):
         device.copies.clear()
         with device:
-            loss = bench.step(next(batches))
-        assert loss.device == CUDA
+            result = bench.step(next(batches))
+        assert {value.device for value in result} == {CUDA}
         assert 0 < len(device.copies) <= MAX_COPIES
         assert all(copy.non_blocking and copy.pinned for copy in device.copies)
 
@@ -133,7 +133,7 @@ def test_views_of_another_size_than_the_plan(mix: str, device: FakeCuda, noise: 
 def test_an_epoch_waits_where_values_are_read(device: FakeCuda, noise: Split) -> None:
     bench = bench_on(device, noise, aug="cutmix-pick")
 
-    def step(batch: Batch) -> Tensor:
+    def step(batch: Batch) -> training.StepResult:
         with device.not_reading():
             return bench.step(batch)
 
