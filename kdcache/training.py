@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdcache import distributed, signals
-from kdcache.compute import Compute
+from kdcache.compute import Compute, to_device
 from kdcache.config import StudentConfig
 from kdcache.config.settings import flag_of
 from kdcache.datasets import Dataset, Split
@@ -392,19 +392,24 @@ def evaluate(network: Network, split: Split, compute: Compute, batch_size: int =
     """
     was_training = network.training
     network.eval()
-    totals = torch.zeros(3, dtype=torch.float64)
+    sums: list[Tensor] = []
     mine = rank_part(range(len(split)), distributed.rank(), distributed.world_size())
     # A process may have no images at all, for which torch.split would give one empty part.
     steps = torch.arange(mine.start, mine.stop).split(batch_size) if mine else ()
-    for samples, images in zip(steps, prefetch_map(split.take, steps, split.workers), strict=True):
-        labels = split.labels[samples].to(compute.device)
+    ahead = prefetch_map(split.take, steps, split.workers, pin=compute.device.type == "cuda")
+    for samples, images in zip(steps, ahead, strict=True):
+        labels = to_device(split.labels[samples], compute.device)
         work = f"an evaluation of {len(samples)} images at a time"
         with compute.memory_explained(work, EVALUATION_REMEDY), compute.autocast():
-            logits = network(images.to(compute.device))
+            logits = network(to_device(images, compute.device))
         logits = logits.float()
         correct = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         figures = (correct[:, 0].sum(), correct.sum(), cross_entropy(logits, labels) * len(samples))
-        totals += torch.stack([figure.float() for figure in figures]).cpu().double()
+        sums.append(torch.stack([figure.float() for figure in figures]))
+    totals = torch.zeros(3, dtype=torch.float64)
+    if sums:
+        for figures in torch.stack(sums).cpu().double():  # one copy from the device, for which the host waits
+            totals += figures
     network.train(was_training)
     top1, top5, loss = (distributed.all_reduce_sum(totals) / len(split)).tolist()
     return Accuracy(100 * top1, 100 * top5, loss)
