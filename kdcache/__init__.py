@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from kdcache.errors import KdcacheError as KdcacheError
     from kdcache.errors import UsageError as UsageError
     from kdcache.models import checkpoint
+    from kdcache.models.network import Network as Network
+    from kdcache.models.wrapped import wrap_function as wrap_function
     from kdcache.register import register_aug as register_aug
     from kdcache.register import register_dataset as register_dataset
     from kdcache.register import register_loss as register_loss
     from kdcache.register import register_model as register_model
     from kdcache.register import register_pick as register_pick
-    from kdcache.models.network import Network as Network
-    from kdcache.models.wrapped import wrap_function as wrap_function
     from kdcache.run.folder import FinishedRun as FinishedRun
     from kdcache.selection import pick as pick
     from kdcache.stages import train_student as train_student

@@ -56,8 +56,9 @@ def open_teacher(
     Parameters
     ----------
     teacher : Network, str or Path
-        A run folder or network file of kdcache, or a network: `kdcache.Network` wraps any ``torch.nn.Module``, and
-        `kdcache.wrap_function` any function. It is frozen and in evaluation mode from then on.
+        A run folder or network file of kdcache, ``shipped`` for the ``fashion-mini`` teacher that comes with it, or a
+        network: `kdcache.Network` wraps any ``torch.nn.Module``, and `kdcache.wrap_function` any function. It is frozen
+        and in evaluation mode from then on.
     views : Views
     store : str or Path, optional
         A folder. In it, each teacher and set of images has a store of its own. Or the URL of one store. By default the
@@ -89,10 +90,13 @@ def open_teacher(
     from kdcache.answers.teacher_stores import TeacherStores
     from kdcache.compute import Compute
     from kdcache.models import Network, checkpoint
+    from kdcache.models.sources import SHIPPED, shipped_teacher
 
     where: TeacherStores | str | None = None
     if store is not None:
         where = str(store) if "://" in str(store) else TeacherStores(Path(store))
+    if teacher == SHIPPED:
+        teacher = shipped_teacher()
     if isinstance(teacher, str | Path):
         run = RunFolder(Path(teacher))
         if run.holds_run:
