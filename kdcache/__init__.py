@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from kdcache.register import register_model as register_model
     from kdcache.register import register_pick as register_pick
     from kdcache.run.folder import FinishedRun as FinishedRun
+    from kdcache.run.loop_statistics import Statistics as Statistics
     from kdcache.selection import pick as pick
     from kdcache.stages import train_student as train_student
     from kdcache.stages import train_teacher as train_teacher
@@ -47,6 +48,7 @@ PUBLIC = {
     "ImageData": ("datasets", "ImageData"),
     "KdcacheError": ("errors", "KdcacheError"),
     "Network": ("models.network", "Network"),
+    "Statistics": ("run.loop_statistics", "Statistics"),
     "StudentConfig": ("config", "StudentConfig"),
     "Teacher": ("answers.teacher", "Teacher"),
     "TeacherConfig": ("config", "TeacherConfig"),
