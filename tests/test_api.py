@@ -1,5 +1,6 @@
 """Training loops of one's own: views of images in any form, a teacher that remembers, picks and statistics."""
 
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from kdcache.config import StudentConfig
 from kdcache.datasets import Split
 from kdcache.datasets.adapters import as_split
 from kdcache.losses import kl_divergence
+from tests.processes import run_ranks
 from tests.samples import refusal
 from tests.stubs import Stub, stub
 
@@ -102,6 +104,51 @@ def test_threads_share_the_work(images: tuple[Tensor, Tensor], tmp_path: Path) -
         thread.join()
     assert sum(one.forwards for one in counts) == 2 * 150 * EPOCHS
     assert sum(one.requests for one in counts) == 2 * 2 * 150 * EPOCHS
+
+
+def loop_of_a_rank(
+    images: tuple[Tensor, Tensor], store: Path, statistics: Path
+) -> tuple[int, list[int], dict[str, Any]]:
+    """Forwards of this process, the samples that it saw, and the figures of all."""
+    views = kdcache.Views.of_images(images, "cutmix", batch_size=50, seed=1)
+    teacher = kdcache.open_teacher(stub(0), views, store)
+    recorded, samples = kdcache.Statistics(statistics, views, 1, teacher), []
+    for batch in views.epoch(0):
+        recorded.record(batch, torch.tensor(1.0), teacher.logits(batch))
+        samples += batch.samples.tolist()
+    return teacher._counts.forwards, samples, recorded.end_epoch()
+
+
+def test_processes_divide_the_views_and_share_the_work(images: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    found = run_ranks(2, loop_of_a_rank, images, tmp_path / "answers", tmp_path / "statistics")
+    assert sum(forwards for forwards, _, _ in found) == 300
+    assert sorted(sample for _, samples, _ in found for sample in samples) == list(range(150))
+    one = loop_of_a_rank(images, tmp_path / "answers", tmp_path / "alone")
+    assert one[0] == 0
+    assert found[0][2] == found[1][2] == {**one[2], "teacher_forwards": 300, "cache_hits": 0}
+
+
+def test_processes_that_have_not_joined_are_refused(
+    images: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    views = kdcache.Views.of_images(images)
+    assert "expected a process group, got none" in refusal(lambda: next(views.epoch(0)))
+
+
+def test_the_example_of_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = Path(__file__).parents[1] / "docs/api.md"
+    (example,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    exec(example, {})
+    torch.manual_seed(0)
+    exec(example, {})
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "{'teacher_forwards': 1024, 'cache_hits': 0}"
+    assert f"of a second run: {second}" in example
 
 
 def test_any_module_and_any_function_teach(images: tuple[Tensor, Tensor], tmp_path: Path) -> None:

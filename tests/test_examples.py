@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbclient
+import nbformat
 import pytest
 
 pytestmark = pytest.mark.examples
@@ -28,3 +30,12 @@ def test_an_example_computes_the_logits_once(name: str, tmp_path: Path) -> None:
     found = re.findall(r"^teacher forwards (\d+), loss (\d+\.\d+)$", run.stdout, re.M)
     assert [int(forwards) for forwards, _ in found] == [FORWARDS[name], 0]
     assert found[0][1] == found[1][1]
+
+
+def test_the_notebook_runs(tmp_path: Path) -> None:
+    notebook = nbformat.read(EXAMPLES / "distillation.ipynb", 4)
+    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": tmp_path}}).execute()
+    printed = "".join(
+        output.text for cell in notebook.cells for output in cell.get("outputs", ()) if output.output_type == "stream"
+    )
+    assert "CutMix-pick  {'teacher_forwards': 0, 'cache_hits': 27000}" in printed

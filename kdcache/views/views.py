@@ -147,6 +147,7 @@ class Views:
 
         Pictures are decoded ahead by the workers of the split.
         """
+        distributed.require_group()
         table, rank, number = self.table(epoch), distributed.rank(), distributed.world_size()
         parts = [rank_part(whole, rank, number) for whole in self.steps[first_step:]]
         other = self.other_rendering(epoch)
