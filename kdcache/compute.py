@@ -2,17 +2,20 @@
 
 import os
 import threading
+import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdcache.errors import UsageError, first_line, memory_explained, problem
 
-__all__ = ["Compute", "random_weights", "supports_bfloat16"]
+__all__ = ["Compute", "Stopwatch", "random_weights", "supports_bfloat16", "to_device"]
 
 BFLOAT16_CPU_CAPABILITIES = ("avx512_bf16", "amx_bf16", "arm_bf16")
 """Capabilities of processors that compute bfloat16 in hardware."""
@@ -105,6 +108,58 @@ class Compute:
     def memory_explained(self, work: str, remedy: str) -> AbstractContextManager[None]:
         """Explain an out-of-memory error, see `kdcache.errors.memory_explained`; in float32, bfloat16 helps too."""
         return memory_explained(work, f"--precision bfloat16, or {remedy}" if self.precision == "float32" else remedy)
+
+
+class Stopwatch:
+    """Adds up the time that some work takes: on a GPU by its own events, since the host only enqueues the work there.
+
+    Parameters
+    ----------
+    device : torch.device
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_cuda, self._seconds = device.type == "cuda", 0.0
+        self._pairs: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Add the time of the work within."""
+        if not self._on_cuda:
+            began = time.perf_counter()
+            yield
+            self._seconds += time.perf_counter() - began
+            return
+        pair = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        pair[0].record()
+        yield
+        pair[1].record()
+        self._pairs.append(pair)
+        while self._pairs and self._pairs[0][1].query():
+            self._add_oldest()
+
+    def pop(self) -> float:
+        """Return the seconds since the last call, and reset them; waits for a GPU to do the work."""
+        while self._pairs:
+            self._pairs[0][1].synchronize()
+            self._add_oldest()
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+    def _add_oldest(self) -> None:
+        began, ended = self._pairs.popleft()
+        self._seconds += began.elapsed_time(ended) / 1000
+
+
+def to_device(values: Tensor | np.ndarray, device: torch.device) -> Tensor:
+    """Copy values from the host to a device without waiting for it.
+
+    A GPU copies in the background from pinned memory alone. What is on the device already is returned as it is.
+    """
+    values = torch.as_tensor(values)
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
 
 
 def supports_bfloat16(device: str) -> tuple[bool, str]:

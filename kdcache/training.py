@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdcache import distributed, signals
-from kdcache.compute import Compute
+from kdcache.compute import Compute, to_device
 from kdcache.config import StudentConfig
 from kdcache.config.settings import flag_of
 from kdcache.datasets import Dataset, Split
+from kdcache.datasets.split import UNLABELLED
 from kdcache.datasets.workers import prefetch_map
 from kdcache.errors import KdcacheError, UsageError, problem
 from kdcache.losses import cross_entropy
@@ -31,6 +32,7 @@ __all__ = [
     "Accuracy",
     "EpochProgress",
     "FrozenRunningStats",
+    "StepResult",
     "TrainingCallback",
     "WithFeatures",
     "check_forward_switches",
@@ -48,8 +50,29 @@ LOSS_CHECK_STEPS = 20
 STEP_REMEDY = "a smaller --batch-size"
 EVALUATION_REMEDY = "a smaller network or --image-size"
 
-TrainStep = Callable[[Batch], Tensor]
-"""Takes a training step on a batch, update included, and returns its loss, detached, shape ()."""
+
+class StepResult(NamedTuple):
+    """Result of a training step, on the device, shapes ().
+
+    Attributes
+    ----------
+    loss : Tensor of float32
+    correct, labelled : Tensor of int64
+        Views with a label that the network was trained on, and how many of them it classified correctly.
+    """
+
+    loss: Tensor
+    correct: Tensor
+    labelled: Tensor
+
+    @classmethod
+    def of(cls, loss: Tensor, logits: Tensor, labels: Tensor) -> "StepResult":
+        """Count what logits (R, C) classify correctly of labels (R,), which are -1 where there is none."""
+        return cls(loss.detach(), (logits.detach().argmax(1) == labels).sum(), (labels != UNLABELLED).sum())
+
+
+TrainStep = Callable[[Batch], StepResult]
+"""Takes a training step on a batch, update included."""
 
 
 class EpochProgress(NamedTuple):
@@ -63,6 +86,8 @@ class EpochProgress(NamedTuple):
         Training samples done in the epoch.
     loss_sum : float
         Sum of the losses of these steps.
+    correct, labelled : int
+        Views with a label in them, and how many of those were classified correctly.
     images_per_second : float
         Since the epoch began or was resumed.
     seconds, waited : float
@@ -72,6 +97,8 @@ class EpochProgress(NamedTuple):
     steps_done: int
     samples_done: int
     loss_sum: float
+    correct: int
+    labelled: int
     images_per_second: float
     seconds: float
     waited: float
@@ -81,9 +108,17 @@ class EpochProgress(NamedTuple):
         """Mean loss of the epoch so far."""
         return self.loss_sum / self.steps_done
 
+    @property
+    def top1(self) -> float | None:
+        """Training accuracy of the epoch so far, in percent; ``None`` without labels."""
+        return 100 * self.correct / self.labelled if self.labelled else None
+
 
 class TrainingCallback(Protocol):
     """What `train_epochs` reports its progress to."""
+
+    def begin(self, run: RunWriter, images: int, images_done: int) -> None:
+        """Report the start of a training over a number of images, some of which a resumed epoch has done."""
 
     def step(self, event: EpochProgress) -> None:
         """Report progress within an epoch."""
@@ -128,13 +163,14 @@ def train_epochs(
     config, recorder = run.config, recorder or Recorder()
     network, steps = update.evaluated, len(views.steps)
 
-    def scheduled_step(batch: Batch) -> Tensor:
+    def scheduled_step(batch: Batch) -> StepResult:
         update.begin_step(batch.epoch, batch.step, steps)
         return step(batch)
 
     if not 0 <= progress.step < steps:
         what = f"step of epoch {progress.epoch + 1} in the checkpoint"
         raise KdcacheError(problem(what, expected=f"one of {steps}", got=progress.step))
+    callback.begin(run, views.plan.samples, views.steps[progress.step].start)
     with signals.defer_stop():
         for epoch in range(progress.epoch, config.epochs):
             if run.has_lost_patience:
@@ -143,16 +179,18 @@ def train_epochs(
                 break
             started = time.perf_counter()
             recorder.begin_epoch(progress)
-            for event in train_epoch(views.epoch(epoch, progress.step), scheduled_step, compute, progress.losses):
+            for event in train_epoch(views.epoch(epoch, progress.step), scheduled_step, compute, progress):
                 callback.step(event)
                 if event.steps_done < steps and run.checkpoint_due(recorder.teacher_forwards()):
-                    run.save_checkpoint(TrainingState(epoch, event.steps_done, event.loss_sum, **recorder.state()))
+                    sums = event.loss_sum, event.correct, event.labelled
+                    run.save_checkpoint(TrainingState(epoch, event.steps_done, *sums, **recorder.state()))
             recorded = recorder.end_epoch(epoch, event.seconds)
             distributed.broadcast_buffers(network)  # running statistics are those of the main process
             metrics = EpochMetrics(
                 epoch=epoch + 1,
                 lr=config.learning_rate(epoch),
                 train_loss=event.loss,
+                train_top1=event.top1,
                 images_per_second=event.images_per_second,
                 data_share=event.waited / event.seconds,
                 **recorded,
@@ -176,7 +214,7 @@ def _evaluation(network: Network, run: RunWriter, compute: Compute) -> dict[str,
 
 
 def train_epoch(
-    batches: Iterable[Batch], step: TrainStep, compute: Compute, losses: float = 0.0
+    batches: Iterable[Batch], step: TrainStep, compute: Compute, progress: TrainingState | None = None
 ) -> Iterator[EpochProgress]:
     """Take a step on every batch.
 
@@ -187,8 +225,8 @@ def train_epoch(
     step : callable
     compute : Compute
         Where the steps are computed.
-    losses : float
-        Sum of the losses of the epoch's earlier steps.
+    progress : TrainingState, optional
+        Of the epoch's earlier steps.
 
     Yields
     ------
@@ -201,7 +239,9 @@ def train_epoch(
         If a loss is not finite, naming epoch and step.
     """
     started = time.perf_counter()
-    unread: list[Tensor] = []
+    before = progress or TrainingState()
+    losses, correct, labelled = before.losses, before.correct, before.labelled
+    unread: list[StepResult] = []
     images, waited = 0, 0.0
     for batch, is_last, wait in _timed(batches):
         waited += wait
@@ -211,11 +251,13 @@ def train_epoch(
         # Several processes read the losses after the same steps, whichever of them is to stop.
         stops = signals.stop_requested() and distributed.world_size() == 1
         if len(unread) == LOSS_CHECK_STEPS or is_last or stops:
-            for value in _finite_losses(unread, batch):
-                losses += value  # one by one, so that the sum does not depend on when the losses were read
+            for loss, *counts in _read(unread, batch):
+                losses += loss  # one by one, so that the sum does not depend on when the losses were read
+                correct, labelled = correct + counts[0], labelled + counts[1]
             unread = []
             seconds = time.perf_counter() - started
-            yield EpochProgress(batch.step + 1, batch.global_positions.stop, losses, images / seconds, seconds, waited)
+            done = batch.step + 1, batch.global_positions.stop, losses, correct, labelled
+            yield EpochProgress(*done, images / seconds, seconds, waited)
 
 
 def _timed(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool, float]]:
@@ -230,13 +272,15 @@ def _timed(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool, float]]:
         batch, began = following, time.perf_counter()
 
 
-def _finite_losses(losses: list[Tensor], last: Batch) -> list[float]:
-    """Read the losses of the steps up to `last`, averaged over the processes; all must be finite."""
-    values: list[float] = (distributed.all_reduce_sum(torch.stack(losses)) / distributed.world_size()).tolist()
-    for steps_back, value in zip(range(len(values) - 1, -1, -1), values, strict=True):
-        if not math.isfinite(value):
-            raise KdcacheError(f"the loss became {value} at epoch {last.epoch + 1}, step {last.step + 1 - steps_back}")
-    return values
+def _read(results: list[StepResult], last: Batch) -> Iterator[tuple[float, int, int]]:
+    """Read the results of the steps up to `last`: losses, averaged over the processes and finite, and counts."""
+    columns = [value.to(result.loss.dtype) for result in results for value in result]
+    rows = distributed.all_reduce_sum(torch.stack(columns)).view(len(results), -1)
+    losses, counts = (rows[:, 0] / distributed.world_size()).tolist(), rows[:, 1:].long().tolist()
+    for steps_back, loss, (correct, labelled) in zip(range(len(results) - 1, -1, -1), losses, counts, strict=True):
+        if not math.isfinite(loss):
+            raise KdcacheError(f"the loss became {loss} at epoch {last.epoch + 1}, step {last.step + 1 - steps_back}")
+        yield loss, correct, labelled
 
 
 class WithFeatures(nn.Module):
@@ -348,19 +392,24 @@ def evaluate(network: Network, split: Split, compute: Compute, batch_size: int =
     """
     was_training = network.training
     network.eval()
-    totals = torch.zeros(3, dtype=torch.float64)
+    sums: list[Tensor] = []
     mine = rank_part(range(len(split)), distributed.rank(), distributed.world_size())
     # A process may have no images at all, for which torch.split would give one empty part.
     steps = torch.arange(mine.start, mine.stop).split(batch_size) if mine else ()
-    for samples, images in zip(steps, prefetch_map(split.take, steps, split.workers), strict=True):
-        labels = split.labels[samples].to(compute.device)
+    ahead = prefetch_map(split.take, steps, split.workers, pin=compute.device.type == "cuda")
+    for samples, images in zip(steps, ahead, strict=True):
+        labels = to_device(split.labels[samples], compute.device)
         work = f"an evaluation of {len(samples)} images at a time"
         with compute.memory_explained(work, EVALUATION_REMEDY), compute.autocast():
-            logits = network(images.to(compute.device))
+            logits = network(to_device(images, compute.device))
         logits = logits.float()
         correct = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         figures = (correct[:, 0].sum(), correct.sum(), cross_entropy(logits, labels) * len(samples))
-        totals += torch.stack([figure.float() for figure in figures]).cpu().double()
+        sums.append(torch.stack([figure.float() for figure in figures]))
+    totals = torch.zeros(3, dtype=torch.float64)
+    if sums:
+        for figures in torch.stack(sums).cpu().double():  # one copy from the device, for which the host waits
+            totals += figures
     network.train(was_training)
     top1, top5, loss = (distributed.all_reduce_sum(totals) / len(split)).tolist()
     return Accuracy(100 * top1, 100 * top5, loss)

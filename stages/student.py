@@ -23,7 +23,14 @@ from kdcache.run.writer import RunWriter
 from kdcache.selection import Candidates, score, select_all, select_top
 from kdcache.setup import choose_compute, initial_network, load_data, make_plan, with_epochs
 from kdcache.teachers import open_cached_teacher
-from kdcache.training import FrozenRunningStats, WithFeatures, check_forward_switches, check_labels, train_epochs
+from kdcache.training import (
+    FrozenRunningStats,
+    StepResult,
+    WithFeatures,
+    check_forward_switches,
+    check_labels,
+    train_epochs,
+)
 from kdcache.views import Batch, Views, take
 
 __all__ = ["StudentStep", "train_student"]
@@ -76,7 +83,7 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
         config = config.model_copy(update={"teacher": distributed.broadcast(find_teacher(config))})
     plan = make_plan(config, data)
     views = Views(data.train, plan, config.batch_size, compute.device)
-    teacher = open_cached_teacher(config, data, views, compute) if config.needs_teacher else None
+    teacher = open_cached_teacher(config, data, views, compute, reporter.precomputed) if config.needs_teacher else None
 
     # The objective, with whatever layers its losses train, and the optimizer of all that is trained.
     objective = build_objective(config, student, teacher.teacher.network if teacher else None, data.train.labels)
@@ -89,10 +96,9 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
         shape = StatisticsShape(plan.samples, plan.slots, len(views.steps), objective.names)
         place = run.folder.statistics_store
         recorder = StudentRecorder(place, config.epochs, shape, teacher, compute.device, run.metrics)
-        title = f"student {config.model} on {config.dataset} -> {run.path}"
-        reporter.begin(title, config.epochs, plan.samples, run.path)
-
         step = StudentStep(config, network, teacher, objective, update, compute, recorder)
+        if not step.trains_on_x:
+            reporter.message("training top-1 is that on x', by the larger part of the label: x is not trained on")
         train_epochs(run, progress, update, views, step, compute, reporter, recorder)
         if distributed.is_main():
             plot_training_curves(run.metrics, run.folder.curves_file)
@@ -136,13 +142,13 @@ class StudentStep:
             nullcontext() if config.scoring_updates_stats else FrozenRunningStats(student)
         )
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, batch: Batch) -> StepResult:
         """Train on a batch: x of B samples, and M candidates x' of each.
 
         Returns
         -------
-        Tensor, shape ()
-            The loss, detached.
+        StepResult
+            With the accuracy on x, or on the picked x' if x is not trained on.
         """
         # The views of the step are in the batch: x of every sample, then the candidates x', slot by slot.
         config, size = self.config, len(batch)
@@ -212,7 +218,10 @@ class StudentStep:
 
         # Record d, the picks, the KL ratio r, and how often the teacher disagrees with the mixed label.
         self.recorder.record(batch, teacher_logits, x_kl, mixed_kl, selection, candidates.kl, losses)
-        return loss.detach()
+        if self.trains_on_x:
+            return StepResult.of(loss, x_logits, batch.labels)
+        picks = selection.rows[: selection.num_picked]
+        return StepResult.of(loss, mixed_logits[: len(picks)], batch.mixed_labels()[picks])
 
     def _ask_teacher(self, batch: Batch) -> tuple[Tensor | None, list[Tensor]]:
         """Logits for all views of a batch, and the features of x if a loss reads them."""

@@ -4,8 +4,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor
-
 from kdcache import distributed, signals
 from kdcache.answers.cached_teacher import CachedTeacher
 from kdcache.answers.find import find_answers
@@ -23,7 +21,7 @@ from kdcache.run.folder import EpochMetrics, FinishedRun
 from kdcache.run.resolve import check_output, resolve_run
 from kdcache.run.writer import RunWriter
 from kdcache.setup import choose_compute, initial_network, load_data, with_epochs
-from kdcache.training import evaluate, train_epochs
+from kdcache.training import StepResult, evaluate, train_epochs
 from kdcache.views import Batch, ViewPlan, Views
 
 ACCURACY_GAP = 0.5
@@ -78,24 +76,22 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
     network = compute.compiled(teacher) if config.compile else teacher
     ddp_teacher = distributed.wrap_ddp(network, broadcast_buffers=True)
 
-    def step(batch: Batch) -> Tensor:
+    def step(batch: Batch) -> StepResult:
         with compute.autocast():
             logits = ddp_teacher(batch.views)
         # DDP averages over processes, whose parts of the batch may differ in size.
         weight = distributed.world_size() * len(batch) / len(batch.global_positions)
         loss = weight * cross_entropy(logits, batch.labels, config.label_smoothing, class_weights)
         update(loss)
-        return loss.detach()
+        return StepResult.of(loss, logits, batch.labels)
 
     # The run folder; a resumed run continues from its last checkpoint.
     with RunWriter(config, compute, data, init=init) as run:
         progress = run.restore({"teacher": teacher}, update)
-        title = f"teacher {config.model} on {config.dataset} -> {run.path}"
-        reporter.begin(title, config.epochs, len(data.train), run.path)
         train_epochs(run, progress, update, views, step, compute, reporter)
         if distributed.is_main():
             plot_training_curves(run.metrics, run.folder.curves_file)
-        return _store_clean_logits(run, update.evaluated, data, compute)
+        return _store_clean_logits(run, update.evaluated, data, compute, reporter)
 
 
 def load_teacher(
@@ -164,11 +160,16 @@ def load_teacher(
                 "warning: measured and published accuracy differ by more than half a point. Was the network trained "
                 "with a different normalization (--mean, --std), for another image size, or on other data?"
             )
-        return _store_clean_logits(run, network, data, compute, origin)
+        return _store_clean_logits(run, network, data, compute, reporter, origin)
 
 
 def _store_clean_logits(
-    run: RunWriter, network: Network, data: Dataset, compute: Compute, loaded: Mapping[str, str] | None = None
+    run: RunWriter,
+    network: Network,
+    data: Dataset,
+    compute: Compute,
+    reporter: Reporter,
+    loaded: Mapping[str, str] | None = None,
 ) -> FinishedRun:
     images, precision = run.config.image_settings, compute.precision
     found = find_answers(network, data, compute, stores_of(run.path), precision=precision, image_settings=images)
@@ -176,7 +177,8 @@ def _store_clean_logits(
     plan = ViewPlan(len(data.train), data.image_size, data.card.padding, crop_flip=False, seed=0)
     views = Views(data.train, plan, plan.samples, compute.device)
     cached_teacher = CachedTeacher(answers.teacher, views, store=answers.store)
-    for _ in cached_teacher.precompute_clean():
+    for done in cached_teacher.precompute_clean():
+        reporter.precomputed(done, plan.samples)
         if signals.stop_requested():
             raise signals.Stopped
     return run.finish(**cached_teacher.pop_counts().all_reduced().as_metrics(), loaded=loaded)

@@ -86,7 +86,7 @@ def finished(ranks: list[Command], out: Path) -> FinishedRun:
 
 def assert_alike(one: FinishedRun, many: FinishedRun) -> None:
     for line, other in zip(one.read_metrics(), many.read_metrics(), strict=True):
-        for name in ("train_loss", "test_loss", "test_top1", "kl_ratio", "label_disagreement"):
+        for name in ("train_loss", "train_top1", "test_loss", "test_top1", "kl_ratio", "label_disagreement"):
             expected = getattr(line, name)
             assert getattr(other, name) == (None if expected is None else pytest.approx(expected, rel=1e-4)), name
         assert other.loss_parts == pytest.approx(line.loss_parts, rel=1e-4)

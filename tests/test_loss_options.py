@@ -220,7 +220,7 @@ def test_a_loss_counts_by_the_part_of_its_warm_up_and_is_recorded_whole(noise: S
     warming = Bench(noise, loss="dkd", losses={"dkd": {"warm_up": 4}})
     for epoch in (0, 1, 3, 5):
         batch = replace(whole.batch, epoch=epoch)
-        loss, part = whole.step(batch), warming.step(batch)
+        loss, part = whole.step(batch).loss, warming.step(batch).loss
         torch.testing.assert_close(whole.statistics.losses, warming.statistics.losses, equal_nan=True)
         ce, dkd = whole.statistics.losses[batch.step]
         torch.testing.assert_close(loss, ce + dkd)

@@ -304,6 +304,14 @@ def test_disagreement_is_counted_over_the_known_labels(trained: tuple[Settings, 
     assert run.read_metrics()[0].label_disagreement == pytest.approx(disagreeing / known)
 
 
+def test_training_accuracy_is_that_on_the_labelled_images(trained: tuple[Settings, FinishedRun]) -> None:
+    top1 = trained[1].read_metrics()[0].train_top1
+    assert top1 is not None
+    correct = top1 / 100 * LABELLED
+    assert correct == pytest.approx(round(correct))
+    assert round(correct) % 15 != 0  # else it might be a share of all images
+
+
 def test_only_the_images_count_with_alpha_1(small: Settings, teacher: Path, pictures: Path, tmp_path: Path) -> None:
     settings = {**small, "teacher": teacher, "alpha": 1, "cache": "off", "aug": "cutmix-pick"}
     with_labels = train_student(StudentConfig.load(**settings, out=tmp_path / "labelled"))

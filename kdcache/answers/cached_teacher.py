@@ -1,6 +1,6 @@
 """The cached teacher: the teacher's logits for views, from the store or from a forward pass."""
 
-import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import repeat
 from typing import NamedTuple
@@ -15,7 +15,9 @@ from kdcache.answers.replay import Replay
 from kdcache.answers.store import CLEAN, SHA256, AnswerStore
 from kdcache.answers.table import ComputeRows, fill_missing
 from kdcache.answers.teacher import Teacher
+from kdcache.answers.transfer import CopiedLogits, on_cpu
 from kdcache.answers.view_index import CropFlipLookup
+from kdcache.compute import Stopwatch, to_device
 from kdcache.views import Batch, Views
 
 __all__ = ["CachedTeacher", "TeacherCounts"]
@@ -62,8 +64,8 @@ class CachedTeacher:
 
     Attributes
     ----------
-    seconds : float
-        Time spent in `logits` and `logits_and_features`.
+    stopwatch : Stopwatch
+        Measures the time spent in `logits` and `logits_and_features`.
     """
 
     def __init__(
@@ -80,9 +82,10 @@ class CachedTeacher:
         self.replay, self.view_index = replay, view_index
         self.encoding = store.encoding if store else encoding
         self.classes = teacher.network.num_classes
-        self.seconds = 0.0
+        self.stopwatch = Stopwatch(teacher.compute.device)
         self._counts = TeacherCounts()
         self._sees_batches = True
+        self._copied: deque[CopiedLogits] = deque()
 
     def serve(self, views: Views, features: bool = False) -> None:
         """Answer the batches of another maker of the same plan, whose images are in the rendering of a student.
@@ -98,6 +101,11 @@ class CachedTeacher:
         assert self.views.split.pictures is not None
         rendering, self._sees_batches = self.views.split.pictures.rendering, False
         views.other_rendering = lambda epoch: rendering if features or self._may_compute(epoch) else None
+
+    def begin_epoch(self) -> None:
+        """Have all x of the epochs before in the index, and start measuring; waits for a GPU."""
+        self._add_copied(wait=True)
+        self.stopwatch.pop()
 
     def logits(self, batch: Batch, first: int = 0) -> Tensor:
         """Get the logits of the views of a batch.
@@ -119,7 +127,10 @@ class CachedTeacher:
         KdcacheError
             If logits are not finite in the encoding; on a GPU, only those that are stored are checked.
         """
-        started = time.perf_counter()
+        with self.stopwatch.running():
+            return self._logits(batch, first)
+
+    def _logits(self, batch: Batch, first: int) -> Tensor:
         size, device = len(batch), batch.views.device
         found = [self._look_up(batch, slot) for slot in range(first, 1 + batch.slots)]
         hit = np.concatenate([hits for hits, _ in found])
@@ -134,8 +145,8 @@ class CachedTeacher:
             if first == 0 and self.view_index:  # the computed rows begin with those of x
                 keys = batch.standard_keys[~hit[:size]]
                 x_columns = {name: column[: len(keys)] for name, column in computed.items()}
-                self.view_index.add(keys, _on_cpu(x_columns))
-        self.seconds += time.perf_counter() - started
+                self._copied.append(CopiedLogits.of(keys, x_columns))
+                self._add_copied()
         return logits
 
     def logits_and_features(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
@@ -149,13 +160,13 @@ class CachedTeacher:
         features : list of Tensor of float32, B rows each
             See `kdcache.models.Network.with_features`.
         """
-        size, started = len(batch), time.perf_counter()
+        size = len(batch)
         self._count(forwards=size, requests=size)
-        logits, features = self.teacher.with_features(self._views_of(batch, with_mixed=False)[:size])
-        logits = self.encoding.decode(self._encode(logits), self.classes)
-        self.seconds += time.perf_counter() - started
-        mixed = [self.logits(batch, first=1)] if batch.slots else []
-        return torch.cat([logits, *mixed]), features
+        with self.stopwatch.running():
+            logits, features = self.teacher.with_features(self._views_of(batch, with_mixed=False)[:size])
+            logits = self.encoding.decode(self._encode(logits), self.classes)
+            mixed = [self._logits(batch, first=1)] if batch.slots else []
+            return torch.cat([logits, *mixed]), features
 
     def precompute(self, epochs: int) -> Iterator[int]:
         """Compute and store what is to be kept of the first epochs; several processes may share the work.
@@ -221,6 +232,13 @@ class CachedTeacher:
             return self.view_index is None or not self.view_index.is_complete
         return self.replay is None or not all(map(self.replay.has_table, repeat(epoch), range(len(self.replay.kinds))))
 
+    def _add_copied(self, wait: bool = False) -> None:
+        """Add to the index what is on the host by now. A view comes up once in an epoch, so the others can wait."""
+        while self._copied and (wait or self._copied[0].is_done()):
+            copied = self._copied.popleft()
+            assert self.view_index is not None
+            self.view_index.add(copied.keys, copied.finished())
+
     def _look_up(self, batch: Batch, slot: int) -> tuple[np.ndarray, EncodedLogits]:
         """Look up one slot of a batch: which rows are found, bool (B,), and their encoded logits."""
         if self.replay:
@@ -243,10 +261,10 @@ class CachedTeacher:
 
     def _compute_block(self, epoch: int, slot: int, positions: range) -> EncodedLogits:
         def views(rows: Tensor) -> Tensor:
-            return self.views.views(epoch, slot, positions)[rows.to(self.views.device, non_blocking=True)]
+            return self.views.views(epoch, slot, positions)[to_device(rows, self.views.device)]
 
         if slot or not self.view_index:
-            return _on_cpu(self._compute(self.views.views(epoch, slot, positions)))
+            return on_cpu(self._compute(self.views.views(epoch, slot, positions)))
         return self._look_up_or_compute(self._keys(epoch, positions), views)
 
     def _look_up_or_compute(self, keys: np.ndarray, make_views: Callable[[Tensor], Tensor]) -> EncodedLogits:
@@ -255,7 +273,7 @@ class CachedTeacher:
         hit, columns = self.view_index.lookup(keys)
         if hit.all():
             return columns
-        computed = _on_cpu(self._compute(make_views(torch.from_numpy(np.flatnonzero(~hit)))))
+        computed = on_cpu(self._compute(make_views(torch.from_numpy(np.flatnonzero(~hit)))))
         self.view_index.add(keys[~hit], computed)
         # Put the rows that were found and those that were computed back in the order of the keys.
         order = np.concatenate([np.flatnonzero(hit), np.flatnonzero(~hit)])
@@ -271,10 +289,10 @@ class CachedTeacher:
 
     def _compute_clean_block(self, samples: Tensor) -> EncodedLogits:
         def views(rows: Tensor) -> Tensor:
-            return self.views.split.take(samples[rows]).to(self.views.device)
+            return to_device(self.views.split.take(samples[rows]), self.views.device)
 
         if not self.view_index:
-            return _on_cpu(self._compute(views(torch.arange(len(samples)))))
+            return on_cpu(self._compute(views(torch.arange(len(samples)))))
         return self._look_up_or_compute(self.views.plan.clean_keys()[samples], views)
 
     def _hash_images(self, samples: range) -> EncodedLogits:
@@ -293,7 +311,7 @@ class CachedTeacher:
         return columns
 
     def _decode_into(self, logits: Tensor, rows: np.ndarray, columns: EncodedLogits) -> None:
-        on_device = {name: column.to(logits.device, non_blocking=True) for name, column in columns.items()}
+        on_device = {name: to_device(column, logits.device) for name, column in columns.items()}
         logits[_indices(rows, logits.device)] = self.encoding.decode(on_device, self.classes)
 
 
@@ -301,14 +319,6 @@ def _concatenated(parts: list[EncodedLogits]) -> EncodedLogits:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _on_cpu(columns: EncodedLogits) -> EncodedLogits:
-    if all(column.device.type == "cpu" for column in columns.values()):
-        return columns  # checked when they were encoded
-    copied = {name: column.cpu() for name, column in columns.items()}
-    require_finite(copied)
-    return copied
-
-
 def _indices(mask: np.ndarray, device: torch.device) -> Tensor:
     """Turn a mask of rows into indices on a device: indexing by a mask there would make the host wait."""
-    return torch.from_numpy(np.flatnonzero(mask)).to(device, non_blocking=True)
+    return to_device(np.flatnonzero(mask), device)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kdcache.cli import COMMANDS
-from kdcache.cli.options import DEVICE, settings
+from kdcache.cli.options import CACHE_WORDS, DEVICE, settings
 from kdcache.config import StudentConfig
 from kdcache.errors import KdcacheError, UsageError, printable, problem
 
@@ -27,7 +27,7 @@ DATASET = click.option("--dataset", help="The store's images, if they were moved
 STORE_OPTION = click.option("--store", help="A store: its folder, URL or name, see cache info [all of the teacher's].")
 
 
-@click.group("cache", help=COMMANDS["cache"].about)
+@click.group("cache", help=f"{COMMANDS['cache'].about}\n\n{CACHE_WORDS}")
 def cache() -> None:
     """Group of the commands about stores."""
 
@@ -41,12 +41,14 @@ def fill(config: StudentConfig) -> None:
     one machine, also under torchrun: they share the work.
     """
     from kdcache.report.progress import terminal_reporter
+    from kdcache.report.time_left import format_duration
     from kdcache.stages import precompute_answers
 
     with terminal_reporter() as reporter:
         result = precompute_answers(config, reporter)
         stored = f"logits of {result.stored} of {result.total} views are stored"
-        reporter.message(f"{stored}, {result.teacher_forwards} of them computed now, {result.seconds:.0f} s")
+        spent = format_duration(result.seconds)
+        reporter.message(f"{stored}, {result.teacher_forwards} of them computed now, {spent}")
         reporter.message(f"store: {result.store}")
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["data"]
 
+MEGABYTE = 10**6
+
 NAME = click.argument("dataset")
 SIZE = click.option("--image-size", type=click.IntRange(32), help="Resize images to this height and width, in pixels.")
 WORKERS = click.option(
@@ -111,8 +113,10 @@ def fetch(dataset: str, data_root: Path) -> None:
 
     if dataset not in CARDS:
         raise UsageError(problem("dataset to download", expected=f"one of {', '.join(ARCHIVES)}", got=dataset))
-    with progress_bar(f"downloading {dataset}") as progress:
-        folder = download(dataset, expanded(data_root), lambda file, done, total: progress(done, total))
+    with progress_bar(f"downloading {dataset}", "MB") as progress:
+        folder = download(
+            dataset, expanded(data_root), lambda file, done, total: progress(done // MEGABYTE, total // MEGABYTE)
+        )
     click.echo(printable(f"{dataset}: {folder or 'ships with kdcache'} (license: {CARDS[dataset].license})"))
 
 

@@ -15,7 +15,7 @@ from kdcache.config import StudentConfig, TrainingConfig
 from kdcache.config.options import as_tables
 from kdcache.config.settings import GROUPS, Choice, ChoiceOf, ChoiceSum, flag_of, option_form
 
-__all__ = ["AUG_OPTION", "CLASS_ORDER", "DEVICE", "WEIGHTS_ENTRY", "GroupedCommand", "settings"]
+__all__ = ["AUG_OPTION", "CACHE_WORDS", "CLASS_ORDER", "DEVICE", "WEIGHTS_ENTRY", "GroupedCommand", "settings"]
 
 DEVICE = click.option(
     "--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Device to compute on."
@@ -33,6 +33,12 @@ CLASS_ORDER = click.option(
     help="Order of the classes in the weights: natural (by number, as timm sorts folders), or a file with the names of "
     "the classes in that order, one a line. [default: that of the dataset]",
 )
+
+CACHE_WORDS = (
+    "Teacher forwards are views that went through the teacher, "
+    "cache hits are views whose logits were in the store already."
+)
+"""The words of the cache, for help pages."""
 
 TYPE_NAMES = {int: "INTEGER", float: "FLOAT", Path: "PATH", str: "TEXT", ByteSize: "SIZE"}
 """What stands for the value of an option on a help page, by the type of the setting."""

@@ -69,7 +69,7 @@ def predict(
         predictor, named.files, max_pixels or limit, default_workers() if workers is None else workers
     )
     # On a terminal, the answers show the progress.
-    with progress_bar("predicting", disable=sys.stdout.isatty()) as progress:
+    with progress_bar("predicting", "pictures", disable=sys.stdout.isatty()) as progress:
         for done, result in enumerate(results, 1):
             if isinstance(result, Prediction):
                 best_classes = result.probabilities.topk(top)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kdcache.cli import COMMANDS
-from kdcache.cli.options import CLASS_ORDER, WEIGHTS_ENTRY, GroupedCommand, settings
+from kdcache.cli.options import CACHE_WORDS, CLASS_ORDER, WEIGHTS_ENTRY, GroupedCommand, settings
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import UsageError, problem
 
@@ -45,7 +45,7 @@ def teacher_train(config: TeacherConfig, tensorboard: bool) -> None:
         _print_result(reporter, train_teacher(config, reporter))
 
 
-@click.command("student-train", cls=GroupedCommand, help=COMMANDS["student-train"].about)
+@click.command("student-train", cls=GroupedCommand, help=f"{COMMANDS['student-train'].about}\n\n{CACHE_WORDS}")
 @settings(StudentConfig)
 @TENSORBOARD
 def student_train(config: StudentConfig, tensorboard: bool) -> None:
@@ -108,10 +108,12 @@ def teacher_load(
 
 
 def _print_result(reporter: "Reporter", run: "FinishedRun") -> None:
+    from kdcache.report.time_left import format_duration
+
     best = "best" if run.summary.get("best_on", "test") == "test" else "best on validation:"
     reporter.message(
         "{kind} {model}: top-1 {last_top1:.2f} % ({best} {best_top1:.2f} % at epoch {best_epoch}), "
         "{teacher_forwards} teacher forwards, {cache_hits} cache hits, "
-        "{seconds:.0f} s".format(best=best, **run.summary)
+        "{duration}".format(best=best, duration=format_duration(run.summary["seconds"]), **run.summary)
     )
     reporter.message(f"run: {run.path}")

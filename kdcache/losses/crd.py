@@ -1,6 +1,7 @@
 """Contrastive representation distillation: Tian, Krishnan and Isola, 2020, arXiv:1910.10699."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,10 +77,11 @@ class ContrastMemory(nn.Module):
         """
         rows = torch.cat([samples[:, None], negatives], 1)
         scores = [self._scores(student, self.teacher, rows), self._scores(teacher, self.student, rows)]
-        if not self._is_normalizer_estimated():
+        if not self._normalizer_estimated:
             sums = torch.stack([score.detach().sum() for score in scores])
             count = distributed.all_reduce_sum(torch.tensor(rows.numel(), device=rows.device))
             self.normalizer.copy_(distributed.all_reduce_sum(sums) / count * len(self.student))
+            self._normalizer_estimated = True
         losses = [_contrast(score / z, len(self.student)) for score, z in zip(scores, self.normalizer, strict=True)]
         # All processes hold the same memories: each is updated with the rows of all.
         student, teacher, samples = (
@@ -89,10 +91,11 @@ class ContrastMemory(nn.Module):
         self.teacher = self._updated(self.teacher, teacher, samples, self._is_small(rows))
         return losses[0] + losses[1]
 
-    def _is_normalizer_estimated(self) -> bool:
-        """Check once whether the normalizer has been estimated: reading it synchronizes with the device."""
-        self._normalizer_estimated = self._normalizer_estimated or bool(self.normalizer[0] != 0)
-        return self._normalizer_estimated
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        """Take note of whether a checkpoint has estimates: reading the buffer in a step would wait for the device."""
+        super()._load_from_state_dict(state_dict, prefix, *others)
+        if (normalizer := state_dict.get(f"{prefix}normalizer")) is not None:
+            self._normalizer_estimated = bool(normalizer[0] != 0)
 
     def _is_small(self, rows: Tensor) -> bool:
         """Whether one product with the whole memory is cheaper than gathering rows."""

@@ -1,20 +1,27 @@
-"""Progress of a training: a progress bar on a terminal, one line per epoch elsewhere."""
+"""Progress of a work: a progress bar on a terminal; elsewhere a line per epoch of a training."""
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
 
+from kdcache.report.time_left import TimeLeft
+from kdcache.run.contents import best_epoch
 from kdcache.run.folder import EpochMetrics
+from kdcache.run.writer import RunWriter
 from kdcache.training import EpochProgress
 
 __all__ = ["Bar", "Lines", "Reporter", "progress_bar", "terminal_reporter"]
+
+SECONDS_BETWEEN_LINES = 10.0
+"""Time between lines about logits that are precomputed."""
 
 
 class Reporter:
@@ -28,8 +35,8 @@ class Reporter:
     ) -> None:
         pass
 
-    def begin(self, title: str, epochs: int, images: int, folder: Path) -> None:
-        """Start a training of `epochs` over `images` samples that writes to a run folder."""
+    def begin(self, run: RunWriter, images: int, images_done: int) -> None:
+        """Start a training with `images` samples an epoch, or resume it after some of them in the current epoch."""
 
     def step(self, event: EpochProgress) -> None:
         """Report one or more optimizer steps."""
@@ -44,44 +51,88 @@ class Reporter:
         """Print a line for the user."""
 
 
-class Lines(Reporter):
+class PersonReporter(Reporter):
+    """A reporter for people: it knows how far the work is, and how long it will still take."""
+
+    def __init__(self) -> None:
+        self.precomputing = TimeLeft(0)
+
+    def begin(self, run: RunWriter, images: int, images_done: int) -> None:
+        self.message(f"{run.config.table} {run.config.model} on {run.config.dataset} -> {run.path}")
+        self.run, self.images = run, images
+        self.training = TimeLeft(run.config.epochs * images, len(run.metrics) * images + images_done)
+
+    def end_epoch(self, metrics: EpochMetrics) -> None:
+        self.training.done = metrics.epoch * self.images
+        self.training.end_part()
+
+    def precomputed(self, done: int, total: int) -> None:
+        self.precomputing.update(done, total)
+        self.precomputing.end_part()
+
+    def figures(
+        self,
+        loss: float | None,
+        top1: float | None,
+        lr: float | None,
+        speed: float | None,
+        evaluated: EpochMetrics | None,
+    ) -> str:
+        """Write the figures of an epoch, those of an evaluation, and the best so far if that was in an epoch before."""
+        accuracies = {"training": top1}
+        if evaluated is not None:
+            accuracies |= {"validation": evaluated.val_top1, "test": evaluated.test_top1}
+        shown = [f"{name} {value:.2f} %" for name, value in accuracies.items() if value is not None]
+        best = best_epoch(self.run.metrics)
+        if evaluated is not None and best is not None and best.epoch < evaluated.epoch:
+            value = best.test_top1 if best.val_top1 is None else best.val_top1
+            shown.append(f"best {value:.2f} % in epoch {best.epoch}")
+        known = f"top-1 {', '.join(shown)}" if shown else ""
+        return joined(f"loss {loss:.3f}", known, f"lr {lr:.3g}", f"{speed:.0f} images/s")
+
+
+class Lines(PersonReporter):
     """Plain lines, for logs and pipes."""
 
     def __init__(self) -> None:
-        self.epochs = self.tenths = 0
-
-    def begin(self, title: str, epochs: int, images: int, folder: Path) -> None:
-        self.epochs = epochs
-        self.message(title)
+        super().__init__()
+        self._precomputed_at = time.monotonic()
 
     def end_epoch(self, metrics: EpochMetrics) -> None:
-        seconds_left = metrics.seconds * (self.epochs - metrics.epoch)
-        self.message(
-            f"epoch {metrics.epoch}/{self.epochs}  {_format_metrics(metrics)}  "
-            f"{metrics.images_per_second:.0f} images/s  {seconds_left:.0f} s left"
-        )
+        super().end_epoch(metrics)
+        found = metrics.train_loss, metrics.train_top1, metrics.lr, metrics.images_per_second
+        figures = self.figures(*found, evaluated=None if metrics.test_top1 is None else metrics)
+        self.message(joined(f"epoch {metrics.epoch}/{self.run.config.epochs}", figures, str(self.training)))
 
     def precomputed(self, done: int, total: int) -> None:
-        if 10 * done // total > self.tenths:
-            self.tenths = 10 * done // total
-            self.message(f"{done} of {total} views precomputed")
+        super().precomputed(done, total)
+        if time.monotonic() - self._precomputed_at >= SECONDS_BETWEEN_LINES:
+            self._precomputed_at = time.monotonic()
+            stored = f"logits of {done} of {total} views are stored"
+            self.message(joined(stored, self.precomputing.speed("views"), str(self.precomputing)))
 
     def message(self, line: str) -> None:
         print(line, flush=True)
 
 
-class Bar(Reporter):
-    """A progress bar over all epochs, with loss, accuracy, speed and remaining time."""
+class BarAndFigures(Progress):
+    """A progress bar, and below it a line of figures, which a narrow terminal breaks."""
+
+    figures = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Get what is shown."""
+        yield from super().get_renderables()
+        yield Text(self.figures)
+
+
+class Bar(PersonReporter):
+    """A progress bar over all epochs, and the figures of the current one."""
 
     def __init__(self, console: Console) -> None:
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("loss {task.fields[loss]}  top-1 {task.fields[top1]}  {task.fields[speed]} images/s"),
-            TimeRemainingColumn(),
-            console=console,
-        )
-        self.epoch = self.epochs = self.images = 0
+        super().__init__()
+        self.progress = BarAndFigures(*columns(), console=console)
+        self.task = self.progress.add_task("", visible=False, left="")
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -92,34 +143,41 @@ class Bar(Reporter):
     ) -> None:
         self.progress.stop()
 
-    def begin(self, title: str, epochs: int, images: int, folder: Path) -> None:
-        self.message(title)
-        self.epoch, self.epochs, self.images = 0, epochs, images
-        for previous in self.progress.task_ids:
-            self.progress.remove_task(previous)
-        self.task = self.progress.add_task(f"epoch 1/{epochs}", total=epochs * images, loss="-", top1="-", speed="-")
+    def begin(self, run: RunWriter, images: int, images_done: int) -> None:
+        super().begin(run, images, images_done)
+        self._show_epoch("")
 
     def step(self, event: EpochProgress) -> None:
-        done = self.epoch * self.images + event.samples_done
-        self.progress.update(self.task, completed=done, loss=f"{event.loss:.3f}")
+        epoch = len(self.run.metrics)
+        self.training.done = epoch * self.images + event.samples_done
+        lr, speed = self.run.config.learning_rate(epoch), event.images_per_second
+        self._show_epoch(self.figures(event.loss, event.top1, lr, speed, self._evaluated))
 
     def end_epoch(self, metrics: EpochMetrics) -> None:
-        self.epoch = metrics.epoch
-        self.progress.update(
-            self.task,
-            description=f"epoch {min(metrics.epoch + 1, self.epochs)}/{self.epochs}",
-            speed=f"{metrics.images_per_second:.0f}",
-        )
-        if metrics.test_top1 is not None:
-            self.progress.update(self.task, top1=f"{metrics.test_top1:.2f} %")
+        super().end_epoch(metrics)
+        found = metrics.train_loss, metrics.train_top1, metrics.lr, metrics.images_per_second
+        self._show_epoch(self.figures(*found, self._evaluated))
 
     def precomputed(self, done: int, total: int) -> None:
-        if not self.progress.task_ids:
-            self.task = self.progress.add_task("logits", total=total, loss="-", top1="-", speed="-")
-        self.progress.update(self.task, completed=done)
+        super().precomputed(done, total)
+        self._show("logits", self.precomputing, self.precomputing.speed("views"))
 
     def message(self, line: str) -> None:
         self.progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    @property
+    def _evaluated(self) -> EpochMetrics | None:
+        """The latest evaluation."""
+        return next((line for line in reversed(self.run.metrics) if line.test_top1 is not None), None)
+
+    def _show_epoch(self, figures: str) -> None:
+        epochs = self.run.config.epochs
+        self._show(f"epoch {min(len(self.run.metrics) + 1, epochs)}/{epochs}", self.training, figures)
+
+    def _show(self, what: str, progress: TimeLeft, figures: str) -> None:
+        self.progress.figures = figures
+        total, done, left = progress.total, progress.done, str(progress)
+        self.progress.update(self.task, visible=True, description=what, total=total, completed=done, left=left)
 
 
 def terminal_reporter() -> Reporter:
@@ -130,30 +188,39 @@ def terminal_reporter() -> Reporter:
 
 
 @contextmanager
-def progress_bar(title: str, disable: bool = False) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(title: str, unit: str = "images", disable: bool = False) -> Iterator[Callable[[int, int], None]]:
     """Show a progress bar on a terminal, on standard error, and nothing elsewhere or if `disable`.
+
+    Parameters
+    ----------
+    title : str
+    unit : str
+        What is counted.
+    disable : bool
 
     Yields
     ------
     callable
         Updates the bar; takes the number of finished items and the total.
     """
-    columns = TextColumn(title), BarColumn(), TimeRemainingColumn()
     hidden = disable or not sys.stderr.isatty()
     # What a command prints meanwhile stays on standard output: rich would move it above the bar.
-    with Progress(*columns, console=Console(stderr=True), disable=hidden, redirect_stdout=False) as progress:
-        task = progress.add_task(title, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+    with Progress(*columns(), console=Console(stderr=True), disable=hidden, redirect_stdout=False) as progress:
+        task, time_left = progress.add_task(title, total=None, left=""), TimeLeft(0)
+
+        def update(done: int, total: int) -> None:
+            time_left.update(done, total)
+            left = joined(f"{done}/{total}", time_left.speed(unit), str(time_left))
+            progress.update(task, completed=done, total=total, left=left)
+
+        yield update
 
 
-def _format_metrics(metrics: EpochMetrics) -> str:
-    text = f"loss {metrics.train_loss:.3f}"
-    if metrics.test_top1 is not None:
-        text += f"  top-1 {metrics.test_top1:.2f} %"
-    if metrics.kl_ratio is not None:
-        text += f"  r {metrics.kl_ratio:.2f}"
-    shares = {"data": metrics.data_share, "teacher": metrics.teacher_share}
-    text += "".join(f"  {name} {share:.0%}" for name, share in shares.items() if share is not None)
-    if metrics.teacher_forwards or metrics.cache_hits:
-        text += f"  teacher forwards {metrics.teacher_forwards}  cache hits {metrics.cache_hits}"
-    return text
+def columns() -> tuple[TextColumn, BarColumn, TextColumn]:
+    """Make the columns of a bar: what is done, the bar, the time left."""
+    return TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[left]}", markup=False)
+
+
+def joined(*parts: str) -> str:
+    """Put the figures of a line beside each other."""
+    return "  ".join(filter(None, parts))

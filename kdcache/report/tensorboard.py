@@ -1,6 +1,5 @@
 """Metrics for TensorBoard, an optional dependency: ``pip install 'kdcache[tensorboard]'``."""
 
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -8,6 +7,7 @@ from kdcache.checked_files import FOLDER, require_kind
 from kdcache.errors import UsageError, problem
 from kdcache.report.progress import Reporter
 from kdcache.run.folder import EpochMetrics
+from kdcache.run.writer import RunWriter
 from kdcache.training import EpochProgress
 
 __all__ = ["EVENTS", "TensorBoard"]
@@ -50,12 +50,12 @@ class TensorBoard(Reporter):
             self._writer.close()
         self.inner.__exit__(kind, error, trace)
 
-    def begin(self, title: str, epochs: int, images: int, folder: Path) -> None:
+    def begin(self, run: RunWriter, images: int, images_done: int) -> None:
         if self._writer is not None:
             self._writer.close()
-        require_kind(folder / EVENTS, FOLDER)
-        self._writer = self._make_writer(str(folder / EVENTS))
-        self.inner.begin(title, epochs, images, folder)
+        require_kind(run.path / EVENTS, FOLDER)
+        self._writer = self._make_writer(str(run.path / EVENTS))
+        self.inner.begin(run, images, images_done)
 
     def step(self, event: EpochProgress) -> None:
         self.inner.step(event)

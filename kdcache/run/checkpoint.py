@@ -27,7 +27,7 @@ from kdcache.run.folder import RunFolder
 
 __all__ = ["Checkpoints", "TrainingState", "has_checkpoint", "recorded_environment", "remove_checkpoints"]
 
-FORMAT = "kdcache-training-3"
+FORMAT = "kdcache-training-4"
 
 NAME = re.compile(r"epoch-\d{7}-step-\d{7}\.safetensors", re.ASCII)
 
@@ -49,6 +49,8 @@ class TrainingState:
         Steps of it that are done.
     losses : float
         Sum of the losses of these steps.
+    correct, labelled : int
+        Labelled views in them, and how many of those were classified correctly.
     seconds : float
         Training time so far.
     teacher_counts : list of int
@@ -68,6 +70,8 @@ class TrainingState:
     epoch: int = 0
     step: int = 0
     losses: float = 0.0
+    correct: int = 0
+    labelled: int = 0
     seconds: float = 0.0
     teacher_counts: Annotated[list[int], Field(max_length=2)] = field(default_factory=list)
     metrics: list[dict[str, Any]] = field(default_factory=list)

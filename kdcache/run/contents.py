@@ -43,6 +43,9 @@ class EpochMetrics:
     lr : float or None
     train_loss : float or None
         Mean of the training loss over the steps.
+    train_top1 : float or None
+        Accuracy on the labelled x in percent, as the steps of the epoch saw them, each before its update. Of a student
+        that is not trained on x, it is that on x', by the class of the larger part of the label.
     images_per_second : float or None
         Training samples per second, without evaluation.
     data_share, teacher_share : float or None
@@ -71,6 +74,7 @@ class EpochMetrics:
     val_top1: Percent | None = None
     lr: Number | None = None
     train_loss: Number | None = None
+    train_top1: Percent | None = None
     images_per_second: Number | None = None
     data_share: Number | None = None
     teacher_share: Number | None = None

@@ -83,12 +83,13 @@ class StudentRecorder(Recorder):
         self.shape, self.teacher, self.device = shape, teacher, device
         checksums = [line.statistics_sha256 or "" for line in done]
         self._store = StatisticsStore(path, epochs, shape, checksums) if distributed.is_main() else None
-        self._counts, self._teacher_seconds = TeacherCounts(), 0.0
+        self._counts = TeacherCounts()
 
     def begin_epoch(self, progress: TrainingState) -> None:
         """See `Recorder`."""
         self.statistics, self._counts = EpochStatistics.empty(self.shape, self.device), TeacherCounts()
-        self._teacher_seconds = self.teacher.seconds if self.teacher else 0.0
+        if self.teacher is not None:
+            self.teacher.begin_epoch()
         if progress.statistics:
             self.statistics = self.statistics.like(progress.statistics).split()
             if distributed.is_main():
@@ -152,7 +153,7 @@ class StudentRecorder(Recorder):
         """See `Recorder`."""
         statistics, counts = self.statistics.merged(), self._all_counts()
         checksum = self._store.write(epoch, statistics) if self._store is not None else None
-        waited = self.teacher.seconds - self._teacher_seconds if self.teacher else None
+        waited = self.teacher.stopwatch.pop() if self.teacher else None
         return {
             "teacher_share": None if waited is None else waited / seconds,
             "kl_ratio": statistics.mean_kl_ratio(),

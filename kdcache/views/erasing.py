@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdcache.compute import to_device
 from kdcache.views.mixes import Mix, box_edges, cutmix
 from kdcache.views.scaling import scaled_cutmix
 from kdcache.views.words import Words, below, high, low, next_words
@@ -86,7 +87,7 @@ def _scaled_fill_box(first: Tensor, second: Tensor, parameters: np.ndarray, size
 
 
 def _filled(like: Tensor, color: bytes) -> Tensor:
-    filled = torch.tensor(list(color), dtype=torch.uint8).to(like.device, non_blocking=True)
+    filled = to_device(torch.tensor(list(color), dtype=torch.uint8), like.device)
     return filled[:, None, None].expand_as(like)
 
 

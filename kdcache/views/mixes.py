@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kdcache.choices import MIXES
+from kdcache.compute import to_device
 from kdcache.config.augs import parse_mix
 from kdcache.errors import KdcacheError, UsageError, problem
 from kdcache.extensions import call, explained, import_object, is_address
@@ -185,7 +186,7 @@ def mixup(first: Tensor, second: Tensor, parameters: np.ndarray | Tensor) -> Ten
     -------
     Tensor of float32, shape (B, C, H, W)
     """
-    lam = torch.as_tensor(parameters).to(first.device, non_blocking=True)
+    lam = to_device(parameters, first.device)
     return torch.lerp(second.float(), first.float(), lam[:, :, None, None])
 
 
@@ -249,7 +250,7 @@ def cutmix(first: Tensor, second: Tensor, parameters: np.ndarray | Tensor) -> Te
         Of the dtype of ``first``.
     """
     channels, height, width = first.shape[1:]
-    top, bottom, left, right = torch.as_tensor(parameters).to(first.device, non_blocking=True)[:, :, None].unbind(1)
+    top, bottom, left, right = to_device(parameters, first.device)[:, :, None].unbind(1)
     row = torch.arange(height, device=first.device)
     column = torch.arange(width, device=first.device).repeat_interleave(channels)
     box = ((row >= top) & (row < bottom)).byte()[:, :, None] * ((column >= left) & (column < right)).byte()[:, None]

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdcache.compute import to_device
+
 __all__ = ["BLEND_UNIT", "FIXED_POINT_BITS", "OPERATIONS", "VALUES", "apply_operations"]
 
 GEOMETRIC = ("shear-x", "shear-y", "translate-x", "translate-y", "rotate")
@@ -55,13 +57,15 @@ def apply_operations(images: Tensor, operations: np.ndarray, values: np.ndarray)
     """
     results = images.clone()
     at_once = max(1, BYTES_AT_ONCE // images[0].numel()) if images.device.type == "cpu" else len(images)
-    for names, function in _FUNCTIONS.items():
-        rows = np.flatnonzero(np.isin(operations, [OPERATIONS.index(name) for name in names]))
-        for start in range(0, len(rows), at_once):
-            part = rows[start : start + at_once]
-            index = torch.from_numpy(part).to(images.device, non_blocking=True)
-            chosen = torch.from_numpy(values[part].astype(np.int32)).to(images.device, non_blocking=True)
-            results.index_copy_(0, index, function(images.index_select(0, index), chosen[..., None, None, None]))
+    numbers = [[OPERATIONS.index(name) for name in names] for names in _FUNCTIONS]
+    groups = [np.flatnonzero(np.isin(operations, group)) for group in numbers]
+    order = np.concatenate(groups)
+    rows, chosen = to_device(order, images.device), to_device(values[order].astype(np.int32), images.device)
+    sizes = [*map(len, groups)]
+    for function, *group in zip(_FUNCTIONS.values(), rows.split(sizes), chosen.split(sizes), strict=True):
+        for index, value in zip(*(part.split(at_once) for part in group), strict=True):
+            if len(index):
+                results.index_copy_(0, index, function(images.index_select(0, index), value[..., None, None, None]))
     return results
 
 

@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdcache.compute import to_device
+
 __all__ = ["axis_coverage", "scaled_cutmix"]
 
 ROWS, COLUMNS = slice(0, 2), slice(2, 4)
@@ -23,7 +25,7 @@ def scaled_cutmix(first: Tensor, second: Tensor, parameters: np.ndarray, size: i
         Side of the images on which the boxes were drawn.
     """
     side, device = first.shape[-1], first.device
-    rows, columns = (axis_coverage(parameters[:, edges], size, side).to(device) for edges in (ROWS, COLUMNS))
+    rows, columns = (to_device(axis_coverage(parameters[:, edges], size, side), device) for edges in (ROWS, COLUMNS))
     box = (rows[:, :, None] * columns[:, None])[..., None]
     outer, inner = (images.permute(0, 2, 3, 1).int() for images in (first, second))
     whole = size * size

@@ -13,6 +13,7 @@ from torch import Tensor
 from kdcache import distributed
 from kdcache.cards import Rendering
 from kdcache.choices import CROPS
+from kdcache.compute import to_device
 from kdcache.config import StudentConfig
 from kdcache.datasets import Dataset, Split
 from kdcache.datasets.adapters import as_split
@@ -205,10 +206,10 @@ class Views:
             step=step,
             positions=positions,
             global_positions=self.steps[step],
-            samples=samples.to(self.device, non_blocking=True),
-            labels=self.split.labels[samples].to(self.device, non_blocking=True),
+            samples=to_device(samples, self.device),
+            labels=to_device(self.split.labels[samples], self.device),
             views=views,
-            partner_labels=self.split.labels[torch.from_numpy(partner_samples)].to(self.device, non_blocking=True),
+            partner_labels=to_device(self.split.labels[torch.from_numpy(partner_samples)], self.device),
             lam=self._column([slot.lam[own] for slot in table.slots]),
             random_score=self._column([slot.random_score[own] for slot in table.slots]),
             partners=partner_samples,
@@ -223,21 +224,21 @@ class Views:
         own = np.arange(positions.start, positions.stop)
         standard = self._standard_views(table, rows, images)
         # A batch of whole blocks has all its partners in itself.
-        x = standard if len(rows) == len(own) else take(standard, self._tensor(np.searchsorted(rows, own)))
+        x = standard if len(rows) == len(own) else take(standard, to_device(np.searchsorted(rows, own), self.device))
         views = [x]
         for slot in slots:
-            second = take(standard, self._tensor(np.searchsorted(rows, slot.partner[own])))
+            second = take(standard, to_device(np.searchsorted(rows, slot.partner[own]), self.device))
             views.append(apply_mix(slot.mix, x, second, slot.parameters[own], self.plan.image_size))
         return views
 
     def _standard_views(self, table: EpochTable, rows: np.ndarray, images: Tensor) -> Tensor:
-        images = images.to(self.device, non_blocking=True)
+        images = to_device(images, self.device)
         if not self.plan.crop_flip:
             return images
-        flip = self._tensor(table.flip[rows])
+        flip = to_device(table.flip[rows], self.device)
         if self.plan.padding is None:
             return flip_some(images, flip)
-        return crop_flip(images, self._tensor(table.crop[rows]), flip, self.plan.padding)
+        return crop_flip(images, to_device(table.crop[rows], self.device), flip, self.plan.padding)
 
     def _request(
         self, table: EpochTable, rows: np.ndarray, renderings: tuple[Rendering | None, ...] = (None,)
@@ -245,11 +246,8 @@ class Views:
         words = table.crop[rows] if self.plan.random_resized else None
         return _Request(torch.from_numpy(table.order[rows]), words, renderings)
 
-    def _tensor(self, rows: np.ndarray) -> Tensor:
-        return torch.from_numpy(rows).to(self.device, non_blocking=True)
-
     def _column(self, slots: list[np.ndarray]) -> Tensor:
-        return self._tensor(np.concatenate(slots) if slots else np.empty(0, np.float32))
+        return to_device(np.concatenate(slots) if slots else np.empty(0, np.float32), self.device)
 
 
 def _padding(split: Split, padding: int | None, crop: str) -> int | None:
