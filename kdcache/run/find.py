@@ -49,6 +49,9 @@ def find_teacher(config: StudentConfig) -> Path:
     UsageError
         If there is none, or the student would overwrite it.
     """
+    if config.answers is not None:
+        got = f"--answers {config.answers}"
+        raise UsageError(problem("logits are computed by a teacher", expected="--teacher", got=got))
     if config.resume and config.out is not None and config.teacher is not None:
         path = teacher_of(config.out, config.teacher)
     else:
