@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kdcache.choices import IMAGE_SIZES, MODEL_PREFIXES, MODELS
+from kdcache.choices import EXPORT_FORMATS, IMAGE_SIZES, MODEL_PREFIXES, MODELS
 from kdcache.cli import COMMANDS
 from kdcache.errors import UsageError, first_line, printable, problem
 from kdcache.presets import read_toml
@@ -20,8 +20,6 @@ PAPER_PROTOCOLS = ("cifar100", "tiny-imagenet", "imagenet")
 """Files of ``configs/protocols`` with the pairs of the paper."""
 
 BUNDLE = "bundle"
-
-SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch-export": ".pt2"}
 
 
 @click.command("models", help=COMMANDS["models"].about)
@@ -61,8 +59,9 @@ BEST = click.option("--best", is_flag=True, help="Use the network of the best ep
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--format",
-    type=click.Choice([*SUFFIXES, BUNDLE]),
-    help="Format of the file; a bundle is a folder with a network in two precisions, labels and a script. "
+    type=click.Choice([*EXPORT_FORMATS, BUNDLE]),
+    help="Format of the file; openvino is a folder with two files, a bundle one with a network in two precisions, "
+    "labels and a script. "
     "[default: a bundle if --out ends with /, else safetensors]",
 )
 @click.option("--out", help="File or folder to write. [default: in the run folder]")
@@ -73,10 +72,11 @@ def export(
     run: Path, format: str | None, out: str | None, dataset: str | None, data_root: Path | None, best: bool
 ) -> None:
     """Export a network."""
-    from kdcache.files import require_writable_file
+    from kdcache.files import require_replaceable, require_writable_file
     from kdcache.models import checkpoint
     from kdcache.models.export import export as write
-    from kdcache.models.export import images_to_compare, random_images
+    from kdcache.models.export import images_to_compare, input_of, random_images
+    from kdcache.models.export_formats import OPENVINO_FILES
     from kdcache.run.folder import FinishedRun
     from kdcache.setup import load_run_data
 
@@ -85,15 +85,19 @@ def export(
     folder = FinishedRun(run)
     is_folder = out is not None and out.endswith("/")
     format = format or (BUNDLE if is_folder else "safetensors")
-    path = Path(out) if out else folder.path / (BUNDLE if format == BUNDLE else f"export{SUFFIXES[format]}")
+    suffix = EXPORT_FORMATS[format].suffix if format != BUNDLE else ""
+    path = Path(out) if out else folder.path / (f"export{suffix}" if suffix else format)
     file = folder.chosen_network_file(best)
     names = checkpoint.metadata(file).get("class_names", ())
     if format == BUNDLE:
         _export_bundle(folder, file, path, dataset, data_root, names)
         return
-    if is_folder:
-        raise UsageError(problem(f"--out for {format}", expected="the path of a file", got=out))
-    require_writable_file(path)
+    if suffix:
+        if is_folder:
+            raise UsageError(problem(f"--out for {format}", expected="the path of a file", got=out))
+        require_writable_file(path)
+    else:
+        require_replaceable(path, OPENVINO_FILES, f"a network of {format}")
     network = checkpoint.load(file)
     try:
         images, kind = images_to_compare(load_run_data(folder, dataset, data_root, "test").test), "test images"
@@ -102,9 +106,9 @@ def export(
             raise
         click.echo(f"kdcache: compared on random images, because of this: {error}", err=True)
         images, kind = random_images(network), "random images"
-    exported = write(network, format, path, images, class_names=names)
+    exported = write(network, format, path, images, names, kind)
     compared = f"probabilities of {len(images)} {kind} differ by at most {exported.difference:.1g}"
-    click.echo(printable(f"{exported.path}: {compared}"))
+    click.echo(printable(f"{exported.path}: input {input_of(network)}; {compared}"))
 
 
 def _export_bundle(
