@@ -21,7 +21,8 @@ from kdcache.run.resolve import resolve_run
 from kdcache.run.statistics import StatisticsShape
 from kdcache.run.writer import RunWriter
 from kdcache.selection import Candidates, score, select_all, select_top
-from kdcache.setup import choose_compute, initial_network, load_data, make_plan, open_cached_teacher, with_epochs
+from kdcache.setup import choose_compute, initial_network, load_data, make_plan, with_epochs
+from kdcache.teachers import open_cached_teacher
 from kdcache.training import (
     FrozenRunningStats,
     StepResult,

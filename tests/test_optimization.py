@@ -26,7 +26,8 @@ from kdcache.models import checkpoint
 from kdcache.optimization import Update
 from kdcache.run.folder import FinishedRun
 from kdcache.run.writer import RunWriter
-from kdcache.setup import fresh_network, load_data, verify_store
+from kdcache.setup import fresh_network, load_data
+from kdcache.teachers import verify_store
 from kdcache.training import evaluate
 from kdcache.views import ViewPlan, Views
 from tests.processes import outcome
