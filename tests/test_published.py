@@ -410,7 +410,7 @@ def bundle(mini_run: Path, exported: Path, tmp_path_factory: pytest.TempPathFact
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export_formats, "build_onnx", copy)
-        patch.setattr(setup, "load_run_data", lambda *_: part)
+        patch.setattr(setup, "load_run_data", lambda *_, **__: part)
         patch.setattr(cost, "MIN_SECONDS", 0)
         cli.main(["export", str(mini_run), "--out", f"{folder}/"], standalone_mode=False)
     return folder
@@ -513,7 +513,7 @@ def test_an_export_says_on_which_images_it_was_compared(
     with pytest.raises(UsageError):
         cli.main([*words, "--dataset", f"folder:{tmp_path / 'gone'}"], standalone_mode=False)
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise UsageError("the images are gone")
 
     monkeypatch.setattr(setup, "load_run_data", refuse)
