@@ -153,6 +153,8 @@ def test_the_test_images_of_a_run_need_no_unlabelled_ones(
     moved = extra.rename(tmp_path / "moved")
     try:
         assert load_run_data(run, split="test").num_unlabelled == 0
+        place = f"folder:{moved}"
+        assert load_run_data(run, split="test", unlabelled=place).num_unlabelled == EXTRA  # which are checked then
         message = refusal(lambda: load_run_data(run))
         assert "--unlabelled folder:" in message
         assert "name their place with --unlabelled" in message
@@ -160,9 +162,9 @@ def test_the_test_images_of_a_run_need_no_unlabelled_ones(
         assert data.num_unlabelled == 0
         assert left_out is not None
         assert left_out.startswith("calibrated on labelled images alone, because of this: --unlabelled folder:")
-        assert calibration_images(run, unlabelled=f"folder:{moved}")[0].num_unlabelled == EXTRA
+        assert calibration_images(run, unlabelled=place)[0].num_unlabelled == EXTRA
         words = ["cache", "verify", str(run.config.teacher), "--store", str(run.config.store), "--device", "cpu"]
-        verified = CliRunner().invoke(cli, [*words, "--samples", "3", "--unlabelled", f"folder:{moved}"])
+        verified = CliRunner().invoke(cli, [*words, "--samples", "3", "--unlabelled", place])
         assert verified.exit_code == 0, verified.output
         evaluated = CliRunner().invoke(cli, ["evaluate", str(run.path), "--device", "cpu"])
         assert evaluated.exit_code == 0, evaluated.output
