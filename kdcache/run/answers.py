@@ -1,4 +1,4 @@
-"""Logits that travel: from a teacher's run to a folder or URL, and from there to a folder or another copy of the run."""
+"""Logits that travel: from a teacher's run to a folder or URL, and from there to a folder or another run folder."""
 
 import os
 import sys
