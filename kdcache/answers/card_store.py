@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +25,9 @@ __all__ = ["CardStore", "Downloads", "open_answers"]
 READERS = 4
 """Files that are read at once: the columns of a chunk, and the chunk that is read ahead."""
 
+WAIT_SECONDS = 0.02
+"""Until it is tried again whether another process has fetched a file."""
+
 log = logging.getLogger("kdcache")
 
 
@@ -41,13 +45,19 @@ class Downloads:
 
     def read(self, key: str, file: StoredFile, source: StoreLocation) -> bytes:
         """Read a file that was kept, or else fetch and keep it; one that is damaged is fetched again."""
-        path = self.folder / key
-        with FileLock(self.folder / "downloads.lock", key).held():
-            if kind_of(path) == FILE and file.matches(kept := read_bytes(path)):
+        path, lock = self.folder / key, FileLock(self.folder / "downloads.lock", key)
+        while (kept := _read_if_intact(path, file)) is None:
+            if not lock.acquire(wait=False):  # another process fetches it
+                time.sleep(WAIT_SECONDS)
+                continue
+            try:
+                if (kept := _read_if_intact(path, file)) is None:
+                    kept = require_file(source.where, key, source.read(key), file)
+                    self._keep(path, kept)
                 return kept
-            content = require_file(source.where, key, source.read(key), file)
-            self._keep(path, content)
-            return content
+            finally:
+                lock.release()
+        return kept
 
     def _keep(self, path: Path, content: bytes) -> None:
         try:
@@ -57,6 +67,10 @@ class Downloads:
         except (OSError, KdcacheError) as error:
             self._keeps = False
             log.warning("further answers are not kept on the disk (%s)", first_line(error))
+
+
+def _read_if_intact(path: Path, file: StoredFile) -> bytes | None:
+    return kept if kind_of(path) == FILE and file.matches(kept := read_bytes(path)) else None
 
 
 class CardStore(Store):

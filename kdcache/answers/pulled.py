@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from kdcache.answers.card import AnswerCard, describe_views
 from kdcache.answers.card_store import open_answers
+from kdcache.answers.durable_store import ROOT_KEY
 from kdcache.answers.encoding import LogitEncoding
 from kdcache.answers.find import Answers, image_facts
 from kdcache.answers.fingerprint import require_same_fingerprint
@@ -54,6 +55,12 @@ class AbsentTeacher(Teacher):
         network.rendering = card.rendering
         super().__init__(network, Compute(device, store.precision))
         self.fingerprint = str(store.fingerprint["teacher"])
+        self._store_sha256 = card.files[ROOT_KEY].sha256
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """The teacher, and the SHA-256 of the store's metadata: others may have been computed on another device."""
+        return {**super().origin, "answers": self._store_sha256}
 
 
 def find_pulled_answers(
