@@ -87,7 +87,7 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     # The objective, with whatever layers its losses train, and the optimizer of all that is trained.
     objective = build_objective(config, student, teacher.teacher.network if teacher else None, data.train.labels)
     objective = objective.to(compute.device)
-    update = Update(config, student, objective)
+    update = Update(config, compute, student, objective)
 
     # The run folder; a resumed run continues from its last checkpoint.
     with RunWriter(config, compute, data, teacher.teacher if teacher else None, init) as run:

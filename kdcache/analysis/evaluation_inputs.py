@@ -270,7 +270,7 @@ class _Loader:
             logits = partial(_log_probabilities, predictor)
             facts = (name, file, predictor.facts.name, self._split_of(data), torch.device("cpu"), "onnxruntime on cpu")
             return LoadedNetwork(*facts, logits, None)
-        compute, data = Compute.choose(self.device, precision), data.rendered(checkpoint.rendering_of(file))
+        compute, data = Compute.for_evaluation(self.device, precision), data.rendered(checkpoint.rendering_of(file))
         network = trained_network(file, data, "network").to(compute.device).eval()
         logits = partial(_forward, network, compute)
         facts = (name, file, network.name, self._split_of(data), compute.device, compute.precision)
