@@ -14,7 +14,8 @@ from torch import Tensor
 
 from kdcache import models, training
 from kdcache.answers.cached_teacher import CachedTeacher
-from kdcache.answers.open import Answers, make_cached_teacher, open_store
+from kdcache.answers.find import Answers, open_store
+from kdcache.answers.open import make_cached_teacher
 from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig

@@ -20,7 +20,7 @@ from kdcache.analysis.disagreement import measure_disagreement
 from kdcache.analysis.hardness import measure_hardness
 from kdcache.analysis.inputs import AnalysisInputs
 from kdcache.answers.encoding import EncodedLogits
-from kdcache.answers.open import open_store
+from kdcache.answers.find import open_store
 from kdcache.answers.store import CLEAN, AnswerStore, ReplayTableName
 from kdcache.answers.table import fill_missing
 from kdcache.answers.teacher import Teacher

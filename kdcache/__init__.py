@@ -18,15 +18,21 @@ if TYPE_CHECKING:
     from kdcache.errors import KdcacheError as KdcacheError
     from kdcache.errors import UsageError as UsageError
     from kdcache.models import checkpoint
+    from kdcache.models.network import Network as Network
+    from kdcache.models.wrapped import wrap_function as wrap_function
     from kdcache.register import register_aug as register_aug
     from kdcache.register import register_dataset as register_dataset
     from kdcache.register import register_loss as register_loss
     from kdcache.register import register_model as register_model
     from kdcache.register import register_pick as register_pick
     from kdcache.run.folder import FinishedRun as FinishedRun
+    from kdcache.run.loop_statistics import Statistics as Statistics
+    from kdcache.selection import pick as pick
     from kdcache.stages import train_student as train_student
     from kdcache.stages import train_teacher as train_teacher
     from kdcache.stages.teacher import load_teacher as load_teacher
+    from kdcache.teachers import open_teacher as open_teacher
+    from kdcache.views import Batch as Batch
     from kdcache.views import ViewPlan as ViewPlan
     from kdcache.views import Views as Views
 
@@ -35,26 +41,32 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 PUBLIC = {
+    "Batch": ("views", "Batch"),
     "CachedTeacher": ("answers.cached_teacher", "CachedTeacher"),
     "Compute": ("compute", "Compute"),
     "FinishedRun": ("run.folder", "FinishedRun"),
     "ImageData": ("datasets", "ImageData"),
     "KdcacheError": ("errors", "KdcacheError"),
-    "ViewPlan": ("views", "ViewPlan"),
+    "Network": ("models.network", "Network"),
+    "Statistics": ("run.loop_statistics", "Statistics"),
     "StudentConfig": ("config", "StudentConfig"),
     "Teacher": ("answers.teacher", "Teacher"),
     "TeacherConfig": ("config", "TeacherConfig"),
     "UsageError": ("errors", "UsageError"),
+    "ViewPlan": ("views", "ViewPlan"),
     "Views": ("views", "Views"),
-    "load_teacher": ("stages.teacher", "load_teacher"),
     "build_network": ("models", "build"),
-    "losses": ("losses", ""),
     "load_dataset": ("datasets", "load"),
     "load_network": ("models.checkpoint", "load"),
+    "load_teacher": ("stages.teacher", "load_teacher"),
+    "losses": ("losses", ""),
+    "open_teacher": ("teachers", "open_teacher"),
+    "pick": ("selection", "pick"),
     **{name: ("register", name) for name in ("register_aug", "register_dataset", "register_loss")},
     **{name: ("register", name) for name in ("register_model", "register_pick")},
     "train_student": ("stages", "train_student"),
     "train_teacher": ("stages", "train_teacher"),
+    "wrap_function": ("models.wrapped", "wrap_function"),
 }
 """The module of each public name, and its name there; none for a module."""
 

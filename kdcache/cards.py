@@ -94,8 +94,8 @@ class Card:
     classes: int | None
     image_size: int
     padding: int | None
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     source: str
     license: str
     reader: str = "folder"

@@ -33,6 +33,7 @@ __all__ = [
     "is_first_to_exit",
     "is_main",
     "rank",
+    "require_group",
     "world_size",
     "wrap_ddp",
 ]
@@ -80,6 +81,20 @@ def init(device: str) -> None:
 def _store() -> Any:
     """Connect to the rendezvous store; under torchrun it is served by the agent, which outlives any worker."""
     return next(rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))[0]
+
+
+def require_group() -> None:
+    """Refuse to go on in one of several processes of torchrun that have not joined: each would do all the work.
+
+    Raises
+    ------
+    UsageError
+    """
+    if (size := int(os.environ.get("WORLD_SIZE", "1"))) > 1 and not dist.is_initialized():
+        remedy = "Call torch.distributed.init_process_group first."
+        raise UsageError(
+            problem(f"torchrun with {size} processes", expected="a process group", got="none", remedy=remedy)
+        )
 
 
 def is_first_to_exit() -> bool:

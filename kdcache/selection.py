@@ -11,11 +11,12 @@ from torch import Tensor
 
 from kdcache import distributed
 from kdcache.choices import CRITERIA
-from kdcache.errors import KdcacheError, problem
+from kdcache.errors import KdcacheError, UsageError, problem
 from kdcache.extensions import explained, import_object, is_address
-from kdcache.losses import entropy
+from kdcache.losses import entropy, kl_divergence
+from kdcache.views import Batch
 
-__all__ = ["Candidates", "Selection", "score", "select_all", "select_top", "top_scores"]
+__all__ = ["Candidates", "Selection", "pick", "score", "select_all", "select_top", "top_scores"]
 
 
 class Candidates(NamedTuple):
@@ -143,6 +144,56 @@ def select_top(scores: Tensor, keep: float, across_ranks: bool) -> Selection:
     start = sum(part.shape[1] for part in parts[: distributed.rank()])
     rows = picked.reshape(pool.shape)[:, start : start + scores.shape[1]].flatten().nonzero()[:, 0]
     return Selection(rows if len(rows) else rows.new_zeros(1), len(rows), len(top))
+
+
+@torch.no_grad()
+def pick(
+    batch: Batch,
+    teacher: Tensor | None = None,
+    student: Tensor | None = None,
+    criterion: str = "kld",
+    keep: float = 0.5,
+    temperature: float = 4.0,
+) -> Tensor:
+    """Pick the mixed views of a batch that a student learns most from (Section 3.2), for a training loop of one's own.
+
+    Parameters
+    ----------
+    batch : Batch
+    teacher, student : Tensor, optional, shape (M B, C)
+        Logits of both networks for ``batch.mixed_views()``, as far as the criterion reads them. The student's are best
+        computed without updating its batch norms, see `kdcache.training.FrozenRunningStats`.
+    criterion : str
+        A key of `kdcache.choices.CRITERIA`.
+    keep : float
+        Share of the views that is picked; under ``torchrun``, of those of all processes together.
+    temperature : float
+        tau of d, the divergence that ``kld`` compares.
+
+    Returns
+    -------
+    Tensor of int64, shape (P,)
+        Rows of ``batch.mixed_views()``, ascending.
+
+    Raises
+    ------
+    UsageError
+        If the criterion is unknown, or reads logits that are not given.
+    """
+    if criterion not in CRITERIA:
+        raise UsageError(problem("criterion", expected=f"one of {', '.join(CRITERIA)}", got=criterion))
+    if not 0 < keep <= 1:
+        raise UsageError(problem("share to keep", expected="more than 0, at most 1", got=keep))
+    for name, logits in (("teacher", teacher), ("student", student)):
+        rows = batch.slots * len(batch)
+        if (logits is not None or getattr(CRITERIA[criterion], name)) and (logits is None or len(logits) != rows):
+            what, got = f"{name}'s logits for {criterion}", "none" if logits is None else f"{len(logits)}"
+            raise UsageError(problem(what, expected=f"{rows} rows, one for each mixed view", got=got))
+    kl = None if teacher is None or student is None else kl_divergence(student.float(), teacher.float(), temperature)
+    labels = batch.labels.repeat(batch.slots)
+    candidates = Candidates(teacher, student, kl, labels, batch.partner_labels, batch.lam, batch.random_score)
+    selection = select_top(score(criterion, candidates).reshape(batch.slots, -1), keep, across_ranks=True)
+    return selection.rows[: selection.num_picked]
 
 
 def _num_picked(keep: float, pool: Tensor) -> int:

@@ -1,56 +1,40 @@
-"""From a config to its data, networks, view plan and cached teacher."""
+"""From a config to its data, networks and view plan."""
 
 from __future__ import annotations  # so that plans can be made without torch
 
 import logging
 import os
-from collections.abc import Iterator
-from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from kdcache import datasets
-from kdcache.answers.encoding import make_encoding
 from kdcache.cards import Rendering
-from kdcache.choices import FOLDER_PREFIX, PRECISIONS
 from kdcache.config import StudentConfig, TrainingConfig
-from kdcache.config.augs import with_batch_size, with_mean_color
-from kdcache.config.training import recorded_images
 from kdcache.datasets import Card, Dataset
 from kdcache.errors import UsageError, problem
-from kdcache.extensions import is_address, require_trusted
 from kdcache.machine import threads_advice
-from kdcache.run.find import stores_of, teacher_network, weights_file
-from kdcache.run.folder import FinishedRun, RunFolder
+from kdcache.run.find import weights_file
+from kdcache.run.folder import RunFolder
 from kdcache.views.plan import ViewPlan, steps
+from kdcache.views.planning import plan_views
 
 if TYPE_CHECKING:
-    from kdcache.answers.cached_teacher import CachedTeacher
-    from kdcache.answers.open import Answers, ProgressCallback
-    from kdcache.answers.space import StoreContents
-    from kdcache.answers.store import AnswerStore
-    from kdcache.answers.verify import TableCheck
     from kdcache.compute import Compute
     from kdcache.models import Network
     from kdcache.models.initial import InitialWeights
-    from kdcache.views import Views
 
 __all__ = [
     "DataSize",
     "choose_compute",
     "data_size",
-    "find_answers_of",
     "fresh_network",
     "initial_network",
     "load_data",
     "load_run_data",
     "make_plan",
     "make_plan_for_size",
-    "open_cached_teacher",
     "seen_by",
-    "stored_contents",
-    "verify_store",
     "with_epochs",
 ]
 
@@ -239,9 +223,8 @@ def make_plan(config: StudentConfig, data: Dataset) -> ViewPlan:
 
 def make_plan_for_size(config: StudentConfig, samples: int, card: Card) -> ViewPlan:
     """Make the view plan of a config for a number of samples of a dataset, which need not be loaded."""
-    augmentation, size, seed = config.augmentation, card.image_size, config.effective_view_seed
-    mixes = tuple(_with_facts(mix, card, config.batch_size) for mix in augmentation.mixes)
-    return ViewPlan(samples, size, card.padding, augmentation.crop_flip, seed, mixes)
+    size, seed = card.image_size, config.effective_view_seed
+    return plan_views(config.augmentation, samples, size, card.padding, seed, config.batch_size, card.mean)
 
 
 def seen_by(teacher: Path | None, card: Card) -> Card:
@@ -251,130 +234,6 @@ def seen_by(teacher: Path | None, card: Card) -> Card:
     from kdcache.models.checkpoint import rendering_of
 
     return card.rendered(rendering_of(RunFolder(teacher).network_file))
-
-
-def _with_facts(mix: str, card: Card, batch_size: int) -> str:
-    """Name a mix with what its views depend on besides its options, such as the user's own code."""
-    if not is_address(mix):
-        return with_batch_size(with_mean_color(mix, card.mean), batch_size)
-    from kdcache.views.custom import identified  # which imports torch
-
-    return identified(mix, card.image_size)
-
-
-def open_cached_teacher(
-    config: StudentConfig, data: Dataset, views: Views, compute: Compute, progress: ProgressCallback | None = None
-) -> CachedTeacher:
-    """Open the cached teacher of a student, see `kdcache.answers.open`; `compute` is that of the student.
-
-    The teacher sees the pictures in its own rendering, and answers the batches of `views`.
-    """
-    from kdcache.answers.cached_teacher import CachedTeacher
-    from kdcache.answers.open import make_cached_teacher, make_reader, may_write
-    from kdcache.answers.teacher import Teacher
-    from kdcache.models.checkpoint import rendering_of
-    from kdcache.models.load import trained_network
-
-    assert config.teacher is not None
-    encoding = make_encoding(config.store_dtype, config.topk)
-    file = teacher_network(config)
-    seen = data.rendered(rendering_of(file))
-    _compare_with_teacher(config, data.card, seen.card)
-    own_views = views if seen is data else views.rendered(seen.card.rendering)
-    if views.plan.image_size != seen.image_size:  # boxes would be others than those of the stored answers
-        what = "image size of the view plan, which is that of the teacher"
-        raise UsageError(problem(what, expected=seen.image_size, got=views.plan.image_size))
-    encoding.layout(data.num_classes)  # raises for a topk that does not fit
-    if config.cache == "off":
-        network = trained_network(file, seen)
-        cached_teacher = CachedTeacher(Teacher(network, compute), own_views, encoding=encoding)
-    else:
-        answers = find_answers_of(config, data, compute)
-        if answers.store is None and not may_write(answers.location, config.cache):
-            cached_teacher = make_reader(answers, own_views)
-        else:
-            cached_teacher = make_cached_teacher(
-                answers.created(), own_views, config.cache, config.epochs, config.cache_limit, progress
-            )
-    if own_views is not views:
-        cached_teacher.serve(views, config.needs_features)
-    return cached_teacher
-
-
-def _compare_with_teacher(config: StudentConfig, card: Card, seen: Card) -> None:
-    """Refuse a teacher that was trained on other random crops than the student's, and report another rendering."""
-    assert config.teacher is not None
-    crop = "resized" if card.padding is None else "padded"
-    trained_on = _crop_of_run(config.teacher, config, card)
-    if crop != trained_on:
-        what, remedy = (
-            f"random crop of the teacher {config.teacher}",
-            f"Give --crop {trained_on}, or another --teacher.",
-        )
-        raise UsageError(problem(what, expected=f"{crop}, as for the student", got=trained_on, remedy=remedy))
-    if seen.rendering != card.rendering:
-        log.info(
-            "images of the student: %s; of its teacher %s: %s",
-            *(card.rendering.evaluation, config.teacher, seen.rendering.evaluation),
-        )
-
-
-def _crop_of_run(teacher: Path, config: StudentConfig, card: Card) -> str:
-    """Find the random crop of a teacher's training, by default that of the dataset."""
-    images = recorded_images(RunFolder(teacher).config_file)
-    if crop := images.get("crop"):
-        return str(crop)
-    dataset = str(images.get("dataset"))
-    if dataset in datasets.CARDS or dataset.startswith(FOLDER_PREFIX):
-        card = datasets.card_of(dataset)
-    elif config.crop is not None:  # the default of a packed file is known after reading it
-        card = datasets.read(config.dataset, root=config.data_root).card
-    return "resized" if card.padding is None else "padded"
-
-
-def find_answers_of(config: StudentConfig, data: Dataset, compute: Compute) -> Answers:
-    """Find the store of the logits of a student's teacher, see `kdcache.answers.open.find_answers`."""
-    from kdcache.answers.open import find_answers
-    from kdcache.compute import Compute
-    from kdcache.models.checkpoint import rendering_of
-    from kdcache.models.load import trained_network
-    from kdcache.run.checkpoint import recorded_environment
-
-    assert config.teacher is not None
-    file, images = teacher_network(config), config.image_settings
-    seen = data.rendered(rendering_of(file))
-    if seen is not data:
-        images |= {"image_size": seen.image_size}
-    where, encoding = config.store or stores_of(config.teacher), make_encoding(config.store_dtype, config.topk)
-    precision = config.precision
-    if precision == "auto" and config.resume and config.out is not None:  # there may be other stores by now
-        recorded = recorded_environment(RunFolder(config.out)).get("origin", {}).get("teacher precision")
-        if recorded in PRECISIONS:
-            precision, compute = recorded, Compute(compute.device, recorded)
-    return find_answers(trained_network(file, seen), seen, compute, where, encoding, precision, images)
-
-
-def stored_contents(config: StudentConfig, size: DataSize, plan: ViewPlan) -> StoreContents:
-    """Find what is stored of the logits that a student needs, and the space for more.
-
-    The images are read only if there is a store, which may be for others.
-    """
-    from kdcache.answers.location import StoreLocation
-    from kdcache.answers.space import StoreContents
-
-    stores = stores_of(config.teacher) if config.teacher else None
-    location = StoreLocation(config.store or (stores.folder if stores else None))
-    if not (location.holds_store() if config.store else stores and any(stores.find())):
-        encoding = make_encoding(config.store_dtype, config.topk)
-        return StoreContents.of_new_store(location, size.samples, size.classes, encoding, config.cache_limit)
-    if config.teacher is None:
-        raise UsageError(problem(f"--store {config.store}", expected="the teacher of the store", got="no --teacher"))
-    from kdcache.compute import Compute
-
-    data = load_data(config)
-    answers = find_answers_of(config, data, Compute.choose(config.device, config.precision))
-    space = answers.space(config.cache_limit, read_commits=True)
-    return space if plan.crop_flip else replace(space, clean_beside=answers.clean_beside())
 
 
 def load_run_data(
@@ -429,47 +288,3 @@ def _is_tested_on(run: RunFolder, data: Dataset) -> bool:
 def _recorded_origin(run: RunFolder, name: str) -> Any:
     origin = run.read_environment().get("origin")
     return origin.get(name) if isinstance(origin, dict) else None
-
-
-def verify_store(
-    run: FinishedRun,
-    store: AnswerStore,
-    samples: int | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    dataset: str | None = None,
-    data_root: Path | None = None,
-) -> Iterator[TableCheck]:
-    """Verify a store of the logits of a teacher's run, see `kdcache.answers.verify.verify`.
-
-    The images are those that the store is for, which may have been moved to another `dataset` or `data_root`.
-    """
-    from kdcache.answers.open import find_answers
-    from kdcache.answers.verify import verify
-    from kdcache.compute import Compute
-
-    images, known = run.config.image_settings, store.image_settings
-    images |= {name: known[name] for name in StudentConfig.image_setting_names() if name in known}
-    places = {"dataset": dataset, "data_root": data_root}
-    images |= {name: place for name, place in places.items() if place is not None}
-    if dataset is None:
-        require_trusted("dataset", images["dataset"])  # the store named it, not the user
-    config = StudentConfig.load(**images)
-    data = load_data(config)
-    network = _network_of(run, store, data)
-    data = data.rendered(network.rendering)
-    where, compute = store.location.where, Compute.choose(device)
-    teacher = find_answers(network, data, compute, where, image_settings=config.image_settings).teacher
-    yield from verify(store, teacher, data.train, data.card.padding, samples, seed)
-
-
-def _network_of(run: FinishedRun, store: AnswerStore, data: Dataset) -> Network:
-    """Load the network of a run whose logits a store holds: that of the best epoch, if it is that, else the last."""
-    from kdcache.models.checkpoint import fingerprint
-    from kdcache.models.load import trained_network
-
-    if run.best_network_file.is_file():
-        best = trained_network(run.best_network_file, data)
-        if fingerprint(best) == store.fingerprint.get("teacher"):
-            return best
-    return trained_network(run.network_file, data)

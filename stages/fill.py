@@ -9,7 +9,8 @@ from kdcache.config import StudentConfig
 from kdcache.errors import UsageError, problem
 from kdcache.report.progress import Reporter
 from kdcache.run.find import find_teacher
-from kdcache.setup import choose_compute, find_answers_of, load_data, make_plan, open_cached_teacher, with_epochs
+from kdcache.setup import choose_compute, load_data, make_plan, with_epochs
+from kdcache.teachers import find_answers_of, open_cached_teacher
 from kdcache.views import Views
 
 __all__ = ["PrecomputeResult", "precompute_answers"]

@@ -21,7 +21,8 @@ from kdcache.run.resolve import resolve_run
 from kdcache.run.statistics import StatisticsShape
 from kdcache.run.writer import RunWriter
 from kdcache.selection import Candidates, score, select_all, select_top
-from kdcache.setup import choose_compute, initial_network, load_data, make_plan, open_cached_teacher, with_epochs
+from kdcache.setup import choose_compute, initial_network, load_data, make_plan, with_epochs
+from kdcache.teachers import open_cached_teacher
 from kdcache.training import (
     FrozenRunningStats,
     StepResult,
@@ -93,8 +94,7 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     with RunWriter(config, compute, data, teacher.teacher if teacher else None, init) as run:
         progress = run.restore({"student": student, "objective": objective}, update)
         shape = StatisticsShape(plan.samples, plan.slots, len(views.steps), objective.names)
-        place = run.folder.statistics_store
-        recorder = StudentRecorder(place, config.epochs, shape, teacher, compute.device, run.metrics)
+        recorder = StudentRecorder(run.folder.statistics_store, config.epochs, shape, teacher, compute.device, run.metrics)
         step = StudentStep(config, network, teacher, objective, update, compute, recorder)
         if not step.trains_on_x:
             reporter.message("training top-1 is that on x', by the larger part of the label: x is not trained on")

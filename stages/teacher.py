@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kdcache import distributed, signals
 from kdcache.answers.cached_teacher import CachedTeacher
-from kdcache.answers.open import find_answers
+from kdcache.answers.find import find_answers
 from kdcache.compute import Compute
 from kdcache.config import TeacherConfig
 from kdcache.datasets import Dataset

@@ -6,7 +6,8 @@ import torch
 
 from kdcache.answers.cached_teacher import CachedTeacher
 from kdcache.answers.encoding import DEFAULT_ENCODING, LogitEncoding
-from kdcache.answers.open import Answers, make_cached_teacher, open_store
+from kdcache.answers.find import Answers, open_store
+from kdcache.answers.open import make_cached_teacher
 from kdcache.answers.store import AnswerStore
 from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute

@@ -12,7 +12,8 @@ from kdcache.answers import budget
 from kdcache.answers.budget import count_new_views
 from kdcache.answers.cached_teacher import CachedTeacher
 from kdcache.answers.encoding import DEFAULT_ENCODING, Dense, TopK
-from kdcache.answers.open import Answers, make_cached_teacher, make_reader
+from kdcache.answers.find import Answers
+from kdcache.answers.open import make_cached_teacher, make_reader
 from kdcache.answers.space import StoreContents, default_limit
 from kdcache.answers.store import CLEAN, AnswerStore
 from kdcache.answers.teacher import FORWARD_BATCH_SIZE, Teacher
@@ -238,7 +239,7 @@ def test_a_store_with_another_fingerprint_is_refused(
         images[149, 2, 31, 31] ^= 1
         data = Split(images, noise.labels)
     if field == "plan version":
-        monkeypatch.setattr("kdcache.answers.open.PLAN_VERSION", 99)
+        monkeypatch.setattr("kdcache.answers.find.PLAN_VERSION", 99)
     encoding = TopK("float16", 2) if field == "dtype" else DEFAULT_ENCODING
     with pytest.raises(UsageError) as refusal:
         answers.store(where, teacher, data, encoding, padding=5 if field == "padding" else 4)

@@ -52,6 +52,7 @@ def by_hand() -> MixedSamples:
         partner_labels=partners,
         lam=lam,
         random_score=torch.zeros(6),
+        partners=np.arange(6),
         standard_keys=np.arange(6),
     )
     logits = 0.1 * torch.arange(7.0).expand(6, 7).clone()

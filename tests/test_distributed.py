@@ -28,7 +28,8 @@ from kdcache.models import build
 from kdcache.models.checkpoint import save
 from kdcache.optimization import Update
 from kdcache.run.folder import FinishedRun
-from kdcache.setup import fresh_network, load_data, make_plan, open_cached_teacher
+from kdcache.setup import fresh_network, load_data, make_plan
+from kdcache.teachers import open_cached_teacher
 from kdcache.views import Views, rank_part
 from tests.processes import Command, run_ranks, start_ranks, without_advice
 from tests.samples import write_unlabelled

@@ -22,7 +22,7 @@ CURRENT = [
 
 FENCED = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^]]*\]\((?!https?:)([^)\s]+)\)")
-PATH = re.compile(r"`((?:benchmarks|configs|data|docs|kdcache|stages|tests)/[\w./-]*)`")
+PATH = re.compile(r"`((?:benchmarks|configs|data|docs|examples|kdcache|stages|tests)/[\w./-]*)`")
 DOTTED = re.compile(r"`(kdcache(?:\.\w+)+)`")
 
 by_page = pytest.mark.parametrize("page", CURRENT, ids=[str(page.relative_to(ROOT)) for page in CURRENT])

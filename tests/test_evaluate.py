@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from io import StringIO
@@ -13,18 +14,19 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from kdcache.stages import train_student
+from kdcache.stages import train_student, train_teacher
 from torch import Tensor
 
-from kdcache.analysis import cost, evaluation, evaluation_inputs
+from kdcache.analysis import cost, evaluated_network, evaluation, evaluation_inputs
+from kdcache.analysis.evaluated_network import EvaluatedNetwork, Forward
 from kdcache.analysis.evaluation import Evaluation, EvaluationReport, evaluate_networks
-from kdcache.analysis.evaluation_inputs import EvaluationInputs, LoadedNetwork, load_evaluation_inputs
+from kdcache.analysis.evaluation_inputs import EvaluationInputs, load_evaluation_inputs
 from kdcache.analysis.metrics import Predictions, find_mistakes, measure_agreement, measure_calibration, measure_quality
 from kdcache.analysis.summary import summarize_runs
 from kdcache.cards import Rendering
 from kdcache.choices import ModelSize
 from kdcache.cli import cli
-from kdcache.config import StudentConfig
+from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.datasets import Dataset, Split
 from kdcache.datasets.pictures import Pictures
 from kdcache.datasets.sources import Files
@@ -106,9 +108,9 @@ def test_the_worst_mistakes_come_first() -> None:
 
 def test_the_lowest_class_comes_first() -> None:
     quality = measure_quality(predictions(STUDENT), LABELS, 4)
-    costs = cost.Cost(None, 5, "float32", (cost.Timing(1, 9, 2, 1, 3), cost.Timing(32, 9, 2, 1, 3)))
+    costs = cost.Cost(None, 5, "float32", "cpu", 3, (cost.Timing(1, 9, 2, 1, 3), cost.Timing(32, 9, 2, 1, 3)))
     one = Evaluation("run", Path(), None, "resnet8", 32, quality, costs, None, None, (), torch.empty(0), ())
-    report = EvaluationReport("made", "test", 6, tuple("abcd"), "cpu", 1, (one,))
+    report = EvaluationReport("made", "test", 6, tuple("abcd"), (one,))
     tables = {table.header[:2]: table.rows for table in evaluation_tables(report)}
     assert tables["network", "top-1"][0][5] == "0.0 % (c)"
     assert [row[0] for row in tables["class", "images"]] == ["c", "a", "b"]  # d has no images
@@ -184,12 +186,49 @@ def test_each_picture_is_decoded_once_for_networks_of_all_sizes(
             assert images.shape[2:] == (side, side)
             return torch.zeros(len(images), 2)
 
-        facts = (str(side), tmp_path / f"{side}", "", split, torch.device("cpu"), "float32", logits, None)
-        networks.append(LoadedNetwork(*facts))
+        facts = (str(side), tmp_path / f"{side}", "", split, torch.device("cpu"), "float32")
+        networks.append(EvaluatedNetwork(*facts, lambda logits=logits: Forward(logits, None)))
         networks[-1].file.touch()
     report = evaluate_networks(EvaluationInputs(tuple(networks), "made", "test", ("bright", "dark"), ()))
     assert sorted(read) == [*range(8)]
     assert [one.quality.top1.total for one in report.evaluations] == [8, 8]
+
+
+@pytest.mark.parametrize("in_memory", [1, 2])
+def test_few_networks_are_in_memory_at_once_and_students_are_compared_all_the_same(
+    in_memory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "BATCH_SIZE", 4)
+    images, loaded = torch.arange(10 * 12).view(10, 3, 2, 2).byte(), weakref.WeakSet[Any]()
+    most, done = [], []
+
+    class Logits:
+        def __init__(self, weight: float) -> None:
+            self.weight = weight
+            loaded.add(self)
+
+        def __call__(self, images: Tensor) -> Tensor:
+            most.append(len(loaded))
+            return torch.stack([images.float().mean((1, 2, 3)) % 7, torch.full((len(images),), self.weight)], 1)
+
+    networks = []
+    for weight in (1.0, 2.0, 3.0, 4.0):  # a teacher and its three students
+        file = tmp_path / str(weight)
+        file.touch()
+        facts = (str(weight), file, "", Split(images, torch.arange(10) % 2), torch.device("cpu"), "float32")
+        load = lambda weight=weight: Forward(Logits(weight), None)  # noqa: E731
+        networks.append(EvaluatedNetwork(*facts, load, teacher=None if weight == 1 else networks[0].key))
+    inputs = EvaluationInputs(tuple(networks), "made", "test", ("a", "b"), ())
+    together = evaluate_networks(inputs).evaluations
+    assert max(most) == 4
+    most.clear()
+    monkeypatch.setattr(evaluation, "MAX_NETWORKS", in_memory)
+    apart = evaluate_networks(inputs, lambda *counts: done.append(counts)).evaluations
+    assert max(most) == in_memory
+    assert done[-1] == (10 * 4 // in_memory, 10 * 4 // in_memory)
+    for one, other in zip(together, apart, strict=True):
+        assert (one.quality, one.agreement, one.mistakes) == (other.quality, other.agreement, other.mistakes)
+    assert [one.agreement is None for one in apart] == [True, False, False, False]
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +307,8 @@ def test_exported_files_stand_beside_their_run(
         described = checkpoint.describe(file, facts)
         return Predictor(file, described, lambda images: network(images).softmax(1))
 
-    monkeypatch.setattr(evaluation_inputs, "load_predictor", load_predictor)
+    for module in (evaluation_inputs, evaluated_network):
+        monkeypatch.setattr(module, "load_predictor", load_predictor)
     run = tmp_path / "student"
     shutil.copytree(student, run)
     for name in ("export.onnx", "other.onnx"):
@@ -280,6 +320,9 @@ def test_exported_files_stand_beside_their_run(
     assert exported["agreement"]["same_class"]["count"] == 30
     assert exported["agreement"]["mean_kl_nats"] == pytest.approx(0, abs=1e-6)
     assert "other.onnx: number of classes: expected 3" in result.stderr
+    (run / "bundle").mkdir()
+    (run / "bundle" / "export.onnx").touch()
+    assert [one["name"] for one in by_json(run)[2:]] == [str(run / "bundle" / "export.onnx"), str(run / "export.onnx")]
     (tmp_path / "phone").mkdir()
     (tmp_path / "phone" / "export.onnx").touch()
     assert [one["name"] for one in by_json(tmp_path / "phone", teacher)] == [
@@ -361,13 +404,11 @@ def test_a_network_that_diverged_is_left_out(pictures: Path, tmp_path: Path) -> 
     files = Files.of(pictures / "val" / "bright", [b"0.png", b"1.png"])
     split = Split(None, torch.zeros(2, dtype=torch.long), Pictures(files, Rendering(32, 32)))
     facts = ("resnet8", split, torch.device("cpu"), "float32")
-    networks = [
-        LoadedNetwork(
-            name, tmp_path / name, *facts, lambda images, value=value: torch.full((len(images), 2), value), None
-        )
-        for name, value in (("good", 0.0), ("bad", -torch.inf))
-    ]
-    networks[0].file.touch()
+    networks = []
+    for name, value in (("good", 0.0), ("bad", -torch.inf)):
+        (tmp_path / name).touch()
+        forward = Forward(lambda images, value=value: torch.full((len(images), 2), value), None)
+        networks.append(EvaluatedNetwork(name, tmp_path / name, *facts, lambda forward=forward: forward))
     found = evaluate_networks(EvaluationInputs(tuple(networks), "made", "test", ("bright", "dark"), ()))
     assert [one.name for one in found.evaluations] == ["good"]
     assert found.problems == (f"logits of {networks[1].file}: expected finite numbers, got others",)
@@ -398,3 +439,28 @@ def test_other_splits(student: Path) -> None:
 def test_networks_of_other_images_are_not_put_side_by_side(student: Path) -> None:
     message = refused(student, "shipped")
     assert "number of classes: expected 3" in message
+
+
+def test_padded_networks_of_two_sizes_stand_side_by_side(
+    small: dict[str, object], teacher: Path, tmp_path: Path
+) -> None:
+    settings = {**small, "image_size": 40, "seed": 9}
+    larger = train_teacher(TeacherConfig.load(**settings, out=tmp_path / "larger")).path
+    found = by_json(teacher, larger)
+    assert [one["image_size"] for one in found] == [32, 40]
+    for one, run in zip(found, (teacher, larger), strict=True):
+        assert one["top1"]["percent"] == pytest.approx(FinishedRun(run).summary["last_top1"])
+
+
+def test_each_row_says_how_it_was_computed(report: EvaluationReport) -> None:
+    (header,) = {table.header for table in evaluation_tables(report) if "computed in" in table.header}
+    (rows,) = [table.rows for table in evaluation_tables(report) if "computed in" in table.header]
+    column = header.index("computed in")
+    assert {row[column] for row in rows} == {f"float32 on cpu, threads: {torch.get_num_threads()}"}
+    networks = json.loads(EVALUATION_FORMATS["json"](report))["networks"]
+    assert {(one["device"], one["threads"]) for one in networks} == {("cpu", torch.get_num_threads())}
+
+
+def test_files_have_no_best_epoch(teacher: Path) -> None:
+    message = refused(teacher / "model.safetensors", "shipped", "--best")
+    assert message == "--best: expected a run folder, got files alone, which have no epochs"

@@ -16,8 +16,9 @@ from kdcache import checked_files, datasets
 from kdcache.analysis.inputs import load_analysis_inputs
 from kdcache.answers import budget, table
 from kdcache.answers.clean_views import find_equal_rows
+from kdcache.answers.find import Answers, find_answers
 from kdcache.answers.location import StoreLocation
-from kdcache.answers.open import Answers, find_answers, make_cached_teacher, make_reader
+from kdcache.answers.open import make_cached_teacher, make_reader
 from kdcache.answers.space import stored_bytes
 from kdcache.answers.store import CLEAN, AnswerStore
 from kdcache.answers.teacher_stores import TeacherStores
@@ -28,9 +29,10 @@ from kdcache.datasets import Split
 from kdcache.datasets.pack import pack
 from kdcache.errors import KdcacheError, UsageError
 from kdcache.run.find import stores_of
-from kdcache.setup import find_answers_of, load_data
+from kdcache.setup import load_data
 from kdcache.study.cost import SharedStores
 from kdcache.study.expand import PlannedRun
+from kdcache.teachers import find_answers_of
 from tests import answers
 from tests.samples import noise as random_pixels
 

@@ -26,7 +26,8 @@ from kdcache.models import checkpoint
 from kdcache.optimization import Update
 from kdcache.run.folder import FinishedRun
 from kdcache.run.writer import RunWriter
-from kdcache.setup import fresh_network, load_data, verify_store
+from kdcache.setup import fresh_network, load_data
+from kdcache.teachers import verify_store
 from kdcache.training import evaluate
 from kdcache.views import ViewPlan, Views
 from tests.processes import outcome
@@ -104,7 +105,7 @@ def test_an_update_is_that_of_torch_with_clipped_gradients(optimizer: str) -> No
                 parameter.grad *= 0.3 / (norm + 1e-6)  # type: ignore[operator]
             reference.step()
 
-    *_, expected = trained(Reference(config, plain), plain)
+    *_, expected = trained(Reference(config, CPU, plain), plain)
     for name, value in after.items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5, msg=name)
 

@@ -25,7 +25,8 @@ from kdcache.datasets.packed import FORMAT, VERSION
 from kdcache.losses import ViewOutputs, crld_loss, cross_entropy, dkd_loss, labelled_share, mixed_cross_entropy
 from kdcache.register import register_loss, register_pick
 from kdcache.run.folder import FinishedRun
-from kdcache.setup import data_size, load_data, load_run_data, make_plan, open_cached_teacher, verify_store
+from kdcache.setup import data_size, load_data, load_run_data, make_plan
+from kdcache.teachers import open_cached_teacher, verify_store
 from kdcache.views import Views
 from kdcache.views.batch import hard_labels
 from tests.processes import outcome

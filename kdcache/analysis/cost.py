@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kdcache.analysis.evaluation_inputs import LoadedNetwork
+from kdcache.analysis.evaluated_network import EvaluatedNetwork, Forward
 from kdcache.choices import ModelSize
 from kdcache.models.sizes import size_of
 
@@ -53,6 +53,9 @@ class Cost:
         Size of the file.
     precision : str
         Of the forwards, or the library that computes them.
+    device : str
+    threads : int or None
+        On the CPU.
     timings : tuple of Timing
         For each of `BATCH_SIZES`.
     """
@@ -60,6 +63,8 @@ class Cost:
     size: ModelSize | None
     bytes: int
     precision: str
+    device: str
+    threads: int | None
     timings: tuple[Timing, ...]
 
     def as_json(self) -> dict[str, Any]:
@@ -69,6 +74,8 @@ class Cost:
             "multiply_adds": self.size and self.size.multiply_adds,
             "bytes": self.bytes,
             "precision": self.precision,
+            "device": self.device,
+            "threads": self.threads,
             "milliseconds_per_image": [
                 {"batch_size": size, "forwards": forwards, "median": median, "quartiles": [low, high]}
                 for size, forwards, median, low, high in self.timings
@@ -77,13 +84,14 @@ class Cost:
 
 
 @torch.inference_mode()
-def measure_cost(one: LoadedNetwork) -> Cost:
+def measure_cost(one: EvaluatedNetwork, forward: Forward) -> Cost:
     """Measure the size and speed of a network on its device."""
     shape = (max(BATCH_SIZES), 3, one.split.image_size, one.split.image_size)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).to(one.device)
-    size = None if one.network is None else size_of(one.network.body, one.network.normalize(images[:1]))
-    timings = tuple(measure_speed(one.logits, images[:batch_size]) for batch_size in BATCH_SIZES)
-    return Cost(size, one.file.stat().st_size, one.precision, timings)
+    size = None if forward.network is None else size_of(forward.network.body, forward.network.normalize(images[:1]))
+    timings = tuple(measure_speed(forward.logits, images[:batch_size]) for batch_size in BATCH_SIZES)
+    threads = torch.get_num_threads() if one.device.type == "cpu" else None
+    return Cost(size, one.file.stat().st_size, one.precision, one.device.type, threads, timings)
 
 
 def measure_speed(forward: Callable[[Tensor], object], images: Tensor) -> Timing:

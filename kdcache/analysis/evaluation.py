@@ -1,9 +1,8 @@
-"""Networks evaluated side by side: each picture is decoded once, and goes through all of them."""
+"""Networks evaluated side by side, a few at a time: each picture is decoded once, and goes through all of them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ import torch
 from torch import Tensor
 
 from kdcache.analysis.cost import Cost, measure_cost
-from kdcache.analysis.evaluation_inputs import EvaluationInputs, LoadedNetwork
+from kdcache.analysis.evaluated_network import EvaluatedNetwork, Forward
+from kdcache.analysis.evaluation_inputs import EvaluationInputs
 from kdcache.analysis.metrics import (
     Agreement,
     Mistake,
@@ -30,6 +30,9 @@ __all__ = ["Evaluation", "EvaluationReport", "evaluate_networks"]
 
 BATCH_SIZE = 250
 """Images in a forward, as in the evaluation after an epoch: in forwards of other sizes, logits round in another way."""
+
+MAX_NETWORKS, MAX_BYTES = 16, 2**30
+"""How many networks are in memory at once, and how many bytes their files take together, but at least one."""
 
 ProgressCallback = Callable[[int, int], None]
 
@@ -101,9 +104,6 @@ class EvaluationReport:
     dataset, split : str
     images : int
     class_names : tuple of str
-    device : str
-    threads : int
-        Of torch, on the CPU.
     evaluations : tuple of Evaluation
     problems : tuple of str
         Messages about networks that are left out.
@@ -113,14 +113,12 @@ class EvaluationReport:
     split: str
     images: int
     class_names: tuple[str, ...]
-    device: str
-    threads: int
     evaluations: tuple[Evaluation, ...]
     problems: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Convert to plain data; classes are numbers, which count the class names from 0."""
-        own = ("dataset", "split", "images", "class_names", "device", "threads")
+        own = ("dataset", "split", "images", "class_names")
         return {
             **{name: getattr(self, name) for name in own},
             "networks": [evaluation.as_json() for evaluation in self.evaluations],
@@ -149,20 +147,20 @@ def evaluate_networks(inputs: EvaluationInputs, progress: ProgressCallback | Non
     labels = labels[samples]
     if not len(labels):
         raise UsageError(problem(f"--split {inputs.split}", expected="images with labels", got="none"))
-    made = _predict(networks, samples, labels, progress or (lambda done, total: None))
-    is_finite = [own is not None for own in made]
+    made = _measure(networks, samples, labels, progress or (lambda done, total: None))
     left_out = [
         problem(f"logits of {one.file}", expected="finite numbers", got="others")
-        for one, good in zip(networks, is_finite, strict=True)
-        if not good  # a network that diverged, or a file with absurd numbers
+        for one in networks
+        if one.key not in made  # a network that diverged, or a file with absurd numbers
     ]
-    if not any(is_finite):
+    if not made:
         raise KdcacheError("\n".join(left_out))
-    networks, predictions = tuple(compress(networks, is_finite)), [own for own in made if own is not None]
-    evaluations = []
-    for one, own in zip(networks, predictions, strict=True):
-        place = _place_of_teacher(one, networks)
-        teacher = None if place is None else predictions[place]
+    evaluations, names = [], {one.key: one.name for one in networks}
+    for one in networks:
+        if one.key not in made:
+            continue
+        own, cost = made[one.key]
+        teacher = made[one.teacher][0] if one.teacher in made else None
         mistakes = tuple(each._replace(place=int(samples[each.place])) for each in find_mistakes(own, labels, teacher))
         evaluations.append(
             Evaluation(
@@ -172,41 +170,104 @@ def evaluate_networks(inputs: EvaluationInputs, progress: ProgressCallback | Non
                 one.model,
                 one.split.image_size,
                 measure_quality(own, labels, classes),
-                measure_cost(one),
-                None if place is None else networks[place].name,
+                cost,
+                None if teacher is None or one.teacher is None else names[one.teacher],
                 teacher and measure_agreement(teacher, own, labels, classes),
                 mistakes,
                 one.split.take(torch.tensor([each.place for each in mistakes], dtype=torch.long)),
                 tuple(_picture(one.split, each.place) for each in mistakes),
             )
         )
-    device, threads = networks[0].device.type, torch.get_num_threads()
-    facts = (inputs.dataset, inputs.split, len(labels), inputs.class_names, device, threads)
+    facts = (inputs.dataset, inputs.split, len(labels), inputs.class_names)
     return EvaluationReport(*facts, tuple(evaluations), tuple(left_out))
+
+
+def _measure(
+    networks: Sequence[EvaluatedNetwork], samples: Tensor, labels: Tensor, progress: ProgressCallback
+) -> dict[Path, tuple[Predictions, Cost]]:
+    """Compute the predictions of networks and measure their cost, except for those whose logits are not finite."""
+    groups, found = _grouped(networks), dict[Path, tuple[Predictions, Cost]]()
+    kept: dict[Path, list[Tensor]] = {}  # the logits of teachers whose students are in a later group, by batch
+    for number, group in enumerate(groups):
+        teachers = {one.teacher for later in groups[number + 1 :] for one in later}
+        kept |= {one.key: [] for one in group if one.key in teachers}
+
+        def report(done: int, before: int = number * len(samples)) -> None:
+            progress(before + done, len(groups) * len(samples))
+
+        found |= _measure_group(group, samples, labels, kept, report)
+        kept = {key: logits for key, logits in kept.items() if key in teachers}
+    return found
+
+
+def _measure_group(
+    group: Sequence[EvaluatedNetwork],
+    samples: Tensor,
+    labels: Tensor,
+    kept: dict[Path, list[Tensor]],
+    progress: Callable[[int], None],
+) -> dict[Path, tuple[Predictions, Cost]]:
+    """Measure networks that are in memory at once, and not afterwards; `kept` is that of `_predict`."""
+    forwards = [one.load() for one in group]
+    made = _predict(group, forwards, samples, labels, kept, progress)
+    return {
+        one.key: (own, measure_cost(one, forward))
+        for one, forward, own in zip(group, forwards, made, strict=True)
+        if own is not None
+    }
+
+
+def _grouped(networks: Sequence[EvaluatedNetwork]) -> list[list[EvaluatedNetwork]]:
+    """Divide networks into groups that are in memory at once."""
+    groups: list[list[EvaluatedNetwork]] = [[]]
+    taken = 0
+    for one in networks:
+        own = one.file.stat().st_size
+        if groups[-1] and (len(groups[-1]) == MAX_NETWORKS or taken + own > MAX_BYTES):
+            groups.append([])
+            taken = 0
+        groups[-1].append(one)
+        taken += own
+    return groups
 
 
 @torch.inference_mode()
 def _predict(
-    networks: Sequence[LoadedNetwork], samples: Tensor, labels: Tensor, progress: ProgressCallback
+    networks: Sequence[EvaluatedNetwork],
+    forwards: Sequence[Forward],
+    samples: Tensor,
+    labels: Tensor,
+    kept: dict[Path, list[Tensor]],
+    progress: Callable[[int], None],
 ) -> list[Predictions | None]:
-    """Compute the predictions of all networks in one pass; ``None`` where the logits are not finite."""
+    """Compute the predictions of some networks in one pass; ``None`` where the logits are not finite.
+
+    `kept` has the logits of teachers of an earlier pass, and gets those of the networks that have an entry.
+    """
     images = networks[0].split  # of all networks, which may see them in other renderings
     seen = [_rendering(one.split) for one in networks]
     renderings = [*dict.fromkeys(seen)]
-    taught_by = [_place_of_teacher(one, networks) for one in networks]
     parts: list[list[Predictions]] = [[] for _ in networks]
     is_finite = [True] * len(networks)
     steps = samples.split(BATCH_SIZE)
     render = partial(images.render, renderings=[None] if len(renderings) == 1 else renderings)
     views_of_steps = prefetch_map(render, steps, images.workers)
-    for number, (views, known) in enumerate(zip(views_of_steps, labels.split(BATCH_SIZE), strict=True), 1):
-        logits = [
-            one.logits(views[renderings.index(own)].to(one.device)) for one, own in zip(networks, seen, strict=True)
-        ]
-        is_finite = [good and bool(own.isfinite().all()) for good, own in zip(is_finite, logits, strict=True)]
-        for made, own, teacher in zip(parts, logits, taught_by, strict=True):
-            made.append(Predictions.of(own, known, None if teacher is None else logits[teacher]))
-        progress(min(number * BATCH_SIZE, len(samples)), len(samples))
+    for number, (views, known) in enumerate(zip(views_of_steps, labels.split(BATCH_SIZE), strict=True)):
+        logits = {
+            one.key: forward.logits(views[renderings.index(own)].to(one.device))
+            for one, forward, own in zip(networks, forwards, seen, strict=True)
+        }
+        for key in kept.keys() & logits.keys():
+            kept[key].append(logits[key].cpu())
+        for place, one in enumerate(networks):
+            teacher = None
+            if one.teacher in logits:
+                teacher = logits[one.teacher]
+            elif one.teacher in kept:
+                teacher = kept[one.teacher][number]
+            parts[place].append(Predictions.of(logits[one.key], known, teacher))
+            is_finite[place] = is_finite[place] and bool(logits[one.key].isfinite().all())
+        progress(min((number + 1) * BATCH_SIZE, len(samples)))
     return [
         Predictions(*map(torch.cat, zip(*made, strict=True))) if good else None
         for made, good in zip(parts, is_finite, strict=True)
@@ -215,11 +276,6 @@ def _predict(
 
 def _rendering(split: Split) -> Rendering | None:
     return split.pictures.rendering if split.pictures and split.images is None else None
-
-
-def _place_of_teacher(student: LoadedNetwork, networks: Sequence[LoadedNetwork]) -> int | None:
-    places = (place for place, one in enumerate(networks) if one.file.resolve() == student.teacher)
-    return next(places, None)
 
 
 def _picture(split: Split, sample: int) -> str | None:

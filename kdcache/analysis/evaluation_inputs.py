@@ -1,74 +1,44 @@
 """The networks that are evaluated side by side, each with the same images as it sees them."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from kdcache import datasets
+from kdcache.analysis.evaluated_network import (
+    EXPORTED,
+    EvaluatedNetwork,
+    as_seen,
+    load_exported,
+    load_network,
+    require_fit,
+)
 from kdcache.analysis.inputs import run_images
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.datasets import Dataset, Split
 from kdcache.datasets.manifest import picture_digests
 from kdcache.errors import UsageError, problem
-from kdcache.models import Network, checkpoint
-from kdcache.models.class_order import check_class_names
+from kdcache.models import checkpoint
 from kdcache.models.load import trained_network
-from kdcache.models.predictor import Predictor, load_predictor
+from kdcache.models.predictor import load_predictor
 from kdcache.models.sources import SHIPPED, shipped_teacher
 from kdcache.run.find import teacher_of
 from kdcache.run.folder import FinishedRun, RunFolder, run_folders
-from kdcache.training import EVALUATION_REMEDY
 
-__all__ = ["EvaluationInputs", "LoadedNetwork", "load_evaluation_inputs"]
+__all__ = ["EvaluationInputs", "load_evaluation_inputs"]
 
-ONNX_SUFFIX = ".onnx"
+BUNDLE_FOLDER = "bundle"
+"""Where ``kdcache export --format bundle`` writes in a run folder."""
 
 SHIPPED_DATASET = "fashion-mini"
 """What the shipped teacher was trained on."""
-
-
-@dataclass(frozen=True, eq=False)
-class LoadedNetwork:
-    """A trained network, and the images to evaluate it on.
-
-    Attributes
-    ----------
-    name : str
-        Run folder or file.
-    file : Path
-    model : str
-    split : Split
-    device : torch.device
-    precision : str
-        ``float32`` or ``bfloat16``; ``onnxruntime on cpu`` for an exported file, which has its own precisions.
-    logits : callable
-        Computes (B, C) from pixels (B, 3, S, S) on the device.
-    network : Network or None
-        In evaluation mode, on the device; ``None`` for an exported file.
-    epoch : int or None
-        After which it was written, if it is one of a run.
-    teacher : Path or None
-        File of the network that taught it, if that is evaluated too.
-    """
-
-    name: str
-    file: Path
-    model: str
-    split: Split
-    device: torch.device
-    precision: str
-    logits: Callable[[Tensor], Tensor]
-    network: Network | None
-    epoch: int | None = None
-    teacher: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +47,7 @@ class EvaluationInputs:
 
     Attributes
     ----------
-    networks : tuple of LoadedNetwork
+    networks : tuple of EvaluatedNetwork
         A teacher comes before its first student.
     dataset : str
     split : str
@@ -87,7 +57,7 @@ class EvaluationInputs:
         Messages about what is left out.
     """
 
-    networks: tuple[LoadedNetwork, ...]
+    networks: tuple[EvaluatedNetwork, ...]
     dataset: str
     split: str
     class_names: tuple[str, ...]
@@ -103,7 +73,9 @@ def load_evaluation_inputs(
     device: str = "auto",
     skips_bad: bool = False,
 ) -> EvaluationInputs:
-    """Load networks and the images to evaluate them on; the teacher of a student too, if it is found.
+    """Find networks and the images to evaluate them on; the teacher of a student too, if it is found.
+
+    Each network is loaded once to check it, and not kept.
 
     Parameters
     ----------
@@ -129,7 +101,10 @@ def load_evaluation_inputs(
     """
     loader = _Loader(split, best, dataset, data_root, device)
     problems: list[str] = []
-    for path, is_file, is_named in sorted(_sources(paths), key=lambda source: source.is_file):  # runs have images
+    sources = sorted(_sources(paths), key=lambda source: source.is_file)  # runs have images
+    if best and all(source.is_file for source in sources):
+        raise UsageError(problem("--best", expected="a run folder", got="files alone, which have no epochs"))
+    for path, is_file, is_named in sources:
         try:
             loader.add_file(path) if is_file else loader.add_run(FinishedRun(path))
         except UsageError as error:
@@ -158,7 +133,7 @@ def _sources(paths: Sequence[str]) -> Iterator[_Source]:
             yield _Source(path, False, True)
         elif inside := run_folders(path):
             yield from (_Source(folder.path, False, False) for folder in inside)
-        elif exported := sorted(path.glob(f"*{ONNX_SUFFIX}")):
+        elif exported := sorted(path.glob(EXPORTED)):
             yield from (_Source(file, True, True) for file in exported)
         else:
             yield _Source(path, False, True)  # a message says that there is no run
@@ -169,9 +144,10 @@ class _Loader:
 
     def __init__(self, split: str, best: bool, dataset: str | None, data_root: Path | None, device: str) -> None:
         self.split, self.best, self.dataset, self.data_root, self.device = split, best, dataset, data_root, device
-        self.networks: dict[Path, LoadedNetwork] = {}
+        self.networks: dict[Path, EvaluatedNetwork] = {}
         self.left_out: list[str] = []
         self._data: dict[object, Dataset] = {}
+        self._fingerprint = cache(lambda file: checkpoint.fingerprint(checkpoint.load(file)))
 
     @property
     def data(self) -> Dataset:
@@ -186,7 +162,7 @@ class _Loader:
         name, epoch = run.describe_network(file)
         loaded = self._load(name, file, data, run.config.precision, epoch)
         self.networks[file.resolve()] = replace(loaded, teacher=taught_by)
-        for exported in sorted(run.path.glob(f"*{ONNX_SUFFIX}")):
+        for exported in sorted([*run.path.glob(EXPORTED), *run.path.joinpath(BUNDLE_FOLDER).glob(EXPORTED)]):
             try:
                 beside = self._load(str(exported), exported, data)
                 self.networks[exported.resolve()] = replace(beside, teacher=taught_by)
@@ -218,7 +194,7 @@ class _Loader:
             if self._data and not _has_same_images(images, self._split_of(self.data)):
                 what, remedy = f"images of {run.path}", "Evaluate the runs apart, or name images with --dataset."
                 raise UsageError(problem(what, expected="those of the first run", got="others", remedy=remedy))
-            self._data[key] = self.data.rendered(data.card.rendering) if self._data else data
+            self._data[key] = as_seen(self.data, data.card.rendering) if self._data else data
         return self._data[key]
 
     def _split_of(self, data: Dataset) -> Split:
@@ -248,8 +224,7 @@ class _Loader:
             name, epoch = teacher.describe_network(file)
             loaded = self._load(name, file, data, config.precision, epoch)
             recorded = run.read_environment().get("origin", {}).get("teacher")
-            assert loaded.network is not None
-            if recorded not in (None, checkpoint.fingerprint(loaded.network)):
+            if recorded not in (None, self._fingerprint(file)):
                 raise UsageError(problem(f"network {file}", expected=f"the teacher of {run.path}", got="another one"))
         except UsageError as error:
             self.left_out += [f"agreement of {run.path} with its teacher: {line}" for line in error.problems]
@@ -259,46 +234,20 @@ class _Loader:
 
     def _load(
         self, name: str, file: Path, data: Dataset, precision: str = "auto", epoch: int | None = None
-    ) -> LoadedNetwork:
-        """Load a network, unless it was loaded before."""
+    ) -> EvaluatedNetwork:
+        """Load a network to check it, unless that was done before."""
         if known := self.networks.get(file.resolve()):
             return known
-        if file.suffix == ONNX_SUFFIX:
+        if file.match(EXPORTED):
             predictor = load_predictor(file)
-            data = data.rendered(predictor.facts.rendering)
-            _require_fit(predictor, data)
-            logits = partial(_log_probabilities, predictor)
-            facts = (name, file, predictor.facts.name, self._split_of(data), torch.device("cpu"), "onnxruntime on cpu")
-            return LoadedNetwork(*facts, logits, None)
-        compute, data = Compute.for_evaluation(self.device, precision), data.rendered(checkpoint.rendering_of(file))
-        network = trained_network(file, data, "network").to(compute.device).eval()
-        logits = partial(_forward, network, compute)
-        facts = (name, file, network.name, self._split_of(data), compute.device, compute.precision)
-        return LoadedNetwork(*facts, logits, network, epoch)
-
-
-def _forward(network: Network, compute: Compute, images: Tensor) -> Tensor:
-    work = f"an evaluation of {len(images)} images at a time"
-    with compute.memory_explained(work, EVALUATION_REMEDY), compute.autocast():
-        logits: Tensor = network(images)
-    return logits
-
-
-def _log_probabilities(predictor: Predictor, images: Tensor) -> Tensor:
-    """Logarithms of probabilities are logits too, apart from a constant."""
-    probabilities = predictor.probabilities(images)
-    return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
-
-
-def _require_fit(predictor: Predictor, data: Dataset) -> None:
-    facts, what = predictor.facts, f"network {predictor.path}"
-    for name, expected, got in (
-        ("number of classes", data.num_classes, facts.num_classes),
-        ("image size", data.image_size, facts.image_size),
-    ):
-        if expected != got:
-            raise UsageError(problem(f"{what}: {name}", expected=f"{expected}, as in {data.card.name}", got=got))
-    check_class_names(predictor.class_names, data.class_names, what)
+            data = as_seen(data, predictor.facts.rendering)
+            require_fit(predictor, data)
+            facts = (name, file, predictor.facts.name, self._split_of(data), torch.device("cpu"), "onnxruntime")
+            return EvaluatedNetwork(*facts, partial(load_exported, file))
+        compute, data = Compute.for_evaluation(self.device, precision), as_seen(data, checkpoint.rendering_of(file))
+        model = trained_network(file, data, "network").name
+        facts = (name, file, model, self._split_of(data), compute.device, compute.precision)
+        return EvaluatedNetwork(*facts, partial(load_network, file, data, compute), epoch)
 
 
 def _has_same_images(one: Split, other: Split) -> bool:

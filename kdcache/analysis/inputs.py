@@ -12,8 +12,9 @@ from torch import Tensor
 from kdcache import datasets
 from kdcache.answers.cached_teacher import CachedTeacher
 from kdcache.answers.encoding import DEFAULT_ENCODING
+from kdcache.answers.find import Answers, find_answers
 from kdcache.answers.location import StoreLocation
-from kdcache.answers.open import Answers, find_answers, make_cached_teacher, make_reader
+from kdcache.answers.open import make_cached_teacher, make_reader
 from kdcache.answers.store import AnswerStore
 from kdcache.answers.teacher import Teacher
 from kdcache.cards import same_dataset

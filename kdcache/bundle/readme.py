@@ -6,10 +6,10 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import onnxruntime
+import torch
 
 from kdcache import __version__
 from kdcache.analysis.cost import BATCH_SIZES, Timing
-from kdcache.machine import cores
 from kdcache.models import Network
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ PAGE = """# {network}, {classes} classes
 | --- | --- | ---: | ---: | ---: | ---: |
 {rows}
 
-{difference} Milliseconds an image: median and quartiles, by onnxruntime {runtime} on {machine} ({cores} cores).
+{difference} Milliseconds an image: median and quartiles, by onnxruntime {runtime} on {machine} (threads: {threads}).
 int8 was calibrated on training views, with a scale for each channel of the weights.
 
 ```sh
@@ -63,7 +63,7 @@ def readme(network: Network, measured: Sequence["Measured"]) -> str:
         difference=difference(measured),
         runtime=onnxruntime.__version__,
         machine=platform.processor() or platform.machine(),
-        cores=cores(),
+        threads=torch.get_num_threads(),
         size=network.image_size,
         rendering=network.rendering.evaluation,
         kdcache=__version__,

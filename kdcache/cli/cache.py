@@ -64,7 +64,8 @@ def plan_(config: StudentConfig, students: int) -> None:
     from kdcache.report.tables import show
     from kdcache.run.find import find_teacher_run, stores_of
     from kdcache.run.folder import newest_finished_run
-    from kdcache.setup import data_size, make_plan_for_size, seen_by, stored_contents, with_epochs
+    from kdcache.setup import data_size, make_plan_for_size, seen_by, with_epochs
+    from kdcache.teachers import stored_contents
 
     if not config.needs_teacher:
         raise UsageError(problem(f"--loss {config.loss}", expected="a loss that reads the teacher's logits"))
@@ -143,7 +144,7 @@ def verify(
     from kdcache.report.stores import checks_table
     from kdcache.report.tables import show
     from kdcache.run.find import find_stores, find_teacher_run
-    from kdcache.setup import verify_store
+    from kdcache.teachers import verify_store
 
     run, (stores, unreadable), checks = find_teacher_run(teacher), find_stores(teacher, store), []
     problems = [one.reason for one in unreadable]

@@ -26,7 +26,7 @@ __all__ = ["evaluate"]
     type=click.Choice(["test", "val", "train"]),
     help="Images to evaluate on; val are those that --val-fraction held out.",
 )
-@click.option("--best", is_flag=True, help="Use the networks of the best epoch instead of the last.")
+@click.option("--best", is_flag=True, help="Use the networks of the runs' best epochs instead of the last.")
 @click.option(
     "--format",
     "format_",

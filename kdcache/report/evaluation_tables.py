@@ -38,7 +38,7 @@ def evaluation_tables(report: EvaluationReport, is_full: bool = False) -> list[T
     tables = [
         _quality_table(report, short),
         _agreement_table(students),
-        _cost_table(report, short),
+        _cost_table(short),
         _classes_table(names, shown, rows),
         _pairs_table("Images by class and predicted class", ("class", "predicted"), names, confusions, pairs),
         _pairs_table("Images on which they disagree", ("teacher", "student"), names, disagreements, pairs),
@@ -100,7 +100,7 @@ def _agreement_table(students: Sequence[Evaluation]) -> TextTable:
     )
 
 
-def _cost_table(report: EvaluationReport, evaluations: Sequence[Evaluation]) -> TextTable:
+def _cost_table(evaluations: Sequence[Evaluation]) -> TextTable:
     def milliseconds(place: int) -> Callable[[Evaluation], str]:
         def text(one: Evaluation) -> str:
             timing = one.cost.timings[place]
@@ -108,16 +108,19 @@ def _cost_table(report: EvaluationReport, evaluations: Sequence[Evaluation]) -> 
 
         return text
 
-    threads = f", threads: {report.threads}" if report.device == "cpu" else ""
+    def computed_in(one: Evaluation) -> str:
+        threads = "" if one.cost.threads is None else f", threads: {one.cost.threads}"
+        return f"{one.cost.precision} on {one.cost.device}{threads}"
+
     return make_table(
-        f"Size, and milliseconds an image, median (quartiles), on {report.device}{threads}",
+        "Size, and milliseconds an image, median (quartiles)",
         evaluations,
         {
             "network": lambda one: one.name,
             "architecture": lambda one: f"{one.model}, {one.image_size}x{one.image_size}",
             "parameters": lambda one: f"{one.cost.size.parameters:,}" if one.cost.size else None,
             "million multiply-adds": lambda one: f"{one.cost.size.multiply_adds / 1e6:.1f}" if one.cost.size else None,
-            "computed in": lambda one: one.cost.precision,
+            "computed in": computed_in,
             "file": lambda one: file_size(one.cost.bytes),
             **{f"ms, batch of {size}": milliseconds(place) for place, size in enumerate(BATCH_SIZES)},
         },

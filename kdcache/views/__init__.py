@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 from kdcache.views.plan import PLAN_VERSION, EpochTable, Slot, ViewPlan, rank_part, steps
 
 if TYPE_CHECKING:
-    from kdcache.views.batch import Batch, Views
+    from kdcache.views.batch import Batch
     from kdcache.views.geometry import crop_flip, take
     from kdcache.views.mixes import cutmix, mixup
+    from kdcache.views.views import Views
 
 __all__ = [
     "PLAN_VERSION",
@@ -28,7 +29,7 @@ __all__ = [
 # Imported on first use: they need torch, and counting views does not.
 _MODULES = {
     "Batch": "batch",
-    "Views": "batch",
+    "Views": "views",
     "crop_flip": "geometry",
     "take": "geometry",
     "cutmix": "mixes",

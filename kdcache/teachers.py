@@ -1,0 +1,283 @@
+"""Cached teachers: that of a student's config, and those of training loops of one's own."""
+
+from __future__ import annotations  # so that what is stored can be counted without torch
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdcache import datasets
+from kdcache.answers.encoding import make_encoding
+from kdcache.choices import FOLDER_PREFIX, PRECISIONS
+from kdcache.config import StudentConfig
+from kdcache.config.training import recorded_images
+from kdcache.datasets import Card, Dataset
+from kdcache.errors import UsageError, problem
+from kdcache.extensions import require_trusted
+from kdcache.run.find import stores_of, teacher_network
+from kdcache.run.folder import FinishedRun, RunFolder
+from kdcache.setup import DataSize, load_data
+from kdcache.views.plan import ViewPlan
+
+if TYPE_CHECKING:
+    from kdcache.answers.cached_teacher import CachedTeacher
+    from kdcache.answers.find import Answers
+    from kdcache.answers.open import ProgressCallback
+    from kdcache.answers.space import StoreContents
+    from kdcache.answers.store import AnswerStore
+    from kdcache.answers.verify import TableCheck
+    from kdcache.compute import Compute
+    from kdcache.models import Network
+    from kdcache.views import Views
+
+__all__ = ["find_answers_of", "open_cached_teacher", "open_teacher", "stored_contents", "verify_store"]
+
+log = logging.getLogger("kdcache")
+
+
+def open_teacher(
+    teacher: Network | str | Path,
+    views: Views,
+    store: str | Path | None = None,
+    *,
+    precision: str = "auto",
+    store_dtype: str = "float16",
+    topk: int | None = None,
+    limit: int | None = None,
+) -> CachedTeacher:
+    """Open a teacher that remembers its logits, for a training loop of one's own.
+
+    Every view that comes up for the first time goes through the teacher. Its logits are stored; the same view, in
+    another epoch of the same seed, another training or another process, is looked up. Threads and processes may share
+    a store: each view is computed once.
+
+    Parameters
+    ----------
+    teacher : Network, str or Path
+        A run folder or network file of kdcache, ``shipped`` for the ``fashion-mini`` teacher that comes with it, or a
+        network: `kdcache.Network` wraps any ``torch.nn.Module``, and `kdcache.wrap_function` any function. It is frozen
+        and in evaluation mode from then on.
+    views : Views
+    store : str or Path, optional
+        A folder. In it, each teacher and set of images has a store of its own. Or the URL of one store. By default the
+        stores in the teacher's run folder; without one, nothing is stored.
+    precision : str
+        Of the teacher's forward passes: ``float32``, ``bfloat16`` or ``auto``, which takes that of a store that exists.
+    store_dtype : str
+        Stored as ``float16`` or ``float32``.
+    topk : int, optional
+        Store so many of the largest logits of a view alone.
+    limit : int, optional
+        Maximum size of all stores in the folder in bytes, by default 10 GB or a tenth of the disk. Views beyond it go
+        through the teacher each time.
+
+    Returns
+    -------
+    CachedTeacher
+        Its method ``logits`` takes a batch of the views.
+
+    Raises
+    ------
+    UsageError
+        If there is no such teacher, it has another image size than the views, or the store is for other logits.
+    """
+    from kdcache.answers.find import Answers, find_answers
+    from kdcache.answers.location import StoreLocation
+    from kdcache.answers.open import open_for_views
+    from kdcache.answers.teacher import Teacher
+    from kdcache.answers.teacher_stores import TeacherStores
+    from kdcache.compute import Compute
+    from kdcache.models import Network, checkpoint
+    from kdcache.models.sources import SHIPPED, shipped_teacher
+
+    where: TeacherStores | str | None = None
+    if store is not None:
+        where = str(store) if "://" in str(store) else TeacherStores(Path(store))
+    if teacher == SHIPPED:
+        teacher = shipped_teacher()
+    if isinstance(teacher, str | Path):
+        run = RunFolder(Path(teacher))
+        if run.holds_run:
+            run.require_own_entries()
+            where = where or stores_of(run.path)
+        network = checkpoint.load(run.network_file if run.holds_run else Path(teacher))
+    elif isinstance(teacher, Network):
+        network = teacher
+    else:
+        remedy = "Wrap it with kdcache.Network or kdcache.wrap_function."
+        expected = "a network or a run folder"
+        raise UsageError(problem("teacher", expected=expected, got=type(teacher).__name__, remedy=remedy))
+    if (labels := int(views.split.labels.max()) + 1) > network.num_classes:
+        raise UsageError(problem("classes of the teacher", expected=f"at least {labels}", got=network.num_classes))
+    encoding = make_encoding(store_dtype, topk)
+    encoding.layout(network.num_classes)  # raises for a topk that does not fit
+    compute = replace(Compute.choose(views.device.type, precision), device=views.device)
+    data = _as_dataset(views, network)
+    if where is None:
+        answers = Answers(Teacher(network, compute), data, StoreLocation(), encoding)
+    else:
+        answers = find_answers(network, data, compute, where, encoding, precision)
+    return open_for_views(answers, views, "off" if where is None else "replay", limit=limit)
+
+
+def _as_dataset(views: Views, network: Network) -> Dataset:
+    """Describe the images of some views, as a network sees them."""
+    names = tuple(map(str, range(network.num_classes)))
+    images = views.rendered(network.rendering).split
+    card = Card(
+        name="images",
+        classes=network.num_classes,
+        image_size=network.image_size,
+        padding=views.plan.padding,
+        mean=network.mean,
+        std=network.std,
+        source="a training loop",
+        license="unknown",
+    )
+    return Dataset(card.rendered(network.rendering), names, images, images)
+
+
+def open_cached_teacher(
+    config: StudentConfig, data: Dataset, views: Views, compute: Compute, progress: ProgressCallback | None = None
+) -> CachedTeacher:
+    """Open the cached teacher of a student, see `kdcache.answers.open`; `compute` is that of the student."""
+    from kdcache.answers.find import Answers
+    from kdcache.answers.location import StoreLocation
+    from kdcache.answers.open import open_for_views
+    from kdcache.answers.teacher import Teacher
+    from kdcache.models.checkpoint import rendering_of
+    from kdcache.models.load import trained_network
+
+    encoding = make_encoding(config.store_dtype, config.topk)
+    file = teacher_network(config)
+    seen = data.rendered(rendering_of(file))
+    _compare_with_teacher(config, data.card, seen.card)
+    encoding.layout(data.num_classes)  # raises for a topk that does not fit
+    if config.cache == "off":
+        answers = Answers(Teacher(trained_network(file, seen), compute), seen, StoreLocation(), encoding)
+    else:
+        answers = find_answers_of(config, data, compute)
+    limit, features = config.cache_limit, config.needs_features
+    return open_for_views(answers, views, config.cache, config.epochs, limit, progress, features)
+
+
+def _compare_with_teacher(config: StudentConfig, card: Card, seen: Card) -> None:
+    """Refuse a teacher that was trained on other random crops than the student's, and report another rendering."""
+    assert config.teacher is not None
+    crop = "resized" if card.padding is None else "padded"
+    trained_on = _crop_of_run(config.teacher, config, card)
+    if crop != trained_on:
+        what, remedy = (
+            f"random crop of the teacher {config.teacher}",
+            f"Give --crop {trained_on}, or another --teacher.",
+        )
+        raise UsageError(problem(what, expected=f"{crop}, as for the student", got=trained_on, remedy=remedy))
+    if seen.rendering != card.rendering:
+        log.info(
+            "images of the student: %s; of its teacher %s: %s",
+            *(card.rendering.evaluation, config.teacher, seen.rendering.evaluation),
+        )
+
+
+def _crop_of_run(teacher: Path, config: StudentConfig, card: Card) -> str:
+    """Find the random crop of a teacher's training, by default that of the dataset."""
+    images = recorded_images(RunFolder(teacher).config_file)
+    if crop := images.get("crop"):
+        return str(crop)
+    dataset = str(images.get("dataset"))
+    if dataset in datasets.CARDS or dataset.startswith(FOLDER_PREFIX):
+        card = datasets.card_of(dataset)
+    elif config.crop is not None:  # the default of a packed file is known after reading it
+        card = datasets.read(config.dataset, root=config.data_root).card
+    return "resized" if card.padding is None else "padded"
+
+
+def find_answers_of(config: StudentConfig, data: Dataset, compute: Compute) -> Answers:
+    """Find the store of the logits of a student's teacher, see `kdcache.answers.find.find_answers`."""
+    from kdcache.answers.find import find_answers
+    from kdcache.compute import Compute
+    from kdcache.models.checkpoint import rendering_of
+    from kdcache.models.load import trained_network
+    from kdcache.run.checkpoint import recorded_environment
+
+    assert config.teacher is not None
+    file, images = teacher_network(config), config.image_settings
+    seen = data.rendered(rendering_of(file))
+    if seen is not data:
+        images |= {"image_size": seen.image_size}
+    where, encoding = config.store or stores_of(config.teacher), make_encoding(config.store_dtype, config.topk)
+    precision = config.precision
+    if precision == "auto" and config.resume and config.out is not None:  # there may be other stores by now
+        recorded = recorded_environment(RunFolder(config.out)).get("origin", {}).get("teacher precision")
+        if recorded in PRECISIONS:
+            precision, compute = recorded, Compute(compute.device, recorded)
+    return find_answers(trained_network(file, seen), seen, compute, where, encoding, precision, images)
+
+
+def stored_contents(config: StudentConfig, size: DataSize, plan: ViewPlan) -> StoreContents:
+    """Find what is stored of the logits that a student needs, and the space for more.
+
+    The images are read only if there is a store, which may be for others.
+    """
+    from kdcache.answers.location import StoreLocation
+    from kdcache.answers.space import StoreContents
+
+    stores = stores_of(config.teacher) if config.teacher else None
+    location = StoreLocation(config.store or (stores.folder if stores else None))
+    if not (location.holds_store() if config.store else stores and any(stores.find())):
+        encoding = make_encoding(config.store_dtype, config.topk)
+        return StoreContents.of_new_store(location, size.samples, size.classes, encoding, config.cache_limit)
+    if config.teacher is None:
+        raise UsageError(problem(f"--store {config.store}", expected="the teacher of the store", got="no --teacher"))
+    from kdcache.compute import Compute
+
+    data = load_data(config)
+    answers = find_answers_of(config, data, Compute.choose(config.device, config.precision))
+    space = answers.space(config.cache_limit, read_commits=True)
+    return space if plan.crop_flip else replace(space, clean_beside=answers.clean_beside())
+
+
+def verify_store(
+    run: FinishedRun,
+    store: AnswerStore,
+    samples: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    dataset: str | None = None,
+    data_root: Path | None = None,
+) -> Iterator[TableCheck]:
+    """Verify a store of the logits of a teacher's run, see `kdcache.answers.verify.verify`.
+
+    The images are those that the store is for, which may have been moved to another `dataset` or `data_root`.
+    """
+    from kdcache.answers.find import find_answers
+    from kdcache.answers.verify import verify
+    from kdcache.compute import Compute
+
+    images, known = run.config.image_settings, store.image_settings
+    images |= {name: known[name] for name in StudentConfig.image_setting_names() if name in known}
+    places = {"dataset": dataset, "data_root": data_root}
+    images |= {name: place for name, place in places.items() if place is not None}
+    if dataset is None:
+        require_trusted("dataset", images["dataset"])  # the store named it, not the user
+    config = StudentConfig.load(**images)
+    data = load_data(config)
+    network = _network_of(run, store, data)
+    data = data.rendered(network.rendering)
+    where, compute = store.location.where, Compute.choose(device)
+    teacher = find_answers(network, data, compute, where, image_settings=config.image_settings).teacher
+    yield from verify(store, teacher, data.train, data.card.padding, samples, seed)
+
+
+def _network_of(run: FinishedRun, store: AnswerStore, data: Dataset) -> Network:
+    """Load the network of a run whose logits a store holds: that of the best epoch, if it is that, else the last."""
+    from kdcache.models.checkpoint import fingerprint
+    from kdcache.models.load import trained_network
+
+    if run.best_network_file.is_file():
+        best = trained_network(run.best_network_file, data)
+        if fingerprint(best) == store.fingerprint.get("teacher"):
+            return best
+    return trained_network(run.network_file, data)
