@@ -74,9 +74,7 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
         student = distributed.convert_sync_batchnorm(student, compute.device)
     check_forward_switches(config, student)
     check_labels(config, data)
-    network: nn.Module = WithFeatures(student)
-    if config.compile:
-        network = compute.compiled(network)
+    network = compute.compiled(WithFeatures(student)) if config.compile else WithFeatures(student)
 
     # The plan of every view that the epochs show, and the frozen teacher, behind the store of its logits.
     if config.needs_teacher:
@@ -94,7 +92,8 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     with RunWriter(config, compute, data, teacher.teacher if teacher else None, init) as run:
         progress = run.restore({"student": student, "objective": objective}, update)
         shape = StatisticsShape(plan.samples, plan.slots, len(views.steps), objective.names)
-        recorder = StudentRecorder(run.folder.statistics_store, config.epochs, shape, teacher, compute.device, run.metrics)
+        place = run.folder.statistics_store
+        recorder = StudentRecorder(place, config.epochs, shape, teacher, compute.device, run.metrics)
         step = StudentStep(config, network, teacher, objective, update, compute, recorder)
         if not step.trains_on_x:
             reporter.message("training top-1 is that on x', by the larger part of the label: x is not trained on")
