@@ -247,8 +247,8 @@ def test_a_browser_shows_the_report(browser, summary: RunSummary, tmp_path: Path
 
     assert view.evaluate("document.documentElement.scrollWidth") <= width  # no horizontal scrolling
     tables = view.locator("table")
-    assert tables.count() == 6
-    assert all(tables.nth(place).locator("tbody tr").count() for place in range(6))
+    assert tables.count() == 7
+    assert all(tables.nth(place).locator("tbody tr").count() for place in range(7))
     sizes = "all => all.map(one => [one.getBoundingClientRect().width, one.getBoundingClientRect().height])"
     pictures = view.locator("svg").evaluate_all(sizes) + view.locator("main img").evaluate_all(sizes)
     assert len(pictures) == 5 + len(summary.disagreements[0].examples)

@@ -15,6 +15,9 @@ __all__ = ["RunGroup", "group_runs"]
 IGNORED_SETTINGS = frozenset({"seed", "view_seed", "device"})
 """Settings that may differ within a group, besides those without effect on the result."""
 
+IN_NAME = {"kind", "model", "loss", "aug", "pick"}
+"""Settings that the name of each group states."""
+
 
 @dataclass(frozen=True)
 class RunGroup:
@@ -44,6 +47,11 @@ class RunGroup:
             return DAMAGED
         return MeanStd.of(run.result(name) for run in self.finished)
 
+    def has(self, name: str, epochs: int = 1) -> bool:
+        """Whether a run has a field of the metrics for so many epochs; not if the metrics of one are damaged."""
+        counts = (sum(getattr(line, name) is not None for line in run.metrics) for run in self.runs)
+        return not any(run.metrics_damaged for run in self.runs) and any(count >= epochs for count in counts)
+
     def by_epoch(self, name: str) -> list[tuple[int, MeanStd]]:
         """Summarize a field of the metrics epoch by epoch, over the runs that have it; empty if a run's are damaged."""
         if any(run.metrics_damaged for run in self.runs):
@@ -54,6 +62,12 @@ class RunGroup:
                 values.setdefault(line.epoch, []).append(getattr(line, name))
         means = [(epoch, MeanStd.of(values[epoch])) for epoch in sorted(values)]
         return [(epoch, mean) for epoch, mean in means if mean.n]
+
+    def mean_over_epochs(self, name: str) -> MeanStd:
+        """Summarize, over the runs, the mean of a field of the metrics over the epochs that have it."""
+        if any(run.metrics_damaged for run in self.runs):
+            return DAMAGED
+        return MeanStd.of(MeanStd.of(getattr(line, name) for line in run.metrics).mean for run in self.runs)
 
 
 def group_runs(runs: Iterable[RunRecord], ignoring: Collection[str] = ()) -> list[RunGroup]:
@@ -71,12 +85,15 @@ def group_runs(runs: Iterable[RunRecord], ignoring: Collection[str] = ()) -> lis
         Teachers first, else in the order of the runs.
     """
     found: dict[str, list[RunRecord]] = {}
+    settings: dict[str, dict[str, Any]] = {}
     for run in runs:
-        found.setdefault(json.dumps(_settings(run.config, ignoring), sort_keys=True), []).append(run)
-    members = sorted(found.values(), key=lambda runs: isinstance(runs[0].config, StudentConfig))
-    configs = [runs[0].config for runs in members]
-    names = _names(configs, ignoring)
-    return [RunGroup(name, runs[0].config, tuple(runs)) for name, runs in zip(names, members, strict=True)]
+        own = _settings(run.config, ignoring)
+        key = json.dumps(own, sort_keys=True)
+        settings[key] = own
+        found.setdefault(key, []).append(run)
+    keys = sorted(found, key=lambda key: isinstance(found[key][0].config, StudentConfig))
+    names = _names([(found[key][0].config, settings[key]) for key in keys])
+    return [RunGroup(name, found[key][0].config, tuple(found[key])) for name, key in zip(names, keys, strict=True)]
 
 
 def _settings(config: TrainingConfig, ignoring: Collection[str]) -> dict[str, Any]:
@@ -87,18 +104,20 @@ def _settings(config: TrainingConfig, ignoring: Collection[str]) -> dict[str, An
     return settings
 
 
-def _names(configs: Sequence[TrainingConfig], ignoring: Collection[str]) -> list[str]:
+def _names(configs: Sequence[tuple[TrainingConfig, dict[str, Any]]]) -> list[str]:
     """Name each config by model, loss and augmentation, and by the settings that differ among those of equal name."""
-    short = [_short_name(config) for config in configs]
-    in_name = {"kind", "model", "loss", "aug", "pick"}
+    same: dict[str, list[dict[str, Any]]] = {}
+    for config, settings in configs:
+        same.setdefault(_short_name(config), []).append(settings)
+    differing = {
+        name: {key for key in set().union(*alike) if len({repr(one.get(key)) for one in alike}) > 1}
+        for name, alike in same.items()
+    }
     names = []
-    for name, config in zip(short, configs, strict=True):
-        own = _settings(config, ignoring)
-        others = [_settings(other, ignoring) for same, other in zip(short, configs, strict=True) if same == name]
-        differing = [
-            key for key in own if key not in in_name and any(other.get(key) != own.get(key) for other in others)
-        ]
-        names.append(", ".join([name, *(_describe(key, own[key]) for key in differing)]))
+    for config, settings in configs:
+        name = _short_name(config)
+        further = (_describe(key, settings[key]) for key in settings if key in differing[name] - IN_NAME)
+        names.append(", ".join([name, *further]))
     return names
 
 

@@ -1,21 +1,22 @@
 """What a report says about runs: results by group, curves, and label disagreement of their teachers."""
 
+from __future__ import annotations  # so that a report of what is recorded needs no torch
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdcache.analysis.curves import ErrorCurve, error_curves
-from kdcache.analysis.disagreement import DisagreementReport, measure_disagreement
-from kdcache.analysis.evaluation import EvaluationReport, evaluate_networks
-from kdcache.analysis.evaluation_inputs import load_evaluation_inputs
 from kdcache.analysis.groups import RunGroup, group_runs
-from kdcache.analysis.inputs import load_analysis_inputs
-from kdcache.analysis.kl_ratio import KLRatioCurve, ratio_curves
+from kdcache.analysis.outcomes import Outcome, find_outcomes, load_teachers
 from kdcache.config import StudentConfig
 from kdcache.errors import KdcacheError, UsageError, problem
-from kdcache.run.find import teacher_of
 from kdcache.run.records import RunRecord, load_runs
+
+if TYPE_CHECKING:
+    from kdcache.analysis.disagreement import DisagreementReport
+    from kdcache.analysis.evaluation import EvaluationReport
 
 __all__ = ["RESULTS", "RunSummary", "summarize_runs"]
 
@@ -31,8 +32,11 @@ class RunSummary:
     ----------
     runs : tuple of RunRecord
     groups : tuple of RunGroup
+    outcomes : tuple of Outcome
+        Of each group, in their order.
     errors : tuple of ErrorCurve
-    ratios : tuple of KLRatioCurve
+    ratios : tuple of RunGroup
+        Those that pick among candidates with known d.
     disagreements : tuple of DisagreementReport
         Of each teacher of the runs.
     evaluations : tuple of EvaluationReport
@@ -43,8 +47,9 @@ class RunSummary:
 
     runs: tuple[RunRecord, ...]
     groups: tuple[RunGroup, ...]
+    outcomes: tuple[Outcome, ...]
     errors: tuple[ErrorCurve, ...]
-    ratios: tuple[KLRatioCurve, ...]
+    ratios: tuple[RunGroup, ...]
     disagreements: tuple[DisagreementReport, ...]
     evaluations: tuple[EvaluationReport, ...]
     missing: tuple[str, ...]
@@ -59,15 +64,23 @@ class RunSummary:
                     "unfinished": [str(run.path) for run in group.runs if not run.finished],
                     "settings": group.config.model_dump(mode="json", exclude=set(group.config.NOT_RECORDED)),
                     **{name: group.result(name).as_json() for name in RESULTS},
+                    **outcome.as_json(),
                 }
-                for group in self.groups
+                for group, outcome in zip(self.groups, self.outcomes, strict=True)
             ],
             "runs": [
                 {"path": str(run.path), "seed": run.config.seed, "summary": run.summary, "environment": run.environment}
                 for run in self.runs
             ],
             "error_curves": [curve.as_json() for curve in self.errors],
-            "kl_ratios": [curve.as_json() for curve in self.ratios],
+            "kl_ratios": [
+                {
+                    "name": group.name,
+                    "overall": group.mean_over_epochs("kl_ratio").as_json(),
+                    "by_epoch": [{"epoch": epoch, **mean.as_json()} for epoch, mean in group.by_epoch("kl_ratio")],
+                }
+                for group in self.ratios
+            ],
             "label_disagreement": [report.as_json() for report in self.disagreements],
             "evaluations": [report.as_json() for report in self.evaluations],
             "missing": list(self.missing),
@@ -107,35 +120,61 @@ def summarize_runs(
     if not runs:
         raise UsageError(*missing or ["no run folder given"])
     groups = group_runs(runs)
-    ratios, damaged = ratio_curves(group for group in groups if isinstance(group.config, StudentConfig))
-    missing += damaged
-    disagreements = []
-    for path, named_by in _teachers(runs).items() if samples else ():
+    teachers, unknown = load_teachers(runs)
+    disagreements, unmeasured = _measure_disagreement(runs, samples, data_root, device, dataset)
+    evaluations, unevaluated = _evaluate(runs, data_root, device, dataset) if evaluates else ([], [])
+    networks = [network for report in evaluations for network in report.evaluations]
+    return RunSummary(
+        tuple(runs),
+        tuple(groups),
+        tuple(find_outcomes(groups, teachers, networks)),
+        tuple(error_curves(runs)),
+        tuple(group for group in groups if group.has("kl_ratio")),
+        tuple(disagreements),
+        tuple(evaluations),
+        (*missing, *unknown, *unmeasured, *unevaluated),
+    )
+
+
+def _measure_disagreement(
+    runs: Sequence[RunRecord], samples: int, data_root: Path | None, device: str, dataset: str | None
+) -> tuple[list[DisagreementReport], list[str]]:
+    """Measure label disagreement of each teacher, and list what could not be measured."""
+    if not samples:
+        return [], []
+    from kdcache.analysis.disagreement import measure_disagreement
+    from kdcache.analysis.inputs import load_analysis_inputs
+    from kdcache.run.find import teacher_of
+
+    found, missing = [], list[str]()
+    for path, named_by in _teachers(runs).items():
         try:
             place = teacher_of(named_by, path)
             teacher = load_analysis_inputs(str(place), dataset=dataset, data_root=data_root, device=device)
             if not teacher.has_own_images:
                 raise UsageError(problem(f"--dataset {dataset}", expected=f"the images that {place} was trained on"))
-            disagreements.append(measure_disagreement(teacher, samples))
+            found.append(measure_disagreement(teacher, samples))
         except (KdcacheError, OSError) as error:
             missing += [f"label disagreement of {path}: {line}" for line in str(error).splitlines()]
-    evaluations = []
-    for together in _finished_by_dataset(runs) if evaluates else ():
+    return found, missing
+
+
+def _evaluate(
+    runs: Sequence[RunRecord], data_root: Path | None, device: str, dataset: str | None
+) -> tuple[list[EvaluationReport], list[str]]:
+    """Evaluate the networks of the runs of each dataset, and list what could not be evaluated."""
+    from kdcache.analysis.evaluation import evaluate_networks
+    from kdcache.analysis.evaluation_inputs import load_evaluation_inputs
+
+    found, missing = [], list[str]()
+    for together in _finished_by_dataset(runs):
         try:
             inputs = load_evaluation_inputs(together, "test", False, dataset, data_root, device, skips_bad=True)
-            evaluations.append(evaluate_networks(inputs))
-            missing += [f"evaluation: {line}" for line in (*inputs.problems, *evaluations[-1].problems)]
+            found.append(evaluate_networks(inputs))
+            missing += [f"evaluation: {line}" for line in (*inputs.problems, *found[-1].problems)]
         except (KdcacheError, OSError) as error:
             missing += [f"evaluation: {line}" for line in str(error).splitlines()]
-    return RunSummary(
-        tuple(runs),
-        tuple(groups),
-        tuple(error_curves(runs)),
-        tuple(ratios),
-        tuple(disagreements),
-        tuple(evaluations),
-        tuple(missing),
-    )
+    return found, missing
 
 
 def _finished_by_dataset(runs: Sequence[RunRecord]) -> list[list[str]]:

@@ -1,15 +1,12 @@
 """Tables of analyses and runs, for the terminal, Markdown and the HTML report."""
 
-from collections.abc import Iterable, Sequence
+from __future__ import annotations  # so that what is recorded is shown without torch
 
-from kdcache.analysis.augmentations import AugmentationScore
-from kdcache.analysis.curves import ErrorCurve
-from kdcache.analysis.disagreement import DisagreementReport
-from kdcache.analysis.disagreement_counts import PAPER_PERCENT
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
 from kdcache.analysis.estimates import Proportion
 from kdcache.analysis.groups import RunGroup
-from kdcache.analysis.hardness import Hardness
-from kdcache.analysis.kl_ratio import KLRatioCurve
 from kdcache.report.tables import (
     TextTable,
     format_interval,
@@ -20,6 +17,13 @@ from kdcache.report.tables import (
 )
 from kdcache.run.records import RunRecord
 
+if TYPE_CHECKING:
+    from kdcache.analysis.augmentations import AugmentationScore
+    from kdcache.analysis.curves import ErrorCurve
+    from kdcache.analysis.disagreement import DisagreementReport
+    from kdcache.analysis.hardness import Hardness
+    from kdcache.analysis.kl_ratio import KLRatioCurve
+
 __all__ = [
     "augmentations_table",
     "classes_table",
@@ -28,12 +32,15 @@ __all__ = [
     "groups_table",
     "hardness_table",
     "kl_ratio_table",
+    "ratios_table",
     "runs_table",
 ]
 
 
 def disagreement_table(report: DisagreementReport) -> TextTable:
     """Label disagreement next to the teacher's error on clean images and the paper's number."""
+    from kdcache.analysis.disagreement_counts import PAPER_PERCENT
+
     counts = report.counts
     rows = [
         ("teacher disagrees with the label", counts.overall),
@@ -105,6 +112,19 @@ def kl_ratio_table(curves: Iterable[KLRatioCurve]) -> TextTable:
     )
 
 
+def ratios_table(groups: Iterable[RunGroup]) -> TextTable:
+    """Mean over the epochs of the KL ratio of each group of runs."""
+    return make_table(
+        "KL ratio r (Equation 3), mean over the epochs",
+        groups,
+        {
+            "runs": lambda group: group.name,
+            "mean (std)": lambda group: format_mean_std(group.mean_over_epochs("kl_ratio"), 3),
+            "n": lambda group: group.mean_over_epochs("kl_ratio").n,
+        },
+    )
+
+
 def errors_table(curves: Iterable[ErrorCurve]) -> TextTable:
     """Test error by the total number of epochs."""
     return make_table(
@@ -113,9 +133,9 @@ def errors_table(curves: Iterable[ErrorCurve]) -> TextTable:
         {
             "runs": lambda item: item[0].name,
             "epochs": lambda item: item[1].epochs,
-            "n": lambda item: item[1].last.n,
             "error, last epoch (%)": lambda item: format_mean_std(item[1].last),
             "error, best epoch (%)": lambda item: format_mean_std(item[1].best),
+            "n": lambda item: item[1].last.n,
         },
     )
 
@@ -145,10 +165,10 @@ def groups_table(groups: Iterable[RunGroup]) -> TextTable:
         groups,
         {
             "runs": lambda group: group.name,
-            "epochs": lambda group: format_whole(group.result("epochs")),
-            "n": count,
             "top-1, last epoch (%)": lambda group: format_mean_std(group.result("last_top1")),
             "top-1, best epoch (%)": lambda group: format_mean_std(group.result("best_top1")),
+            "n": count,
+            "epochs": lambda group: format_whole(group.result("epochs")),
             "teacher forwards": lambda group: format_whole(group.result("teacher_forwards")),
             "cache hits": lambda group: format_whole(group.result("cache_hits")),
             "seconds": lambda group: format_whole(group.result("seconds")),
@@ -172,9 +192,9 @@ def runs_table(runs: Iterable[RunRecord]) -> TextTable:
         runs,
         {
             "run": lambda run: run.path,
-            "seed": lambda run: run.config.seed,
-            "state": state,
             "top-1, last epoch (%)": lambda run: accuracy(run, "last_top1"),
             "top-1, best epoch (%)": lambda run: accuracy(run, "best_top1"),
+            "seed": lambda run: run.config.seed,
+            "state": state,
         },
     )

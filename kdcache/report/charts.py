@@ -1,22 +1,30 @@
-"""Charts of analyses. Axes have units, and series differ in color, line style and marker."""
+"""Charts. Axes have units; series differ in color, line style and marker. A legend is for what shows the figure."""
 
-from collections.abc import Sequence
+from __future__ import annotations  # so that charts of what is recorded need no torch
+
+from collections.abc import Mapping, Sequence
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from kdcache.analysis.augmentations import AugmentationScore
-from kdcache.analysis.curves import ErrorCurve
-from kdcache.analysis.disagreement_counts import LabelDisagreement
+from kdcache.analysis.estimates import MeanStd
 from kdcache.analysis.groups import RunGroup
-from kdcache.analysis.hardness import Hardness
-from kdcache.analysis.kl_ratio import KLRatioCurve
 from kdcache.report.style import SeriesStyle, series_styles
+from kdcache.report.tables import shortened
+
+if TYPE_CHECKING:
+    from kdcache.analysis.augmentations import AugmentationScore
+    from kdcache.analysis.curves import ErrorCurve
+    from kdcache.analysis.disagreement_counts import LabelDisagreement
+    from kdcache.analysis.hardness import Hardness
+    from kdcache.analysis.kl_ratio import KLRatioCurve
 
 __all__ = [
     "draw_by_lambda",
+    "draw_losses",
     "draw_over_epochs",
     "plot_augmentation_scores",
     "plot_error_curves",
@@ -27,8 +35,11 @@ __all__ = [
 BAND_ALPHA = 0.18
 """Opacity of the bands that show a standard deviation."""
 
-MAX_MARKED_POINTS = 40
-"""Points of a series up to which each has a marker."""
+MARKED_POINTS = 12
+"""Points of a series that have a marker, about."""
+
+NAME_CHARS = 40
+"""Length of a name on an axis."""
 
 
 def draw_over_epochs(groups: Sequence[RunGroup], name: str, label: str, scale: float = 1.0) -> Figure:
@@ -44,18 +55,26 @@ def draw_over_epochs(groups: Sequence[RunGroup], name: str, label: str, scale: f
     scale : float
         Factor that converts the field to that unit.
     """
+    return _over_epochs({group.name: group.by_epoch(name) for group in groups}, label, scale)
+
+
+def draw_losses(group: RunGroup) -> Figure:
+    """Draw the training loss and the cross-entropy on the test images over the epochs."""
+    fields = {"training loss": "train_loss", "cross-entropy on the test images": "test_loss"}
+    return _over_epochs({label: group.by_epoch(name) for label, name in fields.items()}, "loss (nats)")
+
+
+def _over_epochs(series: Mapping[str, Sequence[tuple[int, MeanStd]]], ylabel: str, scale: float = 1.0) -> Figure:
     figure, axes = _single_axes()
-    for group, style in zip(groups, series_styles(), strict=False):
-        points = group.by_epoch(name)
+    for (label, points), style in zip(series.items(), series_styles(), strict=False):
         if not points:
             continue
         mean = [scale * (value.mean or 0.0) for _, value in points]
         std = [scale * (value.std or 0.0) for _, value in points]
-        marked = len(points) <= MAX_MARKED_POINTS
-        _draw_series(axes, [epoch for epoch, _ in points], mean, std, group.name, style, marked)
-    axes.set(xlabel="epoch", ylabel=label)
+        _draw_series(axes, [epoch for epoch, _ in points], mean, std, label, style)
+    axes.set(xlabel="epoch", ylabel=ylabel)
+    axes.grid(alpha=0.3)
     _integer_ticks(axes)
-    _finish(axes)
     return figure
 
 
@@ -82,7 +101,6 @@ def plot_error_curves(curves: Sequence[ErrorCurve], stacked: bool = False) -> Fi
         axes.minorticks_off()
         axes.set(xlabel="total epochs", ylabel="test error after the last epoch (%)", title=titles[side])
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=9)
     return figure
 
 
@@ -90,10 +108,10 @@ def plot_kl_ratios(curves: Sequence[KLRatioCurve]) -> Figure:
     """Draw r over the iterations (Figure 4): mean and standard deviation over the steps."""
     figure, axes = _single_axes()
     for curve, style in zip(curves, series_styles(), strict=False):
-        _draw_series(axes, curve.at, curve.mean, curve.std, curve.name, style, marked=False)
+        _draw_series(axes, curve.at, curve.mean, curve.std, curve.name, style)
     axes.axhline(1, linewidth=0.8, color="#888888")
     axes.set(xlabel="iteration (share of all)", ylabel="KL ratio r, picked over all (no unit)", xlim=(0, 1))
-    _finish(axes)
+    axes.grid(alpha=0.3)
     return figure
 
 
@@ -116,7 +134,8 @@ def plot_hardness(hardness: Hardness) -> Figure:
     transitions.set(xlabel="epoch", ylabel="share (%)", ylim=(0, 100))
     for axes in (d, transitions):
         _integer_ticks(axes)
-        _finish(axes)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=9)
     return figure
 
 
@@ -128,7 +147,7 @@ def plot_augmentation_scores(scores: Sequence[AugmentationScore]) -> Figure:
     style = next(series_styles())
     for position, (_, std) in enumerate(known):
         axes.errorbar(std.value, position, xerr=1.96 * std.error, fmt=style.marker, color=style.color, capsize=3)
-    axes.set_yticks(range(len(known)), [aug for aug, _ in known])
+    axes.set_yticks(range(len(known)), [shortened(aug, NAME_CHARS) for aug, _ in known])
     axes.invert_yaxis()
     axes.set(xlabel="standard deviation of the teacher's mean probability (lower is better)")
     axes.grid(alpha=0.3, axis="x")
@@ -159,7 +178,7 @@ def draw_by_lambda(counts: LabelDisagreement) -> Figure:
 
 
 def _single_axes() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(5.6, 4.4), layout="constrained")
+    figure = Figure(figsize=(5, 3.6), layout="constrained")
     return figure, figure.subplots()
 
 
@@ -170,10 +189,9 @@ def _draw_series(
     std: Sequence[float],
     label: str,
     style: SeriesStyle,
-    marked: bool = True,
 ) -> None:
-    marker = style.marker if marked else ""
-    axes.plot(at, mean, color=style.color, linestyle=style.linestyle, marker=marker, markersize=4, label=label)
+    every = -(-len(at) // MARKED_POINTS)
+    axes.plot(at, mean, **style._asdict(), markersize=4, markevery=every or 1, label=label)
     if any(std):
         low = [value - spread for value, spread in zip(mean, std, strict=True)]
         high = [value + spread for value, spread in zip(mean, std, strict=True)]
@@ -182,9 +200,3 @@ def _draw_series(
 
 def _integer_ticks(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def _finish(axes: Axes) -> None:
-    axes.grid(alpha=0.3)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=9)

@@ -12,10 +12,14 @@ from kdcache.analysis.disagreement import DisagreementReport
 from kdcache.analysis.hardness import Hardness
 from kdcache.datasets import Dataset
 from kdcache.report.style import write_figure
+from kdcache.report.tables import format_probabilities, shortened
 
-__all__ = ["draw_extremes", "draw_image", "format_probabilities", "plot_disagreements"]
+__all__ = ["draw_extremes", "draw_image", "plot_disagreements"]
 
 COLUMNS, ROWS = 4, 2
+
+NAME_CHARS = 24
+"""Length of a class name beside a picture."""
 
 
 def plot_disagreements(report: DisagreementReport, path: Path) -> None:
@@ -35,8 +39,9 @@ def plot_disagreements(report: DisagreementReport, path: Path) -> None:
             continue
         example = report.examples[position]
         draw_image(axes, example.view)
-        axes.set_title(f"{report.aug}: {format_probabilities(example.label, ' + ')}", fontsize=9)
-        axes.set_xlabel("teacher:\n" + format_probabilities(example.teacher, "\n"), fontsize=9)
+        label = format_probabilities(_short(example.label), "\n+ ")
+        axes.set_title(f"{report.aug}: {label}", fontsize=9)
+        axes.set_xlabel("teacher:\n" + format_probabilities(_short(example.teacher), "\n"), fontsize=9)
     write_figure(figure, path)
 
 
@@ -59,18 +64,17 @@ def draw_extremes(hardness: Hardness, data: Dataset, path: Path) -> None:
         images = data.train.take(torch.tensor([sample for sample, _ in samples]))
         for column, (image, (sample, d)) in enumerate(zip(images, samples, strict=True)):
             draw_image(axes[row, column], image)
-            label = data.class_name(int(data.train.labels[sample]))
+            label = shortened(data.class_name(int(data.train.labels[sample])), NAME_CHARS)
             axes[row, column].set_title(f"{label}\nd {d:.3g}, no. {sample}", fontsize=8)
         axes[row, 0].set_ylabel(title)
     write_figure(figure, path)
-
-
-def format_probabilities(probabilities: Sequence[tuple[str, float]], separator: str) -> str:
-    """Format class names with their probabilities."""
-    return separator.join(f"{name} {probability:.2f}" for name, probability in probabilities)
 
 
 def draw_image(axes: Axes, image: Tensor) -> None:
     """Draw an image (3, H, W) without ticks."""
     axes.set(xticks=[], yticks=[])
     axes.imshow(image.permute(1, 2, 0).numpy())
+
+
+def _short(probabilities: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+    return [(shortened(name, NAME_CHARS), probability) for name, probability in probabilities]

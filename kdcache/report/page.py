@@ -1,56 +1,41 @@
 """The report as one HTML page without scripts and external resources."""
 
-import base64
+from __future__ import annotations  # so that what is recorded is shown without torch
+
 import shlex
 import time
-from collections.abc import Callable, Sequence
-from io import BytesIO
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
-from PIL import Image
-from torch import Tensor
 
 import kdcache
 from kdcache.analysis.curves import ErrorCurve
-from kdcache.analysis.disagreement import DisagreementReport, Example
-from kdcache.analysis.evaluation import Evaluation, EvaluationReport
 from kdcache.analysis.groups import RunGroup
-from kdcache.analysis.kl_ratio import KLRatioCurve
 from kdcache.analysis.summary import RunSummary
 from kdcache.report.analysis_tables import (
-    classes_table,
-    disagreement_table,
     errors_table,
     groups_table,
-    kl_ratio_table,
+    ratios_table,
     runs_table,
 )
-from kdcache.report.charts import draw_by_lambda, draw_over_epochs, plot_error_curves, plot_kl_ratios
-from kdcache.report.evaluation_charts import describe_mistake, draw_confusion, draw_reliability
-from kdcache.report.evaluation_tables import evaluation_tables, with_short_names
-from kdcache.report.gallery import format_probabilities
-from kdcache.report.style import inline_svg
-from kdcache.run.records import RunRecord
+from kdcache.report.charts import draw_losses, draw_over_epochs, plot_error_curves
+from kdcache.report.headline import by_dataset, headline, outcomes_table
+from kdcache.report.style import MAX_SERIES, LegendEntry, inline_svg
 
 __all__ = ["render_page"]
 
-MAX_CLASSES = 20
-"""Classes in the table of label disagreement by class."""
-
-MAX_NETWORKS = 6
-"""Networks whose confusion and mistakes are drawn."""
-
 
 class Chart(NamedTuple):
-    """A chart with its title, and its content as text for screen readers."""
+    """A chart with its title and legend, and its content as text for screen readers."""
 
     title: str
     description: str
     svg: Markup
+    legend: Sequence[LegendEntry]
 
 
 MakeChart = Callable[[str, str, Callable[[], Figure]], Chart]
@@ -62,54 +47,107 @@ def render_page(summary: RunSummary) -> str:
     numbers = count(1)
 
     def chart(title: str, content: str, draw: Callable[[], Figure]) -> Chart:
-        return Chart(title, f"{title}. {content}", Markup(inline_svg(draw, f"chart{next(numbers)}")))
+        svg, legend = inline_svg(draw, f"chart{next(numbers)}")
+        return Chart(title, f"{title}. {content}", Markup(svg), legend)
 
     environment = Environment(
         loader=PackageLoader("kdcache.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    datasets = sorted({run.config.dataset for run in summary.runs})
+    sorted_outcomes = by_dataset(summary.outcomes)
+    best = [outcome.group for outcomes in sorted_outcomes.values() for outcome in outcomes]
     return environment.get_template("page.html").render(
-        title=f"Distillation on {', '.join(datasets)}",
+        title=f"Distillation on {', '.join(sorted(sorted_outcomes))}",
         written=time.strftime("%Y-%m-%d %H:%M:%S %Z"),
         version=kdcache.__version__,
-        scope=f"{len(summary.runs)} runs in {len(summary.groups)} groups.",
+        scope=_scope(summary),
         missing=summary.missing,
-        groups=groups_table(summary.groups),
-        evaluations=[_evaluation(report, chart) for report in summary.evaluations],
-        curves=_curves(summary, chart),
-        errors=errors_table(summary.errors),
-        ratio=_ratio(summary.ratios, chart),
-        ratios=kl_ratio_table(summary.ratios),
-        disagreements=[_disagreement(report, chart) for report in summary.disagreements],
-        training_disagreement=_training_disagreement(summary.groups, chart),
+        outcomes=[
+            {"dataset": name, "facts": headline(outcomes), "table": outcomes_table(outcomes)}
+            for name, outcomes in sorted_outcomes.items()
+        ],
+        curves=[one for groups in sorted_outcomes.values() for one in _curves([own.group for own in groups], chart)],
+        error_curves=_errors(summary.errors, chart),
+        errors=errors_table(summary.errors if _has_lengths(summary.errors) else ()),
+        **_measured(summary, chart),
+        groups=groups_table(best),
+        ratio=_ratio([group for group in best if group in summary.ratios], chart),
+        ratios=ratios_table(summary.ratios),
+        training_disagreement=_training_disagreement(best, chart),
         runs=runs_table(summary.runs),
-        details=[_details(run) for run in summary.runs],
+        details=[_details(group) for group in summary.groups],
     )
 
 
-def _curves(summary: RunSummary, chart: MakeChart) -> list[Chart]:
+def _scope(summary: RunSummary) -> str:
+    finished = sum(run.finished for run in summary.runs)
+    runs, groups = len(summary.runs), len(summary.groups)
+    text = f"{runs:,} run{'s' * (runs > 1)} in {groups:,} group{'s' * (groups > 1)}"
+    return f"{text}{'' if finished == runs else f', {runs - finished:,} of them unfinished'}."
+
+
+def _measured(summary: RunSummary, chart: MakeChart) -> dict[str, list[dict[str, Any]]]:
+    """Show what was measured for the report, if anything was."""
+    if not summary.disagreements and not summary.evaluations:
+        return {"disagreements": [], "evaluations": []}
+    from kdcache.report.page_measured import disagreement_part, evaluation_part
+
+    return {
+        "disagreements": [disagreement_part(report, chart) for report in summary.disagreements],
+        "evaluations": [evaluation_part(report, chart) for report in summary.evaluations],
+    }
+
+
+def _curves(groups: Sequence[RunGroup], chart: MakeChart) -> list[Chart]:
+    """Draw the accuracy of the groups of a dataset, the best first; the losses of a single group too."""
     charts = []
-    trained = [group for group in summary.groups if len(group.by_epoch("test_top1")) > 1]
+    trained, left_out = _drawn(groups, "test_top1", 2)
     if trained:
         content = "; ".join(f"{group.name} {_from_to(group, 'test_top1')} %" for group in trained)
-        title = "Test accuracy over the epochs: mean and standard deviation over the seeds"
+        title = f"Test accuracy over the epochs: mean and standard deviation over the seeds{left_out}"
         charts.append(chart(title, content, lambda: draw_over_epochs(trained, "test_top1", "test top-1 accuracy (%)")))
-    if summary.errors:
-        content = "; ".join(map(_describe_errors, summary.errors))
-        title = "Test error by the total number of epochs: mean and standard deviation over the seeds"
-        charts.append(chart(title, content, lambda: plot_error_curves(summary.errors, stacked=True)))
+    if len(groups) == len(trained) == 1:
+        only = trained[0]
+        content = f"Training loss {_from_to(only, 'train_loss')}, cross-entropy {_from_to(only, 'test_loss')}"
+        charts.append(chart("Loss over the epochs", content, lambda: draw_losses(only)))
     return charts
 
 
-def _ratio(curves: Sequence[KLRatioCurve], chart: MakeChart) -> Chart | None:
-    if not curves:
+def _errors(errors: Sequence[ErrorCurve], chart: MakeChart) -> Chart | None:
+    if not _has_lengths(errors):
         return None
-    content = "; ".join(f"{curve.name} from {curve.mean[0]:.2f} to {curve.mean[-1]:.2f}" for curve in curves)
-    return chart("Mean KL ratio r over the iterations, scaled to [0, 1]", content, lambda: plot_kl_ratios(curves))
+    shown = sorted(errors, key=lambda curve: min(point.last.mean or 100.0 for point in curve.points))[:MAX_SERIES]
+    content = "; ".join(map(_describe_errors, shown))
+    title = "Test error by the total number of epochs: mean and standard deviation over the seeds"
+    title += _left_out(len(errors) - len(shown))
+    return chart(title, content, lambda: plot_error_curves(shown, stacked=True))
+
+
+def _has_lengths(errors: Sequence[ErrorCurve]) -> bool:
+    """Whether there are trainings of several lengths, without which errors by length say nothing."""
+    return len({point.epochs for curve in errors for point in curve.points}) > 1
+
+
+def _drawn(groups: Sequence[RunGroup], name: str, epochs: int = 1) -> tuple[list[RunGroup], str]:
+    """Choose the first groups that have a field of the metrics for so many epochs, and say how many others have it."""
+    having = [group for group in groups if group.has(name, epochs)]
+    return having[:MAX_SERIES], _left_out(len(having) - MAX_SERIES)
+
+
+def _left_out(count: int) -> str:
+    return f" ({count} more groups are not drawn)" if count > 0 else ""
+
+
+def _ratio(groups: Sequence[RunGroup], chart: MakeChart) -> Chart | None:
+    shown, left_out = _drawn(groups, "kl_ratio")
+    if not shown:
+        return None
+    content = "; ".join(f"{group.name} {_from_to(group, 'kl_ratio', digits=2)}" for group in shown)
+    title = f"KL ratio r over the epochs: mean and standard deviation over the seeds{left_out}"
+    return chart(title, content, lambda: draw_over_epochs(shown, "kl_ratio", "KL ratio r (no unit)"))
 
 
 def _training_disagreement(groups: Sequence[RunGroup], chart: MakeChart) -> Chart | None:
-    mixing = [group for group in groups if group.by_epoch("label_disagreement")]
+    mixing, left_out = _drawn(groups, "label_disagreement")
     if not mixing:
         return None
     content = "; ".join(f"{group.name} {_from_to(group, 'label_disagreement', 100)} %" for group in mixing)
@@ -117,84 +155,37 @@ def _training_disagreement(groups: Sequence[RunGroup], chart: MakeChart) -> Char
     def draw() -> Figure:
         return draw_over_epochs(mixing, "label_disagreement", "label disagreement (%)", 100)
 
-    return chart("Label disagreement on the mixed views during training, as counted in the paper", content, draw)
+    title = "Label disagreement on the mixed views during training, as counted in the paper"
+    return chart(f"{title}{left_out}", content, draw)
 
 
-def _disagreement(report: DisagreementReport, chart: MakeChart) -> dict[str, Any]:
-    by_lambda = [(low, high, found) for low, high, found in report.counts.by_lambda if found.percent is not None]
-    content = ", ".join(f"{found.percent:.0f} % for lambda {low:.1f} to {high:.1f}" for low, high, found in by_lambda)
-    title = "Label disagreement by lambda, with 95 % intervals"
+def _details(group: RunGroup) -> dict[str, Any]:
+    """Show the settings of a group, and the commands and environments of its runs."""
+    environments = dict.fromkeys(_environment(run.environment) for run in group.runs)
     return {
-        "name": report.teacher,
-        "chart": chart(title, content, lambda: draw_by_lambda(report.counts)),
-        "table": disagreement_table(report),
-        "classes": classes_table(report, MAX_CLASSES),
-        "images": [_mixed_image(example) for example in report.examples],
+        "name": group.name,
+        "commands": [f"{run.path}: {_command(run.environment)}" for run in group.runs],
+        "environments": environments,
+        "settings": group.config.to_toml(),
     }
 
 
-def _mixed_image(example: Example) -> dict[str, Any]:
-    label = format_probabilities(example.label, " + ")
-    top1 = format_probabilities(example.teacher[:1], "")
-    description = f"Mixed image labeled {label}; the teacher predicts {top1}"
-    return _image(example.view, description, label, [format_probabilities([one], "") for one in example.teacher])
+def _command(environment: Mapping[str, Any]) -> str:
+    words, started = environment.get("command"), environment.get("started_at")
+    command = shlex.join([words[0].rpartition("/")[2], *words[1:]]) if words else "command not recorded"
+    return (
+        command if started is None else f"{command} ({time.strftime('%Y-%m-%d %H:%M:%S %Z', time.localtime(started))})"
+    )
 
 
-def _image(view: Tensor, description: str, label: str, lines: list[str]) -> dict[str, Any]:
-    source = f"data:image/png;base64,{_png(view)}"
-    return {"source": source, "size": view.shape[-1], "description": description, "label": label, "lines": lines}
+def _environment(recorded: Mapping[str, Any]) -> str:
+    facts = {name: value for name, value in recorded.items() if name not in ("command", "started_at")}
+    return "\n".join(f"{name}: {value}" for name, value in facts.items()) or "not recorded"
 
 
-def _evaluation(report: EvaluationReport, chart: MakeChart) -> dict[str, Any]:
-    evaluations = with_short_names(report.evaluations)[:MAX_NETWORKS]
-    names = report.class_names
-    errors = (f"{one.name} {one.quality.calibration.error:.1f} %" for one in evaluations)
-    title = "Accuracy against confidence, with 95 % intervals: on the diagonal, confidence is right"
-    content = f"Expected calibration error: {', '.join(errors)}"
-    return {
-        "tables": evaluation_tables(report),
-        "reliability": chart(title, content, lambda: draw_reliability(evaluations)),
-        "networks": [_network(one, names, chart) for one in evaluations],
-    }
-
-
-def _network(one: Evaluation, names: Sequence[str], chart: MakeChart) -> dict[str, Any]:
-    wrong = [pair for pair in one.quality.confusion if pair.first != pair.second][:3]
-    content = ", ".join(f"{pair.images} {names[pair.first]} taken for {names[pair.second]}" for pair in wrong)
-    title = "Which share of the images of each class is taken for each class, in percent"
-    images = []
-    for mistake, view in zip(one.mistakes, one.views, strict=True):
-        lines = describe_mistake(mistake, names)
-        images.append(_image(view, f"Image of {names[mistake.label]}; {', '.join(lines)}", names[mistake.label], lines))
-    matrix = chart(title, content or "Every image is classified correctly", lambda: draw_confusion(one, names))
-    return {"name": one.name, "confusion": matrix, "mistakes": images}
-
-
-def _png(image: Tensor) -> str:
-    file = BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, format="png")
-    return base64.b64encode(file.getvalue()).decode()
-
-
-def _details(run: RunRecord) -> dict[str, str]:
-    environment = dict(run.environment)
-    command = environment.pop("command", None)
-    words = [str(word) for word in command] if isinstance(command, list) else []
-    started = environment.get("started_at")
-    if isinstance(started, int | float):
-        environment["started_at"] = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(started))
-    return {
-        "path": str(run.path),
-        "command": shlex.join([words[0].rpartition("/")[2], *words[1:]]) if words else "command not recorded",
-        "environment": "\n".join(f"{name}: {value}" for name, value in environment.items()) or "not recorded",
-        "settings": run.config.to_toml(),
-    }
-
-
-def _from_to(group: RunGroup, name: str, scale: float = 1.0) -> str:
-    by_epoch = group.by_epoch(name)
-    first, last = by_epoch[0][1], by_epoch[-1][1]
-    return f"from {scale * (first.mean or 0.0):.1f} to {scale * (last.mean or 0.0):.1f}"
+def _from_to(group: RunGroup, name: str, scale: float = 1.0, digits: int = 1) -> str:
+    means = [scale * (value.mean or 0.0) for _, value in group.by_epoch(name)]
+    return f"from {means[0]:.{digits}f} to {means[-1]:.{digits}f}" if means else "unknown"
 
 
 def _describe_errors(curve: ErrorCurve) -> str:

@@ -13,14 +13,16 @@ __all__ = [
     "format_interval",
     "format_mean_std",
     "format_percent",
+    "format_probabilities",
     "format_whole",
     "make_table",
+    "shortened",
     "show",
     "to_markdown",
 ]
 
 REDIRECTED_WIDTH = 200
-"""EncodedLogits of a table whose output is a file or pipe."""
+"""Characters in a line of a table whose output is a file or pipe."""
 
 Item = TypeVar("Item")
 
@@ -121,6 +123,17 @@ def _unknown(value: MeanStd) -> str:
 def format_percent(value: Proportion) -> str:
     """Format a proportion in percent."""
     return "-" if value.percent is None else f"{value.percent:.1f} %"
+
+
+def format_probabilities(probabilities: Sequence[tuple[str, float]], separator: str) -> str:
+    """Format class names with their probabilities."""
+    return separator.join(f"{name} {probability:.2f}" for name, probability in probabilities)
+
+
+def shortened(name: str, limit: int) -> str:
+    """Shorten a name to a number of characters in its middle, since names mostly differ at an end."""
+    head = limit // 2
+    return name if len(name) <= limit else f"{name[:head]}…{name[head + 1 - limit :]}"
 
 
 def format_interval(value: Proportion) -> str:

@@ -13,10 +13,10 @@ from kdcache.report.analysis_tables import (
     disagreement_table,
     errors_table,
     groups_table,
-    kl_ratio_table,
+    ratios_table,
     runs_table,
 )
-from kdcache.report.evaluation_tables import evaluation_tables
+from kdcache.report.headline import by_dataset, headline, outcomes_table
 from kdcache.report.tables import TextTable, csv_text, to_markdown
 
 __all__ = ["TEXT_FORMATS"]
@@ -26,15 +26,21 @@ SETTINGS = ("dataset", "model", "loss", "aug", "pick", "temperature", "alpha", "
 
 
 def as_markdown(summary: RunSummary) -> str:
-    """Write all tables as Markdown."""
-    tables = [groups_table(summary.groups), errors_table(summary.errors), kl_ratio_table(summary.ratios)]
-    for evaluation in summary.evaluations:
-        tables += evaluation_tables(evaluation, is_full=True)
+    """Write all tables as Markdown: first what came out, at the end what is missing."""
+    tables = []
+    for dataset, outcomes in by_dataset(summary.outcomes).items():
+        tables += [TextTable(f"Results on {dataset}", ("", "", ""), headline(outcomes)), outcomes_table(outcomes)]
+    tables += [errors_table(summary.errors), groups_table(summary.groups)]
+    if summary.evaluations:
+        from kdcache.report.evaluation_tables import evaluation_tables  # imports torch
+
+        for evaluation in summary.evaluations:
+            tables += evaluation_tables(evaluation, is_full=True)
+    tables.append(ratios_table(summary.ratios))
     for report in summary.disagreements:
         tables += [disagreement_table(report), classes_table(report)]
     tables.append(runs_table(summary.runs))
-    if summary.missing:
-        tables.insert(0, TextTable("Missing or damaged", ("",), [(line,) for line in summary.missing]))
+    tables.append(TextTable("Missing or damaged", ("",), [(line,) for line in summary.missing]))
     return "\n\n".join(to_markdown(table) for table in tables if table.rows) + "\n"
 
 
