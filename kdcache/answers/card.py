@@ -132,8 +132,14 @@ def _is_key(key: str) -> bool:
     return inside and key.isprintable() and parts[0] in (ROOT_KEY, CLEAN, IMAGES, "replay")
 
 
-def read_card(place: StoreLocation) -> AnswerCard:
+def read_card(place: StoreLocation | str, named_by: str = "--answers") -> AnswerCard:
     """Read the card of a store.
+
+    Parameters
+    ----------
+    place : StoreLocation or str
+    named_by : str
+        What names the place, for messages.
 
     Raises
     ------
@@ -142,6 +148,7 @@ def read_card(place: StoreLocation) -> AnswerCard:
     KdcacheError
         If a service does not respond.
     """
+    place = StoreLocation(place, named_by=named_by) if isinstance(place, str) else place
     what = f"answers {place.where}"
     content = place.read(CARD)
     if content is None:

@@ -119,10 +119,9 @@ def info(place: str | None, store: str | None) -> None:
 def show_card(place: str) -> None:
     """Print what a card says, without the list of files."""
     from kdcache.answers.card import read_card
-    from kdcache.answers.location import StoreLocation
     from kdcache.report.tables import file_size
 
-    card = read_card(StoreLocation(place, named_by="URL"))
+    card = read_card(place, named_by="URL")
     for name, value in card.facts.items():
         lines = {f"{name}: {key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
         for line, one in lines.items():
