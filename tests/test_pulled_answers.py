@@ -13,10 +13,12 @@ import pytest
 from click.testing import CliRunner
 from kdcache.stages import precompute_answers, train_student, train_teacher
 
-from kdcache.answers.card import CARD, AnswerCard, describe_views, read_card
+from kdcache.answers.card import CARD, AnswerCard, StoredFile, describe_views, read_card
 from kdcache.answers.card_store import open_answers
+from kdcache.answers.fingerprint import digest
 from kdcache.answers.location import StoreLocation
 from kdcache.answers.pulled import AbsentTeacher
+from kdcache.answers.store import CHECKSUMMED_ATTRIBUTES
 from kdcache.cli import cli
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import KdcacheError, UsageError
@@ -326,7 +328,7 @@ def test_answers_of_another_teacher_are_refused(pushed: Pushed, small: dict[str,
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"epochs": 3}, "expected epochs 3 of view seed 0: cutmix-1, cutmix-2, standard, got clean views; epochs 1-2"),
+    ({"epochs": 3}, "expected epoch 3 of view seed 0: cutmix-1, cutmix-2, standard, got clean views; epochs 1-2"),
     ({"view_seed": 5}, "expected epochs 1-2 of view seed 5"),
     ({"aug": "mixup"}, "expected epochs 1-2 of view seed 0: mixup-1"),
     ({"candidates": 3}, "expected epochs 1-2 of view seed 0: cutmix-3"),
@@ -361,6 +363,33 @@ def test_commands_that_need_a_teacher_refuse_answers(pushed: Pushed, tmp_path: P
     assert "one that learned from --answers" in str(done.exception)
 
 
+def computed_elsewhere(pushed: Pushed, place: Path) -> str:
+    """Make answers that state another number of threads."""
+    shutil.copytree(pushed.folder, place)
+    root = json.loads((place / "zarr.json").read_text())
+    attributes = root["attributes"]
+    attributes["made_with"]["threads"] += 1
+    attributes["sha256"] = digest({name: attributes[name] for name in CHECKSUMMED_ATTRIBUTES})
+    content = json.dumps(root).encode()
+    (place / "zarr.json").write_bytes(content)
+    card = read_card(str(place))
+    card = card.model_copy(update={"files": {**card.files, "zarr.json": StoredFile.of(content)}})
+    (place / CARD).write_bytes(card.to_json())
+    return str(place)
+
+
+def test_answers_are_outside_of_the_run(pushed: Pushed, tmp_path: Path) -> None:
+    shutil.copytree(pushed.folder, tmp_path / "run" / "answers")
+    found = refusal(lambda: train(pushed, tmp_path / "run" / "answers", tmp_path / "run", overwrite=True))
+    assert "expected a folder outside of --out" in found
+
+
+def test_a_run_with_a_teacher_at_hand_is_not_resumed_without_one() -> None:
+    without, at_hand = StudentConfig(answers="here"), StudentConfig(teacher=Path("runs/teacher"))
+    assert without.differences(StudentConfig(answers="there")) == []
+    assert without.differences(at_hand) == ["--answers: expected no value, as in the run, got here"]
+
+
 def test_a_run_is_resumed_from_moved_answers_but_no_others(pushed: Pushed, tmp_path: Path) -> None:
     place = Path(shutil.copytree(pushed.folder, tmp_path / "here"))
     options = {**pushed.settings, "out": tmp_path / "run", "resume": True}
@@ -370,5 +399,7 @@ def test_a_run_is_resumed_from_moved_answers_but_no_others(pushed: Pushed, tmp_p
     assert "expected a folder or URL with a card.json" in refusal(lambda: train_student(StudentConfig.load(**options)))
     with pytest.raises(UsageError, match="no value with --teacher"):
         StudentConfig.load(**options, teacher=pushed.teacher.path)
+    other = {"answers": computed_elsewhere(pushed, tmp_path / "elsewhere")}
+    assert "run: answers: expected" in refusal(lambda: train_student(StudentConfig.load(**options, **other)))
     run = train_student(StudentConfig.load(**options, answers=str(tmp_path / "there")))
     assert outcome(run.path) == pushed.expected
