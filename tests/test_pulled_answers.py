@@ -1,6 +1,7 @@
 """Logits that travel: pushed with a card, pulled, and trained on without the teacher, from a folder, http and s3."""
 
 import json
+import logging
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -123,9 +124,11 @@ def test_views_are_described_by_epochs_and_seed() -> None:
     assert describe_views(tables) == ["clean views", "epochs 1-3, 7 of view seed 1: standard"]
 
 
-def test_a_student_needs_no_teacher(pushed: Pushed, tmp_path: Path) -> None:
+def test_a_student_needs_no_teacher(pushed: Pushed, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     alone = Path(shutil.copytree(pushed.folder, tmp_path / "alone"))
-    run = train(pushed, alone, tmp_path / "run")
+    with caplog.at_level(logging.INFO, "kdcache"):
+        run = train(pushed, alone, tmp_path / "run")
+    assert "cannot be written" not in caplog.text  # nothing is to be kept there
     assert outcome(run.path) == pushed.expected
     assert (run.summary["teacher_forwards"], run.summary["cache_hits"]) == (0, ROWS * EPOCHS * 3)
     card, store = open_answers(alone)
@@ -305,7 +308,9 @@ def test_a_place_with_anything_else_is_refused(pushed: Pushed, tmp_path: Path) -
     assert "got another store" in refusal(lambda: pull_answers(str(pushed.folder), store))
 
 
-def test_what_is_damaged_or_incomplete_is_not_pushed(pushed: Pushed, tmp_path: Path, caplog: Any) -> None:
+def test_what_is_damaged_or_incomplete_is_not_pushed(
+    pushed: Pushed, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = Path(shutil.copytree(pushed.teacher.path, tmp_path / "teacher"))
     run, store = FinishedRun(folder), find_store(folder, None)
     place = Path(store.location.where)
