@@ -118,7 +118,7 @@ class RunWriter:
     def _open(self, compute: Compute, teacher: Teacher | None, init: InitialWeights | None) -> Path:
         origin = {"dataset": self.data.train.fingerprint, "test set": self.data.test.fingerprint}
         if teacher is not None:
-            origin |= {"teacher": teacher.fingerprint, "teacher precision": teacher.compute.precision}
+            origin |= teacher.origin
         if init is not None:
             origin |= {"init": init.digest}
         # The images of a dataset are compared, not the code that lists them.
