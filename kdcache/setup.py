@@ -284,7 +284,11 @@ def load_run_data(
     leaves_out = split != "train" and config.train_fraction > 0 and has_unlabelled and unlabelled is None
     if leaves_out:
         config = config.model_copy(update={"unlabelled": None})
-    data = load_data(config)
+    logging.disable(logging.INFO)  # the training said this about its images
+    try:
+        data = load_data(config)
+    finally:
+        logging.disable(logging.NOTSET)
     if run.network_file.is_file():
         data = data.rendered(rendering_of(run.network_file))
     if not (_is_tested_on if leaves_out else _is_trained_on)(run, data):
