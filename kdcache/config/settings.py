@@ -34,7 +34,7 @@ GROUPS = ("data", "network", "recipe", "views", "loss", "cache", "run")
 """The groups of settings, in the order of the help pages."""
 
 SET_BY_PRESET = "set by the preset"
-"""Shown in place of the default of a setting that every preset states."""
+"""Marks a setting that every preset states. The help page shows the values of the datasets' presets."""
 
 
 def setting(
