@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -226,17 +227,20 @@ class StatisticsReader:
         return StoredEpoch(epoch, **kept)
 
     def _read(self, epoch: int) -> Columns:
-        location = StoreLocation(self.path)
-        arrays = {}
+        columns = _read(self._arrays, epoch)
+        if _checksum(epoch, columns) != self.checksums[epoch]:
+            raise ValueError("another checksum than when it was written")
+        return columns
+
+    @cached_property
+    def _arrays(self) -> dict[str, zarr.Array]:
+        location, arrays = StoreLocation(self.path), {}
         for name in ("d_x", "d_mixed", "picked", "kl_ratio", "disagreements", "losses"):
             if (self.path / name).exists():
                 array = arrays[name] = open_array(location, name)
                 if array.chunks != (1, *array.shape[1:]):  # an epoch is no larger than the largest chunk
                     raise ValueError(f"chunks of shape {array.chunks} in {name}")
-        columns = _read(arrays, epoch)
-        if _checksum(epoch, columns) != self.checksums[epoch]:
-            raise ValueError("another checksum than when it was written")
-        return columns
+        return arrays
 
     def __iter__(self) -> Iterator[StoredEpoch]:
         """Read all epochs written, one after the other."""
