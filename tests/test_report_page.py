@@ -237,13 +237,35 @@ def test_a_confusion_matrix_keeps_its_cells_at_any_length_of_names() -> None:
     assert min(map(min, sizes)) > 2
 
 
-def test_long_names_are_whole_below_the_chart(summary: RunSummary) -> None:
-    named = [replace(group, name=f"{group.name} {LONG}") for group in summary.groups]
+@pytest.fixture(scope="module")
+def long_page(summary: RunSummary) -> str:
+    """A page of groups with long names."""
+    named = [replace(group, name=f"{place}{LONG}") for place, group in enumerate(summary.groups)]
     outcomes = [replace(one, group=group) for one, group in zip(summary.outcomes, named, strict=True)]
-    page = render_page(replace(summary, groups=tuple(named), outcomes=tuple(outcomes)))
-    legend = page[page.index('class="legend"') :].partition("</ul>")[0]
-    assert all(group.name in legend for group in named)
-    assert not re.search(f"<svg.*{LONG}.*</svg>", page)
+    return render_page(replace(summary, groups=tuple(named), outcomes=tuple(outcomes)))
+
+
+def test_long_names_are_whole_below_the_chart(long_page: str) -> None:
+    legend = long_page[long_page.index('class="legend"') :].partition("</ul>")[0]
+    assert all(f"{place}{LONG}" in legend for place in range(3))
+    assert all(LONG not in chart for chart in re.findall(r"<svg.*?</svg>", long_page, flags=re.DOTALL))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_a_narrow_page_the_accuracies_are_in_sight(browser, long_page: str, tmp_path: Path, scheme: str) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "report.html"
+    path.write_text(long_page, encoding="utf-8")
+    view = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme=scheme)
+    view.goto(path.as_uri())
+    assert view.evaluate("document.documentElement.scrollWidth") <= 390
+    in_sight = "all => all.every(one => one.getBoundingClientRect().right <= 390)"
+    for seen in (".facts div", "#summary tbody th", "#summary td:nth-child(2)", "#summary td:nth-child(3)", "svg"):
+        found = view.locator(seen)
+        assert found.count() > 2 or seen == "svg"
+        assert found.evaluate_all(in_sight), seen
+    top = "one => one.getBoundingClientRect().bottom"
+    assert view.locator(".facts div").first.evaluate(top) < 500
+    view.close()
 
 
 def test_names_are_shortened_in_the_middle() -> None:
