@@ -159,14 +159,14 @@ def test_of_many_groups_the_best_are_shown_and_the_others_are_counted(many: Path
     assert shown == [f"{mean:.2f}" for mean in means[:10]]
     assert "2 more groups below" in text
     assert page.count('class="legend"') == 3
-    assert "(5 more groups are not drawn)" in page  # of 13 with the teacher
+    assert "(7 more groups are not drawn)" in page  # of 13 with the teacher
     assert page.count("<svg") == 3
 
 
 def test_of_many_curves_the_best_are_drawn_and_all_are_in_the_file(many: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, ["analyze", "curves", str(many), "--out", str(tmp_path)])
     assert done.exit_code == 0
-    assert "5 more curves are in curves.json, and not drawn" in done.output
+    assert "7 more curves are in curves.json, and not drawn" in done.output
     curves = error_curves(load_runs([many]).runs)
     assert len(json.loads((tmp_path / "curves.json").read_text())) == len(curves) == 13
     errors = [curve.points[0].last.mean for curve in lowest_first(curves)]
