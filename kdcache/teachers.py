@@ -16,9 +16,9 @@ from kdcache.config.training import recorded_images
 from kdcache.datasets import Card, Dataset
 from kdcache.errors import UsageError, problem
 from kdcache.extensions import require_trusted
-from kdcache.run.find import stores_of, teacher_network
+from kdcache.run.find import report_seen_images, stores_of, teacher_network
 from kdcache.run.folder import FinishedRun, RunFolder
-from kdcache.setup import DataSize, load_data
+from kdcache.setup import DataSize, load_data, require_unlabelled
 from kdcache.views.plan import ViewPlan
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def open_teacher(
         run = RunFolder(Path(teacher))
         if run.holds_run:
             run.require_own_entries()
+            run.require_finished()
             where = where or stores_of(run.path)
         network = checkpoint.load(run.network_file if run.holds_run else Path(teacher))
     elif isinstance(teacher, Network):
@@ -142,7 +143,10 @@ def _as_dataset(views: Views, network: Network) -> Dataset:
 def open_cached_teacher(
     config: StudentConfig, data: Dataset, views: Views, compute: Compute, progress: ProgressCallback | None = None
 ) -> CachedTeacher:
-    """Open the cached teacher of a student, see `kdcache.answers.open`; `compute` is that of the student."""
+    """Open the cached teacher of a student, see `kdcache.answers.open`; `compute` is that of the student.
+
+    With `answers` in the config, its teacher is not at hand, and nothing but these is read.
+    """
     from kdcache.answers.find import Answers
     from kdcache.answers.location import StoreLocation
     from kdcache.answers.open import open_for_views
@@ -151,9 +155,17 @@ def open_cached_teacher(
     from kdcache.models.load import trained_network
 
     encoding = make_encoding(config.store_dtype, config.topk)
+    if config.answers is not None:
+        from kdcache.answers.pulled import find_pulled_answers
+
+        place, images = config.answers, config.image_settings
+        answers = find_pulled_answers(place, data, views.plan, config.epochs, encoding, compute.device, images)
+        return open_for_views(answers, views, config.cache)
     file = teacher_network(config)
     seen = data.rendered(rendering_of(file))
     _compare_with_teacher(config, data.card, seen.card)
+    if data.val is not None and config.teacher is not None:
+        report_seen_images(config.teacher, data.val, config.val_fraction)
     encoding.layout(data.num_classes)  # raises for a topk that does not fit
     if config.cache == "off":
         answers = Answers(Teacher(trained_network(file, seen), compute), seen, StoreLocation(), encoding)
@@ -247,10 +259,12 @@ def verify_store(
     device: str = "auto",
     dataset: str | None = None,
     data_root: Path | None = None,
+    unlabelled: str | None = None,
 ) -> Iterator[TableCheck]:
     """Verify a store of the logits of a teacher's run, see `kdcache.answers.verify.verify`.
 
-    The images are those that the store is for, which may have been moved to another `dataset` or `data_root`.
+    The images are those that the store is for, which may have been moved to another `dataset` or `data_root`, those
+    without labels to `unlabelled`.
     """
     from kdcache.answers.find import find_answers
     from kdcache.answers.verify import verify
@@ -258,7 +272,9 @@ def verify_store(
 
     images, known = run.config.image_settings, store.image_settings
     images |= {name: known[name] for name in StudentConfig.image_setting_names() if name in known}
-    places = {"dataset": dataset, "data_root": data_root}
+    if unlabelled is not None:
+        require_unlabelled(images.get("unlabelled") is not None, store.location.where)
+    places = {"dataset": dataset, "data_root": data_root, "unlabelled": unlabelled}
     images |= {name: place for name, place in places.items() if place is not None}
     if dataset is None:
         require_trusted("dataset", images["dataset"])  # the store named it, not the user

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, ByteSize, ValidationInfo, field_validator
 
@@ -18,7 +18,7 @@ from kdcache.config.optimization import known_epochs
 from kdcache.config.options import OptionTables, as_tables, merge_tables
 from kdcache.config.settings import SET_BY_PRESET, Choice, ChoiceOf, ChoiceSum, Invalid, flag_of, setting
 from kdcache.config.training import CONFIG_FILE, Model, TrainingConfig, recorded_images
-from kdcache.errors import printable
+from kdcache.errors import printable, problem
 from kdcache.extensions import is_trusted
 from kdcache.presets import ConfigFile, read_recipe
 
@@ -40,7 +40,7 @@ class StudentConfig(TrainingConfig):
 
     table = "student"
     CODE = (*TrainingConfig.CODE, "loss", "aug", "pick")
-    MAY_DIFFER_ON_RESUME = TrainingConfig.MAY_DIFFER_ON_RESUME | {"cache", "cache_limit", "store"}
+    MAY_DIFFER_ON_RESUME = TrainingConfig.MAY_DIFFER_ON_RESUME | {"cache", "cache_limit", "store", "answers"}
 
     model: Model = setting("network", "resnet8", "Network to train.", shown=SET_BY_PRESET)
     teacher: Path | None = setting(
@@ -144,6 +144,14 @@ class StudentConfig(TrainingConfig):
 
     teacher_best: bool = setting(
         "network", False, "Learn from the network of the teacher's best epoch instead of the last."
+    )
+    answers: str | None = setting(
+        "network",
+        None,
+        "Folder or URL (https://..., s3://...) where cache push wrote a teacher's logits: train on these, without a "
+        "teacher.",
+        shown="none",
+        min_length=1,
     )
 
     @classmethod
@@ -343,6 +351,33 @@ class StudentConfig(TrainingConfig):
         if best and info.data.get("loss") == "ce":
             raise _has_no_effect("teacher-best", "with --loss ce, which has no teacher")
         return best
+
+    @field_validator("answers")
+    @classmethod
+    def _check_answers(cls, answers: str | None, info: ValidationInfo) -> str | None:
+        if answers is None:
+            return answers
+        unused = {"teacher": None, "teacher_best": False, "cache": "auto", "cache_limit": None, "store": None}
+        for name, default in unused.items():
+            if info.data.get(name, default) != default:
+                flag = flag_of(name, cls.model_fields[name])
+                raise Invalid(f"no value with {flag}, since the answers are read from there alone")
+        loss, aug, pick = (info.data.get(name) for name in ("loss", "aug", "pick"))
+        if loss is None or aug is None or not is_trusted(f"{loss} {pick}"):  # they have problems of their own
+            return answers
+        if features := [name for name in loss_weights(loss, alpha=0.9) if LOSSES[name].features]:
+            raise Invalid(f"no value with --loss {features[0]}, which reads features: answers are logits alone")
+        criterion = pick or _augmentation(aug).pick
+        if loss == "ce" and not (criterion and CRITERIA[criterion].teacher):
+            raise _has_no_effect("answers", "with --loss ce, which has no teacher")
+        return answers
+
+    def differences(self, run: Self, moved: bool = False) -> list[str]:
+        """See `TrainingConfig.differences`; answers may have been moved, but take the place of a teacher."""
+        found = super().differences(run, moved)
+        if (self.answers is None) != (run.answers is None):
+            found.append(problem("--answers", expected=f"{run.answers or 'no value'}, as in the run", got=self.answers))
+        return found
 
     @property
     def augmentation(self) -> Augmentation:
