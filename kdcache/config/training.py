@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence, Set
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
@@ -204,6 +205,7 @@ class TrainingConfig(OptimizationConfig):
         return value
 
     @classmethod
+    @cache  # asked for each of many runs
     def in_group(cls, group: str) -> tuple[str, ...]:
         """Names of the settings of one group, see `kdcache.config.settings.GROUPS`."""
         declared: Any = {name: field.json_schema_extra for name, field in cls.model_fields.items()}
