@@ -7,7 +7,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, ByteSize, ValidationInfo, field_validator
+from pydantic import AfterValidator, ByteSize, Field, ValidationInfo, field_validator
 
 from kdcache.cards import CARDS, DATASET_PREFIXES, canonical
 from kdcache.checked_files import kind_of
@@ -32,6 +32,8 @@ Loss = Annotated[str, AfterValidator(ChoiceSum(LOSSES, "crd:0.8+kd"))]
 Cache = Annotated[str, AfterValidator(Choice(CACHES))]
 StoreType = Annotated[str, AfterValidator(Choice(STORE_DTYPES))]
 Unlabelled = Annotated[str, AfterValidator(Choice((), DATASET_PREFIXES[:2])), AfterValidator(canonical)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Mean = Annotated[str, AfterValidator(Choice(("logits", "probabilities")))]
 Scope = Annotated[str, AfterValidator(Choice(("global", "rank")))]
 
 
@@ -44,7 +46,10 @@ class StudentConfig(TrainingConfig):
 
     model: Model = setting("network", "resnet8", "Network to train.", shown=SET_BY_PRESET)
     teacher: Path | None = setting(
-        "network", None, "Run folder of the teacher.", shown="the newest finished teacher of the dataset in runs/"
+        "network",
+        None,
+        "Run folder of the teacher. Given several times, the student learns from the mean of the teachers.",
+        shown="the newest finished teacher of the dataset in runs/",
     )
     loss: Loss = setting(
         "loss",
@@ -144,6 +149,16 @@ class StudentConfig(TrainingConfig):
 
     teacher_best: bool = setting(
         "network", False, "Learn from the network of the teacher's best epoch instead of the last."
+    )
+    further_teachers: tuple[Path, ...] = setting("network", (), "Teachers beside the first.", flag="--teacher")
+    teacher_weights: tuple[Positive, ...] = setting(
+        "network", (), "Weight of each --teacher in the mean.", shown="the same for all", validate_default=True
+    )
+    teacher_mean: Mean = setting(
+        "loss",
+        "logits",
+        "With several --teacher, learn from the mean of their logits, or of their probabilities at the temperature.",
+        validate_default=True,
     )
 
     @classmethod
@@ -343,6 +358,55 @@ class StudentConfig(TrainingConfig):
         if best and info.data.get("loss") == "ce":
             raise _has_no_effect("teacher-best", "with --loss ce, which has no teacher")
         return best
+
+    @field_validator("further_teachers")
+    @classmethod
+    def _check_further_teachers(cls, further: tuple[Path, ...], info: ValidationInfo) -> tuple[Path, ...]:
+        first, loss, store = (info.data.get(name) for name in ("teacher", "loss", "store"))
+        if not further:
+            return further
+        expanded = tuple(Path(os.path.expanduser(path)) for path in further)
+        if first is None or len({first, *expanded}) <= len(expanded):
+            raise Invalid("run folders that differ")
+        if store is not None:
+            raise Invalid("one, since --store is for the logits of one teacher")
+        if loss is not None and is_trusted(loss):
+            weights = loss_weights(loss, alpha=0.9)
+            if not any(LOSSES[name].teacher for name in weights) or any(LOSSES[name].features for name in weights):
+                raise Invalid(f"one, with --loss {loss}, which does not learn from logits alone")
+        return expanded
+
+    @field_validator("teacher_weights", mode="before")
+    @classmethod
+    def _split_teacher_weights(cls, weights: Any) -> Any:
+        return weights.split(",") if isinstance(weights, str) else weights
+
+    @field_validator("teacher_weights")
+    @classmethod
+    def _check_teacher_weights(cls, weights: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        count = 1 + len(info.data.get("further_teachers", ()))
+        if weights and count == 1:
+            raise Invalid("none with one --teacher")
+        if weights and len(weights) != count:
+            raise Invalid(f"{count} numbers, one for each --teacher")
+        return weights
+
+    @field_validator("teacher_mean")
+    @classmethod
+    def _check_teacher_mean(cls, mean: str, info: ValidationInfo) -> str:
+        loss = info.data.get("loss")
+        if mean == "logits" or loss is None or "further_teachers" not in info.data:
+            return mean
+        if not info.data["further_teachers"]:
+            raise Invalid("logits with one --teacher")
+        if is_trusted(loss) and not loss_weights(loss, alpha=0.9).keys() <= {"ce", "kd"}:
+            raise Invalid(f"logits with --loss {loss}, since only kd compares probabilities at the temperature alone")
+        return mean
+
+    @property
+    def teachers(self) -> tuple[Path, ...]:
+        """All teachers that are named."""
+        return (*([self.teacher] if self.teacher else []), *self.further_teachers)
 
     @property
     def augmentation(self) -> Augmentation:

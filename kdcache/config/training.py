@@ -363,7 +363,7 @@ class TrainingConfig(OptimizationConfig):
             Whether a dataset of the user's own may be in another place. Its images are compared when it is read.
         """
         # A teacher may have been moved: its weights are compared, not its folder.
-        free = self.NOT_RECORDED | self.MAY_DIFFER_ON_RESUME | {"teacher"}
+        free = self.NOT_RECORDED | self.MAY_DIFFER_ON_RESUME | {"teacher", "further_teachers"}
         if self.schedule == "steps":  # a cosine depends on the length of the training from its first step on
             free |= {"epochs", "steps"}
         elif self.steps is not None:
