@@ -20,6 +20,7 @@ __all__ = [
     "CROPS",
     "CUSTOM_MODELS",
     "DEVICES",
+    "EXPORT_FORMATS",
     "FOLDER_PREFIX",
     "HDF5_PREFIX",
     "IMAGE_SIZES",
@@ -36,6 +37,7 @@ __all__ = [
     "Augmentation",
     "Criterion",
     "CustomCode",
+    "ExportFormat",
     "LossInfo",
     "MixInfo",
     "ModelSize",
@@ -64,8 +66,8 @@ MAX_CLASSES = 2**20
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
-PRECISIONS = ("float32", "bfloat16")
-"""Precision of networks."""
+PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
+"""Precision of networks. In tf32, weights and activations are float32, and products have the precision of TF32."""
 
 
 class ModelSize(NamedTuple):
@@ -287,3 +289,35 @@ MIXES |= {
     "trivialaugment": MixInfo("kdcache.views.policies:make_trivialaugment", takes_partner=False),
 }
 """What makes an x' of x: mixing with another image, or a strong augmentation. Options: `kdcache.config.augs`."""
+
+
+class ExportFormat(NamedTuple):
+    """A format in which a network is exported.
+
+    Attributes
+    ----------
+    suffix : str
+        Of the file; none for a folder.
+    build : str
+        ``module:function`` that converts a network, see `kdcache.models.export.Build`.
+    run : str
+        ``module:function`` that computes probabilities by the file, see `kdcache.models.export.Run`.
+    extra : str or None
+        Of ``pip install 'kdcache[EXTRA]'``, if other packages are needed.
+    """
+
+    suffix: str
+    build: str
+    run: str
+    extra: str | None = None
+
+
+_EXPORT = "kdcache.models.export_formats"
+
+EXPORT_FORMATS = {
+    "safetensors": ExportFormat(".safetensors", f"{_EXPORT}:build_safetensors", f"{_EXPORT}:run_predictor"),
+    "onnx": ExportFormat(".onnx", f"{_EXPORT}:build_onnx", f"{_EXPORT}:run_predictor", "onnx"),
+    "torch-export": ExportFormat(".pt2", f"{_EXPORT}:build_torch_export", f"{_EXPORT}:run_torch_export"),
+    "openvino": ExportFormat("", f"{_EXPORT}:build_openvino", f"{_EXPORT}:run_openvino", "openvino"),
+}
+"""The formats of ``kdcache export``."""

@@ -4,17 +4,18 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from kdcache.errors import KdcacheError, UsageError, first_line, problem
+from kdcache.errors import KdcacheError, UsageError, abbreviated, first_line, problem
 
 __all__ = [
     "expanded",
     "read_text",
     "rename_durably",
+    "require_replaceable",
     "require_writable",
     "require_writable_file",
     "write_atomically",
@@ -22,6 +23,8 @@ __all__ = [
     "write_json",
     "write_text",
 ]
+
+MAX_NAMES_LISTED = 3
 
 
 def expanded(path: str | Path) -> Path:
@@ -115,6 +118,32 @@ def require_writable(folder: Path, option: str = "--out") -> None:
     except OSError as error:
         remedy = f"Name another place with {option}."
         raise UsageError(problem(f"could not write to {folder}", got=error.strerror, remedy=remedy)) from None
+
+
+def require_replaceable(folder: Path, content: Set[str], kind: str) -> None:
+    """Check before the work of a command that its output can be written as a folder.
+
+    Parameters
+    ----------
+    folder : Path
+    content : set of str
+        Names of all files in an output of an earlier time, which may be replaced.
+    kind : str
+        What it is called.
+
+    Raises
+    ------
+    UsageError
+        If there is anything else.
+    """
+    if os.path.lexists(folder):
+        is_folder = folder.is_dir() and not folder.is_symlink()
+        found = set(os.listdir(folder)) if is_folder else set()
+        if not is_folder or found not in (set(), content):
+            got = abbreviated(found - content or found, MAX_NAMES_LISTED) if is_folder else "something else"
+            expected = f"a new or empty folder, or one with {kind} alone"
+            raise UsageError(problem(f"could not write {folder}", expected=expected, got=got))
+    require_writable(folder.resolve().parent)
 
 
 def rename_durably(draft: Path, path: Path) -> None:

@@ -34,6 +34,7 @@ __all__ = [
     "load_run_data",
     "make_plan",
     "make_plan_for_size",
+    "require_unlabelled",
     "seen_by",
     "with_epochs",
 ]
@@ -237,7 +238,11 @@ def seen_by(teacher: Path | None, card: Card) -> Card:
 
 
 def load_run_data(
-    run: RunFolder, dataset: str | None = None, data_root: Path | None = None, split: str = "train"
+    run: RunFolder,
+    dataset: str | None = None,
+    data_root: Path | None = None,
+    split: str = "train",
+    unlabelled: str | None = None,
 ) -> Dataset:
     """Load the images that a run was trained on, which may have been moved.
 
@@ -251,18 +256,24 @@ def load_run_data(
     split : str
         What is needed: ``train``, ``val`` or ``test``. Unlabelled images are left out beside labelled ones unless the
         training images are needed.
+    unlabelled : str, optional
+        Where they are now, by default where they were.
 
     Raises
     ------
     UsageError
-        If the images there are others.
+        If the images there are others, or the run had none without labels.
     """
     from kdcache.models.checkpoint import rendering_of
 
     config = run.read_config()
     places = {"dataset": dataset or config.dataset, "data_root": data_root or config.data_root}
+    has_unlabelled = config.image_settings.get("unlabelled") is not None
+    if unlabelled is not None:
+        require_unlabelled(has_unlabelled, run.path)
+        places["unlabelled"] = unlabelled
     config = config.model_copy(update={**places, "download": False})
-    leaves_out = split != "train" and config.train_fraction > 0 and config.image_settings.get("unlabelled") is not None
+    leaves_out = split != "train" and config.train_fraction > 0 and has_unlabelled and unlabelled is None
     if leaves_out:
         config = config.model_copy(update={"unlabelled": None})
     data = load_data(config)
@@ -273,6 +284,13 @@ def load_run_data(
         expected = f"the images that {run.path} was trained on"
         raise UsageError(problem(f"--dataset {places['dataset']}", expected=expected, got="others", remedy=remedy))
     return data
+
+
+def require_unlabelled(has_unlabelled: bool, what: object) -> None:
+    """Refuse a place of images without labels where there are none."""
+    if not has_unlabelled:
+        expected = f"no value for {what}, which has no images without labels"
+        raise UsageError(problem("--unlabelled", expected=expected, got="one"))
 
 
 def _is_trained_on(run: RunFolder, data: Dataset) -> bool:

@@ -19,7 +19,7 @@ from kdcache.errors import UsageError, problem
 from kdcache.extensions import require_trusted
 from kdcache.run.find import stores_of, teacher_network
 from kdcache.run.folder import FinishedRun, RunFolder
-from kdcache.setup import DataSize, load_data
+from kdcache.setup import DataSize, load_data, require_unlabelled
 from kdcache.views.plan import ViewPlan
 
 if TYPE_CHECKING:
@@ -307,10 +307,12 @@ def verify_store(
     device: str = "auto",
     dataset: str | None = None,
     data_root: Path | None = None,
+    unlabelled: str | None = None,
 ) -> Iterator[TableCheck]:
     """Verify a store of the logits of a teacher's run, see `kdcache.answers.verify.verify`.
 
-    The images are those that the store is for, which may have been moved to another `dataset` or `data_root`.
+    The images are those that the store is for, which may have been moved to another `dataset` or `data_root`, those
+    without labels to `unlabelled`.
     """
     from kdcache.answers.find import find_answers
     from kdcache.answers.verify import verify
@@ -318,7 +320,9 @@ def verify_store(
 
     images, known = run.config.image_settings, store.image_settings
     images |= {name: known[name] for name in StudentConfig.image_setting_names() if name in known}
-    places = {"dataset": dataset, "data_root": data_root}
+    if unlabelled is not None:
+        require_unlabelled(images.get("unlabelled") is not None, store.location.where)
+    places = {"dataset": dataset, "data_root": data_root, "unlabelled": unlabelled}
     images |= {name: place for name, place in places.items() if place is not None}
     if dataset is None:
         require_trusted("dataset", images["dataset"])  # the store named it, not the user

@@ -74,9 +74,7 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
         student = distributed.convert_sync_batchnorm(student, compute.device)
     check_forward_switches(config, student)
     check_labels(config, data)
-    network: nn.Module = WithFeatures(student)
-    if config.compile:
-        network = compute.compiled(network)
+    network = compute.compiled(WithFeatures(student)) if config.compile else WithFeatures(student)
 
     # The plan of every view that the epochs show, and the frozen teacher, behind the store of its logits.
     if config.needs_teacher:
@@ -88,7 +86,7 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     # The objective, with whatever layers its losses train, and the optimizer of all that is trained.
     objective = build_objective(config, student, teacher.network if teacher else None, data.train.labels)
     objective = objective.to(compute.device)
-    update = Update(config, student, objective)
+    update = Update(config, compute, student, objective)
 
     # The run folder; a resumed run continues from its last checkpoint.
     with RunWriter(config, compute, data, teacher.origin if teacher else None, init) as run:

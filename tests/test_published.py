@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import importlib.util
 import io
 import json
 import os
@@ -28,13 +29,14 @@ from torch.nn import functional
 from kdcache import __version__, extensions, setup, training
 from kdcache.analysis import cost
 from kdcache.answers.teacher import FORWARD_BATCH_SIZE
-from kdcache.choices import MODELS
+from kdcache.choices import EXPORT_FORMATS, MODELS
 from kdcache.cli import cli
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import KdcacheError, UsageError
-from kdcache.models import REGISTRY, Network, build, checkpoint
-from kdcache.models.export import FORMATS, OPSET, export, random_images
+from kdcache.models import REGISTRY, Network, build, checkpoint, export_formats
+from kdcache.models.export import export, random_images
+from kdcache.models.export_formats import OPSET, Save
 from kdcache.models.predictor import load_predictor
 from kdcache.models.published import read
 from kdcache.models.sizes import model_sizes, size_of
@@ -338,12 +340,14 @@ def test_the_shipped_teacher_is_as_accurate_as_its_card_states(mini_run: Path) -
 def exported(mini_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the exported network, in a file that is called after its format."""
     folder = tmp_path_factory.mktemp("exported")
-    for format in FORMATS:
-        cli.main(["export", str(mini_run), "--format", format, "--out", str(folder / format)], standalone_mode=False)
+    for format, row in EXPORT_FORMATS.items():
+        if row.extra is None or importlib.util.find_spec(row.extra) is not None:
+            words = ["export", str(mini_run), "--format", format, "--out", str(folder / format)]
+            cli.main(words, standalone_mode=False)
     return folder
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", EXPORT_FORMATS)
 def test_an_exported_network_predicts_the_same_classes(format: str, mini_run: Path, exported: Path) -> None:
     """Compare the accuracy on 1,000 test images with the run's own evaluation."""
     network, path = checkpoint.load(mini_run / "model.safetensors").eval(), exported / format
@@ -355,8 +359,18 @@ def test_an_exported_network_predicts_the_same_classes(format: str, mini_run: Pa
         probabilities = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
         stated = {name: json.loads(text) for name, text in session.get_modelmeta().custom_metadata_map.items()}
         assert stated["versions"] == {"kdcache": __version__, "torch": torch.__version__}
+        assert stated["opset"] == OPSET
+        assert stated["input"] == "images, uint8 (batch, 3, 32, 32), RGB, 0 to 255, a batch of any size"
+    elif format == "openvino":
+        openvino = pytest.importorskip("openvino")
+        read = openvino.Core().read_model(path / "model.xml")
+        assert str(read.inputs[0].partial_shape) == "[?,3,32,32]"
+        assert (read.inputs[0].any_name, read.outputs[0].any_name) == ("images", "probabilities")
+        stated = {name: json.loads(value) for name, value in read.get_rt_info(["kdcache"]).value.items()}
+        compiled = openvino.Core().compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        probabilities = torch.from_numpy(compiled(images.numpy())[0])
     elif format == "torch-export":
-        stated = dict.fromkeys(("class_names", "image_size", "mean"), "")
+        stated = dict.fromkeys(("class_names", "image_size", "mean", "verification"), "")
         probabilities = torch.export.load(path, extra_files=stated).module()(images)
         stated = {name: json.loads(text) for name, text in stated.items()}
     else:
@@ -364,6 +378,9 @@ def test_an_exported_network_predicts_the_same_classes(format: str, mini_run: Pa
         with torch.inference_mode():
             probabilities = checkpoint.load(path).eval()(images).softmax(1)
     assert (stated["class_names"], stated["image_size"]) == (list(data.class_names), 32)
+    verification = stated["verification"]
+    assert (verification["images"], verification["of"]) == (64, "test images")
+    assert 0 <= verification["largest_difference"] < 1e-5
     assert stated["mean"] == pytest.approx(network.mean)
     assert probabilities.sum(1).sub(1).abs().max() < 1e-5
     with torch.inference_mode():
@@ -388,12 +405,12 @@ def bundle(mini_run: Path, exported: Path, tmp_path_factory: pytest.TempPathFact
     data, folder = load_data(TeacherConfig.load()), tmp_path_factory.mktemp("bundles") / "phone"
     part = dataclasses.replace(data, test=data.test.part(np.arange(100)))
 
-    def copy(network: Network, facts: object, images: torch.Tensor, path: Path) -> None:
-        shutil.copyfile(exported / "onnx", path)
+    def copy(network: Network, images: torch.Tensor) -> Save:
+        return lambda path, facts: shutil.copyfile(exported / "onnx", path)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(FORMATS, "onnx", (copy, FORMATS["onnx"][1]))
-        patch.setattr(setup, "load_run_data", lambda *_: part)
+        patch.setattr(export_formats, "build_onnx", copy)
+        patch.setattr(setup, "load_run_data", lambda *_, **__: part)
         patch.setattr(cost, "MIN_SECONDS", 0)
         cli.main(["export", str(mini_run), "--out", f"{folder}/"], standalone_mode=False)
     return folder
@@ -496,7 +513,7 @@ def test_an_export_says_on_which_images_it_was_compared(
     with pytest.raises(UsageError):
         cli.main([*words, "--dataset", f"folder:{tmp_path / 'gone'}"], standalone_mode=False)
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise UsageError("the images are gone")
 
     monkeypatch.setattr(setup, "load_run_data", refuse)
@@ -504,6 +521,18 @@ def test_an_export_says_on_which_images_it_was_compared(
     output = capsys.readouterr()
     assert "64 random images" in output.out
     assert "the images are gone" in output.err
+
+
+def test_a_format_whose_package_is_missing_names_it(
+    mini_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    words = ["export", str(mini_run), "--format", "openvino", "--out", str(tmp_path / "phone")]
+    assert refusal(lambda: cli.main(words, standalone_mode=False)).endswith("Run pip install 'kdcache[openvino]'.")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "phone").mkdir()
+    (tmp_path / "phone" / "letter.txt").touch()
+    assert "got letter.txt" in refusal(lambda: cli.main(words, standalone_mode=False))
 
 
 def test_a_bundle_replaces_nothing_else(bundle: Path, mini_run: Path, tmp_path: Path) -> None:
@@ -532,8 +561,8 @@ def test_a_bundle_replaces_nothing_else(bundle: Path, mini_run: Path, tmp_path: 
 def test_an_export_with_other_probabilities_is_not_written(
     mini_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, run = FORMATS["safetensors"]
-    monkeypatch.setitem(FORMATS, "safetensors", (write, lambda path, images: run(path, images) + 0.01))
+    run = export_formats.run_predictor
+    monkeypatch.setattr(export_formats, "run_predictor", lambda path, images: run(path, images) + 0.01)
     network = checkpoint.load(mini_run / "model.safetensors")
     with pytest.raises(KdcacheError, match="exported probabilities differ from those of resnet20"):
         export(network, "safetensors", tmp_path / "exported", random_images(network))

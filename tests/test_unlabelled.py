@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from kdcache import datasets
 from kdcache.answers.store import AnswerStore
+from kdcache.bundle.quantize import calibration_images, training_views
 from kdcache.choices import CRITERIA, LOSSES
 from kdcache.cli import cli
 from kdcache.compute import Compute
@@ -29,6 +30,7 @@ from kdcache.setup import data_size, load_data, load_run_data, make_plan
 from kdcache.teachers import open_cached_teacher, verify_store
 from kdcache.views import Views
 from kdcache.views.batch import hard_labels
+from tests.answers import stored
 from tests.processes import outcome
 from tests.samples import noise, refusal, spoil, write_unlabelled
 
@@ -151,14 +153,38 @@ def test_the_test_images_of_a_run_need_no_unlabelled_ones(
     moved = extra.rename(tmp_path / "moved")
     try:
         assert load_run_data(run, split="test").num_unlabelled == 0
+        place = f"folder:{moved}"
+        assert load_run_data(run, split="test", unlabelled=place).num_unlabelled == EXTRA  # which are checked then
         message = refusal(lambda: load_run_data(run))
         assert "--unlabelled folder:" in message
         assert "name their place with --unlabelled" in message
+        data, left_out = calibration_images(run)
+        assert data.num_unlabelled == 0
+        assert left_out is not None
+        assert left_out.startswith("calibrated on labelled images alone, because of this: --unlabelled folder:")
+        assert calibration_images(run, unlabelled=place)[0].num_unlabelled == EXTRA
+        words = ["cache", "verify", str(run.config.teacher), "--store", str(run.config.store), "--device", "cpu"]
+        verified = CliRunner().invoke(cli, [*words, "--samples", "3", "--unlabelled", place])
+        assert verified.exit_code == 0, verified.output
         evaluated = CliRunner().invoke(cli, ["evaluate", str(run.path), "--device", "cpu"])
         assert evaluated.exit_code == 0, evaluated.output
     finally:
         moved.rename(extra)
     assert load_run_data(run).num_unlabelled == EXTRA
+    data, left_out = calibration_images(run)
+    assert left_out is None
+    whole = make_plan(run.config, data)
+    seen = next(Views(data.train, whole, 32, torch.device("cpu")).epoch(0))
+    assert (seen.labels == -1).any()
+    assert next(training_views(whole, data)).equal(seen.views.round().byte())
+
+
+def test_a_place_of_unlabelled_images_is_refused_where_there_are_none(teacher: Path) -> None:
+    message = refusal(lambda: load_run_data(FinishedRun(teacher), unlabelled="folder:x"))
+    assert message == f"--unlabelled: expected no value for {teacher}, which has no images without labels, got one"
+    store = AnswerStore(str(stored(teacher)))
+    message = refusal(lambda: [*verify_store(FinishedRun(teacher), store, unlabelled="folder:x")])
+    assert "which has no images without labels" in message
 
 
 def test_a_bad_unlabelled_image_is_not_counted(extra: Path, tmp_path: Path) -> None:

@@ -248,7 +248,7 @@ class _Loader:
             require_fit(predictor, data)
             facts = (name, file, predictor.facts.name, self._split_of(data), torch.device("cpu"), "onnxruntime")
             return EvaluatedNetwork(*facts, partial(load_exported, file))
-        compute, data = Compute.choose(self.device, precision), as_seen(data, checkpoint.rendering_of(file))
+        compute, data = Compute.for_evaluation(self.device, precision), as_seen(data, checkpoint.rendering_of(file))
         model = trained_network(file, data, "network").name
         facts = (name, file, model, self._split_of(data), compute.device, compute.precision)
         return EvaluatedNetwork(*facts, partial(load_network, file, data, compute), epoch)

@@ -189,7 +189,7 @@ def load_analysis_inputs(
         data, own_images = run_images(run, dataset, data_root, image_size)
         file = run.chosen_network_file(best or taught_by_best)
         network, (name, _), folder = trained_network(file, data), run.describe_network(file), run.path
-        compute = Compute.choose(device, run.config.precision)
+        compute = Compute.for_evaluation(device, run.config.precision)
         where = store or (stores_of(run.path) if split == "train" else None)
     else:
         if best:

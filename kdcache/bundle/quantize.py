@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdcache import setup
 from kdcache.config import StudentConfig, TrainingConfig
 from kdcache.datasets import Dataset
 from kdcache.errors import UsageError
-from kdcache.setup import make_plan, make_plan_for_size
+from kdcache.run.folder import FinishedRun
 from kdcache.views import ViewPlan, Views
 
-__all__ = ["calibration_plan", "quantize", "training_views"]
+__all__ = ["calibration_images", "calibration_plan", "quantize", "training_views"]
 
 CALIBRATION_BATCHES, BATCH_SIZE = 8, 32
 """How many steps of training views, and samples in each, the ranges of the activations are measured on."""
@@ -25,14 +26,26 @@ LAYERS = ("Conv", "MatMul", "Gemm")
 """Operators with weights."""
 
 
+def calibration_images(run: FinishedRun, **places: Any) -> tuple[Dataset, str | None]:
+    """Load the images of a run; if those without labels alone are gone, the others and a message.
+
+    `places` are those of `kdcache.setup.load_run_data`.
+    """
+    try:
+        return setup.load_run_data(run, split="train", **places), None
+    except UsageError as error:
+        data = setup.load_run_data(run, split="test", **places)
+        return data, f"calibrated on labelled images alone, because of this: {error}"
+
+
 def calibration_plan(config: TrainingConfig, data: Dataset) -> tuple[ViewPlan, str | None]:
     """Make the view plan of a training; without the teacher, that of the student's own images, and a message."""
     if not isinstance(config, StudentConfig):
         return ViewPlan(len(data.train), data.image_size, data.card.padding, crop_flip=True, seed=config.seed), None
     try:
-        return make_plan(config, data), None
+        return setup.make_plan(config, data), None
     except UsageError as error:
-        own = make_plan_for_size(config, len(data.train), data.card)
+        own = setup.make_plan_for_size(config, len(data.train), data.card)
         return own, f"calibrated on views of the student's own images, because of this: {error}"
 
 

@@ -1,7 +1,6 @@
 """Writing a bundle, and measuring what the networks in it can do."""
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -18,8 +17,7 @@ from kdcache.datasets import Dataset, Split
 from kdcache.datasets.pictures import Pictures
 from kdcache.datasets.sources import Files
 from kdcache.datasets.workers import prefetch_map
-from kdcache.errors import UsageError, abbreviated, problem
-from kdcache.files import require_writable, write_folder_atomically
+from kdcache.files import require_replaceable, write_folder_atomically
 from kdcache.models import Network
 from kdcache.models.export import export, images_to_compare
 from kdcache.models.predictor import Predictor, load_predictor
@@ -36,8 +34,6 @@ BATCH_SIZE = 32
 
 PICTURE_SIDES = 2
 """A test picture that is larger than this many times what it is resized to is stored smaller."""
-
-MAX_NAMES_LISTED = 3
 
 CONTENT = frozenset({*NETWORKS.values(), LABELS, SCRIPT, PICTURE, EXPECTED, README})
 
@@ -65,21 +61,8 @@ class Measured(NamedTuple):
 
 
 def require_bundle_folder(folder: Path) -> None:
-    """Check before the work that a bundle can be written to a folder.
-
-    Raises
-    ------
-    UsageError
-        If there is anything but a bundle, which would be replaced.
-    """
-    if os.path.lexists(folder):
-        is_folder = folder.is_dir() and not folder.is_symlink()
-        found = set(os.listdir(folder)) if is_folder else set()
-        if not is_folder or found not in (set(), CONTENT):
-            got = abbreviated(found - CONTENT or found, MAX_NAMES_LISTED) if is_folder else "something else"
-            expected = "a new or empty folder, or one with a bundle alone"
-            raise UsageError(problem(f"could not write {folder}", expected=expected, got=got))
-    require_writable(folder.resolve().parent)
+    """Check before the work that a bundle can be written to a folder, see `kdcache.files.require_replaceable`."""
+    require_replaceable(folder, CONTENT, "a bundle")
 
 
 def write_bundle(
@@ -119,7 +102,7 @@ def write_bundle(
     def write(temporary: Path) -> None:
         temporary.mkdir()
         source, target = (temporary / name for name in NETWORKS.values())
-        export(network, "onnx", source, images_to_compare(data.test), class_names=class_names)
+        export(network, "onnx", source, images_to_compare(data.test), class_names, "test images")
         quantize(source, training_views(plan, data), target)
         predictors = {precision: load_predictor(temporary / name) for precision, name in NETWORKS.items()}
         correct = _correct(predictors, data.test, progress)

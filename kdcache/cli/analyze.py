@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kdcache.cli import COMMANDS
-from kdcache.cli.options import AUG_OPTION, CLASS_ORDER, DEVICE, WEIGHTS_ENTRY
+from kdcache.cli.options import AUG_OPTION, CLASS_ORDER, DEVICE, UNLABELLED, WEIGHTS_ENTRY
 from kdcache.errors import KdcacheError, UsageError, printable, problem
 
 if TYPE_CHECKING:
@@ -139,8 +139,11 @@ def teacher(
 @RUNS
 @click.option("--dataset", help="The runs' images, if they were moved [where they were].")
 @click.option("--data-root", type=PATH, help="Folder of the datasets [the run's].")
+@UNLABELLED
 @out_option("the current one")
-def kl_ratio(runs: tuple[Path, ...], dataset: str | None, data_root: Path | None, out: Path | None) -> None:
+def kl_ratio(
+    runs: tuple[Path, ...], dataset: str | None, data_root: Path | None, unlabelled: str | None, out: Path | None
+) -> None:
     """Plot the KL ratio r over the iterations, and find the images that stay hard.
 
     Runs that differ only in the seed form a group, as in Figure 4. For the first run of each group, d of x is followed
@@ -158,6 +161,7 @@ def kl_ratio(runs: tuple[Path, ...], dataset: str | None, data_root: Path | None
     loaded = _load_runs(runs)
     groups = [group for group in group_runs(loaded.runs) if group.config.table == "student"]
     folder = _output_folder(out)
+    places = {"dataset": dataset, "data_root": data_root, "unlabelled": unlabelled}
     curves, unread = ratio_curves(groups)
     _warn(unread)
     written, images = ["kl-ratio.json"], []
@@ -173,7 +177,7 @@ def kl_ratio(runs: tuple[Path, ...], dataset: str | None, data_root: Path | None
         show(hardness_table(f"{group.name} ({run.path})", hardness))
         number = len(images)
         write_figure(plot_hardness(hardness), folder / f"hardness-{number}.png")
-        written += [f"hardness-{number}.png", *_draw_images(run, hardness, dataset, data_root, folder, number)]
+        written += [f"hardness-{number}.png", *_draw_images(run, hardness, places, folder, number)]
     damaged = [*loaded.damaged, *unread]
     if not curves and not images and not damaged:
         remedy = "Name run folders of students that were trained with a teacher."
@@ -195,14 +199,14 @@ def _measure_hardness(run: "RunRecord") -> "Hardness | None":
 
 
 def _draw_images(
-    run: "RunRecord", hardness: "Hardness", dataset: str | None, data_root: Path | None, folder: Path, number: int
+    run: "RunRecord", hardness: "Hardness", places: dict[str, Any], folder: Path, number: int
 ) -> list[str]:
     """Draw the easiest and the hardest images, if the dataset is still available."""
     from kdcache.report.gallery import draw_extremes
     from kdcache.setup import load_run_data
 
     try:
-        data = load_run_data(run.folder, dataset, data_root)
+        data = load_run_data(run.folder, **places)
     except KdcacheError as error:
         _warn([f"images of {run.path}: {line}" for line in str(error).splitlines()])
         return []

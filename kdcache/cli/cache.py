@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kdcache.cli import COMMANDS
-from kdcache.cli.options import CACHE_WORDS, DEVICE, settings
+from kdcache.cli.options import CACHE_WORDS, DEVICE, UNLABELLED, settings
 from kdcache.config import StudentConfig
 from kdcache.errors import KdcacheError, UsageError, printable, problem
 
@@ -127,6 +127,7 @@ def report_unreadable(found: "FoundStores") -> None:
 )
 @DATASET
 @click.option("--data-root", type=click.Path(path_type=Path), help="Folder of downloaded datasets [the store's].")
+@UNLABELLED
 @DEVICE
 def verify(
     teacher: Path | None,
@@ -137,6 +138,7 @@ def verify(
     tolerance: float,
     dataset: str | None,
     data_root: Path | None,
+    unlabelled: str | None,
     device: str,
 ) -> None:
     """Check every chunk of a teacher's stores, and compare logits with the teacher's.
@@ -151,12 +153,16 @@ def verify(
 
     run, (stores, unreadable), checks = find_teacher_run(teacher), find_stores(teacher, store), []
     problems = [one.reason for one in unreadable]
-    if dataset is not None and len(stores) > 1:
+    moved = [name for name, place in {"--dataset": dataset, "--unlabelled": unlabelled}.items() if place is not None]
+    if moved and len(stores) > 1:
         expected = "one store that is named with --store"
-        raise UsageError(problem("cache verify --dataset", expected=expected, got=f"the {len(stores)} of {run.path}"))
+        raise UsageError(
+            problem(f"cache verify {' '.join(moved)}", expected=expected, got=f"the {len(stores)} of {run.path}")
+        )
     for one in stores:
         try:
-            found = list(verify_store(run, one, None if everything else samples, seed, device, dataset, data_root))
+            places = dataset, data_root, unlabelled
+            found = list(verify_store(run, one, None if everything else samples, seed, device, *places))
         except KdcacheError as error:
             if len(stores) + len(unreadable) == 1:
                 raise

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdcache.choices import IMAGE_SIZES, MODEL_PREFIXES, MODELS
+from kdcache.choices import EXPORT_FORMATS, IMAGE_SIZES, MODEL_PREFIXES, MODELS
 from kdcache.cli import COMMANDS
+from kdcache.cli.options import UNLABELLED
 from kdcache.errors import UsageError, first_line, printable, problem
 from kdcache.presets import read_toml
 
@@ -20,8 +21,6 @@ PAPER_PROTOCOLS = ("cifar100", "tiny-imagenet", "imagenet")
 """Files of ``configs/protocols`` with the pairs of the paper."""
 
 BUNDLE = "bundle"
-
-SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch-export": ".pt2"}
 
 
 @click.command("models", help=COMMANDS["models"].about)
@@ -61,22 +60,31 @@ BEST = click.option("--best", is_flag=True, help="Use the network of the best ep
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--format",
-    type=click.Choice([*SUFFIXES, BUNDLE]),
-    help="Format of the file; a bundle is a folder with a network in two precisions, labels and a script. "
+    type=click.Choice([*EXPORT_FORMATS, BUNDLE]),
+    help="Format of the file; openvino is a folder with two files, a bundle one with a network in two precisions, "
+    "labels and a script. "
     "[default: a bundle if --out ends with /, else safetensors]",
 )
 @click.option("--out", help="File or folder to write. [default: in the run folder]")
 @click.option("--dataset", help="Where the run's images are, if they were moved.")
 @click.option("--data-root", type=click.Path(path_type=Path), help="Folder of downloaded datasets [the run's].")
+@UNLABELLED
 @BEST
 def export(
-    run: Path, format: str | None, out: str | None, dataset: str | None, data_root: Path | None, best: bool
+    run: Path,
+    format: str | None,
+    out: str | None,
+    dataset: str | None,
+    data_root: Path | None,
+    unlabelled: str | None,
+    best: bool,
 ) -> None:
     """Export a network."""
-    from kdcache.files import require_writable_file
+    from kdcache.files import require_replaceable, require_writable_file
     from kdcache.models import checkpoint
     from kdcache.models.export import export as write
-    from kdcache.models.export import images_to_compare, random_images
+    from kdcache.models.export import images_to_compare, input_of, random_images
+    from kdcache.models.export_formats import OPENVINO_FILES
     from kdcache.run.folder import FinishedRun
     from kdcache.setup import load_run_data
 
@@ -85,38 +93,36 @@ def export(
     folder = FinishedRun(run)
     is_folder = out is not None and out.endswith("/")
     format = format or (BUNDLE if is_folder else "safetensors")
-    path = Path(out) if out else folder.path / (BUNDLE if format == BUNDLE else f"export{SUFFIXES[format]}")
+    suffix = EXPORT_FORMATS[format].suffix if format != BUNDLE else ""
+    path = Path(out) if out else folder.path / (f"export{suffix}" if suffix else format)
     file = folder.chosen_network_file(best)
     names = checkpoint.metadata(file).get("class_names", ())
+    places: dict[str, Any] = {"dataset": dataset, "data_root": data_root, "unlabelled": unlabelled}
     if format == BUNDLE:
-        _export_bundle(folder, file, path, dataset, data_root, names)
+        _export_bundle(folder, file, path, places, names)
         return
-    if is_folder:
-        raise UsageError(problem(f"--out for {format}", expected="the path of a file", got=out))
-    require_writable_file(path)
+    if suffix:
+        if is_folder:
+            raise UsageError(problem(f"--out for {format}", expected="the path of a file", got=out))
+        require_writable_file(path)
+    else:
+        require_replaceable(path, OPENVINO_FILES, f"a network of {format}")
     network = checkpoint.load(file)
     try:
-        images, kind = images_to_compare(load_run_data(folder, dataset, data_root, "test").test), "test images"
+        images, kind = images_to_compare(load_run_data(folder, split="test", **places).test), "test images"
     except UsageError as error:
-        if dataset is not None or data_root is not None:
+        if any(place is not None for place in places.values()):
             raise
         click.echo(f"kdcache: compared on random images, because of this: {error}", err=True)
         images, kind = random_images(network), "random images"
-    exported = write(network, format, path, images, class_names=names)
+    exported = write(network, format, path, images, names, kind)
     compared = f"probabilities of {len(images)} {kind} differ by at most {exported.difference:.1g}"
-    click.echo(printable(f"{exported.path}: {compared}"))
+    click.echo(printable(f"{exported.path}: input {input_of(network)}; {compared}"))
 
 
-def _export_bundle(
-    run: "FinishedRun",
-    file: Path,
-    path: Path,
-    dataset: str | None,
-    data_root: Path | None,
-    names: Sequence[str],
-) -> None:
+def _export_bundle(run: "FinishedRun", file: Path, path: Path, places: dict[str, Any], names: Sequence[str]) -> None:
     try:
-        from kdcache.bundle.quantize import calibration_plan
+        from kdcache.bundle.quantize import calibration_images, calibration_plan
         from kdcache.bundle.readme import difference
         from kdcache.bundle.write import require_bundle_folder, write_bundle
     except ImportError as error:
@@ -125,13 +131,12 @@ def _export_bundle(
     from kdcache.models import checkpoint
     from kdcache.report.progress import progress_bar
     from kdcache.report.tables import file_size
-    from kdcache.setup import load_run_data
 
     require_bundle_folder(path)
-    data = load_run_data(run, dataset, data_root, "test")
+    data, left_out = calibration_images(run, **places)
     plan, note = calibration_plan(run.config, data)
-    if note:
-        click.echo(f"kdcache: {note}", err=True)
+    for line in filter(None, (left_out, note)):
+        click.echo(f"kdcache: {line}", err=True)
     with progress_bar("measuring") as progress:
         measured = write_bundle(plan, checkpoint.load(file), data, path, names, progress)
     for each in measured:

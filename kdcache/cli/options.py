@@ -15,7 +15,16 @@ from kdcache.config import StudentConfig, TrainingConfig
 from kdcache.config.options import as_tables
 from kdcache.config.settings import GROUPS, Choice, ChoiceOf, ChoiceSum, flag_of, option_form
 
-__all__ = ["AUG_OPTION", "CACHE_WORDS", "CLASS_ORDER", "DEVICE", "WEIGHTS_ENTRY", "GroupedCommand", "settings"]
+__all__ = [
+    "AUG_OPTION",
+    "CACHE_WORDS",
+    "CLASS_ORDER",
+    "DEVICE",
+    "UNLABELLED",
+    "WEIGHTS_ENTRY",
+    "GroupedCommand",
+    "settings",
+]
 
 DEVICE = click.option(
     "--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Device to compute on."
@@ -32,6 +41,12 @@ CLASS_ORDER = click.option(
     metavar="natural|FILE",
     help="Order of the classes in the weights: natural (by number, as timm sorts folders), or a file with the names of "
     "the classes in that order, one a line. [default: that of the dataset]",
+)
+
+UNLABELLED = click.option(
+    "--unlabelled",
+    metavar="folder:PATH|hdf5:FILE",
+    help="The images without labels, if they were moved [where they were].",
 )
 
 CACHE_WORDS = (

@@ -125,7 +125,10 @@ class TrainingConfig(OptimizationConfig):
     seed: int = setting("recipe", 0, "Seed of the initial weights.", ge=0, lt=2**63)
     device: Device = setting("run", "auto", "Device to compute on.")
     precision: Precision = setting(
-        "run", "auto", "Precision of the networks. auto: bfloat16 if the hardware computes it, else float32."
+        "run",
+        "auto",
+        "Precision of the networks: float32, tf32 (on GPUs), bfloat16, or float16, in which the loss is scaled. auto: "
+        "bfloat16 if the hardware computes it, else float16 on GPUs with fast float16, else float32.",
     )
     threads: int | None = setting(
         "run",

@@ -41,7 +41,7 @@ def read_unlabelled(name: str, card: Card, max_pixels: int = MAX_PIXELS, workers
     """
     workers = default_workers() if workers is None else workers
     if not Path(name.removeprefix(FOLDER_PREFIX).removeprefix(HDF5_PREFIX)).exists():
-        remedy = "If they were moved, put them back, or name their place with --unlabelled."
+        remedy = "If they were moved, put them back, or name their place with --unlabelled where a command has it."
         raise UsageError(problem(f"--unlabelled {name}", got="No such file or directory", remedy=remedy))
     if name.startswith(HDF5_PREFIX):
         from kdcache.datasets import packed

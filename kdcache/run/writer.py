@@ -72,7 +72,7 @@ class RunWriter:
         teacher: Mapping[str, str] | None = None,
         init: InitialWeights | None = None,
     ) -> None:
-        self.config, self.data = config, data
+        self.config, self.compute, self.data = config, compute, data
         self.metrics: list[EpochMetrics] = []
         self._resumed: list[dict[str, int]] = []
         self._seconds_before, self._started = 0.0, time.perf_counter()
