@@ -17,7 +17,7 @@ from kdcache.config.training import recorded_images
 from kdcache.datasets import Card, Dataset
 from kdcache.errors import UsageError, problem
 from kdcache.extensions import require_trusted
-from kdcache.run.find import stores_of, teacher_network
+from kdcache.run.find import report_seen_images, stores_of, teacher_network
 from kdcache.run.folder import FinishedRun, RunFolder
 from kdcache.setup import DataSize, load_data, require_unlabelled
 from kdcache.views.plan import ViewPlan
@@ -111,6 +111,7 @@ def open_teacher(
         run = RunFolder(Path(teacher))
         if run.holds_run:
             run.require_own_entries()
+            run.require_finished()
             where = where or stores_of(run.path)
         network = checkpoint.load(run.network_file if run.holds_run else Path(teacher))
     elif isinstance(teacher, Network):
@@ -214,6 +215,8 @@ def open_cached_teacher(
     file = teacher_network(config)
     seen = data.rendered(rendering_of(file))
     _compare_with_teacher(config, data.card, seen.card)
+    if data.val is not None and config.teacher is not None:
+        report_seen_images(config.teacher, data.val, config.val_fraction)
     encoding.layout(data.num_classes)  # raises for a topk that does not fit
     if config.cache == "off":
         answers = Answers(Teacher(trained_network(file, seen), compute), seen, StoreLocation(), encoding)

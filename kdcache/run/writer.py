@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -92,8 +93,20 @@ class RunWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, UsageError):
+            self._remove_untrained()
         self._release()
+
+    def _remove_untrained(self) -> None:
+        """Remove a new folder in which nothing was trained: what was refused leaves nothing."""
+        has_result = self.metrics or any(self.folder.checkpoints_folder.glob("*"))
+        if self._lock is None or self.config.resume or has_result:
+            return
+        self.folder.clear()
+        self.folder.lock_file.unlink()
+        with suppress(OSError):  # such as a place where a disk is mounted
+            self.path.rmdir()
 
     def _release(self) -> None:
         if self._count is not None:
