@@ -203,7 +203,10 @@ def open_teachers(
 def open_cached_teacher(
     config: StudentConfig, data: Dataset, views: Views, compute: Compute, progress: ProgressCallback | None = None
 ) -> CachedTeacher:
-    """Open the cached teacher of a student who has one, see `kdcache.answers.open`."""
+    """Open the cached teacher of a student who has one, see `kdcache.answers.open`.
+
+    With `answers` in the config, its teacher is not at hand, and nothing but these is read.
+    """
     from kdcache.answers.find import Answers
     from kdcache.answers.location import StoreLocation
     from kdcache.answers.open import open_for_views
@@ -212,6 +215,12 @@ def open_cached_teacher(
     from kdcache.models.load import trained_network
 
     encoding = make_encoding(config.store_dtype, config.topk)
+    if config.answers is not None:
+        from kdcache.answers.pulled import find_pulled_answers
+
+        place, images = config.answers, config.image_settings
+        answers = find_pulled_answers(place, data, views.plan, config.epochs, encoding, compute.device, images)
+        return open_for_views(answers, views, config.cache)
     file = teacher_network(config)
     seen = data.rendered(rendering_of(file))
     _compare_with_teacher(config, data.card, seen.card)

@@ -240,10 +240,15 @@ def _teacher_run(teacher: str | None, dataset: str | None) -> tuple[FinishedRun,
     if not isinstance(run.config, StudentConfig):
         return run, False
     if run.config.further_teachers:
-        got, remedy = len(run.config.teachers), "Name one of them with --teacher."
-        raise UsageError(problem(f"teachers of {run.path}", expected="one", got=got, remedy=remedy))
+        remedy, count = "Name one of them with --teacher.", len(run.config.teachers)
+        raise UsageError(problem(f"teachers of {run.path}", expected="one", got=count, remedy=remedy))
     if run.config.teacher is None:
-        raise UsageError(problem(f"run {run.path}", expected="a teacher, or a student with a teacher", got="neither"))
+        got = (
+            "neither"
+            if run.config.answers is None
+            else "one that learned from --answers, without the teacher's network"
+        )
+        raise UsageError(problem(f"run {run.path}", expected="a teacher, or a student with a teacher", got=got))
     return FinishedRun(teacher_of(run.path, run.config.teacher)), run.config.teacher_best
 
 

@@ -95,8 +95,8 @@ class CachedTeacher:
 
     @property
     def origin(self) -> dict[str, str]:
-        """What a run records of its teacher: fingerprint and precision."""
-        return {"teacher": self.teacher.fingerprint, "teacher precision": self.teacher.compute.precision}
+        """What a run records of its teacher, see `Teacher.origin`."""
+        return self.teacher.origin
 
     def serve(self, views: Views, features: bool = False) -> None:
         """Answer the batches of another maker of the same plan, whose images are in the rendering of a student.

@@ -167,7 +167,7 @@ class TrainingConfig(OptimizationConfig):
         check_text(value)
         return value
 
-    @field_validator("out", "init", "teacher", "store", check_fields=False)
+    @field_validator("out", "init", "teacher", "store", "answers", check_fields=False)
     @classmethod
     def _expand_home(cls, path: Path | str | None) -> Path | str | None:
         if path is None or not str(path).startswith("~"):

@@ -20,7 +20,7 @@ from kdcache.datasets.decoding import TooManyPixels, decoder, too_many_pixels
 from kdcache.datasets.pictures import Pictures
 from kdcache.datasets.workers import prefetch_map
 from kdcache.errors import KdcacheError, UsageError, abbreviated, first_line, problem, with_remedy
-from kdcache.files import write_atomically
+from kdcache.files import user_cache_folder, write_atomically
 
 __all__ = ["Manifest", "picture_digests"]
 
@@ -225,12 +225,7 @@ def _try_to_decode(pictures: Pictures, data: bytes) -> tuple[int, int, int]:
 
 def _file(place: str) -> Path:
     """File of the manifest of a source. Without a home folder, there is no place for it: `OSError`."""
-    home = os.path.expanduser(os.environ.get("XDG_CACHE_HOME", ""))
-    if not os.path.isabs(home):  # the specification says to ignore it
-        home = os.path.expanduser("~/.cache")
-    if not os.path.isabs(home):
-        raise FileNotFoundError("no home folder, and no XDG_CACHE_HOME")
-    return Path(home) / "kdcache" / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:32]}.npz"
+    return user_cache_folder() / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:32]}.npz"
 
 
 @cache

@@ -56,6 +56,9 @@ def find_teacher(config: StudentConfig) -> Path:
         If there is none, it is unfinished, or the student would overwrite it. A student that is resumed keeps its
         teacher: whether that is the same one is checked by its weights.
     """
+    if config.answers is not None:
+        got = f"--answers {config.answers}"
+        raise UsageError(problem("logits are computed by a teacher", expected="--teacher", got=got))
     resumed = config.out if config.resume else None
     if resumed is not None:
         for teacher in config.teachers:

@@ -114,9 +114,11 @@ def check_output(config: TrainingConfig, resumable: bool = True) -> None:
     """
     if config.out is None:
         return
-    store = config.store if isinstance(config, StudentConfig) else None
-    if store is not None and Path(store).resolve().is_relative_to(config.out.resolve()):
-        raise UsageError(problem(f"--store {store}", expected="a folder outside of --out", got=f"--out {config.out}"))
+    read = {"store": config.store, "answers": config.answers} if isinstance(config, StudentConfig) else {}
+    for option, place in read.items():
+        if place is not None and Path(place).resolve().is_relative_to(config.out.resolve()):
+            what, expected = f"--{option} {place}", "a folder outside of --out"
+            raise UsageError(problem(what, expected=expected, got=f"--out {config.out}"))
     weights = Path(config.init or "")
     if config.init and weights.exists() and weights.resolve().is_relative_to(config.out.resolve()):
         raise UsageError(problem(f"--init {weights}", expected="weights outside of --out", got=f"--out {config.out}"))
