@@ -38,7 +38,6 @@ Scope = Annotated[str, AfterValidator(Choice(("global", "rank")))]
 class StudentSettings(TrainingConfig):
     """The views, losses and cache of a student; `kdcache.config.teachers.StudentConfig` adds where logits come from."""
 
-    table = "student"
     CODE = (*TrainingConfig.CODE, "loss", "aug", "pick")
     MAY_DIFFER_ON_RESUME = TrainingConfig.MAY_DIFFER_ON_RESUME | {"cache", "cache_limit", "store", "answers"}
 

@@ -22,6 +22,8 @@ Mean = Annotated[str, AfterValidator(Choice(("logits", "probabilities")))]
 class StudentConfig(StudentSettings):
     """Stage two: a student, trained with the paper's step."""
 
+    table = "student"
+
     teacher_best: bool = setting(
         "network", False, "Learn from the network of the teacher's best epoch instead of the last."
     )
