@@ -76,7 +76,7 @@ class OurSteps:
                 training.WithFeatures(self.student),
                 cached_teacher,
                 objective,
-                Update(config, self.student, objective),
+                Update(config, self.compute, self.student, objective),
                 self.compute,
                 recorder,
             )

@@ -66,8 +66,8 @@ MAX_CLASSES = 2**20
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
-PRECISIONS = ("float32", "bfloat16")
-"""Precision of networks."""
+PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
+"""Precision of networks. In tf32, weights and activations are float32, and products have the precision of TF32."""
 
 
 class ModelSize(NamedTuple):

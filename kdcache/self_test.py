@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from kdcache.compute import Compute, supports_bfloat16
+from kdcache.compute import Compute, best_precision, supports_bfloat16
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.doctor import HINT, OK, PROBLEM, Check, Finding, nearest_folder
 from kdcache.machine import cores
@@ -68,11 +68,13 @@ def check_precision(device: str, precision: str) -> Finding:
     """Report the precision of networks, and why it is chosen."""
     chosen = Compute.choose(device, precision)
     kind = chosen.device.type
-    supported, reason = supports_bfloat16(kind)
     if precision == "auto":
-        return Finding("precision", OK, f"{chosen.precision} on {kind}, because {reason}")
+        return Finding("precision", OK, f"{chosen.precision} on {kind}, because {best_precision(kind)[1]}")
+    supported, reason = supports_bfloat16(kind)
     if precision == "bfloat16" and not supported:
         return Finding("precision", HINT, f"bfloat16 on {kind}, as requested. This is slow, because {reason}")
+    if precision == "float16" and kind == "cpu":
+        return Finding("precision", HINT, "float16 on cpu, as requested. This is slow on most processors")
     return Finding("precision", OK, f"{chosen.precision} on {kind}, as requested")
 
 

@@ -185,6 +185,9 @@ def train_epochs(
                     sums = event.loss_sum, event.correct, event.labelled
                     run.save_checkpoint(TrainingState(epoch, event.steps_done, *sums, **recorder.state()))
             recorded = recorder.end_epoch(epoch, event.seconds)
+            skipped = update.scale.pop_skipped() if update.scale else None
+            if skipped and distributed.is_main():
+                log.info("epoch %d: skipped %d steps, whose gradients overflowed in float16", epoch + 1, skipped)
             distributed.broadcast_buffers(network)  # running statistics are those of the main process
             metrics = EpochMetrics(
                 epoch=epoch + 1,
@@ -193,6 +196,7 @@ def train_epochs(
                 train_top1=event.top1,
                 images_per_second=event.images_per_second,
                 data_share=event.waited / event.seconds,
+                skipped_steps=skipped,
                 **recorded,
                 **(_evaluation(network, run, compute) if config.evaluates_after(epoch) else {}),
                 seconds=time.perf_counter() - started,

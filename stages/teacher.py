@@ -69,7 +69,7 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
     teacher = teacher.to(compute.device)
     if config.sync_batchnorm:
         teacher = distributed.convert_sync_batchnorm(teacher, compute.device)
-    update = Update(config, teacher)
+    update = Update(config, compute, teacher)
     class_weights = None
     if config.balances_classes:
         class_weights = balanced_class_weights(data.train.labels, data.num_classes).to(compute.device)

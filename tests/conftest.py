@@ -1,6 +1,7 @@
 """Fixtures of several test modules: a small dataset, and a teacher trained on it."""
 
 import gc
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,3 +78,28 @@ def noise() -> Split:
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (150, 3, 32, 32), generator=generator, dtype=torch.uint8)
     return Split(images, torch.randint(0, 4, (150,), generator=generator))
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """An S3 bucket on the loopback address."""
+    moto = pytest.importorskip("moto.server")
+    boto3 = pytest.importorskip("boto3")
+    pytest.importorskip("obstore")
+    server = moto.ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    variables = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    boto3.client("s3").create_bucket(Bucket="answers")
+    yield "s3://answers"
+    for name, value in before.items():
+        os.environ.pop(name) if value is None else os.environ.update({name: value})
+    server.stop()

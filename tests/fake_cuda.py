@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kdcache.compute import Compute
+from kdcache.compute import AUTOCAST_DTYPES, Compute
 
 __all__ = ["CUDA", "Copy", "FakeCuda", "Wait"]
 
@@ -77,6 +77,7 @@ class FakeCuda(TorchDispatchMode):
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         monkeypatch.setattr(fake_tensor, "init_gpu_context", lambda device: None)  # which asks for a driver
         monkeypatch.setattr(Compute, "autocast", _autocast)
+        monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
         monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing=False: _Event(self))
 
     def __enter__(self) -> "FakeCuda":
@@ -172,8 +173,9 @@ def _autocast(compute: Compute) -> Iterator[None]:
     """What `torch.autocast` does, which asks for a driver."""
     kind = compute.device.type
     before = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-    torch.set_autocast_enabled(kind, compute.precision == "bfloat16")
-    torch.set_autocast_dtype(kind, torch.bfloat16)
+    dtype = AUTOCAST_DTYPES.get(compute.precision)
+    torch.set_autocast_enabled(kind, dtype is not None)
+    torch.set_autocast_dtype(kind, dtype or torch.float16)
     try:
         yield
     finally:

@@ -157,7 +157,7 @@ def test_batch_norm_uses_the_statistics_of_each_process(small: Settings, teacher
     student, views = fresh_network(config, data), Views(data.train, make_plan(config, data), 32, cpu.device)
     cached_teacher = open_cached_teacher(config, data, views, cpu)
     objective = build_objective(config, student, cached_teacher.teacher.network, data.train.labels)
-    update = Update(config, student)
+    update = Update(config, cpu, student)
     for batch in views.epoch(0):
         teacher_logits, size, parts = cached_teacher.logits(batch), len(batch), []
         for rank in range(2):

@@ -161,10 +161,13 @@ def test_evaluation_copies_its_sums_once(device: FakeCuda, noise: Split) -> None
 
 
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
-def test_an_update_does_not_wait(device: FakeCuda, noise: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_an_update_does_not_wait(
+    precision: str, device: FakeCuda, noise: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with device:
         student = stub(0).to(CUDA)
-        update = Update(StudentConfig(optimizer="adamw", clip_grad=1.0, ema=0.9), student)
+        update = Update(StudentConfig(optimizer="adamw", clip_grad=1.0, ema=0.9), Compute(CUDA, precision), student)
 
         def backward(loss: Tensor) -> None:
             for parameter in student.parameters():

@@ -35,6 +35,8 @@ from tests.samples import small_settings
 
 Settings = dict[str, Any]
 
+CPU = Compute(torch.device("cpu"), "float32")
+
 
 def rates(steps: int, **settings: Any) -> list[float]:
     config = TeacherConfig(**settings)
@@ -84,7 +86,7 @@ def test_an_update_is_that_of_torch_with_clipped_gradients(optimizer: str) -> No
     config = TeacherConfig(
         optimizer=optimizer, lr=0.1, weight_decay=0.1, clip_grad=0.3, decay_norm_and_bias=False, **nesterov
     )
-    *_, after = trained(Update(config, network), network)
+    *_, after = trained(Update(config, CPU, network), network)
 
     flat = [parameter for parameter in plain.parameters() if parameter.ndim == 1]
     others = [parameter for parameter in plain.parameters() if parameter.ndim != 1]
@@ -103,14 +105,14 @@ def test_an_update_is_that_of_torch_with_clipped_gradients(optimizer: str) -> No
                 parameter.grad *= 0.3 / (norm + 1e-6)  # type: ignore[operator]
             reference.step()
 
-    *_, expected = trained(Reference(config, plain), plain)
+    *_, expected = trained(Reference(config, CPU, plain), plain)
     for name, value in after.items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_averaged_weights_are_evaluated_with_averaged_buffers() -> None:
     network = models.build("resnet8", num_classes=4, seed=0)
-    update = Update(TeacherConfig(lr=0.1, ema=0.75), network)
+    update = Update(TeacherConfig(lr=0.1, ema=0.75), CPU, network)
     states = trained(update, network)
     assert update.evaluated is not network
     for name, value in update.evaluated.state_dict().items():
@@ -133,14 +135,14 @@ def test_the_averaged_network_is_the_one_that_is_saved(small: Settings, tmp_path
 def test_a_network_without_a_known_head_is_not_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optimization, "head_of", lambda *_: {})  # as of a network of a fixed number of classes
     with pytest.raises(UsageError, match="--freeze-epochs: expected 0 for a network of a fixed number of classes"):
-        Update(TeacherConfig(init="run", freeze_epochs=2), models.build("resnet8", num_classes=4, seed=0))
+        Update(TeacherConfig(init="run", freeze_epochs=2), CPU, models.build("resnet8", num_classes=4, seed=0))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_only_the_head_is_trained_in_frozen_epochs(optimizer: str) -> None:
     network = models.build("resnet8", num_classes=4, seed=0)
     config = TeacherConfig(optimizer=optimizer, lr=0.1, init="run", freeze_epochs=2, clip_grad=100)
-    update, states = Update(config, network), [copy.deepcopy(network.body.state_dict())]
+    update, states = Update(config, CPU, network), [copy.deepcopy(network.body.state_dict())]
     for epoch in (1, 2):
         update.begin_step(epoch, 0, 1)
         trained(update, network, steps=2)

@@ -87,7 +87,7 @@ def test_a_line_for_each_epoch_has_what_is_recorded(
     config = TeacherConfig.load(**{**small, "epochs": 3, "val_fraction": 0.2, "out": tmp_path / "run"})
     run = train_teacher(config, Lines())
     title, *lines = capsys.readouterr().out.splitlines()
-    assert title == f"teacher resnet8 on {config.dataset} -> {run.path}"
+    assert title == f"teacher resnet8 on {config.dataset} in float32 on cpu -> {run.path}"
     found = [re.fullmatch(LINE, line) for line in lines]
     assert all(found), lines
     metrics, so_far = run.read_metrics(), []

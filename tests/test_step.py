@@ -64,7 +64,7 @@ class Bench:
         teacher = CachedTeacher(Teacher(self.teacher, compute), self.maker) if config.needs_teacher else None
         objective = build_objective(config, self.student, self.teacher if teacher else None, data.labels)
         objective = objective.to(compute.device)
-        update = Update(config, self.student, objective)
+        update = Update(config, compute, self.student, objective)
         # The fused optimizer does not know the meta device.
         update.optimizer = torch.optim.SGD(torch.nn.ModuleList([self.student, objective]).parameters(), lr=0.0)
         self.folder = tempfile.TemporaryDirectory()

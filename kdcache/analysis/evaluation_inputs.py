@@ -217,6 +217,10 @@ class _Loader:
         """Load the network that taught a student, and return its file; if it is not found, keep a message."""
         if not isinstance(run.config, StudentConfig) or run.config.teacher is None:
             return None
+        if run.config.further_teachers:
+            line = problem("teachers", expected="one", got=len(run.config.teachers))
+            self.left_out.append(f"agreement of {run.path} with its teacher: {line}")
+            return None
         try:
             teacher = FinishedRun(teacher_of(run.path, run.config.teacher))
             file, config = teacher.chosen_network_file(run.config.teacher_best), teacher.config
@@ -244,7 +248,7 @@ class _Loader:
             require_fit(predictor, data)
             facts = (name, file, predictor.facts.name, self._split_of(data), torch.device("cpu"), "onnxruntime")
             return EvaluatedNetwork(*facts, partial(load_exported, file))
-        compute, data = Compute.choose(self.device, precision), as_seen(data, checkpoint.rendering_of(file))
+        compute, data = Compute.for_evaluation(self.device, precision), as_seen(data, checkpoint.rendering_of(file))
         model = trained_network(file, data, "network").name
         facts = (name, file, model, self._split_of(data), compute.device, compute.precision)
         return EvaluatedNetwork(*facts, partial(load_network, file, data, compute), epoch)

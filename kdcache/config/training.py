@@ -125,7 +125,10 @@ class TrainingConfig(OptimizationConfig):
     seed: int = setting("recipe", 0, "Seed of the initial weights.", ge=0, lt=2**63)
     device: Device = setting("run", "auto", "Device to compute on.")
     precision: Precision = setting(
-        "run", "auto", "Precision of the networks. auto: bfloat16 if the hardware computes it, else float32."
+        "run",
+        "auto",
+        "Precision of the networks: float32, tf32 (on GPUs), bfloat16, or float16, in which the loss is scaled. auto: "
+        "bfloat16 if the hardware computes it, else float16 on GPUs with fast float16, else float32.",
     )
     threads: int | None = setting(
         "run",
@@ -164,7 +167,7 @@ class TrainingConfig(OptimizationConfig):
         check_text(value)
         return value
 
-    @field_validator("out", "init", "teacher", "store", check_fields=False)
+    @field_validator("out", "init", "teacher", "store", "answers", check_fields=False)
     @classmethod
     def _expand_home(cls, path: Path | str | None) -> Path | str | None:
         if path is None or not str(path).startswith("~"):
@@ -363,7 +366,7 @@ class TrainingConfig(OptimizationConfig):
             Whether a dataset of the user's own may be in another place. Its images are compared when it is read.
         """
         # A teacher may have been moved: its weights are compared, not its folder.
-        free = self.NOT_RECORDED | self.MAY_DIFFER_ON_RESUME | {"teacher"}
+        free = self.NOT_RECORDED | self.MAY_DIFFER_ON_RESUME | {"teacher", "further_teachers"}
         if self.schedule == "steps":  # a cosine depends on the length of the training from its first step on
             free |= {"epochs", "steps"}
         elif self.steps is not None:

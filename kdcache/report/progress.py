@@ -58,7 +58,7 @@ class PersonReporter(Reporter):
         self.precomputing = TimeLeft(0)
 
     def begin(self, run: RunWriter, images: int, images_done: int) -> None:
-        self.message(f"{run.config.table} {run.config.model} on {run.config.dataset} -> {run.path}")
+        self.message(f"{run.config.table} {run.config.model} on {run.config.dataset} in {run.compute} -> {run.path}")
         self.run, self.images = run, images
         self.training = TimeLeft(run.config.epochs * images, len(run.metrics) * images + images_done)
 

@@ -49,7 +49,8 @@ class EpochMetrics:
     images_per_second : float or None
         Training samples per second, without evaluation.
     data_share, teacher_share : float or None
-        Share of the training time spent waiting for views, and for the teacher's logits; on a GPU, host time.
+        Share of the training time spent waiting for views, and for the teacher's logits; on a GPU, the
+        former is the host's time.
     kl_ratio : float or None
         Mean over the steps of r, the mean d of the picks over the mean d of all candidates (Equation 3); ``None``
         without picking, or where d of some candidate is unknown.
@@ -57,6 +58,8 @@ class EpochMetrics:
         Share of the mixed views whose label the teacher disagrees with.
     loss_parts : dict of str to float
         Mean over the steps of each loss of a sum, times its weight.
+    skipped_steps : int or None
+        Steps that changed no weight, because gradients in float16 overflowed; ``None`` in other precisions.
     teacher_forwards, cache_hits : int
         Views that went through the teacher, and views whose logits came from the cache.
     statistics_sha256 : str or None
@@ -81,6 +84,7 @@ class EpochMetrics:
     kl_ratio: Number | None = None
     label_disagreement: Number | None = None
     loss_parts: dict[str, Number] = field(default_factory=dict)
+    skipped_steps: Count | None = None
     teacher_forwards: Count = 0
     cache_hits: Count = 0
     statistics_sha256: str | None = None

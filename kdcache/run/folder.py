@@ -158,18 +158,21 @@ class RunFolder:
         UsageError
             If the run is unfinished, or the file is damaged.
         """
-        if not self.is_finished:
-            state = (
-                "an unfinished run"
-                if self.holds_run
-                else "a folder without a run"
-                if os.path.isdir(self.path)
-                else None
-            )
-            remedy = "Finish it with --resume." if self.holds_run else None
-            line = problem(f"run folder {self.path}", expected="a finished run", got=state or "nothing", remedy=remedy)
-            raise UsageError(line)
+        self.require_finished()
         return check_summary(self.summary_file, checked_files.read_json(self.summary_file))
+
+    def require_finished(self) -> None:
+        """Check that the run has finished.
+
+        Raises
+        ------
+        UsageError
+        """
+        if self.is_finished:
+            return
+        state = "a folder without a run" if os.path.isdir(self.path) else "nothing"
+        got, remedy = ("an unfinished run", "Finish it with --resume.") if self.holds_run else (state, None)
+        raise UsageError(problem(f"run folder {self.path}", expected="a finished run", got=got, remedy=remedy))
 
     def in_use(self) -> bool:
         """Tell whether a training writes here."""
