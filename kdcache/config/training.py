@@ -449,5 +449,12 @@ def _toml_lines(table: str, settings: Mapping[str, Any]) -> Iterator[str]:
 
 def _file_keys() -> tuple[list[str], dict[str, list[str]]]:
     """List the keys that a config file may have at its top level, and in each of its tables."""
-    tables = {kind.table: list(kind.model_fields) for kind in TrainingConfig.__subclasses__()}
+    tables = {kind.table: list(kind.model_fields) for kind in _kinds(TrainingConfig)}
     return list(TrainingConfig.model_fields), tables
+
+
+def _kinds(config: type[TrainingConfig]) -> Iterator[type[TrainingConfig]]:
+    """Find the configs that are made from another one; one that adds settings to a table comes last."""
+    for kind in config.__subclasses__():
+        yield kind
+        yield from _kinds(kind)
