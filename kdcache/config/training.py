@@ -368,7 +368,7 @@ class TrainingConfig(OptimizationConfig):
             Whether a dataset of the user's own may be in another place. Its images are compared when it is read.
         """
         # A teacher may have been moved: its weights are compared, not its folder.
-        free = self.NOT_RECORDED | self.MAY_DIFFER_ON_RESUME | {"teacher"}
+        free = self.NOT_RECORDED | self.MAY_DIFFER_ON_RESUME | {"teacher", "further_teachers"}
         if self.schedule == "steps":  # a cosine depends on the length of the training from its first step on
             free |= {"epochs", "steps"}
         elif self.steps is not None:
@@ -451,5 +451,11 @@ def _toml_lines(table: str, settings: Mapping[str, Any]) -> Iterator[str]:
 
 def _file_keys() -> tuple[list[str], dict[str, list[str]]]:
     """List the keys that a config file may have at its top level, and in each of its tables."""
-    tables = {kind.table: list(kind.model_fields) for kind in TrainingConfig.__subclasses__()}
+    tables = {kind.table: list(kind.model_fields) for kind in _kinds(TrainingConfig)}
     return list(TrainingConfig.model_fields), tables
+
+
+def _kinds(config: type[TrainingConfig]) -> Iterator[type[TrainingConfig]]:
+    """List the subclasses of a config that have none themselves."""
+    for kind in config.__subclasses__():
+        yield from _kinds(kind) if kind.__subclasses__() else [kind]
