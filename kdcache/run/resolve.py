@@ -4,7 +4,7 @@ import logging
 import re
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from kdcache import distributed
 from kdcache.checked_files import kind_of
@@ -53,9 +53,10 @@ def _resolve(config: Config) -> tuple[Config, FinishedRun | None]:
     config = config.lasting_as(recorded)
     if problems := config.differences(recorded, moved=config.out is not None):
         raise UsageError(*(f"could not resume {folder.path}: {line}" for line in problems))
-    update: dict[str, Path | None] = {"out": folder.path}
-    if isinstance(recorded, StudentConfig):
-        update["teacher"] = _teacher_of(config) or recorded.teacher
+    update: dict[str, Any] = {"out": folder.path}
+    if isinstance(recorded, StudentConfig) and isinstance(config, StudentConfig):
+        named = config if config.teacher else recorded
+        update |= {"teacher": named.teacher, "further_teachers": named.further_teachers}
     if not folder.is_finished:
         return config.model_copy(update=update), None
     if config.length != recorded.length:
