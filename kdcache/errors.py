@@ -17,6 +17,7 @@ __all__ = [
     "memory_explained",
     "printable",
     "problem",
+    "with_remedy",
 ]
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "could not create a primitive", "bad_alloc")
@@ -66,7 +67,12 @@ def problem(what: str, *, expected: object = None, got: object = None, remedy: s
     details = [f"expected {expected}"] if expected is not None else []
     details += [f"got {_short(got)}"] if got is not None else []
     line = f"{what}: {', '.join(details)}" if details else what
-    return printable(f"{line}. {remedy}" if remedy else line)
+    return printable(with_remedy(line, remedy) if remedy else line)
+
+
+def with_remedy(message: str, remedy: str) -> str:
+    """Add a sentence that says what to do to a message, which may end with a sentence of its own."""
+    return f"{message} {remedy}" if message.endswith(".") else f"{message}. {remedy}"
 
 
 def printable(text: object) -> str:

@@ -18,6 +18,7 @@ __all__ = [
     "require_replaceable",
     "require_writable",
     "require_writable_file",
+    "user_cache_folder",
     "write_atomically",
     "write_folder_atomically",
     "write_json",
@@ -33,6 +34,22 @@ def expanded(path: str | Path) -> Path:
     if str(found).startswith("~"):
         raise UsageError(problem(f"no home folder for {Path(path).parts[0]} of {path}"))
     return Path(found)
+
+
+def user_cache_folder() -> Path:
+    """Folder for what may be deleted: ``$XDG_CACHE_HOME/kdcache``, or ``~/.cache/kdcache``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no home folder.
+    """
+    home = os.path.expanduser(os.environ.get("XDG_CACHE_HOME", ""))
+    if not os.path.isabs(home):  # the specification says to ignore it
+        home = os.path.expanduser("~/.cache")
+    if not os.path.isabs(home):
+        raise FileNotFoundError("no home folder, and no XDG_CACHE_HOME")
+    return Path(home) / "kdcache"
 
 
 def read_text(path: Path) -> str:

@@ -218,6 +218,10 @@ def initial_network(config: TrainingConfig, data: Dataset) -> tuple[Network, Ini
 
 def make_plan(config: StudentConfig, data: Dataset) -> ViewPlan:
     """Make the view plan of a config for some data: on the images of the teacher, if one is needed and named."""
+    if config.answers is not None and data.card.padding is None:
+        from kdcache.answers.card import read_card
+
+        return make_plan_for_size(config, len(data.train), data.card.rendered(read_card(config.answers).rendering))
     teacher = config.teacher if config.needs_teacher else None
     return make_plan_for_size(config, len(data.train), seen_by(teacher, data.card))
 

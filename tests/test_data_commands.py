@@ -59,10 +59,14 @@ def test_a_dataset_with_bad_images_is_packed_without_them_or_not_at_all(run: Run
     assert done == "x.h5: 10 training and 6 test images, 4 left out\n"
     with pytest.raises(KdcacheError) as caught:
         run("check imagenet --data-root .")
-    assert len(str(caught.value).splitlines()) == 4 + 2 + 1  # bad images, counts, and the number of problems
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 4 + 2 + 1  # bad images, counts, and the number of problems
+    remedy = "Delete the pictures that cannot be decoded, or train without them by --on-bad-image skip."
+    assert lines[-1] == f"imagenet: 6 problems. {remedy}"
     with pytest.raises(KdcacheError) as caught:
         run("check hdf5:x.h5")  # its card says that it is a part of ImageNet
     assert str(caught.value).count("of the complete dataset") == 2
+    assert str(caught.value).endswith("hdf5:x.h5: 2 problems")
 
 
 def test_a_sound_dataset_has_no_problems(run: Run, tmp_path: Path) -> None:

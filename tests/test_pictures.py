@@ -28,6 +28,7 @@ from kdcache.datasets.decoding import clean_view
 from kdcache.datasets.pack import pack
 from kdcache.datasets.pictures import Crops
 from kdcache.errors import KdcacheError, UsageError
+from kdcache.report.progress import Reporter
 from kdcache.views import ViewPlan, Views
 from kdcache.views.geometry import AREA, RATIO, random_resized_box
 from tests.samples import BAD, refusal, spoil, write_imagenet
@@ -325,6 +326,28 @@ def settings_of(name: str, root: Path, out: Path) -> dict[str, object]:
         **{"dataset": name, "data_root": root, "image_size": SIZE, "model": "resnet8", "epochs": 2, "batch_size": 24},
         **{"device": "cpu", "precision": "float32", "out": out, "on_bad_image": "skip"},
     }
+
+
+def test_a_refused_training_says_how_to_go_on_and_leaves_no_folder_without_a_network(spoiled: Path) -> None:
+    given = {**settings_of("imagenet", spoiled, spoiled / "run"), "epochs": 1, "workers": 0}
+    config = TeacherConfig.load("imagenet", **given)
+    strict = config.model_copy(update={"on_bad_image": "error"})
+    remedy = " Delete it, or leave out all that cannot be decoded with --on-bad-image skip."
+    assert refusal(lambda: train_teacher(strict)).endswith(remedy)
+    assert not (spoiled / "run").exists()
+    found = check("imagenet", root=spoiled, image_size=SIZE)
+    assert (found.bad, len(found.problems)) == (len(BAD), len(BAD) + 2)
+    message = refusal(lambda: train_teacher(strict))  # all of them, which are known now
+    assert all(f"n00000009/{name}" in message for name in BAD)
+    assert message.endswith("with --on-bad-image skip.")
+    assert not (spoiled / "run").exists()
+
+    class Refusing(Reporter):
+        def end_epoch(self, metrics: object) -> None:
+            raise UsageError("after an epoch")
+
+    assert refusal(lambda: train_teacher(config, Refusing())) == "after an epoch"
+    assert (spoiled / "run" / "model.safetensors").exists()
 
 
 def test_folder_and_packed_file_give_the_same_weights_and_share_a_store(spoiled: Path) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kdcache.stages import precompute_answers, train_student
+from kdcache.stages import precompute_answers, train_student, train_teacher
+from kdcache.stages.teacher import load_teacher
 
 from kdcache.analysis.inputs import load_analysis_inputs
 from kdcache.answers import view_index
@@ -27,6 +28,9 @@ from kdcache.datasets import Split
 from kdcache.errors import KdcacheError, UsageError
 from kdcache.run.folder import FinishedRun
 from kdcache.run.resolve import resolve_run
+from kdcache.setup import load_data
+from kdcache.teachers import open_teacher
+from kdcache.views import Views
 from tests import answers
 from tests.processes import kdcache, outcome
 from tests.samples import refusal
@@ -219,6 +223,52 @@ def test_a_missing_teacher_is_named_with_the_run_that_has_it(small: Settings, te
     assert refusal(lambda: train_student(StudentConfig.load(out=out, resume=True))).startswith(said)
     config, _ = resolve_run(StudentConfig.load(out=out, resume=True, teacher=tmp_path / "away"))
     assert config.teacher == tmp_path / "away"
+
+
+def test_an_unfinished_teacher_teaches_no_other_student_than_its_own(
+    small: Settings, teacher: Path, tmp_path: Path
+) -> None:
+    copy, out, settings = tmp_path / "teacher", tmp_path / "run", {**small, "aug": "none"}
+    shutil.copytree(teacher, copy)
+    train_student(StudentConfig.load(**settings, teacher=copy, out=out))
+    (copy / "summary.json").unlink()
+    taught, views = (
+        StudentConfig.load(**settings, teacher=copy),
+        Views.of_images(load_data(TeacherConfig.load(**small))),
+    )
+    for use in (
+        lambda: train_student(taught),
+        lambda: precompute_answers(taught),
+        lambda: train_teacher(TeacherConfig.load(**small, init=str(copy), out=tmp_path / "other")),
+        lambda: load_teacher(str(copy), TeacherConfig.load(**small, out=tmp_path / "other")),
+        lambda: open_teacher(copy, views),
+    ):
+        said = f"run folder {copy}: expected a finished run, got an unfinished run. Finish it with --resume."
+        assert refusal(use) == said
+    (out / "summary.json").unlink()
+    assert train_student(StudentConfig.load(out=out, resume=True)).is_finished
+
+
+def test_a_teacher_that_has_seen_the_validation_images_is_reported(
+    small: Settings, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(teacher, "plain")
+    held_out = {**small, "aug": "none", "val_fraction": 0.2}
+    train_student(StudentConfig.load(**held_out, teacher="plain", out=tmp_path / "run"))
+    seen = "the teacher plain was trained on 18 of the 18 validation images"
+    assert [line for line in caplog.messages if "validation" in line] == [
+        f"{seen}, on which the student may look better than it is: train the teacher with --val-fraction 0.2 too"
+    ]
+    caplog.clear()
+    config = TeacherConfig.load(**small, val_fraction=0.2, out=tmp_path / "teacher")
+    for number, other in enumerate((train_teacher(config), load_teacher(str(teacher), TeacherConfig.load(**small)))):
+        run = train_student(StudentConfig.load(**held_out, teacher=other.path, out=tmp_path / f"{number}"))
+        assert not [line for line in caplog.messages if "validation" in line]
+    done = kdcache("student-train", "--out", str(run.path), "--resume", cwd=tmp_path)
+    (line,) = run.read_metrics()
+    chosen = f"{line.test_top1:.2f} % at epoch 1, the best on validation with {line.val_top1:.2f} %"
+    assert f"top-1 {line.test_top1:.2f} % ({chosen}), " in done.stdout
 
 
 def test_commands_are_told_where_a_dataset_is_and_compare_its_images(

@@ -445,6 +445,11 @@ def test_a_bundle_states_what_its_networks_can_do(bundle: Path, mini_run: Path) 
     onnx = pytest.importorskip("onnx")
     model = onnx.load(bundle / "model-int8.onnx")
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    stated = ({entry.key for entry in one.metadata_props} for one in (onnx.load(bundle / "model.onnx"), model))
+    assert [keys & {"class_names", "verification"} for keys in stated] == [
+        {"class_names", "verification"},
+        {"class_names"},
+    ]
     convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
     makers = {node.output[0]: node for node in model.graph.node}
     for node in convolutions:

@@ -239,8 +239,16 @@ def _teacher_run(teacher: str | None, dataset: str | None) -> tuple[FinishedRun,
     run = FinishedRun(Path(teacher))
     if not isinstance(run.config, StudentConfig):
         return run, False
+    if run.config.further_teachers:
+        remedy, count = "Name one of them with --teacher.", len(run.config.teachers)
+        raise UsageError(problem(f"teachers of {run.path}", expected="one", got=count, remedy=remedy))
     if run.config.teacher is None:
-        raise UsageError(problem(f"run {run.path}", expected="a teacher, or a student with a teacher", got="neither"))
+        got = (
+            "neither"
+            if run.config.answers is None
+            else "one that learned from --answers, without the teacher's network"
+        )
+        raise UsageError(problem(f"run {run.path}", expected="a teacher, or a student with a teacher", got=got))
     return FinishedRun(teacher_of(run.path, run.config.teacher)), run.config.teacher_best
 
 

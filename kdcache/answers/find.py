@@ -44,6 +44,8 @@ class Answers:
         Of stores of the teacher that cannot be read.
     image_settings : mapping
         The settings that say which images `data` has.
+    read_only : bool
+        Whether nothing is added, even where that would be possible.
     """
 
     teacher: Teacher
@@ -54,6 +56,7 @@ class Answers:
     beside: Sequence[AnswerStore] = ()
     unreadable_bytes: int = 0
     image_settings: Mapping[str, Any] = field(default_factory=dict)
+    read_only: bool = False
 
     @classmethod
     def of_store(cls, teacher: Teacher, data: Dataset, store: AnswerStore) -> Self:

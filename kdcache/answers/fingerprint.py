@@ -28,6 +28,7 @@ def require_same_fingerprint(
     expected: Mapping[str, object],
     stored_settings: Mapping[str, object] | None = None,
     settings: Mapping[str, object] | None = None,
+    remedy: str = "Name another store with --store.",
 ) -> None:
     """Refuse a store whose logits depend on something else.
 
@@ -40,6 +41,7 @@ def require_same_fingerprint(
     stored_settings, settings : mapping, optional
         The settings that say which images the store has, and which are needed. They need not agree, but those that
         differ explain what does.
+    remedy : str
 
     Raises
     ------
@@ -49,7 +51,7 @@ def require_same_fingerprint(
     differing = [name for name in expected.keys() | stored.keys() if stored.get(name) != expected.get(name)]
     if not differing:
         return
-    remedy, before, now = "Name another store with --store.", stored_settings or {}, settings or {}
+    before, now = stored_settings or {}, settings or {}
     lines = [
         problem(f"store {where}: {name}", expected=expected.get(name), got=stored.get(name), remedy=remedy)
         for name in sorted(differing)

@@ -1,118 +1,22 @@
 """Where a store is: a folder or a URL, with durable writes and locks."""
 
-import asyncio
 import os
 import secrets
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from zarr.abc.store import ByteRequest, Store
-from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
+from zarr.abc.store import Store
+from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
-from zarr.storage import LocalStore, MemoryStore, ObjectStore
+from zarr.storage import MemoryStore, ObjectStore
 
+from kdcache.answers.durable_store import ROOT_KEY, DurableStore
 from kdcache.errors import KdcacheError, UsageError, first_line, problem
 from kdcache.locks import FileLock
 
 __all__ = ["StoreLocation"]
-
-ROOT_KEY = "zarr.json"
-"""Key of the root metadata, which every store has."""
-
-MAX_VALUE_BYTES = 64 * 2**20
-"""Larger values are not read into memory: no chunk is nearly as large."""
-
-
-class DurableStore(LocalStore):
-    """A folder whose keys are on the disk once they are set; zarr renames files too, but does not sync them.
-
-    Symbolic links inside of the folder are refused. A store that disappears while it is in use, for example because a
-    disk was removed, is an error: it must not be created anew.
-    """
-
-    _root_seen = False
-
-    async def exists(self, key: str) -> bool:
-        """Tell whether a key exists."""
-        found = await super().exists(key)
-        self._root_seen |= found and key == ROOT_KEY
-        return found
-
-    async def get(
-        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
-        """Read a key; anything but a regular file of at most `MAX_VALUE_BYTES` is a ``ValueError``."""
-        path = self._path(key)
-        with suppress(FileNotFoundError, NotADirectoryError):
-            status = path.stat()
-            if stat.S_ISDIR(status.st_mode):
-                return None
-            if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_VALUE_BYTES:
-                raise ValueError(f"{key} is not a regular file of at most {MAX_VALUE_BYTES} bytes")
-        return await super().get(key, prototype, byte_range)
-
-    async def delete(self, key: str) -> None:
-        """Remove a key."""
-        self._path_to_change(key)
-        await super().delete(key)
-
-    async def delete_dir(self, prefix: str) -> None:
-        """Remove all keys in a group."""
-        self._path(prefix)
-        await super().delete_dir(prefix)
-
-    async def set(self, key: str, value: Buffer) -> None:
-        """Write a key and sync it, with the folders that were created for it, to the disk."""
-        path = self._path_to_change(key)
-        if path.is_dir():
-            remedy = "Remove the folder."
-            raise KdcacheError(problem(f"{path} in a store", expected="a file", got="a folder", remedy=remedy))
-        existing = next(folder for folder in path.parents if folder.exists())
-        try:
-            await super().set(key, value)
-            await asyncio.to_thread(self._sync, path, existing)
-        except OSError as error:
-            raise KdcacheError(problem(f"could not write {path}", got=first_line(error))) from error
-
-    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        """Write and sync a key, unless it exists."""
-        if not await self.exists(key):
-            await self.set(key, value)
-
-    def _path(self, key: str) -> Path:
-        if self._root_seen and not (self.root / ROOT_KEY).exists():
-            raise KdcacheError(problem(f"store {self.root}", got=f"no {ROOT_KEY} any more: the store was removed"))
-        path = self.root / key
-        for entry in (path, *path.parents):
-            if entry == self.root:
-                break
-            if entry.is_symlink():
-                raise KdcacheError(problem(f"{entry} in a store", expected="a file or folder", got="a symbolic link"))
-        return path
-
-    def _path_to_change(self, key: str) -> Path:
-        path = self._path(key)
-        for folder in path.parents:
-            if folder.is_file():
-                remedy = "Remove the file."
-                raise KdcacheError(problem(f"{folder} in a store", expected="a folder", got="a file", remedy=remedy))
-        return path
-
-    def _sync(self, path: Path, existing: Path) -> None:
-        """Sync a file and every folder up to one that existed before."""
-        if existing == self.root:  # zarr may have created it just now
-            existing = self.root.parent
-        for entry in (path, *path.parents):
-            descriptor = os.open(entry, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            if entry == existing:
-                return
 
 
 class StoreLocation:
@@ -122,13 +26,17 @@ class StoreLocation:
     ----------
     where : str or Path, optional
         A folder, or a URL that obstore supports (``s3://``, ``gs://``, ``az://``), with credentials from the
-        environment; by default memory.
+        environment; by default memory. From ``http://`` and ``https://``, keys can be read, but not listed.
+    store : Store, optional
+        What reads the keys there, if neither zarr's store of the folder or URL does.
+    named_by : str
+        The option that names it, for messages.
 
     Attributes
     ----------
     where : str
     folder : Path or None
-        The folder, if it is one.
+        The folder, if it is one that is read as it is.
     store : zarr.abc.store.Store
 
     Raises
@@ -137,17 +45,21 @@ class StoreLocation:
         If the folder is a file, or the URL is not supported.
     """
 
-    def __init__(self, where: str | Path | None = None) -> None:
-        self.where = "memory" if where is None else str(where)
-        # Resolved, so that every name of a folder leads to the same lock file.
-        self.folder = None if where is None or "://" in self.where else _resolved(Path(where))
+    def __init__(self, where: str | Path | None = None, store: Store | None = None, named_by: str = "--store") -> None:
+        self.where, self.folder = "memory" if where is None else str(where), None
         self.store: Store
-        if self.folder is not None:
-            if self.folder.exists() and not self.folder.is_dir():
-                raise UsageError(problem(f"--store {where}", expected="a folder or a URL", got="a file"))
-            self.store = DurableStore(self.folder)
+        if store is not None:
+            self.store = store
+        elif where is None:
+            self.store = MemoryStore()
+        elif "://" in self.where:
+            self.store = _remote(self.where, named_by)
         else:
-            self.store = MemoryStore() if where is None else _remote(self.where)
+            # Resolved, so that every name of a folder leads to the same lock file.
+            self.folder = _resolved(Path(where), named_by)
+            if self.folder.exists() and not self.folder.is_dir():
+                raise UsageError(problem(f"{named_by} {where}", expected="a folder or a URL", got="a file"))
+            self.store = DurableStore(self.folder)
 
     def list_keys(self, group: str = "") -> list[str]:
         """List all keys, or those in a group."""
@@ -191,6 +103,25 @@ class StoreLocation:
             return sum([await self.store.getsize(key) async for key in self.store.list_prefix(_prefix(group))])
 
         return sync(add())
+
+    def read(self, key: str) -> bytes | None:
+        """Read a key; ``None`` if there is none. A `KdcacheError` if a service does not respond."""
+        try:
+            found = sync(self.store.get(key, default_buffer_prototype()))
+        except KdcacheError:
+            raise
+        except Exception as error:  # each service has errors of its own
+            raise KdcacheError(problem(f"could not read {key} in {self.where}", got=first_line(error))) from error
+        return None if found is None else found.to_bytes()
+
+    def write(self, key: str, content: bytes) -> None:
+        """Write a key; a `KdcacheError` if that fails."""
+        try:
+            sync(self.store.set(key, default_buffer_prototype().buffer.from_bytes(content)))
+        except KdcacheError:
+            raise
+        except Exception as error:  # each service has errors of its own
+            raise KdcacheError(problem(f"could not write {key} in {self.where}", got=first_line(error))) from error
 
     def delete(self, key: str) -> None:
         """Remove a key, if it exists."""
@@ -247,29 +178,29 @@ class StoreLocation:
             yield held
 
 
-def _resolved(folder: Path) -> Path:
+def _resolved(folder: Path, named_by: str) -> Path:
     try:
         return folder.expanduser().resolve()
     except (OSError, RuntimeError) as error:  # a cycle of symbolic links, or an unknown user in ~user
-        raise UsageError(problem(f"could not resolve the path --store {folder}", got=first_line(error))) from None
+        raise UsageError(problem(f"could not resolve the path {named_by} {folder}", got=first_line(error))) from None
 
 
 def _prefix(group: str) -> str:
     return f"{group}/" if group else ""
 
 
-def _remote(url: str) -> Store:
+def _remote(url: str, named_by: str) -> Store:
     try:
         from obstore.store import from_url
     except ImportError:
         remedy = "Install obstore with pip install 'kdcache[url]'."
-        raise UsageError(problem(f"--store {url}", expected="a folder", got="a URL", remedy=remedy)) from None
+        raise UsageError(problem(f"{named_by} {url}", expected="a folder", got="a URL", remedy=remedy)) from None
     options: dict[str, Any] = {}
-    if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
+    if any(place.startswith("http://") for place in (url, os.environ.get("AWS_ENDPOINT_URL", ""))):
         options["client_options"] = {"allow_http": True}
     try:
         return ObjectStore(from_url(url, **options))
     except Exception as error:  # each service has errors of its own
         raise UsageError(
-            problem(f"--store {url}", expected="a URL that obstore supports", got=first_line(error))
+            problem(f"{named_by} {url}", expected="a URL that obstore supports", got=first_line(error))
         ) from error

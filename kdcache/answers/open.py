@@ -57,7 +57,7 @@ def open_for_views(
     seen = views.rendered(network.rendering)
     if cache == "off":
         cached_teacher = CachedTeacher(answers.teacher, seen, encoding=answers.encoding)
-    elif answers.store is None and not may_write(answers.location, cache):
+    elif answers.read_only or (answers.store is None and not may_write(answers.location, cache)):
         cached_teacher = make_reader(answers, seen)
     else:
         cached_teacher = make_cached_teacher(answers.created(), seen, cache, epochs, limit, progress)

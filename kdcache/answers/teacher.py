@@ -52,6 +52,11 @@ class Teacher:
         """Digest of what the logits depend on, see `kdcache.models.checkpoint.fingerprint`."""
         return checkpoint.fingerprint(self.network)
 
+    @property
+    def origin(self) -> dict[str, str]:
+        """What a run records of its teacher, and compares when it is resumed."""
+        return {"teacher": self.fingerprint, "teacher precision": self.compute.precision}
+
     @torch.inference_mode()
     def __call__(self, views: Tensor) -> Tensor:
         """Compute logits in forwards of exactly Q rows, the last one padded.

@@ -67,6 +67,11 @@ def plan_(config: StudentConfig, students: int) -> None:
     from kdcache.setup import data_size, make_plan_for_size, seen_by, with_epochs
     from kdcache.teachers import stored_contents
 
+    if config.further_teachers:
+        expected, remedy = "one, since each has a store of its own", "Run it for each of them."
+        raise UsageError(problem("--teacher", expected=expected, got=len(config.teachers), remedy=remedy))
+    if config.answers is not None:
+        raise UsageError(problem("cache plan", expected="no --answers, which cost no teacher forwards"))
     if not config.needs_teacher:
         raise UsageError(problem(f"--loss {config.loss}", expected="a loss that reads the teacher's logits"))
     size, encoding = data_size(config), make_encoding(config.store_dtype, config.topk)
@@ -86,15 +91,22 @@ def plan_(config: StudentConfig, students: int) -> None:
 
 
 @cache.command()
-@TEACHER_ARGUMENT
+@click.argument("place", required=False, metavar="[TEACHER|URL]")
 @STORE_OPTION
-def info(teacher: Path | None, store: str | None) -> None:
-    """List the stores of a teacher, or show what one holds, and what its logits depend on."""
+def info(place: str | None, store: str | None) -> None:
+    """List the stores of a teacher, or show what one holds, and what its logits depend on.
+
+    Of a folder or URL that cache push wrote to, show the card.
+    """
+    from kdcache.answers.card import CARD
     from kdcache.report.stores import store_table, stores_table
     from kdcache.report.tables import show
     from kdcache.run.find import find_stores
 
-    found = find_stores(teacher, store)
+    if place is not None and ("://" in place or Path(place, CARD).is_file()):
+        show_card(place)
+        return
+    found = find_stores(None if place is None else Path(place), store)
     if store is None:
         show(stores_table(found))
     report_unreadable(found)
@@ -105,6 +117,65 @@ def info(teacher: Path | None, store: str | None) -> None:
         for name, value in {**one.made_with, **one.fingerprint}.items():
             click.echo(printable(f"{name}: {value}"))
         show(store_table(one))
+
+
+def show_card(place: str) -> None:
+    """Print what a card says, without the list of files."""
+    from kdcache.answers.card import read_card
+    from kdcache.report.tables import file_size
+
+    card = read_card(place, named_by="URL")
+    for name, value in card.facts.items():
+        lines = {f"{name}: {key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
+        for line, one in lines.items():
+            click.echo(printable(f"{line}: {'; '.join(one) if name == 'views' else one}"))
+    click.echo(f"{len(card.files)} files, {file_size(card.size)}")
+
+
+@cache.command()
+@click.argument("teacher", type=click.Path(path_type=Path))
+@click.argument("url")
+@click.option("--store", help="The store to copy: its name, see cache info, or place [the only one].")
+@click.option("--license", default="not stated", show_default=True, help="License of the logits, for the card.")
+def push(teacher: Path, url: str, store: str | None, license: str) -> None:
+    """Copy a teacher's logits to a folder or URL, for students without the teacher.
+
+    TEACHER is its run folder. URL is a folder, or s3://BUCKET/PATH and the like. What is incomplete is left out. A card
+    (card.json) says what the logits are for, and holds the checksum of every file; it is written last. After an
+    interruption, run the command again: what is in place is kept.
+    """
+    from kdcache.report.progress import progress_bar
+    from kdcache.report.tables import file_size
+    from kdcache.run.answers import find_store, push_answers
+    from kdcache.run.find import find_teacher_run
+
+    run = find_teacher_run(teacher)
+    with progress_bar("pushing", "bytes") as progress:
+        card = push_answers(run, find_store(teacher, store), url, license, progress)
+    click.echo(printable(f"{'; '.join(card.views)}: {card.rows} rows, {file_size(card.size)}"))
+    click.echo(printable(f"answers: {url}"))
+
+
+@cache.command()
+@click.argument("url")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="A folder, or the run folder of this very teacher, whose store they become [a new folder in answers/].",
+)
+def pull(url: str, out: Path | None) -> None:
+    """Copy logits that cache push wrote, from a folder or URL (https://..., s3://...).
+
+    Every file is checked before it is written. After an interruption, run the command again: what is in place is kept.
+    """
+    from kdcache.report.progress import progress_bar
+    from kdcache.report.tables import file_size
+    from kdcache.run.answers import pull_answers
+
+    with progress_bar("pulling", "bytes") as progress:
+        card, folder = pull_answers(url, out, progress)
+    click.echo(printable(f"{'; '.join(card.views)}: {card.rows} rows, {file_size(card.size)}"))
+    click.echo(printable(f"answers: {folder}"))
 
 
 def report_unreadable(found: "FoundStores") -> None:

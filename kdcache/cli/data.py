@@ -183,8 +183,11 @@ def check(dataset: str, data_root: Path, image_size: int | None, max_pixels: int
         report = check_dataset(dataset, progress, workers, root=data_root, image_size=image_size, max_pixels=max_pixels)
     found = report.data
     _print_kinds(found)
-    if report.problems:
-        raise KdcacheError("\n".join([*report.problems, printable(f"{dataset}: {len(report.problems)} problems")]))
+    if count := len(report.problems):
+        remedy = "Delete the pictures that cannot be decoded, or train without them by --on-bad-image skip."
+        found_problems = "1 problem" if count == 1 else f"{count} problems"
+        total = problem(f"{dataset}: {found_problems}", remedy=remedy if report.bad else None)
+        raise KdcacheError("\n".join([*report.problems, total]))
     click.echo(printable(f"{dataset}: {len(found.train):,} training and {len(found.test):,} test images, no problems"))
 
 

@@ -1,7 +1,7 @@
 """Options that are made from the settings of a config, and the help pages that show them in groups."""
 
 from collections.abc import Callable, Iterable
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin
@@ -103,8 +103,9 @@ def settings(kind: type[Config], fields: Iterable[str] | None = None) -> Callabl
     fields : iterable of str, optional
         The settings that apply to the command; all by default.
     """
-    chosen = list(kind.model_fields if fields is None else fields)
-    named = [*chosen, *(["recipe"] if "loss" in chosen else [])]
+    further = {name: FURTHER[name] for name in FURTHER if name in kind.model_fields}
+    chosen = [name for name in (kind.model_fields if fields is None else fields) if name not in further.values()]
+    named = [*chosen, *(further[name] for name in chosen if name in further), *(["recipe"] if "loss" in chosen else [])]
 
     def decorate(run: Run) -> Run:
         @wraps(run)  # keeps the options that it has already
@@ -121,6 +122,9 @@ def settings(kind: type[Config], fields: Iterable[str] | None = None) -> Callabl
 
     return decorate
 
+
+FURTHER = {"teacher": "further_teachers"}
+"""Settings whose options may be given several times, and those that take all values but the first."""
 
 RECIPE = click.option(
     "--recipe",
@@ -150,9 +154,17 @@ def _option(name: str, field: FieldInfo) -> Callable[[Run], Run]:
         text = f"{text} [default: {default}]"
     kind: dict[str, Any] = {"is_flag": True} if field.annotation is bool else {"metavar": metavar}
     form = f"{flag}/--no-{flag[2:]}" if field.annotation is bool and name not in TrainingConfig.CLI_ONLY else flag
-    if declared["flag"]:
+    if name in FURTHER:
+        kind |= {"multiple": True, "callback": partial(_divide, FURTHER[name])}
+    elif declared["flag"]:
         kind = {"metavar": option_form(flag), "multiple": True, "callback": _parse_options}
     return click.option(form, name, cls=SettingOption, group=group, default=None, help=text, **kind)
+
+
+def _divide(further: str, context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> str | None:
+    """Return the first value of an option, and give the others to another setting."""
+    context.params[further] = values[1:] or None
+    return values[0] if values else None
 
 
 def _parse_options(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> Any:

@@ -110,10 +110,13 @@ def teacher_load(
 def _print_result(reporter: "Reporter", run: "FinishedRun") -> None:
     from kdcache.report.time_left import format_duration
 
-    best = "best" if run.summary.get("best_on", "test") == "test" else "best on validation:"
-    reporter.message(
-        "{kind} {model}: top-1 {last_top1:.2f} % ({best} {best_top1:.2f} % at epoch {best_epoch}), "
-        "{teacher_forwards} teacher forwards, {cache_hits} cache hits, "
-        "{duration}".format(best=best, duration=format_duration(run.summary["seconds"]), **run.summary)
-    )
+    summary = run.summary
+    last, best, epoch = (summary[name] for name in ("last_top1", "best_top1", "best_epoch"))
+    chosen = f"best {best:.2f} % at epoch {epoch}"
+    if summary.get("best_on") == "validation":
+        on_validation = next(line.val_top1 for line in run.read_metrics() if line.epoch == epoch)
+        chosen = f"{best:.2f} % at epoch {epoch}, the best on validation with {on_validation:.2f} %"
+    counts = "{teacher_forwards} teacher forwards, {cache_hits} cache hits".format(**summary)
+    spent = format_duration(summary["seconds"])
+    reporter.message(f"{summary['kind']} {summary['model']}: top-1 {last:.2f} % ({chosen}), {counts}, {spent}")
     reporter.message(f"run: {run.path}")

@@ -242,7 +242,9 @@ def setting_problem(where: str, detail: Any) -> str:
     if isinstance(error, InvalidCode):
         return f"{where}: {error}"
     remedy = getattr(error, "remedy", None)
-    return problem(where, expected=expected_by(detail), got=detail["input"], remedy=remedy)
+    given = detail["input"]
+    got = ", ".join(map(str, given)) if isinstance(given, tuple) else given
+    return problem(where, expected=expected_by(detail), got=got, remedy=remedy)
 
 
 def expected_by(detail: Any) -> str:

@@ -12,7 +12,7 @@ from kdcache.datasets.manifest import Manifest
 from kdcache.datasets.packed import stated_fingerprints
 from kdcache.datasets.pictures import Pictures
 from kdcache.datasets.reading import read
-from kdcache.datasets.split import Dataset, Split
+from kdcache.datasets.split import Dataset
 from kdcache.errors import KdcacheError, problem
 
 __all__ = ["DatasetCheck", "check", "hash_images"]
@@ -29,10 +29,13 @@ class DatasetCheck:
     data : Dataset
     problems : list of str
         One line each: images that cannot be decoded or changed unnoticed, wrong counts and fingerprints.
+    bad : int
+        How many images cannot be decoded.
     """
 
     data: Dataset
     problems: list[str]
+    bad: int
 
 
 def check(
@@ -51,7 +54,12 @@ def check(
     """
     data = read(name, workers=workers, **place)  # type: ignore[arg-type]
     splits = {"train": data.train, "test": data.test}
-    problems = [line for split in splits.values() for line in _check_split(split, progress)]
+    pictures = [split.pictures for split in splits.values() if split.pictures is not None]
+    bad, problems = 0, []
+    for each in pictures:
+        undecodable, changed = _check_pictures(each, progress)
+        bad += len(undecodable)
+        problems += undecodable + changed
     for (part, split), count in zip(splits.items(), data.card.counts or (), strict=False):
         if len(split) != count:
             expected = f"the {count} of the complete dataset"
@@ -61,7 +69,7 @@ def check(
         for part, split in splits.items():
             if stated[part] not in (None, split.fingerprint):
                 problems.append(problem(f"fingerprint of {part}", expected=stated[part], got=split.fingerprint))
-    return DatasetCheck(data, problems)
+    return DatasetCheck(data, problems, bad)
 
 
 def hash_images(
@@ -91,14 +99,13 @@ def hash_images(
     return lines
 
 
-def _check_split(split: Split, progress: ProgressCallback) -> list[str]:
-    if split.pictures is None:
-        return []  # reading it was the check
-    pictures, manifest = split.pictures, Manifest.load(split.pictures)
+def _check_pictures(pictures: Pictures, progress: ProgressCallback) -> tuple[list[str], list[str]]:
+    """Describe the pictures that cannot be decoded, and those that changed unnoticed."""
+    manifest = Manifest.load(pictures)
     before = manifest.entries["digest"].copy()
     manifest.update(decode_all=True, again=True, progress=progress)
     changed = before.any(1) & (manifest.entries["digest"] != before).any(1)
-    return _decoding_problems(pictures, manifest.bad) + [
+    return _decoding_problems(pictures, manifest.bad), [
         problem(f"{pictures.source.name(picture)} changed, but neither its size nor its times did")
         for picture in np.flatnonzero(changed).tolist()
     ]

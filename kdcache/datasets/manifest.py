@@ -19,8 +19,8 @@ import numpy as np
 from kdcache.datasets.decoding import TooManyPixels, decoder, too_many_pixels
 from kdcache.datasets.pictures import Pictures
 from kdcache.datasets.workers import prefetch_map
-from kdcache.errors import KdcacheError, UsageError, first_line, problem
-from kdcache.files import write_atomically
+from kdcache.errors import KdcacheError, UsageError, abbreviated, first_line, problem, with_remedy
+from kdcache.files import user_cache_folder, write_atomically
 
 __all__ = ["Manifest", "picture_digests"]
 
@@ -32,6 +32,8 @@ that was decoded, or has too many pixels for that."""
 
 PICTURES_PER_BLOCK = 512
 """Images that a worker hashes per request."""
+
+MAX_NAMES_LISTED = 5
 
 ProgressCallback = Callable[[int, int], None]
 
@@ -160,13 +162,37 @@ class Manifest:
 
 
 def picture_digests(pictures: Pictures) -> np.ndarray:
-    """SHA-256 of each picture, uint8 (N, 32). Those that are not known are hashed."""
+    """SHA-256 of each picture, uint8 (N, 32). Those that are not known are hashed.
+
+    Raises
+    ------
+    UsageError
+        If a picture cannot be read; or cannot be decoded, where that is known and all are needed.
+    """
     known, chosen = pictures.source.digests, pictures.indices
     if known is None or not known[chosen].any(1).all():
-        Manifest.load(pictures).update()
+        manifest = Manifest.load(pictures)
+        manifest.update()
+        if pictures.all_needed:
+            _refuse(pictures, manifest.bad.tolist())
         known = pictures.source.digests
     assert known is not None
     return known[chosen]
+
+
+def _refuse(pictures: Pictures, bad: list[int]) -> None:
+    """Raise the error of the first one of some pictures that cannot be decoded, and name the others."""
+    if not bad:
+        return
+    first, *others = bad
+    try:
+        pictures.decode(first)
+    except UsageError as error:
+        line = str(error)
+        if others:
+            names = abbreviated(map(pictures.source.name, others), MAX_NAMES_LISTED)
+            line = with_remedy(line, f"Nor can {len(others)} more be decoded: {names}.")
+        raise pictures.refused(UsageError(line)) from error
 
 
 def _hash_block(pictures: Pictures, decode_all: bool, block: np.ndarray) -> np.ndarray:
@@ -175,9 +201,9 @@ def _hash_block(pictures: Pictures, decode_all: bool, block: np.ndarray) -> np.n
         entry = entries[place]
         try:
             data = pictures.source.read(picture, pictures.max_bytes)
-        except UsageError:
+        except UsageError as error:
             if not decode_all:
-                raise
+                raise pictures.refused(error) from error
             entry["state"] = BAD
             continue
         entry["digest"] = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
@@ -199,12 +225,7 @@ def _try_to_decode(pictures: Pictures, data: bytes) -> tuple[int, int, int]:
 
 def _file(place: str) -> Path:
     """File of the manifest of a source. Without a home folder, there is no place for it: `OSError`."""
-    home = os.path.expanduser(os.environ.get("XDG_CACHE_HOME", ""))
-    if not os.path.isabs(home):  # the specification says to ignore it
-        home = os.path.expanduser("~/.cache")
-    if not os.path.isabs(home):
-        raise FileNotFoundError("no home folder, and no XDG_CACHE_HOME")
-    return Path(home) / "kdcache" / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:32]}.npz"
+    return user_cache_folder() / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:32]}.npz"
 
 
 @cache

@@ -18,7 +18,7 @@ from kdcache.choices import MAX_PIXELS
 from kdcache.datasets.decoding import RESAMPLING, clean_view, decode
 from kdcache.datasets.sources import Files, Source
 from kdcache.datasets.workers import default_workers, in_worker
-from kdcache.errors import KdcacheError, UsageError, problem
+from kdcache.errors import KdcacheError, UsageError, problem, with_remedy
 
 __all__ = ["Box", "Crops", "Pictures", "read_image"]
 
@@ -63,6 +63,8 @@ class Pictures:
         Pixels above which a picture is not decoded, and an eighth of the bytes above which its file is not read.
     chosen : ndarray of int64, shape (N,), optional
         Indices of the pictures in the source, in this order; all by default.
+    all_needed : bool
+        Whether one that cannot be decoded ends a training, which could have left it out.
     """
 
     source: Source
@@ -70,6 +72,7 @@ class Pictures:
     workers: int = 0
     max_pixels: int = MAX_PIXELS
     chosen: np.ndarray | None = None
+    all_needed: bool = False
 
     def __len__(self) -> int:
         return len(self.source) if self.chosen is None else len(self.chosen)
@@ -121,7 +124,10 @@ class Pictures:
 
         def render_one(place: int) -> None:
             picture = pictures[place]
-            rgb = decode(self.read(picture), self.source.name(picture), self.max_pixels, largest)
+            try:
+                rgb = decode(self.read(picture), self.source.name(picture), self.max_pixels, largest)
+            except UsageError as error:
+                raise self.refused(error) from error
             if crops is not None:
                 rgb = rgb.crop(crops.box(int(crops.draws[place]), *rgb.size))
             for found, (size, shorter_side, interpolation) in zip(images, map(astuple, renderings), strict=True):
@@ -138,6 +144,11 @@ class Pictures:
                 for start in range(0, len(pictures), PICTURES_PER_BLOCK):
                     list(pool.map(render_one, range(start, min(start + PICTURES_PER_BLOCK, len(pictures)))))
         return [torch.from_numpy(found).permute(0, 3, 1, 2) for found in images]
+
+    def refused(self, error: UsageError) -> UsageError:
+        """Add to the error of a picture how to train without it."""
+        remedy = "Delete it, or leave out all that cannot be decoded with --on-bad-image skip."
+        return UsageError(with_remedy(str(error), remedy)) if self.all_needed else error
 
     def dimensions(self, sample: int) -> tuple[int, int]:
         """Width and height of a picture, in pixels."""

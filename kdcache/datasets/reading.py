@@ -61,8 +61,8 @@ def load(
     download : bool
         Download the dataset into `root` if it is missing.
     on_bad_image : str
-        ``error`` to raise an error for an image that cannot be decoded, when it is needed; ``skip`` to decode all
-        images once, and leave the bad ones out.
+        ``error`` to raise an error for an image that cannot be decoded, when it is needed, or if it is known to be bad,
+        when the images are hashed; ``skip`` to decode all images once, and leave the bad ones out.
     val_fraction : float
         Fraction of each class to hold out from the training images for validation.
     train_fraction : float
@@ -111,6 +111,8 @@ def load(
         if extra is not None:
             sound = _sound_part(extra, data.class_name)
             data, extra = replace(data, skipped=data.skipped + len(extra) - len(sound)), sound
+    else:
+        data, extra = replace(data, train=data.train.needed(), test=data.test.needed()), extra and extra.needed()
     if data.card.padding is not None:
         data = replace(data, train=_held(data.train), test=_held(data.test))
     if val_fraction:

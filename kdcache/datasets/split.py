@@ -126,6 +126,10 @@ class Split:
         """Set the limit on the pixels of a picture."""
         return replace(self, pictures=replace(self.pictures, max_pixels=max_pixels)) if self.pictures else self
 
+    def needed(self) -> Split:
+        """Need all pictures, see `Pictures`."""
+        return replace(self, pictures=replace(self.pictures, all_needed=True)) if self.pictures else self
+
     def hold(self) -> Split:
         """Decode all images into memory. They are hashed before, so that these are the images of the fingerprint."""
         import torch

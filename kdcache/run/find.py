@@ -1,11 +1,14 @@
 """Which teacher's run and which store a command means."""
 
+import logging
 import os
 from pathlib import Path
 
+from kdcache.answers.clean_views import known_clean_views
 from kdcache.answers.store import AnswerStore
 from kdcache.answers.teacher_stores import FoundStores, TeacherStores, is_store_name
 from kdcache.config import StudentConfig, TeacherConfig
+from kdcache.datasets import Split
 from kdcache.errors import UsageError, problem
 from kdcache.run.folder import RUNS, FinishedRun, RunFolder, newest_finished_run
 
@@ -13,11 +16,14 @@ __all__ = [
     "find_stores",
     "find_teacher",
     "find_teacher_run",
+    "report_seen_images",
     "stores_of",
     "teacher_network",
     "teacher_of",
     "weights_file",
 ]
+
+log = logging.getLogger("kdcache")
 
 
 def find_teacher_run(
@@ -47,19 +53,32 @@ def find_teacher(config: StudentConfig) -> Path:
     Raises
     ------
     UsageError
-        If there is none, or the student would overwrite it.
+        If there is none, it is unfinished, or the student would overwrite it. A student that is resumed keeps its
+        teacher: whether that is the same one is checked by its weights.
     """
-    if config.resume and config.out is not None and config.teacher is not None:
-        path = teacher_of(config.out, config.teacher)
-    else:
-        path = config.teacher or find_teacher_run(None, config.dataset, "name one with --teacher").path
+    if config.answers is not None:
+        got = f"--answers {config.answers}"
+        raise UsageError(problem("logits are computed by a teacher", expected="--teacher", got=got))
+    resumed = config.out if config.resume else None
+    if resumed is not None:
+        for teacher in config.teachers:
+            teacher_of(resumed, teacher)
+    path = config.teacher or find_teacher_run(None, config.dataset, "name one with --teacher").path
+    for teacher in (path, *config.further_teachers):
+        _check_teacher(teacher, config.out, must_be_finished=resumed is None)
+    return path
+
+
+def _check_teacher(path: Path, out: Path | None, must_be_finished: bool) -> None:
+    """Check that a folder holds a network, which a student in `out` would not overwrite."""
     RunFolder(path).require_own_entries()
     if not RunFolder(path).network_file.is_file():
         remedy = "Make one from weights with 'kdcache teacher-load --weights FILE'."
         raise UsageError(problem("--teacher", expected="a teacher's run folder", got=path, remedy=remedy))
-    if config.out is not None and config.out.resolve() == path.resolve():
-        raise UsageError(problem("--out", expected="another folder than that of the teacher", got=config.out))
-    return path
+    if must_be_finished:
+        RunFolder(path).require_finished()
+    if out is not None and out.resolve() == path.resolve():
+        raise UsageError(problem("--out", expected="another folder than that of the teacher", got=out))
 
 
 def teacher_network(config: StudentConfig) -> Path:
@@ -89,6 +108,31 @@ def teacher_of(run: Path, teacher: Path) -> Path:
         remedy = "If it was moved, name it with --teacher."
         raise UsageError(problem(f"teacher {teacher} of run {run}", expected="a run folder", got=got, remedy=remedy))
     return teacher
+
+
+def report_seen_images(teacher: Path, validation: Split, fraction: float) -> None:
+    """Warn if a teacher was trained on validation images of its student, as far as the store of its run tells.
+
+    Parameters
+    ----------
+    teacher : Path
+        Its run folder. Nothing is known of the images of one that was loaded.
+    validation : Split
+        A part of the student's images.
+    fraction : float
+        How large a part.
+    """
+    run = RunFolder(teacher)
+    if run.is_finished and run.read_summary().get("loaded"):
+        return
+    trained_on = run.read_environment().get("origin", {}).get("dataset")
+    stores = [store for store in stores_of(teacher).find().stores if store.has_facts({"dataset": trained_on})]
+    if seen := int(known_clean_views(stores, validation.image_digests()).sum()):
+        log.warning(
+            "the teacher %s was trained on %d of the %d validation images, on which the student may look better than "
+            "it is: train the teacher with --val-fraction %g too",
+            *(teacher, seen, len(validation), fraction),
+        )
 
 
 def stores_of(teacher: Path) -> TeacherStores:
@@ -123,7 +167,7 @@ def weights_file(weights: str) -> str:
     Raises
     ------
     UsageError
-        If the run has no network yet.
+        If the run has no network yet, or is unfinished.
     """
     folder = RunFolder(Path(weights))
     if not folder.holds_run:
@@ -131,4 +175,5 @@ def weights_file(weights: str) -> str:
     folder.require_own_entries()
     if not folder.network_file.is_file():
         raise UsageError(problem(f"weights {weights}", expected="a run with a network", got="one without"))
+    folder.require_finished()
     return str(folder.network_file)

@@ -32,6 +32,7 @@ from kdcache.checked_files import FILE, FOLDER, kind_of, require_kind
 from kdcache.config import CONFIG_FILE, StudentConfig, TeacherConfig, TrainingConfig
 from kdcache.errors import UsageError, problem
 from kdcache.locks import FileLock
+from kdcache.presets import ConfigFile
 from kdcache.run.contents import EpochMetrics, check_environment, check_metrics, check_summary
 
 __all__ = [
@@ -126,7 +127,7 @@ class RunFolder:
         if kind is None:
             tables = " or ".join(f"[{table}]" for table in CONFIGS)
             raise UsageError(problem(f"{self.config_file}: table", expected=tables, got="neither"))
-        return kind.load(self.config_file)
+        return kind.load(ConfigFile(self.config_file, document))
 
     def read_environment(self) -> dict[str, Any]:
         """Read the environment; empty for a run that was killed before it wrote the file.
@@ -158,18 +159,21 @@ class RunFolder:
         UsageError
             If the run is unfinished, or the file is damaged.
         """
-        if not self.is_finished:
-            state = (
-                "an unfinished run"
-                if self.holds_run
-                else "a folder without a run"
-                if os.path.isdir(self.path)
-                else None
-            )
-            remedy = "Finish it with --resume." if self.holds_run else None
-            line = problem(f"run folder {self.path}", expected="a finished run", got=state or "nothing", remedy=remedy)
-            raise UsageError(line)
+        self.require_finished()
         return check_summary(self.summary_file, checked_files.read_json(self.summary_file))
+
+    def require_finished(self) -> None:
+        """Check that the run has finished.
+
+        Raises
+        ------
+        UsageError
+        """
+        if self.is_finished:
+            return
+        state = "a folder without a run" if os.path.isdir(self.path) else "nothing"
+        got, remedy = ("an unfinished run", "Finish it with --resume.") if self.holds_run else (state, None)
+        raise UsageError(problem(f"run folder {self.path}", expected="a finished run", got=got, remedy=remedy))
 
     def in_use(self) -> bool:
         """Tell whether a training writes here."""

@@ -4,7 +4,7 @@ import logging
 import re
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from kdcache import distributed
 from kdcache.checked_files import kind_of
@@ -51,9 +51,10 @@ def _resolve(config: Config) -> tuple[Config, FinishedRun | None]:
     config = config.lasting_as(recorded)
     if problems := config.differences(recorded, moved=config.out is not None):
         raise UsageError(*(f"could not resume {folder.path}: {line}" for line in problems))
-    update: dict[str, Path | None] = {"out": folder.path}
-    if isinstance(recorded, StudentConfig):
-        update["teacher"] = _teacher_of(config) or recorded.teacher
+    update: dict[str, Any] = {"out": folder.path}
+    if isinstance(recorded, StudentConfig) and isinstance(config, StudentConfig):
+        named = config if config.teacher else recorded
+        update |= {"teacher": named.teacher, "further_teachers": named.further_teachers}
     if not folder.is_finished:
         return config.model_copy(update=update), None
     if config.length != recorded.length:
@@ -113,9 +114,11 @@ def check_output(config: TrainingConfig, resumable: bool = True) -> None:
     """
     if config.out is None:
         return
-    store = config.store if isinstance(config, StudentConfig) else None
-    if store is not None and Path(store).resolve().is_relative_to(config.out.resolve()):
-        raise UsageError(problem(f"--store {store}", expected="a folder outside of --out", got=f"--out {config.out}"))
+    read = {"store": config.store, "answers": config.answers} if isinstance(config, StudentConfig) else {}
+    for option, place in read.items():
+        if place is not None and Path(place).resolve().is_relative_to(config.out.resolve()):
+            what, expected = f"--{option} {place}", "a folder outside of --out"
+            raise UsageError(problem(what, expected=expected, got=f"--out {config.out}"))
     weights = Path(config.init or "")
     if config.init and weights.exists() and weights.resolve().is_relative_to(config.out.resolve()):
         raise UsageError(problem(f"--init {weights}", expected="weights outside of --out", got=f"--out {config.out}"))
