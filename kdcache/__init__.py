@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from kdcache.stages import train_student as train_student
     from kdcache.stages import train_teacher as train_teacher
     from kdcache.stages.teacher import load_teacher as load_teacher
+    from kdcache.teachers import open_ensemble as open_ensemble
     from kdcache.teachers import open_teacher as open_teacher
     from kdcache.views import Batch as Batch
     from kdcache.views import ViewPlan as ViewPlan
@@ -60,6 +61,7 @@ PUBLIC = {
     "load_network": ("models.checkpoint", "load"),
     "load_teacher": ("stages.teacher", "load_teacher"),
     "losses": ("losses", ""),
+    "open_ensemble": ("teachers", "open_ensemble"),
     "open_teacher": ("teachers", "open_teacher"),
     "pick": ("selection", "pick"),
     **{name: ("register", name) for name in ("register_aug", "register_dataset", "register_loss")},

@@ -3,8 +3,9 @@
 from __future__ import annotations  # so that what is stored can be counted without torch
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from kdcache.views.plan import ViewPlan
 
 if TYPE_CHECKING:
     from kdcache.answers.cached_teacher import CachedTeacher
+    from kdcache.answers.ensemble import AnyTeacher, TeacherEnsemble
     from kdcache.answers.find import Answers
     from kdcache.answers.open import ProgressCallback
     from kdcache.answers.space import StoreContents
@@ -32,7 +34,15 @@ if TYPE_CHECKING:
     from kdcache.models import Network
     from kdcache.views import Views
 
-__all__ = ["find_answers_of", "open_cached_teacher", "open_teacher", "stored_contents", "verify_store"]
+__all__ = [
+    "find_answers_of",
+    "open_cached_teacher",
+    "open_ensemble",
+    "open_teacher",
+    "open_teachers",
+    "stored_contents",
+    "verify_store",
+]
 
 log = logging.getLogger("kdcache")
 
@@ -64,7 +74,8 @@ def open_teacher(
         A folder. In it, each teacher and set of images has a store of its own. Or the URL of one store. By default the
         stores in the teacher's run folder; without one, nothing is stored.
     precision : str
-        Of the teacher's forward passes: ``float32``, ``bfloat16`` or ``auto``, which takes that of a store that exists.
+        Of the teacher's forward passes: an item of `kdcache.choices.PRECISIONS`, or ``auto``, which takes that of a
+        store that exists.
     store_dtype : str
         Stored as ``float16`` or ``float32``.
     topk : int, optional
@@ -123,6 +134,42 @@ def open_teacher(
     return open_for_views(answers, views, "off" if where is None else "replay", limit=limit)
 
 
+def open_ensemble(
+    teachers: Sequence[Network | str | Path],
+    views: Views,
+    store: str | Path | None = None,
+    *,
+    weights: Sequence[float] = (),
+    temperature: float | None = None,
+    precision: str = "auto",
+    limit: int | None = None,
+) -> TeacherEnsemble:
+    """Open several teachers as one, whose logits are averaged; each has a store of its own.
+
+    Parameters
+    ----------
+    teachers : sequence
+        Each as in `open_teacher`.
+    views, store, precision, limit
+        See `open_teacher`; `store` is a folder.
+    weights : sequence of float, optional
+        By default equal.
+    temperature : float, optional
+        Average the probabilities at this temperature instead of the logits.
+
+    Raises
+    ------
+    UsageError
+        As by `open_teacher`, or because the teachers differ in classes, rendering or precision.
+    """
+    from kdcache.answers.ensemble import TeacherEnsemble
+
+    if "://" in str(store):
+        raise UsageError(problem("store of several teachers", expected="a folder", got=store))
+    openers = [partial(open_teacher, one, views, store, precision=precision, limit=limit) for one in teachers]
+    return TeacherEnsemble.open(openers, views, weights, temperature)
+
+
 def _as_dataset(views: Views, network: Network) -> Dataset:
     """Describe the images of some views, as a network sees them."""
     names = tuple(map(str, range(network.num_classes)))
@@ -140,10 +187,24 @@ def _as_dataset(views: Views, network: Network) -> Dataset:
     return Dataset(card.rendered(network.rendering), names, images, images)
 
 
+def open_teachers(
+    config: StudentConfig, data: Dataset, views: Views, compute: Compute, progress: ProgressCallback | None = None
+) -> AnyTeacher:
+    """Open the cached teacher of a student, or several as one; `compute` is that of the student."""
+    from kdcache.answers.ensemble import TeacherEnsemble
+
+    if not config.further_teachers:
+        return open_cached_teacher(config, data, views, compute, progress)
+    each = [config.model_copy(update={"teacher": path, "further_teachers": ()}) for path in config.teachers]
+    openers = [partial(open_cached_teacher, one, data, views, compute, progress) for one in each]
+    temperature = config.temperature if config.teacher_mean == "probabilities" else None
+    return TeacherEnsemble.open(openers, views, config.teacher_weights, temperature)
+
+
 def open_cached_teacher(
     config: StudentConfig, data: Dataset, views: Views, compute: Compute, progress: ProgressCallback | None = None
 ) -> CachedTeacher:
-    """Open the cached teacher of a student, see `kdcache.answers.open`; `compute` is that of the student.
+    """Open the cached teacher of a student who has one, see `kdcache.answers.open`.
 
     With `answers` in the config, its teacher is not at hand, and nothing but these is read.
     """

@@ -55,6 +55,9 @@ def precompute_answers(config: StudentConfig, reporter: Reporter | None = None) 
     UsageError
         If nothing is to be stored, because of ``--cache off`` or the size limit. If a part fits, a part is stored.
     """
+    if config.further_teachers:
+        remedy = "Run it for each of them."
+        raise UsageError(problem("--teacher", expected="one", got=len(config.teachers), remedy=remedy))
     reporter = reporter or Reporter()
     started = time.perf_counter()
     compute = choose_compute(config)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcache import distributed
-from kdcache.answers.cached_teacher import CachedTeacher
+from kdcache.answers.ensemble import AnyTeacher
 from kdcache.choices import CRITERIA
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
@@ -22,7 +22,7 @@ from kdcache.run.statistics import StatisticsShape
 from kdcache.run.writer import RunWriter
 from kdcache.selection import Candidates, score, select_all, select_top
 from kdcache.setup import choose_compute, initial_network, load_data, make_plan, with_epochs
-from kdcache.teachers import open_cached_teacher
+from kdcache.teachers import open_teachers
 from kdcache.training import (
     FrozenRunningStats,
     StepResult,
@@ -81,15 +81,15 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
         config = config.model_copy(update={"teacher": distributed.broadcast(find_teacher(config))})
     plan = make_plan(config, data)
     views = Views(data.train, plan, config.batch_size, compute.device)
-    teacher = open_cached_teacher(config, data, views, compute, reporter.precomputed) if config.needs_teacher else None
+    teacher = open_teachers(config, data, views, compute, reporter.precomputed) if config.needs_teacher else None
 
     # The objective, with whatever layers its losses train, and the optimizer of all that is trained.
-    objective = build_objective(config, student, teacher.teacher.network if teacher else None, data.train.labels)
+    objective = build_objective(config, student, teacher.network if teacher else None, data.train.labels)
     objective = objective.to(compute.device)
     update = Update(config, compute, student, objective)
 
     # The run folder; a resumed run continues from its last checkpoint.
-    with RunWriter(config, compute, data, teacher.teacher if teacher else None, init) as run:
+    with RunWriter(config, compute, data, teacher.origin if teacher else None, init) as run:
         progress = run.restore({"student": student, "objective": objective}, update)
         shape = StatisticsShape(plan.samples, plan.slots, len(views.steps), objective.names)
         place = run.folder.statistics_store
@@ -111,7 +111,7 @@ class StudentStep:
     config : StudentConfig
     student : Module
         In training mode; its forward is that of `WithFeatures`.
-    teacher : CachedTeacher or None
+    teacher : CachedTeacher, TeacherEnsemble or None
         ``None`` if neither the objective nor the criterion needs one.
     objective : Objective
     update : Update
@@ -124,7 +124,7 @@ class StudentStep:
         self,
         config: StudentConfig,
         student: nn.Module,
-        teacher: CachedTeacher | None,
+        teacher: AnyTeacher | None,
         objective: Objective,
         update: Update,
         compute: Compute,

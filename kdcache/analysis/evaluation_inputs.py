@@ -217,6 +217,10 @@ class _Loader:
         """Load the network that taught a student, and return its file; if it is not found, keep a message."""
         if not isinstance(run.config, StudentConfig) or run.config.teacher is None:
             return None
+        if run.config.further_teachers:
+            line = problem("teachers", expected="one", got=len(run.config.teachers))
+            self.left_out.append(f"agreement of {run.path} with its teacher: {line}")
+            return None
         try:
             teacher = FinishedRun(teacher_of(run.path, run.config.teacher))
             file, config = teacher.chosen_network_file(run.config.teacher_best), teacher.config

@@ -239,6 +239,9 @@ def _teacher_run(teacher: str | None, dataset: str | None) -> tuple[FinishedRun,
     run = FinishedRun(Path(teacher))
     if not isinstance(run.config, StudentConfig):
         return run, False
+    if run.config.further_teachers:
+        remedy, count = "Name one of them with --teacher.", len(run.config.teachers)
+        raise UsageError(problem(f"teachers of {run.path}", expected="one", got=count, remedy=remedy))
     if run.config.teacher is None:
         got = (
             "neither"

@@ -18,6 +18,7 @@ from kdcache.answers.teacher import Teacher
 from kdcache.answers.transfer import CopiedLogits, on_cpu
 from kdcache.answers.view_index import CropFlipLookup
 from kdcache.compute import Stopwatch, to_device
+from kdcache.models import Network
 from kdcache.views import Batch, Views
 
 __all__ = ["CachedTeacher", "TeacherCounts"]
@@ -86,6 +87,16 @@ class CachedTeacher:
         self._counts = TeacherCounts()
         self._sees_batches = True
         self._copied: deque[CopiedLogits] = deque()
+
+    @property
+    def network(self) -> Network:
+        """The teacher's network."""
+        return self.teacher.network
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """What a run records of its teacher, see `Teacher.origin`."""
+        return self.teacher.origin
 
     def serve(self, views: Views, features: bool = False) -> None:
         """Answer the batches of another maker of the same plan, whose images are in the rendering of a student.

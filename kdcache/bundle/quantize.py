@@ -66,7 +66,7 @@ def quantize(source: Path, views: Iterable[Tensor], target: Path) -> None:
     views : iterable of Tensor
         Pixels on which the ranges of the activations are measured.
     target : Path
-        File to write. It keeps the metadata.
+        File to write. It keeps the metadata, apart from what the comparison with the network in float32 found.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -86,6 +86,11 @@ def quantize(source: Path, views: Iterable[Tensor], target: Path) -> None:
     with TemporaryDirectory() as folder:
         prepared = Path(folder, "prepared.onnx")
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+        model = onnx.load(str(prepared))
+        entries = [entry for entry in model.metadata_props if entry.key != "verification"]  # which is of the source
+        del model.metadata_props[:]
+        model.metadata_props.extend(entries)
+        onnx.save(model, str(prepared))
         quantize_static(
             str(prepared),
             str(target),
@@ -94,7 +99,7 @@ def quantize(source: Path, views: Iterable[Tensor], target: Path) -> None:
             per_channel=True,
             activation_type=QuantType.QUInt8,  # 2.7 times as fast as QInt8 on x86 with VNNI; ARM takes both
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=_nodes_in_float(onnx.load(str(prepared)).graph),
+            nodes_to_exclude=_nodes_in_float(model.graph),
             extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm"]},  # logits, which would have ties
         )
 

@@ -67,6 +67,9 @@ def plan_(config: StudentConfig, students: int) -> None:
     from kdcache.setup import data_size, make_plan_for_size, seen_by, with_epochs
     from kdcache.teachers import stored_contents
 
+    if config.further_teachers:
+        expected, remedy = "one, since each has a store of its own", "Run it for each of them."
+        raise UsageError(problem("--teacher", expected=expected, got=len(config.teachers), remedy=remedy))
     if config.answers is not None:
         raise UsageError(problem("cache plan", expected="no --answers, which cost no teacher forwards"))
     if not config.needs_teacher:

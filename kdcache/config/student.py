@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, ByteSize, ValidationInfo, field_validator
 
@@ -16,13 +16,13 @@ from kdcache.config.augs import AugOptions, format_mix
 from kdcache.config.losses import LossOptions, loss_names, loss_weights, trains_on_mixed_views
 from kdcache.config.optimization import known_epochs
 from kdcache.config.options import OptionTables, as_tables, merge_tables
-from kdcache.config.settings import SET_BY_PRESET, Choice, ChoiceOf, ChoiceSum, Invalid, flag_of, setting
+from kdcache.config.settings import SET_BY_PRESET, Choice, ChoiceOf, ChoiceSum, Invalid, PlaceChoice, flag_of, setting
 from kdcache.config.training import CONFIG_FILE, Model, TrainingConfig, recorded_images
-from kdcache.errors import printable, problem
+from kdcache.errors import printable
 from kdcache.extensions import is_trusted
-from kdcache.presets import read_recipe
+from kdcache.presets import ConfigFile, read_recipe
 
-__all__ = ["StudentConfig"]
+__all__ = ["StudentSettings", "augmentation_of", "has_no_effect"]
 
 log = logging.getLogger("kdcache")
 
@@ -31,20 +31,22 @@ Pick = Annotated[str, AfterValidator(ChoiceOf(CRITERIA))]
 Loss = Annotated[str, AfterValidator(ChoiceSum(LOSSES, "crd:0.8+kd"))]
 Cache = Annotated[str, AfterValidator(Choice(CACHES))]
 StoreType = Annotated[str, AfterValidator(Choice(STORE_DTYPES))]
-Unlabelled = Annotated[str, AfterValidator(Choice((), DATASET_PREFIXES[:2])), AfterValidator(canonical)]
+Unlabelled = Annotated[str, AfterValidator(PlaceChoice((), DATASET_PREFIXES[:2])), AfterValidator(canonical)]
 Scope = Annotated[str, AfterValidator(Choice(("global", "rank")))]
 
 
-class StudentConfig(TrainingConfig):
-    """Stage two: a student, trained with the paper's step."""
+class StudentSettings(TrainingConfig):
+    """The views, losses and cache of a student; `kdcache.config.teachers.StudentConfig` adds where logits come from."""
 
-    table = "student"
     CODE = (*TrainingConfig.CODE, "loss", "aug", "pick")
     MAY_DIFFER_ON_RESUME = TrainingConfig.MAY_DIFFER_ON_RESUME | {"cache", "cache_limit", "store", "answers"}
 
     model: Model = setting("network", "resnet8", "Network to train.", shown=SET_BY_PRESET)
     teacher: Path | None = setting(
-        "network", None, "Run folder of the teacher.", shown="the newest finished teacher of the dataset in runs/"
+        "network",
+        None,
+        "Run folder of the teacher. Given several times, the student learns from the mean of the teachers.",
+        shown="the newest finished teacher of the dataset in runs/",
     )
     loss: Loss = setting(
         "loss",
@@ -142,18 +144,6 @@ class StudentConfig(TrainingConfig):
         validate_default=True,
     )
 
-    teacher_best: bool = setting(
-        "network", False, "Learn from the network of the teacher's best epoch instead of the last."
-    )
-    answers: str | None = setting(
-        "network",
-        None,
-        "Folder or URL (https://..., s3://...) where cache push wrote a teacher's logits: train on these, without a "
-        "teacher.",
-        shown="none",
-        min_length=1,
-    )
-
     @classmethod
     def _inherited(cls, given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         file = Path(os.path.expanduser(str(given.get("teacher")))) / CONFIG_FILE
@@ -182,10 +172,10 @@ class StudentConfig(TrainingConfig):
     @field_validator("aug")
     @classmethod
     def _check_aug(cls, aug: str, info: ValidationInfo) -> str:
-        loss, mixes = info.data.get("loss"), _augmentation(aug).mixes
+        loss, mixes = info.data.get("loss"), augmentation_of(aug).mixes
         if loss is None or not is_trusted(f"{loss} {aug}"):  # --loss has a problem of its own, or is not for use
             return aug
-        if _pairs(loss) and not (len(mixes) == 1 and _augmentation(aug).pick is None and _keeps_label(mixes[0])):
+        if _pairs(loss) and not (len(mixes) == 1 and augmentation_of(aug).pick is None and _keeps_label(mixes[0])):
             keeping = ", ".join(filter(_keeps_label, MIXES))
             raise Invalid(f"one of {keeping}, since --loss {loss} compares x with an x' of the same image and label")
         if mixes and not trains_on_mixed_views(loss_weights(loss, alpha=0.9)):
@@ -206,7 +196,7 @@ class StudentConfig(TrainingConfig):
             raise Invalid(
                 f"less than 1 with --{changed}, which is about cross-entropy", f"Or give {_UNCHANGED[changed]}."
             )
-        if _augmentation(aug).mixes and not trains_on_mixed_views(loss_weights(loss, alpha)):
+        if augmentation_of(aug).mixes and not trains_on_mixed_views(loss_weights(loss, alpha)):
             raise Invalid(f"more than 0 with --aug {aug}, since kd alone is trained on x'")
         return alpha
 
@@ -227,7 +217,7 @@ class StudentConfig(TrainingConfig):
         aug = info.data.get("aug")
         if aug is None:  # --aug has a problem of its own
             return augs
-        names = _augmentation(aug).mixes
+        names = augmentation_of(aug).mixes
         augs.require_used(names, "augmentations in --aug", "augmentation")
         return augs.completed(names)
 
@@ -241,7 +231,7 @@ class StudentConfig(TrainingConfig):
 
     @classmethod
     def _read_files(
-        cls, file: str | Path | None, options: dict[str, Any]
+        cls, file: str | Path | ConfigFile | None, options: dict[str, Any]
     ) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
         layers, problems = super()._read_files(file, options)
         if (recipe := options.pop("recipe", None)) is not None:
@@ -263,7 +253,7 @@ class StudentConfig(TrainingConfig):
         aug, loss = info.data.get("aug"), info.data.get("loss")
         if aug is None:  # --aug has a problem of its own
             return pick
-        base = _augmentation(aug)
+        base = augmentation_of(aug)
         if pick is not None and not base.mixes:
             raise _needs_mixes(aug)
         if not is_trusted(f"{loss} {pick}"):
@@ -282,7 +272,7 @@ class StudentConfig(TrainingConfig):
         aug = info.data.get("aug")
         if candidates is None or aug is None:
             return candidates
-        kinds = len(_augmentation(aug).mixes)
+        kinds = len(augmentation_of(aug).mixes)
         if not kinds:
             raise _needs_mixes(aug)
         if candidates < kinds:
@@ -296,7 +286,7 @@ class StudentConfig(TrainingConfig):
     @classmethod
     def _check_keep(cls, keep: float | None, info: ValidationInfo) -> float | None:
         aug, pick = info.data.get("aug"), info.data.get("pick")
-        if keep is not None and aug is not None and not (pick or _augmentation(aug).pick):
+        if keep is not None and aug is not None and not (pick or augmentation_of(aug).pick):
             raise Invalid("no value without --pick", "Add --pick, or leave --keep out.")
         return keep
 
@@ -304,10 +294,10 @@ class StudentConfig(TrainingConfig):
     @classmethod
     def _check_separate_forwards(cls, separate: bool, info: ValidationInfo) -> bool:
         aug, loss = info.data.get("aug"), info.data.get("loss")
-        if separate and aug is not None and not _augmentation(aug).mixes:
-            raise _has_no_effect("separate-forwards", f"with --aug {aug}, which makes no x'")
+        if separate and aug is not None and not augmentation_of(aug).mixes:
+            raise has_no_effect("separate-forwards", f"with --aug {aug}, which makes no x'")
         if separate and loss is not None and is_trusted(loss) and loss_weights(loss, alpha=0.9).keys() == {"ce"}:
-            raise _has_no_effect("separate-forwards", f"with --loss {loss}, which is trained on x' alone")
+            raise has_no_effect("separate-forwards", f"with --loss {loss}, which is trained on x' alone")
         return separate
 
     @field_validator("scoring_updates_stats")
@@ -316,10 +306,10 @@ class StudentConfig(TrainingConfig):
         aug = info.data.get("aug")
         if not updates or aug is None or "pick" not in info.data:  # they have problems of their own
             return updates
-        criterion = info.data["pick"] or _augmentation(aug).pick
+        criterion = info.data["pick"] or augmentation_of(aug).pick
         if criterion is None or (is_trusted(criterion) and not CRITERIA[criterion].student):
             scoring = ", ".join(name for name, reads in CRITERIA.items() if reads.student)
-            raise _has_no_effect("scoring-updates-stats", f"without a criterion that reads the student ({scoring})")
+            raise has_no_effect("scoring-updates-stats", f"without a criterion that reads the student ({scoring})")
         return updates
 
     @field_validator("unlabelled")
@@ -329,7 +319,7 @@ class StudentConfig(TrainingConfig):
             raise Invalid("images, since --train-fraction 0 leaves none of --dataset")
         if unlabelled is None or not {"loss", "alpha", "aug", "pick"} <= info.data.keys():
             return unlabelled
-        loss, pick = info.data["loss"], info.data["pick"] or _augmentation(info.data["aug"]).pick
+        loss, pick = info.data["loss"], info.data["pick"] or augmentation_of(info.data["aug"]).pick
         if not is_trusted(f"{loss} {pick}"):
             return unlabelled
         weights = loss_weights(loss, info.data["alpha"])
@@ -345,44 +335,10 @@ class StudentConfig(TrainingConfig):
             )
         return unlabelled
 
-    @field_validator("teacher_best")
-    @classmethod
-    def _check_teacher_best(cls, best: bool, info: ValidationInfo) -> bool:
-        if best and info.data.get("loss") == "ce":
-            raise _has_no_effect("teacher-best", "with --loss ce, which has no teacher")
-        return best
-
-    @field_validator("answers")
-    @classmethod
-    def _check_answers(cls, answers: str | None, info: ValidationInfo) -> str | None:
-        if answers is None:
-            return answers
-        unused = {"teacher": None, "teacher_best": False, "cache": "auto", "cache_limit": None, "store": None}
-        for name, default in unused.items():
-            if info.data.get(name, default) != default:
-                flag = flag_of(name, cls.model_fields[name])
-                raise Invalid(f"no value with {flag}, since the answers are read from there alone")
-        loss, aug, pick = (info.data.get(name) for name in ("loss", "aug", "pick"))
-        if loss is None or aug is None or not is_trusted(f"{loss} {pick}"):  # they have problems of their own
-            return answers
-        if features := [name for name in loss_weights(loss, alpha=0.9) if LOSSES[name].features]:
-            raise Invalid(f"no value with --loss {features[0]}, which reads features: answers are logits alone")
-        criterion = pick or _augmentation(aug).pick
-        if loss == "ce" and not (criterion and CRITERIA[criterion].teacher):
-            raise _has_no_effect("answers", "with --loss ce, which has no teacher")
-        return answers
-
-    def differences(self, run: Self, moved: bool = False) -> list[str]:
-        """See `TrainingConfig.differences`; answers may have been moved, but take the place of a teacher."""
-        found = super().differences(run, moved)
-        if (self.answers is None) != (run.answers is None):
-            found.append(problem("--answers", expected=f"{run.answers or 'no value'}, as in the run", got=self.answers))
-        return found
-
     @property
     def augmentation(self) -> Augmentation:
         """The views in effect: the kind of each x', the criterion, and the fraction that is kept."""
-        base = _augmentation(self.aug)
+        base = augmentation_of(self.aug)
         pick = self.pick or base.pick
         number = self.candidates or max(len(base.mixes), 2 if pick else 1)
         names = [format_mix(name, self.augs.of(name)) for name in base.mixes]
@@ -418,7 +374,8 @@ class StudentConfig(TrainingConfig):
         return self.seed if self.view_seed is None else self.view_seed
 
 
-def _augmentation(aug: str) -> Augmentation:
+def augmentation_of(aug: str) -> Augmentation:
+    """Find the views that a value of ``--aug`` names."""
     return AUGMENTATIONS.get(aug) or Augmentation(mixes=tuple(aug.split("+")))
 
 
@@ -447,5 +404,6 @@ def _changes_cross_entropy(info: ValidationInfo) -> str | None:
     return "class-weights" if info.data.get("class_weights") == "balanced" else None
 
 
-def _has_no_effect(switch: str, where: str) -> Invalid:
+def has_no_effect(switch: str, where: str) -> Invalid:
+    """Make the error of a switch that does nothing with the other settings."""
     return Invalid(f"false {where}", f"Leave it out, or turn that of a recipe off with --no-{switch}.")

@@ -60,19 +60,25 @@ def find_teacher(config: StudentConfig) -> Path:
         got = f"--answers {config.answers}"
         raise UsageError(problem("logits are computed by a teacher", expected="--teacher", got=got))
     resumed = config.out if config.resume else None
-    if resumed is not None and config.teacher is not None:
-        path = teacher_of(resumed, config.teacher)
-    else:
-        path = config.teacher or find_teacher_run(None, config.dataset, "name one with --teacher").path
+    if resumed is not None:
+        for teacher in config.teachers:
+            teacher_of(resumed, teacher)
+    path = config.teacher or find_teacher_run(None, config.dataset, "name one with --teacher").path
+    for teacher in (path, *config.further_teachers):
+        _check_teacher(teacher, config.out, must_be_finished=resumed is None)
+    return path
+
+
+def _check_teacher(path: Path, out: Path | None, must_be_finished: bool) -> None:
+    """Check that a folder holds a network, which a student in `out` would not overwrite."""
     RunFolder(path).require_own_entries()
     if not RunFolder(path).network_file.is_file():
         remedy = "Make one from weights with 'kdcache teacher-load --weights FILE'."
         raise UsageError(problem("--teacher", expected="a teacher's run folder", got=path, remedy=remedy))
-    if resumed is None:
+    if must_be_finished:
         RunFolder(path).require_finished()
-    if config.out is not None and config.out.resolve() == path.resolve():
-        raise UsageError(problem("--out", expected="another folder than that of the teacher", got=config.out))
-    return path
+    if out is not None and out.resolve() == path.resolve():
+        raise UsageError(problem("--out", expected="another folder than that of the teacher", got=out))
 
 
 def teacher_network(config: StudentConfig) -> Path:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kdcache import distributed
-from kdcache.answers.cached_teacher import CachedTeacher
+from kdcache.answers.ensemble import AnyTeacher
 from kdcache.errors import UsageError, problem
 from kdcache.losses import kl_divergence
 from kdcache.run.checkpoint import TrainingState
@@ -33,7 +33,7 @@ class Statistics:
     views : Views
     epochs : int
         Number of epochs of the training.
-    teacher : CachedTeacher
+    teacher : CachedTeacher or TeacherEnsemble
     temperature : float
         tau of d.
 
@@ -44,7 +44,7 @@ class Statistics:
     """
 
     def __init__(
-        self, path: str | Path, views: Views, epochs: int, teacher: CachedTeacher, temperature: float = 4.0
+        self, path: str | Path, views: Views, epochs: int, teacher: AnyTeacher, temperature: float = 4.0
     ) -> None:
         if distributed.is_main() and os.path.lexists(path):
             raise UsageError(problem(f"statistics {path}", expected="a new folder", got="one that exists"))

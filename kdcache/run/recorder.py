@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from kdcache import distributed
-from kdcache.answers.cached_teacher import CachedTeacher, TeacherCounts
+from kdcache.answers.cached_teacher import TeacherCounts
+from kdcache.answers.ensemble import AnyTeacher
 from kdcache.datasets.split import UNLABELLED
 from kdcache.run.checkpoint import TrainingState
 from kdcache.run.folder import EpochMetrics
@@ -58,7 +59,7 @@ class StudentRecorder(Recorder):
         Statistics store of the run.
     epochs : int
     shape : StatisticsShape
-    teacher : CachedTeacher or None
+    teacher : CachedTeacher, TeacherEnsemble or None
     device : torch.device
     done : sequence of EpochMetrics
         The completed epochs of a resumed run, whose statistics are checked.
@@ -76,7 +77,7 @@ class StudentRecorder(Recorder):
         path: Path,
         epochs: int,
         shape: StatisticsShape,
-        teacher: CachedTeacher | None,
+        teacher: AnyTeacher | None,
         device: torch.device,
         done: Sequence[EpochMetrics] = (),
     ) -> None:

@@ -4,13 +4,14 @@ import logging
 import re
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from kdcache import distributed
 from kdcache.checked_files import kind_of
 from kdcache.config import StudentConfig, TrainingConfig
 from kdcache.errors import KdcacheError, UsageError, problem
 from kdcache.locks import FileLock
+from kdcache.models.external import require_library
 from kdcache.run.checkpoint import remove_checkpoints
 from kdcache.run.folder import RUNS, FinishedRun, RunFolder, run_folders
 
@@ -35,8 +36,9 @@ def resolve_run(config: Config) -> tuple[Config, FinishedRun | None]:
     ------
     UsageError
         If ``out`` is not empty, unless it holds a run and ``overwrite`` is set; or if the run to resume has other
-        settings.
+        settings; or if the library of the network is not installed.
     """
+    require_library(config.model)
     return distributed.broadcast(_resolve(config) if distributed.is_main() else (config, None))
 
 
@@ -51,9 +53,10 @@ def _resolve(config: Config) -> tuple[Config, FinishedRun | None]:
     config = config.lasting_as(recorded)
     if problems := config.differences(recorded, moved=config.out is not None):
         raise UsageError(*(f"could not resume {folder.path}: {line}" for line in problems))
-    update: dict[str, Path | None] = {"out": folder.path}
-    if isinstance(recorded, StudentConfig):
-        update["teacher"] = _teacher_of(config) or recorded.teacher
+    update: dict[str, Any] = {"out": folder.path}
+    if isinstance(recorded, StudentConfig) and isinstance(config, StudentConfig):
+        named = config if config.teacher else recorded
+        update |= {"teacher": named.teacher, "further_teachers": named.further_teachers}
     if not folder.is_finished:
         return config.model_copy(update=update), None
     if config.length != recorded.length:

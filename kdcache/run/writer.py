@@ -12,7 +12,6 @@ from typing import Any, Self
 from torch import nn
 
 from kdcache import checked_files, distributed
-from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute
 from kdcache.config import TrainingConfig
 from kdcache.datasets import Dataset
@@ -46,8 +45,9 @@ class RunWriter:
         Recorded in the environment.
     data : Dataset
         Its class names and resizing are stored with the network, which can then classify pictures by itself.
-    teacher : Teacher, optional
-        A resumed run must have the same teacher at the same precision.
+    teacher : mapping of str to str, optional
+        What identifies the teacher, see `kdcache.answers.cached_teacher.CachedTeacher.origin`. It must be the same in a
+        resumed run.
     init : InitialWeights, optional
         A run that is resumed without a checkpoint must start from the same weights.
 
@@ -70,7 +70,7 @@ class RunWriter:
         config: TrainingConfig,
         compute: Compute,
         data: Dataset,
-        teacher: Teacher | None = None,
+        teacher: Mapping[str, str] | None = None,
         init: InitialWeights | None = None,
     ) -> None:
         self.config, self.compute, self.data = config, compute, data
@@ -115,10 +115,9 @@ class RunWriter:
         if self._lock is not None:
             self._lock.release()
 
-    def _open(self, compute: Compute, teacher: Teacher | None, init: InitialWeights | None) -> Path:
+    def _open(self, compute: Compute, teacher: Mapping[str, str] | None, init: InitialWeights | None) -> Path:
         origin = {"dataset": self.data.train.fingerprint, "test set": self.data.test.fingerprint}
-        if teacher is not None:
-            origin |= teacher.origin
+        origin |= teacher or {}
         if init is not None:
             origin |= {"init": init.digest}
         # The images of a dataset are compared, not the code that lists them.

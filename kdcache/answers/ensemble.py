@@ -1,0 +1,127 @@
+"""Several teachers as one: each with its own store, their logits averaged."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from kdcache.answers.cached_teacher import CachedTeacher, TeacherCounts
+from kdcache.compute import Stopwatch
+from kdcache.errors import UsageError, problem
+from kdcache.models import Network
+from kdcache.views import Batch, Views
+
+__all__ = ["AnyTeacher", "TeacherEnsemble"]
+
+
+class TeacherEnsemble:
+    """Gives the mean of the logits of several teachers for the views of a batch.
+
+    A teacher whose logits are stored costs no forward, in an ensemble as by itself.
+
+    Parameters
+    ----------
+    members : sequence of CachedTeacher
+        Of the batches of the same views.
+    weights : sequence of float, optional
+        Of the members, positive; by default equal.
+    temperature : float, optional
+        Average the probabilities at this temperature instead: the softmax of the result at it is the mean of theirs.
+
+    Raises
+    ------
+    UsageError
+        If the members differ in the number of classes, in how pictures become their images, or in precision.
+    """
+
+    def __init__(
+        self, members: Sequence[CachedTeacher], weights: Sequence[float] = (), temperature: float | None = None
+    ) -> None:
+        facts: dict[str, list[object]] = {
+            "number of classes": [member.classes for member in members],
+            "images": [member.network.rendering.evaluation for member in members],
+            "precision": [member.teacher.compute.precision for member in members],
+        }
+        if problems := [
+            problem(f"{name} of the teachers", expected="the same for all", got=", ".join(map(str, found)))
+            for name, found in facts.items()
+            if len(set(found)) > 1
+        ]:
+            raise UsageError(*problems)
+        if weights and (len(weights) != len(members) or min(weights) <= 0):
+            expected = f"{len(members)} numbers above 0"
+            raise UsageError(problem("weights of the teachers", expected=expected, got=", ".join(map(str, weights))))
+        self.members, self.temperature = tuple(members), temperature
+        total = sum(weights) or len(members)
+        self.weights = [weight / total for weight in weights or [1.0] * len(members)]
+        self.stopwatch = Stopwatch(members[0].teacher.compute.device)
+
+    @classmethod
+    def open(
+        cls,
+        openers: Sequence[Callable[[], CachedTeacher]],
+        views: Views,
+        weights: Sequence[float] = (),
+        temperature: float | None = None,
+    ) -> Self:
+        """Open the teachers of some views.
+
+        If students have another size, pictures are decoded for the teachers too wherever one of them has to see them.
+        """
+        members, renderings = [], []
+        for open_one in openers:
+            members.append(open_one())
+            renderings.append(views.other_rendering)
+        ensemble = cls(members, weights, temperature)
+        views.other_rendering = lambda epoch: next((one for find in renderings if (one := find(epoch))), None)
+        return ensemble
+
+    @property
+    def network(self) -> Network:
+        """The network of the first teacher."""
+        return self.members[0].network
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """What a run records of the teachers, see `CachedTeacher.origin`."""
+        digest = hashlib.sha256("".join(member.teacher.fingerprint for member in self.members).encode())
+        return {**self.members[0].origin, "teacher": digest.hexdigest()}
+
+    def begin_epoch(self) -> None:
+        """See `CachedTeacher.begin_epoch`."""
+        self.stopwatch.pop()
+        for member in self.members:
+            member.begin_epoch()
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Average the teachers' logits for the views of a batch.
+
+        Returns
+        -------
+        Tensor of float32, shape ((1 + M) B, C)
+        """
+        with self.stopwatch.running():
+            mean = torch.zeros(())
+            for member, weight in zip(self.members, self.weights, strict=True):
+                found = member.logits(batch)
+                if self.temperature is not None:
+                    found = torch.softmax(found / self.temperature, dim=1)
+                mean = mean.to(found.device) + weight * found
+            return mean if self.temperature is None else self.temperature * mean.log()
+
+    def logits_and_features(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """Refuse losses on features: those of several networks have no mean."""
+        raise UsageError(problem("losses on features", expected="one teacher", got=f"{len(self.members)}"))
+
+    def pop_counts(self) -> TeacherCounts:
+        """Return the counts of all teachers since the last call, and reset them."""
+        counts = TeacherCounts()
+        for member in self.members:
+            counts = counts.plus(member.pop_counts())
+        return counts
+
+
+AnyTeacher = CachedTeacher | TeacherEnsemble
+"""What gives the teacher's logits to a training."""
