@@ -149,6 +149,17 @@ def test_clean_views_are_read_too(pushed: Pushed, tmp_path: Path) -> None:
     assert runs[1].summary["teacher_forwards"] == 0
 
 
+def test_a_student_has_another_size_than_the_absent_teacher(small: dict[str, Any], tmp_path: Path) -> None:
+    settings = {**small, "crop": "resized", "aug": "cutmix"}
+    teacher = train_teacher(TeacherConfig.load(**{**settings, "aug": None, "out": tmp_path / "teacher"}))
+    settings["image_size"] = 40
+    at_hand = train_student(StudentConfig.load(**settings, teacher=teacher.path, out=tmp_path / "at hand"))
+    push_answers(teacher, find_store(teacher.path, None), str(tmp_path / "pushed"))
+    run = train_student(StudentConfig.load(**settings, answers=str(tmp_path / "pushed"), out=tmp_path / "run"))
+    assert outcome(run.path) == outcome(at_hand.path)
+    assert (run.summary["teacher_forwards"], run.summary["cache_hits"]) == (0, 2 * ROWS)
+
+
 def test_an_absent_teacher_raises_if_it_is_called(pushed: Pushed) -> None:
     import torch
 
