@@ -129,8 +129,9 @@ def test_the_name_that_was_meant_is_proposed(tmp_path: Path, monkeypatch: pytest
             assert refusal(lambda given=config: StudentConfig.load(**given)).endswith(f" Did you mean {meant}?")  # type: ignore[misc]
         assert refusal(lambda name=name: read(name)).endswith(f" Did you mean {meant}?")  # type: ignore[misc]
     assert refusal(lambda: StudentConfig.load(dataset="photos.txt")).endswith("got photos.txt")
-    assert refusal(lambda: read("folder:phots")).endswith("does not exist. Did you mean folder:photos?")
-    assert refusal(lambda: read("folder:elsewhere")).endswith("If it was moved, name its place with --dataset.")
+    moved = "If it was moved, name its place with --dataset."
+    assert refusal(lambda: read("folder:phots")).endswith(f"does not exist. Did you mean folder:photos? {moved}")
+    assert refusal(lambda: read("folder:elsewhere")).endswith(f"does not exist. {moved}")
 
 
 def test_folders_that_are_no_dataset_are_refused(tmp_path: Path) -> None:

@@ -245,6 +245,9 @@ def test_an_unfinished_teacher_teaches_no_other_student_than_its_own(
     ):
         said = f"run folder {copy}: expected a finished run, got an unfinished run. Finish it with --resume."
         assert refusal(use) == said
+    nowhere = taught.model_copy(update={"dataset": f"folder:{tmp_path}/nowhere"})
+    for train in (train_student, precompute_answers):  # before any data are read
+        assert refusal(lambda train=train: train(nowhere)) == said  # type: ignore[misc]
     (out / "summary.json").unlink()
     assert train_student(StudentConfig.load(out=out, resume=True)).is_finished
 

@@ -49,9 +49,9 @@ def load(card: Card, root: Path, workers: int) -> Dataset:
     path = Path(card.name.removeprefix(FOLDER_PREFIX))
     if not os.path.isdir(path):  # unlike is_dir, also where the name is too long to exist
         beside = os.listdir(path.parent) if os.path.isdir(path.parent) else []
-        similar = difflib.get_close_matches(path.name, beside, n=1)
-        moved = "If it was moved, name its place with --dataset."
-        remedy = f"Did you mean {FOLDER_PREFIX}{path.parent / similar[0]}?" if similar else moved
+        similar = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.8)
+        meant = f"Did you mean {FOLDER_PREFIX}{path.parent / similar[0]}? " if similar else ""
+        remedy = f"{meant}If it was moved, name its place with --dataset."
         raise UsageError(problem(f"dataset folder {path} does not exist", remedy=remedy))
     folders = class_folders(path)
     train, test = _find(folders, TRAIN_FOLDERS), _find(folders, TEST_FOLDERS)
