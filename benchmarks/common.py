@@ -11,7 +11,7 @@ from kdcache.compute import Compute
 from kdcache.environment import describe_environment
 from kdcache.files import write_text
 
-__all__ = ["make_parser", "ratios", "spread", "table", "write_page"]
+__all__ = ["make_page", "make_parser", "ratios", "spread", "table", "write_page"]
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for the modules of `tests`
 
@@ -41,13 +41,18 @@ def ratios(above: Iterable[float], below: Iterable[float]) -> list[float]:
     return [one / other for one, other in zip(above, below, strict=True)]
 
 
-def write_page(out: Path | None, title: str, *parts: str) -> None:
-    """Write a page of paragraphs and tables, followed by command, date and machine; print it without a file."""
+def make_page(title: str, *parts: str) -> str:
+    """Make a page of paragraphs and tables, followed by command, date and machine."""
     command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     facts = describe_environment(Compute.choose())
     machine = ", ".join(f"{fact} {facts[fact]}" for fact in FACTS)
     footer = f"Command: `{command}`, {time.strftime('%Y-%m-%d')}.\nMachine: {machine}."
-    text = "\n\n".join([f"# {title}", *parts, footer]) + "\n"
+    return "\n\n".join([f"# {title}", *parts, footer]) + "\n"
+
+
+def write_page(out: Path | None, title: str, *parts: str) -> None:
+    """Write such a page, or print it without a file."""
+    text = make_page(title, *parts)
     if out:
         write_text(out, text)
     else:

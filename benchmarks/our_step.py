@@ -53,22 +53,24 @@ class OurSteps:
         Steps of an epoch.
     folder : Path
         For the store and the statistics.
+    compute : Compute
     """
 
-    def __init__(self, pair: str, count: int, folder: Path) -> None:
+    def __init__(self, pair: str, count: int, folder: Path, compute: Compute) -> None:
         teacher_name, student_name = pair.split(":")
-        data, self.compute, self.epoch = noise_dataset(count), Compute.choose("cpu"), 0
+        data, self.compute, self.epoch = noise_dataset(count), compute, 0
         config = StudentConfig(aug="cutmix-pick", epochs=2, batch_size=BATCH)
         self.views = Views(data.train, make_plan(config, data), BATCH, self.compute.device)
-        self.student = models.build(student_name, num_classes=CLASSES, seed=0)
+        self.student = models.build(student_name, num_classes=CLASSES, seed=0).to(compute.device)
         teacher = Teacher(models.build(teacher_name, num_classes=CLASSES, seed=0), self.compute)
+        self.teacher, self.data = teacher, data
         store = open_store(folder / "answers.zarr", teacher, data)
         cached = make_cached_teacher(Answers.of_store(teacher, data, store), self.views, "replay", 2)
         for _ in cached.precompute(2):
             pass
 
         def make_step(name: str, cached_teacher: CachedTeacher) -> StudentStep:
-            objective = build_objective(config, self.student, teacher.network, data.train.labels)
+            objective = build_objective(config, self.student, teacher.network, data.train.labels).to(compute.device)
             shape = StatisticsShape(len(data.train), self.views.plan.slots, count, objective.names)
             recorder = StudentRecorder(folder / name, 2, shape, cached_teacher, self.compute.device)
             return StudentStep(
@@ -86,7 +88,11 @@ class OurSteps:
 
     def run(self, name: str) -> float:
         """Train for an epoch: seconds per step."""
-        return self._train(self.steps[name]).seconds / len(self.views.steps)
+        return self.train(name).seconds / len(self.views.steps)
+
+    def train(self, name: str) -> training.EpochProgress:
+        """Train for an epoch."""
+        return self._train(self.steps[name])
 
     def _train(self, step: StudentStep) -> training.EpochProgress:
         self.epoch = 1 - self.epoch  # the epoch before is still in memory

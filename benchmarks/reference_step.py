@@ -1,9 +1,9 @@
 """A straightforward CutMix-pick step to compare with, written as the paper's authors run it, on the same networks.
 
-Float32, NCHW; the workers of a DataLoader augment PIL images one by one. For a batch of B the teacher has 4B forwards:
-x, two candidates, and the picks again. The student has a forward each for x, for the candidates in order to score them,
-and for the picks. It is not slower than that requires: scoring and the teacher run without gradient, and there is a
-worker for each core.
+NCHW, by default in float32 on a CPU; the workers of a DataLoader augment PIL images one by one. For a batch of B the
+teacher has 4B forwards: x, two candidates, and the picks again. The student has a forward each for x, for the
+candidates in order to score them, and for the picks. It is not slower than that requires: scoring and the teacher run
+without gradient, and there is a worker for each core.
 """
 
 import multiprocessing
@@ -14,16 +14,19 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from kdcache import models
+from kdcache.compute import Compute, Stopwatch
 from kdcache.datasets import Split
 
 __all__ = ["CORES", "ReferenceProcess", "load_batches", "seconds_per_batch"]
 
 CORES = len(os.sched_getaffinity(0))
+FLOAT32_ON_CPU = Compute(torch.device("cpu"), "float32")
+
 PREFETCH = 2
 """Batches that each worker prefetches."""
 
@@ -50,9 +53,9 @@ class AugmentedImages(Dataset[tuple[Tensor, int]]):
         return self.transform(Image.fromarray(self.images[sample])), self.labels[sample]
 
 
-def load_batches(split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def load_batches(split: Split, batch_size: int, pin: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
     """Load batches without end."""
-    workers = {"num_workers": CORES, "prefetch_factor": PREFETCH, "persistent_workers": True}
+    workers = {"num_workers": CORES, "prefetch_factor": PREFETCH, "persistent_workers": True, "pin_memory": pin}
     batches = DataLoader(AugmentedImages(split), batch_size, shuffle=True, drop_last=True, **workers)
     while True:
         yield from batches
@@ -84,42 +87,56 @@ class Reference:
         Names of networks.
     split : Split
     batch_size, classes : int
+    compute : Compute
     """
 
-    def __init__(self, teacher: str, student: str, split: Split, batch_size: int, classes: int) -> None:
+    def __init__(
+        self, teacher: str, student: str, split: Split, batch_size: int, classes: int, compute: Compute = FLOAT32_ON_CPU
+    ) -> None:
         self.teacher, self.student = (
-            models.build(name, num_classes=classes, seed=0).body.to(memory_format=torch.contiguous_format)
+            models.build(name, num_classes=classes, seed=0).body.to(
+                compute.device, memory_format=torch.contiguous_format
+            )
             for name in (teacher, student)
         )
+        self.compute = compute
+        self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.precision == "float16")
         self.teacher.eval()
         self.optimizer = torch.optim.SGD(self.student.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
-        self.batches = load_batches(split, batch_size)
+        self.batches = load_batches(split, batch_size, pin=compute.device.type == "cuda")
 
     def run(self, steps: int) -> float:
         """Take some steps: seconds per step."""
         skip_prefetched(self.batches)
-        started = time.perf_counter()
-        for _ in range(steps):
-            self.step(*next(self.batches))
-        taken = time.perf_counter() - started
+        watch = Stopwatch(self.compute.device)
+        with watch.running(), self.compute.float32_products():
+            for _ in range(steps):
+                self.step(*(part.to(self.compute.device, non_blocking=True) for part in next(self.batches)))
+        taken = watch.pop()
         time.sleep(PAUSE_SECONDS)
         return taken / steps
+
+    def logits(self, network: nn.Module, x: Tensor) -> Tensor:
+        """Forward a network, in an autocast of its own: a shared one would reuse weights converted without gradient."""
+        with self.compute.autocast():
+            return network(x).float()
 
     def step(self, x: Tensor, labels: Tensor) -> None:
         """Take one step; Equations 1 and 2 with tau 4 and alpha 0.9."""
         with torch.no_grad():
-            teacher_x = self.teacher(x)
+            teacher_x = self.logits(self.teacher, x)
             candidates = [cutmix(x) for _ in range(2)]
-            d = [divergence(self.teacher(mixed), self.student(mixed)) for mixed in candidates]
+            d = [divergence(self.logits(self.teacher, mixed), self.logits(self.student, mixed)) for mixed in candidates]
             picked = torch.cat(candidates)[torch.cat(d).topk(len(x)).indices]
-            teacher_picked = self.teacher(picked)
-        student_x, student_picked = self.student(x), self.student(picked)
+            teacher_picked = self.logits(self.teacher, picked)
+        student_x, student_picked = self.logits(self.student, x), self.logits(self.student, picked)
         loss = 0.1 * functional.cross_entropy(student_x, labels)
         for teacher, student in ((teacher_x, student_x), (teacher_picked, student_picked)):
             loss = loss + 0.9 * 16 * divergence(teacher, student).mean()
         self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
 
     def load(self, steps: int) -> float:
         """Load the images of some steps: seconds per step."""
@@ -192,6 +209,6 @@ def cutmix(x: Tensor) -> Tensor:
     top, left = torch.randint(size, (2,)).tolist()
     half = int(size * side) // 2
     rows, columns = (slice(max(0, edge - half), min(size, edge + half)) for edge in (top, left))
-    mixed, partner = x.clone(), torch.randperm(len(x))
+    mixed, partner = x.clone(), torch.randperm(len(x), device=x.device)
     mixed[:, :, rows, columns] = x[partner][:, :, rows, columns]
     return mixed

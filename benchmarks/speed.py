@@ -102,7 +102,7 @@ def measure_pair(pair: str, chosen: argparse.Namespace) -> tuple[dict[str, list[
     split = noise_dataset(max(chosen.steps, 4 * CORES)).train
     reference = ReferenceProcess(torch.get_num_threads(), *pair.split(":"), split, BATCH, CLASSES)
     with reference, tempfile.TemporaryDirectory() as folder:
-        ours = OurSteps(pair, chosen.steps, Path(folder))
+        ours = OurSteps(pair, chosen.steps, Path(folder), Compute.choose("cpu"))
         measures: dict[str, Callable[[], float]] = {
             "reference": lambda: reference.measure("run", slow_steps(chosen)),
             "online": lambda: ours.run("online"),

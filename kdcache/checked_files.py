@@ -13,7 +13,7 @@ import stat
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from kdcache.errors import UsageError, first_line, problem
 from kdcache.files import write_text
@@ -32,6 +32,8 @@ __all__ = [
     "write_lines",
     "write_toml",
 ]
+
+Document = TypeVar("Document")
 
 FILE, FOLDER = "a regular file", "a folder"
 """Kinds of entries that a run folder has."""
@@ -136,7 +138,7 @@ def read_json(path: Path) -> dict[str, Any]:
     UsageError
         If the file is missing, damaged or altered.
     """
-    document = _parse(path, read_bytes(path))
+    document: dict[str, Any] = _parse(path, read_bytes(path), dict)
     stated = document.pop(CHECKSUM, None)
     _compare(path, stated, digest(document))
     return document
@@ -152,7 +154,10 @@ def write_lines(path: Path, documents: Iterable[Mapping[str, object]]) -> None:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Read the JSON objects that `write_lines` wrote; errors as for `read_json`."""
-    lines = [_parse(path, line) for line in read_bytes(path).splitlines()]
+    content = read_bytes(path).splitlines()
+    lines = _parse(path, b"[%b]" % b",".join(content), list)
+    if len(lines) != len(content) or not all(isinstance(line, dict) for line in lines):
+        raise UsageError(problem(str(path), expected="a JSON object in each line", got="others"))
     _compare(path, lines[-1].pop(CHECKSUM, None) if lines else None, digest(lines))
     return lines
 
@@ -183,12 +188,12 @@ def require_digest(what: str, stated: object, computed: str, remedy: str | None 
         )
 
 
-def _parse(path: Path, content: bytes) -> dict[str, Any]:
+def _parse(path: Path, content: bytes, kind: type[Document]) -> Document:
     try:
         document = parse_json(content)
     except ValueError as error:
         raise UsageError(problem(f"could not read {path}", expected="JSON", got=first_line(error))) from None
-    if not isinstance(document, dict):
+    if not isinstance(document, kind):
         raise UsageError(problem(str(path), expected="a JSON object", got=f"a {type(document).__name__}"))
     return document
 

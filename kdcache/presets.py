@@ -8,7 +8,17 @@ from typing import Any, NamedTuple
 
 from kdcache.errors import UsageError, first_line, problem
 
-__all__ = ["FileSettings", "read_recipe", "read_settings", "read_toml"]
+__all__ = ["ConfigFile", "FileSettings", "read_recipe", "read_settings", "read_toml"]
+
+
+class ConfigFile(NamedTuple):
+    """A config file that was read: its path, and what it holds."""
+
+    path: Path
+    document: dict[str, Any]
+
+    def __str__(self) -> str:
+        return str(self.path)
 
 
 class FileSettings(NamedTuple):
@@ -27,7 +37,7 @@ class FileSettings(NamedTuple):
 
 
 def read_settings(
-    file: str | Path,
+    file: str | Path | ConfigFile,
     kind: str,
     common: Collection[str],
     tables: Mapping[str, Collection[str]],
@@ -37,8 +47,8 @@ def read_settings(
 
     Parameters
     ----------
-    file : str or Path
-        A TOML file, or the name of a preset.
+    file : str, Path or ConfigFile
+        A TOML file, the name of a preset, or a file that was read.
     kind : str
         The run's table, such as ``student``.
     common : collection of str
@@ -53,7 +63,7 @@ def read_settings(
     UsageError
         If the file is missing or not TOML, or if a table is not one.
     """
-    document = read_toml(file, "--config", "preset")
+    document = dict(file.document) if isinstance(file, ConfigFile) else read_toml(file, "--config", "preset")
     contents = {name: document.pop(name, {}) for name in tables}
     if wrong := [name for name, content in contents.items() if not isinstance(content, dict)]:
         raise UsageError(*(problem(f"{file}: {name}", expected="a table", got=contents[name]) for name in wrong))

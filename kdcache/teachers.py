@@ -74,7 +74,8 @@ def open_teacher(
         A folder. In it, each teacher and set of images has a store of its own. Or the URL of one store. By default the
         stores in the teacher's run folder; without one, nothing is stored.
     precision : str
-        Of the teacher's forward passes: ``float32``, ``bfloat16`` or ``auto``, which takes that of a store that exists.
+        Of the teacher's forward passes: an item of `kdcache.choices.PRECISIONS`, or ``auto``, which takes that of a
+        store that exists.
     store_dtype : str
         Stored as ``float16`` or ``float32``.
     topk : int, optional

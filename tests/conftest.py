@@ -1,7 +1,8 @@
-"""Fixtures of several test modules: a small dataset, and a teacher trained on it."""
+"""Fixtures of several test modules: a small dataset, a teacher trained on it, and a browser."""
 
 import gc
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,8 @@ def pytest_xdist_auto_num_workers() -> int:
     """Start one process more than there are cores, since many tests wait for processes that they started."""
     return machine.cores() + 1
 
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 LONGEST = [f"test_{name}.py" for name in ("study_runs", "distributed", "published", "kills", "training", "extending")]
 """The files that take longest, the longest first."""
@@ -78,6 +81,18 @@ def noise() -> Split:
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (150, 3, 32, 32), generator=generator, dtype=torch.uint8)
     return Split(images, torch.randint(0, 4, (150,), generator=generator))
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[object]:
+    if BROWSER is None:
+        pytest.skip("no Chromium is installed: the report is not opened in a browser")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
+    with playwright.sync_playwright() as driver:
+        sandbox = [] if os.geteuid() else ["--no-sandbox"]  # which root cannot have
+        opened = driver.chromium.launch(executable_path=BROWSER, args=sandbox)
+        yield opened
+        opened.close()
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ ENVIRONMENT = {
     "precision": "float32",
     "threads": 1,
     "started_at": 1.79e9,
-    "origin": {"dataset": "0" * 64, "test set": "1" * 64, "teacher": "2" * 64},
+    "origin": {"test set": "1" * 64},
 }
 
 

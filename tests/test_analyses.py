@@ -23,6 +23,7 @@ from kdcache.analysis.teacher_std import std_of_mean_probability
 from kdcache.cli import cli
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import KdcacheError, UsageError
+from kdcache.run import statistics_store
 from kdcache.run.folder import EpochMetrics
 from kdcache.run.records import RunRecord
 from kdcache.run.statistics import EpochStatistics, StatisticsShape
@@ -261,6 +262,23 @@ def test_statistics_are_read_as_written(statistics: Path) -> None:
     assert first.picked.tolist() == [[False] * 5, [False, False, True, False, False]]
     assert first.kl_ratio[:2].tolist() == [1.5, 1.5]
     assert np.isnan(first.disagreements).all()
+
+
+def test_statistics_are_the_same_however_many_epochs_are_read_together(
+    statistics: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = [epoch.d_x.tolist() for epoch in StatisticsReader.open(statistics)]
+    monkeypatch.setattr(statistics_store, "BYTES_IN_A_CALL", 1)
+    assert [epoch.d_x.tolist() for epoch in StatisticsReader.open(statistics)] == together
+
+
+def test_epochs_before_a_damaged_one_are_read(statistics: Path) -> None:
+    for path in (statistics / "d_x" / "c" / "1").rglob("*"):
+        path.write_bytes(b"")
+    epochs = iter(StatisticsReader.open(statistics))
+    assert next(epochs).d_x.tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(KdcacheError, match="could not read epoch 2"):
+        next(epochs)
 
 
 def test_statistics_without_mixed_views(tmp_path: Path) -> None:

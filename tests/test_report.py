@@ -3,10 +3,8 @@
 import csv
 import html
 import json
-import os
 import re
 import shutil
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from io import StringIO
 from pathlib import Path
@@ -27,8 +25,6 @@ from kdcache.report.tables import TextTable, to_markdown
 from kdcache.report.tensorboard import TensorBoard
 from kdcache.report.text_formats import TEXT_FORMATS
 from tests.run_files import change_config, change_json
-
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 GROUPS = ["resnet8 ce standard", "resnet8 kd cutmix-pick"]
 
@@ -216,18 +212,6 @@ def test_names_from_files_are_escaped(runs: Path, tmp_path: Path) -> None:
     assert any("onerror" in text for text in parsed.text)
     table = to_markdown(TextTable("t", ("a", "b"), [("x|y\n<b>", "1")]))
     assert table.splitlines()[-1] == "| x\\|y \\<b\\> | 1 |"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
-    if BROWSER is None:
-        pytest.skip("no Chromium is installed: the report is not opened in a browser")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
-    with playwright.sync_playwright() as driver:
-        sandbox = [] if os.geteuid() else ["--no-sandbox"]  # which root cannot have
-        opened = driver.chromium.launch(executable_path=BROWSER, args=sandbox)
-        yield opened
-        opened.close()
 
 
 @pytest.mark.parametrize("width", [390, 1280])

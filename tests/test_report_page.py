@@ -11,16 +11,20 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
+from click.testing import CliRunner
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from kdcache.analysis.curves import error_curves, lowest_first
 from kdcache.analysis.estimates import Proportion
 from kdcache.analysis.evaluation import Evaluation
 from kdcache.analysis.groups import RunGroup, group_runs
 from kdcache.analysis.metrics import ClassPair
 from kdcache.analysis.outcomes import network_size
 from kdcache.analysis.summary import RunSummary, summarize_runs
+from kdcache.cli import cli
 from kdcache.config import StudentConfig, TeacherConfig
+from kdcache.errors import UsageError
 from kdcache.models import build
 from kdcache.report.charts import draw_over_epochs
 from kdcache.report.evaluation_charts import draw_confusion
@@ -138,9 +142,16 @@ def test_a_teacher_that_was_trained_again_is_not_the_one_that_taught(folder: Pat
     assert "its teacher" not in render_page(found)
 
 
-def test_of_many_groups_the_best_are_shown_and_the_others_are_counted(tmp_path: Path) -> None:
-    write_runs(tmp_path, 1 + 5 * 12, epochs=2, samples=4)
-    found = summarize_runs([tmp_path], samples=0)
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher, and twelve groups of students."""
+    folder = tmp_path_factory.mktemp("many")
+    write_runs(folder, 1 + 5 * 12, epochs=2, samples=4)
+    return folder
+
+
+def test_of_many_groups_the_best_are_shown_and_the_others_are_counted(many: Path) -> None:
+    found = summarize_runs([many], samples=0)
     means = sorted((one.last.mean or 0.0 for one in found.outcomes if one.is_student), reverse=True)
     assert len(means) == 12
     text = " ".join(Sections(page := render_page(found)).texts["summary"])
@@ -148,13 +159,23 @@ def test_of_many_groups_the_best_are_shown_and_the_others_are_counted(tmp_path: 
     assert shown == [f"{mean:.2f}" for mean in means[:10]]
     assert "2 more groups below" in text
     assert page.count('class="legend"') == 3
-    assert "(5 more groups are not drawn)" in page  # of 13 with the teacher
+    assert "(7 more groups are not drawn)" in page  # of 13 with the teacher
     assert page.count("<svg") == 3
+
+
+def test_of_many_curves_the_best_are_drawn_and_all_are_in_the_file(many: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, ["analyze", "curves", str(many), "--out", str(tmp_path)])
+    assert done.exit_code == 0
+    assert "7 more curves are in curves.json, and not drawn" in done.output
+    curves = error_curves(load_runs([many]).runs)
+    assert len(json.loads((tmp_path / "curves.json").read_text())) == len(curves) == 13
+    errors = [curve.points[0].last.mean for curve in lowest_first(curves)]
+    assert errors == sorted(errors)
 
 
 def test_what_is_recorded_is_reported_without_torch_and_statistics(folder: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "report.html")
-    for words in (["--samples", "0", "--out", out], ["--format", "csv"], ["--format", "json", "--samples", "0"]):
+    for words in (["--out", out], ["--format", "csv"], ["--format", "json"]):
         code = (
             "import sys; from kdcache.cli import cli\n"
             f"cli(['report', {str(folder)!r}, *{words!r}], standalone_mode=False)\n"
@@ -162,6 +183,23 @@ def test_what_is_recorded_is_reported_without_torch_and_statistics(folder: Path,
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+
+
+def test_csv_has_no_place_for_what_is_measured(folder: Path) -> None:
+    for words in (["--samples", "20"], ["--evaluate"]):
+        done = CliRunner().invoke(cli, ["report", str(folder), "--format", "csv", *words])
+        assert isinstance(done.exception, UsageError)
+        assert f"{words[0]}: expected another --format" in str(done.exception)
+
+
+def test_shapes_of_a_network_are_found_without_torchs_compiler() -> None:
+    code = (
+        "import sys; from kdcache.models import expected_state\n"
+        "assert expected_state('resnet8', 10, 32)['conv1.weight'].shape == (16, 3, 3, 3)\n"
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture
@@ -199,13 +237,35 @@ def test_a_confusion_matrix_keeps_its_cells_at_any_length_of_names() -> None:
     assert min(map(min, sizes)) > 2
 
 
-def test_long_names_are_whole_below_the_chart(summary: RunSummary) -> None:
-    named = [replace(group, name=f"{group.name} {LONG}") for group in summary.groups]
+@pytest.fixture(scope="module")
+def long_page(summary: RunSummary) -> str:
+    """A page of groups with long names."""
+    named = [replace(group, name=f"{place}{LONG}") for place, group in enumerate(summary.groups)]
     outcomes = [replace(one, group=group) for one, group in zip(summary.outcomes, named, strict=True)]
-    page = render_page(replace(summary, groups=tuple(named), outcomes=tuple(outcomes)))
-    legend = page[page.index('class="legend"') :].partition("</ul>")[0]
-    assert all(group.name in legend for group in named)
-    assert not re.search(f"<svg.*{LONG}.*</svg>", page)
+    return render_page(replace(summary, groups=tuple(named), outcomes=tuple(outcomes)))
+
+
+def test_long_names_are_whole_below_the_chart(long_page: str) -> None:
+    legend = long_page[long_page.index('class="legend"') :].partition("</ul>")[0]
+    assert all(f"{place}{LONG}" in legend for place in range(3))
+    assert all(LONG not in chart for chart in re.findall(r"<svg.*?</svg>", long_page, flags=re.DOTALL))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_a_narrow_page_the_accuracies_are_in_sight(browser, long_page: str, tmp_path: Path, scheme: str) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "report.html"
+    path.write_text(long_page, encoding="utf-8")
+    view = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme=scheme)
+    view.goto(path.as_uri())
+    assert view.evaluate("document.documentElement.scrollWidth") <= 390
+    in_sight = "all => all.every(one => one.getBoundingClientRect().right <= 390)"
+    for seen in (".facts div", "#summary tbody th", "#summary td:nth-child(2)", "#summary td:nth-child(3)", "svg"):
+        found = view.locator(seen)
+        assert found.count() > 2 or seen == "svg"
+        assert found.evaluate_all(in_sight), seen
+    top = "one => one.getBoundingClientRect().bottom"
+    assert view.locator(".facts div").first.evaluate(top) < 500
+    view.close()
 
 
 def test_names_are_shortened_in_the_middle() -> None:

@@ -9,7 +9,7 @@ from kdcache.analysis.groups import group_runs
 from kdcache.config import StudentConfig
 from kdcache.run.records import RunRecord
 
-__all__ = ["ErrorCurve", "ErrorPoint", "error_curves"]
+__all__ = ["ErrorCurve", "ErrorPoint", "error_curves", "lowest_first"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,13 @@ def error_curves(runs: Iterable[RunRecord]) -> list[ErrorCurve]:
         augmented = student is None or student.aug != "none"
         curves.append(ErrorCurve(group.name, student.loss if student else None, augmented, tuple(points)))
     return curves
+
+
+def lowest_first(curves: Iterable[ErrorCurve]) -> list[ErrorCurve]:
+    """Sort curves by their lowest error, those without a known one last."""
+    return sorted(
+        curves, key=lambda curve: min(100.0 if (e := point.last.mean) is None else e for point in curve.points)
+    )
 
 
 def _mean_error(runs: Sequence[RunRecord], name: str) -> MeanStd:

@@ -111,6 +111,8 @@ def ratio_curves(groups: Iterable[RunGroup]) -> tuple[list[KLRatioCurve], list[s
         for run in group.runs:
             if kind_of(run.folder.statistics_store) is None:  # as `load_runs` says
                 continue
+            if run.metrics and all(line.kl_ratio is None for line in run.metrics):  # it does not pick, or not by d
+                continue
             try:
                 ratios.append(_ratios(run))
             except KdcacheError as error:

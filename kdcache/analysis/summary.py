@@ -89,7 +89,7 @@ class RunSummary:
 
 def summarize_runs(
     paths: Sequence[Path],
-    samples: int = 2000,
+    samples: int = 0,
     data_root: Path | None = None,
     device: str = "auto",
     dataset: str | None = None,
@@ -102,7 +102,7 @@ def summarize_runs(
     paths : sequence of Path
         Run folders, and folders of run folders.
     samples : int
-        CutMix samples per teacher; 0 skips label disagreement.
+        CutMix samples per teacher for label disagreement; 0 leaves it out.
     data_root : Path, optional
         Folder of the datasets, by default as recorded in the runs.
     device : str

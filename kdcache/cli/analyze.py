@@ -22,6 +22,9 @@ AugTables = dict[str, dict[str, str]] | None
 
 PATH = click.Path(path_type=Path)
 
+MAX_GROUPS = 6
+"""Groups whose hard images are printed and drawn."""
+
 RUNS = click.argument("runs", nargs=-1, required=True, type=PATH, metavar="RUN...")
 SEED = click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="View seed.")
 
@@ -148,14 +151,14 @@ def kl_ratio(
 
     Runs that differ only in the seed form a group, as in Figure 4. For the first run of each group, d of x is followed
     over the epochs: its distribution, which images stay hard, and which are forgotten. Writes kl-ratio.json and
-    kl-ratio.png, and for each group hard-images-N.png and hardness-N.png.
+    kl-ratio.png, and for each of the first six groups hard-images-N.png and hardness-N.png.
     """
     from kdcache.analysis.groups import group_runs
     from kdcache.analysis.kl_ratio import ratio_curves
     from kdcache.files import write_json
     from kdcache.report.analysis_tables import hardness_table, kl_ratio_table
     from kdcache.report.charts import plot_hardness, plot_kl_ratios
-    from kdcache.report.style import write_figure
+    from kdcache.report.style import MAX_SERIES, write_figure
     from kdcache.report.tables import show
 
     loaded = _load_runs(runs)
@@ -167,15 +170,16 @@ def kl_ratio(
     written, images = ["kl-ratio.json"], []
     if curves:
         show(kl_ratio_table(curves))
-        write_figure(plot_kl_ratios(curves), folder / "kl-ratio.png")
+        write_figure(plot_kl_ratios(curves[:MAX_SERIES]), folder / "kl-ratio.png")
         written.append("kl-ratio.png")
     for group in groups:
         run = group.runs[0]
         if (hardness := _measure_hardness(run)) is None:
             continue
         images.append({"name": group.name, "run": str(run.path), **hardness.as_json()})
+        if (number := len(images)) > MAX_GROUPS:
+            continue
         show(hardness_table(f"{group.name} ({run.path})", hardness))
-        number = len(images)
         write_figure(plot_hardness(hardness), folder / f"hardness-{number}.png")
         written += [f"hardness-{number}.png", *_draw_images(run, hardness, places, folder, number)]
     damaged = [*loaded.damaged, *unread]
@@ -184,6 +188,8 @@ def kl_ratio(
         raise UsageError(problem("no run has statistics of d, the KL divergence from the teacher", remedy=remedy))
     ratios = [curve.as_json() for curve in curves]
     write_json(folder / "kl-ratio.json", {"kl_ratios": ratios, "images": images, "damaged": damaged})
+    _warn_of_more(len(curves) - MAX_SERIES, "curves", "kl-ratio.json")
+    _warn_of_more(len(images) - MAX_GROUPS, "groups with hard images", "kl-ratio.json")
     _print_files(folder, *written)
     _require_undamaged(damaged)
 
@@ -222,11 +228,11 @@ def curves(runs: tuple[Path, ...], out: Path | None) -> None:
 
     Mean and standard deviation over the seeds, for each loss and augmentation. Writes curves.json and curves.png.
     """
-    from kdcache.analysis.curves import error_curves
+    from kdcache.analysis.curves import error_curves, lowest_first
     from kdcache.files import write_json
     from kdcache.report.analysis_tables import errors_table
     from kdcache.report.charts import plot_error_curves
-    from kdcache.report.style import write_figure
+    from kdcache.report.style import MAX_SERIES, write_figure
     from kdcache.report.tables import show
 
     loaded = _load_runs(runs)
@@ -235,8 +241,9 @@ def curves(runs: tuple[Path, ...], out: Path | None) -> None:
         raise UsageError(problem("runs", expected="finished trainings", got="none"))
     folder = _output_folder(out)
     write_json(folder / "curves.json", [curve.as_json() for curve in found])
-    write_figure(plot_error_curves(found), folder / "curves.png")
+    write_figure(plot_error_curves(lowest_first(found)[:MAX_SERIES]), folder / "curves.png")
     show(errors_table(found))
+    _warn_of_more(len(found) - MAX_SERIES, "curves", "curves.json")
     _print_files(folder, "curves.json", "curves.png")
     _require_undamaged(loaded.damaged)
 
@@ -250,6 +257,11 @@ def _load_runs(paths: Sequence[Path]) -> "LoadedRuns":
         raise UsageError(*loaded.problems)
     _warn(loaded.problems)
     return loaded
+
+
+def _warn_of_more(count: int, what: str, file: str) -> None:
+    if count > 0:
+        _warn([f"{count} more {what} are in {file}, and not drawn"])
 
 
 def _require_undamaged(damaged: Sequence[str]) -> None:

@@ -25,10 +25,9 @@ PATH = click.Path(path_type=Path)
 @click.option("--out", type=PATH, help="File to write [html: report.html; other formats are printed].")
 @click.option(
     "--samples",
-    default=2000,
-    show_default=True,
+    default=0,
     type=click.IntRange(0),
-    help="CutMix samples for label disagreement of each teacher; 0 skips it.",
+    help="Measure label disagreement of each teacher on so many CutMix samples, such as 2000 [not measured].",
 )
 @click.option("--evaluate", "evaluates", is_flag=True, help="Evaluate the networks too, as kdcache evaluate does.")
 @click.option("--dataset", help="The runs' images, if they were moved [where they were].")
@@ -46,8 +45,9 @@ def report(
 ) -> None:
     """Report on runs: an HTML page with tables and charts, or Markdown, CSV or JSON.
 
-    Each RUN is a run folder, or a folder of run folders. The report lists what is missing, unfinished or damaged, and
-    shows everything else.
+    Each RUN is a run folder, or a folder of run folders. The report begins with what came out: the best student beside
+    its teacher and beside training on labels alone. What is missing, unfinished or damaged is listed at the end. It
+    shows what the runs recorded, and measures nothing unless --samples or --evaluate is given.
     """
     from kdcache.analysis.summary import summarize_runs
     from kdcache.files import require_writable_file, write_text
@@ -55,10 +55,13 @@ def report(
     if evaluates and format_ == "csv":
         remedy = "Use 'kdcache evaluate --format csv'."
         raise UsageError(problem("--evaluate", expected="another --format", got=format_, remedy=remedy))
+    if samples and format_ == "csv":
+        remedy = "Use 'kdcache analyze disagreement'."
+        raise UsageError(problem("--samples", expected="another --format", got=format_, remedy=remedy))
     path = out or (Path("report.html") if format_ == "html" else None)
     if path is not None:
         require_writable_file(path)
-    summary = summarize_runs(runs, samples if format_ != "csv" else 0, data_root, device, dataset, evaluates)
+    summary = summarize_runs(runs, samples, data_root, device, dataset, evaluates)
     if format_ == "html":
         from kdcache.report.page import render_page
 

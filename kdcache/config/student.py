@@ -20,7 +20,7 @@ from kdcache.config.settings import SET_BY_PRESET, Choice, ChoiceOf, ChoiceSum, 
 from kdcache.config.training import CONFIG_FILE, Model, TrainingConfig, recorded_images
 from kdcache.errors import printable
 from kdcache.extensions import is_trusted
-from kdcache.presets import read_recipe
+from kdcache.presets import ConfigFile, read_recipe
 
 __all__ = ["StudentSettings", "augmentation_of", "has_no_effect"]
 
@@ -231,7 +231,7 @@ class StudentSettings(TrainingConfig):
 
     @classmethod
     def _read_files(
-        cls, file: str | Path | None, options: dict[str, Any]
+        cls, file: str | Path | ConfigFile | None, options: dict[str, Any]
     ) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
         layers, problems = super()._read_files(file, options)
         if (recipe := options.pop("recipe", None)) is not None:

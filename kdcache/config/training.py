@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence, Set
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
@@ -28,7 +29,7 @@ from kdcache.config.optimization import MAX_COUNT, OptimizationConfig, known_epo
 from kdcache.config.settings import SET_BY_PRESET, Choice, Invalid, check_text, flag_of, setting, setting_problem
 from kdcache.errors import UsageError, problem
 from kdcache.extensions import addresses_in, trust
-from kdcache.presets import read_settings
+from kdcache.presets import ConfigFile, read_settings
 
 __all__ = ["CONFIG_FILE", "Model", "TeacherConfig", "TrainingConfig", "recorded_images"]
 
@@ -205,6 +206,7 @@ class TrainingConfig(OptimizationConfig):
         return value
 
     @classmethod
+    @cache  # asked for each of many runs
     def in_group(cls, group: str) -> tuple[str, ...]:
         """Names of the settings of one group, see `kdcache.config.settings.GROUPS`."""
         declared: Any = {name: field.json_schema_extra for name, field in cls.model_fields.items()}
@@ -235,14 +237,14 @@ class TrainingConfig(OptimizationConfig):
         return (epoch + 1) % self.evaluate_every == 0 or epoch + 1 == self.epochs
 
     @classmethod
-    def load(cls, file: str | Path | None = None, **options: Any) -> Self:
+    def load(cls, file: str | Path | ConfigFile | None = None, **options: Any) -> Self:
         """Combine options, file and defaults into one config.
 
         Parameters
         ----------
-        file : str or Path, optional
-            A TOML file, or the name of a preset. Defaults to the config of the run in ``out`` if ``resume`` is given,
-            else to the preset of the dataset.
+        file : str, Path or ConfigFile, optional
+            A TOML file, the name of a preset, or a file that was read. Defaults to the config of the run in ``out`` if
+            ``resume`` is given, else to the preset of the dataset.
         **options
             Settings that override the file; ``None`` means not given. The user's own code that is named here is
             trusted, not that named by the file. Without a dataset, a student has the images of the teacher that is
@@ -284,7 +286,7 @@ class TrainingConfig(OptimizationConfig):
 
     @classmethod
     def _read_files(
-        cls, file: str | Path | None, options: dict[str, Any]
+        cls, file: str | Path | ConfigFile | None, options: dict[str, Any]
     ) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
         """Read the settings of each file, the most important one last, and the problems of the files."""
         own, problems = cls._read_file(_recorded_settings(options) if file is None else file)
@@ -295,7 +297,7 @@ class TrainingConfig(OptimizationConfig):
         return {**shipped, **inherited, **own}, [*problems, *more]
 
     @classmethod
-    def _read_file(cls, file: str | Path | None) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
+    def _read_file(cls, file: str | Path | ConfigFile | None) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
         if file is None:
             return {}, []
         settings, problems = read_settings(file, cls.table, *_file_keys(), cls.CLI_ONLY)

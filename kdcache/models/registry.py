@@ -7,9 +7,11 @@ size to the table that the command line reads without torch.
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from kdcache.choices import IMAGE_SIZES, MAX_CLASSES
 from kdcache.compute import random_weights
@@ -103,11 +105,22 @@ def expected_state(name: str, num_classes: int, image_size: int) -> dict[str, Te
     """
     if problems := _problems(name, num_classes, image_size):
         raise UsageError(*problems)
-    with random_weights(), torch.device("meta"):
+    with random_weights(), torch.device("meta"), _WithoutRandomValues():
         if name in REGISTRY:
             return REGISTRY[name](num_classes).state_dict()
         body = external.build_meta_body(name, num_classes, image_size)
     return body.state_dict() if body else None
+
+
+class _WithoutRandomValues(TorchFunctionMode):
+    """Draws nothing: tensors without memory have no values, and torch would import its compiler to draw them."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (Tensor.normal_, Tensor.uniform_):
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def _problems(name: str, num_classes: int, image_size: int) -> list[str]:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 import kdcache
-from kdcache.analysis.curves import ErrorCurve
+from kdcache.analysis.curves import ErrorCurve, lowest_first
 from kdcache.analysis.groups import RunGroup
 from kdcache.analysis.summary import RunSummary
 from kdcache.report.analysis_tables import (
@@ -115,7 +115,7 @@ def _curves(groups: Sequence[RunGroup], chart: MakeChart) -> list[Chart]:
 def _errors(errors: Sequence[ErrorCurve], chart: MakeChart) -> Chart | None:
     if not _has_lengths(errors):
         return None
-    shown = sorted(errors, key=lambda curve: min(point.last.mean or 100.0 for point in curve.points))[:MAX_SERIES]
+    shown = lowest_first(errors)[:MAX_SERIES]
     content = "; ".join(map(_describe_errors, shown))
     title = "Test error by the total number of epochs: mean and standard deviation over the seeds"
     title += _left_out(len(errors) - len(shown))

@@ -22,8 +22,8 @@ LINE_STYLES = ("-", "--", "-.", ":")
 MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚"}
 """matplotlib's markers, and how text shows them."""
 
-MAX_SERIES = 8
-"""Series of a chart: more can hardly be told apart."""
+MAX_SERIES = len(COLORS)
+"""Series of a chart: more would share color and marker."""
 
 LEGEND_CHARS, LEGEND_LINE = 60, 0.2
 """Length of a name in the legend of a file, and inches for each."""

@@ -32,6 +32,7 @@ from kdcache.checked_files import FILE, FOLDER, kind_of, require_kind
 from kdcache.config import CONFIG_FILE, StudentConfig, TeacherConfig, TrainingConfig
 from kdcache.errors import UsageError, problem
 from kdcache.locks import FileLock
+from kdcache.presets import ConfigFile
 from kdcache.run.contents import EpochMetrics, check_environment, check_metrics, check_summary
 
 __all__ = [
@@ -126,7 +127,7 @@ class RunFolder:
         if kind is None:
             tables = " or ".join(f"[{table}]" for table in CONFIGS)
             raise UsageError(problem(f"{self.config_file}: table", expected=tables, got="neither"))
-        return kind.load(self.config_file)
+        return kind.load(ConfigFile(self.config_file, document))
 
     def read_environment(self) -> dict[str, Any]:
         """Read the environment; empty for a run that was killed before it wrote the file.

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from kdcache.run.statistics import EpochStatistics, StatisticsShape
 __all__ = ["StatisticsReader", "StatisticsStore", "StoredEpoch"]
 
 SCHEMA = "kdcache-statistics-4"
+
+BYTES_IN_A_CALL = 2**24
+"""Of statistics that are read together."""
 
 REMEDY = "Train the run again to record them anew."
 
@@ -211,10 +215,36 @@ class StatisticsReader:
             If it is damaged.
         """
         try:
-            columns = self._read(epoch)
+            return self._checked(epoch, _read(self._arrays, epoch))
         except (*DAMAGE, OSError) as error:
             what = f"could not read epoch {epoch + 1} of the statistics {self.path}"
             raise KdcacheError(problem(what, got=first_line(error), remedy=REMEDY)) from None
+
+    def __iter__(self) -> Iterator[StoredEpoch]:
+        """Read all epochs written, one after the other."""
+        try:
+            step = self._epochs_in_a_call
+        except (*DAMAGE, OSError):
+            step = 1
+        for start in range(0, self.epochs, step):
+            epochs = range(start, min(self.epochs, start + step))
+            try:
+                yield from self._read_together(epochs)
+            except (*DAMAGE, OSError):
+                yield from map(self.epoch, epochs)  # an error names the epoch
+
+    def _read_together(self, epochs: range) -> list[StoredEpoch]:
+        """Read several epochs in one call of zarr, each of which costs more than a few kilobytes."""
+        columns = {name: np.asarray(array[epochs.start : epochs.stop]) for name, array in self._arrays.items()}
+        return [
+            self._checked(epoch, {name: column[place] for name, column in columns.items()})
+            for place, epoch in enumerate(epochs)
+        ]
+
+    def _checked(self, epoch: int, columns: Columns) -> StoredEpoch:
+        """Compare an epoch with its checksum."""
+        if _checksum(epoch, columns) != self.checksums[epoch]:
+            raise ValueError("another checksum than when it was written")
         samples = len(columns["d_x"])
         found = {  # a run without mixed views has no such arrays
             "d_mixed": np.empty((0, samples), np.float32),
@@ -225,22 +255,20 @@ class StatisticsReader:
         kept = {name: column if name == "picked" else column.astype(np.float32) for name, column in found.items()}
         return StoredEpoch(epoch, **kept)
 
-    def _read(self, epoch: int) -> Columns:
-        location = StoreLocation(self.path)
-        arrays = {}
+    @cached_property
+    def _arrays(self) -> dict[str, zarr.Array]:
+        location, arrays = StoreLocation(self.path), {}
         for name in ("d_x", "d_mixed", "picked", "kl_ratio", "disagreements", "losses"):
             if (self.path / name).exists():
                 array = arrays[name] = open_array(location, name)
                 if array.chunks != (1, *array.shape[1:]):  # an epoch is no larger than the largest chunk
                     raise ValueError(f"chunks of shape {array.chunks} in {name}")
-        columns = _read(arrays, epoch)
-        if _checksum(epoch, columns) != self.checksums[epoch]:
-            raise ValueError("another checksum than when it was written")
-        return columns
+        return arrays
 
-    def __iter__(self) -> Iterator[StoredEpoch]:
-        """Read all epochs written, one after the other."""
-        return map(self.epoch, range(self.epochs))
+    @property
+    def _epochs_in_a_call(self) -> int:
+        size = sum(array.nbytes // max(1, array.shape[0]) for array in self._arrays.values())
+        return max(1, BYTES_IN_A_CALL // max(1, size))
 
 
 def _read(arrays: Mapping[str, zarr.Array], epoch: int) -> Columns:
