@@ -22,6 +22,7 @@ __all__ = [
     "cropped",
     "resized",
     "same_dataset",
+    "with_prefix",
 ]
 
 DEFAULT_FOLDER_SIZE = 160
@@ -198,6 +199,13 @@ def canonical(name: str) -> str:
     return prefix + spelled
 
 
+def with_prefix(path: str) -> str | None:
+    """Propose the name of a dataset for the path of a folder or file that is there."""
+    is_packed = path.endswith((".h5", ".hdf5")) and os.path.isfile(path)
+    prefix = FOLDER_PREFIX if os.path.isdir(path) else HDF5_PREFIX if is_packed else None
+    return f"Did you mean {prefix}{path}?" if prefix else None
+
+
 def same_dataset(name: str, other: str) -> bool:
     """Whether two names mean the same dataset, seen from the current folder."""
     (prefix, path), (other_prefix, other_path) = _split_prefix(canonical(name)), _split_prefix(canonical(other))
@@ -246,7 +254,8 @@ def card_of(name: str, image_size: int | None = None, crop: str | None = None) -
     path = name.removeprefix(FOLDER_PREFIX)
     if path in ("", name):
         known = ", ".join((*CARDS, *(prefix + rest for prefix, rest in DATASET_PREFIXES)))
-        raise UsageError(problem("unknown dataset", expected=f"one of {known}", got=repr(name)))
+        remedy = with_prefix(name)
+        raise UsageError(problem("unknown dataset", expected=f"one of {known}", got=repr(name), remedy=remedy))
     size = DEFAULT_FOLDER_SIZE
     card = Card(
         *(name, None, size, None, _IMAGENET_MEAN, _IMAGENET_STD, path, "the user's own"),

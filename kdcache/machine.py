@@ -11,10 +11,10 @@ from pathlib import Path
 __all__ = [
     "busy_cores",
     "cores",
-    "count_other_trainings",
     "default_threads",
     "free_memory",
     "keep_freed_memory",
+    "other_trainings",
     "threads_advice",
 ]
 
@@ -68,12 +68,14 @@ def _physical_cores() -> int:
 
 def threads_advice(threads: int) -> str | None:
     """Say what to do about the cores, if a training with so many threads does not have them for itself."""
-    available, others = cores(), count_other_trainings()
+    available, others = cores(), other_trainings()
     if others:
-        share = max(1, min(available, _physical_cores()) // (others + 1))
+        share = max(1, min(available, _physical_cores()) // (len(others) + 1))
         slow = "" if threads <= share else ", or each is several times slower than alone"
-        running = "another training of kdcache runs" if others == 1 else f"{others} other trainings of kdcache run"
-        return f"{running} on this machine ({available} cores): start each with --threads {share}{slow}"
+        is_one = len(others) == 1
+        running = "another training of kdcache runs" if is_one else f"{len(others)} other trainings of kdcache run"
+        processes = f"process {others[0]}" if is_one else f"processes {', '.join(map(str, others))}"
+        return f"{running} on this machine ({available} cores): start each with --threads {share}{slow}; {processes}"
     if threads > available:
         return f"{threads} threads share {available} cores, which is slow: start with --threads {available}"
     if threads == 1:  # which no number of threads improves
@@ -85,15 +87,16 @@ def threads_advice(threads: int) -> str | None:
     return f"other programs use {busy:.1f} of {available} cores: start with --threads {free}, or wait for them"
 
 
-def count_other_trainings() -> int:
-    """Count the trainings of kdcache on this machine, started by a command, besides that of this process.
+def other_trainings() -> list[int]:
+    """Processes of the trainings of kdcache on this machine, started by a command, besides that of this process.
 
     Workers belong to the process that started them.
     """
     parents = dict(_training_processes())
-    return sum(
-        process != os.getpid() and parent not in parents and process != os.getppid()
+    return sorted(
+        process
         for process, parent in parents.items()
+        if process != os.getpid() and parent not in parents and process != os.getppid()
     )
 
 

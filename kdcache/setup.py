@@ -82,7 +82,8 @@ def choose_compute(config: TrainingConfig) -> Compute:
     if threads is not None:
         torch.set_num_threads(threads)
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
-    if alone and compute.device.type == "cpu" and (advice := threads_advice(torch.get_num_threads())):
+    may_choose = alone and before is None and compute.device.type == "cpu"  # a resumed run keeps its number
+    if may_choose and (advice := threads_advice(torch.get_num_threads())):
         log.info("%s", advice)
     return compute
 
@@ -114,7 +115,10 @@ def with_epochs(config: Config, samples: int) -> Config:
     """
     if config.steps is None:
         return config
-    return config.lasting(ceil(config.steps / len(steps(samples, config.batch_size))))
+    of_epoch = len(steps(samples, config.batch_size))
+    epochs = ceil(config.steps / of_epoch)
+    log.info("--steps %d: %d epochs of %d steps, %d in all", config.steps, epochs, of_epoch, epochs * of_epoch)
+    return config.lasting(epochs)
 
 
 class DataSize(NamedTuple):
@@ -283,7 +287,11 @@ def load_run_data(
     leaves_out = split != "train" and config.train_fraction > 0 and has_unlabelled and unlabelled is None
     if leaves_out:
         config = config.model_copy(update={"unlabelled": None})
-    data = load_data(config)
+    logging.disable(logging.INFO)  # the training said this about its images
+    try:
+        data = load_data(config)
+    finally:
+        logging.disable(logging.NOTSET)
     if run.network_file.is_file():
         data = data.rendered(rendering_of(run.network_file))
     if not (_is_tested_on if leaves_out else _is_trained_on)(run, data):

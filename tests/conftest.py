@@ -53,7 +53,7 @@ def manifests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no training report those of other tests."""
-    monkeypatch.setattr(machine, "count_other_trainings", lambda: 0)
+    monkeypatch.setattr(machine, "other_trainings", lambda: [])
 
 
 @pytest.fixture(scope="session")

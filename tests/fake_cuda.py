@@ -133,7 +133,7 @@ class FakeCuda(TorchDispatchMode):
             target = args[0].device if func is aten.copy_.default else kwargs.get("device") or source.device
             if target.type == "cpu" and _on_device(source):
                 return self._read(func, args, kwargs, waits=not kwargs.get("non_blocking"))
-            if source.device.type == "cpu" and source.dim():
+            if source.device.type == "cpu":
                 size, pinned = source.numel() * source.element_size(), source.data_ptr() in self._pinned
                 self.copies.append(Copy(size, bool(kwargs.get("non_blocking")), pinned))
         elif func is aten._local_scalar_dense.default:

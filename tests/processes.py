@@ -131,7 +131,7 @@ def start_process(function: Callable[..., object], *arguments: object, daemon: b
 
 def _call(function: Callable[..., object], *arguments: object) -> None:
     torch.set_num_threads(1)
-    machine.count_other_trainings = lambda: 0  # those of other tests
+    machine.other_trainings = lambda: []  # those of other tests
     multiprocessing.set_start_method(None, force=True)  # as in a process started by a shell
     function(*arguments)
 

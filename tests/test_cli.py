@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from kdcache.cli import cli
@@ -185,6 +186,20 @@ def test_an_image_that_cannot_be_decoded_is_named(pictures: Path, tmp_path: Path
     assert done.returncode == 2
     assert "bad.png" in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_help_has_the_value_of_each_preset() -> None:
+    shown = " ".join(CliRunner().invoke(cli, ["student-train", "--help"]).output.split())
+    for text in (
+        "Optimizer. [default by preset: adamw (pictures), sgd (others)]",
+        "Highest learning rate. [default by preset: 0.1 (imagenet), 0.001 (pictures), 0.05 (others)]",
+        "in place of --epochs. [default by preset: 600 (pictures)]",
+        "Passes over the training set. [default by preset: 20 (mini), 100 (imagenet), 240 (cifar100, tiny-imagenet)]",
+        "the first beta of AdamW. [default: 0.9]",
+        "Learning rate at the end of a cosine. [default: 0.0]",
+        "Part of each label that is spread over all classes, in cross-entropy. [default: 0.0]",
+    ):
+        assert text in shown
 
 
 def test_every_preset_has_the_settings_that_the_help_says_it_has() -> None:

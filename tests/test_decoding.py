@@ -151,7 +151,7 @@ def test_what_is_not_taken_is_counted_by_kind(tmp_path: Path, capsys: pytest.Cap
     assert data.class_names == ("a", "b")
     assert len(data.train) == len(data.test) == 4
     expected = {"hidden": 8, ".txt": 2, ".db": 1, "without a suffix": 1, ".svg": 1, ".cr2": 1}
-    expected |= {"links that lead nowhere": 1, "outside the class folders": 1}
+    expected |= {"links that lead nowhere": 1, "outside the class folders (labels.csv)": 1}
     assert data.train.pictures is not None
     assert data.train.pictures.source.others == expected
     for command in ("info", "check"):

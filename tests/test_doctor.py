@@ -12,7 +12,7 @@ from kdcache.stages import train_student, train_teacher
 from kdcache import doctor, machine, self_test
 from kdcache.config import StudentConfig
 from kdcache.doctor import HINT, OK, PROBLEM, Finding, run_checks
-from kdcache.machine import _is_training, count_other_trainings
+from kdcache.machine import _is_training, other_trainings
 from kdcache.run.folder import FinishedRun
 from kdcache.self_test import TrainFunctions, training_checks
 from tests.processes import kdcache
@@ -75,7 +75,7 @@ def test_a_check_that_raises_is_a_problem(tmp_path: Path) -> None:
 
 
 def test_threads_are_compared_with_cores_and_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("cores", 4), ("_physical_cores", 4), ("busy_cores", 0.0), ("count_other_trainings", 0)):
+    for name, value in (("cores", 4), ("_physical_cores", 4), ("busy_cores", 0.0), ("other_trainings", [])):
         monkeypatch.setattr(machine, name, lambda value=value: value)
     monkeypatch.setattr(doctor, "cores", machine.cores)
     monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
@@ -89,12 +89,13 @@ def test_threads_are_compared_with_cores_and_load(monkeypatch: pytest.MonkeyPatc
     found = doctor.check_threads()
     assert found.state == HINT
     assert "Other programs use 2.4 of 4 cores: start with --threads 2" in found.text
-    monkeypatch.setattr(machine, "count_other_trainings", lambda: 1)
+    monkeypatch.setattr(machine, "other_trainings", lambda: [77])
     found = doctor.check_threads()
     assert "Another training of kdcache runs on this machine (4 cores): start each with --threads 2, or" in found.text
-    monkeypatch.setattr(machine, "count_other_trainings", lambda: 3)
+    monkeypatch.setattr(machine, "other_trainings", lambda: [77, 78, 79])
     found = doctor.check_threads()
     assert "3 other trainings of kdcache run on this machine (4 cores): start each with --threads 1" in found.text
+    assert found.text.endswith("; processes 77, 78, 79")
 
 
 def test_the_threads_are_those_that_torch_starts() -> None:
@@ -133,9 +134,9 @@ def test_another_training_is_counted_once_with_its_workers(tmp_path: Path, monke
         assert process.stdin is not None
         assert [process.stdout.readline() for _ in range(2)] == ["up\n"] * 2
         assert len(own_processes()) == 2
-        assert count_other_trainings() == 1
+        assert other_trainings() == [process.pid]
         process.stdin.close()
-    assert count_other_trainings() == 0
+    assert other_trainings() == []
 
 
 def test_the_precision_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:

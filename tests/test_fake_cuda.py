@@ -190,6 +190,7 @@ PLANTS: dict[str, Callable[[Tensor], object]] = {
     "device": lambda d: d + torch.ones(d.shape),
     "index": lambda d: d[torch.tensor([1, 2])],
     "pageable": lambda d: torch.ones(3).to(d.device, non_blocking=True),
+    "scalar": lambda d: torch.tensor(1.0, device=d.device),
     "blocking": lambda d: torch.tensor([1.0, 2.0], device=d.device),
     "many": lambda d: [to_device(torch.ones(3), d.device) for _ in range(MAX_COPIES)],
 }

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -218,7 +219,9 @@ def test_weights_of_torchvision_are_found_by_name(
     assert "std (0.229, 0.224, 0.225), from torchvision for ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1" in log.text
 
 
-def test_nothing_is_downloaded_because_a_file_says_so(small: Settings, torch_home: Path, tmp_path: Path) -> None:
+def test_nothing_is_downloaded_because_a_file_says_so(
+    small: Settings, torch_home: Path, tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
     file = tmp_path / "config.toml"
     file.write_text('init = "IMAGENET1K_V1"\nmodel = "torchvision:shufflenet_v2_x0_5"\n')
     given = {key: value for key, value in small.items() if key != "model"}
@@ -232,6 +235,8 @@ def test_nothing_is_downloaded_because_a_file_says_so(small: Settings, torch_hom
         message = refusal(lambda allowed=allowed: begin(**allowed), KdcacheError)  # type: ignore[misc]
         assert "could not download https://download.pytorch.org/" in message
         assert "got Name or service not known. Without access to it, copy the file" in message
+        assert "and name it in place of IMAGENET1K_V1: it must be of torchvision:" in message
+        assert "downloading weights IMAGENET1K_V1 of torchvision:" in log.text
 
 
 @pytest.fixture
@@ -259,6 +264,19 @@ def test_weights_of_timm_are_found_by_tag(small: Settings, hub: State, log: pyte
         assert (network.mean, network.std) == (HALF, HALF)
         assert f"tensors of {init}; new head: 1000 classes to 3" in log.text
     assert "from timm for test_resnet.r160_in1k" in log.text
+    assert "loading weights r160_in1k of timm:test_resnet, which are downloaded if" in log.text
+
+
+def test_a_missing_library_is_named_before_the_images_are_read(
+    small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    given = {**small, "dataset": f"folder:{tmp_path}/nowhere", "model": "timm:test_resnet", "out": tmp_path / "run"}
+    for train in (
+        lambda: train_teacher(TeacherConfig.load(**given)),
+        lambda: train_student(StudentConfig.load(**given, loss="ce")),
+    ):
+        assert "timm is not installed. Run pip install" in refusal(train)
 
 
 def test_names_that_timm_does_not_have_are_refused(small: Settings, hub: State, tmp_path: Path) -> None:
@@ -267,6 +285,7 @@ def test_names_that_timm_does_not_have_are_refused(small: Settings, hub: State, 
     assert message == "weights of timm:test_resnet: expected a file, or one of pretrained, r160_in1k, got a1_in1k"
     message = refusal(lambda: start(small, model="timm:resnet18", init="a2_in1k"), KdcacheError)
     assert "got no access to timm/resnet18.a2_in1k. Without access to it, copy the file" in message
+    assert "in place of a2_in1k: it must be of timm:resnet18, or --model name the network that it is of." in message
     config = StudentConfig(**{**small, **model}, init="pretrained")
     assert "Add --download" in refusal(lambda: initial_network(config, load_data(config)))
 
@@ -324,6 +343,11 @@ def test_other_weights_are_refused(small: Settings, two_classes: Path, tmp_path:
     assert "or one of IMAGENET1K_V1, DEFAULT, got V9" in refusal(lambda: start(small, **other, init="V9"))
     torch.save({"a": source(), "b": source()}, path)
     assert "Save the one to start from in a file of its own." in refusal(lambda: start(small, init=str(path)))
+    names = [f"blocks.{block}.{name}" for block in range(3) for name in ("conv1.weight", "bn1.weight", "bn1.bias")]
+    torch.save({name: torch.zeros(4) for name in names}, path)  # another network, with some names of this one's
+    message = refusal(lambda: start(small, init=str(path)))
+    assert message.startswith(f"--init {path}: tensors: expected those of resnet8, got missing: ")
+    assert message.endswith("Name the network that they are of with --model, and its --image-size if that is fixed.")
 
 
 def test_loading_a_teacher_of_other_classes_names_init(

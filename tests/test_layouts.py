@@ -10,12 +10,14 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+from kdcache import checked_files
 from kdcache.cards import canonical, same_dataset
 from kdcache.cli import cli
-from kdcache.config import TeacherConfig
+from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.datasets import Dataset, load, read
 from kdcache.datasets.pack import pack
-from kdcache.run.folder import newest_finished_run
+from kdcache.run.folder import RunFolder, newest_finished_run
+from kdcache.setup import load_run_data
 from tests.samples import TINY_CLASSES, refusal, write_imagenet, write_tiny
 
 
@@ -61,10 +63,21 @@ def test_without_a_test_set_a_fifth_of_each_class_is_split_off(
     write_classes(tmp_path / "bare")
     write_classes(tmp_path / "parts" / "train")
     (tmp_path / "parts" / "extra").mkdir()
+    (tmp_path / "bare" / "notes.txt").touch()
     with caplog.at_level(logging.INFO):
         bare, parts = (load(f"folder:{tmp_path / name}", image_size=32) for name in ("bare", "parts"))
     assert "bare has no test set: 6 of its 30 images, the same ones in every run, are the test set" in caplog.text
     assert "the test set; not read: extra" in caplog.text
+    beside = f"{tmp_path / 'bare'}: not taken as images: 1 outside the class folders (notes.txt)"
+    assert [line for line in caplog.messages if "not taken" in line] == [beside]
+    (tmp_path / "run").mkdir()
+    run = RunFolder(tmp_path / "run")
+    config = TeacherConfig.load(dataset=f"folder:{tmp_path / 'bare'}", image_size=32)
+    checked_files.write_toml(run.config_file, config.to_toml())
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        assert len(load_run_data(run).test) == 6
+    assert caplog.messages == []  # its training said the same
     assert bare.test.labels.bincount().tolist() == [2, 2, 2]
     assert not paths_of(bare, "train") & paths_of(bare, "test")
     assert len(paths_of(bare, "train") | paths_of(bare, "test")) == 30
@@ -104,6 +117,20 @@ def test_a_dataset_that_is_split_is_packed_and_checked(tmp_path: Path) -> None:
     packed = read(f"hdf5:{tmp_path}/x.h5")
     for part in ("train", "test"):
         assert getattr(packed, part).fingerprint == getattr(data, part).fingerprint
+
+
+def test_the_name_that_was_meant_is_proposed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos.h5").touch()
+    (tmp_path / "photos.txt").touch()
+    for name, meant in (("photos", "folder:photos"), ("photos.h5", "hdf5:photos.h5")):
+        for config in ({"dataset": name}, {"dataset": "cifar100", "unlabelled": name}):
+            assert refusal(lambda given=config: StudentConfig.load(**given)).endswith(f" Did you mean {meant}?")  # type: ignore[misc]
+        assert refusal(lambda name=name: read(name)).endswith(f" Did you mean {meant}?")  # type: ignore[misc]
+    assert refusal(lambda: StudentConfig.load(dataset="photos.txt")).endswith("got photos.txt")
+    assert refusal(lambda: read("folder:phots")).endswith("does not exist. Did you mean folder:photos?")
+    assert refusal(lambda: read("folder:elsewhere")).endswith("If it was moved, name its place with --dataset.")
 
 
 def test_folders_that_are_no_dataset_are_refused(tmp_path: Path) -> None:

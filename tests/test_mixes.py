@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kdcache.choices import MIXES, MixInfo
 from kdcache.config.augs import BETA_SHAPES
@@ -21,6 +20,7 @@ from kdcache.errors import KdcacheError
 from kdcache.views import ViewPlan, Views
 from kdcache.views.beta import beta_lambdas
 from kdcache.views.mixes import Mix, _made, find_mix
+from tests.fake_cuda import FakeCuda
 from tests.test_augs import changed_alone, plan
 from tests.test_views import digest
 
@@ -73,7 +73,9 @@ def test_rows_and_views_are_the_same_on_every_machine(mix: str) -> None:
 
 
 @pytest.mark.parametrize("mix", [*MIXES, *changed_alone()])
-def test_views_read_and_change_no_random_state_and_no_value_of_the_device(mix: str, noise: Split) -> None:
+def test_views_read_and_change_no_random_state_and_no_value_of_the_device(
+    mix: str, noise: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def views(seed: int) -> Tensor:
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002
@@ -93,7 +95,7 @@ def test_views_read_and_change_no_random_state_and_no_value_of_the_device(mix: s
         torch.set_num_threads(threads)
     rows = plan(mix).epoch(2).slots[0].parameters[:40]
     # Where there are no values, reading one, for which a GPU would make the host wait, is an error.
-    for device, mode in (("meta", nullcontext()), ("cuda:0", FakeTensorMode())):
+    for device, mode in (("meta", nullcontext()), ("cuda:0", FakeCuda(monkeypatch))):
         with mode:
             first, second = (torch.empty(40, 3, 32, 32, dtype=torch.uint8, device=device) for _ in range(2))
             empty = find_mix(mix).apply(first, second, rows)

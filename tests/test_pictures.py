@@ -277,6 +277,9 @@ def test_bad_images_are_left_out_and_counted(spoiled: Path, caplog: pytest.LogCa
         assert (len(data.train), data.skipped) == (19, len(BAD))
         assert data.train.labels.tolist() == [0] * 6 + [1] * 7 + [2] * 6
         assert "4 images" in caplog.text
+        (line,) = (line for line in caplog.messages if "left out" in line)
+        assert all(name in line for name in BAD)
+        caplog.clear()
         ink = data.train.take(torch.tensor([6]))  # cmyk.jpg comes before n00000009_0.JPEG
         assert (ink.float().mean((0, 2, 3)) - torch.tensor([254.0, 0.0, 0.0])).abs().max() < 8
         (spoiled / "imagenet/train/n00000009/zero.jpg").touch()

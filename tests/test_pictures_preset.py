@@ -35,7 +35,10 @@ def test_a_dataset_of_the_users_own_has_the_preset_for_pictures(dataset: str) ->
     assert all(card.preset in ("mini", "cifar100", "tiny-imagenet", "imagenet") for card in CARDS.values())
 
 
-def test_a_length_in_steps_is_rounded_up_to_epochs_of_the_images_that_there_are() -> None:
+def test_a_length_in_steps_is_rounded_up_to_epochs_of_the_images_that_there_are(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
     config = TeacherConfig.load(dataset="folder:x", batch_size=10, steps=100)
     for samples, epochs in (
         (20, 50),
@@ -49,6 +52,7 @@ def test_a_length_in_steps_is_rounded_up_to_epochs_of_the_images_that_there_are(
         (10**6, 1),
     ):
         assert with_epochs(config, samples).epochs == epochs
+    assert "--steps 100: 5 epochs of 21 steps, 105 in all" in caplog.messages
     assert with_epochs(with_epochs(config, 200), 2000).epochs == 1  # recorded settings, on other images
     fixed = TeacherConfig.load(dataset="folder:x", epochs=7)
     assert with_epochs(fixed, 10**6) is fixed

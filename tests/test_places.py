@@ -387,10 +387,15 @@ def test_a_training_beside_another_says_what_to_do(
     small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr("kdcache.machine.count_other_trainings", lambda: 1)
+    monkeypatch.setattr("kdcache.machine.other_trainings", lambda: [4321])
     train_student(StudentConfig.load(**small, loss="ce", out=tmp_path / "run"))
     assert caplog.messages[0].startswith("another training of kdcache runs on this machine (")
     assert "start each with --threads 1" in caplog.messages[0]
+    assert caplog.messages[0].endswith("; process 4321")
+    (tmp_path / "run" / "summary.json").unlink()
+    caplog.clear()
+    train_student(StudentConfig.load(out=tmp_path / "run", resume=True))  # which keeps its threads
+    assert not [line for line in caplog.messages if "--threads" in line]
 
 
 def test_views_of_a_read_only_store_are_those_of_a_forward(noise: Split, tmp_path: Path, monkeypatch: Any) -> None:

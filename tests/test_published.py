@@ -512,9 +512,11 @@ def test_a_bundle_is_calibrated_without_the_teacher(pictures: Path, tmp_path: Pa
 def test_an_export_says_on_which_images_it_was_compared(
     mini_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["export", str(mini_run), "--out", str(tmp_path / "net")]
+    words = ["export", str(mini_run), "--out", str(tmp_path / "net.safetensors")]
     cli.main(words, standalone_mode=False)
-    assert "64 test images" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert output.startswith(f"{tmp_path}/net.safetensors: safetensors, input ")
+    assert "its probabilities of 64 test images differ from the run's by at most " in output
     with pytest.raises(UsageError):
         cli.main([*words, "--dataset", f"folder:{tmp_path / 'gone'}"], standalone_mode=False)
 
@@ -526,6 +528,24 @@ def test_an_export_says_on_which_images_it_was_compared(
     output = capsys.readouterr()
     assert "64 random images" in output.out
     assert "the images are gone" in output.err
+
+
+def test_the_name_of_an_exported_file_says_its_format(mini_run: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    bundles: list[Path] = []
+    monkeypatch.setattr("kdcache.cli.models._export_bundle", lambda run, file, path, *_: bundles.append(path))
+
+    def export_to(name: str) -> None:
+        cli.main(["export", str(mini_run), "--out", f"{tmp_path}/{name}"], standalone_mode=False)
+
+    for name in ("phone", "phone/", "phone.v2/"):
+        export_to(name)
+    assert bundles == [tmp_path / "phone", tmp_path / "phone", tmp_path / "phone.v2"]
+    message = refusal(lambda: export_to("phone.v2"))
+    expected = "a folder, or a file that ends with one of .safetensors, .onnx, .pt2"
+    assert message == f"--out: expected {expected}, got {tmp_path}/phone.v2. Name its --format."
+    export_to("phone.pt2")
+    assert torch.export.load(tmp_path / "phone.pt2")
+    assert [path.name for path in tmp_path.iterdir()] == ["phone.pt2"]
 
 
 def test_a_format_whose_package_is_missing_names_it(
@@ -575,9 +595,9 @@ def test_an_export_with_other_probabilities_is_not_written(
 
 
 def test_the_commands_export_and_predict(mini_run: Path, exported: Path, tmp_path: Path) -> None:
-    done = kdcache("export", str(mini_run), "--out", "net", cwd=tmp_path)
+    done = kdcache("export", str(mini_run), "--out", "net.safetensors", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["net"]
+    assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
     data = load_data(TeacherConfig.load())
     rows = [int((data.test.labels == label).nonzero()[5]) for label in (1, 8)]  # a trouser and a bag
     for row in rows:
@@ -588,7 +608,7 @@ def test_the_commands_export_and_predict(mini_run: Path, exported: Path, tmp_pat
     assert re.match(rf"{rows[0]}\.png: Trouser (1\.000|0\.\d+), ", trouser)
     assert re.match(rf"{rows[1]}\.png: Bag ", bag)
     assert bag.count(",") == 4
-    for file in (tmp_path / "net", exported / "onnx"):
+    for file in (tmp_path / "net.safetensors", exported / "onnx"):
         assert kdcache("predict", str(file), *(f"{row}.png" for row in rows), cwd=tmp_path).stdout == done.stdout
     wrong = kdcache("predict", str(mini_run), "nowhere.png", cwd=tmp_path)
     assert wrong.returncode == 2

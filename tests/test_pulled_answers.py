@@ -1,6 +1,7 @@
 """Logits that travel: pushed with a card, pulled, and trained on without the teacher, from a folder, http and s3."""
 
 import json
+import logging
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -13,10 +14,12 @@ import pytest
 from click.testing import CliRunner
 from kdcache.stages import precompute_answers, train_student, train_teacher
 
-from kdcache.answers.card import CARD, AnswerCard, describe_views, read_card
+from kdcache.answers.card import CARD, AnswerCard, StoredFile, describe_views, read_card
 from kdcache.answers.card_store import open_answers
+from kdcache.answers.fingerprint import digest
 from kdcache.answers.location import StoreLocation
 from kdcache.answers.pulled import AbsentTeacher
+from kdcache.answers.store import CHECKSUMMED_ATTRIBUTES
 from kdcache.cli import cli
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import KdcacheError, UsageError
@@ -121,9 +124,11 @@ def test_views_are_described_by_epochs_and_seed() -> None:
     assert describe_views(tables) == ["clean views", "epochs 1-3, 7 of view seed 1: standard"]
 
 
-def test_a_student_needs_no_teacher(pushed: Pushed, tmp_path: Path) -> None:
+def test_a_student_needs_no_teacher(pushed: Pushed, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     alone = Path(shutil.copytree(pushed.folder, tmp_path / "alone"))
-    run = train(pushed, alone, tmp_path / "run")
+    with caplog.at_level(logging.INFO, "kdcache"):
+        run = train(pushed, alone, tmp_path / "run")
+    assert "cannot be written" not in caplog.text  # nothing is to be kept there
     assert outcome(run.path) == pushed.expected
     assert (run.summary["teacher_forwards"], run.summary["cache_hits"]) == (0, ROWS * EPOCHS * 3)
     card, store = open_answers(alone)
@@ -142,6 +147,17 @@ def test_clean_views_are_read_too(pushed: Pushed, tmp_path: Path) -> None:
     ]
     assert outcome(runs[0].path) == outcome(runs[1].path)
     assert runs[1].summary["teacher_forwards"] == 0
+
+
+def test_a_student_has_another_size_than_the_absent_teacher(small: dict[str, Any], tmp_path: Path) -> None:
+    settings = {**small, "crop": "resized", "aug": "cutmix"}
+    teacher = train_teacher(TeacherConfig.load(**{**settings, "aug": None, "out": tmp_path / "teacher"}))
+    settings["image_size"] = 40
+    at_hand = train_student(StudentConfig.load(**settings, teacher=teacher.path, out=tmp_path / "at hand"))
+    push_answers(teacher, find_store(teacher.path, None), str(tmp_path / "pushed"))
+    run = train_student(StudentConfig.load(**settings, answers=str(tmp_path / "pushed"), out=tmp_path / "run"))
+    assert outcome(run.path) == outcome(at_hand.path)
+    assert (run.summary["teacher_forwards"], run.summary["cache_hits"]) == (0, 2 * ROWS)
 
 
 def test_an_absent_teacher_raises_if_it_is_called(pushed: Pushed) -> None:
@@ -303,7 +319,9 @@ def test_a_place_with_anything_else_is_refused(pushed: Pushed, tmp_path: Path) -
     assert "got another store" in refusal(lambda: pull_answers(str(pushed.folder), store))
 
 
-def test_what_is_damaged_or_incomplete_is_not_pushed(pushed: Pushed, tmp_path: Path, caplog: Any) -> None:
+def test_what_is_damaged_or_incomplete_is_not_pushed(
+    pushed: Pushed, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = Path(shutil.copytree(pushed.teacher.path, tmp_path / "teacher"))
     run, store = FinishedRun(folder), find_store(folder, None)
     place = Path(store.location.where)
@@ -326,7 +344,7 @@ def test_answers_of_another_teacher_are_refused(pushed: Pushed, small: dict[str,
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"epochs": 3}, "expected epochs 3 of view seed 0: cutmix-1, cutmix-2, standard, got clean views; epochs 1-2"),
+    ({"epochs": 3}, "expected epoch 3 of view seed 0: cutmix-1, cutmix-2, standard, got clean views; epochs 1-2"),
     ({"view_seed": 5}, "expected epochs 1-2 of view seed 5"),
     ({"aug": "mixup"}, "expected epochs 1-2 of view seed 0: mixup-1"),
     ({"candidates": 3}, "expected epochs 1-2 of view seed 0: cutmix-3"),
@@ -361,6 +379,33 @@ def test_commands_that_need_a_teacher_refuse_answers(pushed: Pushed, tmp_path: P
     assert "one that learned from --answers" in str(done.exception)
 
 
+def computed_elsewhere(pushed: Pushed, place: Path) -> str:
+    """Make answers that state another number of threads."""
+    shutil.copytree(pushed.folder, place)
+    root = json.loads((place / "zarr.json").read_text())
+    attributes = root["attributes"]
+    attributes["made_with"]["threads"] += 1
+    attributes["sha256"] = digest({name: attributes[name] for name in CHECKSUMMED_ATTRIBUTES})
+    content = json.dumps(root).encode()
+    (place / "zarr.json").write_bytes(content)
+    card = read_card(str(place))
+    card = card.model_copy(update={"files": {**card.files, "zarr.json": StoredFile.of(content)}})
+    (place / CARD).write_bytes(card.to_json())
+    return str(place)
+
+
+def test_answers_are_outside_of_the_run(pushed: Pushed, tmp_path: Path) -> None:
+    shutil.copytree(pushed.folder, tmp_path / "run" / "answers")
+    found = refusal(lambda: train(pushed, tmp_path / "run" / "answers", tmp_path / "run", overwrite=True))
+    assert "expected a folder outside of --out" in found
+
+
+def test_a_run_with_a_teacher_at_hand_is_not_resumed_without_one() -> None:
+    without, at_hand = StudentConfig(answers="here"), StudentConfig(teacher=Path("runs/teacher"))
+    assert without.differences(StudentConfig(answers="there")) == []
+    assert without.differences(at_hand) == ["--answers: expected no value, as in the run, got here"]
+
+
 def test_a_run_is_resumed_from_moved_answers_but_no_others(pushed: Pushed, tmp_path: Path) -> None:
     place = Path(shutil.copytree(pushed.folder, tmp_path / "here"))
     options = {**pushed.settings, "out": tmp_path / "run", "resume": True}
@@ -370,5 +415,7 @@ def test_a_run_is_resumed_from_moved_answers_but_no_others(pushed: Pushed, tmp_p
     assert "expected a folder or URL with a card.json" in refusal(lambda: train_student(StudentConfig.load(**options)))
     with pytest.raises(UsageError, match="no value with --teacher"):
         StudentConfig.load(**options, teacher=pushed.teacher.path)
+    other = {"answers": computed_elsewhere(pushed, tmp_path / "elsewhere")}
+    assert "run: answers: expected" in refusal(lambda: train_student(StudentConfig.load(**options, **other)))
     run = train_student(StudentConfig.load(**options, answers=str(tmp_path / "there")))
     assert outcome(run.path) == pushed.expected

@@ -440,7 +440,7 @@ def test_a_run_is_read_and_resumed_where_the_teacher_it_names_is_damaged(
     copy = shutil.copytree(finished, tmp_path / "copy")
     for folder in (run, copy):
         change_config(folder / "config.toml", lambda text: text.replace(str(teacher), str(damaged)))
-    for words in (("export", copy, "--out", tmp_path / "exported"), ("compare", copy, "--", finished)):
+    for words in (("export", copy, "--out", tmp_path / "exported.safetensors"), ("compare", copy, "--", finished)):
         assert call(*words)[0] == 0
     assert call("student-train", "--resume", "--out", run, "--teacher", teacher)[0] == 0
 

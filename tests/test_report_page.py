@@ -158,7 +158,9 @@ def test_of_many_groups_the_best_are_shown_and_the_others_are_counted(many: Path
     shown = re.findall(r"\b(\d\d\.\d\d) \(\d", text)[::2]
     assert shown == [f"{mean:.2f}" for mean in means[:10]]
     assert "2 more groups below" in text
-    assert page.count('class="legend"') == 3
+    assert f"{means[0]:.2f} %" in text
+    legends = [part.partition("</ul>")[0].count("<li>") for part in page.split('class="legend"')[1:]]
+    assert legends == [6, 6, 6]
     assert "(7 more groups are not drawn)" in page  # of 13 with the teacher
     assert page.count("<svg") == 3
 
@@ -183,6 +185,14 @@ def test_what_is_recorded_is_reported_without_torch_and_statistics(folder: Path,
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+
+
+def test_one_run_a_side_is_compared_without_an_interval(folder: Path) -> None:
+    sides = [str(folder / "c"), "--", str(folder / "a")]
+    found = json.loads(CliRunner().invoke(cli, ["compare", "--format", "json", *sides]).output)
+    assert (found["mean_difference"], found["difference"]) == (10.0, None)
+    text = CliRunner().invoke(cli, ["compare", *sides]).output
+    assert re.search(r"left - right .*\+10\.00.*none: needs two runs per side", text)
 
 
 def test_csv_has_no_place_for_what_is_measured(folder: Path) -> None:
@@ -222,6 +232,7 @@ def test_charts_keep_their_plot_at_any_length_of_names(groups: list[RunGroup], t
         )
         write_figure(figure, tmp_path / f"{number}.png")
         sizes.append(plot_inches(figure))
+        assert all(len(text.get_text()) <= 60 for text in figure.legends[0].get_texts())
     assert sizes[1:] == [pytest.approx(sizes[0], rel=0.02)] * 2
     assert min(sizes[0]) > 2.5
 

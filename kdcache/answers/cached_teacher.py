@@ -114,9 +114,8 @@ class CachedTeacher:
         views.other_rendering = lambda epoch: rendering if features or self._may_compute(epoch) else None
 
     def begin_epoch(self) -> None:
-        """Have all x of the epochs before in the index, and start measuring; waits for a GPU."""
+        """Have all x of the epochs before in the index, for which it waits for a GPU."""
         self._add_copied(wait=True)
-        self.stopwatch.pop()
 
     def logits(self, batch: Batch, first: int = 0) -> Tensor:
         """Get the logits of the views of a batch.

@@ -187,7 +187,10 @@ def describe_views(tables: Iterable[str]) -> list[str]:
     kinds: dict[tuple[int, str], list[str]] = defaultdict(list)
     for (seed, kind), numbers in epochs.items():
         kinds[seed, _ranges(numbers)].append(kind)
-    lines = [f"epochs {numbers} of view seed {seed}: {', '.join(names)}" for (seed, numbers), names in kinds.items()]
+    lines = [
+        f"epoch{'' if numbers.isdigit() else 's'} {numbers} of view seed {seed}: {', '.join(names)}"
+        for (seed, numbers), names in kinds.items()
+    ]
     return [*(["clean views"] if CLEAN in paths else []), *lines]
 
 

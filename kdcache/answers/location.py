@@ -93,7 +93,9 @@ class StoreLocation:
         if keys:
             lost_root = any(key.startswith(("clean/", "images/", "replay/")) for key in keys)
             found = f"a store that lost its {ROOT_KEY}" if lost_root else "other files"
-            raise UsageError(problem(f"--store {self.where}", expected="a store, or an empty folder", got=found))
+            remedy = "If 'kdcache cache pull' was interrupted there, run it again." if lost_root else None
+            expected = "a store, or an empty folder"
+            raise UsageError(problem(f"--store {self.where}", expected=expected, got=found, remedy=remedy))
         return False
 
     def size(self, group: str = "") -> int:

@@ -63,7 +63,7 @@ BEST = click.option("--best", is_flag=True, help="Use the network of the best ep
     type=click.Choice([*EXPORT_FORMATS, BUNDLE]),
     help="Format of the file; openvino is a folder with two files, a bundle one with a network in two precisions, "
     "labels and a script. "
-    "[default: a bundle if --out ends with /, else safetensors]",
+    "[default: by the suffix of --out, a bundle if it has none; safetensors without --out]",
 )
 @click.option("--out", help="File or folder to write. [default: in the run folder]")
 @click.option("--dataset", help="Where the run's images are, if they were moved.")
@@ -91,8 +91,7 @@ def export(
     if out == "":
         raise UsageError(problem("--out", expected="the path of a file or folder", got="an empty one"))
     folder = FinishedRun(run)
-    is_folder = out is not None and out.endswith("/")
-    format = format or (BUNDLE if is_folder else "safetensors")
+    format = format or _format_of(out)
     suffix = EXPORT_FORMATS[format].suffix if format != BUNDLE else ""
     path = Path(out) if out else folder.path / (f"export{suffix}" if suffix else format)
     file = folder.chosen_network_file(best)
@@ -102,7 +101,7 @@ def export(
         _export_bundle(folder, file, path, places, names)
         return
     if suffix:
-        if is_folder:
+        if out is not None and out.endswith("/"):
             raise UsageError(problem(f"--out for {format}", expected="the path of a file", got=out))
         require_writable_file(path)
     else:
@@ -116,8 +115,20 @@ def export(
         click.echo(f"kdcache: compared on random images, because of this: {error}", err=True)
         images, kind = random_images(network), "random images"
     exported = write(network, format, path, images, names, kind)
-    compared = f"probabilities of {len(images)} {kind} differ by at most {exported.difference:.1g}"
-    click.echo(printable(f"{exported.path}: input {input_of(network)}; {compared}"))
+    compared = f"its probabilities of {len(images)} {kind} differ from the run's by at most {exported.difference:.1g}"
+    click.echo(printable(f"{exported.path}: {format}, input {input_of(network)}; {compared}"))
+
+
+def _format_of(out: str | None) -> str:
+    """Find the format of an export by the name of its file or folder."""
+    suffixes = {row.suffix: name for name, row in EXPORT_FORMATS.items() if row.suffix}
+    if out is None:
+        return "safetensors"
+    suffix = "" if out.endswith("/") else Path(out).suffix
+    if suffix and suffix not in suffixes:
+        expected = f"a folder, or a file that ends with one of {', '.join(suffixes)}"
+        raise UsageError(problem("--out", expected=expected, got=out, remedy="Name its --format."))
+    return suffixes.get(suffix, BUNDLE)
 
 
 def _export_bundle(run: "FinishedRun", file: Path, path: Path, places: dict[str, Any], names: Sequence[str]) -> None:

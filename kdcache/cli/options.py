@@ -1,7 +1,7 @@
 """Options that are made from the settings of a config, and the help pages that show them in groups."""
 
 from collections.abc import Callable, Iterable
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin
@@ -10,10 +10,11 @@ import click
 from pydantic import AfterValidator, ByteSize
 from pydantic.fields import FieldInfo
 
+from kdcache.cards import CARDS, PICTURES
 from kdcache.choices import DEVICES
 from kdcache.config import StudentConfig, TrainingConfig
 from kdcache.config.options import as_tables
-from kdcache.config.settings import GROUPS, Choice, ChoiceOf, ChoiceSum, flag_of, option_form
+from kdcache.config.settings import GROUPS, SET_BY_PRESET, Choice, ChoiceOf, ChoiceSum, flag_of, option_form
 
 __all__ = [
     "AUG_OPTION",
@@ -117,7 +118,7 @@ def settings(kind: type[Config], fields: Iterable[str] | None = None) -> Callabl
         if "loss" in chosen:
             command = RECIPE(command)
         for name in reversed(chosen):  # click lists the option that was added last first
-            command = _option(name, kind.model_fields[name])(command)
+            command = _option(kind, name)(command)
         return click.option("--config", metavar="TEXT", help=CONFIG_HELP)(command)
 
     return decorate
@@ -135,11 +136,12 @@ RECIPE = click.option(
     "Overrides the preset; options override it.",
 )
 
-CONFIG_HELP = "TOML file, or name of a preset. [default: the preset of the dataset]"
+CONFIG_HELP = "TOML file, or name of a preset. [default: the preset of the dataset, pictures for your own]"
 
 
-def _option(name: str, field: FieldInfo) -> Callable[[Run], Run]:
+def _option(kind: type[TrainingConfig], name: str) -> Callable[[Run], Run]:
     """Make the option of a setting. The config checks its value, so that all problems are reported together."""
+    field = kind.model_fields[name]
     declared: Any = field.json_schema_extra
     flag, group, text = flag_of(name, field), declared["group"], field.description
     validator, metavar = _validator_of(field), _type_name(field.annotation)
@@ -150,15 +152,15 @@ def _option(name: str, field: FieldInfo) -> Callable[[Run], Run]:
     if validator is not None:
         description = validator.describe()
         text = f"{text} {description[0].upper()}{description[1:]}."
-    if default := declared["shown"] or _default_text(field):
-        text = f"{text} [default: {default}]"
-    kind: dict[str, Any] = {"is_flag": True} if field.annotation is bool else {"metavar": metavar}
+    if default := _default_text(kind, name):
+        text = f"{text} [{default}]"
+    shape: dict[str, Any] = {"is_flag": True} if field.annotation is bool else {"metavar": metavar}
     form = f"{flag}/--no-{flag[2:]}" if field.annotation is bool and name not in TrainingConfig.CLI_ONLY else flag
     if name in FURTHER:
-        kind |= {"multiple": True, "callback": partial(_divide, FURTHER[name])}
+        shape |= {"multiple": True, "callback": partial(_divide, FURTHER[name])}
     elif declared["flag"]:
-        kind = {"metavar": option_form(flag), "multiple": True, "callback": _parse_options}
-    return click.option(form, name, cls=SettingOption, group=group, default=None, help=text, **kind)
+        shape = {"metavar": option_form(flag), "multiple": True, "callback": _parse_options}
+    return click.option(form, name, cls=SettingOption, group=group, default=None, help=text, **shape)
 
 
 def _divide(further: str, context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> str | None:
@@ -186,11 +188,40 @@ def _type_name(annotation: Any) -> str:
     return _type_name(arguments[0]) if arguments else TYPE_NAMES.get(annotation, "TEXT")
 
 
-def _default_text(field: FieldInfo) -> str:
-    if field.annotation is bool or field.default in (None, ()):
+def _default_text(kind: type[TrainingConfig], name: str) -> str:
+    field = kind.model_fields[name]
+    declared: Any = field.json_schema_extra
+    if declared["shown"] not in (None, SET_BY_PRESET):
+        return f"default: {declared['shown']}"
+    if field.annotation is bool:
         return ""
-    return str(field.default)
+    presets = {} if name == "dataset" else _presets_by_value(kind, name)
+    if len(presets) > 1 or presets.keys() - {str(field.default)}:
+        return f"default by preset: {', '.join(f'{value} ({who})' for value, who in presets.items())}"
+    return "" if field.default in (None, ()) else f"default: {field.default}"
 
 
-AUG_OPTION = _option("augs", StudentConfig.model_fields["augs"])
+def _presets_by_value(kind: type[TrainingConfig], name: str) -> dict[str, str]:
+    """Name the presets that have each value of a setting, the most frequent value last."""
+    found: dict[str, list[str]] = {}
+    for preset, config in _presets(kind).items():
+        value, is_known_later = getattr(config, name), name == "epochs" and config.steps is not None
+        if value not in (None, ()) and name not in config.unused and not is_known_later:
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            found.setdefault(text, []).append(preset)
+    values = sorted(found, key=lambda text: len(found[text]))
+    named = {value: ", ".join(found[value]) for value in values}
+    if len(found) > 1 and len(found[values[-1]]) > 1 and sum(map(len, found.values())) == len(_presets(kind)):
+        named[values[-1]] = "others"
+    return named
+
+
+@cache
+def _presets(kind: type[TrainingConfig]) -> dict[str, TrainingConfig]:
+    """Load the preset of each dataset, and that of all others."""
+    names = dict.fromkeys((*(card.preset for card in CARDS.values()), PICTURES))
+    return {name: kind.load(name) for name in names if name is not None}
+
+
+AUG_OPTION = _option(StudentConfig, "augs")
 """``--aug-option`` of commands that do not take a config."""

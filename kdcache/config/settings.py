@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
+from kdcache.cards import with_prefix
 from kdcache.choices import PYTHON_FORM
 from kdcache.errors import UsageError, problem
 from kdcache.extensions import Declared, Registry, is_address, is_trusted
@@ -19,6 +20,7 @@ __all__ = [
     "ChoiceSum",
     "Invalid",
     "InvalidCode",
+    "PlaceChoice",
     "check_text",
     "expected_by",
     "flag_of",
@@ -32,7 +34,7 @@ GROUPS = ("data", "network", "recipe", "views", "loss", "cache", "run")
 """The groups of settings, in the order of the help pages."""
 
 SET_BY_PRESET = "set by the preset"
-"""Shown in place of the default of a setting that every preset states."""
+"""Marks a setting that every preset states. The help page shows the values of the datasets' presets."""
 
 
 def setting(
@@ -132,6 +134,17 @@ class Choice:
         """Describe the valid values."""
         values = (*self.values, *(self.registered or ()), *(prefix + rest for prefix, rest in self.prefixes))
         return f"one of {', '.join(dict.fromkeys(values))}"
+
+
+class PlaceChoice(Choice):
+    """Validate as `Choice`, and propose the prefix of a folder or file that is there."""
+
+    def __call__(self, value: str) -> str:
+        """Return the value if it is valid, else raise `Invalid`."""
+        try:
+            return super().__call__(value)
+        except Invalid as error:
+            raise Invalid(error.expected, with_prefix(value)) from None
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from kdcache.config.augs import AugOptions, format_mix
 from kdcache.config.losses import LossOptions, loss_names, loss_weights, trains_on_mixed_views
 from kdcache.config.optimization import known_epochs
 from kdcache.config.options import OptionTables, as_tables, merge_tables
-from kdcache.config.settings import SET_BY_PRESET, Choice, ChoiceOf, ChoiceSum, Invalid, flag_of, setting
+from kdcache.config.settings import SET_BY_PRESET, Choice, ChoiceOf, ChoiceSum, Invalid, PlaceChoice, flag_of, setting
 from kdcache.config.training import CONFIG_FILE, Model, TrainingConfig, recorded_images
 from kdcache.errors import printable
 from kdcache.extensions import is_trusted
@@ -31,7 +31,7 @@ Pick = Annotated[str, AfterValidator(ChoiceOf(CRITERIA))]
 Loss = Annotated[str, AfterValidator(ChoiceSum(LOSSES, "crd:0.8+kd"))]
 Cache = Annotated[str, AfterValidator(Choice(CACHES))]
 StoreType = Annotated[str, AfterValidator(Choice(STORE_DTYPES))]
-Unlabelled = Annotated[str, AfterValidator(Choice((), DATASET_PREFIXES[:2])), AfterValidator(canonical)]
+Unlabelled = Annotated[str, AfterValidator(PlaceChoice((), DATASET_PREFIXES[:2])), AfterValidator(canonical)]
 Scope = Annotated[str, AfterValidator(Choice(("global", "rank")))]
 
 

@@ -26,7 +26,16 @@ from kdcache.choices import (
     PRECISIONS,
 )
 from kdcache.config.optimization import MAX_COUNT, OptimizationConfig, known_epochs
-from kdcache.config.settings import SET_BY_PRESET, Choice, Invalid, check_text, flag_of, setting, setting_problem
+from kdcache.config.settings import (
+    SET_BY_PRESET,
+    Choice,
+    Invalid,
+    PlaceChoice,
+    check_text,
+    flag_of,
+    setting,
+    setting_problem,
+)
 from kdcache.errors import UsageError, problem
 from kdcache.extensions import addresses_in, trust
 from kdcache.presets import ConfigFile, read_settings
@@ -35,7 +44,7 @@ __all__ = ["CONFIG_FILE", "Model", "TeacherConfig", "TrainingConfig", "recorded_
 
 Dataset = Annotated[
     str,
-    AfterValidator(Choice(tuple(CARDS), DATASET_PREFIXES, CUSTOM_DATASETS)),
+    AfterValidator(PlaceChoice(tuple(CARDS), DATASET_PREFIXES, CUSTOM_DATASETS)),
     AfterValidator(canonical),
 ]
 Model = Annotated[str, AfterValidator(Choice(tuple(MODELS), MODEL_PREFIXES, CUSTOM_MODELS, ONNX_MODELS))]

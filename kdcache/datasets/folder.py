@@ -1,5 +1,6 @@
 """A dataset of the user's own: a folder of image files for each class."""
 
+import difflib
 import logging
 import os
 from dataclasses import replace
@@ -47,7 +48,10 @@ def load(card: Card, root: Path, workers: int) -> Dataset:
     """
     path = Path(card.name.removeprefix(FOLDER_PREFIX))
     if not os.path.isdir(path):  # unlike is_dir, also where the name is too long to exist
-        remedy = "If it was moved, name its place with --dataset."
+        beside = os.listdir(path.parent) if os.path.isdir(path.parent) else []
+        similar = difflib.get_close_matches(path.name, beside, n=1)
+        moved = "If it was moved, name its place with --dataset."
+        remedy = f"Did you mean {FOLDER_PREFIX}{path.parent / similar[0]}?" if similar else moved
         raise UsageError(problem(f"dataset folder {path} does not exist", remedy=remedy))
     folders = class_folders(path)
     train, test = _find(folders, TRAIN_FOLDERS), _find(folders, TEST_FOLDERS)

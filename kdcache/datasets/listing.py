@@ -33,7 +33,7 @@ SYSTEM_NAMES = frozenset(
 """Folders that systems and network drives add, some of them with thumbnails of the pictures."""
 
 HIDDEN, NO_SUFFIX, DEAD_LINK = "hidden", "without a suffix", "links that lead nowhere"
-NO_CLASS, OUTSIDE = "folders of other classes", "outside the class folders"
+NO_CLASS, OUTSIDE = "folders of other classes", "outside the class folders"  # followed by their names
 """Kinds of what is not taken as a picture, besides the suffixes."""
 
 MAX_NAMES_LISTED = 5
@@ -183,10 +183,18 @@ def _pictures_below(root: Path, name: str, others: Counter[str]) -> list[str]:
 
 
 def _count_outside(root: Path, classes: frozenset[str], others: Counter[str]) -> None:
-    """Count what lies beside the folders of the classes."""
+    """Count what lies beside the folders of the classes, and name it unless it is hidden."""
+    beside: dict[str, list[str]] = {NO_CLASS: [], OUTSIDE: []}
     for entry in _entries(root):
-        if entry.name not in classes:
-            others[HIDDEN if is_hidden(entry.name) else NO_CLASS if _is_folder(entry) else OUTSIDE] += 1
+        if entry.name in classes:
+            continue
+        if is_hidden(entry.name):
+            others[HIDDEN] += 1
+        else:
+            beside[NO_CLASS if _is_folder(entry) else OUTSIDE].append(entry.name)
+    for kind, names in beside.items():
+        if names:
+            others[f"{kind} ({abbreviated(names, MAX_NAMES_LISTED)})"] = len(names)
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

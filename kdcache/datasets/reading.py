@@ -103,9 +103,10 @@ def load(
         from kdcache.datasets.unlabelled import append_unlabelled, read_unlabelled
 
         extra = read_unlabelled(unlabelled, data.card, max_pixels, workers)
-    for split in (data.train, data.test, extra):
-        if split and split.pictures is not None and (others := split.pictures.source.describe_others()):
-            log.info("%s: not taken as images: %s", split.pictures.source.place, others)
+    pictures = (split.pictures for split in (data.train, data.test, extra) if split and split.pictures)
+    for place, source in {each.source.place: each.source for each in pictures}.items():
+        if others := source.describe_others():
+            log.info("%s: not taken as images: %s", place, others)
     if on_bad_image == "skip":
         data = without_bad_images(data)
         if extra is not None:
@@ -180,8 +181,6 @@ def without_bad_images(data: Dataset) -> Dataset:
     """
     train, test = (_sound_part(split, data.class_name) for split in (data.train, data.test))
     skipped = len(data.train) + len(data.test) - len(train) - len(test)
-    if skipped:
-        log.warning("%d images of %s are left out", skipped, data.card.name)
     return replace(data, train=train, test=test, skipped=skipped)
 
 
@@ -197,8 +196,10 @@ def _sound_part(split: Split, class_name: Callable[[int], str]) -> Split:
     if lost := [class_name(label) for label in np.setdiff1d(labels, labels[~bad])]:
         what, got = f"images of {pictures.source.place}", f"none of {abbreviated(lost, MAX_NAMES_LISTED)}"
         raise UsageError(problem(what, expected="at least one of each class that can be decoded", got=got))
-    for picture in manifest.bad[:MAX_BAD_IMAGES_LISTED].tolist():
-        log.warning("left out, because it cannot be decoded: %s", pictures.source.name(picture))
+    if count := len(manifest.bad):
+        found = "1 image" if count == 1 else f"{count} images"
+        names = abbreviated(map(pictures.source.name, manifest.bad.tolist()), MAX_BAD_IMAGES_LISTED)
+        log.warning("left out: %s of %s that cannot be decoded: %s", found, pictures.source.place, names)
     return split.part(np.flatnonzero(~bad)) if bad.any() else split
 
 

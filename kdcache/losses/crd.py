@@ -79,7 +79,7 @@ class ContrastMemory(nn.Module):
         scores = [self._scores(student, self.teacher, rows), self._scores(teacher, self.student, rows)]
         if not self._normalizer_estimated:
             sums = torch.stack([score.detach().sum() for score in scores])
-            count = distributed.all_reduce_sum(torch.tensor(rows.numel(), device=rows.device))
+            count = distributed.all_reduce_sum(rows.new_full((), rows.numel()))
             self.normalizer.copy_(distributed.all_reduce_sum(sums) / count * len(self.student))
             self._normalizer_estimated = True
         losses = [_contrast(score / z, len(self.student)) for score, z in zip(scores, self.normalizer, strict=True)]

@@ -12,7 +12,15 @@ from kdcache.errors import UsageError, first_line, problem
 from kdcache.extensions import call
 from kdcache.models.onnx_body import build_onnx_body
 
-__all__ = ["SOURCES", "FeatureExtractor", "build_body", "build_meta_body", "build_timm", "import_timm"]
+__all__ = [
+    "SOURCES",
+    "FeatureExtractor",
+    "build_body",
+    "build_meta_body",
+    "build_timm",
+    "import_timm",
+    "require_library",
+]
 
 
 def build_body(name: str, num_classes: int, image_size: int) -> nn.Module:
@@ -57,6 +65,13 @@ def _build_torchvision(rest: str, num_classes: int, image_size: int) -> nn.Modul
         options = {"aux_logits": False, "init_weights": True}
     network: nn.Module = models.get_model(rest, weights=None, num_classes=num_classes, **options)
     return network
+
+
+def require_library(name: str) -> None:
+    """Raise `UsageError` if the library of a network is not installed."""
+    source, _, rest = name.partition(":")
+    if source == "timm":
+        import_timm(rest)
 
 
 def import_timm(name: str) -> Any:

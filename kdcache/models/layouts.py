@@ -154,7 +154,8 @@ def choose_place(
         return Place(largest, ("",), (0, 0)), []
     best = max(place.fit for place in places)
     fitting = sorted((place for place in places if place.fit == best), key=lambda place: place.rank)
-    if len(fitting) > 1 and fitting[0].rank == fitting[1].rank:
+    is_network = 2 * best[0] > len(expected)  # else the file has another one, in which some names come several times
+    if is_network and len(fitting) > 1 and fitting[0].rank == fitting[1].rank:
         names = ", ".join(place.name for place in fitting)
         raise UsageError(problem(f"weights {where}", expected="one network", got=f"several: {names}", remedy=remedy))
     chosen = fitting[0]

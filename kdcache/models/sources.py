@@ -33,7 +33,7 @@ SHIPPED = "shipped"
 PRETRAINED = "pretrained"
 """Stands for the weights that timm loads for a network by default."""
 
-COPY = "Without access to it, copy the file of weights to this machine, and name the file."
+log = logging.getLogger("kdcache")
 
 _HASH = re.compile(r"-([0-9a-f]{8,})\.")
 
@@ -124,7 +124,8 @@ def read_torchvision(model: str, weights: str, may_download: bool = True) -> Pub
         path = _cached(chosen.url)
         if not path.exists():
             _require_download(weights, model, may_download)
-            _download(chosen.url, path)
+            log.info("downloading weights %s of %s from %s", weights, model, chosen.url)
+            _download(chosen.url, path, _copy(weights, model))
     found = read(path)
     if chosen is None:
         return found
@@ -156,6 +157,7 @@ def _read_timm(name: str, weights: str, image_size: int, may_download: bool) -> 
     _require_download(weights, model, may_download)
     hub = logging.getLogger("huggingface_hub")
     level = hub.level
+    log.info("loading weights %s of %s, which are downloaded if this machine does not have them", weights, model)
     hub.setLevel(logging.ERROR)  # the error says what its warnings of each attempt say
     try:
         body = external.build_timm(chosen, None, image_size, pretrained=True)
@@ -163,7 +165,7 @@ def _read_timm(name: str, weights: str, image_size: int, may_download: bool) -> 
         raise
     except Exception as error:  # the network is down, the disk is full, or timm has no weights under this name
         what = f"could not download weights {weights} of {model}"
-        raise KdcacheError(problem(what, got=first_line(error), remedy=COPY)) from error
+        raise KdcacheError(problem(what, got=first_line(error), remedy=_copy(weights, model))) from error
     finally:
         hub.setLevel(level)
     facts = {"pretrained_cfg": getattr(body, "pretrained_cfg", None)}
@@ -193,10 +195,16 @@ def _cached(url: str) -> Path:
     return Path(torch.hub.get_dir(), "checkpoints", _file_name(url))
 
 
-def _download(url: str, path: Path) -> None:
+def _copy(weights: str, model: str) -> str:
+    """Say what to do instead of a download."""
+    other = f"it must be of {model}, or --model name the network that it is of"
+    return f"Without access to it, copy the file to this machine, and name it in place of {weights}: {other}."
+
+
+def _download(url: str, path: Path, remedy: str) -> None:
     checksum = _HASH.search(path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), checksum[1] if checksum else None, progress=False)
     except Exception as error:  # the network is down, or the disk is full
-        raise KdcacheError(problem(f"could not download {url}", got=first_line(error), remedy=COPY)) from error
+        raise KdcacheError(problem(f"could not download {url}", got=first_line(error), remedy=remedy)) from error

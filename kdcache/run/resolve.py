@@ -11,6 +11,7 @@ from kdcache.checked_files import kind_of
 from kdcache.config import StudentConfig, TrainingConfig
 from kdcache.errors import KdcacheError, UsageError, problem
 from kdcache.locks import FileLock
+from kdcache.models.external import require_library
 from kdcache.run.checkpoint import remove_checkpoints
 from kdcache.run.folder import RUNS, FinishedRun, RunFolder, run_folders
 
@@ -35,8 +36,9 @@ def resolve_run(config: Config) -> tuple[Config, FinishedRun | None]:
     ------
     UsageError
         If ``out`` is not empty, unless it holds a run and ``overwrite`` is set; or if the run to resume has other
-        settings.
+        settings; or if the library of the network is not installed.
     """
+    require_library(config.model)
     return distributed.broadcast(_resolve(config) if distributed.is_main() else (config, None))
 
 

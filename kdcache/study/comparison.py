@@ -47,11 +47,19 @@ class Comparison:
     paired: Interval | None
     different_settings: tuple[str, ...]
 
+    @property
+    def mean_difference(self) -> float:
+        """Left minus right, in points; known without an interval too."""
+        assert self.left.mean is not None
+        assert self.right.mean is not None
+        return self.left.mean - self.right.mean
+
     def as_json(self) -> dict[str, Any]:
         """Return the comparison as plain data."""
         return {
             "left": self.left.as_json(),
             "right": self.right.as_json(),
+            "mean_difference": self.mean_difference,
             "difference": self.difference.as_json() if self.difference else None,
             "differences": list(self.differences),
             "paired": self.paired.as_json() if self.paired else None,

@@ -115,12 +115,10 @@ def comparison_table(comparison: Comparison, confidence_level: float) -> TextTab
     ]
     one_run = min(comparison.left.n, comparison.right.n) < 2
     paired = MeanStd.of(comparison.differences)
-    assert comparison.left.mean is not None
-    assert comparison.right.mean is not None
     for name, mean, interval, reason in (
         (
             "left - right",
-            comparison.left.mean - comparison.right.mean,
+            comparison.mean_difference,
             comparison.difference,
             "none: needs two runs per side" if one_run else "none: the runs of each side are equal",
         ),
