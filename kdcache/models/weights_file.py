@@ -90,6 +90,8 @@ def read_document(path: Path) -> dict[Any, Any]:
 
 def is_onnx_file(path: Path) -> bool:
     """Whether a file begins as ONNX files do, and is not another kind of file."""
+    if not path.is_file():  # a FIFO would be waited for
+        return False
     try:
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
