@@ -31,6 +31,7 @@ __all__ = [
     "MIXES",
     "MODELS",
     "MODEL_PREFIXES",
+    "ONNX_MODELS",
     "PRECISIONS",
     "PYTHON_FORM",
     "STORE_DTYPES",
@@ -95,6 +96,9 @@ MODELS = _model_sizes()
 
 PYTHON_FORM = (PYTHON_PREFIX, "MODULE:CALLABLE")
 """The address of the user's own code, see `kdcache.extensions`."""
+
+ONNX_MODELS = ("onnx:",)
+"""Prefix of the names of networks in ONNX files, which only ``teacher-load`` makes."""
 
 MODEL_PREFIXES = (("torchvision:", "NAME"), ("timm:", "NAME"), PYTHON_FORM)
 """Prefixes of external networks, with what follows."""

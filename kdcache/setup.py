@@ -175,6 +175,9 @@ def fresh_network(config: TrainingConfig, data: Dataset) -> Network:
         seed=config.seed,
         feature_names=config.features,
     )
+    if not any(True for _ in network.parameters()):
+        what = f"network {config.model}"
+        raise UsageError(problem(what, expected="one with weights to train", got="none"))
     network.rendering = data.card.rendering
     if config.features:
         network.check_features()

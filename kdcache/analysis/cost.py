@@ -48,7 +48,7 @@ class Cost:
     Attributes
     ----------
     size : ModelSize or None
-        ``None`` for an exported file.
+        ``None`` for an ONNX file.
     bytes : int
         Size of the file.
     precision : str
@@ -88,7 +88,9 @@ def measure_cost(one: EvaluatedNetwork, forward: Forward) -> Cost:
     """Measure the size and speed of a network on its device."""
     shape = (max(BATCH_SIZES), 3, one.split.image_size, one.split.image_size)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).to(one.device)
-    size = None if forward.network is None else size_of(forward.network.body, forward.network.normalize(images[:1]))
+    size = None
+    if forward.network is not None and any(True for _ in forward.network.parameters()):
+        size = size_of(forward.network.body, forward.network.normalize(images[:1]))
     timings = tuple(measure_speed(forward.logits, images[:batch_size]) for batch_size in BATCH_SIZES)
     threads = torch.get_num_threads() if one.device.type == "cpu" else None
     return Cost(size, one.file.stat().st_size, one.precision, one.device.type, threads, timings)

@@ -1,6 +1,7 @@
 """The teacher: a frozen network whose forward passes all have the same number of rows."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from kdcache.compute import Compute
 from kdcache.models import FeatureNet, Network, checkpoint
 from kdcache.models.inference import fuse_for_inference
+from kdcache.models.onnx_body import PRECISION, OnnxBody
 
 __all__ = ["FORWARD_BATCH_SIZE", "Teacher"]
 
@@ -35,7 +37,8 @@ class Teacher:
 
     def __init__(self, network: Network, compute: Compute) -> None:
         self.network = network.to(compute.device).eval().requires_grad_(False)
-        self.compute = compute
+        # onnxruntime knows nothing of autocast.
+        self.compute = replace(compute, precision=PRECISION) if isinstance(network.body, OnnxBody) else compute
         self.rows = FORWARD_BATCH_SIZE[compute.device.type]
         # In bfloat16, rounding changes the logits more than folded batch norms do. In float32, nothing is fused.
         can_fuse = compute.device.type == "cpu" and compute.precision == "bfloat16"

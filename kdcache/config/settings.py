@@ -111,15 +111,20 @@ class Choice:
         Each with a word for what follows it, as in ``("folder:", "PATH")``.
     registered : Registry, optional
         What the user's code may have registered. Its address is the value that is kept.
+    recorded : tuple of str
+        Prefixes of values that are valid in the config of a run, but that nobody gives.
     """
 
     values: tuple[str, ...]
     prefixes: tuple[tuple[str, str], ...] = ()
     registered: Registry[Any] | None = None
+    recorded: tuple[str, ...] = ()
 
     def __call__(self, value: str) -> str:
         """Return the value if it is valid, else raise `Invalid`."""
         if value in self.values or any(value.startswith(prefix) and value != prefix for prefix, _ in self.prefixes):
+            return value
+        if value.startswith(self.recorded):
             return value
         if self.registered is not None and value in self.registered:
             return self.registered.address(value)

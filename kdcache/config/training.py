@@ -22,6 +22,7 @@ from kdcache.choices import (
     MAX_PIXELS,
     MODEL_PREFIXES,
     MODELS,
+    ONNX_MODELS,
     PRECISIONS,
 )
 from kdcache.config.optimization import MAX_COUNT, OptimizationConfig, known_epochs
@@ -46,7 +47,7 @@ Dataset = Annotated[
     AfterValidator(PlaceChoice(tuple(CARDS), DATASET_PREFIXES, CUSTOM_DATASETS)),
     AfterValidator(canonical),
 ]
-Model = Annotated[str, AfterValidator(Choice(tuple(MODELS), MODEL_PREFIXES, CUSTOM_MODELS))]
+Model = Annotated[str, AfterValidator(Choice(tuple(MODELS), MODEL_PREFIXES, CUSTOM_MODELS, ONNX_MODELS))]
 Device = Annotated[str, AfterValidator(Choice(DEVICES))]
 BadImages = Annotated[str, AfterValidator(Choice(BAD_IMAGES))]
 Crop = Annotated[str, AfterValidator(Choice(CROPS))]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdcache.errors import UsageError, first_line, problem
 from kdcache.extensions import call
+from kdcache.models.onnx_body import build_onnx_body
 
 __all__ = [
     "SOURCES",
@@ -112,6 +113,7 @@ def _build_python(rest: str, num_classes: int, image_size: int) -> nn.Module:
 
 
 SOURCES: dict[str, Callable[[str, int, int], nn.Module]] = {
+    "onnx": build_onnx_body,
     "torchvision": _build_torchvision,
     "timm": build_timm,
     "python": _build_python,

@@ -18,9 +18,13 @@ from kdcache.models.class_order import (
     read_class_order,
     reorder_classes,
 )
+from kdcache.models.onnx_body import SOURCE as ONNX
+from kdcache.models.onnx_body import class_names_of, read_onnx_body, takes_pixels
 from kdcache.models.published import Normalization, Published
 from kdcache.models.sources import SHIPPED, read_weights, shipped_teacher
 from kdcache.models.weights import load_into, most_similar_network, start_from_them
+from kdcache.models.weights_file import is_onnx_file
+from kdcache.models.wrapped import PIXEL_MEAN, PIXEL_STD
 
 __all__ = ["find_network", "normalize", "set_rendering", "trained_network"]
 
@@ -113,6 +117,11 @@ def find_network(
         if model not in (None, network.name):
             raise UsageError(problem(f"--model for {weights}", expected=network.name, got=model))
         return Found(network, None, {"weights": str(weights)})
+    if is_onnx_file(Path(weights)):
+        if any(option is not None for option in (model, entry, class_order)):
+            expected = "no --model, --weights-entry and --class-order"
+            raise UsageError(problem(f"ONNX file {weights}", expected=expected, got="one of them"))
+        return _of_onnx(Path(weights), data, mean, std)
     stated = read_weights(str(weights), model, data.image_size)
     name = model or most_similar_network(stated.entries)
     if name is None:
@@ -141,6 +150,34 @@ def find_network(
         log.warning("if %s was trained with transform_input, add --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5", name)
     _order_classes(network, stated, data, weights, class_order)
     return Found(network, published.KNOWN_ACCURACY.get((data.card.name, name)) or stated.accuracy, origin)
+
+
+def _of_onnx(weights: Path, data: Dataset, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Found:
+    """Make a network of an ONNX file, which is run by onnxruntime."""
+    body = read_onnx_body(weights, data.num_classes, data.image_size)
+    if names := class_names_of(body):
+        check_class_names(names, data.class_names, f"weights {weights}")
+    pixels = takes_pixels(body)
+    if pixels and (mean or std):
+        what = f"--mean and --std: {weights} takes pixels, and normalizes them itself"
+        raise UsageError(problem(what, remedy="Leave the options out."))
+    for option, values in {"--mean": mean, "--std": std}.items():
+        if values is not None:
+            check_normalization(option, values, is_divisor=option == "--std")
+    network = Network(
+        body,
+        name=f"{ONNX}:{len(body.file)}",
+        num_classes=data.num_classes,
+        image_size=data.image_size,
+        mean=PIXEL_MEAN if pixels else mean or data.card.mean,
+        std=PIXEL_STD if pixels else std or data.card.std,
+    )
+    network.rendering = data.card.rendering
+    source = "the file" if pixels else "--mean and --std" if mean and std else f"the data, {data.card.name}"
+    log.info("normalization: mean %s, std %s, from %s", network.mean, network.std, source)
+    if body.gives_probabilities:
+        log.info("%s gives probabilities: their logarithms are taken as logits", weights)
+    return Found(network, None, {"weights": str(weights), "normalization": source})
 
 
 def normalize(

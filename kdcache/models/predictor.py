@@ -17,6 +17,7 @@ from kdcache.datasets.workers import prefetch_map
 from kdcache.errors import KdcacheError, UsageError, first_line, problem
 from kdcache.models import checkpoint
 from kdcache.models.checkpoint import Description
+from kdcache.models.onnx_body import open_session
 
 __all__ = ["Prediction", "Predictor", "load_predictor", "predict"]
 
@@ -78,15 +79,10 @@ def _of_checkpoint(path: Path) -> Predictor:
 
 def _of_onnx(path: Path) -> Predictor:
     try:
-        import onnxruntime
+        session = open_session(path.read_bytes(), "cpu")
     except ImportError as error:
         remedy = "Run pip install 'kdcache[onnx]'."
         raise UsageError(problem(f"network {path}", got=first_line(error), remedy=remedy)) from None
-    try:
-        # From bytes: a file could name others with its weights by their paths.
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     except OSError as error:
         raise UsageError(problem(f"could not read {path}", got=error.strerror)) from error
     except Exception as error:  # onnxruntime has its own types

@@ -58,6 +58,8 @@ MAGIC = {
 """Formats by their first bytes."""
 
 _SHARD = re.compile(r"\d{5}-of-(\d{5})")
+ONNX_FILE = "an ONNX file"
+
 _ONNX = re.compile(rb"\x08[\x01-\x20](\x12|\x3a)")
 _ADVICE = re.compile(r"weights_only|safe_globals|torch\.(jit\.)?load", re.IGNORECASE)
 """Marks torch's advice, which includes to let the code of a file run. It is never passed on."""
@@ -84,6 +86,19 @@ def read_document(path: Path) -> dict[Any, Any]:
     if kind := _foreign_kind(path, head):
         raise UsageError(problem(f"weights {path}", expected=CHECKPOINT, got=kind.what, remedy=kind.remedy))
     return _load_safetensors(path) if _is_safetensors(path, head) else _load_pickle(path)
+
+
+def is_onnx_file(path: Path) -> bool:
+    """Whether a file begins as ONNX files do, and is not another kind of file."""
+    if not path.is_file():  # a FIFO would be waited for
+        return False
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError:
+        return False
+    kind = _foreign_kind(path, head)
+    return kind is not None and kind.what == ONNX_FILE
 
 
 def _files_in(folder: Path) -> str | None:
@@ -113,7 +128,7 @@ def _foreign_kind(path: Path, head: bytes) -> Kind | None:
     if found := _kind_of_tar(path) or _kind_of_text(path, head):
         return found
     if _ONNX.match(head):
-        return Kind("an ONNX file")
+        return Kind(ONNX_FILE)
     if head[8:9] == b"{":
         return Kind("the beginning of a safetensors file", FETCH_AGAIN)
     return None if head.startswith(PICKLE) else Kind("a file of another format")

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from kdcache.models.network import Network
 
-__all__ = ["wrap_function"]
+__all__ = ["PIXEL_MEAN", "PIXEL_STD", "wrap_function"]
 
 PIXEL_MEAN, PIXEL_STD = (0.0,) * 3, (1 / 255,) * 3
 """A normalization that leaves pixels from 0 to 255 as they are."""
