@@ -63,6 +63,8 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     if finished is not None:
         return finished
     compute = choose_compute(config)
+    if config.needs_teacher and config.answers is None:
+        config = config.model_copy(update={"teacher": distributed.broadcast(find_teacher(config))})
 
     # The student, and the images as it sees them.
     data = load_data(config)
@@ -77,8 +79,6 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     network = compute.compiled(WithFeatures(student)) if config.compile else WithFeatures(student)
 
     # The plan of every view that the epochs show, and the frozen teacher, behind the store of its logits.
-    if config.needs_teacher and config.answers is None:
-        config = config.model_copy(update={"teacher": distributed.broadcast(find_teacher(config))})
     plan = make_plan(config, data)
     views = Views(data.train, plan, config.batch_size, compute.device)
     teacher = open_teachers(config, data, views, compute, reporter.precomputed) if config.needs_teacher else None
