@@ -29,8 +29,8 @@ from kdcache.models import checkpoint
 from kdcache.models.load import trained_network
 from kdcache.models.predictor import load_predictor
 from kdcache.models.sources import SHIPPED, shipped_teacher
-from kdcache.run.find import teacher_of
 from kdcache.run.folder import FinishedRun, RunFolder, run_folders
+from kdcache.run.taught import teacher_of
 
 __all__ = ["EvaluationInputs", "load_evaluation_inputs"]
 

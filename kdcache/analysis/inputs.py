@@ -25,8 +25,9 @@ from kdcache.datasets import Dataset, Split
 from kdcache.errors import UsageError, problem
 from kdcache.models import Network
 from kdcache.models.load import find_network, trained_network
-from kdcache.run.find import find_teacher_run, stores_of, teacher_of
+from kdcache.run.find import find_teacher_run, stores_of
 from kdcache.run.folder import FinishedRun
+from kdcache.run.taught import teacher_of
 from kdcache.setup import load_run_data, make_plan
 from kdcache.views import Views
 

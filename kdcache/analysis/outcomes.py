@@ -13,7 +13,9 @@ from kdcache.analysis.estimates import MeanStd
 from kdcache.cards import same_dataset
 from kdcache.checked_files import FILE, kind_of
 from kdcache.config import StudentConfig
+from kdcache.errors import UsageError
 from kdcache.run.records import RunRecord, load_runs
+from kdcache.run.taught import teacher_of
 
 if TYPE_CHECKING:
     from kdcache.analysis.evaluation import Evaluation
@@ -109,9 +111,14 @@ def load_teachers(runs: Sequence[RunRecord]) -> tuple[dict[Path, RunRecord], lis
     known = {run.path.resolve(): run for run in runs}
     found, problems = {}, list[str]()
     taught = [(run, run.config.teacher) for run in runs if isinstance(run.config, StudentConfig) and run.config.teacher]
-    for folder in dict.fromkeys(folder for _, folder in taught):
+    for folder, run in {folder: run for run, folder in reversed(taught)}.items():
         teacher = known.get(folder.resolve())
         if teacher is None:
+            try:
+                teacher_of(run.path, folder)
+            except UsageError as error:
+                problems += error.problems
+                continue
             loaded = load_runs([folder])
             problems += loaded.problems
             teacher = next((run for run in loaded.runs if run.path == folder), None)

@@ -144,7 +144,7 @@ def _measure_disagreement(
         return [], []
     from kdcache.analysis.disagreement import measure_disagreement
     from kdcache.analysis.inputs import load_analysis_inputs
-    from kdcache.run.find import teacher_of
+    from kdcache.run.taught import teacher_of
 
     found, missing = [], list[str]()
     for path, named_by in _teachers(runs).items():

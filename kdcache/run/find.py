@@ -1,7 +1,6 @@
 """Which teacher's run and which store a command means."""
 
 import logging
-import os
 from pathlib import Path
 
 from kdcache.answers.clean_views import known_clean_views
@@ -11,6 +10,7 @@ from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.datasets import Split
 from kdcache.errors import UsageError, problem
 from kdcache.run.folder import RUNS, FinishedRun, RunFolder, newest_finished_run
+from kdcache.run.taught import teacher_of
 
 __all__ = [
     "find_stores",
@@ -19,7 +19,6 @@ __all__ = [
     "report_seen_images",
     "stores_of",
     "teacher_network",
-    "teacher_of",
     "weights_file",
 ]
 
@@ -93,21 +92,6 @@ def teacher_network(config: StudentConfig) -> Path:
     if config.teacher_best:
         return FinishedRun(config.teacher).chosen_network_file(best=True)
     return RunFolder(config.teacher).network_file
-
-
-def teacher_of(run: Path, teacher: Path) -> Path:
-    """Return the teacher's folder that a student's run names.
-
-    Raises
-    ------
-    UsageError
-        If it is not there, naming the run.
-    """
-    if not RunFolder(teacher).holds_run:
-        got = "a folder without a run" if os.path.isdir(teacher) else "nothing"
-        remedy = "If it was moved, name it with --teacher."
-        raise UsageError(problem(f"teacher {teacher} of run {run}", expected="a run folder", got=got, remedy=remedy))
-    return teacher
 
 
 def report_seen_images(teacher: Path, validation: Split, fraction: float) -> None:
