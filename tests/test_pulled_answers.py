@@ -47,7 +47,8 @@ class Pushed(NamedTuple):
 @pytest.fixture(scope="module")
 def pushed(small: dict[str, Any], teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Pushed:
     place = tmp_path_factory.mktemp("pushed")
-    run = FinishedRun(Path(shutil.copytree(teacher, place / "teacher")))
+    without_answers = shutil.ignore_patterns("answers")  # which other tests have added to
+    run = FinishedRun(Path(shutil.copytree(teacher, place / "teacher", ignore=without_answers)))
     settings = {**small, "epochs": EPOCHS, "aug": "cutmix-pick"}
     student = train_student(StudentConfig.load(**settings, teacher=run.path, out=place / "student"))
     push_answers(run, find_store(run.path, None), str(place / "answers"), "CC BY 4.0")
