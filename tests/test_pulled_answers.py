@@ -27,6 +27,7 @@ from kdcache.report.progress import Reporter
 from kdcache.run.answers import find_store, pull_answers, push_answers
 from kdcache.run.find import stores_of
 from kdcache.run.folder import EpochMetrics, FinishedRun
+from tests.answers import stored
 from tests.processes import outcome, start_ranks
 from tests.samples import refusal
 
@@ -44,11 +45,22 @@ class Pushed(NamedTuple):
     expected: dict[str, Any]
 
 
+def added_by_tests(teacher: Path) -> Callable[[str, list[str]], list[str]]:
+    """Leave out of a copy what trainings of other tests have stored."""
+    own = stored(teacher)
+
+    def ignored(folder: str, names: list[str]) -> list[str]:
+        if Path(folder) == own.parent:
+            return [name for name in names if not name.startswith(own.name)]
+        return [name for name in names if name == "replay"]
+
+    return ignored
+
+
 @pytest.fixture(scope="module")
 def pushed(small: dict[str, Any], teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Pushed:
     place = tmp_path_factory.mktemp("pushed")
-    without_answers = shutil.ignore_patterns("answers")  # which other tests have added to
-    run = FinishedRun(Path(shutil.copytree(teacher, place / "teacher", ignore=without_answers)))
+    run = FinishedRun(Path(shutil.copytree(teacher, place / "teacher", ignore=added_by_tests(teacher))))
     settings = {**small, "epochs": EPOCHS, "aug": "cutmix-pick"}
     student = train_student(StudentConfig.load(**settings, teacher=run.path, out=place / "student"))
     push_answers(run, find_store(run.path, None), str(place / "answers"), "CC BY 4.0")
