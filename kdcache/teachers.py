@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from kdcache import datasets
 from kdcache.answers.encoding import make_encoding
-from kdcache.choices import FOLDER_PREFIX, PRECISIONS
+from kdcache.choices import FOLDER_PREFIX, PRECISIONS, STORE_DTYPES
 from kdcache.config import StudentConfig
 from kdcache.config.training import recorded_images
 from kdcache.datasets import Card, Dataset
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from kdcache.answers.open import ProgressCallback
     from kdcache.answers.space import StoreContents
     from kdcache.answers.store import AnswerStore
+    from kdcache.answers.teacher_stores import TeacherStores
     from kdcache.answers.verify import TableCheck
     from kdcache.compute import Compute
     from kdcache.models import Network
@@ -100,27 +101,11 @@ def open_teacher(
     from kdcache.answers.teacher import Teacher
     from kdcache.answers.teacher_stores import TeacherStores
     from kdcache.compute import Compute
-    from kdcache.models import Network, checkpoint
-    from kdcache.models.sources import SHIPPED, shipped_teacher
 
-    where: TeacherStores | str | None = None
+    _check_choices(views, precision, store_dtype, topk, limit)
+    network, where = _network_and_stores(teacher)
     if store is not None:
         where = str(store) if "://" in str(store) else TeacherStores(Path(store))
-    if teacher == SHIPPED:
-        teacher = shipped_teacher()
-    if isinstance(teacher, str | Path):
-        run = RunFolder(Path(teacher))
-        if run.holds_run:
-            run.require_own_entries()
-            run.require_finished()
-            where = where or stores_of(run.path)
-        network = checkpoint.load(run.network_file if run.holds_run else Path(teacher))
-    elif isinstance(teacher, Network):
-        network = teacher
-    else:
-        remedy = "Wrap it with kdcache.Network or kdcache.wrap_function."
-        expected = "a network or a run folder"
-        raise UsageError(problem("teacher", expected=expected, got=type(teacher).__name__, remedy=remedy))
     if (labels := int(views.split.labels.max()) + 1) > network.num_classes:
         raise UsageError(problem("classes of the teacher", expected=f"at least {labels}", got=network.num_classes))
     encoding = make_encoding(store_dtype, topk)
@@ -128,10 +113,52 @@ def open_teacher(
     compute = replace(Compute.choose(views.device.type, precision), device=views.device)
     data = _as_dataset(views, network)
     if where is None:
-        answers = Answers(Teacher(network, compute), data, StoreLocation(), encoding)
-    else:
-        answers = find_answers(network, data, compute, where, encoding, precision)
-    return open_for_views(answers, views, "off" if where is None else "replay", limit=limit)
+        return open_for_views(Answers(Teacher(network, compute), data, StoreLocation(), encoding), views, "off")
+    answers = find_answers(network, data, compute, where, encoding, precision)
+    space = answers.space(limit)
+    if limit is not None and not space.max_tables:
+        expected = f"at least {space.table_bytes + space.others} bytes, for the logits of one kind of view"
+        raise UsageError(problem("limit", expected=expected, got=limit))
+    return open_for_views(answers, views, "replay", limit=limit)
+
+
+def _network_and_stores(teacher: Network | str | Path) -> tuple[Network, TeacherStores | str | None]:
+    """Load a teacher, and find the stores in its run folder, if it has one."""
+    from kdcache.models import Network, checkpoint
+    from kdcache.models.sources import SHIPPED, shipped_teacher
+
+    if isinstance(teacher, Network):
+        return teacher, None
+    if not isinstance(teacher, str | Path):
+        expected, remedy = "a network or a run folder", "Wrap it with kdcache.Network or kdcache.wrap_function."
+        raise UsageError(problem("teacher", expected=expected, got=type(teacher).__name__, remedy=remedy))
+    path = shipped_teacher() if teacher == SHIPPED else Path(teacher)
+    run = RunFolder(path)
+    if not run.holds_run:
+        return checkpoint.load(path), None
+    run.require_own_entries()
+    run.require_finished()
+    return checkpoint.load(run.network_file), stores_of(path)
+
+
+def _check_choices(views: Views, precision: str, store_dtype: str, topk: int | None, limit: int | None) -> None:
+    """Check what has a few possible values, all problems at once."""
+    from kdcache.views import Views
+
+    known = ("auto", *PRECISIONS)
+    problems = [
+        problem(name, expected=expected, got=got)
+        for name, valid, expected, got in (
+            ("views", isinstance(views, Views), "kdcache.Views", type(views).__name__),
+            ("precision", precision in known, f"one of {', '.join(known)}", precision),
+            ("store_dtype", store_dtype in STORE_DTYPES, f"one of {', '.join(STORE_DTYPES)}", store_dtype),
+            ("topk", topk is None or topk >= 1, "at least 1", topk),
+            ("limit", limit is None or limit > 0, "a number of bytes above 0", limit),
+        )
+        if not valid
+    ]
+    if problems:
+        raise UsageError(*problems)
 
 
 def open_ensemble(
@@ -164,6 +191,8 @@ def open_ensemble(
     """
     from kdcache.answers.ensemble import TeacherEnsemble
 
+    if isinstance(teachers, str | Path) or not teachers:
+        raise UsageError(problem("teachers", expected="at least one, in a list", got=teachers))
     if "://" in str(store):
         raise UsageError(problem("store of several teachers", expected="a folder", got=store))
     openers = [partial(open_teacher, one, views, store, precision=precision, limit=limit) for one in teachers]

@@ -336,3 +336,149 @@ def test_what_cannot_be_used_is_refused(images: tuple[Tensor, Tensor], tmp_path:
         assert message in refusal(call), message
     with pytest.raises(UsageError, match="expected one size"):
         as_split([(Image.new("RGB", (8, 8)), 0), (Image.new("RGB", (9, 9)), 1), (Image.new("RGB", (9, 9)), 1)])
+
+
+@pytest.mark.parametrize("change", ["seed", "aug", "images"])
+def test_a_batch_of_other_views_is_refused(images: tuple[Tensor, Tensor], change: str, tmp_path: Path) -> None:
+    pixels, labels = images
+    views = kdcache.Views.of_images(images, "cutmix", seed=1)
+    teacher = kdcache.open_teacher(stub(0), views, tmp_path)
+    others = {
+        "seed": lambda: kdcache.Views.of_images(images, "cutmix", seed=2),
+        "aug": lambda: kdcache.Views.of_images(images, "mixup", seed=1),
+        "images": lambda: kdcache.Views.of_images((pixels.flip(0), labels), "cutmix", seed=1),
+    }
+    batch = next(others[change]().epoch(0))
+    assert "expected one of the views of this teacher" in refusal(lambda: teacher.logits(batch))
+    again = next(kdcache.Views.of_images(images, "cutmix", seed=1).epoch(0))
+    assert torch.equal(teacher.logits(again), teacher.logits(next(views.epoch(0))))
+
+
+def test_a_teacher_stays_as_it_was_opened(images: tuple[Tensor, Tensor]) -> None:
+    body = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(3 * 32 * 32), nn.Linear(3 * 32 * 32, 4))
+    network = kdcache.Network(body, name="bn", num_classes=4, image_size=32, mean=(0.5,) * 3, std=(0.25,) * 3)
+    views = kdcache.Views.of_images(images, "none")
+    batch, teacher = next(views.epoch(0)), kdcache.open_teacher(network, views)
+    expected = teacher.logits(batch)
+    body.train()
+    network.train()  # as the module that has both networks does
+    assert torch.equal(kdcache.open_teacher(network, views).logits(batch), expected)
+    network.train()
+    assert torch.equal(teacher.logits(batch), expected)
+    with torch.no_grad():
+        body[2].bias += 1
+    with pytest.raises(kdcache.KdcacheError, match="expected those that it was opened with"):
+        teacher.logits(batch)
+
+
+def test_modules_that_need_contiguous_images(images: tuple[Tensor, Tensor]) -> None:
+    class Viewing(nn.Module):
+        def forward(self, pixels: Tensor) -> Tensor:
+            return pixels.view(len(pixels), -1)[:, :4]
+
+    views = kdcache.Views.of_images(images, "cutmix")
+    batch = next(views.epoch(0))
+    network = kdcache.Network(Viewing(), name="v", num_classes=4, image_size=32, mean=(0.5,) * 3, std=(0.25,) * 3)
+    assert kdcache.open_teacher(network, views).logits(batch).shape == (len(batch.views), 4)
+    function = kdcache.wrap_function(Viewing(), fingerprint="v", num_classes=4, image_size=32)
+    assert kdcache.open_teacher(function, views).logits(batch).shape == (len(batch.views), 4)
+
+
+def test_a_function_is_not_under_autocast(images: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    weights = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    function = kdcache.wrap_function(
+        lambda given: given.mean((2, 3)) @ weights, fingerprint="w", num_classes=4, image_size=32
+    )
+    views = kdcache.Views.of_images(images, "none")
+    batch, found = next(views.epoch(0)), []
+    for precision in ("float32", "bfloat16"):
+        teacher = kdcache.open_teacher(function, views, tmp_path, precision=precision, store_dtype="float32")
+        found.append(teacher.logits(batch))
+        assert teacher.teacher.compute.precision == "float32"
+    assert torch.equal(*found)
+    assert teacher.pop_counts().forwards == 0
+
+
+def test_what_a_teacher_returns_is_checked(images: tuple[Tensor, Tensor]) -> None:
+    views = kdcache.Views.of_images(images, "none")
+    batch = next(views.epoch(0))
+    for returned in (lambda x: x[:, :1, 0, 0], lambda x: x[:1, :, 0, 0], lambda x: (x,), lambda x: x[:, 0, 0, :5]):
+        wrong = kdcache.wrap_function(returned, fingerprint="wrong", num_classes=4, image_size=32)
+        teacher = kdcache.open_teacher(wrong, views)
+        with pytest.raises(kdcache.KdcacheError, match="expected logits of shape"):
+            teacher.logits(batch)
+
+
+def test_columns_of_hugging_face(images: tuple[Tensor, Tensor]) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = {"image": images[0][:6].permute(0, 2, 3, 1).numpy(), "label": [0, 1, 2, 3, 0, 1], "text": list("abcdef")}
+    kinds = {"image": datasets.Image(), "label": datasets.Value("int64"), "text": datasets.Value("string")}
+    whole = datasets.Dataset.from_dict(rows, datasets.Features(kinds))
+    assert as_split(whole, 32).labels.tolist() == rows["label"]
+    assert (as_split(whole.select_columns(["image"]), 32).labels == -1).all()
+    cases = {
+        "or one Image alone": lambda: as_split(whole.select_columns(["image", "text"]), 32),
+        "one without a transform": lambda: as_split(whole.with_transform(lambda row: row), 32),
+        "Choose one of train": lambda: as_split(datasets.DatasetDict({"train": whole}), 32),
+        "got a stream": lambda: as_split(whole.to_iterable_dataset(), 32),
+    }
+    for message, call in cases.items():
+        assert message in refusal(call), message
+
+
+def test_more_forms_of_images(images: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    torchvision = pytest.importorskip("torchvision")
+    pixels, labels = images[0][:6], images[1][:6]
+    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in pixels]
+    expected = as_split((pixels, labels)).fingerprint
+    assert as_split((pictures, labels)).fingerprint == expected
+    assert as_split((pixels.permute(0, 2, 3, 1).numpy()[..., ::-1], labels)).fingerprint != expected
+    for number, picture in enumerate(pictures):
+        (tmp_path / str(number % 2)).mkdir(exist_ok=True)
+        picture.save(tmp_path / str(number % 2) / f"{number}.png")
+
+    class Inverting(torchvision.datasets.ImageFolder):
+        def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+            picture, label = super().__getitem__(index)
+            return Image.fromarray(255 - np.asarray(picture)), label
+
+    plain, inverted = (as_split(kind(tmp_path), 32) for kind in (torchvision.datasets.ImageFolder, Inverting))
+    assert plain.pictures is not None
+    assert inverted.images is not None
+    assert torch.equal(255 - plain.take(torch.arange(6)), inverted.images)
+    joined = torch.utils.data.ConcatDataset([Items(pixels, labels), Items(pixels, labels, "Flip")])
+    assert "got transform=Flip" in refusal(lambda: as_split(joined))
+    assert "8 bits per channel" in refusal(lambda: as_split(([Image.new("I;16", (8, 8))] * 3, [0, 1, 2])))
+
+
+def test_choices_are_checked_before_a_store_is_made(images: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    views = kdcache.Views.of_images(images)
+    wrong = {"precision": "fp32", "store_dtype": "half", "topk": 0, "limit": 0}
+    for name, value in wrong.items():
+        option: dict[str, Any] = {name: value}
+        message = refusal(lambda option=option: kdcache.open_teacher(stub(0), views, tmp_path / "store", **option))
+        assert message.startswith(f"{name}: expected")
+    assert "limit: expected at least" in refusal(lambda: kdcache.open_teacher(stub(0), views, tmp_path / "s", limit=99))
+    assert not (tmp_path / "store").exists()
+    for mean, std in (((125, 120, 110), (60, 60, 60)), ((0.5, 0.5), (0.2, 0.2)), ((0.5,) * 3, (0, 0.2, 0.2))):
+        options: dict[str, Any] = {"num_classes": 4, "image_size": 32, "mean": mean, "std": std}
+        assert "of the network" in refusal(lambda options=options: kdcache.Network(Stub(), name="n", **options))
+    for function, fingerprint in (("x", "y"), (len, "")):
+        options = {"fingerprint": fingerprint, "num_classes": 4, "image_size": 32}
+        refusal(lambda options=options, function=function: kdcache.wrap_function(function, **options))
+    with pytest.raises(ValueError, match="teacher's"):
+        kdcache.losses.kd_loss(torch.zeros(8, 4), torch.zeros(8, 1), 4.0)
+
+
+def test_statistics_need_no_student_for_label_disagreement(images: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    views = kdcache.Views.of_images(images, "cutmix", batch_size=50)
+    teacher, disagreements = kdcache.open_teacher(stub(0), views), 0
+    statistics = kdcache.Statistics(tmp_path / "new" / "statistics", views, 1, teacher)
+    assert "expected recorded steps" in refusal(statistics.end_epoch)
+    for batch in views.epoch(0):
+        logits = teacher.logits(batch)
+        statistics.record(batch, 0.5, logits)
+        disagreements += int((logits[50:].argmax(1) != batch.mixed_labels()).sum())
+    assert statistics.end_epoch()["label_disagreement"] == pytest.approx(disagreements / 150)
+    late = next(views.epoch(1))
+    assert "below 1" in refusal(lambda: statistics.record(late, 0.5, teacher.logits(late)))

@@ -23,6 +23,7 @@ from kdcache.datasets import Split
 from kdcache.errors import KdcacheError, UsageError
 from kdcache.views import ViewPlan
 from tests import answers
+from tests.stubs import stub
 
 N = 150
 
@@ -59,9 +60,10 @@ def test_logits_of_another_forward_size_agree_within_rounding(precision: str, ro
 
 
 def test_logits_that_are_not_finite_in_the_codec_raise(noise: Split) -> None:
-    teacher = answers.teacher()
+    network = stub(0)
     with torch.no_grad():
-        teacher.network.body.head.bias[2] = 1e6  # finite in float32, not in float16
+        network.body.head.bias[2] = 1e6  # finite in float32, not in float16
+    teacher = Teacher(network, Compute(answers.CPU, "float32"))
     views = answers.views(noise)
     with pytest.raises(KdcacheError, match="expected values that are finite in float16"):
         CachedTeacher(teacher, views).logits(next(views.epoch(0)))

@@ -58,6 +58,13 @@ def test_the_mean_of_logits_or_of_probabilities(noise: Split, temperature: float
     assert again.pop_counts().as_metrics() == {"teacher_forwards": 0, "cache_hits": 600}
 
 
+def test_probabilities_are_averaged_at_any_temperature(noise: Split) -> None:
+    views = kdcache.Views.of_images(noise)
+    batch = next(views.epoch(0))
+    found = kdcache.open_ensemble([stub(0), stub(1)], views, temperature=1e-4).logits(batch)
+    assert found.isfinite().all()
+
+
 def test_teachers_with_stored_logits_need_no_forward(
     small: Settings, teacher: Path, second: Path, tmp_path: Path
 ) -> None:
@@ -137,4 +144,8 @@ def test_teachers_that_do_not_fit_together_are_refused(noise: Split, tmp_path: P
     assert "expected 2 numbers above 0" in refusal(
         lambda: kdcache.open_ensemble([stub(0), stub(1)], views, weights=(1, 0))
     )
+    for wrong in ({"weights": (1, float("inf"))}, {"temperature": 0.0}, {"temperature": float("nan")}):
+        assert "above 0" in refusal(lambda wrong=wrong: kdcache.open_ensemble([stub(0), stub(1)], views, **wrong))
+    for teachers in ([], "shipped"):
+        assert "in a list" in refusal(lambda teachers=teachers: kdcache.open_ensemble(teachers, views))
     assert "store of several teachers" in refusal(lambda: kdcache.open_ensemble([stub(0)], views, "s3://bucket/store"))

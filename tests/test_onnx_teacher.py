@@ -94,11 +94,14 @@ def test_what_is_no_such_network_is_refused(
     network = checkpoint.load(FinishedRun(teacher).network_file).body
     truncated = tmp_path / "truncated.onnx"
     truncated.write_bytes(files["pixels"].read_bytes()[:2000])
+    outside = tmp_path / "outside.onnx"
+    torch.onnx.export(network, (torch.rand(5, 3, 32, 32),), outside, dynamo=True, external_data=True, verbose=False)
     five = kdcache.build_network("resnet8", num_classes=5, seed=0).body
     other = export(five, tmp_path / "five.onnx", torch.rand(5, 3, 32, 32))
     large = export(network, tmp_path / "large.onnx", torch.rand(5, 3, 48, 48))
     cases: dict[str, tuple[Path, Settings]] = {
         "expected an ONNX file": (truncated, {}),
+        "expected its weights in it, got in other files": (outside, {}),
         "output of": (other, {}),
         "fail on 32x32 images": (large, {}),
         "normalizes them itself": (files["pixels"], {"mean": (0.5, 0.5, 0.5)}),

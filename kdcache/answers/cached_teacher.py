@@ -18,6 +18,7 @@ from kdcache.answers.teacher import Teacher
 from kdcache.answers.transfer import CopiedLogits, on_cpu
 from kdcache.answers.view_index import CropFlipLookup
 from kdcache.compute import Stopwatch, to_device
+from kdcache.errors import UsageError, problem
 from kdcache.models import Network
 from kdcache.views import Batch, Views
 
@@ -86,6 +87,7 @@ class CachedTeacher:
         self.stopwatch = Stopwatch(teacher.compute.device)
         self._counts = TeacherCounts()
         self._sees_batches = True
+        self._known_views: Views = views
         self._copied: deque[CopiedLogits] = deque()
 
     @property
@@ -137,8 +139,21 @@ class CachedTeacher:
         KdcacheError
             If logits are not finite in the encoding; on a GPU, only those that are stored are checked.
         """
+        self._require_own(batch)
         with self.stopwatch.running():
             return self._logits(batch, first)
+
+    def _require_own(self, batch: Batch) -> None:
+        """Refuse a batch of other views, at whose address other logits are stored."""
+        made_by = batch.views_of
+        if made_by is None or made_by is self._known_views:
+            return
+        if not isinstance(made_by, Views) or not self.views.same_as(made_by):
+            remedy = "Open the teacher for the views that the batches come from."
+            raise UsageError(
+                problem("batch", expected="one of the views of this teacher", got="another", remedy=remedy)
+            )
+        self._known_views = made_by
 
     def _logits(self, batch: Batch, first: int) -> Tensor:
         size, device = len(batch), batch.views.device
@@ -170,6 +185,7 @@ class CachedTeacher:
         features : list of Tensor of float32, B rows each
             See `kdcache.models.Network.with_features`.
         """
+        self._require_own(batch)
         size = len(batch)
         self._count(forwards=size, requests=size)
         with self.stopwatch.running():

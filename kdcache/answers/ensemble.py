@@ -1,6 +1,7 @@
 """Several teachers as one: each with its own store, their logits averaged."""
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from typing import Self
 
@@ -44,15 +45,23 @@ class TeacherEnsemble:
             "images": [member.network.rendering.evaluation for member in members],
             "precision": [member.teacher.compute.precision for member in members],
         }
+        remedies = {"precision": "Give one to all of them: that of a store is taken otherwise."}
         if problems := [
-            problem(f"{name} of the teachers", expected="the same for all", got=", ".join(map(str, found)))
+            problem(
+                f"{name} of the teachers",
+                expected="the same for all",
+                got=", ".join(map(str, found)),
+                remedy=remedies.get(name),
+            )
             for name, found in facts.items()
             if len(set(found)) > 1
         ]:
             raise UsageError(*problems)
-        if weights and (len(weights) != len(members) or min(weights) <= 0):
+        if weights and (len(weights) != len(members) or not all(0 < weight < math.inf for weight in weights)):
             expected = f"{len(members)} numbers above 0"
             raise UsageError(problem("weights of the teachers", expected=expected, got=", ".join(map(str, weights))))
+        if temperature is not None and not 0 < temperature < math.inf:
+            raise UsageError(problem("temperature of the mean", expected="a number above 0", got=temperature))
         self.members, self.temperature = tuple(members), temperature
         total = sum(weights) or len(members)
         self.weights = [weight / total for weight in weights or [1.0] * len(members)]
@@ -103,13 +112,15 @@ class TeacherEnsemble:
         Tensor of float32, shape ((1 + M) B, C)
         """
         with self.stopwatch.running():
-            mean = torch.zeros(())
+            parts = []
             for member, weight in zip(self.members, self.weights, strict=True):
                 found = member.logits(batch)
                 if self.temperature is not None:
-                    found = torch.softmax(found / self.temperature, dim=1)
-                mean = mean.to(found.device) + weight * found
-            return mean if self.temperature is None else self.temperature * mean.log()
+                    found = torch.log_softmax(found / self.temperature, dim=1) + math.log(weight)
+                parts.append(found if self.temperature is not None else weight * found)
+            if self.temperature is None:
+                return torch.stack(parts).sum(0)
+            return self.temperature * torch.stack(parts).logsumexp(0)
 
     def logits_and_features(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """Refuse losses on features: those of several networks have no mean."""

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from kdcache.compute import Compute
+from kdcache.errors import KdcacheError, problem
 from kdcache.models import FeatureNet, Network, checkpoint
 from kdcache.models.inference import fuse_for_inference
-from kdcache.models.onnx_body import PRECISION, OnnxBody
+from kdcache.models.onnx_body import OnnxBody
+from kdcache.models.wrapped import FunctionBody
 
 __all__ = ["FORWARD_BATCH_SIZE", "Teacher"]
 
@@ -37,12 +39,14 @@ class Teacher:
 
     def __init__(self, network: Network, compute: Compute) -> None:
         self.network = network.to(compute.device).eval().requires_grad_(False)
-        # onnxruntime knows nothing of autocast.
-        self.compute = replace(compute, precision=PRECISION) if isinstance(network.body, OnnxBody) else compute
+        body = self.network.body
+        # Neither onnxruntime nor a function knows of autocast.
+        own = body.precision if isinstance(body, OnnxBody | FunctionBody) else compute.precision
+        self.compute = compute = replace(compute, precision=own)
+        self._versions = self._count_changes()
         self.rows = FORWARD_BATCH_SIZE[compute.device.type]
         # In bfloat16, rounding changes the logits more than folded batch norms do. In float32, nothing is fused.
         can_fuse = compute.device.type == "cpu" and compute.precision == "bfloat16"
-        body = self.network.body
         self._fused = fuse_for_inference(body, torch.bfloat16) if can_fuse and isinstance(body, FeatureNet) else None
 
     @property
@@ -74,6 +78,7 @@ class Teacher:
         Tensor of float32, shape (B, C)
             Logits.
         """
+        self._require_unchanged()
         parts = [self._forward(padded, with_features=False)[0][:rows].float() for rows, padded in self._padded(views)]
         return torch.cat(parts)
 
@@ -87,6 +92,7 @@ class Teacher:
         features : list of Tensor of float32
             See `kdcache.models.Network.with_features`.
         """
+        self._require_unchanged()
         parts = []
         for rows, padded in self._padded(views):
             outputs = self._forward(padded, with_features=True)
@@ -103,9 +109,37 @@ class Teacher:
                 return outputs
             with self.compute.autocast():
                 if not with_features:
-                    return (self.network(views),)
+                    return (self._checked(self.network(views), len(views)),)
                 logits, features = self.network.with_features(views)
             return (logits, *features)
+
+    def _checked(self, logits: object, rows: int) -> Tensor:
+        """Check what a network of the user's own returns."""
+        expected = (rows, self.network.num_classes)
+        if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            what = f"what the teacher {self.network.name} returns for {rows} images"
+            raise KdcacheError(problem(what, expected=f"logits of shape {expected}", got=got))
+        return logits
+
+    def _count_changes(self) -> int:
+        """Count how often the tensors of the network were changed in place, as far as torch tells."""
+        tensors = (*self.network.parameters(), *self.network.buffers())
+        return sum(tensor._version for tensor in tensors if not tensor.is_inference())
+
+    def _require_unchanged(self) -> None:
+        """Keep the network as its fingerprint says: the caller may have the same module.
+
+        Raises
+        ------
+        KdcacheError
+            If its weights were changed.
+        """
+        if self.network.training:
+            self.network.eval()
+        if self._count_changes() != self._versions:
+            what, remedy = f"weights of the teacher {self.network.name}", "Open it again after they were changed."
+            raise KdcacheError(problem(what, expected="those that it was opened with", got="others", remedy=remedy))
 
     def _padded(self, views: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Split views into blocks of Q rows; the last one is padded with its first row."""

@@ -60,7 +60,9 @@ class StudentConfig(StudentSettings):
         if not further:
             return further
         expanded = tuple(Path(os.path.expanduser(path)) for path in further)
-        if first is None or len({first, *expanded}) <= len(expanded):
+        if first is None:
+            raise Invalid("a teacher first", "Name it as teacher, and the others as further_teachers.")
+        if len({os.path.realpath(path) for path in (first, *expanded)}) <= len(expanded):
             raise Invalid("run folders that differ")
         if store is not None:
             raise Invalid("one, since --store is for the logits of one teacher")

@@ -1,7 +1,8 @@
 """Images from other libraries: tensors, arrays, lists of files, and datasets of torchvision and Hugging Face."""
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -25,6 +26,9 @@ FORMS = (
     "or a dataset of torchvision, Hugging Face or kdcache"
 )
 
+LABELS = ("ClassLabel", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8")
+"""Kinds of columns that have labels."""
+
 
 def as_split(data: Any, image_size: int | None = None) -> Split:
     """Take the images and labels of any of several forms.
@@ -34,9 +38,9 @@ def as_split(data: Any, image_size: int | None = None) -> Split:
     data : Dataset, Split, tuple or a map-style dataset
         A dataset of kdcache stands for its training images. A tuple has images and labels: images are a uint8 tensor
         or array (N, 3, H, W), (N, H, W, 3) or (N, H, W), or the paths of N files; labels are N integers from 0, or
-        ``None`` for images without labels. A dataset of Hugging Face has one column of images, and at most one of
-        class labels. Any other dataset with ``len()`` has items (image, label), an image being a PIL image or uint8
-        array, and makes no views of its own.
+        ``None`` for images without labels. A dataset of Hugging Face has one column of images, and one of class labels
+        or integers, or no other. Any other dataset with ``len()`` has items (image, label), an image being a PIL image
+        or uint8 array, and makes no views of its own.
     image_size : int, optional
         Height and width to which image files are resized, in pixels.
 
@@ -51,15 +55,22 @@ def as_split(data: Any, image_size: int | None = None) -> Split:
         return _of_size(data, image_size)
     if isinstance(data, tuple | list) and len(data) == 2:
         images, labels = data
+        if hasattr(images, "tolist") and str(getattr(images, "dtype", None)) in ("object", "str"):  # of a data frame
+            images = images.tolist()
         if _are_paths(images):
             return _of_files(images, labels, image_size)
+        if isinstance(images, Sequence) and not isinstance(images, str):
+            return _of_size(_of_images(images, labels), image_size)
         return _of_size(_of_arrays(images, labels), image_size)
     if hasattr(data, "features") and hasattr(data, "column_names"):
         return _of_columns(data, image_size)
+    if isinstance(data, Mapping):  # load_dataset of Hugging Face returns all splits
+        remedy = f"Choose one of {', '.join(map(str, data))}."
+        raise UsageError(problem("images", expected="one split", got=f"{len(data)} of them", remedy=remedy))
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         _refuse_transforms(data)
-        if samples := getattr(data, "samples", None):  # torchvision's ImageFolder and the like: paths and labels
-            paths, labels = zip(*samples, strict=True)
+        if _reads_plain_files(data):
+            paths, labels = zip(*data.samples, strict=True)
             return _of_files(paths, labels, image_size)
         return _of_size(_of_items(data), image_size)
     raise UsageError(problem("images", expected=FORMS, got=type(data).__name__))
@@ -75,6 +86,8 @@ def _of_size(split: Split, image_size: int | None) -> Split:
 
 
 def _of_arrays(images: Any, labels: Any) -> Split:
+    if isinstance(images, np.ndarray):
+        images = np.ascontiguousarray(images)  # torch takes no negative strides
     pixels = torch.as_tensor(images) if isinstance(images, torch.Tensor | np.ndarray) else None
     if pixels is None or pixels.dtype != torch.uint8 or pixels.ndim not in (3, 4):
         got = type(images).__name__ if pixels is None else f"{pixels.dtype} {tuple(pixels.shape)}"
@@ -103,21 +116,44 @@ def _of_source(source: Source, labels: torch.Tensor, image_size: int) -> Split:
     return Split(None, labels, Pictures(source, Rendering(image_size, image_size), default_workers()))
 
 
+def _rgb(image: Any) -> Any:
+    """Convert a PIL image to RGB, if it has 8 bits per channel; Pillow would clip others to white."""
+    if not isinstance(image, Image.Image):
+        return image
+    if image.mode.startswith(("I", "F")):
+        raise UsageError(problem("images", expected="8 bits per channel", got=f"Pillow mode {image.mode}"))
+    return image.convert("RGB")
+
+
 def _of_items(data: Any) -> Split:
-    images, labels = [], []
-    for index in range(len(data)):
-        item = data[index]
+    items = [data[index] for index in range(len(data))]
+    for item in items:
         if not isinstance(item, tuple | list) or len(item) < 2:
             raise UsageError(problem("items of the dataset", expected="(image, label)", got=type(item).__name__))
-        image = item[0].convert("RGB") if isinstance(item[0], Image.Image) else item[0]
-        images.append(np.asarray(image))
-        labels.append(item[1])
-    shapes = {image.shape for image in images}
+    return _of_images([item[0] for item in items], [item[1] for item in items])
+
+
+def _of_images(images: Sequence[Any], labels: Any) -> Split:
+    """Take PIL images, arrays or tensors of one size."""
+    arrays = [np.asarray(_rgb(image)) for image in images]
+    shapes = {array.shape for array in arrays}
     if len(shapes) != 1:
-        remedy = "Give (paths, labels) for image files."
+        remedy = "Give (paths, labels) for image files, which may have any size."
         got = f"{len(shapes)} sizes" if shapes else "no images"
-        raise UsageError(problem("images of the dataset", expected="one size", got=got, remedy=remedy))
-    return _of_arrays(np.stack(images), labels)
+        raise UsageError(problem("images", expected="one size", got=got, remedy=remedy))
+    return _of_arrays(np.stack(arrays), labels)
+
+
+def _reads_plain_files(data: Any) -> bool:
+    """Whether a dataset is an ImageFolder of torchvision, or like one, that decodes its files as they are."""
+    if not hasattr(data, "samples") or "torchvision.datasets" not in sys.modules:
+        return False
+    from torchvision.datasets import DatasetFolder
+    from torchvision.datasets.folder import default_loader
+
+    if not isinstance(data, DatasetFolder) or data.target_transform is not None:
+        return False
+    return type(data).__getitem__ is DatasetFolder.__getitem__ and data.loader is default_loader
 
 
 def _refuse_transforms(data: Any) -> None:
@@ -130,23 +166,37 @@ def _refuse_transforms(data: Any) -> None:
                     "dataset", expected="one without a transform", got=f"{name}={getattr(data, name)}", remedy=remedy
                 )
             )
-    if (whole := getattr(data, "dataset", None)) is not None:
-        _refuse_transforms(whole)
+    parts = getattr(data, "datasets", None)
+    for inner in (getattr(data, "dataset", None), *(parts if isinstance(parts, list | tuple) else ())):
+        if inner is not None:
+            _refuse_transforms(inner)
 
 
 def _of_columns(data: Any, image_size: int | None) -> Split:
     """Take the images and labels of a dataset of Hugging Face; images are decoded when they are needed."""
-    kinds = {name: type(feature).__name__ for name, feature in data.features.items()}
-    images, labels = ([name for name, kind in kinds.items() if kind == wanted] for wanted in ("Image", "ClassLabel"))
-    if len(images) != 1 or len(labels) > 1:
+    if getattr(data, "format", {}).get("type") == "custom":  # set_transform and with_transform
+        expected, remedy = "one without a transform", "kdcache makes the views: call dataset.reset_format()."
+        raise UsageError(problem("dataset", expected=expected, got="one with a transform", remedy=remedy))
+    kinds = {name: _kind_of(feature) for name, feature in data.features.items()}
+    images, labels = ([name for name, kind in kinds.items() if kind in wanted] for wanted in (("Image",), LABELS))
+    if len(images) != 1 or len(labels) > 1 or (not labels and len(kinds) > 1):
         got = ", ".join(f"{name}: {kind}" for name, kind in kinds.items())
-        expected, remedy = "one Image and at most one ClassLabel", "Choose them with dataset.select_columns."
+        expected = "one Image, and one ClassLabel or integer; or one Image alone, for images without labels"
+        remedy = "Choose them with dataset.select_columns."
         raise UsageError(problem("columns of the dataset", expected=expected, got=got, remedy=remedy))
+    if not hasattr(data, "__len__"):
+        raise UsageError(problem("dataset", expected="one with a length", got="a stream"))
     if image_size is None:
         raise UsageError(problem("image size of encoded images", expected="image_size, in pixels", got="none"))
     encoded = data.with_format(None).cast_column(images[0], type(data.features[images[0]])(decode=False))
     found = encoded[labels[0]][:] if labels else None
     return _of_source(EncodedColumn(encoded, images[0]), _labels(found, len(data)), image_size)
+
+
+def _kind_of(feature: Any) -> str:
+    """Name a feature of Hugging Face: its class, or the type of a plain value."""
+    kind = type(feature).__name__
+    return str(feature.dtype) if kind == "Value" else kind
 
 
 @dataclass(eq=False)

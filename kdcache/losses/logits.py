@@ -71,7 +71,16 @@ def kl_divergence(student: Tensor, teacher: Tensor, temperature: float | Tensor)
     -------
     Tensor of float32 (float64 where both are), shape (B,)
         ``sum_c p log(p / q)``, in nats.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
     """
+    if student.shape != teacher.shape:  # they would be broadcast
+        raise ValueError(
+            f"logits of the student have shape {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}"
+        )
     log_p, log_q = log_softmax(teacher, temperature), log_softmax(student, temperature)
     return expectation(log_p, log_p - log_q)
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from kdcache.cards import Rendering
+from kdcache.cards import Rendering, check_normalization
 from kdcache.choices import IMAGE_SIZES
 from kdcache.models.base import FeatureNet
 from kdcache.models.external import FeatureExtractor
@@ -17,7 +17,7 @@ class Network(nn.Module):
     Parameters
     ----------
     body : Module
-        The network for normalized images. It is converted to channels-last memory format.
+        The network for normalized images.
     name : str
         The name from which `kdcache.models.build` made the body.
     num_classes : int
@@ -28,6 +28,8 @@ class Network(nn.Module):
         Normalization of each channel on a scale of 0 to 1.
     feature_names : tuple of str
         Modules whose outputs are the features, for a body that is not a `FeatureNet`.
+    channels_last : bool
+        Whether body and images have the channels-last memory format: faster, where the code of the body allows it.
 
     Attributes
     ----------
@@ -52,9 +54,11 @@ class Network(nn.Module):
         mean: tuple[float, ...],
         std: tuple[float, ...],
         feature_names: tuple[str, ...] = (),
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
-        self.body = body.to(memory_format=torch.channels_last)
+        self.body = body.to(memory_format=torch.channels_last) if channels_last else body
+        self._channels_last = channels_last
         self.name = name
         self.num_classes = num_classes
         self.rendering = Rendering(image_size, image_size)
@@ -69,7 +73,8 @@ class Network(nn.Module):
 
     def set_normalization(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         """Replace the normalization of each channel."""
-        self.mean, self.std = tuple(mean), tuple(std)
+        self.mean = check_normalization(f"mean of the network {self.name}", mean, is_divisor=False)
+        self.std = check_normalization(f"std of the network {self.name}", std, is_divisor=True)
         scale = [1 / (255 * s) for s in self.std]
         shift = [-m / s for m, s in zip(self.mean, self.std, strict=True)]
         # Repeated to the width of the largest image: normalizing rows takes half the time of normalizing pixels.
@@ -77,11 +82,12 @@ class Network(nn.Module):
         self.register_buffer("shift", torch.tensor(shift * IMAGE_SIZES[1], dtype=torch.float32), persistent=False)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Normalize pixels 0..255 of shape (B, 3, H, W): float32, channels-last."""
+        """Normalize pixels 0..255 of shape (B, 3, H, W): float32, in the memory format of the body."""
         pixels = images.to(self.scale.dtype, memory_format=torch.channels_last).permute(0, 2, 3, 1)
         rows = pixels.flatten(2)
         width = rows.shape[2]
-        return torch.addcmul(self.shift[:width], rows, self.scale[:width]).view_as(pixels).permute(0, 3, 1, 2)
+        normalized = torch.addcmul(self.shift[:width], rows, self.scale[:width]).view_as(pixels).permute(0, 3, 1, 2)
+        return normalized if self._channels_last else normalized.contiguous()
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Features of pixels 0..255, see `with_features`."""

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from kdcache.errors import UsageError, first_line, problem
 
 __all__ = [
-    "PRECISION",
     "SOURCE",
     "OnnxBody",
     "build_onnx_body",
@@ -27,9 +26,6 @@ SOURCE = "onnx"
 
 MAX_FILE_BYTES = 2**31 - 1
 """Larger ONNX files have their weights in other files."""
-
-PRECISION = "float32"
-"""Of its forwards, whatever the autocast of torch."""
 
 PROBABILITY_ERROR = 1e-3
 """Largest difference from 1 of the sum of a row of probabilities."""
@@ -57,7 +53,8 @@ class OnnxBody(nn.Module):
 
     file: Tensor
     gives_probabilities: Tensor
-    precision = PRECISION
+    precision = "float32"
+    """Of its forwards, whatever the autocast of torch."""
 
     def __init__(self, size: int, num_classes: int) -> None:
         super().__init__()
@@ -126,6 +123,8 @@ def read_onnx_body(path: Path, num_classes: int, image_size: int) -> OnnxBody:
     except ImportError as error:
         remedy = "Run pip install 'kdcache[onnx]'."
         raise UsageError(problem(f"weights {path}", got=first_line(error), remedy=remedy)) from None
+    except UsageError as error:
+        raise UsageError(*(f"weights {path}: {line}" for line in error.problems)) from error
     except Exception as error:  # onnxruntime has its own types
         raise UsageError(problem(f"weights {path}", expected="an ONNX file", got=first_line(error))) from error
     found = [[(end.type, *end.shape) for end in ends] for ends in (inputs, outputs)]
@@ -163,9 +162,20 @@ def class_names_of(body: OnnxBody) -> list[str]:
 
 
 def open_session(data: bytes, device: str) -> Any:
-    """Open a session of onnxruntime: from bytes, since a file could name others with its weights by their paths."""
-    import onnxruntime
+    """Open a session of onnxruntime for a file that holds all of its weights.
 
+    Raises
+    ------
+    UsageError
+        If it names other files with its weights: they are no part of its fingerprint.
+    """
+    import onnxruntime
+    from onnx import load_model_from_string
+    from onnx.external_data_helper import _get_all_tensors, uses_external_data
+
+    if any(map(uses_external_data, _get_all_tensors(load_model_from_string(data)))):
+        remedy = "Save it in one file: onnx.save(onnx.load(FILE), NEW)."
+        raise UsageError(problem("ONNX file", expected="its weights in it", got="in other files", remedy=remedy))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     available = onnxruntime.get_available_providers()

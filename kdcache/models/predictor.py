@@ -83,6 +83,8 @@ def _of_onnx(path: Path) -> Predictor:
     except ImportError as error:
         remedy = "Run pip install 'kdcache[onnx]'."
         raise UsageError(problem(f"network {path}", got=first_line(error), remedy=remedy)) from None
+    except UsageError as error:
+        raise UsageError(*(f"network {path}: {line}" for line in error.problems)) from error
     except OSError as error:
         raise UsageError(problem(f"could not read {path}", got=error.strerror)) from error
     except Exception as error:  # onnxruntime has its own types

@@ -80,6 +80,7 @@ def build(
         mean=mean,
         std=std,
         feature_names=tuple(feature_names),
+        channels_last=True,
     )
 
 

@@ -60,7 +60,7 @@ MAGIC = {
 _SHARD = re.compile(r"\d{5}-of-(\d{5})")
 ONNX_FILE = "an ONNX file"
 
-_ONNX = re.compile(rb"\x08[\x01-\x20](\x12|\x3a)")
+_ONNX = re.compile(rb"\x08[\x01-\x20][\x12\x1a\x22\x28\x32\x3a]")
 _ADVICE = re.compile(r"weights_only|safe_globals|torch\.(jit\.)?load", re.IGNORECASE)
 """Marks torch's advice, which includes to let the code of a file run. It is never passed on."""
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
+from kdcache.errors import UsageError, problem
 from kdcache.models.network import Network
 
-__all__ = ["PIXEL_MEAN", "PIXEL_STD", "wrap_function"]
+__all__ = ["PIXEL_MEAN", "PIXEL_STD", "FunctionBody", "wrap_function"]
 
 PIXEL_MEAN, PIXEL_STD = (0.0,) * 3, (1 / 255,) * 3
 """A normalization that leaves pixels from 0 to 255 as they are."""
@@ -15,13 +17,17 @@ PIXEL_MEAN, PIXEL_STD = (0.0,) * 3, (1 / 255,) * 3
 class FunctionBody(nn.Module):
     """Calls a function; it has no weights."""
 
+    precision = "float32"
+    """Of the images; torch's autocast is off within the function."""
+
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.function = function
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute logits (B, C) of images (B, 3, H, W)."""
-        return self.function(images)
+        with torch.autocast(images.device.type, enabled=False):
+            return self.function(images.contiguous())
 
 
 def wrap_function(
@@ -48,7 +54,16 @@ def wrap_function(
         H = W, in pixels.
     mean, std : tuple of float
         Normalization of red, green and blue, on a scale of 0 to 1. By default images have pixels from 0 to 255.
+
+    Raises
+    ------
+    UsageError
+        If it is no function, or has no fingerprint.
     """
+    if not callable(function):
+        raise UsageError(problem("teacher", expected="a function", got=type(function).__name__))
+    if not fingerprint:
+        raise UsageError(problem("fingerprint of the function", expected="text that identifies it", got="none"))
     name = f"function:{fingerprint}"
     return Network(
         FunctionBody(function), name=name, num_classes=num_classes, image_size=image_size, mean=mean, std=std

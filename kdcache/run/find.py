@@ -1,6 +1,7 @@
 """Which teacher's run and which store a command means."""
 
 import logging
+import os
 from pathlib import Path
 
 from kdcache.answers.clean_views import known_clean_views
@@ -135,7 +136,8 @@ def find_stores(teacher: Path | None, store: str | None = None) -> FoundStores:
         If the one that is named is damaged.
     """
     if store is not None and not is_store_name(store):
-        return FoundStores([AnswerStore(store)])
+        inside = TeacherStores(Path(store)).find() if os.path.isdir(store) else FoundStores([])
+        return inside if any(inside) else FoundStores([AnswerStore(store)])
     stores = stores_of(find_teacher_run(teacher).path)
     if store is not None:
         return FoundStores([AnswerStore(stores.named(store) or store)])

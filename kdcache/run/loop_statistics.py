@@ -48,15 +48,17 @@ class Statistics:
     ) -> None:
         if distributed.is_main() and os.path.lexists(path):
             raise UsageError(problem(f"statistics {path}", expected="a new folder", got="one that exists"))
+        if distributed.is_main():
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
         shape = StatisticsShape(views.plan.samples, views.plan.slots, len(views.steps), ("loss",))
         self._recorder = StudentRecorder(Path(path), epochs, shape, teacher, views.device)
-        self._epoch, self._started, self.temperature = -1, 0.0, temperature
+        self._epoch, self._started, self.temperature, self.epochs = -1, 0.0, temperature, epochs
 
     @torch.no_grad()
     def record(
         self,
         batch: Batch,
-        loss: Tensor,
+        loss: Tensor | float,
         teacher: Tensor,
         x: Tensor | None = None,
         mixed: Tensor | None = None,
@@ -68,7 +70,7 @@ class Statistics:
         Parameters
         ----------
         batch : Batch
-        loss : Tensor, shape ()
+        loss : Tensor, shape (), or float
         teacher : Tensor, shape ((1 + M) B, C)
             The teacher's logits for the views of the batch.
         x : Tensor, optional, shape (B, C)
@@ -80,6 +82,8 @@ class Statistics:
         candidates : Tensor, optional, shape (M B, C)
             The student's logits for all mixed views, as they were scored; without them there is no r.
         """
+        if batch.epoch >= self.epochs:
+            raise UsageError(problem("epoch of the batch", expected=f"below {self.epochs}", got=batch.epoch))
         if batch.epoch != self._epoch:
             self._recorder.begin_epoch(TrainingState(batch.epoch))
             self._epoch, self._started = batch.epoch, time.perf_counter()
@@ -91,7 +95,7 @@ class Statistics:
         x_kl = None if x is None else self._d(x, teacher_x)
         mixed_kl = None if mixed is None else self._d(mixed, teacher_mixed[selection.rows])
         candidate_kl = None if candidates is None else self._d(candidates, teacher_mixed)
-        self._recorder.record(batch, teacher, x_kl, mixed_kl, selection, candidate_kl, {"loss": loss})
+        self._recorder.record(batch, teacher, x_kl, mixed_kl, selection, candidate_kl, {"loss": torch.as_tensor(loss)})
 
     def end_epoch(self) -> dict[str, Any]:
         """Write the epoch, and return its figures.
@@ -101,7 +105,14 @@ class Statistics:
         dict
             ``kl_ratio`` (r, Equation 3), ``label_disagreement``, ``teacher_forwards``, ``cache_hits``, and the mean
             ``loss``; ``None`` for what was not recorded.
+
+        Raises
+        ------
+        UsageError
+            If no step was recorded.
         """
+        if self._epoch < 0:
+            raise UsageError(problem("end of an epoch", expected="recorded steps", got="none"))
         found = self._recorder.end_epoch(self._epoch, time.perf_counter() - self._started)
         names = ("kl_ratio", "label_disagreement", "teacher_forwards", "cache_hits")
         return {"loss": found["loss_parts"]["loss"], **{name: found[name] for name in names}}

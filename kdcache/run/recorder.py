@@ -128,19 +128,21 @@ class StudentRecorder(Recorder):
         statistics.picked.index_copy_(1, batch.samples, picked.view(slots))
         if x_kl is not None:
             statistics.d_x.index_copy_(0, batch.samples, x_kl.detach())
-        if teacher_logits is None or mixed_kl is None or not batch.slots:
+        if teacher_logits is None or not batch.slots:
             return
-        if candidate_kl is None:
-            known = mixed_kl.detach()[: selection.num_picked]
-            d = torch.full_like(batch.random_score, torch.nan).index_copy_(0, picks, known)
-        else:
-            d = candidate_kl
-            statistics.kl_ratio[batch.step] = distributed.global_mean(d[picks]) / distributed.global_mean(d)
-        statistics.d_mixed.index_copy_(1, batch.samples, d.view(slots))
         labels = batch.mixed_labels()
         labelled = labels != UNLABELLED
         disagrees = labelled & (teacher_logits[len(batch) :].argmax(1) != labels)
         statistics.labelled[batch.step], statistics.disagreements[batch.step] = labelled.sum(), disagrees.sum()
+        if candidate_kl is not None:
+            d = candidate_kl
+            statistics.kl_ratio[batch.step] = distributed.global_mean(d[picks]) / distributed.global_mean(d)
+        elif mixed_kl is not None:
+            known = mixed_kl.detach()[: selection.num_picked]
+            d = torch.full_like(batch.random_score, torch.nan).index_copy_(0, picks, known)
+        else:
+            return
+        statistics.d_mixed.index_copy_(1, batch.samples, d.view(slots))
 
     def teacher_forwards(self) -> int:
         """See `Recorder`."""

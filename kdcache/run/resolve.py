@@ -81,15 +81,15 @@ def _to_resume(config: TrainingConfig) -> RunFolder | None:
     for folder in sorted(run_folders(RUNS), key=lambda folder: folder.config_file.lstat().st_mtime, reverse=True):
         with suppress(KdcacheError):
             recorded = _config_of(folder, type(config))
-            same = recorded.length == config.length and _teacher_of(config) in (None, _teacher_of(recorded))
+            same = recorded.length == config.length and _teachers_of(config) in ((), _teachers_of(recorded))
             unequal = config.lasting_as(recorded).differences(recorded)
             if not folder.is_finished and same and not unequal and not folder.in_use():
                 return folder
     return None
 
 
-def _teacher_of(config: TrainingConfig) -> Path | None:
-    return config.teacher if isinstance(config, StudentConfig) else None
+def _teachers_of(config: TrainingConfig) -> tuple[Path, ...]:
+    return config.teachers if isinstance(config, StudentConfig) else ()
 
 
 def _config_of(folder: RunFolder, kind: type[Config]) -> Config:

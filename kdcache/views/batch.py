@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdcache.cards import Rendering
 from kdcache.datasets.split import UNLABELLED
 
 __all__ = ["Batch", "hard_labels"]
@@ -39,8 +40,12 @@ class Batch:
         Index of the sample whose x is mixed in; the sample's own where x' is made from x alone.
     standard_keys : ndarray of int64, shape (B,)
         Index of each x among all possible ones; see `ViewPlan.standard_keys`.
+    views_of : object or None
+        Identifies the `Views` that made it, see `Views.same_as`.
     other_images : Tensor or None
-        What `Views.of_batch` makes the views in the rendering of another network from, if it was decoded already.
+        What `Views.of_batch` makes the views of another network from, if it was decoded already.
+    other_rendering : Rendering or None
+        How they were rendered.
     """
 
     epoch: int
@@ -55,7 +60,9 @@ class Batch:
     random_score: Tensor
     partners: np.ndarray
     standard_keys: np.ndarray
+    views_of: object | None = None
     other_images: Tensor | None = None
+    other_rendering: Rendering | None = None
 
     def __len__(self) -> int:
         return len(self.positions)

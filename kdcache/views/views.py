@@ -136,7 +136,7 @@ class Views:
         )
         padding = split.image_size // 8 if split.pictures is None else None
         if card is not None:
-            padding = card.padding
+            padding = card.padding if split.image_size == card.image_size else card.padding and split.image_size // 8
         if crop is not None:
             padding = _padding(split, padding, crop)
         mean, size = card.mean if card else None, teacher_size or split.image_size
@@ -157,7 +157,7 @@ class Views:
         pin = self.device.type == "cuda"
         ahead = prefetch_map(partial(_read, self.split), requests, self.split.workers, pin)
         for step, (positions, images) in enumerate(zip(parts, ahead, strict=True), start=first_step):
-            yield self._batch(epoch, step, positions, *images)
+            yield self._batch(epoch, step, positions, images, other)
 
     def views(self, epoch: int, slot: int, positions: range) -> Tensor:
         """Make the views of one slot at some positions: (B, 3, H, W). Slot 0 is x."""
@@ -170,12 +170,20 @@ class Views:
 
     def of_batch(self, batch: Batch, with_mixed: bool = True) -> Tensor:
         """Make the views of a batch that another maker of the same plan made, or its x alone."""
-        table, positions, images = self.table(batch.epoch), batch.positions, batch.other_images
+        assert self.split.pictures is not None
+        table, positions = self.table(batch.epoch), batch.positions
+        images = batch.other_images if batch.other_rendering == self.split.pictures.rendering else None
         rows = _rows(positions, table.slots if with_mixed or images is not None else ())
         if images is None:
             (images,) = _read(self.split, self._request(table, rows))
         with _explain_memory(len(batch)):
             return torch.cat(self._slots(table, positions, table.slots if with_mixed else (), rows, images))
+
+    def same_as(self, other: "Views") -> bool:
+        """Whether others show the same of the same images, maybe in another rendering."""
+        if other.table is self.table:  # in whichever rendering
+            return True
+        return other.plan == self.plan and other.split.fingerprint == self.split.fingerprint
 
     def rendered(self, rendering: Rendering) -> Self:
         """Return the same views in another rendering; these where only clean views would differ.
@@ -192,11 +200,11 @@ class Views:
         return views
 
     def _batch(
-        self, epoch: int, step: int, positions: range, images: Tensor, other_images: Tensor | None = None
+        self, epoch: int, step: int, positions: range, images: Sequence[Tensor], other_rendering: Rendering | None
     ) -> Batch:
         table, own = self.table(epoch), np.arange(positions.start, positions.stop)
         with _explain_memory(len(own)):
-            slots = self._slots(table, positions, table.slots, _rows(positions, table.slots), images)
+            slots = self._slots(table, positions, table.slots, _rows(positions, table.slots), images[0])
             views = torch.cat(slots)  # float32 if any of them is
         samples = torch.from_numpy(table.order[own])
         partners = [table.order[slot.partner[own]] for slot in table.slots]
@@ -214,7 +222,9 @@ class Views:
             random_score=self._column([slot.random_score[own] for slot in table.slots]),
             partners=partner_samples,
             standard_keys=self.plan.standard_keys(table, own),
-            other_images=other_images,
+            views_of=self,
+            other_images=images[1] if len(images) > 1 else None,
+            other_rendering=other_rendering,
         )
 
     def _slots(
