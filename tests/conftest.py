@@ -31,7 +31,13 @@ def pytest_xdist_auto_num_workers() -> int:
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
-LONGEST = [f"test_{name}.py" for name in ("study_runs", "distributed", "published", "kills", "training", "extending")]
+LONGEST = [
+    f"test_{name}.py"
+    for name in (
+        *("study_runs", "distributed", "published", "kills", "training", "extending"),
+        *("loss_terms", "weights", "received_runs", "unlabelled"),
+    )
+]
 """The files that take longest, the longest first."""
 
 

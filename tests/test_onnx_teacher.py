@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import kdcache
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.models import checkpoint
+from kdcache.models.export import export as export_network
 from kdcache.run.folder import FinishedRun
 from tests.samples import refusal
 
@@ -113,5 +114,10 @@ def test_what_is_no_such_network_is_refused(
         ), message
     assert not (tmp_path / "run").exists()
     run = loaded(small, files["pixels"], tmp_path / "onnx")
+    network = checkpoint.load(run.network_file)
+    images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    message = refusal(lambda: export_network(network, "onnx", tmp_path / "again.onnx", images))
+    assert message.startswith("network to export: expected one of torch, got onnx:")
+    assert "expected a network of torch" in refusal(network.check_features)
     settings = {**small, "model": run.config.model, "loss": "ce", "out": tmp_path / "student"}
     assert "one with weights to train" in refusal(lambda: train_student(StudentConfig.load(**settings)))

@@ -38,7 +38,9 @@ def test_nothing_but_a_file_is_replaced(name: str, odd_places: dict[str, Path]) 
     assert before == (os.lstat(place) if name != "device" else None)
 
 
-@pytest.mark.parametrize("command", ["data pack fashion-mini", "report {} --samples 0 --out", "export {} --out"])
+@pytest.mark.parametrize(
+    "command", ["data pack fashion-mini", "report {} --samples 0 --out", "export {} --format safetensors --out"]
+)
 def test_commands_refuse_another_target_before_they_work(
     command: str, teacher: Path, odd_places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -464,6 +464,9 @@ def test_a_network_that_computes_no_numbers_predicts_nothing(finished: Path, pic
     state, metadata = tensor_files.load(network, checkpoint.FORMAT)
     tensor_files.save(network, state, {**metadata, "mean": [1e300] * 3})
     code, text = call("predict", copy, next(pictures.rglob("*.png")))
+    assert (code, "expected three numbers from 0 to 1" in text) == (2, True), text
+    tensor_files.save(network, state, {**metadata, "std": [1e-300] * 3})
+    code, text = call("predict", copy, next(pictures.rglob("*.png")))
     assert (code, "expected finite numbers, got [nan" in text) == (1, True), text
 
 

@@ -11,8 +11,6 @@ from kdcache.compute import Compute
 from kdcache.errors import KdcacheError, problem
 from kdcache.models import FeatureNet, Network, checkpoint
 from kdcache.models.inference import fuse_for_inference
-from kdcache.models.onnx_body import OnnxBody
-from kdcache.models.wrapped import FunctionBody
 
 __all__ = ["FORWARD_BATCH_SIZE", "Teacher"]
 
@@ -40,9 +38,9 @@ class Teacher:
     def __init__(self, network: Network, compute: Compute) -> None:
         self.network = network.to(compute.device).eval().requires_grad_(False)
         body = self.network.body
-        # Neither onnxruntime nor a function knows of autocast.
-        own = body.precision if isinstance(body, OnnxBody | FunctionBody) else compute.precision
-        self.compute = compute = replace(compute, precision=own)
+        if not network.is_native:  # neither onnxruntime nor a function knows of autocast
+            compute = replace(compute, precision=str(body.precision))
+        self.compute = compute
         self._versions = self._count_changes()
         self.rows = FORWARD_BATCH_SIZE[compute.device.type]
         # In bfloat16, rounding changes the logits more than folded batch norms do. In float32, nothing is fused.

@@ -85,10 +85,12 @@ def export(
     Raises
     ------
     UsageError
-        If a package that the format needs is not installed.
+        If a package that the format needs is not installed, or the network is an ONNX file itself.
     KdcacheError
         If the network cannot be exported, or the file gives other probabilities. No file is written then.
     """
+    if not network.is_native:
+        raise UsageError(problem("network to export", expected="one of torch", got=network.name))
     network, row = network.cpu().eval(), EXPORT_FORMATS[format]
     build: Build = import_object(row.build)
     run: Run = import_object(row.run)

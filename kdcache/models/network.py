@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from kdcache.cards import Rendering, check_normalization
 from kdcache.choices import IMAGE_SIZES
+from kdcache.errors import UsageError, problem
 from kdcache.models.base import FeatureNet
 from kdcache.models.external import FeatureExtractor
 
@@ -71,6 +72,11 @@ class Network(nn.Module):
         """Height and width of its images, in pixels."""
         return self.rendering.image_size
 
+    @property
+    def is_native(self) -> bool:
+        """Whether torch computes it, in the precision of the caller: no ONNX file, and no function."""
+        return getattr(self.body, "precision", None) is None
+
     def set_normalization(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         """Replace the normalization of each channel."""
         self.mean = check_normalization(f"mean of the network {self.name}", mean, is_divisor=False)
@@ -133,6 +139,8 @@ class Network(nn.Module):
         UsageError
             If one does not.
         """
+        if not self.is_native:
+            raise UsageError(problem(f"features of {self.name}", expected="a network of torch", got="another"))
         if self._extractor is None and not isinstance(self.body, FeatureNet):
             self._extractor = FeatureExtractor(self.body, self.feature_names)
 
