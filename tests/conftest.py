@@ -31,22 +31,6 @@ def pytest_xdist_auto_num_workers() -> int:
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
-LONGEST = [
-    f"test_{name}.py"
-    for name in (
-        *("study_runs", "distributed", "published", "kills", "training", "extending"),
-        *("loss_terms", "weights", "received_runs", "unlabelled"),
-    )
-]
-"""The files that take longest, the longest first."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest files, so that no process is left alone with one at the end."""
-    order = {name: position for position, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.path.name, len(order)))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def manifests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep manifests of the tests out of the user's cache folder, also in child processes."""

@@ -34,8 +34,10 @@ def test_an_example_computes_the_logits_once(name: str, tmp_path: Path) -> None:
 
 def test_the_notebook_runs(tmp_path: Path) -> None:
     notebook = nbformat.read(EXAMPLES / "distillation.ipynb", 4)
+    for cell in notebook.cells:
+        cell.source = cell.source.replace("EPOCHS, TEMPERATURE = 6", "EPOCHS, TEMPERATURE = 1")
     nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": tmp_path}}).execute()
     printed = "".join(
         output.text for cell in notebook.cells for output in cell.get("outputs", ()) if output.output_type == "stream"
     )
-    assert "CutMix-pick  {'teacher_forwards': 0, 'cache_hits': 27000}" in printed
+    assert "CutMix-pick  {'teacher_forwards': 0, 'cache_hits': 4500}" in printed
