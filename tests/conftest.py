@@ -31,6 +31,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
+
 @pytest.fixture(scope="session", autouse=True)
 def manifests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep manifests of the tests out of the user's cache folder, also in child processes."""
