@@ -2,6 +2,7 @@
 
 import re
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -482,3 +483,26 @@ def test_statistics_need_no_student_for_label_disagreement(images: tuple[Tensor,
     assert statistics.end_epoch()["label_disagreement"] == pytest.approx(disagreements / 150)
     late = next(views.epoch(1))
     assert "below 1" in refusal(lambda: statistics.record(late, 0.5, teacher.logits(late)))
+
+
+def test_two_teachers_of_one_batch_see_their_own_renderings(images: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    for number, image in enumerate(images[0][:20]):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{number:02}.png")
+    files = (sorted(tmp_path.glob("*.png")), images[1][:20])
+    networks = [stub(0), stub(0)]
+    networks[1].rendering = replace(networks[1].rendering, interpolation="bicubic")
+
+    def views() -> kdcache.Views:
+        return kdcache.Views.of_images(files, "cutmix", image_size=20, teacher_size=32)
+
+    alone = []
+    for network in networks:
+        own = views()
+        teacher = kdcache.open_teacher(network, own, precision="float32")
+        alone.append(teacher.logits(next(own.epoch(0))))
+    shared = views()
+    teachers = [kdcache.open_teacher(network, shared, precision="float32") for network in networks]
+    batch = next(shared.epoch(0))
+    assert not torch.equal(*alone)
+    for teacher, expected in zip(teachers, alone, strict=True):
+        assert torch.equal(teacher.logits(batch), expected)

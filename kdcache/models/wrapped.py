@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from kdcache.errors import UsageError, problem
@@ -18,7 +17,7 @@ class FunctionBody(nn.Module):
     """Calls a function; it has no weights."""
 
     precision = "float32"
-    """Of the images; torch's autocast is off within the function."""
+    """Of the images; a teacher calls it without autocast."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -26,8 +25,7 @@ class FunctionBody(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute logits (B, C) of images (B, 3, H, W)."""
-        with torch.autocast(images.device.type, enabled=False):
-            return self.function(images.contiguous())
+        return self.function(images.contiguous())
 
 
 def wrap_function(
