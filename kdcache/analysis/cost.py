@@ -89,7 +89,7 @@ def measure_cost(one: EvaluatedNetwork, forward: Forward) -> Cost:
     shape = (max(BATCH_SIZES), 3, one.split.image_size, one.split.image_size)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).to(one.device)
     size = None
-    if forward.network is not None and any(True for _ in forward.network.parameters()):
+    if forward.network is not None and forward.network.is_native:
         size = size_of(forward.network.body, forward.network.normalize(images[:1]))
     timings = tuple(measure_speed(forward.logits, images[:batch_size]) for batch_size in BATCH_SIZES)
     threads = torch.get_num_threads() if one.device.type == "cpu" else None

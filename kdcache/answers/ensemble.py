@@ -100,7 +100,6 @@ class TeacherEnsemble:
 
     def begin_epoch(self) -> None:
         """See `CachedTeacher.begin_epoch`."""
-        self.stopwatch.pop()
         for member in self.members:
             member.begin_epoch()
 
@@ -112,15 +111,13 @@ class TeacherEnsemble:
         Tensor of float32, shape ((1 + M) B, C)
         """
         with self.stopwatch.running():
-            parts = []
-            for member, weight in zip(self.members, self.weights, strict=True):
-                found = member.logits(batch)
-                if self.temperature is not None:
-                    found = torch.log_softmax(found / self.temperature, dim=1) + math.log(weight)
-                parts.append(found if self.temperature is not None else weight * found)
-            if self.temperature is None:
-                return torch.stack(parts).sum(0)
-            return self.temperature * torch.stack(parts).logsumexp(0)
+            weighted = [
+                (weight, member.logits(batch)) for weight, member in zip(self.weights, self.members, strict=True)
+            ]
+            if (tau := self.temperature) is None:
+                return torch.stack([weight * logits for weight, logits in weighted]).sum(0)
+            shares = [math.log(weight) + torch.log_softmax(logits / tau, dim=1) for weight, logits in weighted]
+            return tau * torch.stack(shares).logsumexp(0)
 
     def logits_and_features(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """Refuse losses on features: those of several networks have no mean."""

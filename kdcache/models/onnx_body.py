@@ -112,21 +112,12 @@ def read_onnx_body(path: Path, num_classes: int, image_size: int) -> OnnxBody:
     UsageError
         If it is another network, for other images or classes, or onnxruntime is not installed.
     """
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise UsageError(
-            problem(f"weights {path}", expected=f"at most {MAX_FILE_BYTES} bytes", got=path.stat().st_size)
-        )
-    body = OnnxBody(path.stat().st_size, num_classes)
-    body.file = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
-    try:
-        inputs, outputs = body.session.get_inputs(), body.session.get_outputs()
-    except ImportError as error:
-        remedy = "Run pip install 'kdcache[onnx]'."
-        raise UsageError(problem(f"weights {path}", got=first_line(error), remedy=remedy)) from None
-    except UsageError as error:
-        raise UsageError(*(f"weights {path}: {line}" for line in error.problems)) from error
-    except Exception as error:  # onnxruntime has its own types
-        raise UsageError(problem(f"weights {path}", expected="an ONNX file", got=first_line(error))) from error
+    if (size := path.stat().st_size) > MAX_FILE_BYTES:
+        raise UsageError(problem(f"weights {path}", expected=f"at most {MAX_FILE_BYTES} bytes", got=size))
+    body, content = OnnxBody(size, num_classes), path.read_bytes()
+    body.file = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    body._session = open_session(content, "cpu", f"weights {path}")
+    inputs, outputs = body.session.get_inputs(), body.session.get_outputs()
     found = [[(end.type, *end.shape) for end in ends] for ends in (inputs, outputs)]
     fits = len(inputs) == len(outputs) == 1 and len(inputs[0].shape) == 4
     if not fits or inputs[0].type not in ("tensor(float)", "tensor(uint8)"):
@@ -161,23 +152,39 @@ def class_names_of(body: OnnxBody) -> list[str]:
     return []
 
 
-def open_session(data: bytes, device: str) -> Any:
+def open_session(data: bytes, device: str, what: str = "ONNX file", expected: str = "an ONNX file") -> Any:
     """Open a session of onnxruntime for a file that holds all of its weights.
+
+    Parameters
+    ----------
+    data : bytes
+        The file.
+    device : str
+        Type of the device of the images.
+    what, expected : str
+        For messages: the file, and what it should be.
 
     Raises
     ------
     UsageError
-        If it names other files with its weights: they are no part of its fingerprint.
+        If it is another file, or names others with its weights, which are no part of its fingerprint; or onnxruntime is
+        not installed.
     """
-    import onnxruntime
-    from onnx import load_model_from_string
-    from onnx.external_data_helper import _get_all_tensors, uses_external_data
-
-    if any(map(uses_external_data, _get_all_tensors(load_model_from_string(data)))):
-        remedy = "Save it in one file: onnx.save(onnx.load(FILE), NEW)."
-        raise UsageError(problem("ONNX file", expected="its weights in it", got="in other files", remedy=remedy))
+    try:
+        import onnxruntime
+        from onnx import load_model_from_string
+        from onnx.external_data_helper import _get_all_tensors, uses_external_data
+    except ImportError as error:
+        remedy = "Run pip install 'kdcache[onnx]'."
+        raise UsageError(problem(what, got=first_line(error), remedy=remedy)) from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     available = onnxruntime.get_available_providers()
     wanted = ["CUDAExecutionProvider"] if device == "cuda" and "CUDAExecutionProvider" in available else []
-    return onnxruntime.InferenceSession(data, options, providers=[*wanted, "CPUExecutionProvider"])
+    try:
+        if not any(map(uses_external_data, _get_all_tensors(load_model_from_string(data)))):
+            return onnxruntime.InferenceSession(data, options, providers=[*wanted, "CPUExecutionProvider"])
+    except Exception as error:  # protobuf and onnxruntime have their own types
+        raise UsageError(problem(what, expected=expected, got=first_line(error))) from error
+    remedy = "Save it in one file: onnx.save(onnx.load(FILE), NEW)."
+    raise UsageError(problem(what, expected="its weights in it", got="in other files", remedy=remedy))

@@ -79,17 +79,11 @@ def _of_checkpoint(path: Path) -> Predictor:
 
 def _of_onnx(path: Path) -> Predictor:
     try:
-        session = open_session(path.read_bytes(), "cpu")
-    except ImportError as error:
-        remedy = "Run pip install 'kdcache[onnx]'."
-        raise UsageError(problem(f"network {path}", got=first_line(error), remedy=remedy)) from None
-    except UsageError as error:
-        raise UsageError(*(f"network {path}: {line}" for line in error.problems)) from error
+        content = path.read_bytes()
     except OSError as error:
         raise UsageError(problem(f"could not read {path}", got=error.strerror)) from error
-    except Exception as error:  # onnxruntime has its own types
-        expected = "a run folder, or a file that kdcache exported as ONNX or safetensors"
-        raise UsageError(problem(f"network {path}", expected=expected, got=first_line(error))) from error
+    expected = "a run folder, or a file that kdcache exported as ONNX or safetensors"
+    session = open_session(content, "cpu", f"network {path}", expected)
     facts = _onnx_facts(path, session.get_modelmeta().custom_metadata_map)
     given, made = (
         [(end.type, end.shape[1:]) for end in ends] for ends in (session.get_inputs(), session.get_outputs())
