@@ -1,0 +1,49 @@
+"""The documentation site: `sphinx-build -W --keep-going -n -b html docs build/site` (pip install '.[docs]')."""
+
+import re
+
+from sphinx.application import Sphinx
+
+import kdcache
+
+project = "kdcache"
+copyright = "the kdcache developers"
+version = release = kdcache.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "numpydoc", "sphinx_copybutton"]
+exclude_patterns = ["README.md"]
+
+myst_heading_anchors = 4
+myst_links_external_new_tab = False
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # numpydoc's sections state the types, with shapes
+numpydoc_show_class_members = False
+
+html_theme = "furo"
+html_title = f"kdcache {version}"
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
+
+LISTED = re.compile(r"^- \[[^]]+\]\((?!https?:)([\w./-]+)\.(?:md|rst)\)", re.MULTILINE)
+
+
+def add_toctrees(app: Sphinx, name: str, source: list[str]) -> None:
+    """Make each section of index.md, whose lists are links that GitHub shows too, a part of the navigation."""
+    if name != "index":
+        return
+    for section in re.split(r"^## ", source[0], flags=re.MULTILINE)[1:]:
+        lines = [
+            "```{toctree}",
+            ":hidden:",
+            f":caption: {section.splitlines()[0]}",
+            "",
+            *LISTED.findall(section),
+            "```",
+        ]
+        source[0] += "\n" + "\n".join(lines) + "\n"
+
+
+def setup(app: Sphinx) -> None:
+    """Connect to Sphinx."""
+    app.connect("source-read", add_toctrees)
