@@ -33,15 +33,8 @@ def add_toctrees(app: Sphinx, name: str, source: list[str]) -> None:
     if name != "index":
         return
     for section in re.split(r"^## ", source[0], flags=re.MULTILINE)[1:]:
-        lines = [
-            "```{toctree}",
-            ":hidden:",
-            f":caption: {section.splitlines()[0]}",
-            "",
-            *LISTED.findall(section),
-            "```",
-        ]
-        source[0] += "\n" + "\n".join(lines) + "\n"
+        caption, pages = section.splitlines()[0], "\n".join(LISTED.findall(section))
+        source[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{pages}\n```\n"
 
 
 def setup(app: Sphinx) -> None:
