@@ -65,8 +65,9 @@ def test_tensorboard_has_every_epoch_once(small: Settings, teacher: Path, tmp_pa
 
 
 def test_wandb_has_the_whole_run_in_the_last_offline_folder(small: Settings, teacher: Path, tmp_path: Path) -> None:
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     run = train_in_two_sessions(small, teacher, tmp_path / "run", "wandb")
+    wandb.teardown()  # waits for its process, which writes the files
     first, second = (offline_run(file) for file in sorted(run.path.glob("wandb/offline-run-*/*.wandb")))
     assert first["id"] == second["id"]
     assert [row["epoch"] for row in first["history"]] == [row["epoch"] for row in second["history"]] == [1, 2]
