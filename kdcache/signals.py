@@ -10,6 +10,7 @@ __all__ = [
     "Stopped",
     "cancel_interrupt_timer",
     "defer_stop",
+    "end_work",
     "on_stop_signal",
     "stop_requested",
 ]
@@ -40,6 +41,14 @@ def on_stop_signal(number: int, frame: object) -> None:
 def cancel_interrupt_timer() -> None:
     """Stop repeating an interrupt, because it was handled; see `kdcache.cli`."""
     signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def end_work() -> None:
+    """Let no signal interrupt the report of how the work ended: torchrun sends SIGTERM once a process has failed."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends a process that hangs at its exit
+    cancel_interrupt_timer()
 
 
 def stop_requested() -> bool:
