@@ -34,11 +34,13 @@ def main() -> NoReturn:
     handle_signals()
     keep_freed_memory()
     try:
-        code = cli(standalone_mode=False) or 0
+        try:
+            code = cli(standalone_mode=False) or 0
+        finally:
+            signals.end_work()
     except click.ClickException as error:
         code = _print_error(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        signals.cancel_interrupt_timer()
         code = _print_error(STOPPED, INTERRUPT_EXIT_CODE)
     except signals.Stopped:
         code = _print_error(STOPPED, signals.SIGTERM_EXIT_CODE)
