@@ -118,8 +118,8 @@ class TrainingConfig(OptimizationConfig):
         "network",
         None,
         "Weights to start from: a run folder, a file as for teacher-load, or the name of published ones, which are "
-        "downloaded: IMAGENET1K_V1 or DEFAULT for torchvision:NAME, pretrained or a tag for timm:NAME. Other classes "
-        "get a new head.",
+        "downloaded: IMAGENET1K_V1 or DEFAULT for torchvision:NAME, timm:NAME.TAG, hf-hub:ORG/NAME. Other classes get "
+        "a new head.",
         shown="random weights from --seed",
         min_length=1,
     )
