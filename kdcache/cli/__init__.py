@@ -71,6 +71,7 @@ def prepare_output(debug: bool) -> None:
     handler.setFormatter(_Line())
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where it cannot keep its cache of fonts
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of every try; who gives up says so
     if not debug and not sys.warnoptions:
         warnings.simplefilter("ignore")
 
