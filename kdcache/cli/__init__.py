@@ -34,14 +34,16 @@ def main() -> NoReturn:
     handle_signals()
     keep_freed_memory()
     try:
-        code = cli(standalone_mode=False) or 0
+        try:
+            code = cli(standalone_mode=False) or 0
+        finally:
+            signals.end_work()
     except click.ClickException as error:
         code = _print_error(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        signals.cancel_interrupt_timer()
         code = _print_error(STOPPED, INTERRUPT_EXIT_CODE)
     except signals.Stopped:
-        code = _print_error(STOPPED, signals.SIGTERM_EXIT_CODE)
+        code = _print_error(STOPPED, signals.STOPPED_EXIT_CODE)
     except Exception as error:
         if debug:
             raise
@@ -69,15 +71,17 @@ def prepare_output(debug: bool) -> None:
     handler.setFormatter(_Line())
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where it cannot keep its cache of fonts
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of every try; who gives up says so
     if not debug and not sys.warnoptions:
         warnings.simplefilter("ignore")
 
 
 def handle_signals() -> None:
-    """Let an interrupt stop the work at once, and SIGTERM where the work can be saved."""
+    """Let an interrupt stop the work at once, and the signals of schedulers where the work can be saved."""
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGALRM, _interrupt)
-    signal.signal(signal.SIGTERM, signals.on_sigterm)
+    for number in signals.STOP_SIGNALS:
+        signal.signal(number, signals.on_stop_signal)
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:
