@@ -147,6 +147,10 @@ class FeatureExtractor:
         Modules or nodes, see `torchvision.models.feature_extraction`. The vector that the last linear layer reads is
         appended.
 
+    Attributes
+    ----------
+    last_linear : Linear
+
     Raises
     ------
     UsageError
@@ -172,6 +176,7 @@ class FeatureExtractor:
         if problems:
             raise UsageError(*problems)
         vector = nodes[nodes.index(linear[-1]) - 1]
+        self.last_linear: nn.Linear = body.get_submodule(linear[-1])  # type: ignore[assignment]
         self._names = (*names, vector)
         self._traced = create_feature_extractor(body, return_nodes=[*dict.fromkeys((*self._names, nodes[-1]))])
         self._logits = nodes[-1]
