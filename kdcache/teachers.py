@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from kdcache import datasets
 from kdcache.answers.encoding import make_encoding
-from kdcache.choices import FOLDER_PREFIX, PRECISIONS, STORE_DTYPES
+from kdcache.choices import FOLDER_PREFIX, PRECISIONS, STORE_DTYPES, STORE_FORMATS
 from kdcache.config import StudentConfig
 from kdcache.config.training import recorded_images
 from kdcache.datasets import Card, Dataset
@@ -42,6 +42,7 @@ def open_teacher(
     precision: str = "auto",
     store_dtype: str = "float16",
     topk: int | None = None,
+    store_format: str = "logits",
     limit: int | None = None,
 ) -> CachedTeacher:
     """Open a teacher that remembers its logits, for a training loop of one's own.
@@ -67,6 +68,8 @@ def open_teacher(
         Stored as ``float16`` or ``float32``.
     topk : int, optional
         Store so many of the largest logits of a view alone.
+    store_format : str
+        ``vectors`` stores what the last layer reads, from which logits follow: for losses on vectors.
     limit : int, optional
         Maximum size of all stores in the folder in bytes, by default 10 GB or a tenth of the disk. Views beyond it go
         through the teacher each time.
@@ -74,7 +77,7 @@ def open_teacher(
     Returns
     -------
     CachedTeacher
-        Its method ``logits`` takes a batch of the views.
+        Its method ``logits`` takes a batch of the views, ``outputs`` returns vectors too where they are stored.
 
     Raises
     ------
@@ -88,13 +91,14 @@ def open_teacher(
     from kdcache.answers.teacher_stores import TeacherStores
     from kdcache.compute import Compute
 
-    _check_choices(views, precision, store_dtype, topk, limit)
+    _check_choices(views, precision, store_dtype, store_format, topk, limit)
     network, where = _network_and_stores(teacher)
     if store is not None:
         where = str(store) if "://" in str(store) else TeacherStores(Path(store))
     if (labels := int(views.split.labels.max()) + 1) > network.num_classes:
         raise UsageError(problem("classes of the teacher", expected=f"at least {labels}", got=network.num_classes))
-    encoding = make_encoding(store_dtype, topk)
+    width = network.linear_head().in_features if store_format == "vectors" else None
+    encoding = make_encoding(store_dtype, topk, width)
     encoding.layout(network.num_classes)  # raises for a topk that does not fit
     compute = replace(Compute.choose(views.device.type, precision), device=views.device)
     data = _as_dataset(views, network)
@@ -127,17 +131,20 @@ def _network_and_stores(teacher: Network | str | Path) -> tuple[Network, Teacher
     return checkpoint.load(run.network_file), stores_of(path)
 
 
-def _check_choices(views: Views, precision: str, store_dtype: str, topk: int | None, limit: int | None) -> None:
+def _check_choices(
+    views: Views, precision: str, store_dtype: str, store_format: str, topk: int | None, limit: int | None
+) -> None:
     """Check what has a few possible values, all problems at once."""
     from kdcache.views import Views
 
-    known = ("auto", *PRECISIONS)
+    known, formats = ("auto", *PRECISIONS), STORE_FORMATS[1:] if topk is None else ("logits",)
     problems = [
         problem(name, expected=expected, got=got)
         for name, valid, expected, got in (
             ("views", isinstance(views, Views), "kdcache.Views", type(views).__name__),
             ("precision", precision in known, f"one of {', '.join(known)}", precision),
             ("store_dtype", store_dtype in STORE_DTYPES, f"one of {', '.join(STORE_DTYPES)}", store_dtype),
+            ("store_format", store_format in formats, f"one of {', '.join(formats)}", store_format),
             ("topk", topk is None or topk >= 1, "at least 1", topk),
             ("limit", limit is None or limit > 0, "a number of bytes above 0", limit),
         )
