@@ -26,9 +26,11 @@ from kdcache.errors import KdcacheError
 from kdcache.losses import embed_loss
 from kdcache.losses.features import cc_loss, pkt_loss, rkd_loss
 from kdcache.models import Network
+from kdcache.report.progress import Reporter
 from kdcache.run.answers import push_answers
 from kdcache.run.find import stores_of
-from kdcache.run.folder import FinishedRun
+from kdcache.run.folder import EpochMetrics, FinishedRun
+from kdcache.stores import settle_format
 from tests import answers
 from tests.processes import outcome
 from tests.samples import refusal
@@ -203,21 +205,44 @@ def test_formats_that_do_not_fit_are_refused(chosen: dict[str, Any], part: str) 
 
 
 @pytest.mark.parametrize(
-    ("chosen", "keeps_vectors", "recomputes_x"),
+    ("chosen", "fit", "keeps_vectors", "recomputes_x"),
     [
-        ({"loss": "kd"}, False, False),
-        ({"loss": "crd+kd", "aug": "cutmix"}, True, False),
-        ({"loss": "crd+kd", "aug": "cutmix", "store_format": "logits"}, False, True),
-        ({"loss": "crd+kd", "topk": 2}, False, True),
-        ({"loss": "at+rkd"}, True, True),
-        ({"loss": "kd", "store_format": "vectors"}, True, False),
+        ({"loss": "kd"}, True, False, False),
+        ({"loss": "crd+kd", "aug": "cutmix"}, True, True, False),
+        ({"loss": "crd+kd", "aug": "cutmix"}, False, False, True),
+        ({"loss": "crd+kd", "aug": "cutmix", "cache": "off"}, True, False, True),
+        ({"loss": "crd+kd", "aug": "cutmix", "store_format": "logits"}, True, False, True),
+        ({"loss": "crd+kd", "aug": "cutmix", "store_format": "vectors"}, False, True, False),
+        ({"loss": "crd+kd", "aug": "cutmix", "answers": "a"}, False, True, False),
+        ({"loss": "crd+kd", "topk": 2}, True, False, True),
+        ({"loss": "rkd", "aug": "cutmix"}, False, True, False),
+        ({"loss": "rkd", "aug": "cutmix", "cache": "off"}, False, True, False),
+        ({"loss": "rkd", "aug": "standard"}, False, False, True),
+        ({"loss": "at+rkd"}, True, True, True),
+        ({"loss": "kd", "store_format": "vectors"}, False, True, False),
     ],
 )
-def test_vectors_are_kept_where_a_loss_reads_them(
-    chosen: dict[str, Any], keeps_vectors: bool, recomputes_x: bool
+def test_auto_keeps_vectors_where_a_loss_reads_them_and_they_fit(
+    chosen: dict[str, Any], fit: bool, keeps_vectors: bool, recomputes_x: bool
 ) -> None:
-    config = StudentConfig.load(**chosen)
+    config = settle_format(StudentConfig.load(**chosen), lambda _: fit)
     assert (config.keeps_vectors, config.recomputes_x) == (keeps_vectors, recomputes_x)
+
+
+def test_a_resumed_run_keeps_its_format(small: dict[str, Any], copied: Path, tmp_path: Path) -> None:
+    class Stopping(Reporter):
+        def end_epoch(self, metrics: EpochMetrics) -> None:
+            raise KeyboardInterrupt
+
+    own = {**small, "loss": "crd+kd", "epochs": 2, "teacher": copied, "view_seed": 8, "out": tmp_path / "run"}
+    with pytest.raises(KeyboardInterrupt):
+        train_student(StudentConfig.load(**own), Stopping())
+    assert 'store_format = "vectors"' in (tmp_path / "run" / "config.toml").read_text()
+    # With this limit a new run would store logits.
+    resumed = train_student(StudentConfig.load(**own, cache_limit=1, resume=True))
+    assert resumed.config.store_format == "vectors"
+    asked = StudentConfig.load(**own, store_format="logits", resume=True)
+    assert "--store-format: expected vectors, as in the run, got logits" in refusal(lambda: train_student(asked))
 
 
 def test_a_teacher_without_vectors_is_refused_before_anything_is_written(small: dict[str, Any], tmp_path: Path) -> None:

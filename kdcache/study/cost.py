@@ -77,7 +77,10 @@ def _size_of_own(config: TrainingConfig) -> DataSize:
 
 def uses_store(run: PlannedRun) -> bool:
     """Tell whether a student with a teacher can use a store."""
-    return isinstance(run.config, StudentConfig) and not run.config.recomputes_x and run.config.cache != "off"
+    config = run.config
+    if not isinstance(config, StudentConfig) or config.needs_features or config.cache == "off":
+        return False
+    return config.keeps_vectors or not config.needs_vectors  # else the space at hand decides, see `settle_format`
 
 
 def run_forwards(run: PlannedRun) -> int:
