@@ -23,6 +23,7 @@ __all__ = [
     "EXPORT_FORMATS",
     "FOLDER_PREFIX",
     "HDF5_PREFIX",
+    "HF_PREFIX",
     "IMAGE_SIZES",
     "INTERPOLATIONS",
     "LOSSES",
@@ -35,6 +36,7 @@ __all__ = [
     "PRECISIONS",
     "PYTHON_FORM",
     "STORE_DTYPES",
+    "TORCHVISION_PREFIX",
     "TRACKERS",
     "Augmentation",
     "Criterion",
@@ -48,6 +50,9 @@ __all__ = [
 
 FOLDER_PREFIX, HDF5_PREFIX = "folder:", "hdf5:"
 """Prefixes of the user's own datasets; the path of a folder or of a packed file follows."""
+
+HF_PREFIX, TORCHVISION_PREFIX = "hf:", "torchvision:"
+"""Prefixes of datasets of Hugging Face, by name or folder, and of torchvision's, by name."""
 
 BAD_IMAGES = ("error", "skip")
 """What to do about an image file that cannot be decoded."""

@@ -54,7 +54,7 @@ def _parse_channels(context: click.Context, option: click.Parameter, text: str |
     "--weights",
     required=True,
     help="Checkpoint file, run folder, 'shipped', or the name of published weights, which are downloaded: such as "
-    "IMAGENET1K_V1 for --model torchvision:NAME, pretrained or a tag for --model timm:NAME.",
+    "IMAGENET1K_V1 for --model torchvision:NAME, timm:NAME.TAG, hf-hub:ORG/NAME.",
 )
 @WEIGHTS_ENTRY
 @click.option("--model", help="Network. [default: named in the file, or found by its tensors]")
