@@ -1,10 +1,13 @@
 """Teacher and student training on a small folder of pictures: results, records, errors, reproducibility."""
 
+import cProfile
 import json
 import os
+import pstats
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +18,16 @@ import zarr
 from kdcache.stages import train_student, train_teacher
 from safetensors.torch import load_file
 
+from kdcache.compute import Compute
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import KdcacheError, UsageError
-from kdcache.models import checkpoint
-from kdcache.run.folder import FinishedRun
+from kdcache.models import Network, build, checkpoint
+from kdcache.optimization import Update
+from kdcache.run.checkpoint import TrainingState
+from kdcache.run.folder import EpochMetrics, FinishedRun
 from kdcache.run.resolve import create_run_folder
+from kdcache.run.writer import RunWriter
+from kdcache.setup import load_data
 from tests.answers import stored
 
 SAMPLES = 90
@@ -380,3 +388,27 @@ def test_without_a_compiler_nothing_is_written(small: Settings, teacher: Path, t
     line = done.stderr.splitlines()[-1]  # after one about the machine, if it is busy
     assert line.startswith("kdcache: --compile: torch.compile does not work on cpu: got ")
     assert not (tmp_path / "run").exists()
+
+
+def epoch_calls(run: RunWriter, network: Network) -> tuple[int, int]:
+    """Calls made to write an epoch and its checkpoint, and how many of those open files."""
+    epoch = len(run.metrics) + 1
+    profile = cProfile.Profile()
+    profile.enable()
+    run.end_epoch(EpochMetrics(epoch, 1.0, 0.5, 90.0, 99.0, lr=0.05, loss_parts={"ce": 0.1}), network)
+    run.save_checkpoint(TrainingState(epoch))
+    profile.disable()
+    calls = {function: stats[1] for (_, _, function), stats in pstats.Stats(profile).stats.items()}  # type: ignore[attr-defined]
+    return sum(calls.values()), sum(count for name, count in calls.items() if "open" in name)
+
+
+def test_the_work_of_an_epoch_hardly_grows_with_the_epochs_before_it(small: Settings, tmp_path: Path) -> None:
+    config, compute = TeacherConfig.load(**{**small, "out": tmp_path / "run"}), Compute.choose("cpu")
+    network = build("resnet8", num_classes=3, seed=0)
+    with RunWriter(config, compute, load_data(config)) as run:
+        run.restore({"teacher": network}, Update(config, compute, network))
+        early = [epoch_calls(run, network) for _ in range(2)][1]
+        run.metrics += [replace(run.metrics[0], epoch=epoch) for epoch in range(3, 303)]
+        late = epoch_calls(run, network)
+    assert late[1] == early[1] > 0
+    assert late[0] - early[0] < 300 * 12  # metrics of all epochs are written anew, as JSON in two files

@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
@@ -207,7 +206,7 @@ class RunWriter:
             Of the current epoch; what is known of the run is filled in.
         """
         assert self._checkpoints is not None
-        progress.metrics = [asdict(line) for line in self.metrics]
+        progress.metrics = [vars(line) for line in self.metrics]
         progress.resumed, progress.seconds = self._resumed, self._seconds()
         progress.settings, progress.environment = _recorded(self.config), self._environment
         self._checkpoints.save(progress)
@@ -245,7 +244,7 @@ class RunWriter:
             save(network, file, epoch=last.epoch, top1=last.test_top1, class_names=self.data.class_names)
 
     def _write_metrics(self) -> None:
-        checked_files.write_lines(self.folder.metrics_file, map(asdict, self.metrics))
+        checked_files.write_lines(self.folder.metrics_file, map(vars, self.metrics))
 
     def finish(
         self, teacher_forwards: int = 0, cache_hits: int = 0, loaded: Mapping[str, str] | None = None
