@@ -1,6 +1,7 @@
 """The demo: a shipped teacher, three students, and label disagreement, on the shipped images."""
 
 import json
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +9,8 @@ from typing import Any, NamedTuple
 from kdcache.stages.student import train_student
 from kdcache.stages.teacher import load_teacher
 
-from kdcache.analysis.disagreement import measure_disagreement
+from kdcache.analysis.disagreement import DisagreementReport, measure_disagreement
+from kdcache.analysis.estimates import MeanStd
 from kdcache.analysis.inputs import load_analysis_inputs
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import UsageError, problem
@@ -17,10 +19,22 @@ from kdcache.models.sources import SHIPPED
 from kdcache.report.analysis_tables import disagreement_table
 from kdcache.report.gallery import plot_disagreements
 from kdcache.report.progress import Reporter, terminal_reporter
-from kdcache.report.tables import TextTable, show
+from kdcache.report.tables import TextTable, format_mean_std, show
 from kdcache.run.folder import RUNS, FinishedRun
 
-__all__ = ["STUDENTS", "Student", "recorded_figures", "run_demo", "train_demo_student"]
+__all__ = [
+    "DIFFERENCES",
+    "EPOCHS",
+    "ONE_SEED",
+    "STUDENTS",
+    "Student",
+    "demo_disagreement",
+    "demo_student_config",
+    "demo_teacher",
+    "format_difference",
+    "recorded_figures",
+    "run_demo",
+]
 
 EPOCHS = 7
 
@@ -38,11 +52,15 @@ STUDENTS = {
     "CutMix-pick": Student("teacher, CutMix-pick", {"loss": "kd", "aug": "cutmix-pick"}),
 }
 
+DIFFERENCES = (("KD", "CE"), ("CutMix-pick", "KD"))
+
+ONE_SEED = "One seed decides nothing: conclude from the recorded differences, which have an interval."
+
 
 def run_demo(out: Path | None = None, seed: int = 0) -> None:
     """Evaluate the shipped teacher, train three small students, and measure label disagreement.
 
-    What is not measured in this run is marked as recorded.
+    What was not measured in this run is marked as recorded.
 
     Parameters
     ----------
@@ -58,30 +76,33 @@ def run_demo(out: Path | None = None, seed: int = 0) -> None:
     """
     folder = _new_folder(out)
     with terminal_reporter() as reporter:
-        teacher = load_teacher(SHIPPED, TeacherConfig.load(out=folder / "teacher"), reporter=reporter)
-        students = {name: train_demo_student(name, teacher.path, folder, seed, reporter) for name in STUDENTS}
+        teacher = demo_teacher(folder, reporter)
+        configs = {name: demo_student_config(name, folder, seed) for name in STUDENTS}
+        students = {name: train_student(config, reporter) for name, config in configs.items()}
         reporter.message("measuring label disagreement on 10,000 CutMix samples")
-        found = measure_disagreement(load_analysis_inputs(str(teacher.path)))
+        found = demo_disagreement(teacher)
     write_json(folder / "disagreement.json", found.as_json())
     plot_disagreements(found, folder / "disagreement.png")
 
     show(disagreement_table(found))
-    show(_table(teacher, students, seed))
-    ratio = students["CutMix-pick"].read_metrics()[-1].kl_ratio
-    print(f"KL ratio r of the last epoch, of CutMix-pick in this run: {ratio:.2f} (picked views over all)")
-    print(f"One seed decides nothing: {_differences()}.")
+    show(_accuracies(teacher, students, seed))
+    show(_gains(students, seed))
+    print(ONE_SEED)
     print(f"runs:     {folder}")
     print(f"picture:  {folder / 'disagreement.png'}")
     print("next:     kdcache teacher-train, then kdcache student-train --aug cutmix-pick")
     print("settings: kdcache student-train --help")
 
 
-def train_demo_student(
-    name: str, teacher: Path, folder: Path, seed: int, reporter: Reporter | None = None, resume: bool = False
-) -> FinishedRun:
-    """Train one of `STUDENTS`."""
-    config = StudentConfig.load(
-        teacher=teacher,
+def demo_teacher(folder: Path, reporter: Reporter | None = None) -> FinishedRun:
+    """Make the run of the shipped teacher, and evaluate it."""
+    return load_teacher(SHIPPED, TeacherConfig.load(out=folder / "teacher"), reporter=reporter)
+
+
+def demo_student_config(name: str, folder: Path, seed: int, resume: bool = False) -> StudentConfig:
+    """Configure one of `STUDENTS`, whose teacher `demo_teacher` put into the folder."""
+    return StudentConfig.load(
+        teacher=folder / "teacher",
         epochs=EPOCHS,
         schedule="cosine",  # so short a training has no epoch for a rate that is too small to learn with
         seed=seed,
@@ -89,49 +110,55 @@ def train_demo_student(
         resume=resume,
         **STUDENTS[name].settings,
     )
-    return train_student(config, reporter)
+
+
+def demo_disagreement(teacher: FinishedRun) -> DisagreementReport:
+    """Measure how often the teacher disagrees with the labels of CutMix."""
+    return measure_disagreement(load_analysis_inputs(str(teacher.path)))
 
 
 def recorded_figures() -> dict[str, Any]:
-    """Read the figures of ten seeds, which ``benchmarks/demo.py`` measured."""
-    found: dict[str, Any] = json.loads((files("kdcache.data") / "demo.json").read_text())
+    """Read the figures of several seeds, which ``benchmarks/demo.py`` measured."""
+    found: dict[str, Any] = json.loads((files("kdcache.data") / "demo.json").read_text("utf-8"))
     return found
 
 
-def _table(teacher: FinishedRun, students: dict[str, FinishedRun], seed: int) -> TextTable:
+def format_difference(interval: Mapping[str, float]) -> str:
+    """Format a mean difference with its interval, such as ``+2.91 (+2.60 to +3.22)``."""
+    return f"{interval['mean']:+.2f} ({interval['low']:+.2f} to {interval['high']:+.2f})"
+
+
+def _accuracies(teacher: FinishedRun, students: dict[str, FinishedRun], seed: int) -> TextTable:
     recorded = recorded_figures()
-    count, date = len(recorded["seeds"]), recorded["date"]
     rows = [_row(teacher, "labels of all 60,000 images", "")]
     for name, run in students.items():
-        figures = recorded["students"][name]
-        rows.append(_row(run, STUDENTS[name].trained_on, f"{figures['mean']:.2f} % ({figures['std']:.2f})"))
-    return TextTable(
-        f"Fashion-MNIST, 6,000 training images, {EPOCHS} epochs",
-        (
-            "network",
-            "trained on",
-            f"top-1, seed {seed}",
-            f"{count} seeds, recorded {date}",
-            "teacher forwards",
-            "seconds",
-        ),
-        rows,
-    )
+        rows.append(_row(run, STUDENTS[name].trained_on, format_mean_std(MeanStd.of(recorded["top1"][name]))))
+    title = f"Fashion-MNIST, 6,000 training images, {EPOCHS} epochs: top-1 in percent, recorded as mean (std)"
+    header = ("network", "trained on", f"seed {seed}", _recorded(recorded), "teacher forwards", "seconds")
+    return TextTable(title, header, rows)
 
 
 def _row(run: FinishedRun, trained_on: str, recorded: str) -> tuple[str, ...]:
     summary = run.summary
-    top1, seconds = f"{summary['last_top1']:.2f} %", f"{summary['seconds']:.0f}"
+    top1, seconds = f"{summary['last_top1']:.2f}", f"{summary['seconds']:.0f}"
     return str(summary["model"]), trained_on, top1, recorded, str(summary["teacher_forwards"]), seconds
 
 
-def _differences() -> str:
+def _gains(students: dict[str, FinishedRun], seed: int) -> TextTable:
+    """Put what this seed shows beside the recorded differences."""
     recorded = recorded_figures()
-    lines = [
-        f"{name} is {one['mean']:+.2f} points ({one['low']:+.2f} to {one['high']:+.2f})"
-        for name, one in recorded["differences"].items()
-    ]
-    return f"over {len(recorded['seeds'])} seeds, recorded {recorded['date']}, {', '.join(lines)} (95 % intervals)"
+    top1 = {name: run.summary["last_top1"] for name, run in students.items()}
+    rows = []
+    for (one, other), interval in zip(DIFFERENCES, recorded["differences"], strict=True):
+        rows.append((f"{one} minus {other}", f"{top1[one] - top1[other]:+.2f}", format_difference(interval)))
+    ratio = students["CutMix-pick"].read_metrics()[-1].kl_ratio
+    rows.append(("KL ratio r of CutMix-pick", f"{ratio:.2f}", format_mean_std(MeanStd.of(recorded["kl_ratio"]))))
+    title = "Gains in points of top-1, recorded with intervals of 95 %; r of the last epoch, recorded as mean (std)"
+    return TextTable(title, ("", f"seed {seed}", _recorded(recorded)), rows)
+
+
+def _recorded(figures: dict[str, Any]) -> str:
+    return f"{len(figures['seeds'])} seeds, recorded {figures['date']}"
 
 
 def _new_folder(out: Path | None) -> Path:
