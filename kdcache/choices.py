@@ -35,6 +35,7 @@ __all__ = [
     "PRECISIONS",
     "PYTHON_FORM",
     "STORE_DTYPES",
+    "TRACKERS",
     "Augmentation",
     "Criterion",
     "CustomCode",
@@ -42,6 +43,7 @@ __all__ = [
     "LossInfo",
     "MixInfo",
     "ModelSize",
+    "TrackerInfo",
 ]
 
 FOLDER_PREFIX, HDF5_PREFIX = "folder:", "hdf5:"
@@ -325,3 +327,27 @@ EXPORT_FORMATS = {
     "openvino": ExportFormat("", f"{_EXPORT}:build_openvino", f"{_EXPORT}:run_openvino", "openvino"),
 }
 """The formats of ``kdcache export``."""
+
+
+class TrackerInfo(NamedTuple):
+    """An experiment tracker.
+
+    Attributes
+    ----------
+    implementation : str
+        ``module:class``, a `kdcache.report.trackers.Tracker`.
+    package : str
+        The library that it needs; it is installed by the extra of the tracker's name.
+    """
+
+    implementation: str
+    package: str
+
+
+TRACKERS = {
+    "tensorboard": TrackerInfo("kdcache.report.tensorboard:TensorBoard", "tensorboard"),
+    "wandb": TrackerInfo("kdcache.report.wandb:Wandb", "wandb"),
+    "trackio": TrackerInfo("kdcache.report.wandb:Trackio", "trackio"),
+    "mlflow": TrackerInfo("kdcache.report.mlflow:Mlflow", "mlflow"),
+}
+"""What ``--track`` records a training in, besides the run folder."""

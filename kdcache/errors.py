@@ -7,6 +7,7 @@ it. Any other exception that reaches the command line is a bug in kdcache, and i
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 __all__ = [
     "KdcacheError",
@@ -17,6 +18,7 @@ __all__ = [
     "memory_explained",
     "printable",
     "problem",
+    "require_package",
     "with_remedy",
 ]
 
@@ -68,6 +70,22 @@ def problem(what: str, *, expected: object = None, got: object = None, remedy: s
     details += [f"got {_short(got)}"] if got is not None else []
     line = f"{what}: {', '.join(details)}" if details else what
     return printable(with_remedy(line, remedy) if remedy else line)
+
+
+def require_package(what: str, package: str, extra: str) -> None:
+    """Raise `UsageError` if an optional package is not installed, without importing it.
+
+    Parameters
+    ----------
+    what : str
+        What needs it, such as an option with its value.
+    package : str
+        As it is imported.
+    extra : str
+        What installs it: ``pip install 'kdcache[EXTRA]'``.
+    """
+    if find_spec(package) is None:
+        raise UsageError(problem(f"{what}: {package} is not installed", remedy=f"Run pip install 'kdcache[{extra}]'."))
 
 
 def with_remedy(message: str, remedy: str) -> str:

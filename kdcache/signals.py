@@ -4,7 +4,15 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["SIGTERM_EXIT_CODE", "Stopped", "cancel_interrupt_timer", "defer_stop", "on_sigterm", "stop_requested"]
+__all__ = [
+    "SIGTERM_EXIT_CODE",
+    "Stopped",
+    "cancel_interrupt_timer",
+    "defer_stop",
+    "end_work",
+    "on_sigterm",
+    "stop_requested",
+]
 
 SIGTERM_EXIT_CODE = 143
 """Exit code of a process that SIGTERM stopped."""
@@ -29,6 +37,13 @@ def on_sigterm(number: int, frame: object) -> None:
 def cancel_interrupt_timer() -> None:
     """Stop repeating an interrupt, because it was handled; see `kdcache.cli`."""
     signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def end_work() -> None:
+    """Let no signal interrupt the report of how the work ended: torchrun sends SIGTERM once a process has failed."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends a process that hangs at its exit
+    cancel_interrupt_timer()
 
 
 def stop_requested() -> bool:

@@ -13,6 +13,7 @@ from kdcache.config import StudentConfig
 from kdcache.losses import Objective, ViewOutputs, build_objective, kl_divergence, labelled_share
 from kdcache.optimization import Update
 from kdcache.report.progress import Reporter
+from kdcache.report.trackers import Tracked
 from kdcache.report.training_curves import plot_training_curves
 from kdcache.run.find import find_teacher
 from kdcache.run.folder import FinishedRun
@@ -89,7 +90,8 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     update = Update(config, compute, student, objective)
 
     # The run folder; a resumed run continues from its last checkpoint.
-    with RunWriter(config, compute, data, teacher.origin if teacher else None, init) as run:
+    origin = teacher.origin if teacher else None
+    with RunWriter(config, compute, data, origin, init) as run, Tracked(run, reporter) as reporter:
         progress = run.restore({"student": student, "objective": objective}, update)
         shape = StatisticsShape(plan.samples, plan.slots, len(views.steps), objective.names)
         place = run.folder.statistics_store

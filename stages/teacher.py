@@ -15,6 +15,7 @@ from kdcache.models import Network
 from kdcache.models.load import find_network
 from kdcache.optimization import Update
 from kdcache.report.progress import Reporter
+from kdcache.report.trackers import Tracked
 from kdcache.report.training_curves import plot_training_curves
 from kdcache.run.find import stores_of, weights_file
 from kdcache.run.folder import EpochMetrics, FinishedRun
@@ -86,7 +87,7 @@ def train_teacher(config: TeacherConfig, reporter: Reporter | None = None) -> Fi
         return StepResult.of(loss, logits, batch.labels)
 
     # The run folder; a resumed run continues from its last checkpoint.
-    with RunWriter(config, compute, data, init=init) as run:
+    with RunWriter(config, compute, data, init=init) as run, Tracked(run, reporter) as reporter:
         progress = run.restore({"teacher": teacher}, update)
         train_epochs(run, progress, update, views, step, compute, reporter)
         if distributed.is_main():

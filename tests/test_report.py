@@ -20,9 +20,7 @@ from kdcache.cli import cli
 from kdcache.config import StudentConfig
 from kdcache.errors import UsageError
 from kdcache.report.page import render_page
-from kdcache.report.progress import Reporter
 from kdcache.report.tables import TextTable, to_markdown
-from kdcache.report.tensorboard import TensorBoard
 from kdcache.report.text_formats import TEXT_FORMATS
 from tests.run_files import change_config, change_json
 
@@ -179,22 +177,6 @@ def test_the_commands_write_the_files_that_they_print(runs: Path, tmp_path: Path
     run_command("report", runs, "--samples", 0, "--out", tmp_path / "report.html")
     assert "Not measured" in (tmp_path / "report.html").read_text()
     assert run_command("report", runs, "--format", "csv").startswith("group,kind,dataset")
-
-
-def test_tensorboard_gets_the_metrics_of_every_epoch(small: dict[str, object], teacher: Path, tmp_path: Path) -> None:
-    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    options = {**small, "epochs": 2, "aug": "cutmix-pick", "teacher": teacher, "out": tmp_path / "run"}
-    with TensorBoard(Reporter()) as reporter:
-        run = train_student(StudentConfig.load(**options), reporter)
-    found = events.EventAccumulator(str(run.path / "tensorboard"))
-    found.Reload()
-    metrics = run.read_metrics()
-    for name in ("test_top1", "kl_ratio", "label_disagreement", "teacher_forwards"):
-        logged = [(event.step, event.value) for event in found.Scalars(name)]
-        assert logged == [(line.epoch, pytest.approx(getattr(line, name))) for line in metrics], name
-    assert [event.value for event in found.Scalars("loss_parts/kd")] == [
-        pytest.approx(line.loss_parts["kd"]) for line in metrics
-    ]
 
 
 def test_a_report_needs_a_run(tmp_path: Path) -> None:

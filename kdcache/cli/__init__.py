@@ -34,11 +34,13 @@ def main() -> NoReturn:
     handle_signals()
     keep_freed_memory()
     try:
-        code = cli(standalone_mode=False) or 0
+        try:
+            code = cli(standalone_mode=False) or 0
+        finally:
+            signals.end_work()
     except click.ClickException as error:
         code = _print_error(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        signals.cancel_interrupt_timer()
         code = _print_error(STOPPED, INTERRUPT_EXIT_CODE)
     except signals.Stopped:
         code = _print_error(STOPPED, signals.SIGTERM_EXIT_CODE)
@@ -69,6 +71,7 @@ def prepare_output(debug: bool) -> None:
     handler.setFormatter(_Line())
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where it cannot keep its cache of fonts
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of every try; who gives up says so
     if not debug and not sys.warnoptions:
         warnings.simplefilter("ignore")
 

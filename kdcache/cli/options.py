@@ -158,6 +158,8 @@ def _option(kind: type[TrainingConfig], name: str) -> Callable[[Run], Run]:
     form = f"{flag}/--no-{flag[2:]}" if field.annotation is bool and name not in TrainingConfig.CLI_ONLY else flag
     if name in FURTHER:
         shape |= {"multiple": True, "callback": partial(_divide, FURTHER[name])}
+    elif validator is not None and get_origin(field.annotation) is tuple:
+        shape = {"metavar": _type_name(get_args(field.annotation)[0]), "multiple": True, "callback": _given}
     elif declared["flag"]:
         shape = {"metavar": option_form(flag), "multiple": True, "callback": _parse_options}
     return click.option(form, name, cls=SettingOption, group=group, default=None, help=text, **shape)
@@ -167,6 +169,10 @@ def _divide(further: str, context: click.Context, option: click.Parameter, value
     """Return the first value of an option, and give the others to another setting."""
     context.params[further] = values[1:] or None
     return values[0] if values else None
+
+
+def _given(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...] | None:
+    return values or None
 
 
 def _parse_options(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> Any:

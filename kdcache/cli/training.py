@@ -15,44 +15,26 @@ if TYPE_CHECKING:
 
 __all__ = ["student_train", "teacher_load", "teacher_train"]
 
-TENSORBOARD = click.option(
-    "--tensorboard",
-    is_flag=True,
-    help="Also write the metrics for TensorBoard into the run folder. Needs kdcache[tensorboard].",
-)
-
-
-def _reporter(tensorboard: bool) -> "Reporter":
-    """Create the reporter of a training. Under torchrun, only the main process reports."""
-    from kdcache.report.progress import Bar, Lines, terminal_reporter
-
-    reporter = terminal_reporter()
-    if not tensorboard or not isinstance(reporter, Bar | Lines):
-        return reporter
-    from kdcache.report.tensorboard import TensorBoard
-
-    return TensorBoard(reporter)
-
 
 @click.command("teacher-train", cls=GroupedCommand, help=COMMANDS["teacher-train"].about)
 @settings(TeacherConfig)
-@TENSORBOARD
-def teacher_train(config: TeacherConfig, tensorboard: bool) -> None:
+def teacher_train(config: TeacherConfig) -> None:
     """Train a teacher."""
+    from kdcache.report.progress import terminal_reporter
     from kdcache.stages import train_teacher
 
-    with _reporter(tensorboard) as reporter:
+    with terminal_reporter() as reporter:
         _print_result(reporter, train_teacher(config, reporter))
 
 
 @click.command("student-train", cls=GroupedCommand, help=f"{COMMANDS['student-train'].about}\n\n{CACHE_WORDS}")
 @settings(StudentConfig)
-@TENSORBOARD
-def student_train(config: StudentConfig, tensorboard: bool) -> None:
+def student_train(config: StudentConfig) -> None:
     """Train a student."""
+    from kdcache.report.progress import terminal_reporter
     from kdcache.stages import train_student
 
-    with _reporter(tensorboard) as reporter:
+    with terminal_reporter() as reporter:
         _print_result(reporter, train_student(config, reporter))
 
 

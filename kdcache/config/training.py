@@ -24,6 +24,7 @@ from kdcache.choices import (
     MODELS,
     ONNX_MODELS,
     PRECISIONS,
+    TRACKERS,
 )
 from kdcache.config.optimization import MAX_COUNT, OptimizationConfig, known_epochs
 from kdcache.config.settings import (
@@ -51,6 +52,7 @@ Model = Annotated[str, AfterValidator(Choice(tuple(MODELS), MODEL_PREFIXES, CUST
 Device = Annotated[str, AfterValidator(Choice(DEVICES))]
 BadImages = Annotated[str, AfterValidator(Choice(BAD_IMAGES))]
 Crop = Annotated[str, AfterValidator(Choice(CROPS))]
+Tracker = Annotated[str, AfterValidator(Choice((*TRACKERS, "none")))]
 Precision = Annotated[str, AfterValidator(Choice(("auto", *PRECISIONS)))]
 
 CONFIG_FILE = "config.toml"
@@ -67,7 +69,7 @@ class TrainingConfig(OptimizationConfig):
     """Settings that may name the user's own code, see `kdcache.extensions`."""
     NOT_RECORDED: ClassVar[frozenset[str]] = frozenset({"out", "overwrite", "download", "resume", "checkpoint_minutes"})
     """Settings that the run's config file leaves out: they do not say what is trained."""
-    MAY_DIFFER_ON_RESUME: ClassVar[frozenset[str]] = frozenset({"data_root", "workers", "threads"})
+    MAY_DIFFER_ON_RESUME: ClassVar[frozenset[str]] = frozenset({"data_root", "workers", "threads", "track"})
     """Recorded settings that may change when a run is resumed: they do not affect its results. The number of threads is
     compared with that of the run's environment, see `kdcache.setup.choose_compute`."""
     CLI_ONLY: ClassVar[frozenset[str]] = frozenset({"out", "overwrite", "download"})
@@ -167,6 +169,13 @@ class TrainingConfig(OptimizationConfig):
         "network", False, "Under torchrun, compute batch-norm statistics over all processes (CUDA only)."
     )
 
+    track: tuple[Tracker, ...] = setting(
+        "run",
+        (),
+        "Also record the training in an experiment tracker, see docs/trackers.md. May be repeated. Needs "
+        "kdcache[wandb], kdcache[mlflow] and so on. A resumed run has those of the run; none ends them.",
+    )
+
     _init_is_given: bool = PrivateAttr(default=False)
 
     @field_validator("*", mode="before")
@@ -188,10 +197,17 @@ class TrainingConfig(OptimizationConfig):
             raise Invalid("the home folder of a user who exists, or ./ before ~")
         return type(path)(expanded)
 
-    @field_validator("milestones", "features", mode="before")
+    @field_validator("milestones", "features", "track", mode="before")
     @classmethod
     def _split_at_commas(cls, value: Any) -> Any:
         return value.split(",") if isinstance(value, str) else value
+
+    @field_validator("track")
+    @classmethod
+    def _check_track(cls, track: tuple[str, ...]) -> tuple[str, ...]:
+        if "none" in track and len({*track}) > 1:
+            raise Invalid("none, or trackers")
+        return tuple(name for name in dict.fromkeys(track) if name != "none")
 
     @field_validator("freeze_epochs")
     @classmethod

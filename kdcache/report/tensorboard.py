@@ -1,14 +1,14 @@
-"""Metrics for TensorBoard, an optional dependency: ``pip install 'kdcache[tensorboard]'``."""
+"""TensorBoard: event files in the run folder."""
 
-from types import TracebackType
-from typing import Any, Self
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from torch.utils.tensorboard.writer import SummaryWriter
 
 from kdcache.checked_files import FOLDER, require_kind
-from kdcache.errors import UsageError, problem
-from kdcache.report.progress import Reporter
-from kdcache.run.folder import EpochMetrics
+from kdcache.report.trackers import Tracker
 from kdcache.run.writer import RunWriter
-from kdcache.training import EpochProgress
 
 __all__ = ["EVENTS", "TensorBoard"]
 
@@ -16,61 +16,27 @@ EVENTS = "tensorboard"
 """Folder of the event files within the run folder."""
 
 
-class TensorBoard(Reporter):
-    """Writes the metrics of each epoch into the run folder as TensorBoard events.
+class TensorBoard(Tracker):
+    """Writes event files. A resumed run writes all epochs into a new file, in place of those before."""
 
-    Parameters
-    ----------
-    inner : Reporter
-        Reporter that receives all calls too.
-
-    Raises
-    ------
-    UsageError
-        If TensorBoard is not installed.
-    """
-
-    def __init__(self, inner: Reporter) -> None:
-        try:
-            from torch.utils.tensorboard.writer import SummaryWriter
-        except ImportError:
-            remedy = "Run pip install 'kdcache[tensorboard]'."
-            raise UsageError(problem("--tensorboard: TensorBoard is not installed", remedy=remedy)) from None
-        self.inner, self._make_writer = inner, SummaryWriter
-        self._writer: Any = None
-
-    def __enter__(self) -> Self:
-        self.inner.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._writer is not None:
-            self._writer.close()
-        self.inner.__exit__(kind, error, trace)
-
-    def begin(self, run: RunWriter, images: int, images_done: int) -> None:
-        if self._writer is not None:
-            self._writer.close()
+    def __init__(self, run: RunWriter, recorded: Mapping[str, str]) -> None:
         require_kind(run.path / EVENTS, FOLDER)
-        self._writer = self._make_writer(str(run.path / EVENTS))
-        self.inner.begin(run, images, images_done)
+        self.identity, self.place = {"folder": EVENTS}, str(run.path / EVENTS)
+        self._writer = SummaryWriter(self.place, purge_step=1 if recorded else None)
+        self._writer.add_text("settings", _code(run.facts))
 
-    def step(self, event: EpochProgress) -> None:
-        self.inner.step(event)
-
-    def end_epoch(self, metrics: EpochMetrics) -> None:
-        values = {name: value for name, value in vars(metrics).items() if isinstance(value, int | float)}
-        values |= {f"loss_parts/{name}": value for name, value in metrics.loss_parts.items()}
-        epoch = int(values.pop("epoch"))
+    def log(self, epoch: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self._writer.add_scalar(name, value, epoch)
+            if name != "epoch":
+                self._writer.add_scalar(name, value, epoch)
         self._writer.flush()
-        self.inner.end_epoch(metrics)
 
-    def precomputed(self, done: int, total: int) -> None:
-        self.inner.precomputed(done, total)
+    def finish(self, summary: Mapping[str, Any] | None) -> None:
+        if summary is not None:
+            self._writer.add_text("summary", _code(summary))
+        self._writer.close()
 
-    def message(self, line: str) -> None:
-        self.inner.message(line)
+
+def _code(document: Mapping[str, Any]) -> str:
+    """Write a document as a block of code in Markdown."""
+    return "\n".join(f"    {line}" for line in json.dumps(document, indent=2, default=str).splitlines())

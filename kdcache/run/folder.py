@@ -10,6 +10,7 @@
 ``answers``                  stores of a teacher's logits, see `kdcache.answers.teacher_stores`
 ``curves.png``               loss and accuracy over the epochs
 ``checkpoints``              where an unfinished run resumes, see `kdcache.run.checkpoint`
+``tracking.json``            the run's identity in each tracker of ``--track``
 ``teacher_forwards.count``   the teacher forwards of an unfinished run
 ``run.lock``                 held by the process that writes the folder
 ``summary.json``             the result; without it the run is unfinished
@@ -68,7 +69,7 @@ class RunFolder:
     ----------
     path : Path
     config_file, environment_file, metrics_file, network_file, best_network_file, curves_file : Path
-    summary_file, count_file, lock_file : Path
+    summary_file, count_file, lock_file, tracking_file : Path
     statistics_store, answers_folder, checkpoints_folder : Path
     """
 
@@ -85,6 +86,7 @@ class RunFolder:
         self.checkpoints_folder = path / "checkpoints"
         self.count_file = path / "teacher_forwards.count"
         self.lock_file = path / "run.lock"
+        self.tracking_file = path / "tracking.json"
         self.summary_file = path / "summary.json"
 
     @property
@@ -105,7 +107,7 @@ class RunFolder:
         UsageError
         """
         files = (self.config_file, self.environment_file, self.metrics_file, self.network_file, self.best_network_file)
-        for file in (*files, self.curves_file, self.summary_file, self.count_file, self.lock_file):
+        for file in (*files, self.curves_file, self.summary_file, self.count_file, self.lock_file, self.tracking_file):
             require_kind(file, FILE)
         for folder in (self.statistics_store, self.checkpoints_folder):
             require_kind(folder, FOLDER)

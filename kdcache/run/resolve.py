@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 
 from kdcache import distributed
 from kdcache.checked_files import kind_of
+from kdcache.choices import TRACKERS
 from kdcache.config import StudentConfig, TrainingConfig
-from kdcache.errors import KdcacheError, UsageError, problem
+from kdcache.errors import KdcacheError, UsageError, problem, require_package
 from kdcache.locks import FileLock
 from kdcache.models.external import require_library
 from kdcache.run.checkpoint import remove_checkpoints
@@ -36,9 +37,11 @@ def resolve_run(config: Config) -> tuple[Config, FinishedRun | None]:
     ------
     UsageError
         If ``out`` is not empty, unless it holds a run and ``overwrite`` is set; or if the run to resume has other
-        settings; or if the library of the network is not installed.
+        settings; or if the library of the network or of a tracker is not installed.
     """
     require_library(config.model)
+    for name in config.track:
+        require_package(f"--track {name}", TRACKERS[name].package, extra=name)
     return distributed.broadcast(_resolve(config) if distributed.is_main() else (config, None))
 
 

@@ -142,6 +142,11 @@ class RunWriter:
         checked_files.write_json(folder.environment_file, self._environment)
         return folder.path
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Settings and environment, in which the origin names the teacher and the images; of the main process."""
+        return {**_recorded(self.config), "environment": self._environment}
+
     def restore(self, modules: Mapping[str, nn.Module], update: Update) -> TrainingState:
         """Restore the newest checkpoint of a resumed run; a new run starts from the beginning.
 
