@@ -158,7 +158,7 @@ def train_epochs(
     KdcacheError
         If the loss or the weights stop being finite; the network of the last complete epoch is kept.
     signals.Stopped
-        After SIGTERM, once a checkpoint has been written.
+        After one of `STOP_SIGNALS`, once a checkpoint has been written.
     """
     config, recorder = run.config, recorder or Recorder()
     network, steps = update.evaluated, len(views.steps)

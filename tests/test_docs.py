@@ -88,6 +88,14 @@ def test_python_blocks_compile_and_import_what_exists(page: Path) -> None:
                 assert hasattr(kdcache, node.attr), node.attr
 
 
+def test_the_reference_has_all_public_names_and_no_others() -> None:
+    reference = (ROOT / "docs" / "reference.rst").read_text("utf-8")
+    documented = re.findall(
+        r"^\.\. auto(?:function|class|exception|module):: (?:kdcache\.)?(\w+)", reference, re.MULTILINE
+    )
+    assert sorted(documented) == sorted(kdcache.PUBLIC)
+
+
 def has(module: object, name: str) -> bool:
     """Whether a module has a name, or a package a module."""
     try:

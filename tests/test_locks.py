@@ -121,6 +121,6 @@ def test_sigterm_waits_for_the_last_training_that_can_stop() -> None:
     with signals.defer_stop():
         with signals.defer_stop():
             pass
-        signals.on_sigterm(signal.SIGTERM, None)  # would raise Stopped outside
+        signals.on_stop_signal(signal.SIGTERM, None)  # would raise Stopped outside
         assert signals.stop_requested()
         signals._stop_requested = False

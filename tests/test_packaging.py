@@ -67,7 +67,8 @@ def test_every_package_on_disk_is_listed() -> None:
     on_disk = {
         ".".join([top, *path.parent.relative_to(folder).parts])
         for top, folder in {**FOLDERS, "kdcache.data": ROOT / "data"}.items()
-        for path in folder.rglob("__init__.py")
+        for path in folder.rglob("*")
+        if path.name == "__init__.py" or path.suffix == ".toml"  # setuptools reads a folder of data as a package, too
     }
     assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == on_disk
 
@@ -122,3 +123,16 @@ def test_the_readme_and_ci_use_the_same_command_for_the_tests() -> None:
     lines = [line for line in (ROOT / "README.md").read_text("utf-8").splitlines() if "python -m pytest" in line]
     assert len(lines) == 1
     assert "grep -m 1 'python -m pytest' README.md" in script
+
+
+def test_files_beside_the_package_state_its_version_and_pythons() -> None:
+    citation, changelog, workflow = (
+        (ROOT / name).read_text("utf-8") for name in ("CITATION.cff", "CHANGELOG.md", ".github/workflows/tests.yml")
+    )
+    assert re.findall(r"^version: (.*)$", citation, re.MULTILINE) == [kdcache.__version__]
+    assert re.search(rf"^## \[{re.escape(kdcache.__version__)}\]", changelog, re.MULTILINE)
+
+    pythons = [line.split()[-1] for line in PYPROJECT["project"]["classifiers"] if re.search(r":: 3\.\d+$", line)]
+    assert PYPROJECT["project"]["requires-python"] == f">={pythons[0]}"
+    assert re.findall(r"^ +python: (\[.*?\])", workflow, re.MULTILINE) == [str(pythons).replace("'", '"')]
+    assert re.findall(r'python-version: "(.*)"', workflow) == [pythons[0]]

@@ -66,11 +66,18 @@ def decoding(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, dict[s
     return settings, outcome(root / "whole")
 
 
-@pytest.mark.parametrize(("send", "workers"), [(os.kill, 0), (os.killpg, 2)])
+@pytest.mark.parametrize(
+    ("send", "number", "workers"),
+    [(os.kill, signal.SIGTERM, 0), (os.killpg, signal.SIGTERM, 2), (os.killpg, signal.SIGUSR1, 0)],
+)
 def test_a_terminated_training_leaves_no_workers_and_is_resumed(
-    send: Callable[[int, int], None], workers: int, decoding: tuple[Settings, dict[str, Any]], tmp_path: Path
+    send: Callable[[int, int], None],
+    number: int,
+    workers: int,
+    decoding: tuple[Settings, dict[str, Any]],
+    tmp_path: Path,
 ) -> None:
-    """SIGTERM comes to the process or its group, and the run is resumed with another number of workers."""
+    """The signal comes to the process or its group, and the run is resumed with another number of workers."""
     settings = decoding[0] | {"workers": 2, "out": tmp_path / "run"}
     training = start_command("teacher-train", settings, daemon=False)
     while training.process.is_alive() and not (
@@ -79,7 +86,7 @@ def test_a_terminated_training_leaves_no_workers_and_is_resumed(
         time.sleep(0.002)
     children = training.children()
     assert training.process.pid and training.process.is_alive()  # noqa: PT018
-    send(training.process.pid, signal.SIGTERM)
+    send(training.process.pid, number)
     stopped = training.wait(60)
     assert (stopped.returncode, len(children)) == (143, 2)
     assert stopped.stderr == "kdcache: stopped. Completed work is saved. Resume a training with --resume.\n"

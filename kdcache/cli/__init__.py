@@ -43,7 +43,7 @@ def main() -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         code = _print_error(STOPPED, INTERRUPT_EXIT_CODE)
     except signals.Stopped:
-        code = _print_error(STOPPED, signals.SIGTERM_EXIT_CODE)
+        code = _print_error(STOPPED, signals.STOPPED_EXIT_CODE)
     except Exception as error:
         if debug:
             raise
@@ -77,10 +77,11 @@ def prepare_output(debug: bool) -> None:
 
 
 def handle_signals() -> None:
-    """Let an interrupt stop the work at once, and SIGTERM where the work can be saved."""
+    """Let an interrupt stop the work at once, and the signals of schedulers where the work can be saved."""
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGALRM, _interrupt)
-    signal.signal(signal.SIGTERM, signals.on_sigterm)
+    for number in signals.STOP_SIGNALS:
+        signal.signal(number, signals.on_stop_signal)
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:

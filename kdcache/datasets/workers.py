@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from kdcache.errors import KdcacheError, first_line, problem
 from kdcache.machine import cores
+from kdcache.signals import STOP_SIGNALS
 
 __all__ = ["default_workers", "in_worker", "prefetch_map"]
 
@@ -107,14 +108,14 @@ def _identity(result: Any) -> Any:
 
 
 def _start(loader: DataLoader[Any]) -> Iterator[Any]:
-    """Start the workers, with Ctrl-C and SIGTERM blocked in them: this process handles both, and ends the workers.
+    """Start the workers, with Ctrl-C and `STOP_SIGNALS` blocked in them: this process handles these, and ends them.
 
     The signals are blocked while the workers start, which inherit that, and delivered to this process afterwards.
     torch's SIGCHLD handler is removed: when a worker dies, it raises anywhere in the main process, such as in a step.
     Waiting for a result raises too.
     """
     others = set(multiprocessing.active_children())
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *STOP_SIGNALS})
     sigchld_handler = signal.getsignal(signal.SIGCHLD)
     try:
         started = iter(loader)

@@ -63,7 +63,7 @@ class ViewOutputs:
     labelled_share: Tensor | None = None
 
     def logits(self, standardized: bool = False) -> tuple[Tensor, Tensor]:
-        """Logits of the student and of the teacher, `standardize`d or as they are."""
+        """Logits of the student and of the teacher, through `standardize` or as they are."""
         assert self.teacher is not None
         both = self.student, self.teacher
         return (standardize(both[0]), standardize(both[1])) if standardized else both

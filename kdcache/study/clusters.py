@@ -13,7 +13,7 @@ from typing import Any
 
 from kdcache.errors import UsageError, first_line, problem
 from kdcache.machine import cores
-from kdcache.signals import SIGTERM_EXIT_CODE
+from kdcache.signals import STOPPED_EXIT_CODE
 from kdcache.study.jobs import Job, run_job
 
 __all__ = ["Ray", "Slurm"]
@@ -46,7 +46,7 @@ class _Cluster(ABC):
         """Submit a job, wait for it to end and return its exit code."""
         with self._lock:
             if self._stopped:
-                return SIGTERM_EXIT_CODE
+                return STOPPED_EXIT_CODE
             self._handles.add(handle := self._submit(job))
         try:
             return self._wait(handle)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from kdcache.run.folder import RunFolder
-from kdcache.signals import SIGTERM_EXIT_CODE
+from kdcache.signals import STOP_SIGNALS, STOPPED_EXIT_CODE
 
 __all__ = ["Job", "Launcher", "run_job"]
 
@@ -75,8 +75,8 @@ def run_job(
     """Run a job in a process of its own on this machine, and return its exit code.
 
     If a run is still being trained by a process that outlived an earlier study, this waits for it. When the job has to
-    stop, because `should_stop` returns true, SIGTERM arrives in the main thread or an exception is raised, the process
-    gets SIGTERM, upon which a training writes a checkpoint and exits.
+    stop, because `should_stop` returns true, one of `STOP_SIGNALS` arrives in the main thread or an exception is
+    raised, the process gets SIGTERM, upon which a training writes a checkpoint and exits.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ def run_job(
     memory_bytes : int, optional
         Memory limit of the process. Beyond it an allocation fails with an error, before the system kills a process.
     """
-    with _sigterm_received() as received:
+    with _stop_signals_received() as received:
 
         def stopping() -> bool:
             return bool(received) or (should_stop is not None and should_stop())
@@ -96,7 +96,7 @@ def run_job(
         while not stopping() and folder.in_use():
             time.sleep(POLL_SECONDS)
         if stopping():
-            return SIGTERM_EXIT_CODE
+            return STOPPED_EXIT_CODE
         if folder.is_finished:  # finished by the other process; teacher-load would load it again
             return 0
         with job.log.open("ab") as log:
@@ -125,17 +125,18 @@ def run_job(
 
 
 @contextmanager
-def _sigterm_received() -> Iterator[list[int]]:
-    """Collect SIGTERM signals instead of exiting; only the main thread can install a handler."""
+def _stop_signals_received() -> Iterator[list[int]]:
+    """Collect `STOP_SIGNALS` instead of exiting; only the main thread can install a handler."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
-    previous = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    previous = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in STOP_SIGNALS}
     try:
         yield received
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _limit_memory(process: "subprocess.Popen[bytes]", limit: int) -> None:
