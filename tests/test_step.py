@@ -143,7 +143,7 @@ def steps_before_a_value_is_read(bench: Bench, compute: Compute) -> int:
     ],
 )
 def test_steps_do_not_wait_for_the_device(loss: str, aug: str, noise: Split, meta_device: Compute) -> None:
-    bench = Bench(noise, meta_device, aug=aug, loss=loss)
+    bench = Bench(noise, meta_device, stub, aug=aug, loss=loss)
     assert steps_before_a_value_is_read(bench, meta_device) == len(bench.maker.steps) < training.LOSS_CHECK_STEPS
 
 
