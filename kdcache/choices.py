@@ -121,7 +121,7 @@ CUSTOM_MODELS = Registry("model", CustomCode, MODELS)
 """Networks that the user's code has registered."""
 
 
-Reads = Literal["labels", "logits", "features"]
+Reads = Literal["labels", "logits", "vectors", "features"]
 ActsOn = Literal["x", "each", "pairs"]
 
 
@@ -134,7 +134,8 @@ class LossInfo:
     implementation : str
         ``module:class`` of its `kdcache.losses.DistillLoss`.
     reads : str
-        ``labels``, ``logits`` of the teacher, or its ``features``, which are known for x alone.
+        ``labels``; of the teacher, ``logits``, the ``vectors`` that its last layer reads, or its ``features``, which
+        are known for x alone.
     acts_on : str
         ``x``; ``each`` of x and x', apart; or ``pairs`` of x and x' of the same image.
     weight : float
@@ -176,6 +177,11 @@ class LossInfo:
         """Whether it needs the features of both networks."""
         return self.reads == "features"
 
+    @property
+    def vectors(self) -> bool:
+        """Whether it needs the vectors of both networks."""
+        return self.reads == "vectors"
+
 
 LOSSES = Registry("loss", LossInfo)
 LOSSES |= {
@@ -200,19 +206,23 @@ LOSSES |= {
         "kdcache.losses.mlkd:OneViewMultiLevelKD", reads="logits", acts_on="each", weight=0.9, cross_entropy=0.1
     ),
     "crld": LossInfo("kdcache.losses.crld:CrossViewKD", reads="logits", acts_on="pairs", cross_entropy=0.0),
-    "crd": LossInfo("kdcache.losses.crd:CRD", reads="features", weight=0.8, needs_labels=True),
+    "crd": LossInfo("kdcache.losses.crd:CRD", reads="vectors", weight=0.8, needs_labels=True),
     "sp": LossInfo("kdcache.losses.terms:SimilarityPreserving", reads="features", weight=3000.0),
     "at": LossInfo("kdcache.losses.terms:AttentionTransfer", reads="features", weight=1000.0),
     "fitnet": LossInfo("kdcache.losses.terms:FitNet", reads="features", weight=100.0),
-    "rkd": LossInfo("kdcache.losses.terms:RelationalKD", reads="features"),
-    "pkt": LossInfo("kdcache.losses.terms:ProbabilisticTransfer", reads="features", weight=30000.0),
-    "cc": LossInfo("kdcache.losses.terms:CorrelationCongruence", reads="features", weight=0.02),
+    "embed": LossInfo("kdcache.losses.terms:EmbeddingDistillation", reads="vectors", acts_on="each"),
+    "rkd": LossInfo("kdcache.losses.terms:RelationalKD", reads="vectors", acts_on="each"),
+    "pkt": LossInfo("kdcache.losses.terms:ProbabilisticTransfer", reads="vectors", acts_on="each", weight=30000.0),
+    "cc": LossInfo("kdcache.losses.terms:CorrelationCongruence", reads="vectors", acts_on="each", weight=0.02),
     "vid": LossInfo("kdcache.losses.terms:VariationalInformation", reads="features"),
     "nst": LossInfo("kdcache.losses.terms:NeuronSelectivity", reads="features", weight=50.0),
 }
 
 STORE_DTYPES = ("float16", "float32")
-"""Precision of stored logits."""
+"""Precision of stored logits and vectors."""
+
+STORE_FORMATS = ("auto", "logits", "vectors")
+"""What is stored of a view: logits, or the vectors from which they follow; with ``auto`` as the losses need it."""
 
 CACHES = ("auto", "off", "clean", "standard", "replay")
 """Which of the teacher's logits are stored."""

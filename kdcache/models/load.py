@@ -26,7 +26,7 @@ from kdcache.models.weights import load_into, most_similar_network, start_from_t
 from kdcache.models.weights_file import is_onnx_file
 from kdcache.models.wrapped import PIXEL_MEAN, PIXEL_STD
 
-__all__ = ["find_network", "normalize", "set_rendering", "trained_network"]
+__all__ = ["Found", "find_network", "normalize", "set_rendering", "trained_network"]
 
 SIZES_REMEDY = "A size for each network needs x that are random parts of pictures, see docs/data.md."
 
