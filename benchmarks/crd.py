@@ -37,14 +37,14 @@ def main() -> None:
 def measure(samples: int, repeats: int) -> tuple[list[float], list[float]]:
     """Milliseconds of drawing the negatives, and of the loss with its backward, after one step that warms up."""
     labels = torch.arange(samples) % CLASSES
-    crd = CRD(LossContext(((64,),), ((128,),), labels, 4.0, 0))
+    crd = CRD(LossContext((), (), labels, 4.0, 0, student_width=64, teacher_width=128))
     drawing, stepping = [], []
     for step in range(repeats + 1):
         rows = torch.arange(BATCH) + step * BATCH
         student, teacher = torch.randn(BATCH, 64, requires_grad=True), torch.randn(BATCH, 128)
         logits = torch.zeros(BATCH, CLASSES)
         outputs = ViewOutputs(
-            logits, logits, None, labels[rows], rows, student_features=(student,), teacher_features=(teacher,)
+            logits, logits, None, labels[rows], rows, student_vectors=student, teacher_vectors=teacher
         )
         started = time.perf_counter()
         crd.negatives(rows, labels[rows], 0)

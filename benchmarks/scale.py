@@ -19,7 +19,7 @@ from kdcache.analysis.augmentations import rank_augmentations
 from kdcache.analysis.disagreement import measure_disagreement
 from kdcache.analysis.hardness import measure_hardness
 from kdcache.analysis.inputs import AnalysisInputs
-from kdcache.answers.encoding import EncodedLogits
+from kdcache.answers.encoding import EncodedAnswers
 from kdcache.answers.find import open_store
 from kdcache.answers.store import CLEAN, AnswerStore, ReplayTableName
 from kdcache.answers.table import fill_missing
@@ -62,7 +62,7 @@ def measure(samples: int, classes: int, folder: Path) -> list[tuple[str, str, st
     store = open_store(folder / "answers.zarr", teacher, data)
     spans = store.table(CLEAN).chunks
 
-    def rows_of(span: range) -> EncodedLogits:
+    def rows_of(span: range) -> EncodedAnswers:
         return {"logits": noise[torch.arange(span.start, span.stop) % len(noise)]}
 
     def fill(*names: str) -> None:

@@ -34,7 +34,7 @@ class Distillation(lightning.LightningModule):
 
 
 def train(store: str) -> None:
-    images = kdcache.load_dataset("fashion-mini", train_fraction=0.1)
+    images = kdcache.load_dataset("fashion-mini", train_fraction=0.05)
     views = kdcache.Views.of_images(images, "cutmix", batch_size=64, seed=0)
     module = Distillation(kdcache.build_network("resnet8", num_classes=10, seed=0), views, store)
     trainer = lightning.Trainer(

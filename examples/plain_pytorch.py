@@ -14,7 +14,7 @@ TEMPERATURE = 4.0
 
 
 def train(store: str) -> None:
-    images = kdcache.load_dataset("fashion-mini", train_fraction=0.1)
+    images = kdcache.load_dataset("fashion-mini", train_fraction=0.05)
     views = kdcache.Views.of_images(images, "cutmix-pick", batch_size=64, seed=0)
     teacher = kdcache.open_teacher("shipped", views, store)
     student = kdcache.build_network("resnet8", num_classes=10, seed=0)

@@ -15,7 +15,7 @@ EPOCHS = 2
 
 
 def train(store: str) -> None:
-    images = kdcache.load_dataset("fashion-mini", train_fraction=0.1)
+    images = kdcache.load_dataset("fashion-mini", train_fraction=0.05)
     views = kdcache.Views.of_images(images, "mixup", options={"mixup": {"alpha": 0.2}}, batch_size=64, seed=0)
     teacher = kdcache.open_teacher("shipped", views, store)
     torch.manual_seed(0)

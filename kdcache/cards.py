@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kdcache.choices import FOLDER_PREFIX, HDF5_PREFIX, PYTHON_FORM, CustomCode
+from kdcache.choices import FOLDER_PREFIX, HDF5_PREFIX, HF_PREFIX, PYTHON_FORM, TORCHVISION_PREFIX, CustomCode
 from kdcache.errors import UsageError, problem
 from kdcache.extensions import Registry
 
@@ -184,15 +184,30 @@ CARDS = {
 CUSTOM_DATASETS = Registry("dataset", CustomCode, CARDS)
 """Datasets that the user's code has registered."""
 
-DATASET_PREFIXES = ((FOLDER_PREFIX, "PATH"), (HDF5_PREFIX, "FILE"), PYTHON_FORM)
-"""Prefixes of the user's own datasets, with what follows."""
+DATASET_PREFIXES = (
+    (FOLDER_PREFIX, "PATH"),
+    (HDF5_PREFIX, "FILE"),
+    (HF_PREFIX, "NAME"),
+    (TORCHVISION_PREFIX, "NAME"),
+    PYTHON_FORM,
+)
+"""Prefixes of the user's own datasets and of those of libraries, with what follows."""
+
+NAMED = {
+    f"{TORCHVISION_PREFIX}FashionMNIST": "fashion-mnist",
+    f"{TORCHVISION_PREFIX}CIFAR10": "cifar10",
+    f"{TORCHVISION_PREFIX}CIFAR100": "cifar100",
+}
+"""Datasets of torchvision that have a card, with its name."""
 
 
 def canonical(name: str) -> str:
     """Spell the name of a dataset in one way: ``folder:base`` for ``folder:./base/``, and a home folder for ``~``."""
+    if name.startswith(f"{HF_PREFIX}~"):
+        return HF_PREFIX + os.path.expanduser(name.removeprefix(HF_PREFIX))
     prefix, path = _split_prefix(name)
     if not path:
-        return name
+        return NAMED.get(name, name)
     spelled = str(Path(os.path.expanduser(path)))
     if spelled.startswith("~") and not path.startswith("~"):
         spelled = f"./{spelled}"

@@ -23,6 +23,7 @@ __all__ = [
     "EXPORT_FORMATS",
     "FOLDER_PREFIX",
     "HDF5_PREFIX",
+    "HF_PREFIX",
     "IMAGE_SIZES",
     "INTERPOLATIONS",
     "LOSSES",
@@ -35,6 +36,7 @@ __all__ = [
     "PRECISIONS",
     "PYTHON_FORM",
     "STORE_DTYPES",
+    "TORCHVISION_PREFIX",
     "TRACKERS",
     "Augmentation",
     "Criterion",
@@ -48,6 +50,9 @@ __all__ = [
 
 FOLDER_PREFIX, HDF5_PREFIX = "folder:", "hdf5:"
 """Prefixes of the user's own datasets; the path of a folder or of a packed file follows."""
+
+HF_PREFIX, TORCHVISION_PREFIX = "hf:", "torchvision:"
+"""Prefixes of datasets of Hugging Face, by name or folder, and of torchvision's, by name."""
 
 BAD_IMAGES = ("error", "skip")
 """What to do about an image file that cannot be decoded."""
@@ -116,7 +121,7 @@ CUSTOM_MODELS = Registry("model", CustomCode, MODELS)
 """Networks that the user's code has registered."""
 
 
-Reads = Literal["labels", "logits", "features"]
+Reads = Literal["labels", "logits", "vectors", "features"]
 ActsOn = Literal["x", "each", "pairs"]
 
 
@@ -129,7 +134,8 @@ class LossInfo:
     implementation : str
         ``module:class`` of its `kdcache.losses.DistillLoss`.
     reads : str
-        ``labels``, ``logits`` of the teacher, or its ``features``, which are known for x alone.
+        ``labels``; of the teacher, ``logits``, the ``vectors`` that its last layer reads, or its ``features``, which
+        are known for x alone.
     acts_on : str
         ``x``; ``each`` of x and x', apart; or ``pairs`` of x and x' of the same image.
     weight : float
@@ -171,6 +177,11 @@ class LossInfo:
         """Whether it needs the features of both networks."""
         return self.reads == "features"
 
+    @property
+    def vectors(self) -> bool:
+        """Whether it needs the vectors of both networks."""
+        return self.reads == "vectors"
+
 
 LOSSES = Registry("loss", LossInfo)
 LOSSES |= {
@@ -195,19 +206,23 @@ LOSSES |= {
         "kdcache.losses.mlkd:OneViewMultiLevelKD", reads="logits", acts_on="each", weight=0.9, cross_entropy=0.1
     ),
     "crld": LossInfo("kdcache.losses.crld:CrossViewKD", reads="logits", acts_on="pairs", cross_entropy=0.0),
-    "crd": LossInfo("kdcache.losses.crd:CRD", reads="features", weight=0.8, needs_labels=True),
+    "crd": LossInfo("kdcache.losses.crd:CRD", reads="vectors", weight=0.8, needs_labels=True),
     "sp": LossInfo("kdcache.losses.terms:SimilarityPreserving", reads="features", weight=3000.0),
     "at": LossInfo("kdcache.losses.terms:AttentionTransfer", reads="features", weight=1000.0),
     "fitnet": LossInfo("kdcache.losses.terms:FitNet", reads="features", weight=100.0),
-    "rkd": LossInfo("kdcache.losses.terms:RelationalKD", reads="features"),
-    "pkt": LossInfo("kdcache.losses.terms:ProbabilisticTransfer", reads="features", weight=30000.0),
-    "cc": LossInfo("kdcache.losses.terms:CorrelationCongruence", reads="features", weight=0.02),
+    "embed": LossInfo("kdcache.losses.terms:EmbeddingDistillation", reads="vectors", acts_on="each"),
+    "rkd": LossInfo("kdcache.losses.terms:RelationalKD", reads="vectors", acts_on="each"),
+    "pkt": LossInfo("kdcache.losses.terms:ProbabilisticTransfer", reads="vectors", acts_on="each", weight=30000.0),
+    "cc": LossInfo("kdcache.losses.terms:CorrelationCongruence", reads="vectors", acts_on="each", weight=0.02),
     "vid": LossInfo("kdcache.losses.terms:VariationalInformation", reads="features"),
     "nst": LossInfo("kdcache.losses.terms:NeuronSelectivity", reads="features", weight=50.0),
 }
 
 STORE_DTYPES = ("float16", "float32")
-"""Precision of stored logits."""
+"""Precision of stored logits and vectors."""
+
+STORE_FORMATS = ("auto", "logits", "vectors")
+"""What is stored of a view: logits, or the vectors from which they follow; with ``auto`` as the losses need it."""
 
 CACHES = ("auto", "off", "clean", "standard", "replay")
 """Which of the teacher's logits are stored."""

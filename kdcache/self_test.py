@@ -17,7 +17,7 @@ from kdcache.doctor import HINT, OK, PROBLEM, Check, Finding, nearest_folder
 from kdcache.machine import cores
 from kdcache.run.find import find_stores
 from kdcache.run.folder import FinishedRun
-from kdcache.teachers import verify_store
+from kdcache.stores import verify_store
 
 __all__ = ["TrainFunctions", "training_checks"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations  # so that what is stored can be counted without torch
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,39 +11,25 @@ from typing import TYPE_CHECKING
 
 from kdcache import datasets
 from kdcache.answers.encoding import make_encoding
-from kdcache.choices import FOLDER_PREFIX, PRECISIONS, STORE_DTYPES
+from kdcache.choices import FOLDER_PREFIX, PRECISIONS, STORE_DTYPES, STORE_FORMATS
 from kdcache.config import StudentConfig
 from kdcache.config.training import recorded_images
 from kdcache.datasets import Card, Dataset
 from kdcache.errors import UsageError, problem
-from kdcache.extensions import require_trusted
 from kdcache.run.find import report_seen_images, stores_of, teacher_network
-from kdcache.run.folder import FinishedRun, RunFolder
-from kdcache.setup import DataSize, load_data, require_unlabelled
-from kdcache.views.plan import ViewPlan
+from kdcache.run.folder import RunFolder
+from kdcache.stores import encoding_name, encoding_of, find_answers_of
 
 if TYPE_CHECKING:
     from kdcache.answers.cached_teacher import CachedTeacher
     from kdcache.answers.ensemble import AnyTeacher, TeacherEnsemble
-    from kdcache.answers.find import Answers
     from kdcache.answers.open import ProgressCallback
-    from kdcache.answers.space import StoreContents
-    from kdcache.answers.store import AnswerStore
     from kdcache.answers.teacher_stores import TeacherStores
-    from kdcache.answers.verify import TableCheck
     from kdcache.compute import Compute
     from kdcache.models import Network
     from kdcache.views import Views
 
-__all__ = [
-    "find_answers_of",
-    "open_cached_teacher",
-    "open_ensemble",
-    "open_teacher",
-    "open_teachers",
-    "stored_contents",
-    "verify_store",
-]
+__all__ = ["open_cached_teacher", "open_ensemble", "open_teacher", "open_teachers"]
 
 log = logging.getLogger("kdcache")
 
@@ -56,6 +42,7 @@ def open_teacher(
     precision: str = "auto",
     store_dtype: str = "float16",
     topk: int | None = None,
+    store_format: str = "logits",
     limit: int | None = None,
 ) -> CachedTeacher:
     """Open a teacher that remembers its logits, for a training loop of one's own.
@@ -81,6 +68,8 @@ def open_teacher(
         Stored as ``float16`` or ``float32``.
     topk : int, optional
         Store so many of the largest logits of a view alone.
+    store_format : str
+        ``vectors`` stores what the last layer reads, from which logits follow: for losses on vectors.
     limit : int, optional
         Maximum size of all stores in the folder in bytes, by default 10 GB or a tenth of the disk. Views beyond it go
         through the teacher each time.
@@ -88,7 +77,7 @@ def open_teacher(
     Returns
     -------
     CachedTeacher
-        Its method ``logits`` takes a batch of the views.
+        Its method ``logits`` takes a batch of the views, ``outputs`` returns vectors too where they are stored.
 
     Raises
     ------
@@ -102,13 +91,14 @@ def open_teacher(
     from kdcache.answers.teacher_stores import TeacherStores
     from kdcache.compute import Compute
 
-    _check_choices(views, precision, store_dtype, topk, limit)
+    _check_choices(views, precision, store_dtype, store_format, topk, limit)
     network, where = _network_and_stores(teacher)
     if store is not None:
         where = str(store) if "://" in str(store) else TeacherStores(Path(store))
     if (labels := int(views.split.labels.max()) + 1) > network.num_classes:
         raise UsageError(problem("classes of the teacher", expected=f"at least {labels}", got=network.num_classes))
-    encoding = make_encoding(store_dtype, topk)
+    width = network.linear_head().in_features if store_format == "vectors" else None
+    encoding = make_encoding(store_dtype, topk, width)
     encoding.layout(network.num_classes)  # raises for a topk that does not fit
     compute = replace(Compute.choose(views.device.type, precision), device=views.device)
     data = _as_dataset(views, network)
@@ -141,17 +131,20 @@ def _network_and_stores(teacher: Network | str | Path) -> tuple[Network, Teacher
     return checkpoint.load(run.network_file), stores_of(path)
 
 
-def _check_choices(views: Views, precision: str, store_dtype: str, topk: int | None, limit: int | None) -> None:
+def _check_choices(
+    views: Views, precision: str, store_dtype: str, store_format: str, topk: int | None, limit: int | None
+) -> None:
     """Check what has a few possible values, all problems at once."""
     from kdcache.views import Views
 
-    known = ("auto", *PRECISIONS)
+    known, formats = ("auto", *PRECISIONS), STORE_FORMATS[1:] if topk is None else ("logits",)
     problems = [
         problem(name, expected=expected, got=got)
         for name, valid, expected, got in (
             ("views", isinstance(views, Views), "kdcache.Views", type(views).__name__),
             ("precision", precision in known, f"one of {', '.join(known)}", precision),
             ("store_dtype", store_dtype in STORE_DTYPES, f"one of {', '.join(STORE_DTYPES)}", store_dtype),
+            ("store_format", store_format in formats, f"one of {', '.join(formats)}", store_format),
             ("topk", topk is None or topk >= 1, "at least 1", topk),
             ("limit", limit is None or limit > 0, "a number of bytes above 0", limit),
         )
@@ -244,24 +237,24 @@ def open_cached_teacher(
     from kdcache.models.checkpoint import rendering_of
     from kdcache.models.load import trained_network
 
-    encoding = make_encoding(config.store_dtype, config.topk)
     if config.answers is not None:
         from kdcache.answers.pulled import find_pulled_answers
 
         place, images = config.answers, config.image_settings
-        answers = find_pulled_answers(place, data, views.plan, config.epochs, encoding, compute.device, images)
+        name = encoding_name(config)
+        answers = find_pulled_answers(place, data, views.plan, config.epochs, name, compute.device, images)
         return open_for_views(answers, views, config.cache)
     file = teacher_network(config)
     seen = data.rendered(rendering_of(file))
     _compare_with_teacher(config, data.card, seen.card)
     if data.val is not None and config.teacher is not None:
         report_seen_images(config.teacher, data.val, config.val_fraction)
-    encoding.layout(data.num_classes)  # raises for a topk that does not fit
     if config.cache == "off":
-        answers = Answers(Teacher(trained_network(file, seen), compute), seen, StoreLocation(), encoding)
+        network = trained_network(file, seen)
+        answers = Answers(Teacher(network, compute), seen, StoreLocation(), encoding_of(config, network))
     else:
         answers = find_answers_of(config, data, compute)
-    limit, features = config.cache_limit, config.needs_features
+    limit, features = config.cache_limit, config.recomputes_x
     return open_for_views(answers, views, config.cache, config.epochs, limit, progress, features)
 
 
@@ -294,96 +287,3 @@ def _crop_of_run(teacher: Path, config: StudentConfig, card: Card) -> str:
     elif config.crop is not None:  # the default of a packed file is known after reading it
         card = datasets.read(config.dataset, root=config.data_root).card
     return "resized" if card.padding is None else "padded"
-
-
-def find_answers_of(config: StudentConfig, data: Dataset, compute: Compute) -> Answers:
-    """Find the store of the logits of a student's teacher, see `kdcache.answers.find.find_answers`."""
-    from kdcache.answers.find import find_answers
-    from kdcache.compute import Compute
-    from kdcache.models.checkpoint import rendering_of
-    from kdcache.models.load import trained_network
-    from kdcache.run.checkpoint import recorded_environment
-
-    assert config.teacher is not None
-    file, images = teacher_network(config), config.image_settings
-    seen = data.rendered(rendering_of(file))
-    if seen is not data:
-        images |= {"image_size": seen.image_size}
-    where, encoding = config.store or stores_of(config.teacher), make_encoding(config.store_dtype, config.topk)
-    precision = config.precision
-    if precision == "auto" and config.resume and config.out is not None:  # there may be other stores by now
-        recorded = recorded_environment(RunFolder(config.out)).get("origin", {}).get("teacher precision")
-        if recorded in PRECISIONS:
-            precision, compute = recorded, Compute(compute.device, recorded)
-    return find_answers(trained_network(file, seen), seen, compute, where, encoding, precision, images)
-
-
-def stored_contents(config: StudentConfig, size: DataSize, plan: ViewPlan) -> StoreContents:
-    """Find what is stored of the logits that a student needs, and the space for more.
-
-    The images are read only if there is a store, which may be for others.
-    """
-    from kdcache.answers.location import StoreLocation
-    from kdcache.answers.space import StoreContents
-
-    stores = stores_of(config.teacher) if config.teacher else None
-    location = StoreLocation(config.store or (stores.folder if stores else None))
-    if not (location.holds_store() if config.store else stores and any(stores.find())):
-        encoding = make_encoding(config.store_dtype, config.topk)
-        return StoreContents.of_new_store(location, size.samples, size.classes, encoding, config.cache_limit)
-    if config.teacher is None:
-        raise UsageError(problem(f"--store {config.store}", expected="the teacher of the store", got="no --teacher"))
-    from kdcache.compute import Compute
-
-    data = load_data(config)
-    answers = find_answers_of(config, data, Compute.choose(config.device, config.precision))
-    space = answers.space(config.cache_limit, read_commits=True)
-    return space if plan.crop_flip else replace(space, clean_beside=answers.clean_beside())
-
-
-def verify_store(
-    run: FinishedRun,
-    store: AnswerStore,
-    samples: int | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    dataset: str | None = None,
-    data_root: Path | None = None,
-    unlabelled: str | None = None,
-) -> Iterator[TableCheck]:
-    """Verify a store of the logits of a teacher's run, see `kdcache.answers.verify.verify`.
-
-    The images are those that the store is for, which may have been moved to another `dataset` or `data_root`, those
-    without labels to `unlabelled`.
-    """
-    from kdcache.answers.find import find_answers
-    from kdcache.answers.verify import verify
-    from kdcache.compute import Compute
-
-    images, known = run.config.image_settings, store.image_settings
-    images |= {name: known[name] for name in StudentConfig.image_setting_names() if name in known}
-    if unlabelled is not None:
-        require_unlabelled(images.get("unlabelled") is not None, store.location.where)
-    places = {"dataset": dataset, "data_root": data_root, "unlabelled": unlabelled}
-    images |= {name: place for name, place in places.items() if place is not None}
-    if dataset is None:
-        require_trusted("dataset", images["dataset"])  # the store named it, not the user
-    config = StudentConfig.load(**images)
-    data = load_data(config)
-    network = _network_of(run, store, data)
-    data = data.rendered(network.rendering)
-    where, compute = store.location.where, Compute.choose(device)
-    teacher = find_answers(network, data, compute, where, image_settings=config.image_settings).teacher
-    yield from verify(store, teacher, data.train, data.card.padding, samples, seed)
-
-
-def _network_of(run: FinishedRun, store: AnswerStore, data: Dataset) -> Network:
-    """Load the network of a run whose logits a store holds: that of the best epoch, if it is that, else the last."""
-    from kdcache.models.checkpoint import fingerprint
-    from kdcache.models.load import trained_network
-
-    if run.best_network_file.is_file():
-        best = trained_network(run.best_network_file, data)
-        if fingerprint(best) == store.fingerprint.get("teacher"):
-            return best
-    return trained_network(run.network_file, data)

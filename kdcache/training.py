@@ -297,19 +297,22 @@ class WithFeatures(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, parts: Sequence[Tensor], features: bool = False) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, parts: Sequence[Tensor], features: bool = False) -> tuple[Tensor, Tensor | None, list[Tensor]]:
         """Forward one or more parts of views, one after the other: batch norm sees each by itself.
 
         Returns
         -------
         logits : Tensor, shape (R, C)
             Of all parts.
+        vectors : Tensor or None, shape (R, D)
+            Of all parts; ``None`` unless features were asked for.
         features : list of Tensor
             Of the first part, see `kdcache.models.Network.with_features`; empty unless asked for.
         """
-        first, *others = parts
-        logits, found = self.network.with_features(first) if features else (self.network(first), [])
-        return torch.cat([logits, *map(self.network, others)]), found
+        if not features:
+            return torch.cat([*map(self.network, parts)]), None, []
+        logits, found = zip(*map(self.network.with_features, parts), strict=True)
+        return torch.cat(logits), torch.cat([features[-1] for features in found]), found[0]
 
 
 def check_forward_switches(config: StudentConfig, student: nn.Module) -> None:

@@ -1,16 +1,17 @@
 """Precompute the teacher's logits for all views that a student will see, without a student."""
 
 import time
+from functools import partial
 from typing import NamedTuple
 
 from kdcache.answers import budget
-from kdcache.answers.encoding import make_encoding
 from kdcache.config import StudentConfig
 from kdcache.errors import UsageError, problem
 from kdcache.report.progress import Reporter
 from kdcache.run.find import find_teacher
 from kdcache.setup import choose_compute, load_data, make_plan, with_epochs
-from kdcache.teachers import find_answers_of, open_cached_teacher
+from kdcache.stores import find_answers_of, fits_limit, settle_format
+from kdcache.teachers import open_cached_teacher
 from kdcache.views import Views
 
 __all__ = ["PrecomputeResult", "precompute_answers"]
@@ -58,6 +59,8 @@ def precompute_answers(config: StudentConfig, reporter: Reporter | None = None) 
     if config.further_teachers:
         remedy = "Run it for each of them."
         raise UsageError(problem("--teacher", expected="one", got=len(config.teachers), remedy=remedy))
+    if not config.needs_teacher:
+        raise UsageError(problem(f"--loss {config.loss}", expected="a loss that reads the teacher's answers"))
     reporter = reporter or Reporter()
     started = time.perf_counter()
     compute = choose_compute(config)
@@ -66,7 +69,7 @@ def precompute_answers(config: StudentConfig, reporter: Reporter | None = None) 
     config = with_epochs(config, len(data.train))
     plan = make_plan(config, data)
     views = Views(data.train, plan, config.batch_size, compute.device)
-    make_encoding(config.store_dtype, config.topk).layout(data.num_classes)  # raises for a topk that does not fit
+    config = settle_format(config, partial(fits_limit, data=data, plan=plan, compute=compute))
     # Checked before a store is created.
     answers = find_answers_of(config, data, compute)
     budget.require_space(config.cache, plan, config.epochs, answers.space(config.cache_limit))

@@ -1,6 +1,7 @@
 """Stage two: train a student on the teacher's logits for exactly the views that it sees (Section 3.2)."""
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from kdcache.run.statistics import StatisticsShape
 from kdcache.run.writer import RunWriter
 from kdcache.selection import Candidates, score, select_all, select_top
 from kdcache.setup import choose_compute, initial_network, load_data, make_plan, with_epochs
+from kdcache.stores import fits_limit, settle_format
 from kdcache.teachers import open_teachers
 from kdcache.training import (
     FrozenRunningStats,
@@ -82,6 +84,7 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     # The plan of every view that the epochs show, and the frozen teacher, behind the store of its logits.
     plan = make_plan(config, data)
     views = Views(data.train, plan, config.batch_size, compute.device)
+    config = settle_format(config, partial(fits_limit, data=data, plan=plan, compute=compute))
     teacher = open_teachers(config, data, views, compute, reporter.precomputed) if config.needs_teacher else None
 
     # The objective, with whatever layers its losses train, and the optimizer of all that is trained.
@@ -154,7 +157,10 @@ class StudentStep:
         config, size = self.config, len(batch)
 
         # The teacher's logits for x and for every candidate: from the store, or from one forward pass of the teacher.
-        teacher_logits, teacher_features = self._ask_teacher(batch)
+        # A loss may also read the vectors from which they follow, and the features of x.
+        teacher_logits, teacher_vectors, teacher_features = None, None, ()
+        if self.teacher is not None:
+            teacher_logits, teacher_vectors, teacher_features = self.teacher.outputs(batch, config.recomputes_x)
 
         # Score the candidates, and pick those that the student is trained on: without a criterion, all of them.
         candidates = self._candidates(batch, teacher_logits)
@@ -169,16 +175,20 @@ class StudentStep:
         rows, sizes = torch.cat([x_rows, size + selection.rows]), [len(x_rows), len(selection.rows)]
         parts = rows.split(sizes) if config.separate_forwards else [rows]
         with self.compute.autocast():
-            logits, features = self.ddp_student([take(batch.views, part) for part in parts], config.needs_features)
+            wanted = config.needs_features or config.needs_vectors
+            logits, vectors, features = self.ddp_student([take(batch.views, part) for part in parts], wanted)
         logits = logits.float()
+        x_vectors, mixed_vectors = (None, None) if vectors is None else vectors.float().split(sizes)
 
         # d of Equation 2 for every view in it.
         x_logits, mixed_logits = logits.split(sizes)
-        x_teacher = mixed_teacher = x_kl = mixed_kl = None
+        x_teacher = mixed_teacher = x_kl = mixed_kl = x_taught = mixed_taught = None
         if teacher_logits is not None:
-            taught = teacher_logits[rows]
-            x_teacher, mixed_teacher = taught.split(sizes)
-            x_kl, mixed_kl = kl_divergence(logits, taught, config.temperature).split(sizes)
+            x_teacher, mixed_teacher = teacher_logits[rows].split(sizes)
+            x_kl, mixed_kl = kl_divergence(logits, teacher_logits[rows], config.temperature).split(sizes)
+        if teacher_vectors is not None:
+            x_taught = teacher_vectors[:size]
+            mixed_taught = teacher_vectors[size + selection.rows] if config.keeps_vectors else None
 
         # Each loss is a mean over its own rows, of x or of x'; under DDP, of the rows of all processes.
         x = mixed = None
@@ -190,6 +200,8 @@ class StudentStep:
                 labels=batch.labels,
                 samples=batch.samples,
                 epoch=batch.epoch,
+                student_vectors=x_vectors,
+                teacher_vectors=x_taught,
                 student_features=tuple(feature[:size].float() for feature in features),
                 teacher_features=tuple(teacher_features),
                 process_weight=distributed.world_size() * size / len(batch.global_positions),
@@ -205,6 +217,8 @@ class StudentStep:
                 epoch=batch.epoch,
                 partner_labels=candidates.partner_labels[selection.rows],
                 lam=candidates.lam[selection.rows],
+                student_vectors=mixed_vectors,
+                teacher_vectors=mixed_taught,
                 process_weight=distributed.world_size() * selection.num_picked / selection.global_num_picked,
                 labelled_share=self._labelled_share(batch.mixed_labels()[selection.rows[: selection.num_picked]]),
             )
@@ -212,7 +226,7 @@ class StudentStep:
 
         # Update the student, and the layers that losses train, by the sum, in which a loss may still be warming up.
         # Only the graph needs the features now.
-        del features, teacher_features, x, mixed
+        del features, vectors, teacher_features, x, mixed
         loss = self.total_loss(losses, batch.epoch)
         self.update(loss)
 
@@ -222,14 +236,6 @@ class StudentStep:
             return StepResult.of(loss, x_logits, batch.labels)
         picks = selection.rows[: selection.num_picked]
         return StepResult.of(loss, mixed_logits[: len(picks)], batch.mixed_labels()[picks])
-
-    def _ask_teacher(self, batch: Batch) -> tuple[Tensor | None, list[Tensor]]:
-        """Logits for all views of a batch, and the features of x if a loss reads them."""
-        if self.teacher is None:
-            return None, []
-        if self.config.needs_features:
-            return self.teacher.logits_and_features(batch)
-        return self.teacher.logits(batch), []
 
     def _labelled_share(self, labels: Tensor) -> Tensor | None:
         """Share of the labels that are known, in all processes, if there are unlabelled images."""

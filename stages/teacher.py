@@ -4,15 +4,19 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from kdcache import distributed, signals
+from kdcache import discriminant, distributed, signals
 from kdcache.answers.cached_teacher import CachedTeacher
 from kdcache.answers.find import find_answers
 from kdcache.compute import Compute
 from kdcache.config import TeacherConfig
 from kdcache.datasets import Dataset
+from kdcache.errors import UsageError, problem
+from kdcache.extensions import trust
 from kdcache.losses import balanced_class_weights, cross_entropy
-from kdcache.models import Network
-from kdcache.models.load import find_network
+from kdcache.models import Network, build, checkpoint
+from kdcache.models.initial import start_from
+from kdcache.models.load import Found, find_network
+from kdcache.models.sources import SHIPPED, shipped_teacher
 from kdcache.optimization import Update
 from kdcache.report.progress import Reporter
 from kdcache.report.trackers import Tracked
@@ -104,6 +108,7 @@ def load_teacher(
     reporter: Reporter | None = None,
     weights_entry: str | None = None,
     class_order: str | None = None,
+    fit_head: bool = False,
 ) -> FinishedRun:
     """Make a run folder for a trained network: evaluate it, and store its logits for the clean training images.
 
@@ -123,6 +128,9 @@ def load_teacher(
         Name of the tensors to load, if the file has several networks; averaged (EMA) weights by default.
     class_order : str, optional
         Order of the classes in the weights: ``natural``, or a file with a name per line; by default the dataset's.
+    fit_head : bool
+        Take all but the last layer of the network `model`, whose classes may be others or none, and fit a last layer to
+        the clean training images, see `kdcache.discriminant`.
 
     Returns
     -------
@@ -139,8 +147,14 @@ def load_teacher(
     compute = choose_compute(config)
     data = load_data(config)
     weights = weights_file(str(weights))
-    network, published, origin = find_network(weights, data, model, mean, std, weights_entry, class_order)
+    if fit_head:
+        found = _find_backbone(weights, data, model, (mean, std, weights_entry, class_order))
+    else:
+        found = find_network(weights, data, model, mean, std, weights_entry, class_order)
+    network, published, origin = found
     data, network = data.rendered(network.rendering), network.to(compute.device)
+    if fit_head:
+        discriminant.fit_head(network, data.train, compute)
     started = time.perf_counter()
     with RunWriter(config.model_copy(update={"model": network.name, "init": None}), compute, data) as run:
         accuracy = evaluate(network, data.test, compute)
@@ -162,6 +176,26 @@ def load_teacher(
                 "with a different normalization (--mean, --std), for another image size, or on other data?"
             )
         return _store_clean_logits(run, network, data, compute, reporter, origin)
+
+
+def _find_backbone(weights: str, data: Dataset, model: str | None, others: tuple[object, ...]) -> Found:
+    """Load a network of which all but the last layer is wanted."""
+    if any(option is not None for option in others):
+        expected = "no --mean, --std, --weights-entry and --class-order"
+        raise UsageError(problem("--fit-head", expected=expected, got="one of them"))
+    path = shipped_teacher() if weights == SHIPPED else Path(weights)
+    if checkpoint.is_kdcache_file(path):
+        model = model or checkpoint.describe(path, checkpoint.metadata(path)).name
+    if model is None:
+        raise UsageError(problem("--fit-head", expected="the network's name with --model", got="none"))
+    trust(model)
+    card = data.card
+    network = build(
+        model, num_classes=data.num_classes, image_size=data.image_size, mean=card.mean, std=card.std, seed=0
+    )
+    start_from(network, weights, data, may_download=True, option="--weights")
+    head = f"a linear discriminant of {len(data.train)} training images"
+    return Found(network, None, {"weights": weights, "head": head})
 
 
 def _store_clean_logits(

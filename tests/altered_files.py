@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from kdcache.answers import table
-from kdcache.answers.encoding import DEFAULT_ENCODING, EncodedLogits
+from kdcache.answers.encoding import DEFAULT_ENCODING, EncodedAnswers
 from kdcache.answers.store import CLEAN, AnswerStore
 from kdcache.cards import CARDS
 from kdcache.config import StudentConfig
@@ -114,7 +114,7 @@ class Stores(FileKind):
     def open(self, path: Path) -> AnswerStore:
         return AnswerStore.create_or_open(path, self.fingerprint, DEFAULT_ENCODING, self.MADE_WITH)
 
-    def rows_of(self, name: str) -> Callable[[range], EncodedLogits]:
+    def rows_of(self, name: str) -> Callable[[range], EncodedAnswers]:
         return lambda span: {"logits": self.rows[name][span.start : span.stop]}
 
     def fill(self, path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from kdcache.answers.cached_teacher import CachedTeacher
-from kdcache.answers.encoding import DEFAULT_ENCODING, LogitEncoding
+from kdcache.answers.encoding import DEFAULT_ENCODING, AnswerEncoding
 from kdcache.answers.find import Answers, open_store
 from kdcache.answers.open import make_cached_teacher
 from kdcache.answers.store import AnswerStore
@@ -34,7 +34,7 @@ def dataset(split: Split, padding: int = 4) -> Dataset:
 
 
 def store(
-    where: Path | str, of: Teacher, split: Split, encoding: LogitEncoding = DEFAULT_ENCODING, padding: int = 4
+    where: Path | str, of: Teacher, split: Split, encoding: AnswerEncoding = DEFAULT_ENCODING, padding: int = 4
 ) -> AnswerStore:
     return open_store(where, of, dataset(split, padding), encoding)
 

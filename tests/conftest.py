@@ -15,6 +15,7 @@ from kdcache.stages import train_teacher
 from kdcache import machine
 from kdcache.config import TeacherConfig
 from kdcache.datasets import Split
+from tests import quick  # noqa: F401
 from tests.samples import small_settings, write_pictures
 
 gc.freeze()  # what is imported by now need not be searched for garbage again and again

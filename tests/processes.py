@@ -5,18 +5,23 @@ The processes are forked from one that has imported what takes seconds to import
 
 import gc
 import hashlib
+import math
 import multiprocessing
 import os
 import pickle
+import signal
 import socket
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import Any
+from typing import IO, Any, NoReturn
 
 import numpy as np
 import torch
@@ -28,6 +33,7 @@ from kdcache.stages import precompute_answers, train_student, train_teacher
 from kdcache import cli, machine
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.run.folder import FinishedRun
+from tests import quick  # noqa: F401
 
 gc.freeze()  # a forked process that searches for garbage copies the memory it searches
 _FORKSERVER = multiprocessing.get_context("forkserver")
@@ -73,6 +79,68 @@ class Command:
         return CompletedProcess(self.words, self.process.exitcode, output, errors)
 
 
+class ForkedInterpreter:
+    """What `subprocess.Popen` is for ``python -m kdcache``, but forked from this process, which has imported torch."""
+
+    def __init__(self, args: Sequence[str], env: dict[str, str] | None, **settings: Any) -> None:
+        self.args, place = args, args.index("kdcache")
+        assert (args[0], args[place - 1]) == (sys.executable, "-m")
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if not self.pid:
+            try:
+                self._run(args[place + 1 :], env or {}, **settings)
+            finally:
+                os._exit(1)
+
+    def _run(
+        self,
+        words: Sequence[str],
+        env: dict[str, str],
+        stdin: int | None = None,
+        stdout: IO[bytes] | None = None,
+        stderr: IO[bytes] | None = None,
+        cwd: Path | None = None,
+        **group: object,
+    ) -> NoReturn:
+        assert group in ({"process_group": 0}, {"start_new_session": True})
+        os.setpgid(0, 0) if "process_group" in group else os.setsid()
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for descriptor, file in enumerate((stdout, stderr), start=1):
+            if file:
+                os.dup2(file.fileno(), descriptor)
+        os.closerange(3, 1000)  # locks of the study and sockets of torchrun among them
+        # Another thread may have been printing when this process was forked.
+        sys.stdout, sys.stderr = (os.fdopen(descriptor, "w", closefd=False) for descriptor in (1, 2))
+        os.chdir(cwd or ".")
+        os.environ |= env
+        sys.argv = ["kdcache", *words]
+        try:
+            cli.main()
+        except SystemExit as error:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(error.code)  # type: ignore[arg-type]
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            number, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if number else None
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
+            time.sleep(0.01)
+        return code
+
+    def terminate(self) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGTERM)
+
+
 def start_command(
     command: str, settings: dict[str, Any], prepare: Callable[[], None] | None = None, daemon: bool = True
 ) -> Command:
@@ -99,6 +167,22 @@ def start_ranks(world_size: int, command: str, settings: dict[str, Any]) -> list
         port = listener.getsockname()[1]
     ranks = range(world_size)
     return [start_command(command, settings, partial(_set_rank, rank, world_size, port)) for rank in ranks]
+
+
+def start_torchrun(ranks: int, command: str, settings: dict[str, Any], prepare: Callable[[], None]) -> Command:
+    """Start a command under torchrun, whose workers are forked from it after the given preparation."""
+    return start_command(command, settings, partial(_become_torchrun, ranks, prepare))
+
+
+def _become_torchrun(ranks: int, prepare: Callable[[], None]) -> NoReturn:
+    import torch.distributed.run
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+
+    prepare()
+    subprocess_handler.Popen = ForkedInterpreter
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.distributed.run.main(["--standalone", f"--nproc-per-node={ranks}", "-m", "kdcache", *sys.argv[1:]])
+    sys.exit()
 
 
 def _set_rank(rank: int, world_size: int, port: int) -> None:

@@ -2,7 +2,7 @@
 
 import torch
 
-from kdcache.answers.encoding import DEFAULT_ENCODING, EncodedLogits
+from kdcache.answers.encoding import DEFAULT_ENCODING, EncodedAnswers
 from kdcache.answers.location import StoreLocation
 from kdcache.answers.store import CLEAN
 from kdcache.answers.table import Table, fill_missing
@@ -22,10 +22,10 @@ def full_table(location: StoreLocation, path: str = CLEAN) -> Table:
     return one
 
 
-def rows_of(span: range) -> EncodedLogits:
+def rows_of(span: range) -> EncodedAnswers:
     """Rows that depend on their position."""
     return {"logits": (torch.tensor(span)[:, None] % 2011 + torch.arange(CLASSES) / 128).half()}
 
 
-def equal(one: EncodedLogits | None, other: EncodedLogits) -> bool:
+def equal(one: EncodedAnswers | None, other: EncodedAnswers) -> bool:
     return one is not None and all(one[name].equal(other[name]) for name in other)

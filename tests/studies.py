@@ -1,21 +1,17 @@
 """A study that takes seconds: four students of a small teacher on a folder of pictures."""
 
 import json
-import math
 import os
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO, Any, NoReturn
+from typing import Any
 
-from kdcache import cli
 from kdcache.study import jobs
-from tests.processes import Command
+from tests.processes import Command, ForkedInterpreter
 
 __all__ = [
     "RUNS",
@@ -102,55 +98,7 @@ def _fork_trainings() -> None:
     """Start no interpreters, each of which would import torch for seconds."""
     _one_thread()
     names = {name: getattr(subprocess, name) for name in ("DEVNULL", "TimeoutExpired")}
-    jobs.subprocess = SimpleNamespace(Popen=ForkedCommand, **names)  # type: ignore[assignment]
-
-
-class ForkedCommand:
-    """What `subprocess.Popen` is for ``python -m kdcache``, but forked from the process of the study."""
-
-    def __init__(self, command: list[str], process_group: int, **settings: Any) -> None:
-        assert command[:3] == [sys.executable, "-m", "kdcache"]
-        assert process_group == 0
-        self.command = command
-        self.pid = os.fork()
-        if not self.pid:
-            try:
-                self._run(**settings)
-            finally:
-                os._exit(1)
-
-    def _run(self, stdin: int, stdout: IO[bytes], stderr: IO[bytes], cwd: Path, env: dict[str, str] | None) -> NoReturn:
-        assert (stdin, stdout) == (subprocess.DEVNULL, stderr)
-        os.setpgid(0, 0)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        for descriptor in (1, 2):
-            os.dup2(stdout.fileno(), descriptor)
-        os.closerange(3, 1000)  # locks of the study among them
-        # Another thread may have been printing when this process was forked.
-        sys.stdout, sys.stderr = (os.fdopen(descriptor, "w", closefd=False) for descriptor in (1, 2))
-        os.chdir(cwd)
-        os.environ |= env or {}
-        sys.argv = ["kdcache", *self.command[3:]]
-        try:
-            cli.main()
-        except SystemExit as error:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(error.code)  # type: ignore[arg-type]
-
-    def wait(self, timeout: float | None = None) -> int:
-        end = math.inf if timeout is None else time.monotonic() + timeout
-        while True:
-            number, status = os.waitpid(self.pid, os.WNOHANG)
-            if number:
-                return os.waitstatus_to_exitcode(status)
-            if time.monotonic() > end:
-                raise subprocess.TimeoutExpired(self.command, timeout or 0)
-            time.sleep(0.01)
-
-    def terminate(self) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGTERM)
+    jobs.subprocess = SimpleNamespace(Popen=ForkedInterpreter, **names)  # type: ignore[assignment]
 
 
 def read_results(folder: Path) -> dict[str, Any]:

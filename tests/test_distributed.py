@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,12 @@ from kdcache.losses import ViewOutputs, build_objective, kl_divergence
 from kdcache.models import build
 from kdcache.models.checkpoint import save
 from kdcache.optimization import Update
+from kdcache.run.checkpoint import Checkpoints
 from kdcache.run.folder import FinishedRun
 from kdcache.setup import fresh_network, load_data, make_plan
 from kdcache.teachers import open_cached_teacher
 from kdcache.views import Views, rank_part
-from tests.processes import Command, kdcache, run_ranks, start_ranks, without_advice
+from tests.processes import Command, kdcache, run_ranks, start_ranks, start_torchrun, without_advice
 from tests.samples import write_unlabelled
 
 ROOT = Path(__file__).parents[1]
@@ -185,20 +186,34 @@ def test_batch_norm_uses_the_statistics_of_each_process(small: Settings, teacher
     assert distance(student.body.state_dict()) < 0.03 * distance(load_file(single.path / "model.safetensors"))
 
 
+def one_step_in_50_ms() -> None:
+    """Let a training go on until a signal comes, however busy the machine is."""
+    due = Checkpoints.due
+    Checkpoints.due = lambda checkpoints: time.sleep(0.05) or due(checkpoints)  # type: ignore[method-assign]
+
+
+def has_open(process: Path, file: Path) -> bool:
+    with suppress(OSError):  # another file was closed meanwhile
+        return any(Path(os.readlink(descriptor)) == file for descriptor in process.glob("fd/*"))
+    return has_open(process, file)
+
+
 def test_a_dead_process_stops_the_others_and_a_single_one_resumes(
     small: Settings, teacher: Path, tmp_path: Path
 ) -> None:
     settings = {**small, "model": PLAIN, "teacher": teacher, "aug": "cutmix", "cache": "off", "epochs": 6}
     settings["batch_size"] = 9
     out = tmp_path / "many"
-    process = start_interpreters(3, "student-train", settings | {"checkpoint_minutes": 1e-6}, out)
-    while process.poll() is None and not list(out.glob("checkpoints/epoch-0000001*")):
+    torchrun = start_torchrun(
+        3, "student-train", settings | {"checkpoint_minutes": 1e-6, "out": out}, one_step_in_50_ms
+    )
+    while torchrun.process.is_alive() and not list(out.glob("checkpoints/epoch-0000001*")):
         time.sleep(0.01)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    (first,) = (child for child in children if b"\0RANK=0\0" in Path(f"/proc/{child}/environ").read_bytes())
-    os.kill(int(first), signal.SIGKILL)  # the main process, which prints
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode != 0
+    (main,) = (child for child in torchrun.children() if has_open(child, out / "run.lock"))
+    os.kill(int(main.name), signal.SIGKILL)  # which prints
+    ended = torchrun.wait(60)
+    assert ended.returncode != 0
+    errors = ended.stderr
     (line,) = (line for line in without_advice(errors).splitlines() if "kdcache: " in line)
     # torchrun sends SIGTERM to the others, which may be on their way out of the training by then.
     assert line.startswith(("kdcache: lost the connection to another process of this training", STOPPED))
@@ -229,12 +244,11 @@ def test_several_processes_resume(small: Settings, teacher: Path, tmp_path: Path
     settings |= {"batch_size": 9, "loss": "crd+kd", "pick_scope": "rank", "checkpoint_minutes": 1e-6}
     whole, out = tmp_path / "whole", tmp_path / "broken"
     expected = finished(start_ranks(2, "student-train", settings | {"out": whole}), whole)
-    process = start_interpreters(2, "student-train", settings, out)
-    while process.poll() is None and not list(out.glob("checkpoints/epoch-0000001-*")):
+    torchrun = start_torchrun(2, "student-train", settings | {"out": out}, one_step_in_50_ms)
+    while torchrun.process.is_alive() and not list(out.glob("checkpoints/epoch-0000001-*")):
         time.sleep(0.01)
-    process.terminate()  # torchrun forwards SIGTERM
-    _, errors = process.communicate(timeout=60)
-    (line,) = (line for line in without_advice(errors).splitlines() if "kdcache: " in line)
+    torchrun.process.terminate()  # torchrun forwards SIGTERM
+    (line,) = (line for line in without_advice(torchrun.wait(60).stderr).splitlines() if "kdcache: " in line)
     assert line.startswith(STOPPED)
     assert not (out / "summary.json").exists()
     again = finished(start_ranks(2, "student-train", settings | {"out": out, "resume": True}), out)

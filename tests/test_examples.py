@@ -13,7 +13,7 @@ pytestmark = pytest.mark.examples
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
-FORWARDS = {"plain_pytorch": 3600, "lightning_module": 2400, "hugging_face_trainer": 1200, "timm_training": 2400}
+FORWARDS = {"plain_pytorch": 1800, "lightning_module": 1200, "hugging_face_trainer": 1200, "timm_training": 1200}
 """Samples times kinds of views times epochs."""
 
 
@@ -35,9 +35,13 @@ def test_an_example_computes_the_logits_once(name: str, tmp_path: Path) -> None:
 def test_the_notebook_runs(tmp_path: Path) -> None:
     notebook = nbformat.read(EXAMPLES / "distillation.ipynb", 4)
     for cell in notebook.cells:
-        cell.source = cell.source.replace("EPOCHS, TEMPERATURE = 6", "EPOCHS, TEMPERATURE = 1")
+        for given, quick in (
+            ("EPOCHS, TEMPERATURE = 6", "EPOCHS, TEMPERATURE = 1"),
+            ("fraction=0.25", "fraction=0.05"),
+        ):
+            cell.source = cell.source.replace(given, quick)
     nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": tmp_path}}).execute()
     printed = "".join(
         output.text for cell in notebook.cells for output in cell.get("outputs", ()) if output.output_type == "stream"
     )
-    assert "CutMix-pick  {'teacher_forwards': 0, 'cache_hits': 4500}" in printed
+    assert "CutMix-pick  {'teacher_forwards': 0, 'cache_hits': 900}" in printed

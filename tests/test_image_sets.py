@@ -30,9 +30,9 @@ from kdcache.datasets.pack import pack
 from kdcache.errors import KdcacheError, UsageError
 from kdcache.run.find import stores_of
 from kdcache.setup import load_data
+from kdcache.stores import find_answers_of
 from kdcache.study.cost import SharedStores
 from kdcache.study.expand import PlannedRun
-from kdcache.teachers import find_answers_of
 from tests import answers
 from tests.samples import noise as random_pixels
 

@@ -1,6 +1,7 @@
 """Networks that are fused for inference: the same logits, up to rounding."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute
 from kdcache.models import FeatureNet, Network, build
 from kdcache.models.inference import fuse_for_inference
+from kdcache.models.tracing import symbolic_trace
 
 BFLOAT16 = Compute(torch.device("cpu"), "bfloat16")
 FUSED = ("resnet20", "resnet8x4", "wrn_16_1", "ResNet50", "MobileNetV2", "ShuffleV2")
@@ -36,6 +38,32 @@ def body(network: Network) -> FeatureNet:
 
 def views(count: int) -> Tensor:
     return torch.randint(0, 256, (count, 3, 32, 32), generator=torch.Generator().manual_seed(2)).byte()
+
+
+def test_networks_run_while_another_is_traced() -> None:
+    traced, other = build("resnet20", num_classes=4, seed=0).body.eval(), nn.Linear(3, 2)
+    expected, failures, stop = other(torch.ones(1, 3)), list[object](), threading.Event()
+
+    def run() -> None:
+        while not stop.is_set():
+            try:
+                failures.extend([] if other(torch.ones(1, 3)).equal(expected) else ["another value"])
+            except Exception as error:
+                failures.append(error)
+
+    called_before = nn.Module.__call__
+    threads = [
+        threading.Thread(target=run),
+        *(threading.Thread(target=symbolic_trace, args=[traced]) for _ in range(3)),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads[1:]:
+        thread.join()
+    stop.set()
+    threads[0].join()
+    assert not failures
+    assert nn.Module.__call__ is called_before
 
 
 @pytest.mark.parametrize("name", FUSED)

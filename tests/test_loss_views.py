@@ -18,8 +18,23 @@ from tests.test_step import SIZE, Bench
 AUGS = (*AUGMENTATIONS, *MIXES, "cutmix+mixup", "randaugment+erasing")
 KEEPS_LABEL = ("cutout", "erasing", "autoaugment", "randaugment", "trivialaugment")
 
-ON_X = {"ce", "crd", "sp", "at", "fitnet", "rkd", "pkt", "cc", "vid", "nst"}
-ON_EACH = {"kd", "dkd", "dist", "nkd", "rld", "ofa", "ttm", "wttm", "ctkd", "mlkd-one-view"}
+ON_X = {"ce", "crd", "sp", "at", "fitnet", "vid", "nst"}
+ON_EACH = {
+    "embed",
+    "rkd",
+    "pkt",
+    "cc",
+    "kd",
+    "dkd",
+    "dist",
+    "nkd",
+    "rld",
+    "ofa",
+    "ttm",
+    "wttm",
+    "ctkd",
+    "mlkd-one-view",
+}
 ON_PAIRS = {"mlkd", "crld"}
 
 
@@ -97,7 +112,7 @@ def test_every_view_gets_a_gradient_with_other_words(field: str, option: str, va
 def test_a_declaration_with_an_unknown_value_fails() -> None:
     with pytest.raises(ValueError, match="acts_on of m:c: expected one of x, each, pairs, got both"):
         LossInfo("m:c", reads="logits", acts_on="both")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="reads of m:c: expected one of labels, logits, features, got maps"):
+    with pytest.raises(ValueError, match="reads of m:c: expected one of labels, logits, vectors, features, got maps"):
         LossInfo("m:c", reads="maps")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="acts_on of m:c, which reads features: expected x, got each"):
         LossInfo("m:c", reads="features", acts_on="each")

@@ -126,7 +126,7 @@ def test_top_scores_break_ties_by_position() -> None:
 
 def test_every_declared_implementation_exists() -> None:
     assert all(issubclass(import_object(loss.implementation), DistillLoss) for loss in LOSSES.values())
-    assert {loss.reads for loss in LOSSES.values()} <= {"labels", "logits", "features"}
+    assert {loss.reads for loss in LOSSES.values()} <= {"labels", "logits", "vectors", "features"}
     assert {loss.acts_on for loss in LOSSES.values()} <= {"x", "each", "pairs"}
     assert all(callable(import_object(criterion.implementation)) for criterion in CRITERIA.values())
     assert all(isinstance(find_mix(name), Mix) for name in MIXES)

@@ -27,7 +27,7 @@ from kdcache.optimization import Update
 from kdcache.run.folder import FinishedRun
 from kdcache.run.writer import RunWriter
 from kdcache.setup import fresh_network, load_data
-from kdcache.teachers import verify_store
+from kdcache.stores import verify_store
 from kdcache.training import evaluate
 from kdcache.views import ViewPlan, Views
 from tests.processes import outcome

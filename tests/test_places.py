@@ -17,7 +17,7 @@ from kdcache.stages.teacher import load_teacher
 
 from kdcache.analysis.inputs import load_analysis_inputs
 from kdcache.answers import view_index
-from kdcache.answers.encoding import EncodedLogits
+from kdcache.answers.encoding import EncodedAnswers
 from kdcache.answers.location import StoreLocation
 from kdcache.answers.open import may_write
 from kdcache.answers.view_index import CropFlipLookup
@@ -157,7 +157,7 @@ def test_a_full_disk_under_the_index_ends_its_growth(
     monkeypatch.setattr(view_index.os, "pwrite", write)
     index = CropFlipLookup(500, 500, {"logits": (4, np.dtype("float16"))}, tmp_path)
 
-    def rows(*keys: int) -> EncodedLogits:
+    def rows(*keys: int) -> EncodedAnswers:
         return {"logits": torch.tensor(keys, dtype=torch.float16)[:, None].repeat(1, 4)}
 
     for start in (0, 100, 200):

@@ -204,7 +204,8 @@ def test_csv_has_no_place_for_what_is_measured(folder: Path) -> None:
 
 def test_shapes_of_a_network_are_found_without_torchs_compiler() -> None:
     code = (
-        "import sys; from kdcache.models import expected_state\n"
+        "import sys; from kdcache.models import REGISTRY, expected_state\n"
+        "assert all(expected_state(name, 10, 32) for name in REGISTRY)\n"
         "assert expected_state('resnet8', 10, 32)['conv1.weight'].shape == (16, 3, 3, 3)\n"
         "assert 'torch._dynamo' not in sys.modules"
     )

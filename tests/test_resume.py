@@ -34,7 +34,8 @@ def interrupted(settings: Settings, out: Path) -> Path:
 def unfinished(small: Settings, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, Path]:
     """Settings and folder of an unfinished student."""
     root = tmp_path_factory.mktemp("unfinished")
-    often = {"epochs": 3, "batch_size": 3, "checkpoint_minutes": 1e-6}  # every 20 steps, and there are 30 in an epoch
+    # A checkpoint every 20 steps, of which an epoch has 21.
+    often = {"epochs": 3, "batch_size": 3, "train_fraction": 0.7, "checkpoint_minutes": 1e-6}
     settings = {**small, "seed": 6, **often, "teacher": teacher, "aug": "cutmix-pick", "loss": "crd+kd", "cache": "off"}
     return settings, interrupted(settings, root / "run")
 
@@ -121,6 +122,7 @@ def test_a_terminated_training_saves_a_checkpoint_within_the_epoch(
     small: Settings, teacher: Path, tmp_path: Path
 ) -> None:
     settings = {**small, "teacher": teacher, "aug": "cutmix", "batch_size": 2, "epochs": 3, "cache": "off"}
+    settings["train_fraction"] = 0.6  # 27 steps, of which 20 are recorded at once
     options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     training = Command(("student-train", *options, "--out=run"), tmp_path)
     while training.process.is_alive() and not list(tmp_path.glob("run/checkpoints/epoch-0000002*")):

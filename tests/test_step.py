@@ -25,6 +25,7 @@ from kdcache.losses import build_objective, cross_entropy, kd_loss, kl_divergenc
 from kdcache.optimization import Update
 from kdcache.run.checkpoint import TrainingState
 from kdcache.run.statistics import EpochStatistics
+from kdcache.stores import encoding_of
 from kdcache.training import FrozenRunningStats
 from kdcache.views import Batch, ViewPlan, Views
 from tests import answers
@@ -61,7 +62,10 @@ class Bench:
         self.teacher = build(seed=1)
         self.rows: list[Tensor] = []
         self.teacher.body.register_forward_pre_hook(lambda _, given: self.rows.append(given[0].clone()))
-        teacher = CachedTeacher(Teacher(self.teacher, compute), self.maker) if config.needs_teacher else None
+        teacher = None
+        if config.needs_teacher:
+            encoding = encoding_of(config, self.teacher)
+            teacher = CachedTeacher(Teacher(self.teacher, compute), self.maker, encoding=encoding)
         objective = build_objective(config, self.student, self.teacher if teacher else None, data.labels)
         objective = objective.to(compute.device)
         update = Update(config, compute, self.student, objective)
@@ -143,7 +147,7 @@ def steps_before_a_value_is_read(bench: Bench, compute: Compute) -> int:
     ],
 )
 def test_steps_do_not_wait_for_the_device(loss: str, aug: str, noise: Split, meta_device: Compute) -> None:
-    bench = Bench(noise, meta_device, aug=aug, loss=loss)
+    bench = Bench(noise, meta_device, stub, aug=aug, loss=loss)
     assert steps_before_a_value_is_read(bench, meta_device) == len(bench.maker.steps) < training.LOSS_CHECK_STEPS
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from kdcache import choices
-from kdcache.answers.encoding import EncodedLogits
+from kdcache.answers.encoding import EncodedAnswers
 from kdcache.answers.location import StoreLocation
 from kdcache.answers.store import CLEAN, AnswerStore, ReplayTableName
 from kdcache.answers.table import fill_missing
@@ -100,7 +100,7 @@ def test_a_chunk_that_another_process_computes_is_left_to_it(holder: BaseProcess
 
 
 def write(store: Path, pipe: Connection) -> None:
-    def compute_rows(span: range) -> EncodedLogits:
+    def compute_rows(span: range) -> EncodedAnswers:
         pipe.send("computing")
         pipe.recv()
         return rows_of(span)
@@ -193,7 +193,7 @@ def test_filling_waits_for_other_processes_last(holder: BaseProcess, tmp_path: P
     one = table(StoreLocation(tmp_path / "store.zarr"))
     order: list[range] = []
 
-    def compute_rows(span: range) -> EncodedLogits:
+    def compute_rows(span: range) -> EncodedAnswers:
         order.append(span)
         if len(order) == 2:  # all others are done: the process that holds the lock dies
             holder.kill()

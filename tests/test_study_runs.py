@@ -46,34 +46,41 @@ def test_a_study_that_was_killed_and_interrupted_has_the_same_results(
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
-    [("local", ()), ("slurm", ("--launcher-option", "cluster=local")), ("ray", ())],
+    "launcher", [(), ("--launcher", "slurm", "--launcher-option", "cluster=local"), ("--launcher", "ray")]
 )
-def test_a_terminated_study_resumes_and_a_failed_run_is_tried_once_more(
-    name: str, options: tuple[str, ...], uninterrupted: Path, pictures: Path, tmp_path: Path
+def test_a_terminated_study_resumes_and_a_killed_run_is_tried_once_more(
+    launcher: tuple[str, ...], uninterrupted: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    write_study(tmp_path, pictures, **{'aug = "cutmix" ': 'aug = "cutmix", lr = 1e30 '})
+    write_study(tmp_path, pictures)
     runs, killed = tmp_path / "studies" / "small", RUNS["KD+CutMix-pick"]
-    for finished in ("teacher-resnet8", RUNS["KD+CutMix-pick (random)"]):
+    for finished in ("teacher-resnet8", RUNS["KD+CutMix"], RUNS["KD+CutMix-pick (random)"]):
         shutil.copytree(uninterrupted / "studies" / "small" / finished, runs / finished)
-    study = start_study(tmp_path, "--launcher", name, *options)
+    study = start_study(tmp_path, *launcher)
     wait_until(lambda: is_resumable(runs / RUNS["KD"]))
     study.process.terminate()
     assert study.wait().returncode == 143
     assert not training_processes(tmp_path)
 
-    study = start_study(tmp_path, "--launcher", name, *options)
-    wait_until(lambda: is_resumable(runs / killed))
+    study = start_study(tmp_path, *launcher)
+    wait_until(lambda: is_resumable(runs / killed) and training_processes(runs / killed))
     for number in training_processes(runs / killed):
         os.kill(number, signal.SIGKILL)
     ended = study.wait()
-    assert ended.returncode == 1
+    assert ended.returncode == 0
     assert re.search(rf"{re.escape(f'small/{killed}')}: failed with exit code -9 .*trying again", ended.stdout)
+    assert outcome(runs / killed) == outcome(uninterrupted / "studies" / "small" / killed)
+
+
+def test_a_run_that_fails_again_is_given_up(uninterrupted: Path, pictures: Path, tmp_path: Path) -> None:
+    write_study(tmp_path, pictures, **{'aug = "cutmix" ': 'aug = "cutmix", lr = 1e30 '})
+    shutil.copytree(uninterrupted / "studies" / "small", tmp_path / "studies" / "small")
+    ended = start_study(tmp_path).wait()
+    assert ended.returncode == 1
+    assert re.search(r"cutmix-lr-1e.*failed with exit code 1 .*(nan|inf).*trying again", ended.stdout)
     assert re.search(r"cutmix-lr-1e.*failed with exit code 1 .*(nan|inf).*giving up", ended.stdout)
     assert "failed: small/resnet8-resnet8-kd-cutmix-lr-" in ended.stderr
     assert "runs that failed: 1" in ended.stderr
     assert "partial: 4 of 5 runs" in (tmp_path / "studies" / "four-own.md").read_text()
-    assert outcome(runs / killed) == outcome(uninterrupted / "studies" / "small" / killed)
 
 
 def copies(run: Path, folder: Path, accuracies: dict[int, float], **settings: str) -> list[str]:

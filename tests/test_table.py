@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from kdcache.answers.encoding import DEFAULT_ENCODING, Dense, EncodedLogits, TopK
+from kdcache.answers.encoding import DEFAULT_ENCODING, Dense, EncodedAnswers, TopK
 from kdcache.answers.location import StoreLocation
 from kdcache.answers.store import CLEAN, AnswerStore, ReplayTableName, table_bytes
 from kdcache.answers.table import CHUNK_BYTES, LARGE_CHUNK_BYTES, MAX_SMALL_CHUNKS, Table, chunk_rows, fill_missing
@@ -47,7 +47,7 @@ class TestContract:
     def test_committed_chunks_are_not_computed_again(self, location: StoreLocation) -> None:
         computed: list[range] = []
 
-        def compute_rows(span: range) -> EncodedLogits:
+        def compute_rows(span: range) -> EncodedAnswers:
             computed.append(span)
             return rows_of(span)
 
@@ -111,7 +111,7 @@ def test_damage_is_detected_and_repaired(file: str, damage: str, tmp_path: Path)
 
     computed = []
 
-    def compute_rows(span: range) -> EncodedLogits:
+    def compute_rows(span: range) -> EncodedAnswers:
         computed.append(span)
         return rows_of(span)
 

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from kdcache.stages import student as student_stage
+from kdcache.stages import teacher as teacher_stage
 from kdcache.stages import train_student, train_teacher
 from safetensors.torch import load_file
 
@@ -23,6 +25,7 @@ from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import KdcacheError, UsageError
 from kdcache.models import Network, build, checkpoint
 from kdcache.optimization import Update
+from kdcache.report.training_curves import plot_training_curves
 from kdcache.run.checkpoint import TrainingState
 from kdcache.run.folder import EpochMetrics, FinishedRun
 from kdcache.run.resolve import create_run_folder
@@ -34,6 +37,13 @@ SAMPLES = 90
 Settings = dict[str, Any]
 
 
+@pytest.fixture
+def charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let trainings draw their charts, which others do not."""
+    for stage in (student_stage, teacher_stage):
+        monkeypatch.setattr(stage, "plot_training_curves", plot_training_curves)
+
+
 def student(small: Settings, teacher: Path, out: Path, **settings: Any) -> FinishedRun:
     return train_student(StudentConfig.load(**{**small, "teacher": teacher, "out": out, **settings}))
 
@@ -42,28 +52,20 @@ def student(small: Settings, teacher: Path, out: Path, **settings: Any) -> Finis
     ("settings", "views_per_sample"),
     [
         ({"loss": "ce", "aug": "none"}, 0),
-        ({"loss": "ce", "aug": "standard"}, 0),
         ({"loss": "ce", "aug": "mixup"}, 0),
-        ({"loss": "ce", "aug": "cutmix"}, 0),
         ({"loss": "ce", "aug": "cutmix", "pick": "random"}, 0),
-        ({"loss": "ce", "aug": "cutmix", "pick": "student-entropy"}, 0),
         ({"loss": "kd", "aug": "none"}, 0),
         ({"loss": "kd", "aug": "standard"}, 1),
-        ({"loss": "kd", "aug": "mixup"}, 2),
         ({"loss": "kd", "aug": "cutmix"}, 2),
         ({"loss": "kd", "aug": "cutmix-pick"}, 3),
         ({"loss": "kd", "aug": "cutmix-pick", "pick": "teacher-entropy"}, 3),
         ({"loss": "kd", "aug": "cutmix-pick", "pick": "student-entropy"}, 3),
         ({"loss": "kd", "aug": "cutmix-pick", "pick": "random"}, 3),
-        ({"loss": "kd", "aug": "mixup", "pick": "kld"}, 3),
-        ({"loss": "ce", "aug": "cutmix+mixup"}, 0),
         ({"loss": "kd", "aug": "cutmix+mixup", "pick": "kld"}, 3),
-        ({"loss": "kd", "aug": "cutout"}, 2),
-        ({"loss": "kd", "aug": "autoaugment"}, 2),
         ({"loss": "kd", "aug": "trivialaugment", "pick": "kld", "candidates": 3, "keep": 0.25}, 4),
     ],
 )
-def test_every_augmentation_and_criterion_trains(
+def test_losses_augmentations_and_criteria_train(
     settings: Settings, views_per_sample: int, small: Settings, teacher: Path, tmp_path: Path
 ) -> None:
     cache = "auto" if settings["aug"] == "none" else "off"  # other tests share the teacher and its store
@@ -79,6 +81,7 @@ def test_every_augmentation_and_criterion_trains(
     assert not before["conv1.weight"].equal(after["conv1.weight"])
 
 
+@pytest.mark.usefixtures("charts")
 def test_a_run_folder_is_complete(small: Settings, teacher: Path, tmp_path: Path) -> None:
     run = student(small, teacher, tmp_path / "run", aug="cutmix-pick", epochs=2, cache="off")
     files = {"config.toml", "environment.json", "metrics.jsonl", "model.safetensors", "best.safetensors", "curves.png"}
@@ -224,12 +227,14 @@ def test_a_teacher_that_does_not_fit_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("charts")
 def test_default_run_folders_are_numbered_and_the_newest_teacher_is_used(
     small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     first, second = (train_teacher(TeacherConfig.load(**{**small, "model": "resnet8"})) for _ in range(2))
     assert second.path.name == f"{first.path.name}-2"
+    assert (second.path / "curves.png").read_bytes().startswith(b"\x89PNG")
     (tmp_path / "runs" / "odd").mkdir()
     (tmp_path / "runs" / "odd" / "summary.json").write_text("{")
     run = train_student(StudentConfig.load(**small))
@@ -334,6 +339,14 @@ def test_a_second_student_needs_no_teacher_forwards_with_any_loss_and_gets_the_s
     assert weights(other) != weights(first)
 
 
+@pytest.fixture(scope="module")
+def shared(small: Settings, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the logits of a student's views."""
+    folder = tmp_path_factory.mktemp("shared")
+    student(small, teacher, folder / "run", aug="cutmix-pick", view_seed=78, store=str(folder / "store.zarr"))
+    return folder / "store.zarr"
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -345,13 +358,18 @@ def test_a_second_student_needs_no_teacher_forwards_with_any_loss_and_gets_the_s
     ],
 )
 def test_students_with_one_view_seed_share_the_logits(
-    other: Settings, small: Settings, teacher: Path, tmp_path: Path
+    other: Settings, small: Settings, teacher: Path, shared: Path, tmp_path: Path
 ) -> None:
-    settings = {"aug": "cutmix-pick", "view_seed": 78, "store": str(tmp_path / "store.zarr")}
-    student(small, teacher, tmp_path / "first", **settings)
-    assert student(small, teacher, tmp_path / "other", **{**settings, **other}).summary["teacher_forwards"] == 0
-    again = student(small, teacher, tmp_path / "seed", **{**settings, **other, "view_seed": 79})
-    assert again.summary["teacher_forwards"] > 0
+    settings = {"aug": "cutmix-pick", "view_seed": 78, "store": str(shared), **other}
+    assert student(small, teacher, tmp_path / "other", **settings).summary["teacher_forwards"] == 0
+
+
+def test_students_of_other_view_seeds_share_no_mixed_views(
+    small: Settings, teacher: Path, shared: Path, tmp_path: Path
+) -> None:
+    store = str(shutil.copytree(shared, tmp_path / "store.zarr"))
+    run = student(small, teacher, tmp_path / "run", aug="cutmix", view_seed=79, store=store)
+    assert run.summary["teacher_forwards"] > SAMPLES
 
 
 def two_layers(num_classes: int) -> torch.nn.Module:
@@ -365,6 +383,8 @@ def test_a_compiled_student_differs_only_by_rounding(
     small: Settings, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # further processes would import torch
+    monkeypatch.setattr("torch._inductor.config.cpp.vec_isa_ok", True)  # others try each kind of vectors
     settings = {"aug": "cutmix-pick", "cache": "off", "precision": "float32", "model": f"python:{__name__}:two_layers"}
     settings["batch_size"] = 30  # equal steps compile once
     plain = student(small, teacher, tmp_path / "plain", **settings)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kdcache import checked_files
-from kdcache.answers.encoding import DEFAULT_ENCODING, EncodedLogits
+from kdcache.answers.encoding import DEFAULT_ENCODING, EncodedAnswers
 from kdcache.answers.fingerprint import digest
 from kdcache.answers.store import CLEAN, AnswerStore, ReplayTableName
 from kdcache.answers.table import Table, fill_missing
@@ -39,7 +39,7 @@ ROWS = torch.randn(120, 4, generator=torch.Generator().manual_seed(0)).half()
 TABLES = (CLEAN, "replay/seed-3/epoch-0000/standard", "replay/seed-3/epoch-0001/standard")
 
 
-def rows_of(span: range) -> EncodedLogits:
+def rows_of(span: range) -> EncodedAnswers:
     return {"logits": ROWS[span.start : span.stop]}
 
 

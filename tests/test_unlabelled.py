@@ -27,7 +27,8 @@ from kdcache.losses import ViewOutputs, crld_loss, cross_entropy, dkd_loss, labe
 from kdcache.register import register_loss, register_pick
 from kdcache.run.folder import FinishedRun
 from kdcache.setup import data_size, load_data, load_run_data, make_plan
-from kdcache.teachers import open_cached_teacher, verify_store
+from kdcache.stores import verify_store
+from kdcache.teachers import open_cached_teacher
 from kdcache.views import Views
 from kdcache.views.batch import hard_labels
 from tests.answers import stored

@@ -122,8 +122,8 @@ class CleanPredictions:
         self.cached_teacher, self.images = cached_teacher, cached_teacher.views.split
         self._classes = torch.full((len(self.images),), -1)
         for samples, columns in answers.clean_views():
-            logits = cached_teacher.encoding.decode(columns, cached_teacher.classes)
-            self._classes[torch.from_numpy(samples)] = logits.argmax(1)
+            classes = cached_teacher.decode_logits(columns).argmax(1)
+            self._classes[torch.from_numpy(samples)] = classes.cpu()
 
     def classes(self, samples: Tensor) -> Tensor:
         """Predict the class of some samples: int64 (B,), on the CPU."""

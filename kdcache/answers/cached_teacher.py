@@ -1,7 +1,7 @@
-"""The cached teacher: the teacher's logits for views, from the store or from a forward pass."""
+"""The cached teacher: the teacher's answers for views, from the store or from a forward pass."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
 from typing import NamedTuple
 
@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 
 from kdcache import distributed
-from kdcache.answers.encoding import DEFAULT_ENCODING, EncodedLogits, LogitEncoding, require_finite
+from kdcache.answers.encoding import DEFAULT_ENCODING, AnswerEncoding, EncodedAnswers, Vectors, require_finite
 from kdcache.answers.replay import Replay
 from kdcache.answers.store import CLEAN, SHA256, AnswerStore
 from kdcache.answers.table import ComputeRows, fill_missing
 from kdcache.answers.teacher import Teacher
-from kdcache.answers.transfer import CopiedLogits, on_cpu
+from kdcache.answers.transfer import CopiedAnswers, on_cpu
 from kdcache.answers.view_index import CropFlipLookup
 from kdcache.compute import Stopwatch, to_device
 from kdcache.errors import UsageError, problem
 from kdcache.models import Network
 from kdcache.views import Batch, Views
 
-__all__ = ["CachedTeacher", "TeacherCounts"]
+__all__ = ["CachedTeacher", "TeacherCounts", "TeacherOutputs"]
 
 BLOCK_VIEWS = 1024
 """Views that are made at once to compute a chunk: enough for several forwards, few enough for the memory."""
@@ -47,6 +47,23 @@ class TeacherCounts(NamedTuple):
         return {"teacher_forwards": self.forwards, "cache_hits": max(0, self.requests - self.forwards)}
 
 
+class TeacherOutputs(NamedTuple):
+    """What the teacher computes for the views of a batch.
+
+    Attributes
+    ----------
+    logits : Tensor of float32, shape ((1 + M) B, C)
+    vectors : Tensor of float32, shape ((1 + M) B, D) or (B, D), or None
+        What its last layer reads: of all views if vectors are stored, of x if its features were asked for.
+    features : list of Tensor of float32, B rows each
+        Of x, see `kdcache.models.Network.with_features`; empty unless asked for.
+    """
+
+    logits: Tensor
+    vectors: Tensor | None = None
+    features: Sequence[Tensor] = ()
+
+
 class CachedTeacher:
     """Gives the teacher's logits for the views of a plan. `kdcache.answers.open.make_cached_teacher` makes one.
 
@@ -61,13 +78,13 @@ class CachedTeacher:
         Stored logits by epoch, slot and position.
     view_index : CropFlipLookup, optional
         Logits of x by crop and flip, in whichever epoch they were computed.
-    encoding : LogitEncoding, optional
+    encoding : AnswerEncoding, optional
         Without a store, the encoding that logits pass through.
 
     Attributes
     ----------
     stopwatch : Stopwatch
-        Measures the time spent in `logits` and `logits_and_features`.
+        Measures the time spent in `logits` and `outputs`.
     """
 
     def __init__(
@@ -78,17 +95,19 @@ class CachedTeacher:
         store: AnswerStore | None = None,
         replay: Replay | None = None,
         view_index: CropFlipLookup | None = None,
-        encoding: LogitEncoding = DEFAULT_ENCODING,
+        encoding: AnswerEncoding = DEFAULT_ENCODING,
     ) -> None:
         self.teacher, self.views, self.store = teacher, views, store
         self.replay, self.view_index = replay, view_index
         self.encoding = store.encoding if store else encoding
         self.classes = teacher.network.num_classes
+        self.keeps_vectors = isinstance(self.encoding, Vectors)
+        self._width = self.encoding.width if isinstance(self.encoding, Vectors) else self.classes
         self.stopwatch = Stopwatch(teacher.compute.device)
         self._counts = TeacherCounts()
         self._sees_batches = True
         self._known_views: Views = views
-        self._copied: deque[CopiedLogits] = deque()
+        self._copied: deque[CopiedAnswers] = deque()
 
     @property
     def network(self) -> Network:
@@ -141,7 +160,30 @@ class CachedTeacher:
         """
         self._require_own(batch)
         with self.stopwatch.running():
-            return self._logits(batch, first)
+            return self._logits_of(self._answers(batch, first))
+
+    def outputs(self, batch: Batch, features: bool = False) -> TeacherOutputs:
+        """Get logits of the views of a batch, and what else of the teacher is known.
+
+        Parameters
+        ----------
+        batch : Batch
+            B samples with M mixed views each.
+        features : bool
+            Whether to compute the features of x. They are not stored, so x goes through the teacher in any case, once
+            for all.
+        """
+        self._require_own(batch)
+        with self.stopwatch.running():
+            if not features:
+                answers = self._answers(batch, first=0)
+                return TeacherOutputs(self._logits_of(answers), answers if self.keeps_vectors else None)
+            size = len(batch)
+            self._count(forwards=size, requests=size)
+            logits, found = self.teacher.with_features(self._views_of(batch, with_mixed=False)[:size])
+            x = self.encoding.decode(self._encode(found[-1] if self.keeps_vectors else logits), self.classes)
+            answers = torch.cat([x, *([self._answers(batch, first=1)] if batch.slots else [])])
+            return TeacherOutputs(self._logits_of(answers), answers if self.keeps_vectors else found[-1], found)
 
     def _require_own(self, batch: Batch) -> None:
         """Refuse a batch of other views, at whose address other logits are stored."""
@@ -155,44 +197,25 @@ class CachedTeacher:
             )
         self._known_views = made_by
 
-    def _logits(self, batch: Batch, first: int) -> Tensor:
+    def _answers(self, batch: Batch, first: int) -> Tensor:
+        """Get what is stored of the views, logits or vectors: float32."""
         size, device = len(batch), batch.views.device
         found = [self._look_up(batch, slot) for slot in range(first, 1 + batch.slots)]
         hit = np.concatenate([hits for hits, _ in found])
         self._count(requests=len(hit))
-        logits = torch.empty(len(hit), self.classes, device=device)
+        answers = torch.empty(len(hit), self._width, device=device)
         if hit.any():
-            self._decode_into(logits, hit, _concatenated([columns for hits, columns in found if hits.any()]))
+            self._decode_into(answers, hit, _concatenated([columns for hits, columns in found if hits.any()]))
         if not hit.all():
             views = self._views_of(batch)[first * size :]
             computed = self._compute(views if not hit.any() else views[_indices(~hit, device)])
-            self._decode_into(logits, ~hit, computed)
+            self._decode_into(answers, ~hit, computed)
             if first == 0 and self.view_index:  # the computed rows begin with those of x
                 keys = batch.standard_keys[~hit[:size]]
                 x_columns = {name: column[: len(keys)] for name, column in computed.items()}
-                self._copied.append(CopiedLogits.of(keys, x_columns))
+                self._copied.append(CopiedAnswers.of(keys, x_columns))
                 self._add_copied()
-        return logits
-
-    def logits_and_features(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        """Get the logits of the views of a batch, and the teacher's features of x.
-
-        The store has no features, so x goes through the teacher in any case, once for both.
-
-        Returns
-        -------
-        logits : Tensor of float32, shape ((1 + M) B, C)
-        features : list of Tensor of float32, B rows each
-            See `kdcache.models.Network.with_features`.
-        """
-        self._require_own(batch)
-        size = len(batch)
-        self._count(forwards=size, requests=size)
-        with self.stopwatch.running():
-            logits, features = self.teacher.with_features(self._views_of(batch, with_mixed=False)[:size])
-            logits = self.encoding.decode(self._encode(logits), self.classes)
-            mixed = [self._logits(batch, first=1)] if batch.slots else []
-            return torch.cat([logits, *mixed]), features
+        return answers
 
     def precompute(self, epochs: int) -> Iterator[int]:
         """Compute and store what is to be kept of the first epochs; several processes may share the work.
@@ -238,7 +261,11 @@ class CachedTeacher:
     def compute_logits(self, views: Tensor) -> Tensor:
         """Compute logits in a forward, whatever is stored: float32 (B, C)."""
         self._count(requests=len(views))
-        return self.encoding.decode(self._compute(views), self.classes)
+        return self.decode_logits(self._compute(views))
+
+    def decode_logits(self, columns: EncodedAnswers) -> Tensor:
+        """Decode stored answers to logits, float32 (B, C), on the device of the teacher."""
+        return self._logits_of(self._decode(columns, self.teacher.compute.device))
 
     def pop_counts(self) -> TeacherCounts:
         """Return the counts of this process since the last call, and reset them."""
@@ -265,7 +292,7 @@ class CachedTeacher:
             assert self.view_index is not None
             self.view_index.add(copied.keys, copied.finished())
 
-    def _look_up(self, batch: Batch, slot: int) -> tuple[np.ndarray, EncodedLogits]:
+    def _look_up(self, batch: Batch, slot: int) -> tuple[np.ndarray, EncodedAnswers]:
         """Look up one slot of a batch: which rows are found, bool (B,), and their encoded logits."""
         if self.replay:
             columns = self.replay.rows(batch.epoch, slot, batch.positions, self._compute_chunk(batch.epoch, slot))
@@ -278,14 +305,14 @@ class CachedTeacher:
         return np.zeros(len(batch), bool), {}
 
     def _compute_chunk(self, epoch: int, slot: int) -> ComputeRows:
-        def compute_rows(positions: range) -> EncodedLogits:
+        def compute_rows(positions: range) -> EncodedAnswers:
             starts = range(positions.start, positions.stop, BLOCK_VIEWS)
             blocks = [range(start, min(start + BLOCK_VIEWS, positions.stop)) for start in starts]
             return _concatenated([self._compute_block(epoch, slot, block) for block in blocks])
 
         return compute_rows
 
-    def _compute_block(self, epoch: int, slot: int, positions: range) -> EncodedLogits:
+    def _compute_block(self, epoch: int, slot: int, positions: range) -> EncodedAnswers:
         def views(rows: Tensor) -> Tensor:
             return self.views.views(epoch, slot, positions)[to_device(rows, self.views.device)]
 
@@ -293,7 +320,7 @@ class CachedTeacher:
             return on_cpu(self._compute(self.views.views(epoch, slot, positions)))
         return self._look_up_or_compute(self._keys(epoch, positions), views)
 
-    def _look_up_or_compute(self, keys: np.ndarray, make_views: Callable[[Tensor], Tensor]) -> EncodedLogits:
+    def _look_up_or_compute(self, keys: np.ndarray, make_views: Callable[[Tensor], Tensor]) -> EncodedAnswers:
         """Look up x by crop and flip, and compute the others; `make_views` makes those in some of the rows."""
         assert self.view_index is not None
         hit, columns = self.view_index.lookup(keys)
@@ -309,11 +336,11 @@ class CachedTeacher:
     def _keys(self, epoch: int, positions: range) -> np.ndarray:
         return self.views.plan.standard_keys(self.views.table(epoch), np.arange(positions.start, positions.stop))
 
-    def _compute_clean(self, samples: range) -> EncodedLogits:
+    def _compute_clean(self, samples: range) -> EncodedAnswers:
         blocks = torch.arange(samples.start, samples.stop).split(BLOCK_VIEWS)
         return _concatenated([self._compute_clean_block(block) for block in blocks])
 
-    def _compute_clean_block(self, samples: Tensor) -> EncodedLogits:
+    def _compute_clean_block(self, samples: Tensor) -> EncodedAnswers:
         def views(rows: Tensor) -> Tensor:
             return to_device(self.views.split.take(samples[rows]), self.views.device)
 
@@ -321,27 +348,33 @@ class CachedTeacher:
             return on_cpu(self._compute(views(torch.arange(len(samples)))))
         return self._look_up_or_compute(self.views.plan.clean_keys()[samples], views)
 
-    def _hash_images(self, samples: range) -> EncodedLogits:
+    def _hash_images(self, samples: range) -> EncodedAnswers:
         digests = self.views.split.image_digests(slice(samples.start, samples.stop))
         return {SHA256: torch.tensor(digests)}
 
-    def _compute(self, views: Tensor) -> EncodedLogits:
+    def _compute(self, views: Tensor) -> EncodedAnswers:
         self._count(forwards=len(views))
-        return self._encode(self.teacher(views))
+        return self._encode(self.teacher.vectors(views) if self.keeps_vectors else self.teacher(views))
 
-    def _encode(self, logits: Tensor) -> EncodedLogits:
-        columns = self.encoding.encode(logits)
-        # A check on a GPU would make the host wait. There, logits are checked when they are stored, or by the loss.
-        if logits.device.type == "cpu":
+    def _encode(self, answers: Tensor) -> EncodedAnswers:
+        columns = self.encoding.encode(answers)
+        # A check on a GPU would make the host wait. There, answers are checked when they are stored, or by the loss.
+        if answers.device.type == "cpu":
             require_finite(columns)
         return columns
 
-    def _decode_into(self, logits: Tensor, rows: np.ndarray, columns: EncodedLogits) -> None:
-        on_device = {name: to_device(column, logits.device) for name, column in columns.items()}
-        logits[_indices(rows, logits.device)] = self.encoding.decode(on_device, self.classes)
+    def _decode_into(self, answers: Tensor, rows: np.ndarray, columns: EncodedAnswers) -> None:
+        answers[_indices(rows, answers.device)] = self._decode(columns, answers.device)
+
+    def _decode(self, columns: EncodedAnswers, device: torch.device) -> Tensor:
+        on_device = {name: to_device(column, device) for name, column in columns.items()}
+        return self.encoding.decode(on_device, self.classes)
+
+    def _logits_of(self, answers: Tensor) -> Tensor:
+        return self.teacher.head(answers) if self.keeps_vectors else answers
 
 
-def _concatenated(parts: list[EncodedLogits]) -> EncodedLogits:
+def _concatenated(parts: list[EncodedAnswers]) -> EncodedAnswers:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 

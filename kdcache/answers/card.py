@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 
 from kdcache.answers.durable_store import MAX_VALUE_BYTES, ROOT_KEY
 from kdcache.answers.location import StoreLocation
-from kdcache.answers.store import CLEAN, IMAGES, ReplayTableName
+from kdcache.answers.store import CLEAN, HEAD, IMAGES, ReplayTableName
 from kdcache.cards import Rendering
 from kdcache.checked_files import CHECKSUM, digest, parse_json, require_digest
 from kdcache.choices import IMAGE_SIZES, INTERPOLATIONS
@@ -129,7 +129,7 @@ def _is_key(key: str) -> bool:
     """Whether a key may be that of a file in a store: nothing leads out of it."""
     parts = PurePosixPath(key).parts
     inside = "/".join(parts) == key and not any(part.startswith(".") or "\\" in part for part in parts)
-    return inside and key.isprintable() and parts[0] in (ROOT_KEY, CLEAN, IMAGES, "replay")
+    return inside and key.isprintable() and parts[0] in (ROOT_KEY, CLEAN, HEAD, IMAGES, "replay")
 
 
 def read_card(place: StoreLocation | str, named_by: str = "--answers") -> AnswerCard:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from kdcache.answers.encoding import EncodedLogits
+from kdcache.answers.encoding import EncodedAnswers
 from kdcache.answers.store import CLEAN, SHA256, AnswerStore
 
 __all__ = ["find_clean_views", "find_equal_rows", "known_clean_views"]
@@ -25,7 +25,7 @@ def known_clean_views(stores: Sequence[AnswerStore], images: np.ndarray) -> np.n
     return known
 
 
-def find_clean_views(stores: Sequence[AnswerStore], images: np.ndarray) -> Iterator[tuple[np.ndarray, EncodedLogits]]:
+def find_clean_views(stores: Sequence[AnswerStore], images: np.ndarray) -> Iterator[tuple[np.ndarray, EncodedAnswers]]:
     """Read the logits of the clean views of images, as far as some stores hold them.
 
     Parameters
@@ -38,7 +38,7 @@ def find_clean_views(stores: Sequence[AnswerStore], images: np.ndarray) -> Itera
     ------
     samples : ndarray of int64
         Positions in `images`; those that several stores hold come several times.
-    columns : EncodedLogits
+    columns : EncodedAnswers
         A row for each.
     """
     for store in stores:

@@ -56,9 +56,8 @@ def describe_files(store: AnswerStore, tables: Sequence[str]) -> dict[str, Store
     """Compute the checksum of each file of some tables of a store, and of those that lead to them."""
     found, location = {}, store.location
     present = set(location.list_keys())
-    images = store.images
-    chosen = [store.table(path) for path in tables]
-    chosen += [images] if images.name in {key.split("/")[0] for key in present} and _is_complete(images) else []
+    top, chosen = {key.split("/")[0] for key in present}, [store.table(path) for path in tables]
+    chosen += [one for one in (store.images, store.head) if one is not None and one.name in top and _is_complete(one)]
     groups = {ROOT_KEY} | {f"{group}/{ROOT_KEY}" for table in chosen for group in _groups(table.name)}
     keys = groups.union(*map(_keys, chosen)) & present
     for key in sorted(keys):

@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from kdcache.answers.cached_teacher import CachedTeacher, TeacherCounts
+from kdcache.answers.cached_teacher import CachedTeacher, TeacherCounts, TeacherOutputs
 from kdcache.compute import Stopwatch
 from kdcache.errors import UsageError, problem
 from kdcache.models import Network
@@ -119,9 +119,17 @@ class TeacherEnsemble:
             shares = [math.log(weight) + torch.log_softmax(logits / tau, dim=1) for weight, logits in weighted]
             return tau * torch.stack(shares).logsumexp(0)
 
-    def logits_and_features(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        """Refuse losses on features: those of several networks have no mean."""
-        raise UsageError(problem("losses on features", expected="one teacher", got=f"{len(self.members)}"))
+    def outputs(self, batch: Batch, features: bool = False) -> TeacherOutputs:
+        """See `CachedTeacher.outputs`. Features and vectors of several networks have no mean.
+
+        Raises
+        ------
+        UsageError
+            If features are asked for.
+        """
+        if features:
+            raise UsageError(problem("losses on features", expected="one teacher", got=f"{len(self.members)}"))
+        return TeacherOutputs(self.logits(batch))
 
     def pop_counts(self) -> TeacherCounts:
         """Return the counts of all teachers since the last call, and reset them."""

@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 
 from kdcache.answers.clean_views import find_clean_views, known_clean_views
-from kdcache.answers.encoding import DEFAULT_ENCODING, EncodedLogits, LogitEncoding
+from kdcache.answers.encoding import DEFAULT_ENCODING, AnswerEncoding, EncodedAnswers
 from kdcache.answers.fingerprint import clean_facts
 from kdcache.answers.location import StoreLocation
 from kdcache.answers.space import StoreContents, stored_bytes
@@ -35,7 +35,7 @@ class Answers:
     data : Dataset
         As the teacher sees it.
     location : StoreLocation
-    encoding : LogitEncoding
+    encoding : AnswerEncoding
     store : AnswerStore, optional
         The one in `location`, if it exists.
     beside : sequence of AnswerStore
@@ -51,7 +51,7 @@ class Answers:
     teacher: Teacher
     data: Dataset
     location: StoreLocation
-    encoding: LogitEncoding
+    encoding: AnswerEncoding
     store: AnswerStore | None = None
     beside: Sequence[AnswerStore] = ()
     unreadable_bytes: int = 0
@@ -80,13 +80,13 @@ class Answers:
         """Tell of which images of the training set the stores beside it hold the clean views: bool (N,)."""
         return known_clean_views(self.with_clean_views, self.data.train.image_digests())
 
-    def clean_views(self) -> Iterator[tuple[np.ndarray, EncodedLogits]]:
+    def clean_views(self) -> Iterator[tuple[np.ndarray, EncodedAnswers]]:
         """Read the logits of clean views: those in the store, and what it lacks from the stores beside it.
 
         Yields
         ------
         samples : ndarray of int64
-        columns : EncodedLogits
+        columns : EncodedAnswers
             A row for each sample.
         """
         missing = np.ones(len(self.data.train), bool)
@@ -116,7 +116,7 @@ def find_answers(
     data: Dataset,
     compute: Compute,
     where: TeacherStores | str | Path,
-    encoding: LogitEncoding | None = None,
+    encoding: AnswerEncoding | None = None,
     precision: str = "auto",
     image_settings: Mapping[str, Any] | None = None,
 ) -> Answers:
@@ -129,7 +129,7 @@ def find_answers(
     compute : Compute
     where : TeacherStores, str or Path
         The stores of the teacher, or one store: a folder or URL.
-    encoding : LogitEncoding, optional
+    encoding : AnswerEncoding, optional
         By default that of a store that is named, or else `DEFAULT_ENCODING`.
     precision : str
         With ``auto``, the teacher has the precision of an existing store; otherwise that of `compute`.
@@ -147,7 +147,7 @@ def find_answers(
         stores, encoding = where.find(), encoding or DEFAULT_ENCODING
         found, unreadable_bytes = stores.readable(), stores.unreadable_bytes
         if precision == "auto":
-            facts = {"teacher": checkpoint.fingerprint(network), **image_facts(data, encoding)}
+            facts = {"teacher": checkpoint.fingerprint(network), **image_facts(data, encoding.name)}
             precision = _precision(found, facts, compute.precision)
             compute = Compute(compute.device, precision)
         teacher = Teacher(network, compute)
@@ -180,7 +180,7 @@ def open_store(
     where: StoreLocation | str | Path,
     teacher: Teacher,
     data: Dataset,
-    encoding: LogitEncoding = DEFAULT_ENCODING,
+    encoding: AnswerEncoding = DEFAULT_ENCODING,
     image_settings: Mapping[str, Any] | None = None,
 ) -> AnswerStore:
     """Open the store of a teacher's logits for a training set, or create it.
@@ -190,7 +190,7 @@ def open_store(
     where : StoreLocation, str or Path
     teacher : Teacher
     data : Dataset
-    encoding : LogitEncoding
+    encoding : AnswerEncoding
     image_settings : mapping, optional
         The settings that say which images `data` has: recorded in a new store.
 
@@ -211,8 +211,8 @@ def open_store(
     return AnswerStore.create_or_open(where, _fingerprint(teacher, data, encoding), encoding, made_with)
 
 
-def image_facts(data: Dataset, encoding: LogitEncoding) -> dict[str, Any]:
-    """What logits depend on, besides the teacher and the precision of its forwards."""
+def image_facts(data: Dataset, encoding: str) -> dict[str, Any]:
+    """What answers depend on, besides the teacher and the precision of its forwards; `encoding` is a name."""
     return {
         "dataset": data.train.fingerprint,
         "decoding": DECODING,
@@ -221,10 +221,10 @@ def image_facts(data: Dataset, encoding: LogitEncoding) -> dict[str, Any]:
         "plan version": PLAN_VERSION,
         "samples": len(data.train),
         "classes": data.num_classes,
-        "dtype": encoding.name,
+        "dtype": encoding,
     }
 
 
-def _fingerprint(teacher: Teacher, data: Dataset, encoding: LogitEncoding) -> dict[str, Any]:
+def _fingerprint(teacher: Teacher, data: Dataset, encoding: AnswerEncoding) -> dict[str, Any]:
     of_teacher = {"teacher": teacher.fingerprint, "teacher precision": teacher.compute.precision}
-    return {**of_teacher, **image_facts(data, encoding)}
+    return {**of_teacher, **image_facts(data, encoding.name)}

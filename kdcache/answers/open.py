@@ -8,6 +8,7 @@ from kdcache import distributed
 from kdcache.answers.budget import choose_policy
 from kdcache.answers.cached_teacher import CachedTeacher
 from kdcache.answers.find import Answers
+from kdcache.answers.head import write_head
 from kdcache.answers.location import StoreLocation
 from kdcache.answers.replay import Replay
 from kdcache.answers.space import StoreContents, stored_bytes
@@ -117,6 +118,8 @@ def make_cached_teacher(
         _say_full(space)
     keep = policy.stored_kinds if may_write(store.location, cache) else None
     cached_teacher = CachedTeacher(answers.teacher, views, store=store)
+    if cached_teacher.keeps_vectors and keep is not None:
+        write_head(store, answers.teacher.head)
     if plan.crop_flip:
         cached_teacher.replay = Replay(store, plan.seed, plan.kinds, keep, space.own_limit)
         if policy.indexed:

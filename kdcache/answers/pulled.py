@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from kdcache.answers.card import AnswerCard, describe_views
 from kdcache.answers.card_store import open_answers
 from kdcache.answers.durable_store import ROOT_KEY
-from kdcache.answers.encoding import LogitEncoding
 from kdcache.answers.find import Answers, image_facts
 from kdcache.answers.fingerprint import require_same_fingerprint
+from kdcache.answers.head import read_head
 from kdcache.answers.store import CLEAN, AnswerStore, ReplayTableName
 from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute
@@ -33,8 +33,26 @@ class _AbsentBody(nn.Module):
         raise KdcacheError(problem(f"answers {self.where}", expected="the logits of every view", got="none of some"))
 
 
+class _AbsentNetwork(Network):
+    """A network without weights but those of the last layer, which a store of vectors has."""
+
+    def __init__(self, card: AnswerCard, store: AnswerStore) -> None:
+        super().__init__(
+            _AbsentBody(store.location.where),
+            name=card.network,
+            num_classes=store.classes,
+            image_size=card.image_size,
+            mean=(0.0,) * 3,
+            std=(1.0,) * 3,
+        )
+        self.rendering, self._store = card.rendering, store
+
+    def linear_head(self) -> nn.Linear:
+        return read_head(self._store).to(self.scale.device)
+
+
 class AbsentTeacher(Teacher):
-    """The teacher on a card. It has no weights, and raises a `KdcacheError` if it is called.
+    """The teacher on a card: it has at most a last layer, and raises a `KdcacheError` if it is asked for more.
 
     Parameters
     ----------
@@ -44,16 +62,7 @@ class AbsentTeacher(Teacher):
     """
 
     def __init__(self, card: AnswerCard, store: AnswerStore, device: torch.device) -> None:
-        network = Network(
-            _AbsentBody(store.location.where),
-            name=card.network,
-            num_classes=store.classes,
-            image_size=card.image_size,
-            mean=(0.0,) * 3,
-            std=(1.0,) * 3,
-        )
-        network.rendering = card.rendering
-        super().__init__(network, Compute(device, store.precision))
+        super().__init__(_AbsentNetwork(card, store).to(device), Compute(device, store.precision))
         self.fingerprint = str(store.fingerprint["teacher"])
         self._store_sha256 = card.files[ROOT_KEY].sha256
 
@@ -68,7 +77,7 @@ def find_pulled_answers(
     data: Dataset,
     plan: ViewPlan,
     epochs: int,
-    encoding: LogitEncoding,
+    encoding: str,
     device: torch.device,
     image_settings: Mapping[str, Any] | None = None,
 ) -> Answers:
@@ -82,7 +91,8 @@ def find_pulled_answers(
         The pictures of the training, in any rendering.
     plan : ViewPlan
     epochs : int
-    encoding : LogitEncoding
+    encoding : str
+        Its name.
     device : torch.device
         Of the training.
     image_settings : mapping, optional

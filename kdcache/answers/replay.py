@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from kdcache import distributed
-from kdcache.answers.encoding import EncodedLogits
+from kdcache.answers.encoding import EncodedAnswers
 from kdcache.answers.store import AnswerStore, ReplayTableName
 from kdcache.answers.table import ComputeRows, Table, fill_missing
 
@@ -19,8 +19,8 @@ class _Reader:
     """State of reading one table: the current chunks, and those that are being read ahead."""
 
     table: Table
-    current: dict[int, EncodedLogits | None] = field(default_factory=dict)
-    ahead: dict[int, "Future[EncodedLogits | None]"] = field(default_factory=dict)
+    current: dict[int, EncodedAnswers | None] = field(default_factory=dict)
+    ahead: dict[int, "Future[EncodedAnswers | None]"] = field(default_factory=dict)
 
 
 class Replay:
@@ -61,7 +61,7 @@ class Replay:
         self._tables.add(path)
         return True
 
-    def rows(self, epoch: int, slot: int, positions: range, compute_rows: ComputeRows) -> EncodedLogits | None:
+    def rows(self, epoch: int, slot: int, positions: range, compute_rows: ComputeRows) -> EncodedAnswers | None:
         """Read the encoded logits of one slot; within an epoch, positions only increase.
 
         Parameters
@@ -73,7 +73,7 @@ class Replay:
 
         Returns
         -------
-        EncodedLogits or None
+        EncodedAnswers or None
             ``None`` if the rows are missing and will not be written.
         """
         if not self.has_table(epoch, slot):
@@ -98,7 +98,7 @@ class Replay:
 
     def fill_missing(
         self, epochs: int, compute_rows: Callable[[int, int], ComputeRows]
-    ) -> Iterator[tuple[int, int, range, EncodedLogits]]:
+    ) -> Iterator[tuple[int, int, range, EncodedAnswers]]:
         """Write the missing chunks of the first epochs, see `kdcache.answers.table.fill_missing`.
 
         Parameters
@@ -111,7 +111,7 @@ class Replay:
         ------
         epoch, slot : int
         positions : range
-        columns : EncodedLogits
+        columns : EncodedAnswers
             The rows at these positions, which are in the store now.
         """
         places = {self._path(*place): place for place in self.tables(epochs)}
@@ -119,7 +119,7 @@ class Replay:
         for table, chunk, columns in fill_missing(work):
             yield *places[table.name], table.chunks[chunk], columns
 
-    def _chunk(self, reader: _Reader, chunk: int, compute_rows: ComputeRows) -> EncodedLogits | None:
+    def _chunk(self, reader: _Reader, chunk: int, compute_rows: ComputeRows) -> EncodedAnswers | None:
         if chunk in reader.current:
             return reader.current[chunk]
         table, ahead = reader.table, reader.ahead.pop(chunk, None)

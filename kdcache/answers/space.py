@@ -6,9 +6,9 @@ from typing import Self
 
 import numpy as np
 
-from kdcache.answers.encoding import LogitEncoding
+from kdcache.answers.encoding import AnswerEncoding, Vectors
 from kdcache.answers.location import StoreLocation
-from kdcache.answers.store import CLEAN, AnswerStore, ReplayTableName, parse_replay_tables, table_bytes
+from kdcache.answers.store import CLEAN, HEAD, IMAGES, AnswerStore, ReplayTableName, parse_replay_tables, table_bytes
 from kdcache.views.plan import ViewPlan
 
 __all__ = ["UNLIMITED", "StoreContents", "default_limit", "stored_bytes"]
@@ -48,6 +48,8 @@ class StoreContents:
         The samples whose clean views are in other stores; by default none.
     hash_bytes : int
         Size of the hashes of the images, which come with the table of clean views.
+    head_bytes : int
+        Size of the teacher's last layer, which comes with vectors.
     """
 
     table_bytes: int
@@ -58,6 +60,7 @@ class StoreContents:
     others: int = 0
     clean_beside: np.ndarray | None = None
     hash_bytes: int = 0
+    head_bytes: int = 0
 
     @classmethod
     def with_tables(cls, paths: Iterable[str], table_bytes: int, limit: int) -> Self:
@@ -91,7 +94,8 @@ class StoreContents:
         if limit is None:
             limit = default_limit(store.location.free_bytes(), len(paths) * store.table_bytes + others)
         space = cls.with_tables(paths, store.table_bytes, limit)
-        space = replace(space, others=others, hash_bytes=HASH_BYTES * store.samples)
+        head = _head_bytes(store.classes, store.encoding)
+        space = replace(space, others=others, hash_bytes=HASH_BYTES * store.samples, head_bytes=head)
         return replace(space, incomplete=_incomplete_tables(store, paths)) if read_commits else space
 
     @classmethod
@@ -100,14 +104,16 @@ class StoreContents:
         location: StoreLocation,
         samples: int,
         classes: int,
-        encoding: LogitEncoding,
+        encoding: AnswerEncoding,
         limit: int | None = None,
         others: int = 0,
     ) -> Self:
         """Make the space of a store that does not exist yet, see `of_store`."""
         if limit is None:
             limit = default_limit(location.free_bytes(), others)
-        return cls(table_bytes(samples, classes, encoding), limit, others=others, hash_bytes=HASH_BYTES * samples)
+        head, hashes = _head_bytes(classes, encoding), HASH_BYTES * samples
+        size = table_bytes(samples, classes, encoding)
+        return cls(size, limit, others=others, hash_bytes=hashes, head_bytes=head)
 
     @property
     def num_tables(self) -> int:
@@ -117,7 +123,8 @@ class StoreContents:
     @property
     def size(self) -> int:
         """Bytes of all tables when they are complete."""
-        return self.num_tables * self.table_bytes + self.has_clean * self.hash_bytes
+        beside = self.has_clean * self.hash_bytes + (self.head_bytes if self.num_tables else 0)
+        return self.num_tables * self.table_bytes + beside
 
     @property
     def max_tables(self) -> int:
@@ -126,8 +133,8 @@ class StoreContents:
 
     @property
     def own_limit(self) -> int:
-        """Bytes for tables of logits that the other stores and the hashes of this one leave."""
-        return max(0, self.limit - self.others - self.has_clean * self.hash_bytes)
+        """Bytes for tables of answers that the other stores, and what this one has beside them, leave."""
+        return max(0, self.limit - self.others - self.has_clean * self.hash_bytes - self.head_bytes)
 
     def missing_clean(self, plan: ViewPlan) -> int:
         """Count the samples whose clean views are in no store."""
@@ -165,7 +172,12 @@ class StoreContents:
 
 def stored_bytes(store: AnswerStore) -> int:
     """Bytes of the tables of a store; incomplete ones of logits are counted as a whole."""
-    return len(store.table_paths()) * store.table_bytes + store.location.size(store.images.name)
+    beside = sum(store.location.size(name) for name in (IMAGES, HEAD))
+    return len(store.table_paths()) * store.table_bytes + beside
+
+
+def _head_bytes(classes: int, encoding: AnswerEncoding) -> int:
+    return 4 * classes * (encoding.width + 1) if isinstance(encoding, Vectors) else 0
 
 
 def _incomplete_tables(store: AnswerStore, paths: Iterable[str]) -> dict[str, np.ndarray]:

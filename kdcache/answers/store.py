@@ -1,4 +1,4 @@
-"""The store of a teacher's logits for one dataset: its fingerprint, its tables and their sizes.
+"""The store of a teacher's answers for one dataset: its fingerprint, its tables and their sizes.
 
 The table ``clean`` has a row for each training sample, and ``images`` the SHA-256 of its image.
 ``replay/seed-S/epoch-E/KIND`` has a row for each position of epoch E of the plan with view seed S, for each kind of
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import zarr
 
-from kdcache.answers.encoding import LogitEncoding, TopK, make_encoding, row_bytes
+from kdcache.answers.encoding import AnswerEncoding, TopK, Vectors, make_encoding, row_bytes
 from kdcache.answers.fingerprint import digest, require_same_fingerprint
 from kdcache.answers.location import StoreLocation
 from kdcache.answers.nodes import DAMAGE, read_attributes
@@ -26,12 +26,27 @@ from kdcache.choices import MAX_CLASSES, PRECISIONS
 from kdcache.errors import KdcacheError, UsageError, first_line, problem
 from kdcache.views.plan import CLEAN, parse_kind
 
-__all__ = ["CLEAN", "IMAGE_SETTINGS", "SHA256", "AnswerStore", "ReplayTableName", "parse_replay_tables", "table_bytes"]
+__all__ = [
+    "BIAS",
+    "CLEAN",
+    "HEAD",
+    "IMAGES",
+    "IMAGE_SETTINGS",
+    "SHA256",
+    "WEIGHT",
+    "AnswerStore",
+    "ReplayTableName",
+    "parse_replay_tables",
+    "table_bytes",
+]
 
 SCHEMA = "kdcache-answers-7"
 
 IMAGES, SHA256 = "images", "sha256"
 """Table and column of the SHA-256 of each sample's image, by which other stores find the logits of clean views."""
+
+HEAD, WEIGHT, BIAS = "head", "weight", "bias"
+"""Table and columns of the teacher's last layer, a row for each class, in a store of vectors."""
 
 CHECKSUMMED_ATTRIBUTES = ("schema", "fingerprint", "made_with", "encoding")
 """Attributes of a store that its attribute ``sha256`` covers."""
@@ -93,7 +108,7 @@ class AnswerStore:
     samples, classes : int
     precision : str
         Of the teacher's forwards.
-    encoding : LogitEncoding
+    encoding : AnswerEncoding
     origin : str
         Digest of the fingerprint.
 
@@ -145,7 +160,7 @@ class AnswerStore:
         cls,
         location: StoreLocation | str | Path,
         fingerprint: Mapping[str, Any],
-        encoding: LogitEncoding,
+        encoding: AnswerEncoding,
         made_with: Mapping[str, Any],
     ) -> Self:
         """Open the store in a place, or create it, for logits with a certain fingerprint.
@@ -155,7 +170,7 @@ class AnswerStore:
         location : StoreLocation, str or Path
         fingerprint : mapping
             What the logits depend on, with the ``samples`` and ``classes`` of the training set.
-        encoding : LogitEncoding
+        encoding : AnswerEncoding
         made_with : mapping
             Recorded in a new store, but not compared: versions, threads, rows of a forward.
 
@@ -215,12 +230,20 @@ class AnswerStore:
         """List the paths of the tables of logits that exist, complete or not, in alphabetical order."""
         arrays = "|".join((*self.encoding.layout(self.classes), "commits"))
         found = (re.match(rf"(.+)/(?:{arrays})/", key) for key in self.location.list_keys())
-        return sorted({match[1] for match in found if match} - {IMAGES})
+        return sorted({match[1] for match in found if match} - {IMAGES, HEAD})
 
     @property
     def images(self) -> Table:
         """The table of the SHA-256 of each sample's image, see `kdcache.datasets.Split.image_digests`."""
         return Table(self.location, IMAGES, self.samples, {SHA256: (32, np.dtype("uint8"))}, self.origin)
+
+    @property
+    def head(self) -> Table | None:
+        """The table of the teacher's last layer in float32, if vectors are stored: their logits follow from it."""
+        if not isinstance(self.encoding, Vectors):
+            return None
+        layout = {WEIGHT: (self.encoding.width, np.dtype("float32")), BIAS: (1, np.dtype("float32"))}
+        return Table(self.location, HEAD, self.classes, layout, self.origin)
 
     def replay_tables(self, kind: str | None = None) -> list[ReplayTableName]:
         """List the replay tables that exist, of one kind or all."""
@@ -255,7 +278,7 @@ class AnswerStore:
         return table_bytes(self.samples, self.classes, self.encoding)
 
 
-def _check_attributes(samples: object, classes: object, precision: object, encoding: LogitEncoding) -> None:
+def _check_attributes(samples: object, classes: object, precision: object, encoding: AnswerEncoding) -> None:
     """Raise a ``ValueError`` for sizes that no store has, before memory is allocated for them."""
     if precision not in PRECISIONS:
         raise ValueError(f"the attribute teacher precision, {precision}")
@@ -271,7 +294,7 @@ def _check_attributes(samples: object, classes: object, precision: object, encod
 
 
 @cache
-def table_bytes(samples: int, classes: int, encoding: LogitEncoding) -> int:
+def table_bytes(samples: int, classes: int, encoding: AnswerEncoding) -> int:
     """Compute the size of a complete table in bytes, with its metadata."""
     example = Table(StoreLocation(), CLEAN, samples, encoding.layout(classes))
     example.create()

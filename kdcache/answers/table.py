@@ -20,7 +20,7 @@ import zarr
 from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
-from kdcache.answers.encoding import EncodedLogits, Layout, row_bytes
+from kdcache.answers.encoding import EncodedAnswers, Layout, row_bytes
 from kdcache.answers.nodes import DAMAGE, array_metadata, open_array, read_attributes
 from kdcache.errors import first_line
 
@@ -37,7 +37,7 @@ CHUNK_BYTES = 2 * 2**20
 LARGE_CHUNK_BYTES, MAX_SMALL_CHUNKS = 16 * 2**20, 500
 """Size of a chunk in tables that would have more than `MAX_SMALL_CHUNKS` chunks, each of which is a file."""
 
-ComputeRows = Callable[[range], EncodedLogits]
+ComputeRows = Callable[[range], EncodedAnswers]
 """Computes the encoded logits of a range of rows, on the CPU."""
 
 log = logging.getLogger("kdcache")
@@ -115,7 +115,7 @@ class Table:
                 rows[chunk] = 0
         return rows
 
-    def read(self, chunk: int) -> EncodedLogits | None:
+    def read(self, chunk: int) -> EncodedAnswers | None:
         """Read a chunk; ``None`` if it is not committed, or damaged, which is logged."""
         import torch
 
@@ -133,7 +133,7 @@ class Table:
             return None
         return {name: torch.from_numpy(column) for name, column in found.items()}
 
-    def read_or_compute(self, chunk: int, compute_rows: ComputeRows, wait: bool = True) -> EncodedLogits | None:
+    def read_or_compute(self, chunk: int, compute_rows: ComputeRows, wait: bool = True) -> EncodedAnswers | None:
         """Read a chunk, or compute and write it under a lock, so that only one process computes it.
 
         Parameters
@@ -145,7 +145,7 @@ class Table:
 
         Returns
         -------
-        EncodedLogits or None
+        EncodedAnswers or None
             ``None`` only if another process computes the chunk and `wait` is false.
         """
         found = self.read(chunk)
@@ -161,7 +161,7 @@ class Table:
                 self._write(chunk, found)
             return found
 
-    def _write(self, chunk: int, columns: EncodedLogits) -> None:
+    def _write(self, chunk: int, columns: EncodedAnswers) -> None:
         """Write a chunk and then its record; the caller holds the lock."""
         arrays = {name: columns[name].numpy() for name in self.layout}
         span = self.chunks[chunk]
@@ -241,7 +241,7 @@ class Table:
             )
 
 
-def fill_missing(work: Iterable[tuple[Table, ComputeRows]]) -> Iterator[tuple[Table, int, EncodedLogits]]:
+def fill_missing(work: Iterable[tuple[Table, ComputeRows]]) -> Iterator[tuple[Table, int, EncodedAnswers]]:
     """Compute and write all missing or damaged chunks; several processes may do this at once and share the work.
 
     Parameters
@@ -252,7 +252,7 @@ def fill_missing(work: Iterable[tuple[Table, ComputeRows]]) -> Iterator[tuple[Ta
     ------
     table : Table
     chunk : int
-    columns : EncodedLogits
+    columns : EncodedAnswers
         The rows of the chunk, which is in the store now.
     """
     pending = [(table, chunk, compute_rows) for table, compute_rows in work for chunk in range(len(table.chunks))]

@@ -1,12 +1,12 @@
 """The teacher: a frozen network whose forward passes all have the same number of rows."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from kdcache.answers.head import LinearHead, padded_blocks
 from kdcache.compute import Compute
 from kdcache.errors import KdcacheError, problem
 from kdcache.models import FeatureNet, Network, checkpoint
@@ -57,6 +57,11 @@ class Teacher:
         """Digest of what the logits depend on, see `kdcache.models.checkpoint.fingerprint`."""
         return checkpoint.fingerprint(self.network)
 
+    @cached_property
+    def head(self) -> LinearHead:
+        """Its last layer; a `UsageError` if that is not linear."""
+        return LinearHead(self.network.linear_head(), self.rows)
+
     @property
     def origin(self) -> dict[str, str]:
         """What a run records of its teacher, and compares when it is resumed."""
@@ -76,9 +81,17 @@ class Teacher:
         Tensor of float32, shape (B, C)
             Logits.
         """
+        return self._output(views, 0, with_features=False)
+
+    @torch.inference_mode()
+    def vectors(self, views: Tensor) -> Tensor:
+        """Compute the vectors that the last layer reads, float32 (B, D), in the same forwards as logits."""
+        return self._output(views, -1, with_features=True)
+
+    def _output(self, views: Tensor, index: int, with_features: bool) -> Tensor:
         self._require_unchanged()
-        parts = [self._forward(padded, with_features=False)[0][:rows].float() for rows, padded in self._padded(views)]
-        return torch.cat(parts)
+        blocks = padded_blocks(views, self.rows)
+        return torch.cat([self._forward(padded, with_features)[index][:rows].float() for rows, padded in blocks])
 
     @torch.no_grad()
     def with_features(self, views: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -92,7 +105,7 @@ class Teacher:
         """
         self._require_unchanged()
         parts = []
-        for rows, padded in self._padded(views):
+        for rows, padded in padded_blocks(views, self.rows):
             outputs = self._forward(padded, with_features=True)
             parts.append([output[:rows].float() for output in outputs])
         logits, *features = (torch.cat(outputs) for outputs in zip(*parts, strict=True))
@@ -138,9 +151,3 @@ class Teacher:
         if self._count_changes() != self._versions:
             what, remedy = f"weights of the teacher {self.network.name}", "Open it again after they were changed."
             raise KdcacheError(problem(what, expected="those that it was opened with", got="others", remedy=remedy))
-
-    def _padded(self, views: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Split views into blocks of Q rows; the last one is padded with its first row."""
-        for rows in views.split(self.rows):
-            missing = self.rows - len(rows)
-            yield len(rows), torch.cat([rows, rows[:1].expand(missing, -1, -1, -1)]) if missing else rows

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdcache.answers.cached_teacher import CachedTeacher
-from kdcache.answers.encoding import DEFAULT_ENCODING, LogitEncoding, require_finite
+from kdcache.answers.encoding import DEFAULT_ENCODING, AnswerEncoding, require_finite
 from kdcache.answers.store import CLEAN, AnswerStore, ReplayTableName
 from kdcache.answers.teacher import Teacher
 from kdcache.config.augs import parse_mix
@@ -101,7 +101,7 @@ def _check(
         if columns is None:
             continue
         rows += len(span)
-        stored = store.encoding.decode(columns, store.classes)
+        stored = cached_teacher.decode_logits(columns).cpu()
         for start in starts[(starts >= span.start) & (starts < span.stop)].tolist():
             block = range(start, min(start + teacher.rows, span.stop))
             if name is None:
@@ -157,7 +157,7 @@ class EncodingError(NamedTuple):
     argmax_changes: float
 
 
-def measure_encoding_error(logits: Tensor, encoding: LogitEncoding, temperature: float) -> EncodingError:
+def measure_encoding_error(logits: Tensor, encoding: AnswerEncoding, temperature: float) -> EncodingError:
     """Measure what is lost when logits (B, C) pass through an encoding, at a temperature."""
     columns = encoding.encode(logits)
     require_finite(columns)
@@ -169,7 +169,7 @@ def measure_encoding_error(logits: Tensor, encoding: LogitEncoding, temperature:
 
 
 def encoding_error_on_clean(
-    stores: Iterable[AnswerStore], encoding: LogitEncoding, temperature: float
+    stores: Iterable[AnswerStore], encoding: AnswerEncoding, temperature: float
 ) -> EncodingError | None:
     """Measure what an encoding loses on clean views of which some stores hold all logits; ``None`` if none does."""
     for store in stores:

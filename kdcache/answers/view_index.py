@@ -10,7 +10,7 @@ from typing import IO
 import numpy as np
 import torch
 
-from kdcache.answers.encoding import EncodedLogits, Layout, row_bytes
+from kdcache.answers.encoding import EncodedAnswers, Layout, row_bytes
 from kdcache.answers.store import CLEAN, AnswerStore
 from kdcache.views.plan import STANDARD, ViewPlan
 
@@ -85,7 +85,7 @@ class CropFlipLookup:
         """Whether it holds every possible key."""
         return self._rows == len(self._row)
 
-    def lookup(self, keys: np.ndarray) -> tuple[np.ndarray, EncodedLogits]:
+    def lookup(self, keys: np.ndarray) -> tuple[np.ndarray, EncodedAnswers]:
         """Look up keys.
 
         Parameters
@@ -96,14 +96,14 @@ class CropFlipLookup:
         -------
         hit : ndarray of bool, shape (B,)
             Whether each key is in the index.
-        columns : EncodedLogits
+        columns : EncodedAnswers
             The rows of the hits, in the order of the keys.
         """
         rows = self._row[keys]
         hit = rows >= 0
         return hit, {name: torch.from_numpy(column[rows[hit]]) for name, column in self._columns.items()}
 
-    def add(self, view_keys: np.ndarray, encoded: EncodedLogits) -> None:
+    def add(self, view_keys: np.ndarray, encoded: EncodedAnswers) -> None:
         """Add the encoded logits of views while there is capacity and disk space; views in the index keep theirs."""
         new, first = np.unique(view_keys, return_index=True)
         first = first[self._row[new] < 0][: self._capacity - self._rows]

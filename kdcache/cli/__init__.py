@@ -170,6 +170,7 @@ COMMANDS = {
     "views": Command("views", "Show the views of an epoch as a table and a picture."),
     "models": Command("models", "List the networks with their sizes, and the pairs of the paper."),
     "export": Command("models", "Export a network for deployment: pixels in, probabilities out."),
+    "push": Command("push", "Push a network with a model card to the Hugging Face Hub."),
     "predict": Command("predict", "Predict the classes of image files, and of those in folders."),
     "doctor": Command("doctor", "Check whether this machine is ready for training."),
     "demo": Command("demo", "Run the whole method on the shipped images in a few minutes."),

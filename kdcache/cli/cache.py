@@ -11,6 +11,7 @@ from kdcache.config import StudentConfig
 from kdcache.errors import KdcacheError, UsageError, printable, problem
 
 if TYPE_CHECKING:
+    from kdcache.answers.space import StoreContents
     from kdcache.answers.teacher_stores import FoundStores
 
 __all__ = ["cache"]
@@ -20,7 +21,7 @@ VIEWS = (
     *("teacher", "teacher_best", "aug", "augs", "pick", "candidates"),
     *("batch_size", "steps", "epochs", "seed", "view_seed"),
 )
-STORE = ("cache", "cache_limit", "store", "store_dtype", "topk")
+STORE = ("cache", "cache_limit", "store", "store_dtype", "topk", "store_format")
 
 TEACHER_ARGUMENT = click.argument("teacher", required=False, type=click.Path(path_type=Path))
 DATASET = click.option("--dataset", help="The store's images, if they were moved [where they were].")
@@ -33,7 +34,7 @@ def cache() -> None:
 
 
 @cache.command()
-@settings(StudentConfig, (*VIEWS, "device", "precision", "threads", *STORE))
+@settings(StudentConfig, (*VIEWS, "loss", "device", "precision", "threads", *STORE))
 def fill(config: StudentConfig) -> None:
     """Precompute the teacher's logits for all views of a student.
 
@@ -58,14 +59,14 @@ def fill(config: StudentConfig) -> None:
 def plan_(config: StudentConfig, students: int) -> None:
     """Count teacher forwards and bytes with each --cache."""
     from kdcache.answers.budget import compare_caches
-    from kdcache.answers.encoding import TopK, make_encoding
+    from kdcache.answers.encoding import TopK
     from kdcache.config import TeacherConfig
     from kdcache.report.stores import costs_table, encoding_line
     from kdcache.report.tables import show
     from kdcache.run.find import find_teacher_run, stores_of
     from kdcache.run.folder import newest_finished_run
     from kdcache.setup import data_size, make_plan_for_size, seen_by, with_epochs
-    from kdcache.teachers import stored_contents
+    from kdcache.stores import possible_encodings, settle_format, stored_contents
 
     if config.further_teachers:
         expected, remedy = "one, since each has a store of its own", "Run it for each of them."
@@ -74,20 +75,28 @@ def plan_(config: StudentConfig, students: int) -> None:
         raise UsageError(problem("cache plan", expected="no --answers, which cost no teacher forwards"))
     if not config.needs_teacher:
         raise UsageError(problem(f"--loss {config.loss}", expected="a loss that reads the teacher's logits"))
-    size, encoding = data_size(config), make_encoding(config.store_dtype, config.topk)
+    size = data_size(config)
     config = with_epochs(config, size.samples)
     run = find_teacher_run(config.teacher) if config.teacher else newest_finished_run(TeacherConfig, config.dataset)
     config = config.model_copy(update={"teacher": run.path if run else None})
     plan = make_plan_for_size(config, size.samples, seen_by(config.teacher, size.card))
-    space = stored_contents(config, size, plan)
-    costs = compare_caches(plan, config.epochs, space, config.needs_features)
+
+    if run is None and config.store_format == "auto" and not config.needs_mixed_vectors:  # their length is unknown
+        config = config.model_copy(update={"store_format": "logits"})
+
+    def contents(config: StudentConfig) -> "StoreContents":
+        return stored_contents(config, size, plan, possible_encodings(config)[0])
+
+    config = settle_format(config, lambda chosen: contents(chosen).fits(plan, chosen.epochs))
+    (encoding, other), space = possible_encodings(config), contents(config)
+    costs = compare_caches(plan, config.epochs, space, config.recomputes_x)
     show(costs_table(costs, students))
     error = None
     if run and isinstance(encoding, TopK):
         from kdcache.answers.verify import encoding_error_on_clean
 
         error = encoding_error_on_clean(stores_of(run.path).open(), encoding, config.temperature)
-    click.echo(encoding_line(encoding, size.classes, error, config.temperature))
+    click.echo(encoding_line(encoding, other, size.classes, error, config.temperature))
 
 
 @cache.command()
@@ -217,7 +226,7 @@ def verify(
     from kdcache.report.stores import checks_table
     from kdcache.report.tables import show
     from kdcache.run.find import find_stores, find_teacher_run
-    from kdcache.teachers import verify_store
+    from kdcache.stores import verify_store
 
     run, (stores, unreadable), checks = find_teacher_run(teacher), find_stores(teacher, store), []
     problems = [one.reason for one in unreadable]

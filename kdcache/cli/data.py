@@ -59,7 +59,8 @@ def list_(data_root: Path) -> None:
     show(TextTable(f"Datasets (data root: {data_root})", ("dataset", "classes", "images", "x", "present"), rows))
     click.echo(
         "Also folder:PATH (train/ and val/ with a folder for each class, or such folders alone), hdf5:FILE (from "
-        "'kdcache data pack'), and python:MODULE:CALLABLE (docs/custom.md)."
+        "'kdcache data pack'), hf:NAME (a dataset of the Hugging Face Hub, or a folder of its Parquet files), "
+        "torchvision:NAME, and python:MODULE:CALLABLE (docs/custom.md)."
     )
 
 
@@ -106,18 +107,22 @@ def fetch(dataset: str, data_root: Path) -> None:
 
     An interrupted download is resumed. The hash of each file is verified.
     """
-    from kdcache.cards import CARDS
+    from kdcache.cards import CARDS, canonical
+    from kdcache.choices import HF_PREFIX, TORCHVISION_PREFIX
     from kdcache.datasets.fetch import ARCHIVES
     from kdcache.datasets.fetch import fetch as download
     from kdcache.report.progress import progress_bar
 
-    if dataset not in CARDS:
-        raise UsageError(problem("dataset to download", expected=f"one of {', '.join(ARCHIVES)}", got=dataset))
+    dataset = canonical(dataset)
+    if dataset not in CARDS and not dataset.startswith((HF_PREFIX, TORCHVISION_PREFIX)):
+        expected = f"one of {', '.join((*ARCHIVES, HF_PREFIX + 'NAME', TORCHVISION_PREFIX + 'NAME'))}"
+        raise UsageError(problem("dataset to download", expected=expected, got=dataset))
     with progress_bar(f"downloading {dataset}", "MB") as progress:
         folder = download(
             dataset, expanded(data_root), lambda file, done, total: progress(done // MEGABYTE, total // MEGABYTE)
         )
-    click.echo(printable(f"{dataset}: {folder or 'ships with kdcache'} (license: {CARDS[dataset].license})"))
+    license = CARDS[dataset].license if dataset in CARDS else "that of the dataset"
+    click.echo(printable(f"{dataset}: {folder or 'ships with kdcache'} (license: {license})"))
 
 
 @data.command()

@@ -54,7 +54,7 @@ def _parse_channels(context: click.Context, option: click.Parameter, text: str |
     "--weights",
     required=True,
     help="Checkpoint file, run folder, 'shipped', or the name of published weights, which are downloaded: such as "
-    "IMAGENET1K_V1 for --model torchvision:NAME, pretrained or a tag for --model timm:NAME.",
+    "IMAGENET1K_V1 for --model torchvision:NAME, timm:NAME.TAG, hf-hub:ORG/NAME.",
 )
 @WEIGHTS_ENTRY
 @click.option("--model", help="Network. [default: named in the file, or found by its tensors]")
@@ -71,6 +71,12 @@ def _parse_channels(context: click.Context, option: click.Parameter, text: str |
     help="Standard deviation of each channel. [default: of the weights, the network's library, or the dataset]",
 )
 @CLASS_ORDER
+@click.option(
+    "--fit-head",
+    is_flag=True,
+    help="Take all but the last layer of --model, whose classes may be others or none, and fit one to the training "
+    "images, without training: for networks that learned without labels, of ImageNet, or of texts.",
+)
 def teacher_load(
     config: TeacherConfig,
     weights: str,
@@ -79,13 +85,14 @@ def teacher_load(
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
     class_order: str | None,
+    fit_head: bool,
 ) -> None:
     """Load a teacher."""
     from kdcache.report.progress import terminal_reporter
     from kdcache.stages.teacher import load_teacher
 
     with terminal_reporter() as reporter:
-        run = load_teacher(weights, config, model, mean, std, reporter, weights_entry, class_order)
+        run = load_teacher(weights, config, model, mean, std, reporter, weights_entry, class_order, fit_head)
         _print_result(reporter, run)
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "CTKDOptions",
     "DISTOptions",
     "DKDOptions",
+    "EmbedOptions",
     "KDOptions",
     "LossOptions",
     "MLKDOptions",
@@ -142,6 +143,12 @@ class CRLDOptions(Options):
     strong_threshold: Probability = 0.2
 
 
+class EmbedOptions(Options):
+    """Options of ``embed``."""
+
+    distance: Literal["cosine", "mse"] = "cosine"
+
+
 class LossOptions(OptionTables):
     """The options of every loss that has some, by the name of the loss; ``None`` for a loss that is not in the sum."""
 
@@ -157,6 +164,7 @@ class LossOptions(OptionTables):
     mlkd: MLKDTwoViewOptions | None = None
     mlkd_one_view: MLKDOptions | None = Field(None, alias="mlkd-one-view")
     crld: CRLDOptions | None = None
+    embed: EmbedOptions | None = None
 
     def completed_for(self, names: Collection[str], epochs: int) -> "LossOptions":
         """Add the defaults of the losses in a sum.

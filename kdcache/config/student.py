@@ -5,13 +5,13 @@ import os
 from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, ByteSize, ValidationInfo, field_validator
 
 from kdcache.cards import CARDS, DATASET_PREFIXES, canonical
 from kdcache.checked_files import kind_of
-from kdcache.choices import AUGMENTATIONS, CACHES, CRITERIA, LOSSES, MIXES, STORE_DTYPES, Augmentation
+from kdcache.choices import AUGMENTATIONS, CACHES, CRITERIA, LOSSES, MIXES, STORE_DTYPES, STORE_FORMATS, Augmentation
 from kdcache.config.augs import AugOptions, format_mix
 from kdcache.config.losses import LossOptions, loss_names, loss_weights, trains_on_mixed_views
 from kdcache.config.optimization import known_epochs
@@ -31,6 +31,7 @@ Pick = Annotated[str, AfterValidator(ChoiceOf(CRITERIA))]
 Loss = Annotated[str, AfterValidator(ChoiceSum(LOSSES, "crd:0.8+kd"))]
 Cache = Annotated[str, AfterValidator(Choice(CACHES))]
 StoreType = Annotated[str, AfterValidator(Choice(STORE_DTYPES))]
+StoreFormat = Annotated[str, AfterValidator(Choice(STORE_FORMATS))]
 Unlabelled = Annotated[str, AfterValidator(PlaceChoice((), DATASET_PREFIXES[:2])), AfterValidator(canonical)]
 Scope = Annotated[str, AfterValidator(Choice(("global", "rank")))]
 
@@ -53,7 +54,7 @@ class StudentSettings(TrainingConfig):
         "kd",
         "Losses and their weights. A loss without a weight has its published one. Unless ce is among them, kd comes "
         "with cross-entropy at weight 1 - alpha (Equation 1), any other sum with cross-entropy at the weight of its "
-        "recipe, mostly 1. Losses on features act on x alone: docs/losses.md says what each loss acts on.",
+        "recipe, mostly 1. docs/losses.md says what each loss reads and acts on.",
     )
     aug: Aug = setting(
         "views", "standard", "Views of the images that the student is trained on.", validate_default=True
@@ -133,6 +134,14 @@ class StudentSettings(TrainingConfig):
     store_dtype: StoreType = setting("cache", "float16", "Precision of teacher logits, stored or not.")
     topk: int | None = setting(
         "cache", None, "Keep only this many logits per view, and the total weight of the others.", shown="all", ge=1
+    )
+    store_format: StoreFormat = setting(
+        "cache",
+        "auto",
+        "What is stored of a view: the teacher's logits, or the vector that its last layer reads, from which they "
+        "follow. With vectors, losses that read them need no teacher forward. auto: vectors with such a loss, if all "
+        "fit the limit.",
+        validate_default=True,
     )
 
     unlabelled: Unlabelled | None = setting(
@@ -335,6 +344,25 @@ class StudentSettings(TrainingConfig):
             )
         return unlabelled
 
+    @field_validator("store_format")
+    @classmethod
+    def _check_store_format(cls, store_format: str, info: ValidationInfo) -> str:
+        topk, loss, aug = (info.data.get(name) for name in ("topk", "loss", "aug"))
+        if store_format == "vectors" and topk is not None:
+            raise Invalid("auto or logits with --topk, which keeps the largest logits")
+        if loss is None or aug is None or not is_trusted(loss):  # they have problems of their own
+            return store_format
+        on_mixed = [name for name in loss_weights(loss, alpha=0.9) if _reads_vectors_of_mixed(name)]
+        if on_mixed and augmentation_of(aug).mixes and (store_format == "logits" or topk is not None):
+            remedy = "Leave --topk out." if topk is not None else None
+            raise Invalid(f"vectors with --loss {on_mixed[0]}, which reads the teacher's vectors of x'", remedy)
+        return store_format
+
+    def completed_as(self, run: Self) -> Self:
+        """See `TrainingConfig.completed_as`; ``auto`` stores what the run stores."""
+        config = super().completed_as(run)
+        return config.model_copy(update={"store_format": run.store_format}) if self.store_format == "auto" else config
+
     @property
     def augmentation(self) -> Augmentation:
         """The views in effect: the kind of each x', the criterion, and the fraction that is kept."""
@@ -364,6 +392,26 @@ class StudentSettings(TrainingConfig):
         return any(LOSSES[name].features for name in self.loss_weights)
 
     @property
+    def needs_vectors(self) -> bool:
+        """Whether a loss reads the vectors of both networks."""
+        return any(LOSSES[name].vectors for name in self.loss_weights)
+
+    @property
+    def needs_mixed_vectors(self) -> bool:
+        """Whether a loss reads the vectors of x', which are known only if vectors are stored or could be."""
+        return bool(self.augmentation.mixes) and any(map(_reads_vectors_of_mixed, self.loss_weights))
+
+    @property
+    def keeps_vectors(self) -> bool:
+        """Whether the teacher's vectors are stored, and not its logits; see `kdcache.stores.settle_format`."""
+        return self.store_format == "vectors" or (self.store_format == "auto" and self.needs_mixed_vectors)
+
+    @property
+    def recomputes_x(self) -> bool:
+        """Whether x goes through the teacher in every step, because a loss reads what is not stored."""
+        return self.needs_features or (self.needs_vectors and not self.keeps_vectors)
+
+    @property
     def loss_weights(self) -> dict[str, float]:
         """The weight of each loss, including cross-entropy."""
         return loss_weights(self.loss, self.alpha)
@@ -382,6 +430,11 @@ def augmentation_of(aug: str) -> Augmentation:
 def _pairs(loss: str) -> bool:
     """Whether a sum has a loss on pairs of x and x'."""
     return any(LOSSES[name].acts_on == "pairs" for name in loss_weights(loss, alpha=0.9))
+
+
+def _reads_vectors_of_mixed(name: str) -> bool:
+    """Whether a loss reads the vectors of x'."""
+    return LOSSES[name].vectors and LOSSES[name].acts_on != "x"
 
 
 def _keeps_label(mix: str) -> bool:

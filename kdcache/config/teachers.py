@@ -66,10 +66,9 @@ class StudentConfig(StudentSettings):
             raise Invalid("run folders that differ")
         if store is not None:
             raise Invalid("one, since --store is for the logits of one teacher")
-        if loss is not None and is_trusted(loss):
-            weights = loss_weights(loss, alpha=0.9)
-            if not any(LOSSES[name].teacher for name in weights) or any(LOSSES[name].features for name in weights):
-                raise Invalid(f"one, with --loss {loss}, which does not learn from logits alone")
+        reads = {LOSSES[name].reads for name in loss_weights(loss, 0.9)} if loss and is_trusted(loss) else {"logits"}
+        if reads - {"labels"} != {"logits"}:
+            raise Invalid(f"one, with --loss {loss}, which does not learn from logits alone")
         return expanded
 
     @field_validator("teacher_weights", mode="before")
@@ -118,7 +117,7 @@ class StudentConfig(StudentSettings):
         if loss is None or aug is None or not is_trusted(f"{loss} {pick}"):  # they have problems of their own
             return answers
         if features := [name for name in loss_weights(loss, alpha=0.9) if LOSSES[name].features]:
-            raise Invalid(f"no value with --loss {features[0]}, which reads features: answers are logits alone")
+            raise Invalid(f"no value with --loss {features[0]}, which reads features: answers have none")
         criterion = pick or augmentation_of(aug).pick
         if loss == "ce" and not (criterion and CRITERIA[criterion].teacher):
             raise has_no_effect("answers", "with --loss ce, which has no teacher")

@@ -18,6 +18,7 @@ from kdcache.choices import (
     DEVICES,
     FOLDER_PREFIX,
     HDF5_PREFIX,
+    HF_PREFIX,
     IMAGE_SIZES,
     MAX_PIXELS,
     MODEL_PREFIXES,
@@ -81,9 +82,9 @@ class TrainingConfig(OptimizationConfig):
     image_size: int | None = setting(
         "data",
         None,
-        "Resize images to this height and width, in pixels. For folder:PATH, hdf5:FILE, and imagenet. A student has "
+        "Resize images to this height and width, in pixels. For datasets of image files and imagenet. A student has "
         "that of the --teacher that is named, or another one where x is a random part of a picture.",
-        shown="160 for folder:PATH, 224 for imagenet",
+        shown="160, 224 for imagenet",
         ge=IMAGE_SIZES[0],
         le=IMAGE_SIZES[1],
     )
@@ -117,8 +118,8 @@ class TrainingConfig(OptimizationConfig):
         "network",
         None,
         "Weights to start from: a run folder, a file as for teacher-load, or the name of published ones, which are "
-        "downloaded: IMAGENET1K_V1 or DEFAULT for torchvision:NAME, pretrained or a tag for timm:NAME. Other classes "
-        "get a new head.",
+        "downloaded: IMAGENET1K_V1 or DEFAULT for torchvision:NAME, timm:NAME.TAG, hf-hub:ORG/NAME. Other classes get "
+        "a new head.",
         shown="random weights from --seed",
         min_length=1,
     )
@@ -226,7 +227,7 @@ class TrainingConfig(OptimizationConfig):
         if value is not None and card is not None and card.padding is not None:
             raise Invalid(
                 f"no value for {card.name}, whose images are {card.image_size} pixels wide",
-                "Only the images of folder:PATH, hdf5:FILE, and imagenet can be resized.",
+                "Only datasets of image files, such as folder:PATH and imagenet, can be resized.",
             )
         return value
 
@@ -377,8 +378,8 @@ class TrainingConfig(OptimizationConfig):
         flag = f"--{name.replace('_', '-')}" if field is None else flag_of(name, field)
         return " ".join([flag, *([".".join(keys)] if keys else [])])
 
-    def lasting_as(self, run: Self) -> Self:
-        """Complete settings of as many steps as a run has: on the same images, they take as many epochs."""
+    def completed_as(self, run: Self) -> Self:
+        """Complete what a run has settled: as many steps take as many epochs on the same images."""
         return self if self.steps is None or self.length != run.length else self.lasting(run.epochs)
 
     def differences(self, run: Self, moved: bool = False) -> list[str]:
@@ -434,7 +435,7 @@ class TeacherConfig(TrainingConfig):
 
 
 def _is_path(dataset: str | None) -> bool:
-    return dataset is not None and dataset.startswith((FOLDER_PREFIX, HDF5_PREFIX))
+    return dataset is not None and dataset.startswith((FOLDER_PREFIX, HDF5_PREFIX, HF_PREFIX))
 
 
 def _recorded_settings(options: Mapping[str, Any]) -> Path | None:

@@ -2,8 +2,9 @@
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from kdcache.datasets.split import UNLABELLED, Dataset, Split
 from kdcache.datasets.workers import default_workers
 from kdcache.errors import UsageError, first_line, problem
 
-__all__ = ["as_split"]
+__all__ = ["LABELS", "EncodedColumn", "as_split", "kind_of"]
 
 FORMS = (
     "(images, labels), with uint8 images (N, 3, H, W) or (N, H, W, 3) or the paths of N files, and N integers or None; "
@@ -177,7 +178,7 @@ def _of_columns(data: Any, image_size: int | None) -> Split:
     if getattr(data, "format", {}).get("type") == "custom":  # set_transform and with_transform
         expected, remedy = "one without a transform", "kdcache makes the views: call dataset.reset_format()."
         raise UsageError(problem("dataset", expected=expected, got="one with a transform", remedy=remedy))
-    kinds = {name: _kind_of(feature) for name, feature in data.features.items()}
+    kinds = {name: kind_of(feature) for name, feature in data.features.items()}
     images, labels = ([name for name, kind in kinds.items() if kind in wanted] for wanted in (("Image",), LABELS))
     if len(images) != 1 or len(labels) > 1 or (not labels and len(kinds) > 1):
         got = ", ".join(f"{name}: {kind}" for name, kind in kinds.items())
@@ -188,12 +189,11 @@ def _of_columns(data: Any, image_size: int | None) -> Split:
         raise UsageError(problem("dataset", expected="one with a length", got="a stream"))
     if image_size is None:
         raise UsageError(problem("image size of encoded images", expected="image_size, in pixels", got="none"))
-    encoded = data.with_format(None).cast_column(images[0], type(data.features[images[0]])(decode=False))
-    found = encoded[labels[0]][:] if labels else None
-    return _of_source(EncodedColumn(encoded, images[0]), _labels(found, len(data)), image_size)
+    found = data.with_format(None)[labels[0]][:] if labels else None
+    return _of_source(EncodedColumn.of(data, images[0]), _labels(found, len(data)), image_size)
 
 
-def _kind_of(feature: Any) -> str:
+def kind_of(feature: Any) -> str:
     """Name a feature of Hugging Face: its class, or the type of a plain value."""
     kind = type(feature).__name__
     return str(feature.dtype) if kind == "Value" else kind
@@ -208,10 +208,20 @@ class EncodedColumn(Source):
     rows : datasets.Dataset
         Its rows have the encoded bytes of a picture, or its path.
     column : str
+    title : str
+        What messages call the dataset.
     """
 
     rows: Any
     column: str
+    title: str = ""
+    others: Counter[str] = field(default_factory=Counter, init=False)
+
+    @classmethod
+    def of(cls, data: Any, column: str, title: str = "") -> "EncodedColumn":
+        """Take a column of images without decoding them."""
+        encoded = type(data.features[column])(decode=False)
+        return cls(data.with_format(None).cast_column(column, encoded), column, title)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -235,7 +245,7 @@ class EncodedColumn(Source):
 
     def name(self, picture: int) -> str:
         """See `Source`."""
-        return f"picture {picture} of {self.place}"
+        return f"picture {picture} of {self.title or self.place}"
 
     def listing(self) -> bytes:
         """See `Source`."""

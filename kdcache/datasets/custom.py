@@ -14,7 +14,7 @@ from kdcache.datasets.split import Dataset, Split
 from kdcache.errors import UsageError, first_line, problem
 from kdcache.extensions import call
 
-__all__ = ["ImageData", "load"]
+__all__ = ["ImageData", "build", "load"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,11 @@ def load(name: str, image_size: int | None, workers: int, crop: str | None = Non
     UsageError
         If the code is not trusted or fails, or its images or labels are of another form.
     """
-    found = call("dataset", name, (ImageData, "a kdcache.ImageData"))
+    return build(name, call("dataset", name, (ImageData, "a kdcache.ImageData")), image_size, workers, crop)
+
+
+def build(name: str, found: ImageData, image_size: int | None, workers: int, crop: str | None = None) -> Dataset:
+    """Make a dataset of images and labels; the errors are those of `load`."""
     names = tuple(map(str, found.class_names))
     images = [_images(name, part, pair) for part, pair in (("train", found.train), ("test", found.test))]
     arrays = [one for one in images if isinstance(one, np.ndarray)]

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
-from kdcache.cards import CARDS
+from kdcache.cards import CARDS, canonical
+from kdcache.choices import HF_PREFIX, TORCHVISION_PREFIX
 from kdcache.errors import KdcacheError, UsageError, first_line, problem
 from kdcache.files import rename_durably, write_folder_atomically
 
@@ -86,7 +87,15 @@ def fetch(name: str, root: Path, progress: ProgressCallback = lambda file, done,
     KdcacheError
         If a download fails, or its hash is wrong. A partial download is kept, and a later call resumes it.
     """
-    card = CARDS.get(name)
+    if name.startswith(HF_PREFIX):
+        from kdcache.datasets import hugging_face
+
+        return hugging_face.fetch(canonical(name), root)
+    if name.startswith(TORCHVISION_PREFIX) and canonical(name) == name:
+        from kdcache.datasets import torchvision_sets
+
+        return torchvision_sets.fetch(name, root)
+    card = CARDS.get(name := canonical(name))
     if card is None or not card.folders:
         return None
     for existing in (root / folder for folder in card.folders):

@@ -3,6 +3,7 @@
 import difflib
 import logging
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -14,10 +15,10 @@ from kdcache.choices import FOLDER_PREFIX
 from kdcache.datasets.class_names import check_class_names
 from kdcache.datasets.listing import MAX_NAMES_LISTED, class_folders, pictures_by_class
 from kdcache.datasets.sources import Files
-from kdcache.datasets.split import Dataset, Split
+from kdcache.datasets.split import Dataset
 from kdcache.errors import UsageError, abbreviated, problem
 
-__all__ = ["load", "read_parts"]
+__all__ = ["TEST_FOLDERS", "TRAIN_FOLDERS", "choose_test", "load", "read_parts"]
 
 TRAIN_FOLDERS = ("train", "training")
 TEST_FOLDERS = ("val", "valid", "validation", "test", "testing")
@@ -89,7 +90,10 @@ def _read_and_split(part: Path, unread: list[str], card: Card, workers: int) -> 
     classes = class_folders(part)
     _check_classes(part, classes)
     whole = pictures_by_class(part, classes, card, workers)
-    is_test = _choose_test(whole, classes)
+    assert whole.pictures is not None
+    files = whole.pictures.source
+    assert isinstance(files, Files)
+    is_test = choose_test(whole.labels.numpy(), classes, map(files.relative_path, range(len(files))), files.root)
     train, test = (whole.part(np.flatnonzero(chosen)) for chosen in (~is_test, is_test))
     log.info(
         "%s has no test set: %d of its %d images, the same ones in every run, are the test set%s",
@@ -100,18 +104,29 @@ def _read_and_split(part: Path, unread: list[str], card: Card, workers: int) -> 
     return Dataset(replace(card, classes=len(classes)), tuple(classes), train, test)
 
 
-def _choose_test(whole: Split, classes: list[str]) -> np.ndarray:
-    """Choose the images of each class whose paths have the smallest hashes: a new image moves few of the others."""
-    assert whole.pictures is not None
-    files, labels = whole.pictures.source, whole.labels.numpy()
-    assert isinstance(files, Files)
-    hashes = b"".join(sha256(TEST_KEY + files.relative_path(image)).digest()[:8] for image in range(len(files)))
-    order, counts = np.lexsort((np.frombuffer(hashes, ">u8"), labels)), np.bincount(labels)
+def choose_test(labels: np.ndarray, classes: Sequence[str], names: Iterable[bytes], where: object) -> np.ndarray:
+    """Choose the test images of a dataset without a test set: bool (N,).
+
+    Parameters
+    ----------
+    labels : ndarray of int64, shape (N,)
+    classes : sequence of str
+    names : iterable of bytes
+        Of each image. Those of each class with the smallest hashes are chosen: a new image moves few of the others.
+    where : object
+        The dataset, for messages.
+
+    Raises
+    ------
+    UsageError
+        If a class has a single image.
+    """
+    hashes = b"".join(sha256(TEST_KEY + name).digest()[:8] for name in names)
+    order = np.lexsort((np.frombuffer(hashes, ">u8"), labels))
+    counts = np.bincount(labels, minlength=len(classes))
     if (counts < 2).any():
-        few = abbreviated((classes[label] for label in np.flatnonzero(counts < 2)), MAX_NAMES_LISTED)
-        raise UsageError(
-            problem(f"classes of {files.root}, which has no test set", expected="at least 2 images", got=few)
-        )
+        few = abbreviated((classes[label] for label in np.flatnonzero(counts < 2).tolist()), MAX_NAMES_LISTED)
+        raise UsageError(problem(f"classes of {where}, which has no test set", expected="at least 2 images", got=few))
     wanted = np.maximum(1, np.rint(TEST_SHARE * counts)).astype(int)
     rank = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
     chosen = np.empty(len(order), bool)

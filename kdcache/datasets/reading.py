@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kdcache.cards import CARDS, CUSTOM_DATASETS, canonical, card_of
-from kdcache.choices import FOLDER_PREFIX, HDF5_PREFIX, MAX_PIXELS
+from kdcache.cards import CARDS, CUSTOM_DATASETS, NAMED, canonical, card_of
+from kdcache.choices import FOLDER_PREFIX, HDF5_PREFIX, HF_PREFIX, MAX_PIXELS, TORCHVISION_PREFIX
 from kdcache.datasets import custom
 from kdcache.datasets.class_names import check_class_names
 from kdcache.datasets.split import Dataset, Split
@@ -51,7 +51,9 @@ def load(
     name : str
         A key of `CARDS`; ``folder:PATH`` for a folder that contains ``train`` and ``val`` (or ``test``), each with a
         folder of images for each class, or has another layout of `kdcache.datasets.folder`; ``hdf5:FILE`` for a file
-        that ``kdcache data pack`` wrote; ``python:MODULE:CALLABLE`` for a function that returns `ImageData`.
+        that ``kdcache data pack`` wrote; ``hf:NAME`` for a dataset of the Hugging Face Hub or a folder of its Parquet
+        files; ``torchvision:NAME`` for a dataset of torchvision; ``python:MODULE:CALLABLE`` for a function that returns
+        `ImageData`.
     root : Path
         Folder of the downloaded datasets.
     image_size : int, optional
@@ -139,19 +141,27 @@ def read(
     """Read a dataset as it is: no image file is decoded, and none is left out. See `load`."""
     from kdcache.datasets.workers import default_workers
 
-    workers = default_workers() if workers is None else workers
+    workers, name = default_workers() if workers is None else workers, NAMED.get(name, name)
+    if download:
+        from kdcache.datasets.fetch import fetch
+
+        fetch(name, expanded(root))
     if name.startswith(HDF5_PREFIX) and name != HDF5_PREFIX:
         from kdcache.datasets import packed
 
         data = packed.load_file(canonical(name), image_size, workers, crop)
+    elif name.startswith(HF_PREFIX) and name != HF_PREFIX:
+        from kdcache.datasets import hugging_face
+
+        data = hugging_face.load(canonical(name), expanded(root), image_size, workers, crop)
+    elif name.startswith(TORCHVISION_PREFIX) and name != TORCHVISION_PREFIX:
+        from kdcache.datasets import torchvision_sets
+
+        data = custom.build(name, torchvision_sets.read(name, expanded(root)), image_size, workers, crop)
     elif is_address(name := CUSTOM_DATASETS.address(name)):
         data = custom.load(name, image_size, workers, crop)
     else:
         card, root = card_of(name, image_size, crop), expanded(root)
-        if download:
-            from kdcache.datasets.fetch import fetch
-
-            fetch(card.name, root)
         reader = import_module(f"kdcache.datasets.{card.reader}")  # torchvision alone takes seconds to import
         data = reader.load(card, root, workers)
     check_class_names(data.class_names, name)

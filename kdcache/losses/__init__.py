@@ -3,7 +3,17 @@
 from kdcache.losses.base import DistillLoss, LossContext, ViewOutputs
 from kdcache.losses.crld import crld_loss
 from kdcache.losses.dist import dist_loss
-from kdcache.losses.features import at_loss, cc_loss, fitnet_loss, nst_loss, pkt_loss, rkd_loss, sp_loss, vid_loss
+from kdcache.losses.features import (
+    at_loss,
+    cc_loss,
+    embed_loss,
+    fitnet_loss,
+    nst_loss,
+    pkt_loss,
+    rkd_loss,
+    sp_loss,
+    vid_loss,
+)
 from kdcache.losses.logits import (
     balanced_class_weights,
     cross_entropy,
@@ -33,6 +43,7 @@ __all__ = [
     "cross_entropy",
     "dist_loss",
     "dkd_loss",
+    "embed_loss",
     "entropy",
     "fitnet_loss",
     "kd_loss",

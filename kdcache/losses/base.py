@@ -40,9 +40,10 @@ class ViewOutputs:
     lam : Tensor of float32 or None, shape (R,)
         Share of the label that belongs to ``labels``; ``partner_labels`` have the rest. ``None`` for x.
     student_features, teacher_features : tuple of Tensor
-        Feature maps, first to last, and the vector that the classifier reads
-        (`kdcache.models.Network.with_features`); empty unless a loss reads them. The teacher's are known for x alone:
-        stored logits come without features.
+        Feature maps, first to last, and the vectors (`kdcache.models.Network.with_features`); empty unless a loss reads
+        them, and for x': the teacher's are not stored.
+    student_vectors, teacher_vectors : Tensor or None, shapes (R, D_s), (R, D_t)
+        What the last layer of each network reads; ``None`` unless a loss reads them.
     process_weight : float
         Weight of a mean over these rows in the mean over all processes: 1 where each process has as many rows.
     labelled_share : Tensor or None, shape ()
@@ -59,6 +60,8 @@ class ViewOutputs:
     lam: Tensor | None = None
     student_features: tuple[Tensor, ...] = ()
     teacher_features: tuple[Tensor, ...] = ()
+    student_vectors: Tensor | None = None
+    teacher_vectors: Tensor | None = None
     process_weight: float = 1.0
     labelled_share: Tensor | None = None
 
@@ -67,6 +70,12 @@ class ViewOutputs:
         assert self.teacher is not None
         both = self.student, self.teacher
         return (standardize(both[0]), standardize(both[1])) if standardized else both
+
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        """Vectors of the student and of the teacher."""
+        assert self.student_vectors is not None
+        assert self.teacher_vectors is not None
+        return self.student_vectors, self.teacher_vectors
 
     def hard_labels(self) -> Tensor:
         """Labels of x, or the class with the larger part of each mixed label, int64 (R,); -1 where it is unknown."""
@@ -112,6 +121,8 @@ class LossContext(NamedTuple):
         Of cross-entropy.
     class_weights : Tensor of float32, shape (C,), or None
         Of cross-entropy.
+    student_width, teacher_width : int
+        Length of the vectors; 0 where no loss reads them.
     """
 
     student_shapes: Shapes
@@ -122,6 +133,8 @@ class LossContext(NamedTuple):
     options: LossOptions = LossOptions()
     label_smoothing: float = 0.0
     class_weights: Tensor | None = None
+    student_width: int = 0
+    teacher_width: int = 0
 
 
 class DistillLoss(nn.Module):

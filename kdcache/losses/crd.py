@@ -139,8 +139,8 @@ class CRD(DistillLoss):
     def __init__(self, context: LossContext) -> None:
         super().__init__(context)
         self.seed = context.seed
-        inputs = (math.prod(shapes[-1]) for shapes in (context.student_shapes, context.teacher_shapes))
-        self.student, self.teacher = (nn.Linear(width, WIDTH) for width in inputs)
+        widths = context.student_width, context.teacher_width
+        self.student, self.teacher = (nn.Linear(width, WIDTH) for width in widths)
         self.memory = ContrastMemory(len(context.labels), WIDTH)
         count = torch.bincount(context.labels)
         self.register_buffer("order", context.labels.argsort(stable=True), persistent=False)
@@ -149,8 +149,8 @@ class CRD(DistillLoss):
 
     def forward(self, views: ViewOutputs) -> Tensor:
         """See `DistillLoss`."""
-        student = functional.normalize(self.student(views.student_features[-1]))
-        teacher = functional.normalize(self.teacher(views.teacher_features[-1]))
+        vectors = zip((self.student, self.teacher), views.vectors(), strict=True)
+        student, teacher = (functional.normalize(embedding(vector)) for embedding, vector in vectors)
         return self.memory(student, teacher, views.samples, self.negatives(views.samples, views.labels, views.epoch))
 
     def negatives(self, samples: Tensor, labels: Tensor, epoch: int, number: int = NEGATIVES) -> Tensor:

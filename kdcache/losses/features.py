@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["at_loss", "cc_loss", "fitnet_loss", "nst_loss", "pkt_loss", "rkd_loss", "sp_loss", "vid_loss"]
+__all__ = ["at_loss", "cc_loss", "embed_loss", "fitnet_loss", "nst_loss", "pkt_loss", "rkd_loss", "sp_loss", "vid_loss"]
 
 _EPSILON = 1e-7
+_MIN_DISTANCE = 1e-12
 
 
 def _at_least_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -103,6 +104,29 @@ def fitnet_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return functional.mse_loss(student, teacher)
 
 
+def embed_loss(student: Tensor, teacher: Tensor, distance: str = "cosine") -> Tensor:
+    """Distance of the student's projected vectors from the teacher's.
+
+    As mean squared error it is the hint of FitNets (see `fitnet_loss`) on vectors; as cosine distance, what AM-RADIO
+    takes for vectors that summarize an image: Ranzinger et al., "AM-RADIO: Agglomerative Vision Foundation Model",
+    2024, arXiv:2312.06709.
+
+    Parameters
+    ----------
+    student, teacher : Tensor, shape (B, D)
+    distance : str
+        ``cosine``: 1 minus the cosine of the angle between the vectors. ``mse``: the mean of squared differences.
+
+    Returns
+    -------
+    Tensor, shape ()
+    """
+    student, teacher = _at_least_float32(student, teacher)
+    if distance == "mse":
+        return functional.mse_loss(student, teacher)
+    return 1 - functional.cosine_similarity(student, teacher).mean()
+
+
 def rkd_loss(student: Tensor, teacher: Tensor, distance: float = 25.0, angle: float = 50.0) -> Tensor:
     """Relational distillation: Huber loss of the distances and of the angles between the samples of the batch.
 
@@ -130,7 +154,8 @@ def _distances(vectors: Tensor) -> Tensor:
     squares = vectors.pow(2).sum(1)
     squared = (squares[:, None] + squares[None] - 2 * vectors @ vectors.T).clamp(min=1e-12)
     distances = squared.sqrt() * (1 - torch.eye(len(vectors), device=vectors.device, dtype=vectors.dtype))
-    return distances / (distances.sum() / distances.count_nonzero())  # a mask would make the host wait for a GPU
+    # A mask would make the host wait for a GPU. A single row has no distance.
+    return distances / (distances.sum() / distances.count_nonzero().clamp(min=1)).clamp(min=_MIN_DISTANCE)
 
 
 def _angles(vectors: Tensor) -> Tensor:
@@ -179,6 +204,8 @@ def cc_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """
     student, teacher = _at_least_float32(student, teacher)
     difference = (student - teacher).abs()
+    if len(difference) < 2:
+        return 0.0 * difference.sum()  # it has no neighbor
     return (difference[:-1] * difference[1:]).sum(1).mean()
 
 

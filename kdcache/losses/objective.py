@@ -103,7 +103,7 @@ def _check_value(name: str, value: object) -> None:
 def _check_gradient(name: str, value: Tensor, calls: Sequence[ViewOutputs]) -> None:
     """Check that a loss depends on the student's outputs for all views that it is declared to act on."""
     for views in calls:
-        known = (views.student, views.kl, *views.student_features)
+        known = (views.student, views.kl, views.student_vectors, *views.student_features)
         outputs = [output for output in known if output is not None and output.requires_grad]
         if not outputs:  # nothing is trained
             continue
@@ -147,8 +147,9 @@ def build_objective(config: StudentConfig, student: Network, teacher: Network | 
     labels : Tensor of int64, shape (N,)
         Labels of the training set.
     """
-    networks = [student, teacher] if teacher is not None and config.needs_features else []
-    shapes = [network.feature_shapes() for network in networks] or [(), ()]
+    networks = [] if teacher is None else [student, teacher]
+    shapes = [network.feature_shapes() if config.needs_features else () for network in networks] or [(), ()]
+    widths = [network.linear_head().in_features if config.needs_vectors else 0 for network in networks] or [0, 0]
     context = LossContext(
         student_shapes=shapes[0],
         teacher_shapes=shapes[1],
@@ -158,5 +159,7 @@ def build_objective(config: StudentConfig, student: Network, teacher: Network | 
         options=config.losses,
         label_smoothing=config.label_smoothing,
         class_weights=balanced_class_weights(labels, student.num_classes) if config.balances_classes else None,
+        student_width=widths[0],
+        teacher_width=widths[1],
     )
     return Objective(config.loss_weights, build_losses(config.loss_weights, context))

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kdcache.config.losses import KDOptions
+from kdcache.config.losses import EmbedOptions, KDOptions
 from kdcache.losses.base import DistillLoss, LossContext, LossWithOptions, ViewOutputs
 from kdcache.losses.features import (
     at_loss,
     cc_loss,
+    embed_loss,
     fitnet_loss,
     nst_loss,
     pkt_loss,
@@ -26,6 +27,7 @@ __all__ = [
     "AttentionTransfer",
     "CorrelationCongruence",
     "CrossEntropy",
+    "EmbeddingDistillation",
     "FitNet",
     "KnowledgeDistillation",
     "NeuronSelectivity",
@@ -110,7 +112,7 @@ class RelationalKD(DistillLoss):
 
     def forward(self, views: ViewOutputs) -> Tensor:
         """See `DistillLoss`."""
-        return rkd_loss(views.student_features[-1], views.teacher_features[-1])
+        return rkd_loss(*views.vectors())
 
 
 class ProbabilisticTransfer(DistillLoss):
@@ -118,7 +120,22 @@ class ProbabilisticTransfer(DistillLoss):
 
     def forward(self, views: ViewOutputs) -> Tensor:
         """See `DistillLoss`."""
-        return pkt_loss(views.student_features[-1], views.teacher_features[-1])
+        return pkt_loss(*views.vectors())
+
+
+class EmbeddingDistillation(LossWithOptions[EmbedOptions]):
+    """`embed_loss` of the student's vectors after a trained linear projection to the length of the teacher's."""
+
+    options_class = EmbedOptions
+
+    def __init__(self, context: LossContext) -> None:
+        super().__init__(context)
+        self.projection = nn.Linear(context.student_width, context.teacher_width)
+
+    def forward(self, views: ViewOutputs) -> Tensor:
+        """See `DistillLoss`."""
+        student, teacher = views.vectors()
+        return embed_loss(self.projection(student), teacher, self.options.distance)
 
 
 class FitNet(DistillLoss):
@@ -150,12 +167,13 @@ class CorrelationCongruence(DistillLoss):
 
     def __init__(self, context: LossContext) -> None:
         super().__init__(context)
-        inputs = (math.prod(shapes[-1]) for shapes in (context.student_shapes, context.teacher_shapes))
-        self.student, self.teacher = (nn.Linear(width, self.WIDTH) for width in inputs)
+        widths = context.student_width, context.teacher_width
+        self.student, self.teacher = (nn.Linear(width, self.WIDTH) for width in widths)
 
     def forward(self, views: ViewOutputs) -> Tensor:
         """See `DistillLoss`."""
-        return cc_loss(self.student(views.student_features[-1]), self.teacher(views.teacher_features[-1]))
+        student, teacher = views.vectors()
+        return cc_loss(self.student(student), self.teacher(teacher))
 
 
 class VariationalInformation(DistillLoss):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kdcache.errors import UsageError, first_line, problem
 from kdcache.extensions import call
 from kdcache.models.onnx_body import build_onnx_body
+from kdcache.models.tracing import TRACING
 
 __all__ = [
     "SOURCES",
@@ -147,6 +148,10 @@ class FeatureExtractor:
         Modules or nodes, see `torchvision.models.feature_extraction`. The vector that the last linear layer reads is
         appended.
 
+    Attributes
+    ----------
+    last_linear : Linear
+
     Raises
     ------
     UsageError
@@ -158,7 +163,8 @@ class FeatureExtractor:
 
         linear = [name for name, module in body.named_modules() if isinstance(module, nn.Linear)]
         try:
-            nodes = get_graph_node_names(body)[1]
+            with TRACING:
+                nodes = get_graph_node_names(body)[1]
         except Exception as error:  # torch.fx fails in many ways
             raise UsageError(problem("--features: could not trace the network", got=first_line(error))) from error
         known = {*nodes, *(name for name, _ in body.named_modules() if name)}
@@ -172,8 +178,10 @@ class FeatureExtractor:
         if problems:
             raise UsageError(*problems)
         vector = nodes[nodes.index(linear[-1]) - 1]
+        self.last_linear: nn.Linear = body.get_submodule(linear[-1])  # type: ignore[assignment]
         self._names = (*names, vector)
-        self._traced = create_feature_extractor(body, return_nodes=[*dict.fromkeys((*self._names, nodes[-1]))])
+        with TRACING:
+            self._traced = create_feature_extractor(body, return_nodes=[*dict.fromkeys((*self._names, nodes[-1]))])
         self._logits = nodes[-1]
 
     def __call__(self, images: Tensor, training: bool) -> tuple[Tensor, list[Tensor]]:

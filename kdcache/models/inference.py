@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kdcache.models.base import FeatureNet
+from kdcache.models.tracing import symbolic_trace
 
 __all__ = ["fuse_for_inference"]
 
@@ -82,7 +83,7 @@ def fuse_for_inference(body: FeatureNet, dtype: torch.dtype) -> nn.Module | None
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 4 - 2
     images = images.contiguous(memory_format=torch.channels_last)
     try:
-        traced = fx.symbolic_trace(_WithFeatures(copy.deepcopy(body)).eval())
+        traced = symbolic_trace(_WithFeatures(copy.deepcopy(body)).eval())
         _fold(traced)
         _fuse(traced)
         with torch.inference_mode():

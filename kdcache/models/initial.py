@@ -40,7 +40,9 @@ class InitialWeights(NamedTuple):
     interpolation: str
 
 
-def start_from(network: Network, weights: str | Path, data: Dataset, may_download: bool) -> InitialWeights:
+def start_from(
+    network: Network, weights: str | Path, data: Dataset, may_download: bool, option: str = "--init"
+) -> InitialWeights:
     """Give a network the weights and the normalization of a trained one. The head stays as it is for other classes.
 
     What was taken, and what not, is logged.
@@ -53,6 +55,8 @@ def start_from(network: Network, weights: str | Path, data: Dataset, may_downloa
     data : Dataset
         Whose classes the network is to tell apart.
     may_download : bool
+    option : str
+        What names the weights, for messages.
 
     Raises
     ------
@@ -74,12 +78,14 @@ def start_from(network: Network, weights: str | Path, data: Dataset, may_downloa
         remedy = f"The tensors fit {fitting}." if fitting not in (None, network.name) else None
         got = "; ".join(f"{what}: {abbreviated(names, MAX_TENSORS_LISTED)}" for what, names in wrong.items())
         other = "Name the network that they are of with --model, and its --image-size if that is fixed."
-        what = f"--init {weights}: tensors"
+        what = f"{option} {weights}: tensors"
         raise UsageError(problem(what, expected=f"those of {network.name}", got=got, remedy=remedy or other))
-    report_others(found, left_out, weights, "which --init does not take")
+    report_others(found, left_out, weights, f"which {option} does not take")
     kept = own.keys() - (head if is_new else {})
     missing = {name for name in kept - found.taken.keys() if name.endswith(COUNTER)}
-    log.info("init: %d of %d tensors of %s; %s", len(kept - missing), len(own), weights, reason)
+    log.info(
+        "%s: %d of %d tensors of %s; %s", option.removeprefix("--"), len(kept - missing), len(own), weights, reason
+    )
     normalize(network, stated, data)
     set_rendering(network, stated, data)
     tensors = {name: network.body.state_dict()[name] for name in sorted(kept)}

@@ -21,12 +21,12 @@ from kdcache.models.class_order import (
 from kdcache.models.onnx_body import SOURCE as ONNX
 from kdcache.models.onnx_body import class_names_of, read_onnx_body, takes_pixels
 from kdcache.models.published import Normalization, Published
-from kdcache.models.sources import SHIPPED, read_weights, shipped_teacher
+from kdcache.models.sources import SHIPPED, locate_named, read_weights, shipped_teacher
 from kdcache.models.weights import load_into, most_similar_network, start_from_them
 from kdcache.models.weights_file import is_onnx_file
 from kdcache.models.wrapped import PIXEL_MEAN, PIXEL_STD
 
-__all__ = ["find_network", "normalize", "set_rendering", "trained_network"]
+__all__ = ["Found", "find_network", "normalize", "set_rendering", "trained_network"]
 
 SIZES_REMEDY = "A size for each network needs x that are random parts of pictures, see docs/data.md."
 
@@ -106,8 +106,9 @@ def find_network(
     UsageError
         If the file cannot be read, or does not fit the network or the data.
     """
-    if weights == SHIPPED:
-        weights = shipped_teacher()
+    named = str(weights)
+    located, model = locate_named(named, model)
+    weights = shipped_teacher() if located == SHIPPED else located
     if checkpoint.is_kdcache_file(Path(weights)):
         given = {"--mean": mean, "--std": std, "--weights-entry": entry, "--class-order": class_order}
         if options := ", ".join(option for option, value in given.items() if value is not None):
@@ -116,7 +117,7 @@ def find_network(
         network = trained_network(Path(weights), data)
         if model not in (None, network.name):
             raise UsageError(problem(f"--model for {weights}", expected=network.name, got=model))
-        return Found(network, None, {"weights": str(weights)})
+        return Found(network, None, {"weights": named})
     if is_onnx_file(Path(weights)):
         if any(option is not None for option in (model, entry, class_order)):
             expected = "no --model, --weights-entry and --class-order"
@@ -140,7 +141,7 @@ def find_network(
         seed=0,
     )
     origin = {
-        "weights": str(weights),
+        "weights": named,
         "entry": load_into(network, stated.entries, weights, entry),
         "normalization": normalize(network, stated, data, mean, std),
         "clean view": set_rendering(network, stated, data),

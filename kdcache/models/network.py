@@ -124,6 +124,30 @@ class Network(nn.Module):
         return self._extractor(normalized, self.training)
 
     @torch.no_grad()
+    def linear_head(self) -> nn.Linear:
+        """Find the linear layer that computes the logits of the vectors, see `with_features`.
+
+        Raises
+        ------
+        UsageError
+            If the logits are computed in another way.
+        """
+        if isinstance(self.body, FeatureNet):
+            return self.body.head
+        self.check_features()
+        assert self._extractor is not None
+        head, was_training = self._extractor.last_linear, self.training
+        self.eval()
+        ramp = torch.linspace(0, 255, 3 * self.image_size**2, device=self.scale.device)
+        images = torch.stack([ramp, ramp.flip(0)]).view(2, 3, self.image_size, self.image_size)
+        logits, (*_, vectors) = self.with_features(images)
+        self.train(was_training)
+        if vectors.shape[1:] != (head.in_features,) or not head(vectors).allclose(logits, rtol=1e-4, atol=1e-5):
+            what = f"logits of {self.name}"
+            raise UsageError(problem(what, expected="a linear layer of a vector for each image", got="another layer"))
+        return head
+
+    @torch.no_grad()
     def feature_shapes(self) -> tuple[tuple[int, ...], ...]:
         """Shapes of the features of one image, without the batch dimension. The network is not changed."""
         was_training = self.training

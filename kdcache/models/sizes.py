@@ -6,9 +6,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdcache.choices import ModelSize
+from kdcache.errors import UsageError, problem
+from kdcache.models.external import build_meta_body
 from kdcache.models.registry import REGISTRY
 
-__all__ = ["describe_cost", "model_sizes", "size_of"]
+__all__ = ["describe_cost", "model_sizes", "size_of", "vector_width"]
 
 LARGEST_IMAGE = 64
 """Height and width in pixels of the largest images for which networks of kdcache were made: those of Tiny ImageNet."""
@@ -36,6 +38,22 @@ def size_of(body: nn.Module, image: Tensor) -> ModelSize:
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     return ModelSize(sum(parameter.numel() for parameter in body.parameters()), counter.get_total_flops() // 2)
+
+
+def vector_width(name: str, num_classes: int, image_size: int) -> int:
+    """Find the length of the vector that the last linear layer of a network reads.
+
+    Raises
+    ------
+    UsageError
+        If it has none.
+    """
+    with torch.device("meta"):
+        body = build_meta_body(name, num_classes, image_size) if name not in REGISTRY else REGISTRY[name](num_classes)
+    layers = [] if body is None else [module for module in body.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise UsageError(problem(f"network {name}", expected="a last layer that is linear", got="another"))
+    return layers[-1].in_features
 
 
 def describe_cost(name: str, image_size: int) -> str | None:

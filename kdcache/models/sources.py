@@ -13,6 +13,7 @@ import torch
 
 from kdcache.errors import KdcacheError, UsageError, first_line, problem
 from kdcache.models import checkpoint, external
+from kdcache.models.hub import HUB_PREFIX, locate, network_of
 from kdcache.models.layouts import State
 from kdcache.models.published import (
     TRANSFORMING,
@@ -25,7 +26,7 @@ from kdcache.models.published import (
     stated_by,
 )
 
-__all__ = ["SHIPPED", "read_torchvision", "read_weights", "shipped_teacher"]
+__all__ = ["SHIPPED", "locate_named", "read_torchvision", "read_weights", "shipped_teacher"]
 
 SHIPPED = "shipped"
 """Stands for the file of the ``fashion-mini`` teacher that comes with kdcache."""
@@ -50,7 +51,8 @@ def read_weights(weights: str, model: str | None, image_size: int, may_download:
     ----------
     weights : str
         A file of kdcache or of another project, `SHIPPED`, a name in torchvision such as ``IMAGENET1K_V1`` or
-        ``DEFAULT``, or for a network of timm `PRETRAINED` or the tag of its weights.
+        ``DEFAULT``, or for a network of timm `PRETRAINED` or the tag of its weights; or ``timm:NAME.TAG``, or
+        ``hf-hub:ORG/NAME`` for a repository of the Hugging Face Hub.
     model : str or None
         Name of the network; ``None`` if the weights are to tell.
     image_size : int
@@ -65,6 +67,7 @@ def read_weights(weights: str, model: str | None, image_size: int, may_download:
     KdcacheError
         If the download fails.
     """
+    weights, model = locate_named(weights, model, may_download)
     source, _, name = (model or "").partition(":")
     path = shipped_teacher() if weights == SHIPPED else Path(weights)
     if checkpoint.is_kdcache_file(path):
@@ -77,6 +80,34 @@ def read_weights(weights: str, model: str | None, image_size: int, may_download:
         remedy = "Networks of torchvision and timm alone have published weights with names, such as IMAGENET1K_V1."
         raise UsageError(problem(f"weights {weights}", expected="a file", got="nothing", remedy=remedy))
     return read(path)
+
+
+def locate_named(weights: str, model: str | None, may_download: bool = True) -> tuple[str, str | None]:
+    """Turn ``timm:NAME.TAG`` into the tag, and ``hf-hub:NAME`` into the file; both may name the network.
+
+    Returns
+    -------
+    weights : str
+        Other weights as they are.
+    model : str or None
+        Name of the network, if it is given or the weights name it.
+
+    Raises
+    ------
+    UsageError, KdcacheError
+        As `read_weights` does.
+    """
+    if weights.startswith(HUB_PREFIX):
+        file = locate(weights, may_download)
+        return str(file), model or network_of(file)
+    if weights.startswith("timm:"):
+        architecture, _, tag = weights.partition(".")
+        if model is not None and model.partition(".")[0] != architecture:
+            raise UsageError(
+                problem(f"weights {weights}", expected=f"those of {model}", got="those of another network")
+            )
+        return tag or PRETRAINED, model or architecture
+    return weights, model
 
 
 def _read_own(path: Path) -> Published:

@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from kdcache.models.layouts import (
     without_wrappers,
 )
 from kdcache.models.network import Network
-from kdcache.models.registry import REGISTRY
+from kdcache.models.registry import REGISTRY, expected_state
 
 __all__ = [
     "Tensors",
@@ -238,9 +239,13 @@ def most_similar_network(entries: Entries) -> str | None:
     return best if similarity[best] > MIN_SIMILARITY else None
 
 
+@cache  # a file is compared with all of them
+def _state_for_one_class(name: str) -> State:
+    return State(expected_state(name, 1, 32) or {})
+
+
 def _similarity(entries: Entries, name: str) -> float:
-    with torch.device("meta"):
-        expected = REGISTRY[name](1).state_dict()
+    expected = _state_for_one_class(name)
     entries = without_wrappers(entries, expected)
     place = max(find_places(entries, expected), key=lambda place: place.fit, default=None)
     if place is None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from kdcache.answers.budget import CacheCost
-from kdcache.answers.encoding import DEFAULT_ENCODING, LogitEncoding, row_bytes
+from kdcache.answers.encoding import DEFAULT_ENCODING, AnswerEncoding, Vectors, row_bytes
 from kdcache.answers.store import AnswerStore, ReplayTableName
 from kdcache.answers.teacher_stores import FoundStores
 from kdcache.report.tables import TextTable, file_size
@@ -28,10 +28,23 @@ def costs_table(costs: Sequence[CacheCost], students: int) -> TextTable:
     return TextTable("Teacher forwards and bytes", head, rows)
 
 
-def encoding_line(encoding: LogitEncoding, classes: int, error: "EncodingError | None", temperature: float) -> str:
-    """Describe the size of a row of logits, and the error of its encoding if that is known."""
+def encoding_line(
+    encoding: AnswerEncoding,
+    other: AnswerEncoding | None,
+    classes: int,
+    error: "EncodingError | None",
+    temperature: float,
+) -> str:
+    """Describe the size of a row of answers, that in the `other` format, and the error of its encoding if known."""
     size, default_size = (row_bytes(one.layout(classes)) for one in (encoding, DEFAULT_ENCODING))
-    line = f"the logits of a view take {size} bytes as {encoding.name}"
+    keeps_vectors = isinstance(encoding, Vectors)
+    line = (
+        f"the {'vector of a view takes' if keeps_vectors else 'logits of a view take'} {size} bytes as {encoding.name}"
+    )
+    if other is not None:
+        other_size = row_bytes(other.layout(classes))
+        what = "its logits" if keeps_vectors else "the vector from which they follow"
+        line += f"; {what} would take {other_size}, {other_size / size:.2g} times as many"
     if error is None:
         return line
     return (

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdcache.answers.budget import choose_policy, teacher_forwards, uncached_forwards
-from kdcache.answers.encoding import LogitEncoding, make_encoding
+from kdcache.answers.encoding import AnswerEncoding, make_encoding
 from kdcache.answers.fingerprint import digest
 from kdcache.answers.location import StoreLocation
 from kdcache.answers.space import UNLIMITED, StoreContents
@@ -77,7 +77,10 @@ def _size_of_own(config: TrainingConfig) -> DataSize:
 
 def uses_store(run: PlannedRun) -> bool:
     """Tell whether a student with a teacher can use a store."""
-    return isinstance(run.config, StudentConfig) and not run.config.needs_features and run.config.cache != "off"
+    config = run.config
+    if not isinstance(config, StudentConfig) or config.needs_features or config.cache == "off":
+        return False
+    return config.keeps_vectors or not config.needs_vectors  # else the space at hand decides, see `settle_format`
 
 
 def run_forwards(run: PlannedRun) -> int:
@@ -113,7 +116,8 @@ class SharedStores:
         assert isinstance(config, StudentConfig)
         assert run.teacher is not None
         plan = make_plan_for_size(config, size.samples, size.card)
-        encoding = make_encoding(config.store_dtype, config.topk)
+        width = _vector_width(run.teacher, size) if config.keeps_vectors else None
+        encoding = make_encoding(config.store_dtype, config.topk, width)
         of_teacher = self.spaces.setdefault(run.teacher.path, {})
         images = config.image_settings
         if (seen := run.teacher.config.image_size) not in (None, size.card.image_size):
@@ -129,7 +133,7 @@ class SharedStores:
         return round(teacher_forwards(plan, config.epochs, space, policy.indexed))
 
     def _contents(
-        self, teacher: Path, size: DataSize, encoding: LogitEncoding, limit: int | None, images: Mapping[str, Any]
+        self, teacher: Path, size: DataSize, encoding: AnswerEncoding, limit: int | None, images: Mapping[str, Any]
     ) -> StoreContents:
         """Find what is stored for some images, by the settings that chose them: they are not read."""
         stores = stores_of(teacher)
@@ -147,6 +151,13 @@ class SharedStores:
         """Bytes of all stores, without the clean views."""
         spaces = [space for of_teacher in self.spaces.values() for space in of_teacher.values()]
         return sum(replace(space, has_clean=False).size for space in spaces)
+
+
+def _vector_width(teacher: PlannedRun, size: DataSize) -> int:
+    """Length of the vectors of a teacher, which need not be trained."""
+    from kdcache.models.sizes import vector_width
+
+    return vector_width(str(teacher.config.model), size.classes, teacher.config.image_size or size.card.image_size)
 
 
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:

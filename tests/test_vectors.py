@@ -1,0 +1,269 @@
+"""Stored vectors: the logits that follow from them, losses that need no teacher forward, and answers that travel."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kdcache.stages import precompute_answers, train_student
+from torch import Tensor, nn
+
+from kdcache.answers.cached_teacher import CachedTeacher
+from kdcache.answers.encoding import Vectors
+from kdcache.answers.head import LinearHead, read_head, write_head
+from kdcache.answers.store import AnswerStore
+from kdcache.answers.teacher import Teacher
+from kdcache.cli import cli
+from kdcache.compute import Compute
+from kdcache.config import StudentConfig
+from kdcache.datasets import Split
+from kdcache.errors import KdcacheError
+from kdcache.losses import embed_loss
+from kdcache.losses.features import cc_loss, pkt_loss, rkd_loss
+from kdcache.models import Network
+from kdcache.report.progress import Reporter
+from kdcache.run.answers import push_answers
+from kdcache.run.find import stores_of
+from kdcache.run.folder import EpochMetrics, FinishedRun
+from kdcache.stores import settle_format
+from tests import answers
+from tests.processes import outcome
+from tests.samples import refusal
+from tests.stubs import stub
+from tests.test_pulled_answers import added_by_tests
+
+CPU = Compute(torch.device("cpu"), "float32")
+NORMALIZATION = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+
+
+def network(*last: nn.Module) -> Network:
+    """A network that is traced for its vectors: 5 numbers for each image."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = (
+            nn.Conv2d(3, 5, 8, 8),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            *(last or (nn.Linear(5, 4),)),
+        )
+        return Network(nn.Sequential(*layers), name="own", num_classes=4, image_size=32, **NORMALIZATION)
+
+
+def error_bound(head: LinearHead, vectors: Tensor) -> Tensor:
+    """The bound of `kdcache.answers.encoding.Vectors`, and the last rounding to float32."""
+    weight, vectors = head.weight.double().abs(), vectors.double().abs()
+    size = vectors @ weight.T
+    return size * 2**-11 + weight.sum(1) * 2**-25 + (size + head.bias.double().abs()) * 2**-23
+
+
+@given(seed=st.integers(0, 2**32 - 1), width=st.integers(1, 300), scale=st.floats(-6, 3))
+@settings(max_examples=30)
+def test_logits_of_stored_vectors_are_within_the_stated_bound(seed: int, width: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    layer = nn.Linear(width, 7)
+    layer.weight.data.normal_(generator=generator)
+    head, encoding = LinearHead(layer, 64), Vectors("float16", width)
+    vectors = 10**scale * torch.randn(70, width, generator=generator)
+    found = head(encoding.decode(encoding.encode(vectors), 7))
+    exact = vectors.double() @ head.weight.double().T + head.bias.double()
+    assert ((found - exact).abs() <= error_bound(head, vectors)).all()
+
+
+@pytest.mark.parametrize("build", [lambda: stub(0), network], ids=["kdcache", "traced"])
+def test_logits_follow_from_vectors_in_whichever_batch(build: Any, noise: Split) -> None:
+    views = answers.views(noise)
+    batch = next(views.epoch(0))
+    teacher = Teacher(build(), CPU)
+    width = teacher.network.linear_head().in_features
+    exact = CachedTeacher(teacher, views, encoding=Vectors("float32", width))
+    logits, vectors, features = exact.outputs(batch)
+    assert vectors is not None
+    assert vectors.equal(teacher.network.with_features(batch.views)[1][-1]) or len(batch.views) % 64
+    torch.testing.assert_close(logits, teacher(batch.views), rtol=1e-5, atol=1e-5)
+    assert teacher.head(vectors[3:40]).equal(logits[3:40])
+    assert exact.logits(batch, first=1).equal(logits[len(batch) :])
+    assert not features
+    half = CachedTeacher(teacher, views, encoding=Vectors("float16", width)).outputs(batch)
+    assert ((half.logits - logits).abs() <= error_bound(teacher.head, vectors)).all()
+    assert exact.pop_counts() == (len(batch.views) + 2 * len(batch), len(batch.views) + 2 * len(batch))
+
+
+def test_logits_that_are_no_linear_function_of_a_vector_are_refused() -> None:
+    linear = nn.Linear(5, 4)
+    for last in ((linear, nn.LogSoftmax(1)), (linear, nn.Identity(), nn.Hardtanh(-1e-3, 1e-3))):
+        assert "logits of own: expected a linear layer of a vector" in refusal(network(*last).linear_head)
+    assert network(nn.Dropout(0.5), linear).linear_head() is linear
+
+
+VECTOR_LOSSES = [("crd+kd", "cutmix-pick"), ("rkd", "cutmix"), ("embed+pkt+cc+kd", "standard")]
+
+
+@pytest.fixture(scope="module")
+def copied(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The teacher, with the store that its training filled, alone."""
+    return shutil.copytree(teacher, tmp_path_factory.mktemp("vectors") / "teacher", ignore=added_by_tests(teacher))
+
+
+@pytest.mark.parametrize(("loss", "aug"), VECTOR_LOSSES)
+def test_a_second_student_asks_nothing_and_learns_what_it_would_online(
+    loss: str, aug: str, small: dict[str, Any], copied: Path, tmp_path: Path
+) -> None:
+    def train(out: str, **more: Any) -> FinishedRun:
+        own = {"loss": loss, "aug": aug, "teacher": copied, "epochs": 2, "view_seed": len(loss), "out": tmp_path / out}
+        steps = {"lr": 1e-6}  # so small that differences of rounding do not grow
+        return train_student(StudentConfig.load(**{**small, **own, **steps, **more}))
+
+    first, second = train("first"), train("second")
+    assert first.summary["teacher_forwards"] > 0
+    assert second.summary["teacher_forwards"] == 0
+    assert outcome(second.path)["network"] == outcome(first.path)["network"]
+    online = train("online", cache="off", store_dtype="float32")
+    assert online.summary["cache_hits"] == 0
+    for line, other in zip(first.read_metrics(), online.read_metrics(), strict=True):
+        assert line.loss_parts == pytest.approx(other.loss_parts, rel=2e-3)
+
+
+def test_what_is_stored_is_what_the_plan_counted(small: dict[str, Any], copied: Path, tmp_path: Path) -> None:
+    chosen = ("--dataset", small["dataset"], "--teacher", str(copied), "--crop", "padded", "--image-size", "32")
+    options = (*chosen, "--aug", "cutmix", "--epochs", "2", "--view-seed", "77", "--loss", "rkd", "--threads", "1")
+    store = tmp_path / "store"
+    plan = CliRunner().invoke(cli, ["cache", "plan", *options[:-2], "--store", str(store)])
+    assert plan.exit_code == 0, plan.output
+    counted = dict(re.findall(r"(off|replay|auto)[^\d]+(?:\d+\D+){2}[\d.-]+\D+(\d+)", plan.output))
+    assert "the vector of a view takes 128 bytes as vectors-float16; its logits would take 6" in plan.output
+    filled = CliRunner().invoke(cli, ["cache", "fill", *options, "--store", str(store)])
+    assert filled.exit_code == 0, filled.output
+    assert "logits of 360 of 360 views" in filled.output
+    opened = AnswerStore(store)
+    assert (opened.encoding, opened.fingerprint["dtype"]) == (Vectors("float16", 64), "vectors-float16")
+    columns = sum(file.stat().st_size for file in store.rglob("c/*/0") if "/commits/" not in str(file))
+    assert columns - 4 * 4 - 2 * 4 == 4 * 90 * 128 + 3 * 65 * 4  # without zarr's checksum of each chunk
+    assert 0 < opened.location.size() - int(counted["replay"]) < 4000  # metadata of the store
+    verified = CliRunner().invoke(cli, ["cache", "verify", str(copied), "--store", str(store), "--all"])
+    assert verified.exit_code == 0, verified.output
+    assert "360 views compared, max error 0, 0 with another" in verified.output
+
+
+def test_logits_and_vectors_have_stores_of_their_own(small: dict[str, Any], copied: Path, tmp_path: Path) -> None:
+    before = len(stores_of(copied).open())
+    own = {"teacher": copied, "epochs": 1, "view_seed": 5, "aug": "standard"}
+    for form, forwards in (("logits", 90), ("vectors", 90), ("vectors", 0), ("auto", 0)):
+        config = StudentConfig.load(**{**small, **own, "store_format": form, "out": tmp_path / f"{form}{forwards}"})
+        assert train_student(config).summary["teacher_forwards"] == forwards
+    names = {store.encoding.name for store in stores_of(copied).open()}
+    assert names == {"float16", "vectors-float16"}
+    assert len(stores_of(copied).open()) <= before + 1
+    other = AnswerStore(next(one.location for one in stores_of(copied).open() if one.encoding.name == "float16"))
+    config = StudentConfig.load(**{**small, **own, "loss": "rkd", "store": other.location.where})
+    assert "dtype: expected vectors-float16, got float16" in refusal(lambda: precompute_answers(config))
+
+
+def test_pulled_vectors_train_without_the_teacher(small: dict[str, Any], copied: Path, tmp_path: Path) -> None:
+    own = {**small, "loss": "crd+kd", "aug": "cutmix-pick", "epochs": 2, "view_seed": 3}
+    run = FinishedRun(copied)
+    expected = train_student(StudentConfig.load(**own, teacher=copied, out=tmp_path / "at hand"))
+    (store,) = (one for one in stores_of(copied).open() if isinstance(one.encoding, Vectors))
+    push_answers(run, store, str(tmp_path / "answers"))
+    shutil.rmtree(tmp_path / "at hand" / "checkpoints", ignore_errors=True)
+    student = train_student(StudentConfig.load(**own, answers=str(tmp_path / "answers"), out=tmp_path / "pulled"))
+    assert outcome(student.path)["network"] == outcome(expected.path)["network"]
+    assert student.summary["teacher_forwards"] == 0
+    shutil.rmtree(tmp_path / "answers" / "head")
+    with pytest.raises(KdcacheError, match=r"head/.*zarr\.json"):
+        train_student(StudentConfig.load(**own, answers=str(tmp_path / "answers"), out=tmp_path / "damaged"))
+
+
+def test_a_damaged_last_layer_is_written_again(noise: Split, tmp_path: Path) -> None:
+    teacher = answers.teacher()
+    store = answers.store(tmp_path / "store", teacher, noise, Vectors("float16", 8))
+    write_head(store, teacher.head)
+    (file,) = (tmp_path / "store" / "head" / "weight").rglob("c/0/0")
+    file.write_bytes(bytes(len(file.read_bytes())))
+    with pytest.raises(KdcacheError, match="the last layer of the teacher"):
+        read_head(AnswerStore(tmp_path / "store"))
+    write_head(AnswerStore(tmp_path / "store"), teacher.head)
+    assert read_head(AnswerStore(tmp_path / "store")).weight.equal(teacher.network.linear_head().weight)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "part"),
+    [
+        ({"store_format": "vectors", "topk": 2}, "expected auto or logits with --topk"),
+        ({"store_format": "logits", "loss": "rkd", "aug": "cutmix"}, "expected vectors with --loss rkd"),
+        ({"topk": 2, "loss": "embed", "aug": "cutmix"}, "Leave --topk out."),
+        ({"store_format": "features"}, "one of auto, logits, vectors"),
+    ],
+)
+def test_formats_that_do_not_fit_are_refused(chosen: dict[str, Any], part: str) -> None:
+    assert part in refusal(lambda: StudentConfig.load(**chosen))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "fit", "keeps_vectors", "recomputes_x"),
+    [
+        ({"loss": "kd"}, True, False, False),
+        ({"loss": "crd+kd", "aug": "cutmix"}, True, True, False),
+        ({"loss": "crd+kd", "aug": "cutmix"}, False, False, True),
+        ({"loss": "crd+kd", "aug": "cutmix", "cache": "off"}, True, False, True),
+        ({"loss": "crd+kd", "aug": "cutmix", "store_format": "logits"}, True, False, True),
+        ({"loss": "crd+kd", "aug": "cutmix", "store_format": "vectors"}, False, True, False),
+        ({"loss": "crd+kd", "aug": "cutmix", "answers": "a"}, False, True, False),
+        ({"loss": "crd+kd", "topk": 2}, True, False, True),
+        ({"loss": "rkd", "aug": "cutmix"}, False, True, False),
+        ({"loss": "rkd", "aug": "cutmix", "cache": "off"}, False, True, False),
+        ({"loss": "rkd", "aug": "standard"}, False, False, True),
+        ({"loss": "at+rkd"}, True, True, True),
+        ({"loss": "kd", "store_format": "vectors"}, False, True, False),
+    ],
+)
+def test_auto_keeps_vectors_where_a_loss_reads_them_and_they_fit(
+    chosen: dict[str, Any], fit: bool, keeps_vectors: bool, recomputes_x: bool
+) -> None:
+    config = settle_format(StudentConfig.load(**chosen), lambda _: fit)
+    assert (config.keeps_vectors, config.recomputes_x) == (keeps_vectors, recomputes_x)
+
+
+def test_a_resumed_run_keeps_its_format(small: dict[str, Any], copied: Path, tmp_path: Path) -> None:
+    class Stopping(Reporter):
+        def end_epoch(self, metrics: EpochMetrics) -> None:
+            raise KeyboardInterrupt
+
+    own = {**small, "loss": "crd+kd", "epochs": 2, "teacher": copied, "view_seed": 8, "out": tmp_path / "run"}
+    with pytest.raises(KeyboardInterrupt):
+        train_student(StudentConfig.load(**own), Stopping())
+    assert 'store_format = "vectors"' in (tmp_path / "run" / "config.toml").read_text()
+    # With this limit a new run would store logits.
+    resumed = train_student(StudentConfig.load(**own, cache_limit=1, resume=True))
+    assert resumed.config.store_format == "vectors"
+    asked = StudentConfig.load(**own, store_format="logits", resume=True)
+    assert "--store-format: expected vectors, as in the run, got logits" in refusal(lambda: train_student(asked))
+
+
+def test_a_teacher_without_vectors_is_refused_before_anything_is_written(small: dict[str, Any], tmp_path: Path) -> None:
+    from kdcache import wrap_function
+
+    network = wrap_function(lambda images: images.mean((2, 3)), fingerprint="mean", num_classes=3, image_size=32)
+    assert "features of function:mean: expected a network of torch" in refusal(network.linear_head)
+
+
+def test_the_distances_of_vectors() -> None:
+    student, teacher = torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[6.0, 8.0], [0.0, 2.0]])
+    assert embed_loss(student, teacher).item() == pytest.approx(0.5)  # the same direction, and a right angle
+    assert embed_loss(student, teacher, "mse").item() == pytest.approx((9 + 16 + 1 + 4) / 4)
+    assert embed_loss(0.5 * student, teacher).item() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("loss", [rkd_loss, pkt_loss, cc_loss])
+def test_a_single_row_has_no_relation(loss: Any) -> None:
+    student = torch.tensor([[1.0, -2.0]], requires_grad=True)
+    value = loss(student, torch.tensor([[0.5, 3.0]]))
+    value.backward()
+    assert value.item() == pytest.approx(0, abs=1e-6)
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
