@@ -84,7 +84,8 @@ def require_package(what: str, package: str, extra: str) -> None:
     extra : str
         What installs it: ``pip install 'kdcache[EXTRA]'``.
     """
-    if find_spec(package) is None:
+    found = find_spec(package)
+    if found is None or found.origin is None:  # a folder of this name, such as ./datasets, is no package
         raise UsageError(problem(f"{what}: {package} is not installed", remedy=f"Run pip install 'kdcache[{extra}]'."))
 
 

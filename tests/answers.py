@@ -1,7 +1,9 @@
 """Teachers, stores and cached teachers for the tests, for random images."""
 
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
 from kdcache.answers.cached_teacher import CachedTeacher
@@ -16,7 +18,8 @@ from kdcache.datasets import Card, Dataset, Split
 from kdcache.run.find import stores_of
 from kdcache.run.folder import FinishedRun
 from kdcache.run.recorder import StudentRecorder
-from kdcache.run.statistics import StatisticsShape
+from kdcache.run.statistics import EpochStatistics, StatisticsShape
+from kdcache.run.statistics_store import StatisticsStore
 from kdcache.views import ViewPlan, Views
 from tests.stubs import stub
 
@@ -65,9 +68,21 @@ def stored(teacher: Path) -> Path:
     return Path(found[str(expected[0]), *expected[1:]].location.where)
 
 
+class LateStore:
+    """A statistics store that is created when an epoch is written, which takes longer than the few steps before."""
+
+    def __init__(self, *settings: Any) -> None:
+        self.settings = settings
+
+    def write(self, epoch: int, statistics: EpochStatistics) -> str:
+        return StatisticsStore(*self.settings).write(epoch, statistics)
+
+
 def recorder(where: Path, maker: Views, losses: tuple[str, ...], of: CachedTeacher | None) -> StudentRecorder:
     shape = StatisticsShape(maker.plan.samples, maker.plan.slots, len(maker.steps), losses)
-    return StudentRecorder(where, 1, shape, of, maker.device)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kdcache.run.recorder.StatisticsStore", LateStore)
+        return StudentRecorder(where, 1, shape, of, maker.device)
 
 
 def all_logits(of: CachedTeacher, epochs: int) -> dict[tuple[int, str, int], bytes]:

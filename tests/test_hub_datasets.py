@@ -16,7 +16,7 @@ from kdcache.cards import canonical
 from kdcache.config import TeacherConfig
 from kdcache.datasets import torchvision_sets
 from kdcache.datasets.fetch import fetch
-from kdcache.errors import KdcacheError
+from kdcache.errors import KdcacheError, require_package
 from kdcache.models.checkpoint import load as load_network
 from tests.samples import CLASSES, refusal
 
@@ -113,6 +113,12 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     message = refusal(lambda: datasets.read("hf:some/pictures"))
     assert message == "dataset hf:some/pictures: datasets is not installed. Run pip install 'kdcache[hf]'."
+
+
+def test_a_folder_of_the_same_name_is_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "some_library").mkdir()  # as ./datasets is, which holds what was downloaded
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "some_library is not installed" in refusal(lambda: require_package("this", "some_library", "hf"))
 
 
 def test_a_dataset_of_torchvision_is_read_from_its_files(tmp_path: Path) -> None:

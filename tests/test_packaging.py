@@ -80,6 +80,8 @@ SCRIPT = (
     "assert len(datasets.load('fashion-mini').train) == 6000\n"
     "assert shipped_teacher().is_file()\n"
     "assert StudentConfig.load('cifar100').epochs == 240\n"
+    "from kdcache.stages.demo import recorded_figures\n"
+    "assert len(recorded_figures()['seeds']) == 10\n"
     "print(kdcache.__file__)\n"
 )
 
