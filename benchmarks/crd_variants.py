@@ -40,7 +40,7 @@ class ExpectedContrast(ContrastMemory):
         return total
 
 
-@kdcache.register_loss("crd-expected", reads="features", weight=0.8)
+@kdcache.register_loss("crd-expected", reads="vectors", weight=0.8)
 class Expected(CRD):
     """CRD with the expectation over its negatives."""
 
@@ -53,27 +53,27 @@ class Expected(CRD):
 
     def forward(self, views: ViewOutputs) -> Tensor:
         """See `DistillLoss`."""
-        student = functional.normalize(self.student(views.student_features[-1]))
-        teacher = functional.normalize(self.teacher(views.teacher_features[-1]))
+        vectors = zip((self.student, self.teacher), views.vectors(), strict=True)
+        student, teacher = (functional.normalize(embedding(vector)) for embedding, vector in vectors)
         others = (views.labels[:, None] != self.labels).to(student.dtype)
         return self.memory.contrast(student, teacher, views.samples, others, self.number)
 
 
-@kdcache.register_loss("crd-256-negatives", reads="features", weight=0.8)
+@kdcache.register_loss("crd-256-negatives", reads="vectors", weight=0.8)
 class FewNegatives(Expected):
     """256 negatives."""
 
     number = 256
 
 
-@kdcache.register_loss("crd-temperature-0_2", reads="features", weight=0.8)
+@kdcache.register_loss("crd-temperature-0_2", reads="vectors", weight=0.8)
 class HigherTemperature(Expected):
     """A temperature of 0.2."""
 
     temperature = 0.2
 
 
-@kdcache.register_loss("crd-momentum-0", reads="features", weight=0.8)
+@kdcache.register_loss("crd-momentum-0", reads="vectors", weight=0.8)
 class NoMomentum(Expected):
     """Memories that hold the last embedding."""
 

@@ -23,7 +23,7 @@ from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.datasets import Split
 from kdcache.errors import KdcacheError
-from kdcache.losses import embed_loss
+from kdcache.losses import ViewOutputs, embed_loss
 from kdcache.losses.features import cc_loss, pkt_loss, rkd_loss
 from kdcache.models import Network
 from kdcache.report.progress import Reporter
@@ -36,6 +36,7 @@ from tests.processes import outcome
 from tests.samples import refusal
 from tests.stubs import stub
 from tests.test_pulled_answers import added_by_tests
+from tests.test_step import Bench
 
 CPU = Compute(torch.device("cpu"), "float32")
 NORMALIZATION = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
@@ -127,6 +128,22 @@ def test_a_second_student_asks_nothing_and_learns_what_it_would_online(
     assert online.summary["cache_hits"] == 0
     for line, other in zip(first.read_metrics(), online.read_metrics(), strict=True):
         assert line.loss_parts == pytest.approx(other.loss_parts, rel=2e-3)
+
+
+@pytest.mark.parametrize("more", [{}, {"separate_forwards": True}])
+def test_losses_read_both_networks_vectors_of_the_same_views(more: dict[str, Any], noise: Split) -> None:
+    bench = Bench(noise, loss="rkd", aug="cutmix-pick", **more)
+    seen: list[ViewOutputs] = []
+    bench.step.objective.register_forward_pre_hook(lambda _, given: seen.extend(given))
+    bench.step(bench.batch)
+    assert [len(views.samples) for views in seen] == [32, 32]
+    cached_teacher, student = bench.step.teacher, bench.student.linear_head()
+    assert isinstance(cached_teacher, CachedTeacher)
+    for views in seen:
+        own, taught = views.vectors()
+        torch.testing.assert_close(student(own), views.student, rtol=1e-4, atol=1e-5)
+        assert views.teacher is not None
+        assert cached_teacher.teacher.head(taught).equal(views.teacher)
 
 
 def test_what_is_stored_is_what_the_plan_counted(small: dict[str, Any], copied: Path, tmp_path: Path) -> None:
@@ -229,19 +246,22 @@ def test_auto_keeps_vectors_where_a_loss_reads_them_and_they_fit(
     assert (config.keeps_vectors, config.recomputes_x) == (keeps_vectors, recomputes_x)
 
 
-def test_a_resumed_run_keeps_its_format(small: dict[str, Any], copied: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_its_format(
+    small: dict[str, Any], copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Stopping(Reporter):
         def end_epoch(self, metrics: EpochMetrics) -> None:
             raise KeyboardInterrupt
 
-    own = {**small, "loss": "crd+kd", "epochs": 2, "teacher": copied, "view_seed": 8, "out": tmp_path / "run"}
+    monkeypatch.chdir(tmp_path)
+    own = {**small, "loss": "crd+kd", "epochs": 2, "teacher": copied, "view_seed": 8}
     with pytest.raises(KeyboardInterrupt):
-        train_student(StudentConfig.load(**own), Stopping())
-    assert 'store_format = "vectors"' in (tmp_path / "run" / "config.toml").read_text()
-    # With this limit a new run would store logits.
+        train_student(StudentConfig.load(**own, out="runs/one"), Stopping())
+    assert 'store_format = "vectors"' in Path("runs/one/config.toml").read_text()
+    # With this limit a new run would store logits. The run is found by its settings.
     resumed = train_student(StudentConfig.load(**own, cache_limit=1, resume=True))
-    assert resumed.config.store_format == "vectors"
-    asked = StudentConfig.load(**own, store_format="logits", resume=True)
+    assert (resumed.path, resumed.config.store_format) == (Path("runs/one"), "vectors")
+    asked = StudentConfig.load(**own, out="runs/one", store_format="logits", resume=True)
     assert "--store-format: expected vectors, as in the run, got logits" in refusal(lambda: train_student(asked))
 
 
