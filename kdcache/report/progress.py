@@ -203,9 +203,11 @@ def progress_bar(title: str, unit: str = "images", disable: bool = False) -> Ite
     callable
         Updates the bar; takes the number of finished items and the total.
     """
-    hidden = disable or not sys.stderr.isatty()
+    if disable or not sys.stderr.isatty():  # a disabled bar of rich before 14.3 prints an empty line
+        yield lambda done, total: None
+        return
     # What a command prints meanwhile stays on standard output: rich would move it above the bar.
-    with Progress(*columns(), console=Console(stderr=True), disable=hidden, redirect_stdout=False) as progress:
+    with Progress(*columns(), console=Console(stderr=True), redirect_stdout=False) as progress:
         task, time_left = progress.add_task(title, total=None, left=""), TimeLeft(0)
 
         def update(done: int, total: int) -> None:
