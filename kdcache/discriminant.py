@@ -91,12 +91,12 @@ def fit_head(network: Network, split: Split, compute: Compute) -> None:
         See `Network.linear_head` and `LinearDiscriminant.solve`.
     """
     head, teacher = network.to(compute.device).linear_head(), Teacher(network, compute)
+    if head.bias is None:
+        raise UsageError(problem(f"last layer of {network.name}", expected="one with a bias", got="none"))
     discriminant = LinearDiscriminant(network.num_classes, head.in_features)
     for samples in torch.arange(len(split)).split(IMAGES_AT_ONCE):
         discriminant.add(teacher.vectors(split.take(samples).to(compute.device)), split.labels[samples])
     weight, bias = discriminant.solve()
-    if head.bias is None:
-        raise UsageError(problem(f"last layer of {network.name}", expected="one with a bias", got="none"))
     with torch.no_grad():
         head.weight.copy_(weight)
         head.bias.copy_(bias)

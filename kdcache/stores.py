@@ -2,14 +2,12 @@
 
 from __future__ import annotations  # so that what is stored can be counted without torch
 
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdcache import distributed
 from kdcache.answers.encoding import make_encoding
 from kdcache.choices import PRECISIONS
 from kdcache.config import StudentConfig
@@ -34,14 +32,10 @@ __all__ = [
     "encoding_name",
     "encoding_of",
     "find_answers_of",
-    "fits_limit",
     "possible_encodings",
-    "settle_format",
     "stored_contents",
     "verify_store",
 ]
-
-log = logging.getLogger("kdcache")
 
 
 def encoding_of(config: StudentConfig, network: Network) -> AnswerEncoding:
@@ -83,38 +77,6 @@ def possible_encodings(config: StudentConfig) -> tuple[AnswerEncoding, AnswerEnc
         with suppress(UsageError):
             other = make_encoding(config.store_dtype, width=network.linear_head().in_features)
     return encoding, other
-
-
-def settle_format(config: StudentConfig, fits: Callable[[StudentConfig], bool]) -> StudentConfig:
-    """Decide what ``--store-format auto`` stores: vectors for a loss that reads them, if they fit, else logits.
-
-    Parameters
-    ----------
-    config : StudentConfig
-    fits : callable
-        Whether all of what a config keeps fits the limit.
-
-    Returns
-    -------
-    StudentConfig
-        With ``logits`` or ``vectors`` if the teacher has both and a loss reads vectors.
-    """
-    if config.store_format != "auto" or not config.needs_vectors:
-        return config
-    vectors = config.model_copy(update={"store_format": "vectors"})
-    if config.needs_mixed_vectors or config.answers is not None:
-        return vectors
-    if config.topk is None and config.cache != "off":
-        if fits(vectors):
-            return vectors
-        log.info("logits are stored, since vectors do not fit the limit: x goes through the teacher in every step")
-    return config.model_copy(update={"store_format": "logits"})
-
-
-def fits_limit(config: StudentConfig, data: Dataset, plan: ViewPlan, compute: Compute) -> bool:
-    """Whether all answers that a config keeps are stored or fit the limit, the same in all processes."""
-    space = find_answers_of(config, data, compute).space(config.cache_limit)
-    return distributed.broadcast(space.fits(plan, config.epochs))
 
 
 def encoding_name(config: StudentConfig) -> str:

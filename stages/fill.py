@@ -1,7 +1,6 @@
 """Precompute the teacher's logits for all views that a student will see, without a student."""
 
 import time
-from functools import partial
 from typing import NamedTuple
 
 from kdcache.answers import budget
@@ -10,7 +9,7 @@ from kdcache.errors import UsageError, problem
 from kdcache.report.progress import Reporter
 from kdcache.run.find import find_teacher
 from kdcache.setup import choose_compute, load_data, make_plan, with_epochs
-from kdcache.stores import find_answers_of, fits_limit, settle_format
+from kdcache.stores import find_answers_of
 from kdcache.teachers import open_cached_teacher
 from kdcache.views import Views
 
@@ -69,7 +68,6 @@ def precompute_answers(config: StudentConfig, reporter: Reporter | None = None) 
     config = with_epochs(config, len(data.train))
     plan = make_plan(config, data)
     views = Views(data.train, plan, config.batch_size, compute.device)
-    config = settle_format(config, partial(fits_limit, data=data, plan=plan, compute=compute))
     # Checked before a store is created.
     answers = find_answers_of(config, data, compute)
     budget.require_space(config.cache, plan, config.epochs, answers.space(config.cache_limit))

@@ -1,7 +1,6 @@
 """Stage two: train a student on the teacher's logits for exactly the views that it sees (Section 3.2)."""
 
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +23,6 @@ from kdcache.run.statistics import StatisticsShape
 from kdcache.run.writer import RunWriter
 from kdcache.selection import Candidates, score, select_all, select_top
 from kdcache.setup import choose_compute, initial_network, load_data, make_plan, with_epochs
-from kdcache.stores import fits_limit, settle_format
 from kdcache.teachers import open_teachers
 from kdcache.training import (
     FrozenRunningStats,
@@ -79,12 +77,13 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
         student = distributed.convert_sync_batchnorm(student, compute.device)
     check_forward_switches(config, student)
     check_labels(config, data)
+    if config.needs_vectors:
+        student.linear_head()  # refuses a student without vectors
     network = compute.compiled(WithFeatures(student)) if config.compile else WithFeatures(student)
 
     # The plan of every view that the epochs show, and the frozen teacher, behind the store of its logits.
     plan = make_plan(config, data)
     views = Views(data.train, plan, config.batch_size, compute.device)
-    config = settle_format(config, partial(fits_limit, data=data, plan=plan, compute=compute))
     teacher = open_teachers(config, data, views, compute, reporter.precomputed) if config.needs_teacher else None
 
     # The objective, with whatever layers its losses train, and the optimizer of all that is trained.

@@ -16,7 +16,7 @@ from kdcache.losses import balanced_class_weights, cross_entropy
 from kdcache.models import Network, build, checkpoint
 from kdcache.models.initial import start_from
 from kdcache.models.load import Found, find_network
-from kdcache.models.sources import SHIPPED, shipped_teacher
+from kdcache.models.sources import SHIPPED, locate_named, shipped_teacher
 from kdcache.optimization import Update
 from kdcache.report.progress import Reporter
 from kdcache.report.trackers import Tracked
@@ -183,6 +183,7 @@ def _find_backbone(weights: str, data: Dataset, model: str | None, others: tuple
     if any(option is not None for option in others):
         expected = "no --mean, --std, --weights-entry and --class-order"
         raise UsageError(problem("--fit-head", expected=expected, got="one of them"))
+    weights, model = locate_named(weights, model)
     path = shipped_teacher() if weights == SHIPPED else Path(weights)
     if checkpoint.is_kdcache_file(path):
         model = model or checkpoint.describe(path, checkpoint.metadata(path)).name

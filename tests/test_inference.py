@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute
 from kdcache.models import FeatureNet, Network, build
+from kdcache.models.external import FeatureExtractor
 from kdcache.models.inference import fuse_for_inference
 from kdcache.models.tracing import symbolic_trace
 
@@ -40,7 +42,8 @@ def views(count: int) -> Tensor:
     return torch.randint(0, 256, (count, 3, 32, 32), generator=torch.Generator().manual_seed(2)).byte()
 
 
-def test_networks_run_while_another_is_traced() -> None:
+@pytest.mark.parametrize("trace", [symbolic_trace, lambda body: FeatureExtractor(body, ())])
+def test_networks_run_while_another_is_traced(trace: Callable[[nn.Module], object]) -> None:
     traced, other = build("resnet20", num_classes=4, seed=0).body.eval(), nn.Linear(3, 2)
     expected, failures, stop = other(torch.ones(1, 3)), list[object](), threading.Event()
 
@@ -54,7 +57,7 @@ def test_networks_run_while_another_is_traced() -> None:
     called_before = nn.Module.__call__
     threads = [
         threading.Thread(target=run),
-        *(threading.Thread(target=symbolic_trace, args=[traced]) for _ in range(3)),
+        *(threading.Thread(target=trace, args=[traced]) for _ in range(3)),
     ]
     for thread in threads:
         thread.start()

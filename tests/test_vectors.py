@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from kdcache.stages import precompute_answers, train_student
 from torch import Tensor, nn
 
+from kdcache import wrap_function
 from kdcache.answers.cached_teacher import CachedTeacher
 from kdcache.answers.encoding import Vectors
 from kdcache.answers.head import LinearHead, read_head, write_head
@@ -23,14 +24,13 @@ from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.datasets import Split
 from kdcache.errors import KdcacheError
+from kdcache.extensions import trust
 from kdcache.losses import ViewOutputs, embed_loss
 from kdcache.losses.features import cc_loss, pkt_loss, rkd_loss
 from kdcache.models import Network
-from kdcache.report.progress import Reporter
 from kdcache.run.answers import push_answers
 from kdcache.run.find import stores_of
-from kdcache.run.folder import EpochMetrics, FinishedRun
-from kdcache.stores import settle_format
+from kdcache.run.folder import FinishedRun
 from tests import answers
 from tests.processes import outcome
 from tests.samples import refusal
@@ -54,6 +54,10 @@ def network(*last: nn.Module) -> Network:
             *(last or (nn.Linear(5, 4),)),
         )
         return Network(nn.Sequential(*layers), name="own", num_classes=4, image_size=32, **NORMALIZATION)
+
+
+def without_vectors(num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, num_classes), nn.LogSoftmax(1))
 
 
 def error_bound(head: LinearHead, vectors: Tensor) -> Tensor:
@@ -97,9 +101,9 @@ def test_logits_follow_from_vectors_in_whichever_batch(build: Any, noise: Split)
 
 def test_logits_that_are_no_linear_function_of_a_vector_are_refused() -> None:
     linear = nn.Linear(5, 4)
-    for last in ((linear, nn.LogSoftmax(1)), (linear, nn.Identity(), nn.Hardtanh(-1e-3, 1e-3))):
+    for last in ((linear, nn.LogSoftmax(1)), (linear, nn.Hardtanh(-9, 9)), (linear, nn.Linear(4, 4), nn.ReLU())):
         assert "logits of own: expected a linear layer of a vector" in refusal(network(*last).linear_head)
-    assert network(nn.Dropout(0.5), linear).linear_head() is linear
+    assert network(nn.Dropout(0.5), linear, nn.Identity()).linear_head() is linear
 
 
 VECTOR_LOSSES = [("crd+kd", "cutmix-pick"), ("rkd", "cutmix"), ("embed+pkt+cc+kd", "standard")]
@@ -191,6 +195,11 @@ def test_pulled_vectors_train_without_the_teacher(small: dict[str, Any], copied:
     student = train_student(StudentConfig.load(**own, answers=str(tmp_path / "answers"), out=tmp_path / "pulled"))
     assert outcome(student.path)["network"] == outcome(expected.path)["network"]
     assert student.summary["teacher_forwards"] == 0
+    shutil.rmtree(Path(store.location.where) / "head")
+    with pytest.raises(KdcacheError, match="expected the last layer of the teacher, got a part or nothing"):
+        push_answers(run, store, str(tmp_path / "again"))
+    verified = CliRunner().invoke(cli, ["cache", "verify", str(copied), "--store", Path(store.location.where).name])
+    assert verified.exit_code == 1
     shutil.rmtree(tmp_path / "answers" / "head")
     with pytest.raises(KdcacheError, match=r"head/.*zarr\.json"):
         train_student(StudentConfig.load(**own, answers=str(tmp_path / "answers"), out=tmp_path / "damaged"))
@@ -222,54 +231,65 @@ def test_formats_that_do_not_fit_are_refused(chosen: dict[str, Any], part: str) 
 
 
 @pytest.mark.parametrize(
-    ("chosen", "fit", "keeps_vectors", "recomputes_x"),
+    ("chosen", "keeps_vectors", "recomputes_x"),
     [
-        ({"loss": "kd"}, True, False, False),
-        ({"loss": "crd+kd", "aug": "cutmix"}, True, True, False),
-        ({"loss": "crd+kd", "aug": "cutmix"}, False, False, True),
-        ({"loss": "crd+kd", "aug": "cutmix", "cache": "off"}, True, False, True),
-        ({"loss": "crd+kd", "aug": "cutmix", "store_format": "logits"}, True, False, True),
-        ({"loss": "crd+kd", "aug": "cutmix", "store_format": "vectors"}, False, True, False),
-        ({"loss": "crd+kd", "aug": "cutmix", "answers": "a"}, False, True, False),
-        ({"loss": "crd+kd", "topk": 2}, True, False, True),
-        ({"loss": "rkd", "aug": "cutmix"}, False, True, False),
-        ({"loss": "rkd", "aug": "cutmix", "cache": "off"}, False, True, False),
-        ({"loss": "rkd", "aug": "standard"}, False, False, True),
-        ({"loss": "at+rkd"}, True, True, True),
-        ({"loss": "kd", "store_format": "vectors"}, False, True, False),
+        ({"loss": "kd"}, False, False),
+        ({"loss": "crd+kd", "aug": "cutmix"}, True, False),
+        ({"loss": "crd+kd", "aug": "cutmix", "cache": "off"}, True, False),
+        ({"loss": "crd+kd", "aug": "cutmix", "store_format": "logits"}, False, True),
+        ({"loss": "crd+kd", "aug": "cutmix", "answers": "a"}, True, False),
+        ({"loss": "crd+kd", "topk": 2}, False, True),
+        ({"loss": "at+rkd"}, True, True),
+        ({"loss": "kd", "store_format": "vectors"}, True, False),
     ],
 )
-def test_auto_keeps_vectors_where_a_loss_reads_them_and_they_fit(
-    chosen: dict[str, Any], fit: bool, keeps_vectors: bool, recomputes_x: bool
+def test_auto_keeps_vectors_where_a_loss_reads_them(
+    chosen: dict[str, Any], keeps_vectors: bool, recomputes_x: bool
 ) -> None:
-    config = settle_format(StudentConfig.load(**chosen), lambda _: fit)
+    config = StudentConfig.load(**chosen)
     assert (config.keeps_vectors, config.recomputes_x) == (keeps_vectors, recomputes_x)
 
 
-def test_a_resumed_run_keeps_its_format(
-    small: dict[str, Any], copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("more", [{"cache": "off"}, {"cache_limit": 1}, {"cache": "standard"}])
+def test_what_is_kept_does_not_change_the_student(
+    more: dict[str, Any], small: dict[str, Any], copied: Path, tmp_path: Path
 ) -> None:
-    class Stopping(Reporter):
-        def end_epoch(self, metrics: EpochMetrics) -> None:
-            raise KeyboardInterrupt
-
-    monkeypatch.chdir(tmp_path)
-    own = {**small, "loss": "crd+kd", "epochs": 2, "teacher": copied, "view_seed": 8}
-    with pytest.raises(KeyboardInterrupt):
-        train_student(StudentConfig.load(**own, out="runs/one"), Stopping())
-    assert 'store_format = "vectors"' in Path("runs/one/config.toml").read_text()
-    # With this limit a new run would store logits. The run is found by its settings.
-    resumed = train_student(StudentConfig.load(**own, cache_limit=1, resume=True))
-    assert (resumed.path, resumed.config.store_format) == (Path("runs/one"), "vectors")
-    asked = StudentConfig.load(**own, out="runs/one", store_format="logits", resume=True)
-    assert "--store-format: expected vectors, as in the run, got logits" in refusal(lambda: train_student(asked))
+    own = {**small, "loss": "crd+kd", "aug": "cutmix", "teacher": copied, "view_seed": 21}
+    kept, other = (
+        train_student(StudentConfig.load(**own, **extra, out=tmp_path / name))
+        for name, extra in (("kept", {}), ("other", more))
+    )
+    assert outcome(other.path)["network"] == outcome(kept.path)["network"]
 
 
-def test_a_teacher_without_vectors_is_refused_before_anything_is_written(small: dict[str, Any], tmp_path: Path) -> None:
-    from kdcache import wrap_function
+def test_networks_without_vectors_are_refused_before_anything_is_written(
+    small: dict[str, Any], copied: Path, tmp_path: Path
+) -> None:
+    function = wrap_function(lambda images: images.mean((2, 3)), fingerprint="mean", num_classes=3, image_size=32)
+    assert "features of function:mean: expected a network of torch" in refusal(function.linear_head)
+    before = {store.location.where for store in stores_of(copied).open()}
+    model = "python:tests.test_vectors:without_vectors"
+    trust(model)
+    own = {
+        **small,
+        "loss": "embed",
+        "teacher": copied,
+        "model": model,
+        "out": tmp_path / "run",
+        "store_dtype": "float32",
+    }
+    assert "expected a linear layer of a vector" in refusal(lambda: train_student(StudentConfig.load(**own)))
+    assert not (tmp_path / "run").exists()
+    assert {store.location.where for store in stores_of(copied).open()} == before
 
-    network = wrap_function(lambda images: images.mean((2, 3)), fingerprint="mean", num_classes=3, image_size=32)
-    assert "features of function:mean: expected a network of torch" in refusal(network.linear_head)
+
+def test_other_modules_keep_their_mode() -> None:
+    own = network(nn.BatchNorm1d(5), nn.Linear(5, 4)).train()
+    (norm,) = (module for module in own.modules() if isinstance(module, nn.BatchNorm1d))
+    norm.eval()
+    own.linear_head()
+    own.feature_shapes()
+    assert (own.training, norm.training) == (True, False)
 
 
 def test_the_distances_of_vectors() -> None:

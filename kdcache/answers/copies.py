@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from kdcache.answers.card import CARD, AnswerCard, StoredFile
 from kdcache.answers.card_store import CardStore
 from kdcache.answers.durable_store import ROOT_KEY
+from kdcache.answers.head import read_head
 from kdcache.answers.location import StoreLocation
 from kdcache.answers.store import AnswerStore
 from kdcache.answers.table import Table
@@ -57,7 +58,10 @@ def describe_files(store: AnswerStore, tables: Sequence[str]) -> dict[str, Store
     found, location = {}, store.location
     present = set(location.list_keys())
     top, chosen = {key.split("/")[0] for key in present}, [store.table(path) for path in tables]
-    chosen += [one for one in (store.images, store.head) if one is not None and one.name in top and _is_complete(one)]
+    chosen += [store.images] if store.images.name in top and _is_complete(store.images) else []
+    if store.head is not None:
+        read_head(store)  # without which the logits are unknown
+        chosen.append(store.head)
     groups = {ROOT_KEY} | {f"{group}/{ROOT_KEY}" for table in chosen for group in _groups(table.name)}
     keys = groups.union(*map(_keys, chosen)) & present
     for key in sorted(keys):

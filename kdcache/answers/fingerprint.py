@@ -52,8 +52,14 @@ def require_same_fingerprint(
     if not differing:
         return
     before, now = stored_settings or {}, settings or {}
+    remedies = {"dtype": f"Choose it with --store-format, --store-dtype and --topk. {remedy}"}
     lines = [
-        problem(f"store {where}: {name}", expected=expected.get(name), got=stored.get(name), remedy=remedy)
+        problem(
+            f"store {where}: {name}",
+            expected=expected.get(name),
+            got=stored.get(name),
+            remedy=remedies.get(name, remedy),
+        )
         for name in sorted(differing)
     ]
     lines += [

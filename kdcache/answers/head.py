@@ -64,7 +64,10 @@ def read_head(store: AnswerStore) -> nn.Linear:
     chunks = [columns for chunk in range(len(store.head.chunks)) if (columns := store.head.read(chunk)) is not None]
     if len(chunks) < len(store.head.chunks):
         what = f"table {HEAD} of the store {store.location.where}"
-        raise KdcacheError(problem(what, expected="the last layer of the teacher", got="a part or nothing"))
+        remedy = "'kdcache cache fill' with the same options writes it again."
+        raise KdcacheError(
+            problem(what, expected="the last layer of the teacher", got="a part or nothing", remedy=remedy)
+        )
     weight, bias = (torch.cat([columns[name] for columns in chunks]) for name in (WEIGHT, BIAS))
     layer = nn.Linear(weight.shape[1], len(weight))
     layer.weight.data, layer.bias.data = weight, bias[:, 0]

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from kdcache.answers.cached_teacher import CachedTeacher
 from kdcache.answers.encoding import DEFAULT_ENCODING, AnswerEncoding, require_finite
+from kdcache.answers.head import read_head
 from kdcache.answers.store import CLEAN, AnswerStore, ReplayTableName
 from kdcache.answers.teacher import Teacher
 from kdcache.config.augs import parse_mix
@@ -76,6 +77,8 @@ def verify(
     ------
     TableCheck
     """
+    if store.head is not None:
+        read_head(store)  # raises if it is damaged
     tables = _of_current_code(store.table_paths(), split.image_size)
     # The sample consists of blocks of neighboring rows, each of which is one forward.
     chunks = store.table(CLEAN).chunks  # the same in all tables

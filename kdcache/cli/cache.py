@@ -11,7 +11,6 @@ from kdcache.config import StudentConfig
 from kdcache.errors import KdcacheError, UsageError, printable, problem
 
 if TYPE_CHECKING:
-    from kdcache.answers.space import StoreContents
     from kdcache.answers.teacher_stores import FoundStores
 
 __all__ = ["cache"]
@@ -66,7 +65,7 @@ def plan_(config: StudentConfig, students: int) -> None:
     from kdcache.run.find import find_teacher_run, stores_of
     from kdcache.run.folder import newest_finished_run
     from kdcache.setup import data_size, make_plan_for_size, seen_by, with_epochs
-    from kdcache.stores import possible_encodings, settle_format, stored_contents
+    from kdcache.stores import possible_encodings, stored_contents
 
     if config.further_teachers:
         expected, remedy = "one, since each has a store of its own", "Run it for each of them."
@@ -81,14 +80,8 @@ def plan_(config: StudentConfig, students: int) -> None:
     config = config.model_copy(update={"teacher": run.path if run else None})
     plan = make_plan_for_size(config, size.samples, seen_by(config.teacher, size.card))
 
-    if run is None and config.store_format == "auto" and not config.needs_mixed_vectors:  # their length is unknown
-        config = config.model_copy(update={"store_format": "logits"})
-
-    def contents(config: StudentConfig) -> "StoreContents":
-        return stored_contents(config, size, plan, possible_encodings(config)[0])
-
-    config = settle_format(config, lambda chosen: contents(chosen).fits(plan, chosen.epochs))
-    (encoding, other), space = possible_encodings(config), contents(config)
+    encoding, other = possible_encodings(config)
+    space = stored_contents(config, size, plan, encoding)
     costs = compare_caches(plan, config.epochs, space, config.recomputes_x)
     show(costs_table(costs, students))
     error = None

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, ByteSize, ValidationInfo, field_validator
 
@@ -139,8 +139,7 @@ class StudentSettings(TrainingConfig):
         "cache",
         "auto",
         "What is stored of a view: the teacher's logits, or the vector that its last layer reads, from which they "
-        "follow. With vectors, losses that read them need no teacher forward. auto: vectors with such a loss, if all "
-        "fit the limit.",
+        "follow. With vectors, losses that read them need no teacher forward. auto: vectors with such a loss.",
         validate_default=True,
     )
 
@@ -353,15 +352,10 @@ class StudentSettings(TrainingConfig):
         if loss is None or aug is None or not is_trusted(loss):  # they have problems of their own
             return store_format
         on_mixed = [name for name in loss_weights(loss, alpha=0.9) if _reads_vectors_of_mixed(name)]
-        if on_mixed and augmentation_of(aug).mixes and (store_format == "logits" or topk is not None):
+        if on_mixed and augmentation_of(aug).mixes and not _keeps_vectors(store_format, topk, True):
             remedy = "Leave --topk out." if topk is not None else None
             raise Invalid(f"vectors with --loss {on_mixed[0]}, which reads the teacher's vectors of x'", remedy)
         return store_format
-
-    def completed_as(self, run: Self) -> Self:
-        """See `TrainingConfig.completed_as`; ``auto`` stores what the run stores."""
-        config = super().completed_as(run)
-        return config.model_copy(update={"store_format": run.store_format}) if self.store_format == "auto" else config
 
     @property
     def augmentation(self) -> Augmentation:
@@ -397,14 +391,9 @@ class StudentSettings(TrainingConfig):
         return any(LOSSES[name].vectors for name in self.loss_weights)
 
     @property
-    def needs_mixed_vectors(self) -> bool:
-        """Whether a loss reads the vectors of x', which are known only if vectors are stored or could be."""
-        return bool(self.augmentation.mixes) and any(map(_reads_vectors_of_mixed, self.loss_weights))
-
-    @property
     def keeps_vectors(self) -> bool:
-        """Whether the teacher's vectors are stored, and not its logits; see `kdcache.stores.settle_format`."""
-        return self.store_format == "vectors" or (self.store_format == "auto" and self.needs_mixed_vectors)
+        """Whether the teacher's vectors are stored, and not its logits."""
+        return _keeps_vectors(self.store_format, self.topk, self.needs_vectors)
 
     @property
     def recomputes_x(self) -> bool:
@@ -430,6 +419,11 @@ def augmentation_of(aug: str) -> Augmentation:
 def _pairs(loss: str) -> bool:
     """Whether a sum has a loss on pairs of x and x'."""
     return any(LOSSES[name].acts_on == "pairs" for name in loss_weights(loss, alpha=0.9))
+
+
+def _keeps_vectors(store_format: str, topk: int | None, needed: bool) -> bool:
+    """Whether vectors are stored; with ``auto``, if they are needed and not all logits are dropped but a few."""
+    return store_format == "vectors" or (store_format == "auto" and needed and topk is None)
 
 
 def _reads_vectors_of_mixed(name: str) -> bool:

@@ -378,8 +378,8 @@ class TrainingConfig(OptimizationConfig):
         flag = f"--{name.replace('_', '-')}" if field is None else flag_of(name, field)
         return " ".join([flag, *([".".join(keys)] if keys else [])])
 
-    def completed_as(self, run: Self) -> Self:
-        """Complete what a run has settled: as many steps take as many epochs on the same images."""
+    def lasting_as(self, run: Self) -> Self:
+        """Complete settings of as many steps as a run has: on the same images, they take as many epochs."""
         return self if self.steps is None or self.length != run.length else self.lasting(run.epochs)
 
     def differences(self, run: Self, moved: bool = False) -> list[str]:

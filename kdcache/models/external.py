@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from kdcache.errors import UsageError, first_line, problem
 from kdcache.extensions import call
 from kdcache.models.onnx_body import build_onnx_body
-from kdcache.models.tracing import TRACING
+from kdcache.models.tracing import tracing_names
 
 __all__ = [
     "SOURCES",
@@ -151,6 +151,8 @@ class FeatureExtractor:
     Attributes
     ----------
     last_linear : Linear
+    ends_linear : bool
+        Whether it computes the logits of the vector.
 
     Raises
     ------
@@ -163,7 +165,7 @@ class FeatureExtractor:
 
         linear = [name for name, module in body.named_modules() if isinstance(module, nn.Linear)]
         try:
-            with TRACING:
+            with tracing_names():
                 nodes = get_graph_node_names(body)[1]
         except Exception as error:  # torch.fx fails in many ways
             raise UsageError(problem("--features: could not trace the network", got=first_line(error))) from error
@@ -180,12 +182,23 @@ class FeatureExtractor:
         vector = nodes[nodes.index(linear[-1]) - 1]
         self.last_linear: nn.Linear = body.get_submodule(linear[-1])  # type: ignore[assignment]
         self._names = (*names, vector)
-        with TRACING:
+        with tracing_names():
             self._traced = create_feature_extractor(body, return_nodes=[*dict.fromkeys((*self._names, nodes[-1]))])
         self._logits = nodes[-1]
+        self.ends_linear = _ends_linear(self._traced.eval_graph, linear[-1], vector, nodes[-1])
 
     def __call__(self, images: Tensor, training: bool) -> tuple[Tensor, list[Tensor]]:
         """Compute logits (B, C) and features of normalized images; the last feature is flattened to (B, D)."""
         outputs = self._traced.train(training)(images)
         features = [outputs[name] for name in self._names]
         return outputs[self._logits], [*features[:-1], features[-1].flatten(1)]
+
+
+def _ends_linear(graph: fx.Graph, linear: str, vector: str, logits: str) -> bool:
+    """Whether the last step of a network is a linear layer on the vector; dropout and the like change nothing."""
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    node, ends = output.args[0][logits], output.args[0]
+    modules = dict(graph.owning_module.named_modules()) if graph.owning_module is not None else {}
+    while node.op == "call_module" and isinstance(modules.get(str(node.target)), nn.Identity | nn.Dropout | nn.Flatten):
+        node = node.args[0]
+    return bool(node.op == "call_module" and node.target == linear and node.args[0] is ends[vector])

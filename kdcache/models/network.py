@@ -1,5 +1,8 @@
 """A network for pixel values: its body, and the normalization that belongs to it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -136,13 +139,13 @@ class Network(nn.Module):
             return self.body.head
         self.check_features()
         assert self._extractor is not None
-        head, was_training = self._extractor.last_linear, self.training
-        self.eval()
+        head = self._extractor.last_linear
         ramp = torch.linspace(0, 255, 3 * self.image_size**2, device=self.scale.device)
         images = torch.stack([ramp, ramp.flip(0)]).view(2, 3, self.image_size, self.image_size)
-        logits, (*_, vectors) = self.with_features(images)
-        self.train(was_training)
-        if vectors.shape[1:] != (head.in_features,) or not head(vectors).allclose(logits, rtol=1e-4, atol=1e-5):
+        with self._evaluating():
+            logits, (*_, vectors) = self.with_features(images)
+        is_vector = vectors.shape[1:] == (head.in_features,)
+        if not (is_vector and self._extractor.ends_linear and head(vectors).allclose(logits, rtol=1e-4, atol=1e-5)):
             what = f"logits of {self.name}"
             raise UsageError(problem(what, expected="a linear layer of a vector for each image", got="another layer"))
         return head
@@ -150,12 +153,20 @@ class Network(nn.Module):
     @torch.no_grad()
     def feature_shapes(self) -> tuple[tuple[int, ...], ...]:
         """Shapes of the features of one image, without the batch dimension. The network is not changed."""
-        was_training = self.training
-        self.eval()
         image = torch.zeros(1, 3, self.image_size, self.image_size, device=self.scale.device)
-        shapes = tuple(tuple(feature.shape[1:]) for feature in self.features(image))
-        self.train(was_training)
-        return shapes
+        with self._evaluating():
+            return tuple(tuple(feature.shape[1:]) for feature in self.features(image))
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Context in evaluation mode; afterwards each module has its own mode again."""
+        modes = {module: module.training for module in self.modules()}
+        self.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
 
     def check_features(self) -> None:
         """Check that the named features exist.
@@ -168,7 +179,8 @@ class Network(nn.Module):
         if not self.is_native:
             raise UsageError(problem(f"features of {self.name}", expected="a network of torch", got="another"))
         if self._extractor is None and not isinstance(self.body, FeatureNet):
-            self._extractor = FeatureExtractor(self.body, self.feature_names)
+            with self._evaluating():
+                self._extractor = FeatureExtractor(self.body, self.feature_names)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute logits.

@@ -53,7 +53,7 @@ def _resolve(config: Config) -> tuple[Config, FinishedRun | None]:
             log.info("%s is an unfinished run with these settings, which --resume resumes", unfinished.path)
         return config.model_copy(update={"resume": False}), None
     recorded = _config_of(folder, type(config))
-    config = config.completed_as(recorded)
+    config = config.lasting_as(recorded)
     if problems := config.differences(recorded, moved=config.out is not None):
         raise UsageError(*(f"could not resume {folder.path}: {line}" for line in problems))
     update: dict[str, Any] = {"out": folder.path}
@@ -85,7 +85,7 @@ def _to_resume(config: TrainingConfig) -> RunFolder | None:
         with suppress(KdcacheError):
             recorded = _config_of(folder, type(config))
             same = recorded.length == config.length and _teachers_of(config) in ((), _teachers_of(recorded))
-            unequal = config.completed_as(recorded).differences(recorded)
+            unequal = config.lasting_as(recorded).differences(recorded)
             if not folder.is_finished and same and not unequal and not folder.in_use():
                 return folder
     return None

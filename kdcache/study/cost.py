@@ -36,8 +36,8 @@ class StudyCost:
     uncached : int
         Teacher forwards of all runs without a store.
     without_store : int
-        Teacher forwards, among `uncached`, of students that cannot use a store, since their losses read the teacher's
-        features, or may not use one.
+        Teacher forwards, among `uncached`, of students that may not use a store, or whose losses read the teacher's
+        features or vectors: an upper limit, since vectors that fit are stored.
     shared : StoreUse
         Of the other students, if the stores hold everything.
     limited : StoreUse
@@ -78,9 +78,9 @@ def _size_of_own(config: TrainingConfig) -> DataSize:
 def uses_store(run: PlannedRun) -> bool:
     """Tell whether a student with a teacher can use a store."""
     config = run.config
-    if not isinstance(config, StudentConfig) or config.needs_features or config.cache == "off":
+    if not isinstance(config, StudentConfig) or config.cache == "off":
         return False
-    return config.keeps_vectors or not config.needs_vectors  # else the space at hand decides, see `settle_format`
+    return not config.needs_features and (config.store_format == "vectors" or not config.needs_vectors)
 
 
 def run_forwards(run: PlannedRun) -> int:

@@ -91,7 +91,7 @@ class PlannedRun:
         )
         if self.command == "teacher-load":
             names &= {*TeacherConfig.USED_WHEN_LOADING}
-        planned = self.config.completed_as(existing)
+        planned = self.config.lasting_as(existing)
         return [
             problem(f"{self.path}: {name}", expected=f"{getattr(planned, name)}, as planned", got=found)
             for name in sorted(names)
