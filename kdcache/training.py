@@ -315,13 +315,17 @@ class WithFeatures(nn.Module):
         return torch.cat(logits), torch.cat([features[-1] for features in found]), found[0]
 
 
-def check_forward_switches(config: StudentConfig, student: nn.Module) -> None:
+def check_forward_switches(config: StudentConfig, student: Network) -> None:
     """Refuse switches of the student's forwards that have no effect without batch norm, or leave it a single row.
+
+    And a student without vectors, if a loss reads them.
 
     Raises
     ------
     UsageError
     """
+    if config.needs_vectors:
+        student.linear_head()
     norms = [module for module in student.modules() if isinstance(module, _BatchNorm)]
     tracked = any(norm.track_running_stats for norm in norms)
     for name, has_effect in (("separate_forwards", bool(norms)), ("scoring_updates_stats", tracked)):

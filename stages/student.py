@@ -77,8 +77,6 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
         student = distributed.convert_sync_batchnorm(student, compute.device)
     check_forward_switches(config, student)
     check_labels(config, data)
-    if config.needs_vectors:
-        student.linear_head()  # refuses a student without vectors
     network = compute.compiled(WithFeatures(student)) if config.compile else WithFeatures(student)
 
     # The plan of every view that the epochs show, and the frozen teacher, behind the store of its logits.
@@ -156,10 +154,9 @@ class StudentStep:
         config, size = self.config, len(batch)
 
         # The teacher's logits for x and for every candidate: from the store, or from one forward pass of the teacher.
-        # A loss may also read the vectors from which they follow, and the features of x.
-        teacher_logits, teacher_vectors, teacher_features = None, None, ()
-        if self.teacher is not None:
-            teacher_logits, teacher_vectors, teacher_features = self.teacher.outputs(batch, config.recomputes_x)
+        # A loss may also read its vectors or features.
+        outputs = None if self.teacher is None else self.teacher.outputs(batch, config.recomputes_x)
+        teacher_logits, teacher_vectors, teacher_features = outputs or (None, None, ())
 
         # Score the candidates, and pick those that the student is trained on: without a criterion, all of them.
         candidates = self._candidates(batch, teacher_logits)
@@ -225,7 +222,7 @@ class StudentStep:
 
         # Update the student, and the layers that losses train, by the sum, in which a loss may still be warming up.
         # Only the graph needs the features now.
-        del features, vectors, teacher_features, x, mixed
+        del features, vectors, outputs, teacher_features, x, mixed
         loss = self.total_loss(losses, batch.epoch)
         self.update(loss)
 
