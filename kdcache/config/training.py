@@ -366,10 +366,10 @@ class TrainingConfig(OptimizationConfig):
 
     @classmethod
     def _origin(
-        cls, loc: Sequence[str | int], layers: Mapping[str, Mapping[str, Any]], options: Mapping[str, Any]
+        cls, where: Sequence[str | int], layers: Mapping[str, Mapping[str, Any]], options: Mapping[str, Any]
     ) -> str:
         """Name a setting by the option or the file that gave it."""
-        name, *keys = map(str, loc)
+        name, *keys = loc = [key for key in where if isinstance(key, str)]  # an item of a list is named by its value
         if not _holds(options, loc):
             for file, settings in reversed([*layers.items()]):
                 if _holds(settings, loc):
