@@ -18,7 +18,8 @@ import torch
 from kdcache.stages.teacher import load_teacher
 from PIL import Image
 
-from kdcache import __version__, setup, training
+from kdcache import __version__, setup
+from kdcache.accuracy import evaluate
 from kdcache.analysis import cost
 from kdcache.choices import EXPORT_FORMATS
 from kdcache.cli import cli
@@ -104,7 +105,7 @@ def test_an_exported_network_predicts_the_same_classes(format: str, mini_run: Pa
     with torch.inference_mode():
         assert probabilities.argmax(1).equal(network(images).argmax(1))
     split = type(data.test)(images, labels)
-    accuracy = training.evaluate(network, split, Compute(torch.device("cpu"), "float32"))
+    accuracy = evaluate(network, split, Compute(torch.device("cpu"), "float32"))
     assert 100 * (probabilities.argmax(1) == labels).double().mean().item() == pytest.approx(accuracy.top1)
 
 

@@ -13,6 +13,7 @@ from kdcache.stages import student as student_stage
 from torch import Tensor
 
 from kdcache import training
+from kdcache.accuracy import evaluate
 from kdcache.answers.view_index import CropFlipLookup
 from kdcache.choices import AUGMENTATIONS, CRITERIA, LOSSES, MIXES
 from kdcache.compute import Compute, Stopwatch, to_device
@@ -154,7 +155,7 @@ def test_evaluation_copies_its_sums_once(device: FakeCuda, noise: Split) -> None
         network = stub(0).to(CUDA)
         device.copies.clear()
         with device.reading():
-            training.evaluate(network, noise, COMPUTE, batch_size=40)
+            evaluate(network, noise, COMPUTE, batch_size=40)
     assert device.reads == 1
     assert len(device.copies) == 2 * 4  # images and labels
     assert all(copy.non_blocking and copy.pinned for copy in device.copies)
