@@ -80,7 +80,7 @@ class LayeredConfig(BaseModel):
         layers, problems = cls._read_files(file, options)
         try:
             config = cls(**cls.combined([*layers.values(), options]))
-            config._downloadable = cls.DOWNLOADED & options.keys()
+            config._downloadable = cls.DOWNLOADED.intersection(options)
         except ValidationError as error:
             for detail in error.errors():
                 problems.append(setting_problem(cls._origin(detail["loc"], layers, options), detail))
