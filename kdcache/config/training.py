@@ -48,7 +48,7 @@ Precision = Annotated[str, AfterValidator(Choice(("auto", *PRECISIONS)))]
 class TrainingConfig(OptimizationConfig):
     """The settings of every training. Frozen; unknown keys are refused."""
 
-    CODE = ("dataset", "model")
+    CODE: ClassVar[tuple[str, ...]] = ("dataset", "model")
     NOT_RECORDED = frozenset({"out", "overwrite", "download", "resume", "checkpoint_minutes"})
     CLI_ONLY = frozenset({"out", "overwrite", "download"})
     DOWNLOADED = frozenset({"init"})
@@ -227,7 +227,7 @@ class TrainingConfig(OptimizationConfig):
         return (epoch + 1) % self.evaluate_every == 0 or epoch + 1 == self.epochs
 
     @classmethod
-    def _preset(cls, given: Mapping[str, Any]) -> str:
+    def _preset(cls, given: Mapping[str, Any]) -> str | None:
         card = CARDS.get(str(given.get("dataset", cls.model_fields["dataset"].default)))
         return card.preset if card else PICTURES
 
