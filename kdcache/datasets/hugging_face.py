@@ -174,10 +174,9 @@ def open_splits(name: str, root: Path) -> dict[Any, Any]:
         return dict(library.load_dataset(str(folder.absolute()), parts.config))
     except Exception as error:  # the readers of each format have their own
         expected = "Parquet files or others that load_dataset reads"
-        remedy = None if parts.is_local else f"Delete {folder} and run 'kdcache data fetch {name}'."
-        raise UsageError(
-            problem(f"could not read {name}", expected=expected, got=first_line(error), remedy=remedy)
-        ) from error
+        again = None if parts.is_local else f"Delete {folder} and run 'kdcache data fetch {name}'."
+        message = problem(f"could not read {name}", expected=expected, got=first_line(error), remedy=again)
+        raise UsageError(message) from error
 
 
 def _find(splits: Iterable[str], names: Sequence[str]) -> str | None:
