@@ -119,7 +119,7 @@ class OurSteps:
         with ExitStack() as stack:
             seconds: Counter[str] = Counter()
             for part, owner, method in (
-                ("teacher's logits", step, "_ask_teacher"),
+                ("teacher's logits", step.teacher, "outputs"),
                 ("forward", self.student, "forward"),
                 ("losses", step.objective, "forward"),
                 ("backward", Tensor, "backward"),
