@@ -16,9 +16,9 @@ from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 
 from kdcache import models
+from kdcache.accuracy import evaluate
 from kdcache.compute import Compute, Stopwatch
 from kdcache.run.checkpoint import TrainingState
-from kdcache.training import evaluate
 
 if TYPE_CHECKING:
     from gpu import Sizes
