@@ -292,6 +292,7 @@ def test_commands_are_told_where_a_dataset_is_and_compare_its_images(
     small: Settings, moved: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pictures = Path(str(small["dataset"]).removeprefix("folder:"))
+    teacher = shutil.copytree(teacher, tmp_path / "teacher", ignore=shutil.ignore_patterns("answers"))
     student = train_student(StudentConfig.load(**small, teacher=teacher, aug="cutmix", out=tmp_path / "run")).path
     os.rename(pictures, tmp_path / "gone")
     try:
