@@ -19,6 +19,7 @@ __all__ = [
     "abbreviated",
     "did_you_mean",
     "first_line",
+    "in_one_line",
     "is_out_of_memory",
     "memory_explained",
     "names_parameters",
@@ -117,6 +118,11 @@ def _short(value: object) -> str:
 def first_line(error: BaseException) -> str:
     """First line of an error's message, without addresses in memory, or the name of its type if it is empty."""
     return _short((ADDRESS.sub("", str(error)).strip().splitlines() or [type(error).__name__])[0])
+
+
+def in_one_line(error: BaseException) -> str:
+    """All lines of an error's message, for libraries whose first line says little."""
+    return _short("; ".join(filter(None, map(str.strip, str(error).splitlines()))) or type(error).__name__)
 
 
 def abbreviated(names: Iterable[str], limit: int) -> str:

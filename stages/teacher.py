@@ -196,8 +196,8 @@ def _find_backbone(weights: str, data: Dataset, model: str | None, others: tuple
     network = build(
         model, num_classes=data.num_classes, image_size=data.image_size, mean=card.mean, std=card.std, seed=0
     )
-    start_from(network, weights, data, may_download=True, option="--weights")
     head = f"a linear discriminant of {len(data.train)} training images"
+    start_from(network, weights, data, may_download=True, option="--weights", new_head=f"new head: {head}")
     return Found(network, None, {"weights": weights, "head": head})
 
 

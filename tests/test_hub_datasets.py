@@ -150,3 +150,12 @@ def test_sets_of_torchvision_that_have_a_card_are_those() -> None:
     assert canonical("torchvision:CIFAR100") == TeacherConfig.load(dataset="torchvision:CIFAR100").dataset == "cifar100"
     assert canonical("torchvision:Food101") == "torchvision:Food101"
     assert canonical("hf:~/pictures") == f"hf:{Path.home()}/pictures"
+
+
+def test_a_damaged_parquet_file_is_said_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    library = pytest.importorskip("datasets", reason="datasets reads Parquet files")
+    library.Dataset.from_dict({"label": [0]}).to_parquet(tmp_path / "train.parquet")
+    (tmp_path / "test.parquet").write_bytes(b"PAR1 nonsense")
+    capfd.readouterr()
+    assert "Parquet magic bytes not found" in refusal(lambda: datasets.read(f"hf:{tmp_path}"))
+    assert capfd.readouterr().err == ""

@@ -420,6 +420,12 @@ def test_a_run_with_a_teacher_at_hand_is_not_resumed_without_one() -> None:
     assert without.differences(at_hand) == ["--answers: expected no value, as in the run, got here"]
 
 
+def test_looking_for_answers_leaves_nothing_behind(tmp_path: Path) -> None:
+    assert "got none" in refusal(lambda: read_card(str(tmp_path / "nowhere")))
+    assert not StoreLocation(tmp_path / "nowhere").holds_store()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_run_is_resumed_from_moved_answers_but_no_others(pushed: Pushed, tmp_path: Path) -> None:
     place = Path(shutil.copytree(pushed.folder, tmp_path / "here"))
     options = {**pushed.settings, "out": tmp_path / "run", "resume": True}

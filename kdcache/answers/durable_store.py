@@ -30,6 +30,10 @@ class DurableStore(LocalStore):
 
     _root_seen = False
 
+    async def _open(self, *, mode: str | None = None) -> None:
+        """Open the store. Its folder is made when something is written: looking for a store leaves nothing behind."""
+        await super(LocalStore, self)._open()
+
     async def exists(self, key: str) -> bool:
         """Tell whether a key exists."""
         found = await super().exists(key)

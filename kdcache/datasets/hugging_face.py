@@ -168,6 +168,8 @@ def open_splits(name: str, root: Path) -> dict[Any, Any]:
         if parts.is_local:
             remedy = "If it was moved, name its place with --dataset."
         raise UsageError(problem(f"{name} is not in {folder}", remedy=remedy))
+    level = library.logging.get_verbosity()
+    library.logging.set_verbosity(library.logging.CRITICAL)  # the error says what it logs
     try:
         if (folder / "dataset_dict.json").is_file():
             return dict(library.load_from_disk(str(folder)))
@@ -175,8 +177,11 @@ def open_splits(name: str, root: Path) -> dict[Any, Any]:
     except Exception as error:  # the readers of each format have their own
         expected = "Parquet files or others that load_dataset reads"
         again = None if parts.is_local else f"Delete {folder} and run 'kdcache data fetch {name}'."
-        message = problem(f"could not read {name}", expected=expected, got=first_line(error), remedy=again)
+        got = first_line(error.__cause__ or error)  # the cause says more than that generating the dataset failed
+        message = problem(f"could not read {name}", expected=expected, got=got, remedy=again)
         raise UsageError(message) from error
+    finally:
+        library.logging.set_verbosity(level)
 
 
 def _find(splits: Iterable[str], names: Sequence[str]) -> str | None:

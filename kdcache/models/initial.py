@@ -41,7 +41,12 @@ class InitialWeights(NamedTuple):
 
 
 def start_from(
-    network: Network, weights: str | Path, data: Dataset, may_download: bool, option: str = "--init"
+    network: Network,
+    weights: str | Path,
+    data: Dataset,
+    may_download: bool,
+    option: str = "--init",
+    new_head: str | None = None,
 ) -> InitialWeights:
     """Give a network the weights and the normalization of a trained one. The head stays as it is for other classes.
 
@@ -57,6 +62,8 @@ def start_from(
     may_download : bool
     option : str
         What names the weights, for messages.
+    new_head : str, optional
+        Take all but the head, and say so in these words.
 
     Raises
     ------
@@ -69,7 +76,7 @@ def start_from(
     own = network.body.state_dict()
     found = find_tensors(own, stated.entries, weights, remedy="Save the one to start from in a file of its own.")
     head = head_of(network.name, network.num_classes, network.image_size)
-    is_new, reason = _new_head(own, head, found.taken, stated, data)
+    is_new, reason = (True, new_head) if new_head else _new_head(own, head, found.taken, stated, data)
     taken = State({**found.taken, **({name: own[name] for name in head} if is_new else {})})
     taken.versions = found.taken.versions
     wrong, left_out = load_tensors(network, taken, weights)

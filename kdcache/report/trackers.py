@@ -12,7 +12,7 @@ from kdcache import distributed
 from kdcache.checked_files import read_json, write_json
 from kdcache.choices import TRACKERS
 from kdcache.config import StudentConfig
-from kdcache.errors import KdcacheError, first_line
+from kdcache.errors import KdcacheError, in_one_line
 from kdcache.report.progress import Reporter
 from kdcache.run.folder import EpochMetrics
 from kdcache.run.writer import RunWriter
@@ -130,7 +130,7 @@ class Tracked(Reporter):
             yield
         except Exception as error:  # each library has its own
             self._trackers.pop(name, None)
-            log.warning("--track %s failed, and the training goes on without it: %s", name, first_line(error))
+            log.warning("--track %s failed, and the training goes on without it: %s", name, in_one_line(error))
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
