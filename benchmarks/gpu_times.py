@@ -15,9 +15,9 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from kdcache import models
+from kdcache.accuracy import evaluate
 from kdcache.compute import Compute, Stopwatch
 from kdcache.run.checkpoint import TrainingState
-from kdcache.training import evaluate
 
 if TYPE_CHECKING:
     from gpu import Sizes

@@ -20,6 +20,7 @@ from kdcache.answers.teacher import Teacher
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.datasets import Card, Dataset, Split
+from kdcache.forwards import WithFeatures
 from kdcache.losses import build_objective
 from kdcache.optimization import Update
 from kdcache.run.checkpoint import TrainingState
@@ -75,7 +76,7 @@ class OurSteps:
             recorder = StudentRecorder(folder / name, 2, shape, cached_teacher, self.compute.device)
             return StudentStep(
                 config,
-                training.WithFeatures(self.student),
+                WithFeatures(self.student),
                 cached_teacher,
                 objective,
                 Update(config, self.compute, self.student, objective),

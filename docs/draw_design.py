@@ -11,7 +11,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 RECIPES, MANY, METHOD, BASE = "#dff0d8", "#fdebd0", "#dbe9f6", "#eeeeee"
 
-LAYERS = ((MANY, 2), (RECIPES, 1), (MANY, 5), (METHOD, 6), (METHOD, 6), (BASE, 8), (BASE, 9))
+LAYERS = ((MANY, 2), (RECIPES, 1), (MANY, 5), (METHOD, 8), (METHOD, 7), (BASE, 8), (BASE, 9))
 """Color and number of the modules of each layer, from top to bottom."""
 
 LEGEND = ((MANY, "commands, many runs, results"), (RECIPES, "recipes"), (METHOD, "method"), (BASE, "foundations"))

@@ -162,7 +162,7 @@ def pick(
     batch : Batch
     teacher, student : Tensor, optional, shape (M B, C)
         Logits of both networks for ``batch.mixed_views()``, as far as the criterion reads them. The student's are best
-        computed without updating its batch norms, see `kdcache.training.FrozenRunningStats`.
+        computed without updating its batch norms, see `kdcache.forwards.FrozenRunningStats`.
     criterion : str
         A key of `kdcache.choices.CRITERIA`.
     keep : float

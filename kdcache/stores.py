@@ -16,7 +16,8 @@ from kdcache.errors import UsageError, problem
 from kdcache.extensions import require_trusted
 from kdcache.run.find import stores_of, teacher_network
 from kdcache.run.folder import FinishedRun, RunFolder
-from kdcache.setup import DataSize, load_data, require_unlabelled
+from kdcache.run_data import require_unlabelled
+from kdcache.setup import DataSize, load_data
 from kdcache.views.plan import ViewPlan
 
 if TYPE_CHECKING:

@@ -1,46 +1,28 @@
-"""What both recipes share: the epoch loop, the optimizer, and evaluation."""
+"""The epoch loop of both recipes."""
 
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
 from kdcache import distributed, signals
-from kdcache.compute import Compute, to_device
-from kdcache.config import StudentConfig
-from kdcache.config.settings import flag_of
-from kdcache.datasets import Dataset, Split
+from kdcache.accuracy import evaluate
+from kdcache.compute import Compute
 from kdcache.datasets.split import UNLABELLED
-from kdcache.datasets.workers import prefetch_map
-from kdcache.errors import KdcacheError, UsageError, problem
-from kdcache.losses import cross_entropy
+from kdcache.errors import KdcacheError, problem
 from kdcache.models import Network
 from kdcache.optimization import Update
 from kdcache.run.checkpoint import TrainingState
 from kdcache.run.folder import EpochMetrics
 from kdcache.run.recorder import Recorder
 from kdcache.run.writer import RunWriter
-from kdcache.views import Batch, Views, rank_part
+from kdcache.views import Batch, Views
 
-__all__ = [
-    "Accuracy",
-    "EpochProgress",
-    "FrozenRunningStats",
-    "StepResult",
-    "TrainingCallback",
-    "WithFeatures",
-    "check_forward_switches",
-    "check_labels",
-    "evaluate",
-    "train_epoch",
-    "train_epochs",
-]
+__all__ = ["EpochProgress", "StepResult", "TrainingCallback", "train_epoch", "train_epochs"]
 
 log = logging.getLogger("kdcache")
 
@@ -48,7 +30,6 @@ LOSS_CHECK_STEPS = 20
 """Steps after which the losses are read from the device, which makes the host wait for it."""
 
 STEP_REMEDY = "a smaller --batch-size"
-EVALUATION_REMEDY = "a smaller network or --image-size"
 
 
 class StepResult(NamedTuple):
@@ -285,142 +266,3 @@ def _read(results: list[StepResult], last: Batch) -> Iterator[tuple[float, int, 
         if not math.isfinite(loss):
             raise KdcacheError(f"the loss became {loss} at epoch {last.epoch + 1}, step {last.step + 1 - steps_back}")
         yield loss, correct, labelled
-
-
-class WithFeatures(nn.Module):
-    """A network whose forward takes all views of a step, and returns logits and, if asked, features.
-
-    One module for DDP and torch.compile to wrap: DDP expects one forward before each backward.
-    """
-
-    def __init__(self, network: Network) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, parts: Sequence[Tensor], features: bool = False) -> tuple[Tensor, Tensor | None, list[Tensor]]:
-        """Forward one or more parts of views, one after the other: batch norm sees each by itself.
-
-        Returns
-        -------
-        logits : Tensor, shape (R, C)
-            Of all parts.
-        vectors : Tensor or None, shape (R, D)
-            Of all parts; ``None`` unless features were asked for.
-        features : list of Tensor
-            Of the first part, see `kdcache.models.Network.with_features`; empty unless asked for.
-        """
-        if not features:
-            return torch.cat([*map(self.network, parts)]), None, []
-        logits, found = zip(*map(self.network.with_features, parts), strict=True)
-        return torch.cat(logits), torch.cat([features[-1] for features in found]), found[0]
-
-
-def check_forward_switches(config: StudentConfig, student: Network) -> None:
-    """Refuse switches of the student's forwards that have no effect without batch norm, or leave it a single row.
-
-    And a student without vectors, if a loss reads them.
-
-    Raises
-    ------
-    UsageError
-    """
-    if config.needs_vectors:
-        student.linear_head()
-    norms = [module for module in student.modules() if isinstance(module, _BatchNorm)]
-    tracked = any(norm.track_running_stats for norm in norms)
-    for name, has_effect in (("separate_forwards", bool(norms)), ("scoring_updates_stats", tracked)):
-        if getattr(config, name) and not has_effect:
-            flag = flag_of(name, StudentConfig.model_fields[name])
-            raise UsageError(problem(flag, expected="a network with batch norm", got=config.model))
-    picks_of_all = config.augmentation.pick is not None and config.pick_scope == "global"
-    if distributed.world_size() > 1 and config.separate_forwards and picks_of_all and not config.sync_batchnorm:
-        what = "--pick-scope under torchrun, with --separate-forwards"
-        expected = "rank, since batch norm cannot normalize the only pick of a process"
-        raise UsageError(problem(what, expected=expected, got="global"))
-
-
-def check_labels(config: StudentConfig, data: Dataset) -> None:
-    """Refuse cross-entropy where no training image has a label.
-
-    Raises
-    ------
-    UsageError
-    """
-    if data.num_unlabelled == len(data.train) and config.loss_weights.get("ce"):
-        remedy = "Give --alpha 1 with --loss kd, or add ce:0 to another loss."
-        raise UsageError(problem("weight of cross-entropy", expected="0 without labels", got="more", remedy=remedy))
-
-
-class FrozenRunningStats:
-    """Context in which batch norms use the statistics of the batch without updating their running statistics.
-
-    Scoring candidates must not change the statistics that the student is evaluated with.
-
-    Parameters
-    ----------
-    network : Module
-        In training mode.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        norms = (module for module in network.modules() if isinstance(module, _BatchNorm))
-        # Set through the attribute dictionaries: Module.__setattr__ takes ten times as long.
-        self._norms = [vars(norm) for norm in norms if norm.track_running_stats]
-
-    def __enter__(self) -> None:
-        self._track(False)
-
-    def __exit__(self, *_: object) -> None:
-        self._track(True)
-
-    def _track(self, running: bool) -> None:
-        for norm in self._norms:
-            norm["track_running_stats"] = running
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Accuracy on a split, in percent, and mean cross-entropy, in nats."""
-
-    top1: float
-    top5: float
-    loss: float
-
-
-@torch.inference_mode()
-def evaluate(network: Network, split: Split, compute: Compute, batch_size: int = 250) -> Accuracy:
-    """Evaluate a network on the clean views of a split, divided among the processes.
-
-    The network stays in the mode it was in.
-
-    Parameters
-    ----------
-    network : Network
-    split : Split
-    compute : Compute
-    batch_size : int
-        Images per forward.
-    """
-    was_training = network.training
-    network.eval()
-    sums: list[Tensor] = []
-    mine = rank_part(range(len(split)), distributed.rank(), distributed.world_size())
-    # A process may have no images at all, for which torch.split would give one empty part.
-    steps = torch.arange(mine.start, mine.stop).split(batch_size) if mine else ()
-    ahead = prefetch_map(split.take, steps, split.workers, pin=compute.device.type == "cuda")
-    for samples, images in zip(steps, ahead, strict=True):
-        labels = to_device(split.labels[samples], compute.device)
-        work = f"an evaluation of {len(samples)} images at a time"
-        with compute.memory_explained(work, EVALUATION_REMEDY), compute.autocast():
-            logits = network(to_device(images, compute.device))
-        logits = logits.float()
-        correct = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-        figures = (correct[:, 0].sum(), correct.sum(), cross_entropy(logits, labels) * len(samples))
-        sums.append(torch.stack([figure.float() for figure in figures]))
-    totals = torch.zeros(3, dtype=torch.float64)
-    if sums:
-        for figures in torch.stack(sums).cpu().double():  # one copy from the device, for which the host waits
-            totals += figures
-    network.train(was_training)
-    top1, top5, loss = (distributed.all_reduce_sum(totals) / len(split)).tolist()
-    return Accuracy(100 * top1, 100 * top5, loss)

@@ -10,7 +10,9 @@ from kdcache.answers.ensemble import AnyTeacher
 from kdcache.choices import CRITERIA
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
+from kdcache.forwards import FrozenRunningStats, WithFeatures, check_forwards
 from kdcache.losses import Objective, ViewOutputs, build_objective, kl_divergence, labelled_share
+from kdcache.losses.objective import check_labels
 from kdcache.optimization import Update
 from kdcache.report.progress import Reporter
 from kdcache.report.trackers import Tracked
@@ -24,14 +26,7 @@ from kdcache.run.writer import RunWriter
 from kdcache.selection import Candidates, score, select_all, select_top
 from kdcache.setup import choose_compute, initial_network, load_data, make_plan, with_epochs
 from kdcache.teachers import open_teachers
-from kdcache.training import (
-    FrozenRunningStats,
-    StepResult,
-    WithFeatures,
-    check_forward_switches,
-    check_labels,
-    train_epochs,
-)
+from kdcache.training import StepResult, train_epochs
 from kdcache.views import Batch, Views, take
 
 __all__ = ["StudentStep", "train_student"]
@@ -75,7 +70,7 @@ def train_student(config: StudentConfig, reporter: Reporter | None = None) -> Fi
     student = student.to(compute.device)
     if config.sync_batchnorm:
         student = distributed.convert_sync_batchnorm(student, compute.device)
-    check_forward_switches(config, student)
+    check_forwards(config, student)
     check_labels(config, data)
     network = compute.compiled(WithFeatures(student)) if config.compile else WithFeatures(student)
 

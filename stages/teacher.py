@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kdcache import discriminant, distributed, signals
+from kdcache.accuracy import evaluate
 from kdcache.answers.cached_teacher import CachedTeacher
 from kdcache.answers.find import find_answers
 from kdcache.compute import Compute
@@ -26,7 +27,7 @@ from kdcache.run.folder import EpochMetrics, FinishedRun
 from kdcache.run.resolve import check_output, resolve_run
 from kdcache.run.writer import RunWriter
 from kdcache.setup import choose_compute, initial_network, load_data, with_epochs
-from kdcache.training import StepResult, evaluate, train_epochs
+from kdcache.training import StepResult, train_epochs
 from kdcache.views import Batch, ViewPlan, Views
 
 ACCURACY_GAP = 0.5

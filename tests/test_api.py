@@ -117,7 +117,7 @@ def loop_of_a_rank(
     for batch in views.epoch(0):
         recorded.record(batch, torch.tensor(1.0), teacher.logits(batch))
         samples += batch.samples.tolist()
-    return teacher._counts.forwards, samples, recorded.end_epoch()
+    return teacher._computer.counts.forwards, samples, recorded.end_epoch()
 
 
 def test_processes_divide_the_views_and_share_the_work(images: tuple[Tensor, Tensor], tmp_path: Path) -> None:

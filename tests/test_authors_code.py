@@ -19,11 +19,12 @@ from kdcache.config import StudentConfig
 from kdcache.datasets import Split
 from kdcache.errors import UsageError
 from kdcache.extensions import trust
+from kdcache.forwards import check_forwards
 from kdcache.losses import cross_entropy, kd_loss
 from kdcache.losses.features import at_loss
 from kdcache.report.progress import Reporter
 from kdcache.setup import make_plan_for_size
-from kdcache.training import EpochProgress, check_forward_switches
+from kdcache.training import EpochProgress
 from kdcache.views import Views, rank_part, steps
 from kdcache.views.mixes import draw_rows
 from kdcache.views.plan import MIX
@@ -301,7 +302,7 @@ def test_a_process_may_not_be_left_with_one_pick_to_normalize(monkeypatch: pytes
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
 
     def check(**settings: Any) -> None:
-        check_forward_switches(StudentConfig.load(separate_forwards=True, **settings), network)
+        check_forwards(StudentConfig.load(separate_forwards=True, **settings), network)
 
     with pytest.raises(UsageError, match="--pick-scope under torchrun, with --separate-forwards: expected rank"):
         check(aug="cutmix-pick")

@@ -605,7 +605,7 @@ def test_a_dataset_is_known_by_its_images(examples: Path, small: dict[str, objec
 
 
 def test_a_study_passes_trust_on(examples: Path) -> None:
-    from kdcache.study.expand import PlannedRun
+    from kdcache.study.planned import PlannedRun
 
     config = StudentConfig.load(loss="python:my_loss:Huber+kd", aug="python:my_aug:stripes")
     planned = PlannedRun(examples / "run", "student-train", config)

@@ -18,12 +18,14 @@ import zarr
 from kdcache.stages import train_student, train_teacher
 from safetensors.torch import load_file
 
-from kdcache import distributed, training
+from kdcache import distributed
+from kdcache.accuracy import Accuracy, evaluate
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.datasets import Split
 from kdcache.errors import UsageError
 from kdcache.extensions import trust
+from kdcache.forwards import FrozenRunningStats
 from kdcache.losses import ViewOutputs, build_objective, kl_divergence
 from kdcache.models import build
 from kdcache.models.checkpoint import save
@@ -168,7 +170,7 @@ def test_batch_norm_uses_the_statistics_of_each_process(small: Settings, teacher
             part = rank_part(range(size), rank, 2)
             rows = torch.cat([torch.arange(size)[part], size + torch.arange(size)[part]])
             # The running statistics are those of the main process.
-            with training.FrozenRunningStats(student) if rank else nullcontext():
+            with FrozenRunningStats(student) if rank else nullcontext():
                 logits = student(batch.views[rows])
             kl = kl_divergence(logits, teacher_logits[rows], 4.0)
             x, mixed = (
@@ -270,12 +272,12 @@ def test_distributed_processes_exit_without_finalizing_the_interpreter(small: Se
     assert [ends[processes].count("interpreter finalized") for processes in ends] == [1, 0]
 
 
-def accuracy(images: int) -> training.Accuracy:
+def accuracy(images: int) -> Accuracy:
     """Evaluate the same network in each process."""
     torch.manual_seed(4)
     split = Split(torch.randint(0, 256, (images, 3, 32, 32), dtype=torch.uint8), torch.arange(images) % 3)
     network = build("resnet8", num_classes=3, image_size=32, mean=(0.5,) * 3, std=(0.25,) * 3, seed=0)
-    return training.evaluate(network, split, Compute(torch.device("cpu"), "float32"), batch_size=2)
+    return evaluate(network, split, Compute(torch.device("cpu"), "float32"), batch_size=2)
 
 
 @pytest.mark.parametrize("images", [1, 2, 8])

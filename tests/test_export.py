@@ -18,7 +18,8 @@ import torch
 from kdcache.stages.teacher import load_teacher
 from PIL import Image
 
-from kdcache import __version__, setup, training
+from kdcache import __version__, run_data
+from kdcache.accuracy import evaluate
 from kdcache.analysis import cost
 from kdcache.choices import EXPORT_FORMATS
 from kdcache.cli import cli
@@ -104,7 +105,7 @@ def test_an_exported_network_predicts_the_same_classes(format: str, mini_run: Pa
     with torch.inference_mode():
         assert probabilities.argmax(1).equal(network(images).argmax(1))
     split = type(data.test)(images, labels)
-    accuracy = training.evaluate(network, split, Compute(torch.device("cpu"), "float32"))
+    accuracy = evaluate(network, split, Compute(torch.device("cpu"), "float32"))
     assert 100 * (probabilities.argmax(1) == labels).double().mean().item() == pytest.approx(accuracy.top1)
 
 
@@ -128,7 +129,7 @@ def bundle(mini_run: Path, exported: Path, tmp_path_factory: pytest.TempPathFact
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export_formats, "build_onnx", copy)
-        patch.setattr(setup, "load_run_data", lambda *_, **__: part)
+        patch.setattr(run_data, "load_run_data", lambda *_, **__: part)
         patch.setattr(cost, "MIN_SECONDS", 0)
         cli.main(["export", str(mini_run), "--out", f"{folder}/"], standalone_mode=False)
     return folder
@@ -241,7 +242,7 @@ def test_an_export_says_on_which_images_it_was_compared(
     def refuse(*_: object, **__: object) -> None:
         raise UsageError("the images are gone")
 
-    monkeypatch.setattr(setup, "load_run_data", refuse)
+    monkeypatch.setattr(run_data, "load_run_data", refuse)
     cli.main(words, standalone_mode=False)
     output = capsys.readouterr()
     assert "64 random images" in output.out

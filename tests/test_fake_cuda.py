@@ -13,6 +13,8 @@ from kdcache.stages import student as student_stage
 from torch import Tensor
 
 from kdcache import training
+from kdcache.accuracy import evaluate
+from kdcache.answers.cached_teacher import CachedTeacher
 from kdcache.answers.view_index import CropFlipLookup
 from kdcache.choices import AUGMENTATIONS, CRITERIA, LOSSES, MIXES
 from kdcache.compute import Compute, Stopwatch, to_device
@@ -106,10 +108,11 @@ def test_steps_on_stored_logits(device: FakeCuda, noise: Split, tmp_path: Path) 
 
 def test_steps_that_index_the_views_which_they_compute(device: FakeCuda, noise: Split) -> None:
     bench = bench_on(device, noise, aug="cutmix-pick")
-    cached_teacher, plan = bench.step.teacher, bench.maker.plan
-    assert cached_teacher is not None
-    layout = cached_teacher.encoding.layout(cached_teacher.classes)
-    index = cached_teacher.view_index = CropFlipLookup(plan.samples * plan.standard_views, plan.samples, layout)
+    before, plan = bench.step.teacher, bench.maker.plan
+    assert before is not None
+    layout = before.encoding.layout(before.classes)
+    index = CropFlipLookup(plan.samples * plan.standard_views, plan.samples, layout)
+    cached_teacher = bench.step.teacher = CachedTeacher(before.teacher, before.views, view_index=index)
     keys = bench.batch.standard_keys
     index.add(keys[:20], {"logits": torch.zeros(20, 4).half()})
     take_steps(device, bench)
@@ -154,7 +157,7 @@ def test_evaluation_copies_its_sums_once(device: FakeCuda, noise: Split) -> None
         network = stub(0).to(CUDA)
         device.copies.clear()
         with device.reading():
-            training.evaluate(network, noise, COMPUTE, batch_size=40)
+            evaluate(network, noise, COMPUTE, batch_size=40)
     assert device.reads == 1
     assert len(device.copies) == 2 * 4  # images and labels
     assert all(copy.non_blocking and copy.pinned for copy in device.copies)

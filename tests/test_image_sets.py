@@ -32,7 +32,7 @@ from kdcache.run.find import stores_of
 from kdcache.setup import load_data
 from kdcache.stores import find_answers_of
 from kdcache.study.cost import SharedStores
-from kdcache.study.expand import PlannedRun
+from kdcache.study.planned import PlannedRun
 from tests import answers
 from tests.samples import noise as random_pixels
 

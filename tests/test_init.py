@@ -16,6 +16,7 @@ import torchvision.models as torchvision_models
 from kdcache.stages import train_student, train_teacher
 from safetensors.torch import save_file
 
+from kdcache.accuracy import evaluate
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.datasets import Dataset
@@ -29,7 +30,6 @@ from kdcache.run.folder import FinishedRun
 from kdcache.setup import fresh_network, initial_network, load_data
 from kdcache.study.definition import read_study
 from kdcache.study.expand import expand_study
-from kdcache.training import evaluate
 from tests.altered_runs import Interrupt
 from tests.processes import outcome
 from tests.samples import refusal

@@ -17,7 +17,7 @@ from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.datasets import Dataset, load, read
 from kdcache.datasets.pack import pack
 from kdcache.run.folder import RunFolder, newest_finished_run
-from kdcache.setup import load_run_data
+from kdcache.run_data import load_run_data
 from tests.samples import TINY_CLASSES, refusal, write_imagenet, write_tiny
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kdcache import models, optimization
+from kdcache.accuracy import evaluate
 from kdcache.analysis.inputs import load_analysis_inputs
 from kdcache.answers.store import AnswerStore
 from kdcache.compute import Compute
@@ -28,7 +29,6 @@ from kdcache.run.folder import FinishedRun
 from kdcache.run.writer import RunWriter
 from kdcache.setup import fresh_network, load_data
 from kdcache.stores import verify_store
-from kdcache.training import evaluate
 from kdcache.views import ViewPlan, Views
 from tests.processes import outcome
 from tests.samples import small_settings

@@ -18,7 +18,7 @@ from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.models.sizes import MOBILE, MOBILE_MULTIPLY_ADDS, describe_cost
 from kdcache.run.resolve import create_run_folder, resolve_run
 from kdcache.setup import fresh_network, initial_network, load_data, with_epochs
-from kdcache.study.expand import PlannedRun
+from kdcache.study.planned import PlannedRun
 from tests.samples import refusal, write_pictures
 
 Settings = dict[str, object]

@@ -169,7 +169,7 @@ def test_the_count_is_written_to_no_file_that_was_there(tmp_path: Path) -> None:
     mine.write_text("sixty characters that somebody else has written and needs\n")
     os.link(mine, path)
     count = ForwardCount(path, 7)
-    count.write(8)
+    count.write(1)
     count.close()
     assert mine.read_text().startswith("sixty")
     assert read_count(path) == 8

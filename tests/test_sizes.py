@@ -29,7 +29,8 @@ from kdcache.models.load import find_network
 from kdcache.models.published import clean_crop_of
 from kdcache.run.find import stores_of
 from kdcache.run.folder import FinishedRun
-from kdcache.setup import initial_network, load_data, load_run_data, make_plan, make_plan_for_size
+from kdcache.run_data import load_run_data
+from kdcache.setup import initial_network, load_data, make_plan, make_plan_for_size
 from kdcache.teachers import open_cached_teacher
 from kdcache.views import ViewPlan, Views, apply
 from kdcache.views.apply import apply_mix

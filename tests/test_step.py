@@ -21,12 +21,12 @@ from kdcache.choices import AUGMENTATIONS, CRITERIA, LOSSES, MIXES
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.datasets import Split
+from kdcache.forwards import FrozenRunningStats, WithFeatures
 from kdcache.losses import build_objective, cross_entropy, kd_loss, kl_divergence
 from kdcache.optimization import Update
 from kdcache.run.checkpoint import TrainingState
 from kdcache.run.statistics import EpochStatistics
 from kdcache.stores import encoding_of
-from kdcache.training import FrozenRunningStats
 from kdcache.views import Batch, ViewPlan, Views
 from tests import answers
 from tests.stubs import stub
@@ -74,9 +74,7 @@ class Bench:
         self.folder = tempfile.TemporaryDirectory()
         self.recorder = answers.recorder(Path(self.folder.name) / "statistics", self.maker, objective.names, teacher)
         self.recorder.begin_epoch(TrainingState())
-        self.step = StudentStep(
-            config, training.WithFeatures(self.student), teacher, objective, update, compute, self.recorder
-        )
+        self.step = StudentStep(config, WithFeatures(self.student), teacher, objective, update, compute, self.recorder)
 
     @property
     def statistics(self) -> EpochStatistics:

@@ -20,8 +20,9 @@ from kdcache.run.folder import RunFolder
 from kdcache.study.archive import extracted
 from kdcache.study.cost import study_cost
 from kdcache.study.definition import read_study
-from kdcache.study.expand import expand_study, filter_cells, list_runs
+from kdcache.study.expand import expand_study
 from kdcache.study.launch import make_launcher
+from kdcache.study.planned import filter_cells, list_runs
 from kdcache.study.published import published_accuracy
 from kdcache.study.result_files import write_results
 from kdcache.study.result_tables import accuracy_table, cells_table, sources_table

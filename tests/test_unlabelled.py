@@ -26,7 +26,8 @@ from kdcache.datasets.packed import FORMAT, VERSION
 from kdcache.losses import ViewOutputs, crld_loss, cross_entropy, dkd_loss, labelled_share, mixed_cross_entropy
 from kdcache.register import register_loss, register_pick
 from kdcache.run.folder import FinishedRun
-from kdcache.setup import data_size, load_data, load_run_data, make_plan
+from kdcache.run_data import load_run_data
+from kdcache.setup import data_size, load_data, make_plan
 from kdcache.stores import verify_store
 from kdcache.teachers import open_cached_teacher
 from kdcache.views import Views

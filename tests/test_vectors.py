@@ -14,6 +14,7 @@ from kdcache.stages import precompute_answers, train_student
 from torch import Tensor, nn
 
 from kdcache import wrap_function
+from kdcache.accuracy import evaluate
 from kdcache.answers.cached_teacher import CachedTeacher
 from kdcache.answers.encoding import Vectors
 from kdcache.answers.head import LinearHead, read_head, write_head
@@ -27,7 +28,7 @@ from kdcache.errors import KdcacheError
 from kdcache.extensions import trust
 from kdcache.losses import ViewOutputs, embed_loss
 from kdcache.losses.features import cc_loss, pkt_loss, rkd_loss
-from kdcache.models import Network
+from kdcache.models import Network, build
 from kdcache.run.answers import push_answers
 from kdcache.run.find import stores_of
 from kdcache.run.folder import FinishedRun
@@ -283,13 +284,32 @@ def test_networks_without_vectors_are_refused_before_anything_is_written(
     assert {store.location.where for store in stores_of(copied).open()} == before
 
 
-def test_other_modules_keep_their_mode() -> None:
-    own = network(nn.BatchNorm1d(5), nn.Linear(5, 4)).train()
+def frozen_norm(num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 5), nn.BatchNorm1d(5).eval(), nn.Linear(5, num_classes))
+
+
+def test_a_frozen_batch_norm_stays_so(noise: Split) -> None:
+    model = "python:tests.test_vectors:frozen_norm"
+    trust(model)
+    own = build(model, num_classes=4, image_size=32, seed=0, **NORMALIZATION)
     (norm,) = (module for module in own.modules() if isinstance(module, nn.BatchNorm1d))
-    norm.eval()
-    own.linear_head()
-    own.feature_shapes()
-    assert (own.training, norm.training) == (True, False)
+    before, heads = norm.running_mean.clone(), []
+    for look in (own.linear_head, own.feature_shapes, lambda: evaluate(own, noise, CPU)):
+        look()
+        heads.append(norm.training)
+    logits, _ = own.with_features(noise.take(torch.arange(8)))
+    assert (own.training, norm.training, heads) == (True, False, [False] * 3)
+    assert norm.running_mean.equal(before)
+    assert logits.equal(own(noise.take(torch.arange(8))))
+
+
+def test_the_head_is_checked_by_one_forward() -> None:
+    own, forwards = network(), []
+    own.body[0].register_forward_hook(lambda *_: forwards.append(1))
+    head = own.linear_head()
+    before = len(forwards)
+    assert own.linear_head() is head
+    assert len(forwards) == before
 
 
 def test_the_distances_of_vectors() -> None:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kdcache.accuracy import EVALUATION_REMEDY
 from kdcache.cards import Rendering
 from kdcache.compute import Compute
 from kdcache.datasets import Dataset, Split
@@ -17,7 +18,6 @@ from kdcache.models import Network
 from kdcache.models.class_order import check_class_names
 from kdcache.models.load import trained_network
 from kdcache.models.predictor import Predictor, load_predictor
-from kdcache.training import EVALUATION_REMEDY
 
 __all__ = ["EXPORTED", "EvaluatedNetwork", "Forward", "as_seen", "load_exported", "load_network", "require_fit"]
 

@@ -28,7 +28,8 @@ from kdcache.models.load import find_network, trained_network
 from kdcache.run.find import find_teacher_run, stores_of
 from kdcache.run.folder import FinishedRun
 from kdcache.run.taught import teacher_of
-from kdcache.setup import load_run_data, make_plan
+from kdcache.run_data import load_run_data
+from kdcache.setup import make_plan
 from kdcache.views import Views
 
 __all__ = ["SPLITS", "AnalysisInputs", "CleanPredictions", "load_analysis_inputs", "run_images"]

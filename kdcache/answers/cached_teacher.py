@@ -1,7 +1,7 @@
 """The cached teacher: the teacher's answers for views, from the store or from a forward pass."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import repeat
 from typing import NamedTuple
 
@@ -9,42 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcache import distributed
-from kdcache.answers.encoding import DEFAULT_ENCODING, AnswerEncoding, EncodedAnswers, Vectors, require_finite
+from kdcache.answers.computer import AnswerComputer, TeacherCounts, concatenated
+from kdcache.answers.encoding import DEFAULT_ENCODING, AnswerEncoding, EncodedAnswers
 from kdcache.answers.replay import Replay
-from kdcache.answers.store import CLEAN, SHA256, AnswerStore
-from kdcache.answers.table import ComputeRows, fill_missing
+from kdcache.answers.store import CLEAN, AnswerStore
+from kdcache.answers.table import fill_missing
 from kdcache.answers.teacher import Teacher
-from kdcache.answers.transfer import CopiedAnswers, on_cpu
+from kdcache.answers.transfer import CopiedAnswers
 from kdcache.answers.view_index import CropFlipLookup
 from kdcache.compute import Stopwatch, to_device
 from kdcache.errors import UsageError, problem
 from kdcache.models import Network
 from kdcache.views import Batch, Views
 
-__all__ = ["CachedTeacher", "TeacherCounts", "TeacherOutputs"]
-
-BLOCK_VIEWS = 1024
-"""Views that are made at once to compute a chunk: enough for several forwards, few enough for the memory."""
-
-
-class TeacherCounts(NamedTuple):
-    """Views that went through the teacher, and views whose logits were requested."""
-
-    forwards: int = 0
-    requests: int = 0
-
-    def plus(self, other: "TeacherCounts") -> "TeacherCounts":
-        """Add two counts."""
-        return TeacherCounts(self.forwards + other.forwards, self.requests + other.requests)
-
-    def all_reduced(self) -> "TeacherCounts":
-        """Sum over all processes."""
-        return TeacherCounts(*distributed.all_reduce_sum(torch.tensor(self)).tolist())
-
-    def as_metrics(self) -> dict[str, int]:
-        """Fields of a record: teacher forwards and cache hits."""
-        return {"teacher_forwards": self.forwards, "cache_hits": max(0, self.requests - self.forwards)}
+__all__ = ["CachedTeacher", "TeacherOutputs"]
 
 
 class TeacherOutputs(NamedTuple):
@@ -100,11 +78,9 @@ class CachedTeacher:
         self.teacher, self.views, self.store = teacher, views, store
         self.replay, self.view_index = replay, view_index
         self.encoding = store.encoding if store else encoding
-        self.classes = teacher.network.num_classes
-        self.keeps_vectors = isinstance(self.encoding, Vectors)
-        self._width = self.encoding.width if isinstance(self.encoding, Vectors) else self.classes
+        self._computer = AnswerComputer(teacher, views, self.encoding, view_index)
+        self.classes, self.keeps_vectors = self._computer.classes, self._computer.keeps_vectors
         self.stopwatch = Stopwatch(teacher.compute.device)
-        self._counts = TeacherCounts()
         self._sees_batches = True
         self._known_views: Views = views
         self._copied: deque[CopiedAnswers] = deque()
@@ -160,7 +136,7 @@ class CachedTeacher:
         """
         self._require_own(batch)
         with self.stopwatch.running():
-            return self._logits_of(self._answers(batch, first))
+            return self._computer.logits_of(self._answers(batch, first))
 
     def outputs(self, batch: Batch, features: bool = False) -> TeacherOutputs:
         """Get logits of the views of a batch, and what else of the teacher is known.
@@ -177,13 +153,15 @@ class CachedTeacher:
         with self.stopwatch.running():
             if not features:
                 answers = self._answers(batch, first=0)
-                return TeacherOutputs(self._logits_of(answers), answers if self.keeps_vectors else None)
+                return TeacherOutputs(self._computer.logits_of(answers), answers if self.keeps_vectors else None)
             size = len(batch)
-            self._count(forwards=size, requests=size)
+            self._computer.count(forwards=size, requests=size)
             logits, found = self.teacher.with_features(self._views_of(batch, with_mixed=False)[:size])
-            x = self.encoding.decode(self._encode(found[-1] if self.keeps_vectors else logits), self.classes)
+            x = self.encoding.decode(self._computer.encode(found[-1] if self.keeps_vectors else logits), self.classes)
             answers = torch.cat([x, *([self._answers(batch, first=1)] if batch.slots else [])])
-            return TeacherOutputs(self._logits_of(answers), answers if self.keeps_vectors else found[-1], found)
+            return TeacherOutputs(
+                self._computer.logits_of(answers), answers if self.keeps_vectors else found[-1], found
+            )
 
     def _require_own(self, batch: Batch) -> None:
         """Refuse a batch of other views, at whose address other logits are stored."""
@@ -202,13 +180,13 @@ class CachedTeacher:
         size, device = len(batch), batch.views.device
         found = [self._look_up(batch, slot) for slot in range(first, 1 + batch.slots)]
         hit = np.concatenate([hits for hits, _ in found])
-        self._count(requests=len(hit))
-        answers = torch.empty(len(hit), self._width, device=device)
+        self._computer.count(requests=len(hit))
+        answers = torch.empty(len(hit), self._computer.width, device=device)
         if hit.any():
-            self._decode_into(answers, hit, _concatenated([columns for hits, columns in found if hits.any()]))
+            self._decode_into(answers, hit, concatenated([columns for hits, columns in found if hits.any()]))
         if not hit.all():
             views = self._views_of(batch)[first * size :]
-            computed = self._compute(views if not hit.any() else views[_indices(~hit, device)])
+            computed = self._computer(views if not hit.any() else views[_indices(~hit, device)])
             self._decode_into(answers, ~hit, computed)
             if first == 0 and self.view_index:  # the computed rows begin with those of x
                 keys = batch.standard_keys[~hit[:size]]
@@ -227,9 +205,9 @@ class CachedTeacher:
         """
         assert self.replay is not None
         done = 0
-        for epoch, slot, positions, columns in self.replay.fill_missing(epochs, self._compute_chunk):
+        for epoch, slot, positions, columns in self.replay.fill_missing(epochs, self._computer.chunk):
             if slot == 0 and self.view_index:  # another process may have computed them
-                self.view_index.add(self._keys(epoch, positions), columns)
+                self.view_index.add(self._computer.keys(epoch, positions), columns)
             done += len(positions)
             yield done
 
@@ -249,9 +227,9 @@ class CachedTeacher:
             Samples whose logits are in the store now.
         """
         assert self.store is not None
-        list(fill_missing([(self.store.images, self._hash_images)]))
+        list(fill_missing([(self.store.images, self._computer.hashes)]))
         done, keys = 0, self.views.plan.clean_keys()
-        for table, chunk, columns in fill_missing([(self.store.table(CLEAN), self._compute_clean)]):
+        for table, chunk, columns in fill_missing([(self.store.table(CLEAN), self._computer.clean)]):
             samples = table.chunks[chunk]
             if self.view_index:  # another process may have computed them
                 self.view_index.add(keys[samples.start : samples.stop], columns)
@@ -260,20 +238,17 @@ class CachedTeacher:
 
     def compute_logits(self, views: Tensor) -> Tensor:
         """Compute logits in a forward, whatever is stored: float32 (B, C)."""
-        self._count(requests=len(views))
-        return self.decode_logits(self._compute(views))
+        self._computer.count(requests=len(views))
+        return self.decode_logits(self._computer(views))
 
     def decode_logits(self, columns: EncodedAnswers) -> Tensor:
         """Decode stored answers to logits, float32 (B, C), on the device of the teacher."""
-        return self._logits_of(self._decode(columns, self.teacher.compute.device))
+        return self._computer.logits_of(self._computer.decode(columns, self.teacher.compute.device))
 
     def pop_counts(self) -> TeacherCounts:
         """Return the counts of this process since the last call, and reset them."""
-        counts, self._counts = self._counts, TeacherCounts()
+        counts, self._computer.counts = self._computer.counts, TeacherCounts()
         return counts
-
-    def _count(self, forwards: int = 0, requests: int = 0) -> None:
-        self._counts = self._counts.plus(TeacherCounts(forwards, requests))
 
     def _views_of(self, batch: Batch, with_mixed: bool = True) -> Tensor:
         """The views of a batch as the teacher sees them."""
@@ -295,7 +270,7 @@ class CachedTeacher:
     def _look_up(self, batch: Batch, slot: int) -> tuple[np.ndarray, EncodedAnswers]:
         """Look up one slot of a batch: which rows are found, bool (B,), and their encoded logits."""
         if self.replay:
-            columns = self.replay.rows(batch.epoch, slot, batch.positions, self._compute_chunk(batch.epoch, slot))
+            columns = self.replay.rows(batch.epoch, slot, batch.positions, self._computer.chunk(batch.epoch, slot))
             if columns is not None:
                 if slot == 0 and self.view_index:
                     self.view_index.add(batch.standard_keys, columns)
@@ -304,78 +279,8 @@ class CachedTeacher:
             return self.view_index.lookup(batch.standard_keys)
         return np.zeros(len(batch), bool), {}
 
-    def _compute_chunk(self, epoch: int, slot: int) -> ComputeRows:
-        def compute_rows(positions: range) -> EncodedAnswers:
-            starts = range(positions.start, positions.stop, BLOCK_VIEWS)
-            blocks = [range(start, min(start + BLOCK_VIEWS, positions.stop)) for start in starts]
-            return _concatenated([self._compute_block(epoch, slot, block) for block in blocks])
-
-        return compute_rows
-
-    def _compute_block(self, epoch: int, slot: int, positions: range) -> EncodedAnswers:
-        def views(rows: Tensor) -> Tensor:
-            return self.views.views(epoch, slot, positions)[to_device(rows, self.views.device)]
-
-        if slot or not self.view_index:
-            return on_cpu(self._compute(self.views.views(epoch, slot, positions)))
-        return self._look_up_or_compute(self._keys(epoch, positions), views)
-
-    def _look_up_or_compute(self, keys: np.ndarray, make_views: Callable[[Tensor], Tensor]) -> EncodedAnswers:
-        """Look up x by crop and flip, and compute the others; `make_views` makes those in some of the rows."""
-        assert self.view_index is not None
-        hit, columns = self.view_index.lookup(keys)
-        if hit.all():
-            return columns
-        computed = on_cpu(self._compute(make_views(torch.from_numpy(np.flatnonzero(~hit)))))
-        self.view_index.add(keys[~hit], computed)
-        # Put the rows that were found and those that were computed back in the order of the keys.
-        order = np.concatenate([np.flatnonzero(hit), np.flatnonzero(~hit)])
-        rows = torch.from_numpy(np.argsort(order))
-        return {name: column[rows] for name, column in _concatenated([columns, computed]).items()}
-
-    def _keys(self, epoch: int, positions: range) -> np.ndarray:
-        return self.views.plan.standard_keys(self.views.table(epoch), np.arange(positions.start, positions.stop))
-
-    def _compute_clean(self, samples: range) -> EncodedAnswers:
-        blocks = torch.arange(samples.start, samples.stop).split(BLOCK_VIEWS)
-        return _concatenated([self._compute_clean_block(block) for block in blocks])
-
-    def _compute_clean_block(self, samples: Tensor) -> EncodedAnswers:
-        def views(rows: Tensor) -> Tensor:
-            return to_device(self.views.split.take(samples[rows]), self.views.device)
-
-        if not self.view_index:
-            return on_cpu(self._compute(views(torch.arange(len(samples)))))
-        return self._look_up_or_compute(self.views.plan.clean_keys()[samples], views)
-
-    def _hash_images(self, samples: range) -> EncodedAnswers:
-        digests = self.views.split.image_digests(slice(samples.start, samples.stop))
-        return {SHA256: torch.tensor(digests)}
-
-    def _compute(self, views: Tensor) -> EncodedAnswers:
-        self._count(forwards=len(views))
-        return self._encode(self.teacher.vectors(views) if self.keeps_vectors else self.teacher(views))
-
-    def _encode(self, answers: Tensor) -> EncodedAnswers:
-        columns = self.encoding.encode(answers)
-        # A check on a GPU would make the host wait. There, answers are checked when they are stored, or by the loss.
-        if answers.device.type == "cpu":
-            require_finite(columns)
-        return columns
-
     def _decode_into(self, answers: Tensor, rows: np.ndarray, columns: EncodedAnswers) -> None:
-        answers[_indices(rows, answers.device)] = self._decode(columns, answers.device)
-
-    def _decode(self, columns: EncodedAnswers, device: torch.device) -> Tensor:
-        on_device = {name: to_device(column, device) for name, column in columns.items()}
-        return self.encoding.decode(on_device, self.classes)
-
-    def _logits_of(self, answers: Tensor) -> Tensor:
-        return self.teacher.head(answers) if self.keeps_vectors else answers
-
-
-def _concatenated(parts: list[EncodedAnswers]) -> EncodedAnswers:
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        answers[_indices(rows, answers.device)] = self._computer.decode(columns, answers.device)
 
 
 def _indices(mask: np.ndarray, device: torch.device) -> Tensor:

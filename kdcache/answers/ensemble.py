@@ -8,7 +8,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from kdcache.answers.cached_teacher import CachedTeacher, TeacherCounts, TeacherOutputs
+from kdcache.answers.cached_teacher import CachedTeacher, TeacherOutputs
+from kdcache.answers.computer import TeacherCounts
 from kdcache.compute import Stopwatch
 from kdcache.errors import UsageError, problem
 from kdcache.models import Network

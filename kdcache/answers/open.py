@@ -7,6 +7,7 @@ from dataclasses import replace
 from kdcache import distributed
 from kdcache.answers.budget import choose_policy
 from kdcache.answers.cached_teacher import CachedTeacher
+from kdcache.answers.encoding import Vectors
 from kdcache.answers.find import Answers
 from kdcache.answers.head import write_head
 from kdcache.answers.location import StoreLocation
@@ -117,17 +118,19 @@ def make_cached_teacher(
     if cache == "auto" and not policy.stored_kinds and replace(space, others=0).fits(plan, epochs):
         _say_full(space)
     keep = policy.stored_kinds if may_write(store.location, cache) else None
-    cached_teacher = CachedTeacher(answers.teacher, views, store=store)
-    if cached_teacher.keeps_vectors and keep is not None:
+    if isinstance(store.encoding, Vectors) and keep is not None:
         write_head(store, answers.teacher.head)
+    replay = view_index = None
     if plan.crop_flip:
-        cached_teacher.replay = Replay(store, plan.seed, plan.kinds, keep, space.own_limit)
+        replay = Replay(store, plan.seed, plan.kinds, keep, space.own_limit)
         if policy.indexed:
             index_bytes = max(space.own_limit, stored_bytes(store))  # whatever the other stores take
-            cached_teacher.view_index = CropFlipLookup.from_store(store, plan, epochs, index_bytes)
+            view_index = CropFlipLookup.from_store(store, plan, epochs, index_bytes)
     elif policy.indexed:
-        cached_teacher.view_index = _clean_index(answers, views)
-        for done in cached_teacher.precompute_clean() if keep else ():
+        view_index = _clean_index(answers, views)
+    cached_teacher = CachedTeacher(answers.teacher, views, store=store, replay=replay, view_index=view_index)
+    if not plan.crop_flip and policy.indexed and keep:
+        for done in cached_teacher.precompute_clean():
             if progress is not None:
                 progress(done, plan.samples)
     return cached_teacher
@@ -147,12 +150,14 @@ def make_reader(answers: Answers, views: Views) -> CachedTeacher:
     If x are clean views, which are the same in every epoch, each one goes through the teacher at most once.
     """
     plan, store = views.plan, answers.store
-    cached_teacher = CachedTeacher(answers.teacher, views, store=store, encoding=answers.encoding)
-    if not plan.crop_flip:
-        cached_teacher.view_index = _clean_index(answers, views)
-    elif store is not None:
-        cached_teacher.replay = Replay(store, plan.seed, plan.kinds)
-    return cached_teacher
+    return CachedTeacher(
+        answers.teacher,
+        views,
+        store=store,
+        replay=Replay(store, plan.seed, plan.kinds) if plan.crop_flip and store is not None else None,
+        view_index=None if plan.crop_flip else _clean_index(answers, views),
+        encoding=answers.encoding,
+    )
 
 
 def _clean_index(answers: Answers, views: Views) -> CropFlipLookup:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcache import setup
+from kdcache import run_data, setup
 from kdcache.config import StudentConfig, TrainingConfig
 from kdcache.datasets import Dataset
 from kdcache.errors import UsageError
@@ -29,12 +29,12 @@ LAYERS = ("Conv", "MatMul", "Gemm")
 def calibration_images(run: FinishedRun, **places: Any) -> tuple[Dataset, str | None]:
     """Load the images of a run; if those without labels alone are gone, the others and a message.
 
-    `places` are those of `kdcache.setup.load_run_data`.
+    `places` are those of `kdcache.run_data.load_run_data`.
     """
     try:
-        return setup.load_run_data(run, split="train", **places), None
+        return run_data.load_run_data(run, split="train", **places), None
     except UsageError as error:
-        data = setup.load_run_data(run, split="test", **places)
+        data = run_data.load_run_data(run, split="test", **places)
         return data, f"calibrated on labelled images alone, because of this: {error}"
 
 

@@ -209,7 +209,7 @@ def _draw_images(
 ) -> list[str]:
     """Draw the easiest and the hardest images, if the dataset is still available."""
     from kdcache.report.gallery import draw_extremes
-    from kdcache.setup import load_run_data
+    from kdcache.run_data import load_run_data
 
     try:
         data = load_run_data(run.folder, **places)

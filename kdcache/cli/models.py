@@ -86,7 +86,7 @@ def export(
     from kdcache.models.export import images_to_compare, input_of, random_images
     from kdcache.models.export_formats import OPENVINO_FILES
     from kdcache.run.folder import FinishedRun
-    from kdcache.setup import load_run_data
+    from kdcache.run_data import load_run_data
 
     if out == "":
         raise UsageError(problem("--out", expected="the path of a file or folder", got="an empty one"))

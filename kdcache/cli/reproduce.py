@@ -12,7 +12,7 @@ from kdcache.cli.options import DEVICE
 from kdcache.errors import KdcacheError, UsageError, problem
 
 if TYPE_CHECKING:
-    from kdcache.study.expand import StudyCell
+    from kdcache.study.planned import StudyCell
 
 __all__ = ["reproduce"]
 
@@ -73,7 +73,8 @@ def reproduce(
     """Reproduce a table or figure."""
     from kdcache.study.archive import extracted
     from kdcache.study.definition import read_study
-    from kdcache.study.expand import expand_study, filter_cells, list_runs
+    from kdcache.study.expand import expand_study
+    from kdcache.study.planned import filter_cells, list_runs
 
     if records is not None and not show:
         raise UsageError(problem("--records", expected="with --show"))
@@ -136,7 +137,7 @@ def _print_plan(cells: "list[StudyCell]", commands: bool, time_steps: bool) -> N
     """Print what a study costs: totals, a row for each row of the study and, if asked for, commands and hours."""
     from kdcache.report.tables import file_size, show
     from kdcache.study.cost import study_cost
-    from kdcache.study.expand import list_runs
+    from kdcache.study.planned import list_runs
     from kdcache.study.result_tables import study_cost_table
 
     cost, runs = study_cost(cells), list_runs(cells)

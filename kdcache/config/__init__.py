@@ -5,7 +5,8 @@ A setting has three layers, the later ones first: the options of the command lin
 paper states a value. A new setting is one field of a config: it makes the option, its help text and its checks.
 """
 
+from kdcache.config.layers import CONFIG_FILE
 from kdcache.config.teachers import StudentConfig
-from kdcache.config.training import CONFIG_FILE, TeacherConfig, TrainingConfig
+from kdcache.config.training import TeacherConfig, TrainingConfig
 
 __all__ = ["CONFIG_FILE", "StudentConfig", "TeacherConfig", "TrainingConfig"]

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
-from kdcache.choices import MIXES
+from kdcache.choices import AUGMENTATIONS, MIXES, Augmentation
 from kdcache.config.options import Options, OptionTables
 from kdcache.config.settings import Invalid
 from kdcache.extensions import is_address
@@ -20,6 +20,7 @@ __all__ = [
     "ErasingOptions",
     "MixingOptions",
     "RandAugmentOptions",
+    "augmentation_of",
     "format_mix",
     "parse_mix",
     "with_batch_size",
@@ -162,6 +163,11 @@ class AugOptions(OptionTables):
     erasing: ErasingOptions | None = None
     autoaugment: AutoAugmentOptions | None = None
     randaugment: RandAugmentOptions | None = None
+
+
+def augmentation_of(aug: str) -> Augmentation:
+    """Find the views that a value of ``--aug`` names."""
+    return AUGMENTATIONS.get(aug) or Augmentation(mixes=tuple(aug.split("+")))
 
 
 def format_mix(name: str, options: Options | None) -> str:

@@ -1,11 +1,14 @@
 """The settings of the optimizer and of its schedule, which teachers and students share."""
 
 import math
-from typing import Annotated, NamedTuple
+from collections.abc import Mapping
+from typing import Annotated, Any, NamedTuple, Self
 
-from pydantic import AfterValidator, BaseModel, ValidationInfo, field_validator
+from pydantic import AfterValidator, ValidationError, ValidationInfo, field_validator
 
-from kdcache.config.settings import SET_BY_PRESET, Choice, Invalid, setting
+from kdcache.config.layers import LayeredConfig
+from kdcache.config.settings import SET_BY_PRESET, Choice, Invalid, flag_of, setting, setting_problem
+from kdcache.errors import UsageError, problem
 
 __all__ = ["OPTIMIZERS", "OptimizationConfig", "known_epochs"]
 
@@ -38,7 +41,7 @@ class Length(NamedTuple):
         return f"{self.number} {self.unit}"
 
 
-class OptimizationConfig(BaseModel):
+class OptimizationConfig(LayeredConfig):
     """How the weights are trained."""
 
     steps: int | None = setting(
@@ -158,10 +161,54 @@ class OptimizationConfig(BaseModel):
         fraction = (passed - self.warmup_epochs) / (self.epochs - self.warmup_epochs)
         return self.min_lr + (self.lr - self.min_lr) * (1 + math.cos(math.pi * fraction)) / 2
 
+    @classmethod
+    def _put_over(cls, below: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+        """Combine layers as `LayeredConfig` does; epochs override the steps of what is below, too."""
+        kept = {name: value for name, value in below.items() if name != "steps" or "epochs" not in layer}
+        return super()._put_over(kept, layer)
+
+    def _problems_of(self, options: Mapping[str, Any], below: Mapping[str, Any]) -> list[str]:
+        fields, found = type(self).model_fields, []
+        for name, why in self.unused.items():
+            if name in options:
+                found.append(problem(flag_of(name, fields[name]), expected=f"no value {why}", got=options[name]))
+        if options.keys() >= {"epochs", "steps"}:
+            flag = flag_of("steps", fields["steps"])
+            found.append(problem(flag, expected="no value with --epochs", got=options["steps"]))
+        before = below.get("optimizer", fields["optimizer"].default)
+        if self.optimizer != before and "lr" not in options:
+            expected = f"a rate for {self.optimizer}, since {self.lr:g} is that of {before}"
+            found.append(problem("--lr", expected=expected, got="none"))
+        return found
+
     @property
     def length(self) -> Length:
         """The length of the training as it was given."""
         return Length("epochs", self.epochs) if self.steps is None else Length("steps", self.steps)
+
+    def lasting(self, epochs: int) -> Self:
+        """Complete settings whose length is given in steps, by the number of epochs that they take.
+
+        Raises
+        ------
+        UsageError
+            If other settings do not fit this number.
+        """
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        try:
+            complete = type(self).model_validate({**values, "epochs": epochs}, context={"epochs": epochs})
+        except ValidationError as error:
+            length = f"{flag_of('steps', type(self).model_fields['steps'])} {self.steps}, which are {epochs} epochs"
+            where = ((detail["loc"][0], detail) for detail in error.errors())
+            fields = type(self).model_fields
+            lines = (setting_problem(flag_of(str(name), fields[str(name)]), detail) for name, detail in where)
+            raise UsageError(*(f"{length}: {line}" for line in lines)) from None
+        complete._downloadable = self._downloadable
+        return complete
+
+    def lasting_as(self, run: Self) -> Self:
+        """Complete settings of as many steps as a run has: on the same images, they take as many epochs."""
+        return self if self.steps is None or self.length != run.length else self.lasting(run.epochs)
 
     @property
     def balances_classes(self) -> bool:

@@ -3,12 +3,12 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo
 from pydantic.fields import FieldInfo
 
 from kdcache.config.settings import Invalid
 
-__all__ = ["OptionTables", "Options", "as_tables", "dotted", "merge_tables"]
+__all__ = ["OptionTables", "Options", "as_tables", "dotted", "merge_tables", "read_tables"]
 
 AnyOptions = TypeVar("AnyOptions", bound="Options")
 
@@ -87,6 +87,17 @@ def as_tables(given: Any) -> Any:
         if not (equals and dot):
             return given
         tables.setdefault(name.strip(), {})[option.strip()] = value.strip()
+    return tables
+
+
+def read_tables(given: Any, info: ValidationInfo) -> Any:
+    """Validate what ``--loss-option`` or ``--aug-option``, or a config file, gives: tables, or texts of that form."""
+    tables = as_tables(given)
+    if not isinstance(tables, Mapping | OptionTables):
+        form, example = {
+            "losses": ("LOSS.NAME=VALUE", "dkd.beta=6"), "augs": ("AUG.NAME=VALUE", "cutmix.alpha=0.2")
+        }[str(info.field_name)]  # fmt: skip
+        raise Invalid(f"{form}, such as {example}")
     return tables
 
 

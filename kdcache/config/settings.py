@@ -24,6 +24,7 @@ __all__ = [
     "check_text",
     "expected_by",
     "flag_of",
+    "has_no_effect",
     "option_form",
     "setting",
     "setting_problem",
@@ -94,6 +95,11 @@ class Invalid(ValueError):
     def __init__(self, expected: str, remedy: str | None = None) -> None:
         super().__init__(expected)
         self.expected, self.remedy = expected, remedy
+
+
+def has_no_effect(switch: str, where: str) -> Invalid:
+    """Make the error of a switch that does nothing with the other settings."""
+    return Invalid(f"false {where}", f"Leave it out, or turn that of a recipe off with --no-{switch}.")
 
 
 class InvalidCode(ValueError):

@@ -2,27 +2,43 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, ByteSize, ValidationInfo, field_validator
+from pydantic import AfterValidator, ByteSize, field_validator
 
 from kdcache.cards import CARDS, DATASET_PREFIXES, canonical
 from kdcache.checked_files import kind_of
 from kdcache.choices import AUGMENTATIONS, CACHES, CRITERIA, LOSSES, MIXES, STORE_DTYPES, STORE_FORMATS, Augmentation
-from kdcache.config.augs import AugOptions, format_mix
-from kdcache.config.losses import LossOptions, loss_names, loss_weights, trains_on_mixed_views
-from kdcache.config.optimization import known_epochs
-from kdcache.config.options import OptionTables, as_tables, merge_tables
-from kdcache.config.settings import SET_BY_PRESET, Choice, ChoiceOf, ChoiceSum, Invalid, PlaceChoice, flag_of, setting
-from kdcache.config.training import CONFIG_FILE, Model, TrainingConfig, recorded_images
+from kdcache.config.augs import AugOptions, augmentation_of, format_mix
+from kdcache.config.layers import CONFIG_FILE
+from kdcache.config.loss_checks import (
+    check_alpha,
+    check_loss,
+    check_store_format,
+    check_unlabelled,
+    complete_losses,
+    keeps_vectors,
+)
+from kdcache.config.losses import LossOptions, loss_weights
+from kdcache.config.options import merge_tables, read_tables
+from kdcache.config.settings import SET_BY_PRESET, Choice, ChoiceOf, ChoiceSum, PlaceChoice, flag_of, setting
+from kdcache.config.training import Model, TrainingConfig, recorded_images
+from kdcache.config.view_checks import (
+    check_aug,
+    check_candidates,
+    check_keep,
+    check_pick,
+    check_scoring_updates_stats,
+    check_separate_forwards,
+    complete_augs,
+)
 from kdcache.errors import printable
-from kdcache.extensions import is_trusted
 from kdcache.presets import ConfigFile, read_recipe
 
-__all__ = ["StudentSettings", "augmentation_of", "has_no_effect"]
+__all__ = ["StudentSettings"]
 
 log = logging.getLogger("kdcache")
 
@@ -152,6 +168,20 @@ class StudentSettings(TrainingConfig):
         validate_default=True,
     )
 
+    _read_tables = field_validator("losses", "augs", mode="before")(read_tables)
+    _check_loss = field_validator("loss")(check_loss)
+    _check_aug = field_validator("aug")(check_aug)
+    _complete_augs = field_validator("augs")(complete_augs)
+    _check_pick = field_validator("pick")(check_pick)
+    _check_candidates = field_validator("candidates")(check_candidates)
+    _check_keep = field_validator("keep")(check_keep)
+    _check_separate_forwards = field_validator("separate_forwards")(check_separate_forwards)
+    _check_scoring_updates_stats = field_validator("scoring_updates_stats")(check_scoring_updates_stats)
+    _check_alpha = field_validator("alpha")(check_alpha)
+    _complete_losses = field_validator("losses")(complete_losses)
+    _check_store_format = field_validator("store_format")(check_store_format)
+    _check_unlabelled = field_validator("unlabelled")(check_unlabelled)
+
     @classmethod
     def _inherited(cls, given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         file = Path(os.path.expanduser(str(given.get("teacher")))) / CONFIG_FILE
@@ -169,74 +199,6 @@ class StudentSettings(TrainingConfig):
         log.info("images of the teacher %s: %s", given["teacher"], printable(chosen))
         return {str(file): images}
 
-    @field_validator("loss")
-    @classmethod
-    def _check_loss(cls, loss: str, info: ValidationInfo) -> str:
-        changed = _changes_cross_entropy(info)
-        if changed and is_trusted(loss) and not loss_weights(loss, alpha=0.9).get("ce"):
-            raise Invalid(f"a sum with ce, because of --{changed}", f"Add ce, or give {_UNCHANGED[changed]}.")
-        return loss
-
-    @field_validator("aug")
-    @classmethod
-    def _check_aug(cls, aug: str, info: ValidationInfo) -> str:
-        loss, mixes = info.data.get("loss"), augmentation_of(aug).mixes
-        if loss is None or not is_trusted(f"{loss} {aug}"):  # --loss has a problem of its own, or is not for use
-            return aug
-        if _pairs(loss) and not (len(mixes) == 1 and augmentation_of(aug).pick is None and _keeps_label(mixes[0])):
-            keeping = ", ".join(filter(_keeps_label, MIXES))
-            raise Invalid(f"one of {keeping}, since --loss {loss} compares x with an x' of the same image and label")
-        if mixes and not trains_on_mixed_views(loss_weights(loss, alpha=0.9)):
-            on_mixed = ", ".join(name for name, declared in LOSSES.items() if declared.acts_on == "each")
-            raise Invalid(
-                f"one of none, standard, since --loss {loss} is not trained on x'",
-                f"Add one of {on_mixed}, or give it a weight above 0.",
-            )
-        return aug
-
-    @field_validator("alpha")
-    @classmethod
-    def _check_alpha(cls, alpha: float, info: ValidationInfo) -> float:
-        aug, loss = info.data.get("aug"), info.data.get("loss")
-        if not aug or not loss or not is_trusted(loss):
-            return alpha
-        if (changed := _changes_cross_entropy(info)) and not loss_weights(loss, alpha).get("ce"):
-            raise Invalid(
-                f"less than 1 with --{changed}, which is about cross-entropy", f"Or give {_UNCHANGED[changed]}."
-            )
-        if augmentation_of(aug).mixes and not trains_on_mixed_views(loss_weights(loss, alpha)):
-            raise Invalid(f"more than 0 with --aug {aug}, since kd alone is trained on x'")
-        return alpha
-
-    @field_validator("losses", "augs", mode="before")
-    @classmethod
-    def _read_options(cls, given: Any, info: ValidationInfo) -> Any:
-        tables = as_tables(given)
-        if not isinstance(tables, Mapping | OptionTables):
-            form, example = {
-                "losses": ("LOSS.NAME=VALUE", "dkd.beta=6"), "augs": ("AUG.NAME=VALUE", "cutmix.alpha=0.2")
-            }[str(info.field_name)]  # fmt: skip
-            raise Invalid(f"{form}, such as {example}")
-        return tables
-
-    @field_validator("augs")
-    @classmethod
-    def _complete_augs(cls, augs: AugOptions, info: ValidationInfo) -> AugOptions:
-        aug = info.data.get("aug")
-        if aug is None:  # --aug has a problem of its own
-            return augs
-        names = augmentation_of(aug).mixes
-        augs.require_used(names, "augmentations in --aug", "augmentation")
-        return augs.completed(names)
-
-    @field_validator("losses")
-    @classmethod
-    def _complete_losses(cls, losses: LossOptions, info: ValidationInfo) -> LossOptions:
-        loss, epochs = info.data.get("loss"), known_epochs(info)
-        if loss is None or epochs is None:  # they have problems of their own, or are not known yet
-            return losses
-        return losses.completed_for(loss_names(loss), epochs)
-
     @classmethod
     def _read_files(
         cls, file: str | Path | ConfigFile | None, options: dict[str, Any]
@@ -248,114 +210,12 @@ class StudentSettings(TrainingConfig):
         return layers, problems
 
     @classmethod
-    def combined(cls, layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Combine layers of settings as `TrainingConfig.combined` does, and tables of options option by option."""
-        combined = super().combined(layers)
+    def _put_over(cls, below: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+        """Combine layers as `TrainingConfig` does, and tables of options option by option."""
+        combined = super()._put_over(below, layer)
         for name in combined.keys() & {"losses", "augs"}:
-            combined[name] = merge_tables([layer[name] for layer in layers if name in layer])
+            combined[name] = merge_tables([one[name] for one in (below, layer) if name in one])
         return combined
-
-    @field_validator("pick")
-    @classmethod
-    def _check_pick(cls, pick: str | None, info: ValidationInfo) -> str | None:
-        aug, loss = info.data.get("aug"), info.data.get("loss")
-        if aug is None:  # --aug has a problem of its own
-            return pick
-        base = augmentation_of(aug)
-        if pick is not None and not base.mixes:
-            raise _needs_mixes(aug)
-        if not is_trusted(f"{loss} {pick}"):
-            return pick
-        if pick is not None and loss is not None and _pairs(loss):
-            raise Invalid(f"no value, since --loss {loss} compares x with the x' of every image")
-        criterion = pick or base.pick
-        if loss == "ce" and criterion is not None and CRITERIA[criterion].teacher:
-            without = ", ".join(name for name, reads in CRITERIA.items() if not reads.teacher)
-            raise Invalid(f"one of {without}, because --loss ce trains without a teacher")
-        return pick
-
-    @field_validator("candidates")
-    @classmethod
-    def _check_candidates(cls, candidates: int | None, info: ValidationInfo) -> int | None:
-        aug = info.data.get("aug")
-        if candidates is None or aug is None:
-            return candidates
-        kinds = len(augmentation_of(aug).mixes)
-        if not kinds:
-            raise _needs_mixes(aug)
-        if candidates < kinds:
-            raise Invalid(f"at least {kinds}, one of each kind in --aug {aug}")
-        loss = info.data.get("loss")
-        if candidates > 1 and loss is not None and is_trusted(loss) and _pairs(loss):
-            raise Invalid(f"1, since --loss {loss} compares x with one x'")
-        return candidates
-
-    @field_validator("keep")
-    @classmethod
-    def _check_keep(cls, keep: float | None, info: ValidationInfo) -> float | None:
-        aug, pick = info.data.get("aug"), info.data.get("pick")
-        if keep is not None and aug is not None and not (pick or augmentation_of(aug).pick):
-            raise Invalid("no value without --pick", "Add --pick, or leave --keep out.")
-        return keep
-
-    @field_validator("separate_forwards")
-    @classmethod
-    def _check_separate_forwards(cls, separate: bool, info: ValidationInfo) -> bool:
-        aug, loss = info.data.get("aug"), info.data.get("loss")
-        if separate and aug is not None and not augmentation_of(aug).mixes:
-            raise has_no_effect("separate-forwards", f"with --aug {aug}, which makes no x'")
-        if separate and loss is not None and is_trusted(loss) and loss_weights(loss, alpha=0.9).keys() == {"ce"}:
-            raise has_no_effect("separate-forwards", f"with --loss {loss}, which is trained on x' alone")
-        return separate
-
-    @field_validator("scoring_updates_stats")
-    @classmethod
-    def _check_scoring_updates_stats(cls, updates: bool, info: ValidationInfo) -> bool:
-        aug = info.data.get("aug")
-        if not updates or aug is None or "pick" not in info.data:  # they have problems of their own
-            return updates
-        criterion = info.data["pick"] or augmentation_of(aug).pick
-        if criterion is None or (is_trusted(criterion) and not CRITERIA[criterion].student):
-            scoring = ", ".join(name for name, reads in CRITERIA.items() if reads.student)
-            raise has_no_effect("scoring-updates-stats", f"without a criterion that reads the student ({scoring})")
-        return updates
-
-    @field_validator("unlabelled")
-    @classmethod
-    def _check_unlabelled(cls, unlabelled: str | None, info: ValidationInfo) -> str | None:
-        if unlabelled is None and info.data.get("train_fraction") == 0:
-            raise Invalid("images, since --train-fraction 0 leaves none of --dataset")
-        if unlabelled is None or not {"loss", "alpha", "aug", "pick"} <= info.data.keys():
-            return unlabelled
-        loss, pick = info.data["loss"], info.data["pick"] or augmentation_of(info.data["aug"]).pick
-        if not is_trusted(f"{loss} {pick}"):
-            return unlabelled
-        weights = loss_weights(loss, info.data["alpha"])
-        reads_label = [f"--loss {name}" for name in weights if LOSSES[name].needs_labels]
-        reads_label += [f"--pick {pick}"] if pick is not None and CRITERIA[pick].needs_labels else []
-        if reads_label:
-            raise Invalid(f"no value with {reads_label[0]}, which needs the label of every image")
-        if not any(weight and LOSSES[name].teacher for name, weight in weights.items()):
-            alpha = " --alpha 0" if "kd" in weights else ""
-            raise Invalid(
-                f"no value with --loss {loss}{alpha}, which is not trained on images without labels",
-                "Add a loss that reads the teacher, such as kd.",
-            )
-        return unlabelled
-
-    @field_validator("store_format")
-    @classmethod
-    def _check_store_format(cls, store_format: str, info: ValidationInfo) -> str:
-        topk, loss, aug = (info.data.get(name) for name in ("topk", "loss", "aug"))
-        if store_format == "vectors" and topk is not None:
-            raise Invalid("auto or logits with --topk, which keeps the largest logits")
-        if loss is None or aug is None or not is_trusted(loss):  # they have problems of their own
-            return store_format
-        on_mixed = [name for name in loss_weights(loss, alpha=0.9) if _reads_vectors_of_mixed(name)]
-        if on_mixed and augmentation_of(aug).mixes and not _keeps_vectors(store_format, topk, True):
-            remedy = "Leave --topk out." if topk is not None else None
-            raise Invalid(f"vectors with --loss {on_mixed[0]}, which reads the teacher's vectors of x'", remedy)
-        return store_format
 
     @property
     def augmentation(self) -> Augmentation:
@@ -393,7 +253,7 @@ class StudentSettings(TrainingConfig):
     @property
     def keeps_vectors(self) -> bool:
         """Whether the teacher's vectors are stored, and not its logits."""
-        return _keeps_vectors(self.store_format, self.topk, self.needs_vectors)
+        return keeps_vectors(self.store_format, self.topk, self.needs_vectors)
 
     @property
     def recomputes_x(self) -> bool:
@@ -409,48 +269,3 @@ class StudentSettings(TrainingConfig):
     def effective_view_seed(self) -> int:
         """Seed of the views: ``view_seed`` if given, else ``seed``."""
         return self.seed if self.view_seed is None else self.view_seed
-
-
-def augmentation_of(aug: str) -> Augmentation:
-    """Find the views that a value of ``--aug`` names."""
-    return AUGMENTATIONS.get(aug) or Augmentation(mixes=tuple(aug.split("+")))
-
-
-def _pairs(loss: str) -> bool:
-    """Whether a sum has a loss on pairs of x and x'."""
-    return any(LOSSES[name].acts_on == "pairs" for name in loss_weights(loss, alpha=0.9))
-
-
-def _keeps_vectors(store_format: str, topk: int | None, needed: bool) -> bool:
-    """Whether vectors are stored; with ``auto``, if they are needed and not all logits are dropped but a few."""
-    return store_format == "vectors" or (store_format == "auto" and needed and topk is None)
-
-
-def _reads_vectors_of_mixed(name: str) -> bool:
-    """Whether a loss reads the vectors of x'."""
-    return LOSSES[name].vectors and LOSSES[name].acts_on != "x"
-
-
-def _keeps_label(mix: str) -> bool:
-    """Whether an x' is made from one image."""
-    return not MIXES[mix].takes_partner
-
-
-def _needs_mixes(aug: str) -> Invalid:
-    remedy = f"Choose an --aug that makes x': cutmix-pick, or a sum of {', '.join(MIXES)}."
-    return Invalid(f"no value with --aug {aug}", remedy)
-
-
-_UNCHANGED = {"label-smoothing": "--label-smoothing 0", "class-weights": "--class-weights none"}
-
-
-def _changes_cross_entropy(info: ValidationInfo) -> str | None:
-    """Name an option that changes cross-entropy, if one was given."""
-    if info.data.get("label_smoothing"):
-        return "label-smoothing"
-    return "class-weights" if info.data.get("class_weights") == "balanced" else None
-
-
-def has_no_effect(switch: str, where: str) -> Invalid:
-    """Make the error of a switch that does nothing with the other settings."""
-    return Invalid(f"false {where}", f"Leave it out, or turn that of a recipe off with --no-{switch}.")

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from kdcache.choices import CRITERIA, LOSSES
+from kdcache.config.augs import augmentation_of
 from kdcache.config.losses import loss_weights
-from kdcache.config.settings import Choice, Invalid, flag_of, setting
-from kdcache.config.student import StudentSettings, augmentation_of, has_no_effect
+from kdcache.config.settings import Choice, Invalid, flag_of, has_no_effect, setting
+from kdcache.config.student import StudentSettings
 from kdcache.errors import problem
 from kdcache.extensions import is_trusted
 

@@ -1,16 +1,15 @@
 """The settings of a teacher's training, and those that a student's has too."""
 
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, ConfigDict, PrivateAttr, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, ValidationInfo, field_validator
 
 from kdcache.cards import CARDS, CUSTOM_DATASETS, DATASET_PREFIXES, PICTURES, canonical
-from kdcache.checked_files import kind_of, read_toml
+from kdcache.checked_files import read_toml
 from kdcache.choices import (
     BAD_IMAGES,
     CROPS,
@@ -28,21 +27,10 @@ from kdcache.choices import (
     TRACKERS,
 )
 from kdcache.config.optimization import MAX_COUNT, OptimizationConfig, known_epochs
-from kdcache.config.settings import (
-    SET_BY_PRESET,
-    Choice,
-    Invalid,
-    PlaceChoice,
-    check_text,
-    flag_of,
-    setting,
-    setting_problem,
-)
-from kdcache.errors import UsageError, problem
-from kdcache.extensions import addresses_in, trust
-from kdcache.presets import ConfigFile, read_settings
+from kdcache.config.settings import SET_BY_PRESET, Choice, Invalid, PlaceChoice, flag_of, setting
+from kdcache.errors import problem
 
-__all__ = ["CONFIG_FILE", "Model", "TeacherConfig", "TrainingConfig", "recorded_images"]
+__all__ = ["Model", "TeacherConfig", "TrainingConfig", "recorded_images"]
 
 Dataset = Annotated[
     str,
@@ -56,25 +44,17 @@ Crop = Annotated[str, AfterValidator(Choice(CROPS))]
 Tracker = Annotated[str, AfterValidator(Choice((*TRACKERS, "none")))]
 Precision = Annotated[str, AfterValidator(Choice(("auto", *PRECISIONS)))]
 
-CONFIG_FILE = "config.toml"
-"""Name of the settings in a run folder, see `kdcache.run.folder`."""
-
 
 class TrainingConfig(OptimizationConfig):
     """The settings of every training. Frozen; unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    table: ClassVar[str]
-    """The table of a config file that this kind of run reads, besides the top-level keys."""
     CODE: ClassVar[tuple[str, ...]] = ("dataset", "model")
-    """Settings that may name the user's own code, see `kdcache.extensions`."""
-    NOT_RECORDED: ClassVar[frozenset[str]] = frozenset({"out", "overwrite", "download", "resume", "checkpoint_minutes"})
-    """Settings that the run's config file leaves out: they do not say what is trained."""
+    NOT_RECORDED = frozenset({"out", "overwrite", "download", "resume", "checkpoint_minutes"})
+    CLI_ONLY = frozenset({"out", "overwrite", "download"})
+    DOWNLOADED = frozenset({"init"})
     MAY_DIFFER_ON_RESUME: ClassVar[frozenset[str]] = frozenset({"data_root", "workers", "threads", "track"})
     """Recorded settings that may change when a run is resumed: they do not affect its results. The number of threads is
     compared with that of the run's environment, see `kdcache.setup.choose_compute`."""
-    CLI_ONLY: ClassVar[frozenset[str]] = frozenset({"out", "overwrite", "download"})
-    """Settings that no config file may have: a file must not decide what is overwritten or downloaded."""
 
     dataset: Dataset = setting("data", "fashion-mini", "Training images.")
     data_root: Path = setting("data", Path("datasets"), "Folder of the downloaded datasets.")
@@ -177,17 +157,6 @@ class TrainingConfig(OptimizationConfig):
         "kdcache[wandb], kdcache[mlflow] and so on. A resumed run has those of the run; none ends them.",
     )
 
-    _init_is_given: bool = PrivateAttr(default=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _check_raw_value(cls, value: Any, info: ValidationInfo) -> Any:
-        is_flag = info.field_name is not None and cls.model_fields[info.field_name].annotation is bool
-        if isinstance(value, bool) and not is_flag:
-            raise Invalid("a value other than true and false")
-        check_text(value)
-        return value
-
     @field_validator("out", "init", "teacher", "store", "answers", check_fields=False)
     @classmethod
     def _expand_home(cls, path: Path | str | None) -> Path | str | None:
@@ -239,14 +208,9 @@ class TrainingConfig(OptimizationConfig):
         return tuple(name for name in declared if declared[name]["group"] == group)
 
     @property
-    def code(self) -> dict[str, str]:
-        """The addresses of the user's own code, with the setting that names each."""
-        return {address: name for name in self.CODE for address in addresses_in(str(getattr(self, name)))}
-
-    @property
     def downloads_init(self) -> bool:
         """Whether the weights that ``init`` names may be downloaded: the user asked for it, and not a file alone."""
-        return self.download or self._init_is_given
+        return self.download or "init" in self._downloadable
 
     @property
     def image_settings(self) -> dict[str, Any]:
@@ -263,124 +227,9 @@ class TrainingConfig(OptimizationConfig):
         return (epoch + 1) % self.evaluate_every == 0 or epoch + 1 == self.epochs
 
     @classmethod
-    def load(cls, file: str | Path | ConfigFile | None = None, **options: Any) -> Self:
-        """Combine options, file and defaults into one config.
-
-        Parameters
-        ----------
-        file : str, Path or ConfigFile, optional
-            A TOML file, the name of a preset, or a file that was read. Defaults to the config of the run in ``out`` if
-            ``resume`` is given, else to the preset of the dataset.
-        **options
-            Settings that override the file; ``None`` means not given. The user's own code that is named here is
-            trusted, not that named by the file. Without a dataset, a student has the images of the teacher that is
-            named.
-
-        Raises
-        ------
-        UsageError
-            With one line for each problem of the settings.
-        """
-        options = {name: value for name, value in options.items() if value is not None}
-        for name in cls.CODE:
-            trust(str(options.get(name)))  # the user named it, so it may run
-        layers, problems = cls._read_files(file, options)
-        try:
-            config = cls(**cls.combined([*layers.values(), options]))
-            config._init_is_given = "init" in options
-        except ValidationError as error:
-            for detail in error.errors():
-                problems.append(setting_problem(cls._origin(detail["loc"], layers, options), detail))
-        else:
-            problems += [
-                problem(flag_of(name, cls.model_fields[name]), expected=f"no value {why}", got=options[name])
-                for name, why in config.unused.items()
-                if name in options
-            ]
-            if options.keys() >= {"epochs", "steps"}:
-                got = options["steps"]
-                problems.append(
-                    problem(flag_of("steps", cls.model_fields["steps"]), expected="no value with --epochs", got=got)
-                )
-            before = cls.combined([*layers.values()]).get("optimizer", cls.model_fields["optimizer"].default)
-            if config.optimizer != before and "lr" not in options:
-                expected = f"a rate for {config.optimizer}, since {config.lr:g} is that of {before}"
-                problems.append(problem("--lr", expected=expected, got="none"))
-        if problems:
-            raise UsageError(*problems)
-        return config
-
-    @classmethod
-    def _read_files(
-        cls, file: str | Path | ConfigFile | None, options: dict[str, Any]
-    ) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
-        """Read the settings of each file, the most important one last, and the problems of the files."""
-        own, problems = cls._read_file(_recorded_settings(options) if file is None else file)
-        inherited = cls._inherited({**cls.combined([*own.values()]), **options})
-        known = {**cls.combined([*inherited.values()]), **options}
-        card = CARDS.get(str(known.get("dataset", cls.model_fields["dataset"].default)))
-        shipped, more = cls._read_file(None if own else card.preset if card else PICTURES)
-        return {**shipped, **inherited, **own}, [*problems, *more]
-
-    @classmethod
-    def _read_file(cls, file: str | Path | ConfigFile | None) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
-        if file is None:
-            return {}, []
-        settings, problems = read_settings(file, cls.table, *_file_keys(), cls.CLI_ONLY)
-        return {str(file): settings}, problems
-
-    @classmethod
-    def _inherited(cls, given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """Find settings that follow from those that were given, by the file that has them."""
-        return {}
-
-    @classmethod
-    def combined(cls, layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Combine layers of settings, of which later ones override earlier ones: epochs override steps, too."""
-        combined: dict[str, Any] = {}
-        for layer in layers:
-            if "epochs" in layer:
-                combined.pop("steps", None)
-            combined |= layer
-        return combined
-
-    def lasting(self, epochs: int) -> Self:
-        """Complete settings whose length is given in steps, by the number of epochs that they take.
-
-        Raises
-        ------
-        UsageError
-            If other settings do not fit this number.
-        """
-        values = {name: getattr(self, name) for name in type(self).model_fields}
-        try:
-            complete = type(self).model_validate({**values, "epochs": epochs}, context={"epochs": epochs})
-        except ValidationError as error:
-            length = f"{flag_of('steps', type(self).model_fields['steps'])} {self.steps}, which are {epochs} epochs"
-            where = ((detail["loc"][0], detail) for detail in error.errors())
-            fields = type(self).model_fields
-            lines = (setting_problem(flag_of(str(name), fields[str(name)]), detail) for name, detail in where)
-            raise UsageError(*(f"{length}: {line}" for line in lines)) from None
-        complete._init_is_given = self._init_is_given
-        return complete
-
-    @classmethod
-    def _origin(
-        cls, loc: Sequence[str | int], layers: Mapping[str, Mapping[str, Any]], options: Mapping[str, Any]
-    ) -> str:
-        """Name a setting by the option or the file that gave it."""
-        name, *keys = map(str, loc)
-        if not _holds(options, loc):
-            for file, settings in reversed([*layers.items()]):
-                if _holds(settings, loc):
-                    return f"{file}: {'.'.join([name, *keys])}"
-        field = cls.model_fields.get(name)
-        flag = f"--{name.replace('_', '-')}" if field is None else flag_of(name, field)
-        return " ".join([flag, *([".".join(keys)] if keys else [])])
-
-    def lasting_as(self, run: Self) -> Self:
-        """Complete settings of as many steps as a run has: on the same images, they take as many epochs."""
-        return self if self.steps is None or self.length != run.length else self.lasting(run.epochs)
+    def _preset(cls, given: Mapping[str, Any]) -> str | None:
+        card = CARDS.get(str(given.get("dataset", cls.model_fields["dataset"].default)))
+        return card.preset if card else PICTURES
 
     def differences(self, run: Self, moved: bool = False) -> list[str]:
         """List the settings with which a run cannot be resumed, a message for each.
@@ -409,12 +258,6 @@ class TrainingConfig(OptimizationConfig):
                 found.append(problem(flag, expected=f"{recorded}, as in the run", got=now))
         return sorted(found)
 
-    def to_toml(self, exclude: Set[str] | None = None) -> str:
-        """Write the settings, by default without `NOT_RECORDED`, in the format that ``--config`` reads."""
-        excluded = set(self.NOT_RECORDED if exclude is None else exclude)
-        settings = self.model_dump(mode="json", exclude=excluded, exclude_none=True)
-        return "\n".join([f"[{self.table}]", *_toml_lines(self.table, settings)]) + "\n"
-
 
 class TeacherConfig(TrainingConfig):
     """Stage one: a teacher, trained with cross-entropy on standard views."""
@@ -438,51 +281,7 @@ def _is_path(dataset: str | None) -> bool:
     return dataset is not None and dataset.startswith((FOLDER_PREFIX, HDF5_PREFIX, HF_PREFIX))
 
 
-def _recorded_settings(options: Mapping[str, Any]) -> Path | None:
-    """Find the settings of the run to resume."""
-    if options.get("resume") and options.get("out"):
-        recorded = Path(os.path.expanduser(options["out"])) / CONFIG_FILE
-        if kind_of(recorded) is not None:
-            read_toml(recorded)  # raises if it is damaged
-            return recorded
-    return None
-
-
 def recorded_images(file: Path) -> dict[str, Any]:
     """Read the settings of a run that say which images it is about, from its config file."""
     tables = [table for table in read_toml(file).values() if isinstance(table, dict)]
     return {name: table[name] for name in TrainingConfig.image_setting_names() for table in tables if name in table}
-
-
-def _holds(settings: Any, loc: Sequence[str | int]) -> bool:
-    """Whether a nested mapping has a value at some keys."""
-    for key in loc:
-        if not (isinstance(settings, Mapping) and key in settings):
-            return False
-        settings = settings[key]
-    return True
-
-
-def _toml_lines(table: str, settings: Mapping[str, Any]) -> Iterator[str]:
-    """Write settings, those in tables of their own last."""
-    tables = {key: value for key, value in settings.items() if isinstance(value, dict)}
-    # JSON's strings, numbers, booleans and arrays are valid TOML, except how JSON escapes non-ASCII characters.
-    for key in settings:
-        if key not in tables:
-            yield f"{key} = {json.dumps(settings[key], ensure_ascii=False)}"
-    for key, value in tables.items():
-        if any(not isinstance(one, dict) for one in value.values()):
-            yield f"[{table}.{key}]"
-        yield from _toml_lines(f"{table}.{key}", value)
-
-
-def _file_keys() -> tuple[list[str], dict[str, list[str]]]:
-    """List the keys that a config file may have at its top level, and in each of its tables."""
-    tables = {kind.table: list(kind.model_fields) for kind in _kinds(TrainingConfig)}
-    return list(TrainingConfig.model_fields), tables
-
-
-def _kinds(config: type[TrainingConfig]) -> Iterator[type[TrainingConfig]]:
-    """List the subclasses of a config that have none themselves."""
-    for kind in config.__subclasses__():
-        yield from _kinds(kind) if kind.__subclasses__() else [kind]

@@ -8,13 +8,14 @@ from torch import Tensor, nn
 from kdcache.choices import LOSSES
 from kdcache.compute import random_weights
 from kdcache.config import StudentConfig
-from kdcache.errors import KdcacheError, problem
+from kdcache.datasets import Dataset
+from kdcache.errors import KdcacheError, UsageError, problem
 from kdcache.extensions import call, explained, import_object, is_address
 from kdcache.losses.base import DistillLoss, LossContext, ViewOutputs
 from kdcache.losses.logits import balanced_class_weights
 from kdcache.models import Network
 
-__all__ = ["Objective", "build_losses", "build_objective"]
+__all__ = ["Objective", "build_losses", "build_objective", "check_labels"]
 
 
 class Objective(nn.Module):
@@ -120,6 +121,18 @@ def _check_gradient(name: str, value: Tensor, calls: Sequence[ViewOutputs]) -> N
 def _key(name: str) -> str:
     """Name a loss in a ``ModuleDict``, whose keys may have no dots."""
     return name.replace(".", "/")
+
+
+def check_labels(config: StudentConfig, data: Dataset) -> None:
+    """Refuse cross-entropy where no training image has a label.
+
+    Raises
+    ------
+    UsageError
+    """
+    if data.num_unlabelled == len(data.train) and config.loss_weights.get("ce"):
+        remedy = "Give --alpha 1 with --loss kd, or add ce:0 to another loss."
+        raise UsageError(problem("weight of cross-entropy", expected="0 without labels", got="more", remedy=remedy))
 
 
 def build_losses(names: Iterable[str], context: LossContext) -> dict[str, DistillLoss]:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from kdcache.errors import UsageError, abbreviated, first_line, problem
+from kdcache.models.modes import evaluating
 from kdcache.models.network import Network
 
 __all__ = [
@@ -170,8 +171,9 @@ def reorder_classes(network: Network, positions: list[int]) -> None:
     """
     size = network.image_size
     images = torch.randint(0, 256, (TEST_IMAGES, 3, size, size), generator=torch.Generator().manual_seed(0)).byte()
-    was_training, rows = network.training, torch.tensor(positions)
-    before = network.eval()(images)
+    rows = torch.tensor(positions)
+    with evaluating(network):
+        before = network(images)
     layers = [
         module
         for module in network.body.modules()
@@ -180,7 +182,8 @@ def reorder_classes(network: Network, positions: list[int]) -> None:
     for layer in reversed(layers):  # distilled transformers have two, whose mean is taken
         for parameter in layer.parameters(recurse=False):
             parameter.copy_(parameter[rows])
-        if torch.allclose(network(images), before[:, rows], rtol=1e-3, atol=1e-3 * float(before.std())):
-            network.train(was_training)
+        with evaluating(network):
+            now = network(images)
+        if torch.allclose(now, before[:, rows], rtol=1e-3, atol=1e-3 * float(before.std())):
             return
     raise UsageError(problem(f"--class-order: the last layer of {network.name}", expected="a linear layer"))

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from kdcache.errors import UsageError, first_line, problem
 from kdcache.extensions import call
+from kdcache.models.modes import evaluating
 from kdcache.models.onnx_body import build_onnx_body
 from kdcache.models.tracing import tracing_names
 
@@ -123,15 +124,12 @@ SOURCES: dict[str, Callable[[str, int, int], nn.Module]] = {
 
 def _check_logits(name: str, body: nn.Module, num_classes: int, image_size: int) -> None:
     """Raise `UsageError` unless the network turns images of this size into logits."""
-    was_training = body.training
     try:
-        with torch.no_grad():
-            logits = body.eval()(torch.zeros(2, 3, image_size, image_size))
+        with torch.no_grad(), evaluating(body):
+            logits = body(torch.zeros(2, 3, image_size, image_size))
     except Exception as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise UsageError(problem(f"network {name} fails on {image_size}x{image_size} images", got=reason)) from error
-    finally:
-        body.train(was_training)
     if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         what = f"shape of the logits of network {name} for 2 images"
@@ -183,22 +181,27 @@ class FeatureExtractor:
         self.last_linear: nn.Linear = body.get_submodule(linear[-1])  # type: ignore[assignment]
         self._names = (*names, vector)
         with tracing_names():
-            self._traced = create_feature_extractor(body, return_nodes=[*dict.fromkeys((*self._names, nodes[-1]))])
-        self._logits = nodes[-1]
-        self.ends_linear = _ends_linear(self._traced.eval_graph, linear[-1], vector, nodes[-1])
+            traced = create_feature_extractor(body, return_nodes=[*dict.fromkeys((*self._names, nodes[-1]))])
+        # They share the modules of the body: `traced.train(mode)` would set the mode of batch norms that are frozen.
+        self._by_training = {
+            True: fx.GraphModule(traced, traced.train_graph),
+            False: fx.GraphModule(traced, traced.eval_graph),
+        }
+        self._body, self._logits = body, nodes[-1]
+        self.ends_linear = _ends_linear(self._by_training[False], linear[-1], vector, nodes[-1])
 
-    def __call__(self, images: Tensor, training: bool) -> tuple[Tensor, list[Tensor]]:
+    def __call__(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Compute logits (B, C) and features of normalized images; the last feature is flattened to (B, D)."""
-        outputs = self._traced.train(training)(images)
+        outputs = self._by_training[self._body.training](images)
         features = [outputs[name] for name in self._names]
         return outputs[self._logits], [*features[:-1], features[-1].flatten(1)]
 
 
-def _ends_linear(graph: fx.Graph, linear: str, vector: str, logits: str) -> bool:
+def _ends_linear(traced: fx.GraphModule, linear: str, vector: str, logits: str) -> bool:
     """Whether the last step of a network is a linear layer on the vector; dropout and the like change nothing."""
-    (output,) = (node for node in graph.nodes if node.op == "output")
+    (output,) = (node for node in traced.graph.nodes if node.op == "output")
     node, ends = output.args[0][logits], output.args[0]
-    modules = dict(graph.owning_module.named_modules()) if graph.owning_module is not None else {}
+    modules = dict(traced.named_modules())
     while node.op == "call_module" and isinstance(modules.get(str(node.target)), nn.Identity | nn.Dropout | nn.Flatten):
         node = node.args[0]
     return bool(node.op == "call_module" and node.target == linear and node.args[0] is ends[vector])

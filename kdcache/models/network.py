@@ -1,8 +1,5 @@
 """A network for pixel values: its body, and the normalization that belongs to it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +8,7 @@ from kdcache.choices import IMAGE_SIZES
 from kdcache.errors import UsageError, problem
 from kdcache.models.base import FeatureNet
 from kdcache.models.external import FeatureExtractor
+from kdcache.models.modes import evaluating
 
 __all__ = ["Network"]
 
@@ -68,6 +66,7 @@ class Network(nn.Module):
         self.rendering = Rendering(image_size, image_size)
         self.feature_names = feature_names
         self._extractor: FeatureExtractor | None = None
+        self._has_linear_head = False  # or not known yet
         self.set_normalization(mean, std)
 
     @property
@@ -122,7 +121,7 @@ class Network(nn.Module):
             return self.body.head(features[-1]), features
         self.check_features()
         assert self._extractor is not None
-        return self._extractor(normalized, self.training)
+        return self._extractor(normalized)
 
     @torch.no_grad()
     def linear_head(self) -> nn.Linear:
@@ -137,34 +136,28 @@ class Network(nn.Module):
             return self.body.head
         self.check_features()
         assert self._extractor is not None
-        head = self._extractor.last_linear
-        ramp = torch.linspace(0, 255, 3 * self.image_size**2, device=self.scale.device)
-        images = torch.stack([ramp, ramp.flip(0)]).view(2, 3, self.image_size, self.image_size)
-        with self._evaluating():
-            logits, (*_, vectors) = self.with_features(images)
-        is_vector = vectors.shape[1:] == (head.in_features,)
-        if not (is_vector and self._extractor.ends_linear and head(vectors).allclose(logits, rtol=1e-4, atol=1e-5)):
+        self._has_linear_head = self._has_linear_head or self._computes_linear_head(self._extractor)
+        if not self._has_linear_head:
             what = f"logits of {self.name}"
             raise UsageError(problem(what, expected="a linear layer of a vector for each image", got="another layer"))
-        return head
+        return self._extractor.last_linear
+
+    def _computes_linear_head(self, extractor: FeatureExtractor) -> bool:
+        """Whether the logits of two images are what the last linear layer computes of their vectors."""
+        head = extractor.last_linear
+        ramp = torch.linspace(0, 255, 3 * self.image_size**2, device=self.scale.device)
+        images = torch.stack([ramp, ramp.flip(0)]).view(2, 3, self.image_size, self.image_size)
+        with evaluating(self):
+            logits, (*_, vectors) = self.with_features(images)
+        is_vector = vectors.shape[1:] == (head.in_features,)
+        return is_vector and extractor.ends_linear and head(vectors).allclose(logits, rtol=1e-4, atol=1e-5)
 
     @torch.no_grad()
     def feature_shapes(self) -> tuple[tuple[int, ...], ...]:
         """Shapes of the features of one image, without the batch dimension. The network is not changed."""
         image = torch.zeros(1, 3, self.image_size, self.image_size, device=self.scale.device)
-        with self._evaluating():
+        with evaluating(self):
             return tuple(tuple(feature.shape[1:]) for feature in self.features(image))
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """Context in evaluation mode; afterwards each module has its own mode again."""
-        modes = {module: module.training for module in self.modules()}
-        self.eval()
-        try:
-            yield
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
 
     def check_features(self) -> None:
         """Check that the named features exist.
@@ -177,7 +170,7 @@ class Network(nn.Module):
         if not self.is_native:
             raise UsageError(problem(f"features of {self.name}", expected="a network of torch", got="another"))
         if self._extractor is None and not isinstance(self.body, FeatureNet):
-            with self._evaluating():
+            with evaluating(self):
                 self._extractor = FeatureExtractor(self.body, self.feature_names)
 
     def forward(self, images: Tensor) -> Tensor:

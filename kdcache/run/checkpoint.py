@@ -54,7 +54,7 @@ class TrainingState:
     seconds : float
         Training time so far.
     teacher_counts : list of int
-        The fields of `kdcache.answers.cached_teacher.TeacherCounts` for these steps.
+        The fields of `kdcache.answers.computer.TeacherCounts` for these steps.
     metrics : list of dict
         Metrics of the completed epochs.
     resumed : list of dict

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kdcache import distributed
-from kdcache.answers.cached_teacher import TeacherCounts
+from kdcache.answers.computer import TeacherCounts
 from kdcache.answers.ensemble import AnyTeacher
 from kdcache.datasets.split import UNLABELLED
 from kdcache.run.checkpoint import TrainingState

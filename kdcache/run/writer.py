@@ -15,18 +15,18 @@ from kdcache.compute import Compute
 from kdcache.config import TrainingConfig
 from kdcache.datasets import Dataset
 from kdcache.environment import describe_environment
-from kdcache.errors import KdcacheError, UsageError, first_line, problem
-from kdcache.extensions import source_digest
+from kdcache.errors import KdcacheError, UsageError
 from kdcache.locks import FileLock
 from kdcache.models import Network
 from kdcache.models.checkpoint import metadata, save
 from kdcache.models.initial import InitialWeights
 from kdcache.optimization import Update
-from kdcache.run.checkpoint import Checkpoints, TrainingState, recorded_environment
+from kdcache.run.checkpoint import Checkpoints, TrainingState
 from kdcache.run.contents import best_epoch, check_metrics
 from kdcache.run.folder import EpochMetrics, FinishedRun, RunFolder
 from kdcache.run.forward_count import ForwardCount, read_count
 from kdcache.run.resolve import create_run_folder
+from kdcache.run.resuming import check_epochs, check_settings, origin_of, resumable_environment
 
 __all__ = ["RunWriter"]
 
@@ -79,7 +79,6 @@ class RunWriter:
         self._checkpoints: Checkpoints | None = None
         self._environment: dict[str, Any] = {}
         self._count: ForwardCount | None = None
-        self._forwards_lost: int | None = 0
         self._lock: FileLock | None = None
         try:
             self.path = distributed.broadcast(self._open(compute, teacher, init) if distributed.is_main() else Path())
@@ -115,25 +114,19 @@ class RunWriter:
             self._lock.release()
 
     def _open(self, compute: Compute, teacher: Mapping[str, str] | None, init: InitialWeights | None) -> Path:
-        origin = {"dataset": self.data.train.fingerprint, "test set": self.data.test.fingerprint}
-        origin |= teacher or {}
-        if init is not None:
-            origin |= {"init": init.digest}
-        # The images of a dataset are compared, not the code that lists them.
-        own = (address for address, setting in self.config.code.items() if setting != "dataset")
-        origin |= {f"code of {address}": source_digest(address) for address in own}
+        origin = origin_of(self.config, self.data, teacher, init)
         if self.config.resume:
             assert self.config.out is not None
             folder = RunFolder(self.config.out)
             self._lock = folder.acquire_lock()
-            self._environment = _resumable_environment(folder, origin)
+            self._environment = resumable_environment(folder, origin)
             folder.remove_temporary_files()
             count = read_count(folder.count_file) if self._environment else 0
         else:
             folder, self._lock = create_run_folder(self.config)
             checked_files.write_toml(folder.config_file, self.config.to_toml())
             count = 0
-        self._count, self._forwards_lost = ForwardCount(folder.count_file, count), count
+        self._count = ForwardCount(folder.count_file, count)
         if not self._environment:
             self._environment = {**describe_environment(compute), "origin": origin}
             self._environment |= {"init": init._asdict()} if init else {}
@@ -169,8 +162,8 @@ class RunWriter:
         self._checkpoints = Checkpoints(folder.checkpoints_folder, config.checkpoint_minutes, state, update.optimizer)
         progress = (self._checkpoints.restore_latest() if config.resume else None) or TrainingState()
         self.metrics = check_metrics(folder.checkpoints_folder, progress.metrics)
-        _check_settings(config, progress)
-        _check_epochs(config, self.metrics)
+        check_settings(config, progress)
+        check_epochs(config, self.metrics)
         position = (progress.epoch, progress.step)
         if distributed.any_rank(position != distributed.broadcast(position)):
             raise KdcacheError(f"the processes read different checkpoints: each must see the run folder {folder.path}")
@@ -178,28 +171,20 @@ class RunWriter:
         if config.resume and distributed.is_main():
             checked_files.write_toml(folder.config_file, config.to_toml())  # the number of epochs may have changed
             self._resumed.append({"epoch": progress.epoch + 1, "step": progress.step})
-            self._forwards_lost = self._forwards_since(progress)
+            assert self._count is not None
+            self._count.resume(self._forwards_until(sum(progress.teacher_counts[:1])))
             if self.metrics:  # the checkpoint has what these files must hold
                 self._write_metrics()
             if self.metrics and not progress.step:
                 self._write_network(update.evaluated)
         return progress
 
-    def _forwards_since(self, progress: TrainingState) -> int | None:
-        """Count the teacher forwards since the checkpoint, which are made again; ``None`` if that is unknown."""
-        if self._forwards_lost is None:
-            what = f"{self.folder.count_file} is missing or damaged"
-            log.warning("%s: the teacher forwards since the checkpoint are unknown, and not in the summary", what)
-            return None
-        return max(0, self._forwards_lost - self._forwards_until(sum(progress.teacher_counts[:1])))
-
     def checkpoint_due(self, teacher_forwards: int = 0) -> bool:
         """Tell whether to save a checkpoint now, and record the teacher forwards of the current epoch."""
         assert self._checkpoints is not None
         if teacher_forwards and distributed.is_main():
             assert self._count is not None
-            known = self._forwards_until(teacher_forwards)
-            self._count.write(None if self._forwards_lost is None else self._forwards_lost + known)
+            self._count.write(self._forwards_until(teacher_forwards))
         return self._checkpoints.due()
 
     def save_checkpoint(self, progress: TrainingState) -> None:
@@ -281,7 +266,7 @@ class RunWriter:
             "teacher_forwards": self._forwards_until(teacher_forwards),
             "cache_hits": cache_hits + sum(line.cache_hits for line in self.metrics),
             "seconds": self._seconds(),
-            "teacher_forwards_lost": self._forwards_lost,
+            "teacher_forwards_lost": self._count.lost if self._count else 0,
             "resumed": self._resumed,
             "finished_at": time.time(),
             **({"loaded": dict(loaded)} if loaded else {}),
@@ -311,22 +296,6 @@ class RunWriter:
         return self._seconds_before + time.perf_counter() - self._started
 
 
-def _resumable_environment(folder: RunFolder, origin: Mapping[str, str]) -> dict[str, Any]:
-    """Read the environment of a run; refuse one that is finished, or that has other images or another teacher."""
-    if folder.is_finished:
-        raise UsageError(problem(f"run folder {folder.path}", got="a run that another process has just finished"))
-    environment = recorded_environment(folder)
-    recorded = environment.get("origin", origin)  # a run that was killed at once has none
-    if wrong := [name for name in origin if recorded.get(name) != origin[name]]:
-        remedy = "Restore it as it was, or start another run."
-        lines = (
-            problem(f"run folder {folder.path}: {one}", expected=recorded.get(one), got=origin[one], remedy=remedy)
-            for one in wrong
-        )
-        raise UsageError(*lines)
-    return environment
-
-
 def _holds_environment(folder: RunFolder) -> bool:
     try:
         return bool(folder.read_environment())
@@ -336,30 +305,3 @@ def _holds_environment(folder: RunFolder) -> bool:
 
 def _recorded(config: TrainingConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude=set(config.NOT_RECORDED))
-
-
-def _check_settings(config: TrainingConfig, progress: TrainingState) -> None:
-    """Refuse settings that are not those of the checkpoint."""
-    if progress.epoch != len(progress.metrics):
-        what = f"epoch of the checkpoint, which has the metrics of {len(progress.metrics)} epochs"
-        raise KdcacheError(problem(what, expected=len(progress.metrics), got=progress.epoch))
-    if not progress.settings:  # no checkpoint yet
-        return
-    try:
-        recorded = type(config)(**progress.settings)
-    except ValueError as error:
-        raise KdcacheError(problem("settings in the checkpoint", got=first_line(error))) from None
-    if problems := config.differences(recorded, moved=True):
-        raise UsageError(*problems)
-
-
-def _check_epochs(config: TrainingConfig, metrics: list[EpochMetrics]) -> None:
-    """Refuse a number of epochs that the completed ones contradict."""
-    if config.epochs < len(metrics):
-        done = f"at least the {len(metrics)} that are completed"
-        raise UsageError(problem("--epochs", expected=done, got=config.epochs))
-    for line in metrics:
-        rate = config.learning_rate(line.epoch - 1)
-        if line.lr != rate:
-            expected = f"a number that keeps the learning rate {line.lr:g} of the completed epoch {line.epoch}"
-            raise UsageError(problem("--epochs", expected=expected, got=f"{config.epochs}, which makes it {rate:g}"))

@@ -15,7 +15,7 @@ from kdcache.cards import CARDS
 from kdcache.config import StudentConfig, TrainingConfig
 from kdcache.run.find import stores_of
 from kdcache.setup import DataSize, data_size, make_plan_for_size, with_epochs
-from kdcache.study.expand import PlannedRun, StudyCell, list_runs, sort_by_seed
+from kdcache.study.planned import PlannedRun, StudyCell, list_runs, sort_by_seed
 
 __all__ = ["SharedStores", "StoreUse", "StudyCost", "run_forwards", "run_size", "study_cost"]
 

@@ -9,7 +9,7 @@ from kdcache.files import write_json, write_text
 from kdcache.report.tables import TextTable, to_markdown
 from kdcache.run.records import RunRecord, load_runs
 from kdcache.study.definition import Study
-from kdcache.study.expand import StudyCell, column_titles, list_runs
+from kdcache.study.planned import StudyCell, column_titles, list_runs
 from kdcache.study.result_tables import accuracy_table, cells_table, claims_table, sources_table
 from kdcache.study.results import collect_results, evaluate_claims
 

@@ -7,8 +7,8 @@ from kdcache.report.tables import TextTable, format_mean_std, make_table
 from kdcache.study.comparison import Comparison
 from kdcache.study.cost import run_forwards
 from kdcache.study.definition import Study
-from kdcache.study.expand import PlannedRun, StudyCell, column_titles, list_runs
 from kdcache.study.intervals import Interval
+from kdcache.study.planned import PlannedRun, StudyCell, column_titles, list_runs
 from kdcache.study.results import CellResult, ClaimResult
 
 __all__ = [

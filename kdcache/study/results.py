@@ -8,7 +8,7 @@ from kdcache.analysis.estimates import MeanStd
 from kdcache.run.folder import FinishedRun
 from kdcache.study.claims import Decision, TestResult, evaluate_claim
 from kdcache.study.definition import Study
-from kdcache.study.expand import StudyCell
+from kdcache.study.planned import StudyCell
 from kdcache.study.published import PublishedAccuracy, published_accuracy
 
 __all__ = ["CellResult", "ClaimResult", "collect_results", "evaluate_claims"]

@@ -15,7 +15,7 @@ from kdcache.config import StudentConfig, TrainingConfig
 from kdcache.losses import cross_entropy
 from kdcache.setup import DataSize, with_epochs
 from kdcache.study.cost import SharedStores, run_forwards, run_size, uses_store
-from kdcache.study.expand import StudyCell, list_runs, sort_by_seed
+from kdcache.study.planned import StudyCell, list_runs, sort_by_seed
 
 __all__ = ["estimate_hours"]
 

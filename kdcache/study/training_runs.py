@@ -5,9 +5,9 @@ from pathlib import Path
 
 from kdcache.run.folder import FinishedRun
 from kdcache.setup import load_data
-from kdcache.study.expand import PlannedRun, StudyCell, list_runs, sort_by_seed
 from kdcache.study.jobs import Job, Launcher
 from kdcache.study.launch import Attempt, launch
+from kdcache.study.planned import PlannedRun, StudyCell, list_runs, sort_by_seed
 
 __all__ = ["train_unfinished"]
 
