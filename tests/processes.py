@@ -21,6 +21,7 @@ from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from subprocess import CompletedProcess
+from types import SimpleNamespace
 from typing import IO, Any, NoReturn
 
 import numpy as np
@@ -179,7 +180,8 @@ def _become_torchrun(ranks: int, prepare: Callable[[], None]) -> NoReturn:
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
     prepare()
-    subprocess_handler.Popen = ForkedInterpreter
+    # Which of the two names it calls depends on the version.
+    subprocess_handler.Popen, subprocess_handler.subprocess = ForkedInterpreter, SimpleNamespace(Popen=ForkedInterpreter)
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.distributed.run.main(["--standalone", f"--nproc-per-node={ranks}", "-m", "kdcache", *sys.argv[1:]])
     sys.exit()
