@@ -13,7 +13,7 @@ from kdcache.files import write_text
 
 __all__ = ["make_page", "make_parser", "ratios", "spread", "table", "write_page"]
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # for the modules of `tests`
+sys.path.append(str(Path(__file__).parents[1]))  # for the modules of `tests`; kdcache is the installed one
 
 FACTS = ("device", "threads", "precision", "torch", "zarr", "platform", "kdcache")
 

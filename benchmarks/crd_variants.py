@@ -44,6 +44,7 @@ class ExpectedContrast(ContrastMemory):
 class Expected(CRD):
     """CRD with the expectation over its negatives."""
 
+    memory: ExpectedContrast
     number, temperature, momentum = NEGATIVES, 0.07, 0.5
 
     def __init__(self, context: LossContext) -> None:
@@ -53,8 +54,9 @@ class Expected(CRD):
 
     def forward(self, views: ViewOutputs) -> Tensor:
         """See `DistillLoss`."""
-        vectors = zip((self.student, self.teacher), views.vectors(), strict=True)
-        student, teacher = (functional.normalize(embedding(vector)) for embedding, vector in vectors)
+        student_vectors, teacher_vectors = views.vectors()
+        student = functional.normalize(self.student(student_vectors))
+        teacher = functional.normalize(self.teacher(teacher_vectors))
         others = (views.labels[:, None] != self.labels).to(student.dtype)
         return self.memory.contrast(student, teacher, views.samples, others, self.number)
 

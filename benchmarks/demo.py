@@ -53,7 +53,7 @@ def main() -> None:
     found = figures(teacher, runs)
     write_json(ROOT / "data" / "demo.json", found)
     for page, lines in marked_lines(found).items():
-        write_text(page, MARKED.sub(lambda _, lines=lines: lines, page.read_text("utf-8")))
+        write_text(page, MARKED.sub(lines.replace("\\", r"\\"), page.read_text("utf-8")))
 
 
 def figures(teacher: FinishedRun, runs: dict[str, list[FinishedRun]]) -> dict[str, Any]:

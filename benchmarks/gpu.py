@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -143,11 +144,11 @@ def work(device: str, sizes: Sizes) -> Iterator[tuple[str, Callable[[], Iterator
     yield "The teacher's logits, against float32 on the processor", lambda: check_teacher(computes)
     for compute in computes:
         if compute.precision in (Compute.choose(device).precision, *sizes.trained_in):
-            yield "Small trainings", lambda compute=compute: check_trainings(compute)
+            yield "Small trainings", partial(check_trainings, compute)
     for pair in sizes.pairs:
         for compute in computes:
             if compute.precision in sizes.timed_in:
-                yield "A step of CutMix-pick", lambda pair=pair, compute=compute: time_steps(pair, compute, sizes)
+                yield "A step of CutMix-pick", partial(time_steps, pair, compute, sizes)
     yield "Evaluation", lambda: time_evaluation(computes, sizes)
     yield "The operations of one step, online", lambda: profile_step(sizes.pairs[0], Compute.choose(device))
     yield "Compiled", lambda: check_compilation(Compute.choose(device))

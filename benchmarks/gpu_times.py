@@ -4,6 +4,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import torch
 from common import ratios, spread
 from our_step import BATCH, CLASSES, OurSteps, noise_dataset
 from reference_step import CORES, Reference
-from torch.autograd import DeviceType
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 
 from kdcache import models
@@ -33,7 +34,8 @@ HOST_STEPS = 5
 def time_steps(pair: str, compute: Compute, sizes: "Sizes") -> Iterator[dict[str, Any]]:
     """Time the reference's step and ours in turn, both in the same precision."""
     split = noise_dataset(max(sizes.steps, 4 * CORES)).train
-    reference = Reference(*pair.split(":"), split, BATCH, CLASSES, compute)
+    teacher, student = pair.split(":")
+    reference = Reference(teacher, student, split, BATCH, CLASSES, compute)
     with tempfile.TemporaryDirectory() as folder:
         ours = OurSteps(pair, sizes.steps, Path(folder), compute)
         of: dict[str, list[float]] = {"reference": [], "online": [], "cached": []}
@@ -96,7 +98,7 @@ def time_evaluation(computes: list[Compute], sizes: "Sizes") -> Iterator[dict[st
     split = noise_dataset(max(1, sizes.images // BATCH)).train
     for compute in computes:
         network = models.build("resnet20", num_classes=CLASSES, seed=0).to(compute.device)
-        seconds = [_seconds(lambda network=network, compute=compute: evaluate(network, split, compute)) for _ in "123"]
+        seconds = [_seconds(partial(evaluate, network, split, compute)) for _ in "123"]
         row = {"network": "resnet20", "precision": compute.precision, "images": len(split)}
         yield row | {"images/s": f"{len(split) / min(seconds[1:]):.0f}"}
 

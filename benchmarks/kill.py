@@ -7,6 +7,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from common import make_parser, table, write_page
 from kdcache.stages import train_teacher
@@ -68,7 +69,7 @@ def make_jobs(kind: str, only: str, root: Path) -> dict[str, Job]:
         write_study(undisturbed, pictures)
         assert start_study(undisturbed).wait().returncode == 0
         return {"study": Study(pictures, undisturbed, disturbed)}
-    small = small_settings(pictures)
+    small: dict[str, Any] = small_settings(pictures)
     data = {key: small[key] for key in ("dataset", "image_size", "device", "precision")}
     teacher = train_teacher(TeacherConfig.load(**small, out=root / "teacher")).path
     jobs: dict[str, Job] = {}

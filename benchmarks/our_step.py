@@ -1,7 +1,7 @@
 """Our step in its loop on random images, and how long its parts take. A part of `speed.py`."""
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -114,13 +114,13 @@ class OurSteps:
             step.update((1e-4 * logits).sum())
         return (time.perf_counter() - started) / len(batches)
 
-    def parts(self, name: str) -> Counter[str]:
+    def parts(self, name: str) -> dict[str, float]:
         """Train for an epoch: seconds of each part of all steps."""
         step = self.steps[name]
         with ExitStack() as stack:
-            seconds: Counter[str] = Counter()
+            seconds: dict[str, float] = defaultdict(float)
             for part, owner, method in (
-                ("teacher's logits", step, "_ask_teacher"),
+                ("teacher's logits", step.teacher, "outputs"),
                 ("forward", self.student, "forward"),
                 ("losses", step.objective, "forward"),
                 ("backward", Tensor, "backward"),
@@ -130,12 +130,12 @@ class OurSteps:
                 stack.enter_context(timed(owner, method, part, seconds))
             event = self._train(step)
         seconds["views"] = event.waited
-        seconds["the rest"] = event.seconds - seconds.total()
+        seconds["the rest"] = event.seconds - sum(seconds.values())
         return seconds
 
 
 @contextmanager
-def timed(owner: Any, method: str, part: str, seconds: Counter[str]) -> Iterator[None]:
+def timed(owner: Any, method: str, part: str, seconds: dict[str, float]) -> Iterator[None]:
     """Add up the seconds of a method's calls; the forward that scores is the one without gradients."""
     function = getattr(owner, method)
 

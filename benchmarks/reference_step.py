@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ class AugmentedImages(Dataset[tuple[Tensor, int]]):
     def __init__(self, split: Split) -> None:
         import torchvision.transforms as tv
 
+        assert split.images is not None
         self.images, self.labels = split.images.permute(0, 2, 3, 1).contiguous().numpy(), split.labels.tolist()
         crop_flip = [tv.RandomCrop(32, padding=4), tv.RandomHorizontalFlip()]
         self.transform = tv.Compose([*crop_flip, tv.ToTensor(), tv.Normalize((0.5,) * 3, (0.25,) * 3)])
@@ -50,13 +52,22 @@ class AugmentedImages(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, sample: int) -> tuple[Tensor, int]:
         from PIL import Image
 
-        return self.transform(Image.fromarray(self.images[sample])), self.labels[sample]
+        image: Tensor = self.transform(Image.fromarray(self.images[sample]))
+        return image, self.labels[sample]
 
 
 def load_batches(split: Split, batch_size: int, pin: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
     """Load batches without end."""
-    workers = {"num_workers": CORES, "prefetch_factor": PREFETCH, "persistent_workers": True, "pin_memory": pin}
-    batches = DataLoader(AugmentedImages(split), batch_size, shuffle=True, drop_last=True, **workers)
+    batches = DataLoader(
+        AugmentedImages(split),
+        batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=CORES,
+        prefetch_factor=PREFETCH,
+        persistent_workers=True,
+        pin_memory=pin,
+    )
     while True:
         yield from batches
 
@@ -94,9 +105,9 @@ class Reference:
         self, teacher: str, student: str, split: Split, batch_size: int, classes: int, compute: Compute = FLOAT32_ON_CPU
     ) -> None:
         self.teacher, self.student = (
-            models.build(name, num_classes=classes, seed=0).body.to(
-                compute.device, memory_format=torch.contiguous_format
-            )
+            models.build(name, num_classes=classes, seed=0)
+            .body.to(compute.device)
+            .to(memory_format=torch.contiguous_format)
             for name in (teacher, student)
         )
         self.compute = compute
@@ -172,7 +183,9 @@ class ReferenceProcess:
 
     def __init__(self, threads: int, *arguments: object) -> None:
         context = multiprocessing.get_context("spawn")
-        self._process = ProcessPoolExecutor(1, context, _make_reference, (threads, time.perf_counter, *arguments))
+        self._process = ProcessPoolExecutor(
+            1, context, partial(_make_reference, threads, time.perf_counter, *arguments)
+        )
 
     def __enter__(self) -> "ReferenceProcess":
         return self
@@ -183,6 +196,9 @@ class ReferenceProcess:
     def measure(self, method: str, steps: int) -> float:
         """Call a method of the reference while this process waits: seconds per step."""
         return self._process.submit(_call_reference, method, steps).result()
+
+
+_reference: Reference
 
 
 def _make_reference(threads: int, clock: Callable[[], float], *arguments: Any) -> None:

@@ -20,7 +20,7 @@ from kdcache.analysis.disagreement import measure_disagreement
 from kdcache.analysis.hardness import measure_hardness
 from kdcache.analysis.inputs import AnalysisInputs
 from kdcache.answers.encoding import EncodedAnswers
-from kdcache.answers.find import open_store
+from kdcache.answers.find import Answers, open_store
 from kdcache.answers.store import CLEAN, AnswerStore, ReplayTableName
 from kdcache.answers.table import fill_missing
 from kdcache.answers.teacher import Teacher
@@ -72,7 +72,7 @@ def measure(samples: int, classes: int, folder: Path) -> list[tuple[str, str, st
     def write_flat() -> None:
         with (folder / "flat").open("wb") as file:
             for span in spans:
-                file.write(rows_of(span)["logits"].numpy())
+                file.write(rows_of(span)["logits"].numpy().data)
             file.flush()
             os.fsync(file.fileno())
 
@@ -81,7 +81,8 @@ def measure(samples: int, classes: int, folder: Path) -> list[tuple[str, str, st
         for span in spans:
             np.array(flat[span.start : span.stop])
 
-    analyzed = AnalysisInputs("random", None, data, "train", teacher, store, writes_store=False, has_own_images=True)
+    answers = Answers.of_store(teacher, data, store)
+    analyzed = AnalysisInputs("random", None, data, "train", answers, writes_store=False, has_own_images=True)
     work: dict[str, Callable[[], object]] = {
         "fill a table": lambda: fill(CLEAN),
         "read a table": lambda: read(store),

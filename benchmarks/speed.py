@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -70,7 +69,8 @@ def slow_steps(chosen: argparse.Namespace) -> int:
 
 def measure_steps(chosen: argparse.Namespace) -> list[str]:
     """Compare steps with the reference, with the student's bare networks, and with each other's parts."""
-    compared, ours, limits, parts_rows = [], [], [], {}
+    compared, ours, limits = [], [], []
+    parts_rows: dict[str, list[str]] = {}
     for pair in chosen.pairs:
         of, parts = measure_pair(pair, chosen)
         ms = {name: spread([1e3 * value for value in values], 0) for name, values in of.items()}
@@ -108,7 +108,7 @@ def reference_precisions() -> list[str]:
     return list(dict.fromkeys(["float32", OURS.precision]))
 
 
-def measure_pair(pair: str, chosen: argparse.Namespace) -> tuple[dict[str, list[float]], list[Counter[str]]]:
+def measure_pair(pair: str, chosen: argparse.Namespace) -> tuple[dict[str, list[float]], list[dict[str, float]]]:
     """Seconds per step of every kind of step, measured in turn, and the parts of a step with cached logits."""
     split, slow = noise_dataset(max(chosen.steps, 4 * CORES)).train, slow_steps(chosen)
     with ExitStack() as stack:

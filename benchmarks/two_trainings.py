@@ -25,7 +25,7 @@ def main() -> None:
     chosen = parser.parse_args()
     settings = [f"--epochs={chosen.epochs}", f"--train-fraction={chosen.train_fraction}", "--evaluate-every=1000"]
     share = f"--threads={max(1, cores() // 2)}"
-    cases = (
+    cases: tuple[tuple[str, int, list[str]], ...] = (
         ("alone", 1, []),
         ("alone, half the cores", 1, [share]),
         ("two at once", 2, []),

@@ -25,6 +25,16 @@ hypothesis.settings.register_profile("no deadline", deadline=None)  # other proc
 hypothesis.settings.load_profile("no deadline")
 
 
+LONGEST = ("test_study_runs", "test_export", "test_training", "test_distributed", "test_cached_teacher")
+"""The files that take longest, which xdist begins with: no core waits for one of them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the longest files first, and leave the order of the others."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
 def pytest_xdist_auto_num_workers() -> int:
     """Start one process more than there are cores, since many tests wait for processes that they started."""
     return machine.cores() + 1
