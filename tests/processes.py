@@ -180,8 +180,8 @@ def _become_torchrun(ranks: int, prepare: Callable[[], None]) -> NoReturn:
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
     prepare()
-    # Which of the two names it calls depends on the version.
-    subprocess_handler.Popen, subprocess_handler.subprocess = ForkedInterpreter, SimpleNamespace(Popen=ForkedInterpreter)
+    subprocess_handler.Popen = ForkedInterpreter
+    subprocess_handler.subprocess = SimpleNamespace(Popen=ForkedInterpreter)  # where torch before 2.9 finds it
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.distributed.run.main(["--standalone", f"--nproc-per-node={ranks}", "-m", "kdcache", *sys.argv[1:]])
     sys.exit()

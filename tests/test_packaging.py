@@ -142,7 +142,8 @@ def test_files_beside_the_package_state_its_version_and_pythons() -> None:
 
 def bounds(lines: list[str]) -> str:
     """Name the oldest versions that are allowed, as in ``numpy 1.26, zarr 3.1.3``."""
-    return ", ".join(f"{name} {oldest}" for name, oldest in re.findall(r"^(\w[\w-]*)>=([\d.]+)", "\n".join(lines), re.M))
+    found = (re.match(r"([\w-]+)>=([\d.]+)", line) for line in lines)
+    return ", ".join(f"{each[1]} {each[2]}" for each in found if each)
 
 
 def test_the_page_states_the_oldest_versions() -> None:
