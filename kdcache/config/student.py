@@ -201,8 +201,11 @@ class StudentSettings(TrainingConfig):
         images = {name: value for name, value in recorded_images(file).items() if name in wanted}
         if not images:
             return {}
-        chosen = " ".join(f"{flag_of(name, cls.model_fields[name])} {value}" for name, value in images.items())
-        log.info("images of the teacher %s: %s", given["teacher"], printable(chosen))
+        fields = cls.model_fields
+        changed = {name: value for name, value in images.items() if str(value) != str(fields[name].default)}
+        if changed:
+            chosen = " ".join(f"{flag_of(name, fields[name])} {value}" for name, value in changed.items())
+            log.info("images as in the run of the teacher %s: %s", given["teacher"], printable(chosen))
         return {str(file): images}
 
     @classmethod
