@@ -117,7 +117,13 @@ class StudentSettings(TrainingConfig):
         "paper's authors does.",
     )
     temperature: float = setting("loss", 4.0, "Temperature tau of the soft targets.", gt=0, allow_inf_nan=False)
-    alpha: float = setting("loss", 0.9, "Weight of the soft targets in the loss on x.", ge=0, le=1)
+    alpha: float = setting(
+        "loss",
+        0.9,
+        "Weight of kd on x and on x'; cross-entropy on x has the rest of 1. No effect in sums without kd, or with ce.",
+        ge=0,
+        le=1,
+    )
     losses: LossOptions = setting(
         "loss",
         LossOptions(),
