@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcache.choices import FOLDER_PREFIX, HDF5_PREFIX, HF_PREFIX, PYTHON_FORM, TORCHVISION_PREFIX, CustomCode
-from kdcache.errors import UsageError, problem
+from kdcache.errors import UsageError, did_you_mean, problem
 from kdcache.extensions import Registry
 
 __all__ = [
@@ -269,7 +269,7 @@ def card_of(name: str, image_size: int | None = None, crop: str | None = None) -
     path = name.removeprefix(FOLDER_PREFIX)
     if path in ("", name):
         known = ", ".join((*CARDS, *(prefix + rest for prefix, rest in DATASET_PREFIXES)))
-        remedy = with_prefix(name)
+        remedy = with_prefix(name) or did_you_mean(name, CARDS)
         raise UsageError(problem("unknown dataset", expected=f"one of {known}", got=repr(name), remedy=remedy))
     size = DEFAULT_FOLDER_SIZE
     card = Card(

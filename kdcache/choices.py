@@ -35,6 +35,7 @@ __all__ = [
     "ONNX_MODELS",
     "PRECISIONS",
     "PYTHON_FORM",
+    "SHIPPED",
     "STORE_DTYPES",
     "TORCHVISION_PREFIX",
     "TRACKERS",
@@ -47,6 +48,9 @@ __all__ = [
     "ModelSize",
     "TrackerInfo",
 ]
+
+SHIPPED = "shipped"
+"""The name of the teacher that ships with kdcache, where weights are named."""
 
 FOLDER_PREFIX, HDF5_PREFIX = "folder:", "hdf5:"
 """Prefixes of the user's own datasets; the path of a folder or of a packed file follows."""

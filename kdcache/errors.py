@@ -4,18 +4,24 @@ Every message is one line in one form: what is wrong and where, what was expecte
 it. Any other exception that reaches the command line is a bug in kdcache, and is reported as such.
 """
 
+import difflib
+import inspect
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from importlib.util import find_spec
+from typing import ParamSpec, TypeVar
 
 __all__ = [
     "KdcacheError",
     "UsageError",
     "abbreviated",
+    "did_you_mean",
     "first_line",
     "is_out_of_memory",
     "memory_explained",
+    "names_parameters",
     "printable",
     "problem",
     "require_package",
@@ -30,6 +36,10 @@ MAX_VALUE_CHARS = 500
 
 ADDRESS = re.compile(r" ?<[^<>]* at 0x[0-9a-fA-F]+>")
 """How Python prints an object, such as the file that a library could not read."""
+
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 
 class KdcacheError(Exception):
@@ -113,6 +123,36 @@ def abbreviated(names: Iterable[str], limit: int) -> str:
     """List names in alphabetical order, and count those beyond a limit."""
     names = sorted(names)
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str | None:
+    """Propose a known name for one that is not known, as a remedy; ``None`` if none is similar."""
+    by_lower = {one.lower(): one for one in known}
+    similar = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    return f"Did you mean {by_lower[similar[0]]}?" if similar else None
+
+
+def names_parameters(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Let the errors of a public function name its parameters, where they name options of the command line.
+
+    Those at the beginning of a line, which say what is wrong, are written as they are, others in quotes.
+    """
+    parameters = {f"--{name.replace('_', '-')}": name for name in inspect.signature(function).parameters}
+    parameters["--aug-option"] = "options"
+
+    def renamed(match: re.Match[str]) -> str:
+        name = parameters.get(match[0])
+        return match[0] if name is None else name if not match.start() else f"'{name}'"
+
+    @wraps(function)
+    def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        try:
+            return function(*args, **kwargs)
+        except KdcacheError as error:
+            lines = [re.sub(r"--[a-z-]+", renamed, line) for line in str(error).splitlines()]
+            raise UsageError(*lines) if isinstance(error, UsageError) else type(error)("\n".join(lines)) from error
+
+    return call
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from kdcache import datasets
 from kdcache.answers.encoding import make_encoding
-from kdcache.choices import FOLDER_PREFIX, PRECISIONS, STORE_DTYPES, STORE_FORMATS
+from kdcache.choices import FOLDER_PREFIX, PRECISIONS, SHIPPED, STORE_DTYPES, STORE_FORMATS
 from kdcache.config import StudentConfig
 from kdcache.config.training import recorded_images
 from kdcache.datasets import Card, Dataset
-from kdcache.errors import UsageError, problem
+from kdcache.errors import UsageError, names_parameters, problem
 from kdcache.run.find import report_seen_images, stores_of, teacher_network
 from kdcache.run.folder import RunFolder
 from kdcache.stores import encoding_name, encoding_of, find_answers_of
@@ -34,6 +34,7 @@ __all__ = ["open_cached_teacher", "open_ensemble", "open_teacher", "open_teacher
 log = logging.getLogger("kdcache")
 
 
+@names_parameters
 def open_teacher(
     teacher: Network | str | Path,
     views: Views,
@@ -115,7 +116,7 @@ def open_teacher(
 def _network_and_stores(teacher: Network | str | Path) -> tuple[Network, TeacherStores | str | None]:
     """Load a teacher, and find the stores in its run folder, if it has one."""
     from kdcache.models import Network, checkpoint
-    from kdcache.models.sources import SHIPPED, shipped_teacher
+    from kdcache.models.sources import shipped_teacher
 
     if isinstance(teacher, Network):
         return teacher, None
@@ -154,6 +155,7 @@ def _check_choices(
         raise UsageError(*problems)
 
 
+@names_parameters
 def open_ensemble(
     teachers: Sequence[Network | str | Path],
     views: Views,

@@ -12,10 +12,10 @@ from kdcache.stages.teacher import load_teacher
 from kdcache.analysis.disagreement import DisagreementReport, measure_disagreement
 from kdcache.analysis.estimates import MeanStd
 from kdcache.analysis.inputs import load_analysis_inputs
+from kdcache.choices import SHIPPED
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import UsageError, problem
 from kdcache.files import write_json
-from kdcache.models.sources import SHIPPED
 from kdcache.report.analysis_tables import disagreement_table
 from kdcache.report.gallery import plot_disagreements
 from kdcache.report.progress import Reporter, terminal_reporter

@@ -8,6 +8,7 @@ from kdcache import discriminant, distributed, signals
 from kdcache.accuracy import evaluate
 from kdcache.answers.cached_teacher import CachedTeacher
 from kdcache.answers.find import find_answers
+from kdcache.choices import SHIPPED
 from kdcache.compute import Compute
 from kdcache.config import TeacherConfig
 from kdcache.datasets import Dataset
@@ -17,7 +18,7 @@ from kdcache.losses import balanced_class_weights, cross_entropy
 from kdcache.models import Network, build, checkpoint
 from kdcache.models.initial import start_from
 from kdcache.models.load import Found, find_network
-from kdcache.models.sources import SHIPPED, locate_named, shipped_teacher
+from kdcache.models.sources import locate_named, shipped_teacher
 from kdcache.optimization import Update
 from kdcache.report.progress import Reporter
 from kdcache.report.trackers import Tracked

@@ -319,8 +319,8 @@ def test_what_cannot_be_used_is_refused(images: tuple[Tensor, Tensor], tmp_path:
         "images: expected (images, labels)": lambda: as_split(3),
         "crop of arrays of one size": lambda: kdcache.Views.of_images(images, crop="resized"),
         "crop: expected one of": lambda: kdcache.Views.of_images(images, crop="random"),
-        "--aug: expected": lambda: kdcache.Views.of_images(images, "cutmux"),
-        "cutmix.alpha": lambda: kdcache.Views.of_images(images, "cutmix", options={"cutmix": {"alpha": 0.25}}),
+        "aug: expected": lambda: kdcache.Views.of_images(images, "cutmux"),
+        "options cutmix.alpha": lambda: kdcache.Views.of_images(images, "cutmix", options={"cutmix": {"alpha": 0.25}}),
         "mean color of these images is not stated": lambda: kdcache.Views.of_images(
             images, "cutout", options={"cutout": {"fill": "mean"}}
         ),
@@ -335,6 +335,7 @@ def test_what_cannot_be_used_is_refused(images: tuple[Tensor, Tensor], tmp_path:
     }
     for message, call in cases.items():
         assert message in refusal(call), message
+        assert "--" not in refusal(call), message  # there are no options in Python
     with pytest.raises(UsageError, match="expected one size"):
         as_split([(Image.new("RGB", (8, 8)), 0), (Image.new("RGB", (9, 9)), 1), (Image.new("RGB", (9, 9)), 1)])
 

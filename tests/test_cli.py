@@ -109,6 +109,12 @@ def test_freed_memory_is_kept_for_reuse() -> None:
         ("analyze curves nowhere", ["nowhere", "a folder that a training wrote"]),
         ("report nowhere", ["nowhere", "a folder that a training wrote"]),
         ("teacher-train --no-such-option", ["--no-such-option"]),
+        ("student-trian", ["No such command 'student-trian'. Did you mean student-train?"]),
+        ("student-train --model ResNet20", ["got ResNet20. Did you mean resnet20?"]),
+        ("student-train --loss crd:1+fitnets", ["got crd:1+fitnets. Did you mean fitnet?"]),
+        ("student-train --aug cutmix_pick", ["got cutmix_pick. Did you mean cutmix-pick?"]),
+        ("teacher-train --track mlfow", ["--track: expected one of", "Did you mean mlflow?"]),
+        ("student-train --teacher shipped", ["kdcache teacher-load --weights shipped"]),
     ],
 )
 def test_wrong_use_prints_one_line_and_writes_nothing(words: str, parts: list[str], tmp_path: Path) -> None:

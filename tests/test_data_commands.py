@@ -35,6 +35,13 @@ def test_datasets_are_listed_as_present_or_not(run: Run, tmp_path: Path) -> None
     assert any("1,281,167" in line for line in lines)
 
 
+def test_a_damaged_download_is_not_taken_for_a_dataset(run: Run, tmp_path: Path) -> None:
+    for folder, part in {"cifar-100-python": "Delete the folder.", "tiny-imagenet-200": "delete it and run"}.items():
+        (tmp_path / "datasets" / folder).mkdir(parents=True)
+        name = {"cifar-100-python": "cifar100"}.get(folder, "tiny-imagenet")
+        assert part in refusal(lambda name=name: run(f"fetch {name}"), KdcacheError)
+
+
 def test_a_dataset_is_shown_present_or_not(run: Run, tmp_path: Path) -> None:
     absent = run("info imagenet")
     assert "center crop 224x224" in absent

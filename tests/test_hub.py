@@ -71,11 +71,11 @@ def test_what_is_not_there_is_said_in_one_line(teacher: Path, tmp_path: Path, mo
         pass  # no server any more
     message = refusal(lambda: locate_named("hf-hub:some/student", None), KdcacheError)
     assert message.startswith("could not download hf-hub:some/student: got ")
-    assert "Without access to it, copy the files" in message
+    assert "Without a network connection, copy the files" in message
     assert "Add --download" in refusal(lambda: locate_named("hf-hub:some/student", None, may_download=False))
     assert "as in hf-hub:timm/resnet18" in refusal(lambda: locate_named("hf-hub:a/b/c", None))
     assert "repository: expected ORG/NAME, got student" in refusal(lambda: push(teacher, "student"))
-    with pytest.raises(KdcacheError, match=r"could not push to some/student: got .* Log in with"):
+    with pytest.raises(KdcacheError, match=r"could not push to some/student: got .* log in with"):
         push(teacher, "some/student")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     message = refusal(lambda: locate_named("hf-hub:some/student", None))

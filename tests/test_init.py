@@ -234,8 +234,10 @@ def test_nothing_is_downloaded_because_a_file_says_so(
     for allowed in ({"download": True}, {"init": "IMAGENET1K_V1"}):
         message = refusal(lambda allowed=allowed: begin(**allowed), KdcacheError)  # type: ignore[misc]
         assert "could not download https://download.pytorch.org/" in message
-        assert "got Name or service not known. Without access to it, copy the file" in message
-        assert "and name it in place of IMAGENET1K_V1: it must be of torchvision:" in message
+        assert "got Name or service not known. Without a network connection, copy a file" in message
+        assert (
+            "weights of torchvision:shufflenet_v2_x0_5 to this machine, and give its path instead of IMAGE" in message
+        )
         assert "downloading weights IMAGENET1K_V1 of torchvision:" in log.text
 
 
@@ -284,8 +286,8 @@ def test_names_that_timm_does_not_have_are_refused(small: Settings, hub: State, 
     message = refusal(lambda: start(small, **model, init="a1_in1k"))
     assert message == "weights of timm:test_resnet: expected a file, or one of pretrained, r160_in1k, got a1_in1k"
     message = refusal(lambda: start(small, model="timm:resnet18", init="a2_in1k"), KdcacheError)
-    assert "got no access to timm/resnet18.a2_in1k. Without access to it, copy the file" in message
-    assert "in place of a2_in1k: it must be of timm:resnet18, or --model name the network that it is of." in message
+    assert "got no access to timm/resnet18.a2_in1k. Without a network connection, copy a file" in message
+    assert "weights of timm:resnet18 to this machine, and give its path instead of a2_in1k; with weights of " in message
     config = StudentConfig(**{**small, **model}, init="pretrained")
     assert "Add --download" in refusal(lambda: initial_network(config, load_data(config)))
 

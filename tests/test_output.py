@@ -6,11 +6,12 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from kdcache import datasets
-from kdcache.cli import cli, prepare_output
+from kdcache.cli import cli, main, prepare_output
 from kdcache.datasets.manifest import _file
 from kdcache.errors import KdcacheError
 from kdcache.files import require_writable_file, write_atomically, write_text
@@ -101,6 +102,26 @@ def test_names_are_printed_in_one_line(capsys: pytest.CaptureFixture[str], tmp_p
     assert "\x1b" not in printed
     # Title, header and cell of the table; dataset and source; what was checked; what was packed.
     assert sum(r"a\nb\x1b[31m" in line for line in printed.splitlines()) == 3 + 2 + 1 + 1
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("student-train", "Resume a training with --resume."),
+        ("reproduce", "again to continue."),
+        ("demo", "stopped."),
+    ],
+)
+def test_a_command_that_is_stopped_says_how_to_go_on(
+    command: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["kdcache", "--debug", command])
+    monkeypatch.setattr("kdcache.cli.cli", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr("kdcache.cli.handle_signals", lambda: None)
+    with pytest.raises(SystemExit) as exited:
+        main()
+    assert exited.value.code == 130
+    assert capsys.readouterr().err.endswith(f"{said}\n")
 
 
 def test_what_the_command_line_prints(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from kdcache.cli import cli
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.datasets import Split
 from kdcache.errors import KdcacheError, UsageError
+from kdcache.run.find import find_teacher
 from kdcache.run.folder import FinishedRun
 from kdcache.run.resolve import resolve_run
 from kdcache.setup import load_data
@@ -189,8 +190,8 @@ def test_a_student_without_a_dataset_has_its_teachers(
     run = train_student(StudentConfig.load(**given, teacher=teacher, aug="none", out=tmp_path / "run"))
     recorded = tomllib.loads((run.path / "config.toml").read_text())["student"]
     assert (recorded["dataset"], recorded["image_size"]) == (small["dataset"], 32)
-    assert caplog.messages[0].startswith(f"images of the teacher {teacher}: --dataset {small['dataset']} ")
-    assert "--image-size 32" in caplog.messages[0]
+    images = f"--dataset {small['dataset']} --image-size 32"  # not what is the default anyway
+    assert caplog.messages[0] == f"images as in the run of the teacher {teacher}: {images}"
 
 
 def test_what_is_inherited_comes_before_the_defaults_and_after_what_is_given(tmp_path: Path) -> None:
@@ -207,6 +208,19 @@ def test_what_is_inherited_comes_before_the_defaults_and_after_what_is_given(tmp
     write_toml(tmp_path / "config.toml", '[teacher]\ndataset = "cifar7"\n')
     message = refusal(lambda: StudentConfig.load(teacher=tmp_path))
     assert message.startswith(f"{tmp_path / 'config.toml'}: dataset: expected one of ")
+
+
+def test_a_teacher_that_is_not_named_is_said(
+    small: Settings, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    shutil.copytree(teacher, tmp_path / "runs" / "teacher")
+    monkeypatch.chdir(tmp_path)
+    assert find_teacher(StudentConfig.load(**small)) == Path("runs/teacher")
+    assert "teacher: runs/teacher, the newest for " in caplog.text
+    caplog.clear()
+    find_teacher(StudentConfig.load(**small, teacher=teacher))
+    assert caplog.text == ""
 
 
 def test_a_missing_teacher_is_named_with_the_run_that_has_it(small: Settings, teacher: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from kdcache.answers.encoding import Vectors
 from kdcache.answers.head import LinearHead, read_head, write_head
 from kdcache.answers.store import AnswerStore
 from kdcache.answers.teacher import Teacher
+from kdcache.answers.verify import verify
 from kdcache.cli import cli
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
@@ -170,6 +171,19 @@ def test_what_is_stored_is_what_the_plan_counted(small: dict[str, Any], copied: 
     verified = CliRunner().invoke(cli, ["cache", "verify", str(copied), "--store", str(store), "--all"])
     assert verified.exit_code == 0, verified.output
     assert "360 views compared, max error 0, 0 with another" in verified.output
+
+
+def test_vectors_are_compared_where_their_logits_are_equal(noise: Split, tmp_path: Path) -> None:
+    teacher = answers.teacher()
+    store = answers.store(tmp_path / "store", teacher, noise, Vectors("float16", 8))
+    write_head(store, teacher.head)
+    vectors = teacher.vectors(noise.take(torch.arange(len(noise))))
+    _, _, right = torch.linalg.svd(teacher.network.linear_head().weight)
+    wrong = vectors + 3 * right[-1]  # which the last layer does not see
+    store.table("clean").read_or_compute(0, lambda samples: {"vectors": wrong[samples.start : samples.stop].half()})
+    (check,) = verify(store, teacher, noise, 4, None)
+    assert check.max_error == pytest.approx(3 * right[-1].abs().max().item(), abs=0.02)
+    assert check.argmax_changes == 0
 
 
 def test_logits_and_vectors_have_stores_of_their_own(small: dict[str, Any], copied: Path, tmp_path: Path) -> None:

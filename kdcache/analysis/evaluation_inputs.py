@@ -20,6 +20,7 @@ from kdcache.analysis.evaluated_network import (
     require_fit,
 )
 from kdcache.analysis.inputs import run_images
+from kdcache.choices import SHIPPED
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig
 from kdcache.datasets import Dataset, Split
@@ -28,7 +29,7 @@ from kdcache.errors import UsageError, problem
 from kdcache.models import checkpoint
 from kdcache.models.load import trained_network
 from kdcache.models.predictor import load_predictor
-from kdcache.models.sources import SHIPPED, shipped_teacher
+from kdcache.models.sources import shipped_teacher
 from kdcache.run.folder import FinishedRun, RunFolder, run_folders
 from kdcache.run.taught import teacher_of
 

@@ -238,12 +238,20 @@ class CachedTeacher:
 
     def compute_logits(self, views: Tensor) -> Tensor:
         """Compute logits in a forward, whatever is stored: float32 (B, C)."""
+        return self.decode_logits(self.compute(views))
+
+    def compute(self, views: Tensor) -> EncodedAnswers:
+        """Compute in a forward what would be stored of some views, whatever is stored."""
         self._computer.count(requests=len(views))
-        return self.decode_logits(self._computer(views))
+        return self._computer(views)
+
+    def decode(self, columns: EncodedAnswers) -> Tensor:
+        """Decode what is stored, logits or vectors: float32, on the device of the teacher."""
+        return self._computer.decode(columns, self.teacher.compute.device)
 
     def decode_logits(self, columns: EncodedAnswers) -> Tensor:
         """Decode stored answers to logits, float32 (B, C), on the device of the teacher."""
-        return self._computer.logits_of(self._computer.decode(columns, self.teacher.compute.device))
+        return self._computer.logits_of(self.decode(columns))
 
     def pop_counts(self) -> TeacherCounts:
         """Return the counts of this process since the last call, and reset them."""

@@ -40,7 +40,8 @@ class TableCheck(NamedTuple):
     compared : int
         Rows that were compared with a forward of the teacher.
     max_error, mean_error : float
-        Absolute difference of a logit; 0 if nothing was compared.
+        Absolute difference, 0 if nothing was compared: the largest of a logit or of what is stored, and the mean of
+        what is stored, which is logits or vectors.
     argmax_changes : int
         Compared rows whose largest logit belongs to another class.
     """
@@ -104,23 +105,24 @@ def _check(
         if columns is None:
             continue
         rows += len(span)
-        stored = cached_teacher.decode_logits(columns).cpu()
         for start in starts[(starts >= span.start) & (starts < span.stop)].tolist():
             block = range(start, min(start + teacher.rows, span.stop))
             if name is None:
                 images = split.take(torch.arange(block.start, block.stop)).to(teacher.compute.device)
             else:
                 images = views.views(name.epoch, views.plan.slots, block)
-            expected = cached_teacher.compute_logits(images).cpu()
-            found = stored[block.start - span.start : block.stop - span.start]
-            error = (expected - found).abs()
-            max_error, total_error = (
-                max(max_error, error.max().item()),
-                total_error + error.sum(dtype=torch.float64).item(),
-            )
+            stored = {name: one[block.start - span.start : block.stop - span.start] for name, one in columns.items()}
+            both = (cached_teacher.compute(images), stored)
+            expected, found = map(cached_teacher.decode_logits, both)
             argmax_changes += int((expected.argmax(1) != found.argmax(1)).sum())
+            errors = [(expected - found).abs()]
+            if cached_teacher.keeps_vectors:  # which may differ where logits do not
+                vectors, found_vectors = map(cached_teacher.decode, both)
+                errors.append((vectors - found_vectors).abs())
+            max_error = max(max_error, *(error.max().item() for error in errors))
+            total_error += errors[-1].mean(1).sum(dtype=torch.float64).item()
             compared += len(block)
-    mean_error = total_error / (compared * store.classes) if compared else 0.0
+    mean_error = total_error / compared if compared else 0.0
     return TableCheck(path, rows, store.samples, len(table.damaged), compared, max_error, mean_error, argmax_changes)
 
 

@@ -12,14 +12,12 @@ from typing import NamedTuple, NoReturn
 import click
 
 from kdcache import __version__, extensions, signals
-from kdcache.errors import KdcacheError, first_line, is_out_of_memory, printable, problem
+from kdcache.errors import KdcacheError, did_you_mean, first_line, is_out_of_memory, printable, problem
 from kdcache.machine import keep_freed_memory
 
 __all__ = ["COMMANDS", "Command", "cli", "main"]
 
 INTERRUPT_EXIT_CODE = 130
-
-STOPPED = "stopped. Completed work is saved. Resume a training with --resume."
 
 INTERRUPT_REPEAT_SECONDS = 3.0
 """Seconds after which an interrupt that had no effect is raised again."""
@@ -41,9 +39,9 @@ def main() -> NoReturn:
     except click.ClickException as error:
         code = _print_error(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        code = _print_error(STOPPED, INTERRUPT_EXIT_CODE)
+        code = _print_error(_stopped(), INTERRUPT_EXIT_CODE)
     except signals.Stopped:
-        code = _print_error(STOPPED, signals.STOPPED_EXIT_CODE)
+        code = _print_error(_stopped(), signals.STOPPED_EXIT_CODE)
     except Exception as error:
         if debug:
             raise
@@ -88,6 +86,12 @@ def _interrupt(number: int, frame: object) -> NoReturn:
     """Raise `KeyboardInterrupt`, now and repeatedly: Python ignores it in a destructor or a callback."""
     signal.setitimer(signal.ITIMER_REAL, INTERRUPT_REPEAT_SECONDS)
     raise KeyboardInterrupt
+
+
+def _stopped() -> str:
+    """Say that the command was stopped, and how to go on."""
+    command = next((COMMANDS[word] for word in sys.argv[1:] if word in COMMANDS), None)
+    return " ".join(["stopped.", *([command.when_stopped] if command and command.when_stopped else [])])
 
 
 def _explain(error: Exception) -> tuple[str, int]:
@@ -138,6 +142,14 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(module, name.replace("-", "_"))
         return command
 
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a command by its name."""
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            context.fail(problem(f"No such command '{args[0]}'.", remedy=did_you_mean(args[0], COMMANDS)))
+        return super().resolve_command(context, args)
+
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         """Parse the arguments. Code that the user names anywhere among them may be imported."""
         extensions.trust(" ".join(args))
@@ -150,23 +162,27 @@ class LazyGroup(click.Group):
 
 
 class Command(NamedTuple):
-    """The module of a command, and its help text."""
+    """The module of a command, its help text, and what it says when it is stopped."""
 
     module: str
     about: str
+    when_stopped: str = ""
 
+
+RESUME = "Completed work is saved. Resume a training with --resume."
+REPEAT = "Completed work is saved. Run the same command again to continue."
 
 COMMANDS = {
-    "teacher-train": Command("training", "Train a teacher, and store its logits of the clean images."),
-    "student-train": Command("training", "Train a student on the teacher's logits of every view."),
+    "teacher-train": Command("training", "Train a teacher, and store its logits of the clean images.", RESUME),
+    "student-train": Command("training", "Train a student on the teacher's logits of every view.", RESUME),
     "teacher-load": Command("training", "Load a trained network, such as a published checkpoint, as a teacher."),
     "evaluate": Command("evaluate", "Evaluate networks side by side: accuracy by class, agreement, size and speed."),
     "analyze": Command("analyze", "Analyze trained networks."),
     "report": Command("report", "Report the results of runs as a page with charts, Markdown, CSV or JSON."),
-    "reproduce": Command("reproduce", "Run a study: a table or figure of the paper, or your own."),
+    "reproduce": Command("reproduce", "Run a study: a table or figure of the paper, or your own.", REPEAT),
     "compare": Command("compare", "Compare runs: kdcache compare RUN... -- RUN..."),
-    "cache": Command("cache", "Fill, plan, verify and clean up the store of a teacher's logits."),
-    "data": Command("data", "List, show, fetch, pack and check datasets."),
+    "cache": Command("cache", "Fill, plan, verify and clean up the store of a teacher's logits.", REPEAT),
+    "data": Command("data", "List, show, fetch, pack and check datasets.", REPEAT),
     "views": Command("views", "Show the views of an epoch as a table and a picture."),
     "models": Command("models", "List the networks with their sizes, and the pairs of the paper."),
     "export": Command("models", "Export a network for deployment: pixels in, probabilities out."),

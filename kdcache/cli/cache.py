@@ -109,7 +109,7 @@ def info(place: str | None, store: str | None) -> None:
         show_card(place)
         return
     found = find_stores(None if place is None else Path(place), store)
-    if store is None:
+    if store is None or len(found.stores) > 1:
         show(stores_table(found))
     report_unreadable(found)
     if len(found.stores) > 1:
@@ -193,7 +193,11 @@ def report_unreadable(found: "FoundStores") -> None:
 @click.option("--all", "everything", is_flag=True, help="Compare all views.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the random sample.")
 @click.option(
-    "--tolerance", default=0.25, show_default=True, type=click.FloatRange(0), help="Largest difference of a logit."
+    "--tolerance",
+    default=0.25,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Largest difference of a logit or a stored vector.",
 )
 @DATASET
 @click.option("--data-root", type=click.Path(path_type=Path), help="Folder of downloaded datasets [the store's].")
@@ -211,10 +215,10 @@ def verify(
     unlabelled: str | None,
     device: str,
 ) -> None:
-    """Check every chunk of a teacher's stores, and compare logits with the teacher's.
+    """Check every chunk of a teacher's stores, and compare logits or vectors with the teacher's.
 
-    Exits with 1 if a store or a chunk is damaged, a logit differs by more than the tolerance, or the images of one of
-    several stores are not there.
+    Exits with 1 if a store or a chunk is damaged, a logit or vector differs by more than the tolerance, or the images
+    of one of several stores are not there.
     """
     from kdcache.report.stores import checks_table
     from kdcache.report.tables import show

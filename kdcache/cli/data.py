@@ -109,6 +109,7 @@ def fetch(dataset: str, data_root: Path) -> None:
     """
     from kdcache.cards import CARDS, canonical
     from kdcache.choices import HF_PREFIX, TORCHVISION_PREFIX
+    from kdcache.datasets.check import require_readable
     from kdcache.datasets.fetch import ARCHIVES
     from kdcache.datasets.fetch import fetch as download
     from kdcache.report.progress import progress_bar
@@ -121,6 +122,7 @@ def fetch(dataset: str, data_root: Path) -> None:
         folder = download(
             dataset, expanded(data_root), lambda file, done, total: progress(done // MEGABYTE, total // MEGABYTE)
         )
+    require_readable(dataset, expanded(data_root))
     license = CARDS[dataset].license if dataset in CARDS else "that of the dataset"
     click.echo(printable(f"{dataset}: {folder or 'ships with kdcache'} (license: {license})"))
 

@@ -74,6 +74,6 @@ def _upload(files: Path, repository: str, private: bool) -> str:
         url = api.create_repo(repository, private=private, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=files, commit_message="Push a network of kdcache")
     except Exception as error:  # no network, no login, no permission
-        remedy = "Log in with 'hf auth login', or see the files with --dry-run FOLDER."
+        remedy = "Check the connection, and log in with 'hf auth login'. --dry-run FOLDER writes the files alone."
         raise KdcacheError(problem(f"could not push to {repository}", got=first_line(error), remedy=remedy)) from error
     return str(url)

@@ -101,11 +101,11 @@ def _print_result(reporter: "Reporter", run: "FinishedRun") -> None:
 
     summary = run.summary
     last, best, epoch = (summary[name] for name in ("last_top1", "best_top1", "best_epoch"))
-    chosen = f"best {best:.2f} % at epoch {epoch}"
+    chosen = f" (best {best:.2f} % at epoch {epoch})" if epoch else ""  # a loaded network has no epochs
     if summary.get("best_on") == "validation":
         on_validation = next(line.val_top1 for line in run.read_metrics() if line.epoch == epoch)
-        chosen = f"{best:.2f} % at epoch {epoch}, the best on validation with {on_validation:.2f} %"
+        chosen = f" ({best:.2f} % at epoch {epoch}, the best on validation with {on_validation:.2f} %)"
     counts = "{teacher_forwards} teacher forwards, {cache_hits} cache hits".format(**summary)
     spent = format_duration(summary["seconds"])
-    reporter.message(f"{summary['kind']} {summary['model']}: top-1 {last:.2f} % ({chosen}), {counts}, {spent}")
+    reporter.message(f"{summary['kind']} {summary['model']}: top-1 {last:.2f} %{chosen}, {counts}, {spent}")
     reporter.message(f"run: {run.path}")

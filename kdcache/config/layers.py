@@ -133,9 +133,9 @@ class LayeredConfig(BaseModel):
         return {str(file): settings}, problems
 
     @classmethod
-    def _origin(cls, loc: Sequence[str | int], layers: Mapping[str, Layer], options: Layer) -> str:
+    def _origin(cls, where: Sequence[str | int], layers: Mapping[str, Layer], options: Layer) -> str:
         """Name a setting by the option or the file that gave it."""
-        name, *keys = map(str, loc)
+        name, *keys = loc = [key for key in where if isinstance(key, str)]  # an item of a list is named by its value
         if not _holds(options, loc):
             for file, settings in reversed([*layers.items()]):
                 if _holds(settings, loc):

@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 
 from kdcache.cards import with_prefix
 from kdcache.choices import PYTHON_FORM
-from kdcache.errors import UsageError, problem
+from kdcache.errors import UsageError, did_you_mean, problem
 from kdcache.extensions import Declared, Registry, is_address, is_trusted
 
 __all__ = [
@@ -134,7 +134,7 @@ class Choice:
             return value
         if self.registered is not None and value in self.registered:
             return self.registered.address(value)
-        raise Invalid(self.describe())
+        raise Invalid(self.describe(), did_you_mean(value, (*self.values, *(self.registered or ()))))
 
     def describe(self) -> str:
         """Describe the valid values."""
@@ -150,7 +150,7 @@ class PlaceChoice(Choice):
         try:
             return super().__call__(value)
         except Invalid as error:
-            raise Invalid(error.expected, with_prefix(value)) from None
+            raise Invalid(error.expected, with_prefix(value) or error.remedy) from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +180,8 @@ class ChoiceSum:
         distinct = len(set(names)) == len(parts)
         weighted = not weights or (":" in self.example and all(map(_is_weight, weights)))
         if not (distinct and weighted):
-            raise Invalid(self.describe())
+            unknown = [name for name, _ in parts if name not in self.terms]
+            raise Invalid(self.describe(), did_you_mean(unknown[0], (*self.terms, *self.alone)) if unknown else None)
         return "+".join(
             name if weight is None else f"{name}:{weight}" for name, (_, weight) in zip(names, parts, strict=True)
         )
@@ -201,7 +202,7 @@ class ChoiceOf:
     def __call__(self, value: str) -> str:
         """Return the value, or the address of what was registered under it; raise `Invalid` if it is not valid."""
         if value not in self.names:
-            raise Invalid(self.describe())
+            raise Invalid(self.describe(), did_you_mean(value, self.names))
         return _checked(value, self.names)
 
     def describe(self) -> str:

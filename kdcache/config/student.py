@@ -117,7 +117,13 @@ class StudentSettings(TrainingConfig):
         "paper's authors does.",
     )
     temperature: float = setting("loss", 4.0, "Temperature tau of the soft targets.", gt=0, allow_inf_nan=False)
-    alpha: float = setting("loss", 0.9, "Weight of the soft targets in the loss on x.", ge=0, le=1)
+    alpha: float = setting(
+        "loss",
+        0.9,
+        "Weight of kd on x and on x'; cross-entropy on x has the rest of 1. No effect in sums without kd, or with ce.",
+        ge=0,
+        le=1,
+    )
     losses: LossOptions = setting(
         "loss",
         LossOptions(),
@@ -195,8 +201,11 @@ class StudentSettings(TrainingConfig):
         images = {name: value for name, value in recorded_images(file).items() if name in wanted}
         if not images:
             return {}
-        chosen = " ".join(f"{flag_of(name, cls.model_fields[name])} {value}" for name, value in images.items())
-        log.info("images of the teacher %s: %s", given["teacher"], printable(chosen))
+        fields = cls.model_fields
+        changed = {name: value for name, value in images.items() if str(value) != str(fields[name].default)}
+        if changed:
+            chosen = " ".join(f"{flag_of(name, fields[name])} {value}" for name, value in changed.items())
+            log.info("images as in the run of the teacher %s: %s", given["teacher"], printable(chosen))
         return {str(file): images}
 
     @classmethod

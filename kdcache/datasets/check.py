@@ -7,15 +7,16 @@ from pathlib import Path
 import numpy as np
 
 from kdcache.cards import canonical
-from kdcache.choices import HDF5_PREFIX
+from kdcache.choices import HDF5_PREFIX, HF_PREFIX
+from kdcache.datasets.hugging_face import open_splits
 from kdcache.datasets.manifest import Manifest
 from kdcache.datasets.packed import stated_fingerprints
 from kdcache.datasets.pictures import Pictures
 from kdcache.datasets.reading import read
 from kdcache.datasets.split import Dataset
-from kdcache.errors import KdcacheError, problem
+from kdcache.errors import KdcacheError, UsageError, problem
 
-__all__ = ["DatasetCheck", "check", "hash_images"]
+__all__ = ["DatasetCheck", "check", "hash_images", "require_readable"]
 
 ProgressCallback = Callable[[int, int], None]
 
@@ -36,6 +37,22 @@ class DatasetCheck:
     data: Dataset
     problems: list[str]
     bad: int
+
+
+def require_readable(name: str, root: Path) -> None:
+    """Check that a dataset that was downloaded can be read; its images are not decoded.
+
+    Raises
+    ------
+    KdcacheError
+    """
+    try:
+        if name.startswith(HF_PREFIX):  # which column has the labels may not have been said yet
+            open_splits(name, root)
+        else:
+            read(name, root=root)
+    except UsageError as error:
+        raise KdcacheError(str(error)) from error
 
 
 def check(

@@ -90,7 +90,7 @@ def load(name: str, root: Path, image_size: int | None, workers: int, crop: str 
     UsageError
         If it is not there, or its splits or columns do not fit.
     """
-    parts, splits = HubName.parse(name), _splits(name, root)
+    parts, splits = HubName.parse(name), open_splits(name, root)
     train_name, test_name = _find(splits, TRAIN_FOLDERS), _find(splits, TEST_FOLDERS)
     if train_name is None:
         present = ", ".join(map(str, splits))
@@ -159,7 +159,7 @@ def _library(name: str) -> Any:
     return datasets
 
 
-def _splits(name: str, root: Path) -> dict[Any, Any]:
+def open_splits(name: str, root: Path) -> dict[Any, Any]:
     """Open the splits of a dataset, which stay on disk."""
     parts = HubName.parse(name)
     folder, library = parts.folder(root), _library(name)
@@ -174,7 +174,9 @@ def _splits(name: str, root: Path) -> dict[Any, Any]:
         return dict(library.load_dataset(str(folder.absolute()), parts.config))
     except Exception as error:  # the readers of each format have their own
         expected = "Parquet files or others that load_dataset reads"
-        raise UsageError(problem(f"could not read {name}", expected=expected, got=first_line(error))) from error
+        again = None if parts.is_local else f"Delete {folder} and run 'kdcache data fetch {name}'."
+        message = problem(f"could not read {name}", expected=expected, got=first_line(error), remedy=again)
+        raise UsageError(message) from error
 
 
 def _find(splits: Iterable[str], names: Sequence[str]) -> str | None:

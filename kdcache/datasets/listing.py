@@ -129,7 +129,9 @@ def find_folder(root: Path, card: Card, *contents: str) -> Path:
             if (place / content).exists():
                 return (place / content).parent
     expected = f"{contents[0]} in {' or '.join(map(str, places))}"
-    remedy = f"Run 'kdcache data fetch {card.name}', or give another --data-root."
+    there = next((place for place in places[:-1] if place.is_dir()), None)
+    again = f"Complete {there}, or delete it and run" if there else "Run"
+    remedy = f"{again} 'kdcache data fetch {card.name}', or give another --data-root."
     raise UsageError(problem(f"{card.name} is not in {root}", expected=expected, remedy=remedy))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from kdcache.choices import TORCHVISION_PREFIX
 from kdcache.datasets.custom import ImageData
-from kdcache.errors import KdcacheError, UsageError, first_line, problem
+from kdcache.errors import KdcacheError, UsageError, did_you_mean, first_line, problem
 
 __all__ = ["SETS", "fetch", "read"]
 
@@ -60,7 +60,8 @@ def read(name: str, root: Path) -> ImageData:
     except Exception as error:  # torchvision raises many types for files that are missing or damaged
         remedy = f"Run 'kdcache data fetch {name}', or add --download."
         what = f"{name} is not in {root}, or damaged"
-        raise UsageError(problem(what, got=first_line(error), remedy=remedy)) from error
+        got = first_line(error).removesuffix(" You can use download=True to download it.")
+        raise UsageError(problem(what, got=got, remedy=remedy)) from error
     pairs = [_images_and_labels(part) for part in (train, test)]
     names = getattr(train, "classes", None)
     if names is None:
@@ -85,15 +86,18 @@ def fetch(name: str, root: Path) -> Path:
     except UsageError:
         raise
     except Exception as error:
-        raise KdcacheError(problem(f"could not download {name} into {root}", got=first_line(error))) from error
+        remedy = f"Without a network connection, copy the files into {root}, as torchvision lays them out."
+        what = f"could not download {name} into {root}"
+        raise KdcacheError(problem(what, got=first_line(error), remedy=remedy)) from error
     return root
 
 
 def _open(name: str, root: Path, download: bool) -> tuple[Any, Any]:
     short = name.removeprefix(TORCHVISION_PREFIX)
     if short not in SETS:
-        known = ", ".join(("CIFAR10", "CIFAR100", "FashionMNIST", *SETS))
-        raise UsageError(problem("dataset of torchvision", expected=f"one of {known}", got=short))
+        known = ("CIFAR10", "CIFAR100", "FashionMNIST", *SETS)
+        expected, remedy = f"one of {', '.join(known)}", did_you_mean(short, known)
+        raise UsageError(problem("dataset of torchvision", expected=expected, got=short, remedy=remedy))
     from torchvision import datasets
 
     kind = getattr(datasets, short)

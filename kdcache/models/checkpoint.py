@@ -135,7 +135,7 @@ def describe(path: Path, facts: Mapping[str, Any]) -> Description:
     return stated
 
 
-def load(path: Path) -> Network:
+def load(path: str | Path) -> Network:
     """Load a network, on the CPU and in training mode. torch's global generators are not changed.
 
     Raises
@@ -143,6 +143,7 @@ def load(path: Path) -> Network:
     UsageError
         If the file is missing, damaged, not a checkpoint of kdcache, or its tensors do not fit the network it names.
     """
+    path = Path(path)
     state, stated = read(path)
     try:
         # Before memory is allocated for the network, check that the file holds as many tensors as it claims.

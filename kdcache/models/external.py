@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from kdcache.errors import UsageError, first_line, problem
+from kdcache.errors import UsageError, did_you_mean, first_line, problem
 from kdcache.extensions import call
 from kdcache.models.modes import evaluating
 from kdcache.models.onnx_body import build_onnx_body
@@ -61,7 +61,8 @@ def _build_torchvision(rest: str, num_classes: int, image_size: int) -> nn.Modul
 
     known = models.list_models(module=models)
     if rest not in known:
-        raise UsageError(problem(f"network torchvision:{rest}", expected=f"one of {', '.join(known)}", got=rest))
+        expected, remedy = f"one of {', '.join(known)}", did_you_mean(rest, known)
+        raise UsageError(problem(f"network torchvision:{rest}", expected=expected, got=rest, remedy=remedy))
     options: dict[str, Any] = {"image_size": image_size} if rest.startswith("vit_") else {}
     if rest in ("googlenet", "inception_v3"):  # leave out the auxiliary classifiers
         options = {"aux_logits": False, "init_weights": True}

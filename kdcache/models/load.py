@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from kdcache import models
 from kdcache.cards import check_normalization
+from kdcache.choices import SHIPPED
 from kdcache.datasets import Dataset
 from kdcache.errors import UsageError, problem
 from kdcache.extensions import trust
@@ -21,7 +22,7 @@ from kdcache.models.class_order import (
 from kdcache.models.onnx_body import SOURCE as ONNX
 from kdcache.models.onnx_body import class_names_of, read_onnx_body, takes_pixels
 from kdcache.models.published import Normalization, Published
-from kdcache.models.sources import SHIPPED, locate_named, read_weights, shipped_teacher
+from kdcache.models.sources import locate_named, read_weights, shipped_teacher
 from kdcache.models.weights import load_into, most_similar_network, start_from_them
 from kdcache.models.weights_file import is_onnx_file
 from kdcache.models.wrapped import PIXEL_MEAN, PIXEL_STD

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from kdcache.choices import IMAGE_SIZES, MAX_CLASSES
 from kdcache.compute import random_weights
-from kdcache.errors import UsageError, problem
+from kdcache.errors import UsageError, did_you_mean, problem
 from kdcache.models import bottleneck, external, mobilenet, resnet, shufflenet, vgg, wrn
 from kdcache.models.base import FeatureNet
 from kdcache.models.network import Network
@@ -130,7 +130,8 @@ def _problems(name: str, num_classes: int, image_size: int) -> list[str]:
     smallest, largest = IMAGE_SIZES
     problems = []
     if name not in REGISTRY and name.partition(":")[0] not in external.SOURCES:
-        problems.append(problem("network name", expected=f"one of {', '.join(REGISTRY)}", got=name))
+        expected, remedy = f"one of {', '.join(REGISTRY)}", did_you_mean(name, REGISTRY)
+        problems.append(problem("network name", expected=expected, got=name, remedy=remedy))
     if not 1 <= num_classes <= MAX_CLASSES:
         problems.append(problem("number of classes", expected=f"1 to {MAX_CLASSES}", got=num_classes))
     if not smallest <= image_size <= largest:

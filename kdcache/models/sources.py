@@ -11,6 +11,7 @@ from urllib.parse import urlparse
 
 import torch
 
+from kdcache.choices import SHIPPED
 from kdcache.errors import KdcacheError, UsageError, first_line, problem
 from kdcache.models import checkpoint, external
 from kdcache.models.hub import HUB_PREFIX, locate, network_of
@@ -26,10 +27,7 @@ from kdcache.models.published import (
     stated_by,
 )
 
-__all__ = ["SHIPPED", "locate_named", "read_torchvision", "read_weights", "shipped_teacher"]
-
-SHIPPED = "shipped"
-"""Stands for the file of the ``fashion-mini`` teacher that comes with kdcache."""
+__all__ = ["locate_named", "read_torchvision", "read_weights", "shipped_teacher"]
 
 PRETRAINED = "pretrained"
 """Stands for the weights that timm loads for a network by default."""
@@ -228,8 +226,10 @@ def _cached(url: str) -> Path:
 
 def _copy(weights: str, model: str) -> str:
     """Say what to do instead of a download."""
-    other = f"it must be of {model}, or --model name the network that it is of"
-    return f"Without access to it, copy the file to this machine, and name it in place of {weights}: {other}."
+    return (
+        f"Without a network connection, copy a file of weights of {model} to this machine, and give its path instead "
+        f"of {weights}; with weights of another network, name that with --model."
+    )
 
 
 def _download(url: str, path: Path, remedy: str) -> None:

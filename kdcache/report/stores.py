@@ -96,7 +96,7 @@ def checks_table(where: str, checks: Iterable["TableCheck"]) -> TextTable:
         )
         rows.append((views, *figures))
     head = ("views", "intact rows", "damaged chunks", "compared", "max error", "mean error", "other top class")
-    return TextTable(f"{where} against the teacher's logits", head, rows)
+    return TextTable(f"{where} against the teacher", head, rows)
 
 
 Item = TypeVar("Item")

@@ -7,6 +7,7 @@ from pathlib import Path
 from kdcache.answers.clean_views import known_clean_views
 from kdcache.answers.store import AnswerStore
 from kdcache.answers.teacher_stores import FoundStores, TeacherStores, is_store_name
+from kdcache.choices import SHIPPED
 from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.datasets import Split
 from kdcache.errors import UsageError, problem
@@ -63,7 +64,10 @@ def find_teacher(config: StudentConfig) -> Path:
     if resumed is not None:
         for teacher in config.teachers:
             teacher_of(resumed, teacher)
-    path = config.teacher or find_teacher_run(None, config.dataset, "name one with --teacher").path
+    path = config.teacher
+    if path is None:
+        path = find_teacher_run(None, config.dataset, "name one with --teacher").path
+        log.info("teacher: %s, the newest for %s; --teacher names another", path, config.dataset)
     for teacher in (path, *config.further_teachers):
         _check_teacher(teacher, config.out, must_be_finished=resumed is None)
     return path
@@ -73,7 +77,8 @@ def _check_teacher(path: Path, out: Path | None, must_be_finished: bool) -> None
     """Check that a folder holds a network, which a student in `out` would not overwrite."""
     RunFolder(path).require_own_entries()
     if not RunFolder(path).network_file.is_file():
-        remedy = "Make one from weights with 'kdcache teacher-load --weights FILE'."
+        made = SHIPPED if str(path) == SHIPPED else "FILE"
+        remedy = f"Make one from weights with 'kdcache teacher-load --weights {made}'."
         raise UsageError(problem("--teacher", expected="a teacher's run folder", got=path, remedy=remedy))
     if must_be_finished:
         RunFolder(path).require_finished()

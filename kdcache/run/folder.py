@@ -30,6 +30,7 @@ from typing import Any
 from kdcache import checked_files
 from kdcache.cards import same_dataset
 from kdcache.checked_files import FILE, FOLDER, kind_of, require_kind
+from kdcache.choices import SHIPPED
 from kdcache.config import CONFIG_FILE, StudentConfig, TeacherConfig, TrainingConfig
 from kdcache.errors import UsageError, problem
 from kdcache.locks import FileLock
@@ -175,6 +176,8 @@ class RunFolder:
             return
         state = "a folder without a run" if os.path.isdir(self.path) else "nothing"
         got, remedy = ("an unfinished run", "Finish it with --resume.") if self.holds_run else (state, None)
+        if str(self.path) == SHIPPED:
+            remedy = f"Make one with 'kdcache teacher-load --weights {SHIPPED}', and name its folder."
         raise UsageError(problem(f"run folder {self.path}", expected="a finished run", got=got, remedy=remedy))
 
     def in_use(self) -> bool:

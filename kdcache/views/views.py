@@ -18,7 +18,7 @@ from kdcache.config import StudentConfig
 from kdcache.datasets import Dataset, Split
 from kdcache.datasets.adapters import as_split
 from kdcache.datasets.workers import prefetch_map
-from kdcache.errors import UsageError, memory_explained, problem
+from kdcache.errors import UsageError, memory_explained, names_parameters, problem
 from kdcache.views.apply import apply_mix, check_sizes
 from kdcache.views.batch import Batch
 from kdcache.views.geometry import crop_flip, flip_some, random_resized_box, take
@@ -85,6 +85,7 @@ class Views:
         self.table = lru_cache(maxsize=1)(plan.epoch)
 
     @classmethod
+    @names_parameters
     def of_images(
         cls,
         images: Any,
