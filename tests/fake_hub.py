@@ -71,13 +71,15 @@ class Hub(BaseHTTPRequestHandler):
 @contextmanager
 def fake_hub(monkeypatch: pytest.MonkeyPatch, cache: Any) -> Iterator[dict[str, bytes]]:
     """Serve a Hub with an empty repository, and let the library use it; the files are those of the last commit."""
-    from huggingface_hub import constants
+    from huggingface_hub import constants, file_download
 
     files: dict[str, bytes] = {}
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Repository", (Hub,), {"files": files}))
     endpoint = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    for module in (constants, file_download):  # before 1.0 the latter has a copy
+        template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
     threading.Thread(target=server.serve_forever, daemon=True).start()

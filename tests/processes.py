@@ -21,6 +21,7 @@ from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from subprocess import CompletedProcess
+from types import SimpleNamespace
 from typing import IO, Any, NoReturn
 
 import numpy as np
@@ -180,6 +181,7 @@ def _become_torchrun(ranks: int, prepare: Callable[[], None]) -> NoReturn:
 
     prepare()
     subprocess_handler.Popen = ForkedInterpreter
+    subprocess_handler.subprocess = SimpleNamespace(Popen=ForkedInterpreter)  # where torch before 2.9 finds it
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.distributed.run.main(["--standalone", f"--nproc-per-node={ranks}", "-m", "kdcache", *sys.argv[1:]])
     sys.exit()

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 
 from kdcache.views.operations import OPERATIONS, VALUES, apply_operations
 from kdcache.views.policies import (
@@ -28,6 +28,7 @@ SPACES = {
     "RandAugment": (RAND, v2.RandAugment()),
     "TrivialAugmentWide": (WIDE, v2.TrivialAugmentWide()),
 }
+NEAREST = InterpolationMode.NEAREST
 LAST_BITS = 1e-4
 """torchvision computes magnitudes in float32; where it truncates them, ours may be larger by one."""
 
@@ -84,7 +85,7 @@ def test_operations_are_those_of_torchvision(space: str, side: int, operation: s
         # A source between two pixels is rounded to either, by them and by us.
         found = [strength - LAST_BITS, strength + LAST_BITS] if geometric else [strength]
         expected = torch.stack([
-            theirs._apply_image_or_video_transform(x, torchvision_name(operation), each, "nearest", NO_FILL)
+            theirs._apply_image_or_video_transform(x, torchvision_name(operation), each, NEAREST, NO_FILL)
             for each in found
         ])  # fmt: skip
         off = (by_us(operation, level, ours, x).int() - expected.int()).abs().amin(0)

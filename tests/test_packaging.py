@@ -138,3 +138,65 @@ def test_files_beside_the_package_state_its_version_and_pythons() -> None:
     assert PYPROJECT["project"]["requires-python"] == f">={pythons[0]}"
     assert re.findall(r"^ +python: (\[.*?\])", workflow, re.MULTILINE) == [str(pythons).replace("'", '"')]
     assert re.findall(r'python-version: "(.*)"', workflow) == [pythons[0]]
+
+
+def bounds(lines: list[str]) -> str:
+    """Name the oldest versions that are allowed, as in ``numpy 1.26, zarr 3.1.3``."""
+    found = (re.match(r"([\w-]+)>=([\d.]+)", line) for line in lines)
+    return ", ".join(f"{each[1]} {each[2]}" for each in found if each)
+
+
+def test_the_page_states_the_oldest_versions() -> None:
+    project, page = PYPROJECT["project"], (ROOT / "docs" / "start.md").read_text("utf-8")
+    parts = {"kdcache": project["dependencies"], **project["optional-dependencies"]}
+    rows = [f"| `{name}` | {bounds(lines)} |" for name, lines in parts.items() if name not in ("docs", "test")]
+    assert [row for row in rows if row not in page] == []
+    assert f"pytorch-{bounds(parts['kdcache']).split(',')[0].split()[1]}%2B" in (ROOT / "README.md").read_text("utf-8")
+
+
+URLS = ("Documentation", "Source", "Issues", "Changelog")
+ADDRESSES = "".join(f'{name} = "https://e.org/kdcache/"\n' for name in URLS)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """The scripts of a release, in a project that has no address yet."""
+    shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
+    (tmp_path / "kdcache").mkdir()
+    for name, text in {
+        "README.md": (ROOT / "README.md").read_text("utf-8"),
+        "kdcache/__init__.py": '__version__ = "1.2.0"\n',
+        "pyproject.toml": "[project.urls]\n",
+        "CITATION.cff": "version: 1.2.0\n",
+        "CHANGELOG.md": "## [1.2.0] - unreleased\n",
+    }.items():
+        (tmp_path / name).write_text(text, "utf-8")
+    return tmp_path
+
+
+def test_a_release_without_addresses_is_refused(project: Path) -> None:
+    def missing() -> list[str]:
+        done = subprocess.run([project / ".ci" / "release"], capture_output=True, text=True, timeout=60)
+        assert done.returncode == (1 if done.stderr else 0)
+        return [line.removeprefix("missing: ").split(",")[0] for line in done.stderr.splitlines()]
+
+    names = [*URLS, "repository-code", "the date of 1.2.0"]
+    assert missing() == names
+    (project / "pyproject.toml").write_text(f"[project.urls]\n{ADDRESSES}")
+    assert missing() == names[4:]
+    (project / "CITATION.cff").write_text("repository-code: https://e.org/kdcache\n")
+    (project / "CHANGELOG.md").write_text("## [1.2.0] - 2030-01-02\n")
+    assert missing() == []
+    workflow = (ROOT / ".github" / "workflows" / "publish.yml").read_text("utf-8")
+    assert workflow.index("run: .ci/release") < workflow.index("run: .ci/package") < workflow.index("pypi-publish")
+
+
+def test_links_of_the_readme_lead_somewhere_on_pypi(project: Path) -> None:
+    def shown() -> str:
+        return subprocess.run([project / ".ci" / "readme"], stdout=subprocess.PIPE, text=True, check=True).stdout
+
+    assert shown() == (project / "README.md").read_text("utf-8")
+    (project / "pyproject.toml").write_text(f"[project.urls]\n{ADDRESSES}")
+    assert {link for link in re.findall(r"\]\(([^)]*)\)", shown()) if not link.startswith("https://")} == set()
+    assert "](https://e.org/kdcache/raw/v1.2.0/docs/idea.png)" in shown()
+    assert "](https://e.org/kdcache/blob/v1.2.0/docs/start.md)" in shown()

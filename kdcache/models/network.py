@@ -94,9 +94,7 @@ class Network(nn.Module):
         pixels = images.to(self.scale.dtype, memory_format=torch.channels_last).permute(0, 2, 3, 1)
         rows = pixels.flatten(2)
         width = rows.shape[2]
-        # torch 2.6 cannot export an addcmul that broadcasts over a batch of any size.
-        shift, scale = self.shift[:width].expand_as(rows), self.scale[:width].expand_as(rows)
-        normalized = torch.addcmul(shift, rows, scale).view_as(pixels).permute(0, 3, 1, 2)
+        normalized = torch.addcmul(self.shift[:width], rows, self.scale[:width]).view_as(pixels).permute(0, 3, 1, 2)
         return normalized if self._channels_last else normalized.contiguous()
 
     def features(self, images: Tensor) -> list[Tensor]:

@@ -5,7 +5,7 @@ import inspect
 import netrc
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -47,8 +47,7 @@ class Wandb(Tracker):
             "reinit": "create_new",
             **self.settings(library),
         }
-        taken = inspect.signature(library.init).parameters
-        self._run = library.init(**{name: value for name, value in options.items() if name in taken})
+        self._run = library.init(**_known(options, inspect.signature(library.init).parameters))
         self.last_epoch, self.place = self.state(run, recorded)
 
     def name(self, run: RunWriter) -> str:
@@ -56,14 +55,14 @@ class Wandb(Tracker):
         return run.path.name
 
     def settings(self, library: Any) -> dict[str, Any]:
-        """Choose the mode, and let neither a question nor a server keep the training waiting."""
-        settings = library.Settings(
-            silent=True,
-            console="off",
-            init_timeout=SECONDS_TO_CONNECT,
-            finish_timeout=SECONDS_TO_UPLOAD,
-        )
-        return {"settings": settings, "mode": _mode(library)}
+        """Choose the mode, and let neither a question nor a server keep the training waiting, if the library can."""
+        wanted = {
+            "silent": True,
+            "console": "off",
+            "init_timeout": SECONDS_TO_CONNECT,
+            "finish_timeout": SECONDS_TO_UPLOAD,
+        }
+        return {"settings": library.Settings(**_known(wanted, library.Settings.model_fields)), "mode": _mode(library)}
 
     def state(self, run: RunWriter, recorded: Mapping[str, str]) -> tuple[int, str]:
         """Find the last epoch that the tracker has, and where its records are."""
@@ -102,6 +101,11 @@ class Trackio(Wandb):
         if summary is not None:
             self._run.log({f"summary/{name}": value for name, value in summary.items()})
         self._run.finish()
+
+
+def _known(values: Mapping[str, Any], names: Container[str]) -> dict[str, Any]:
+    """Keep what this version of the library takes."""
+    return {name: value for name, value in values.items() if name in names}
 
 
 def _mode(library: Any) -> str:
