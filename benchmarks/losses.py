@@ -11,9 +11,8 @@ from typing import Any
 from common import make_parser, table, write_page
 from kdcache.stages.teacher import load_teacher
 
-from kdcache.choices import LOSSES
+from kdcache.choices import LOSSES, SHIPPED
 from kdcache.config import TeacherConfig
-from kdcache.models.sources import SHIPPED
 from kdcache.run.folder import FinishedRun
 from tests.kills import Training, kill_and_resume
 

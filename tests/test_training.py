@@ -19,6 +19,7 @@ from kdcache.stages import student as student_stage
 from kdcache.stages import teacher as teacher_stage
 from kdcache.stages import train_student, train_teacher
 from safetensors.torch import load_file
+from torch import nn
 
 from kdcache.compute import Compute
 from kdcache.config import StudentConfig, TeacherConfig
@@ -130,6 +131,20 @@ def test_the_same_seeds_give_the_same_bits_and_others_do_not(small: Settings, te
     assert bits("again", seed=1) == first
     assert bits("seed", seed=2, view_seed=1) != first
     assert bits("views", seed=1, view_seed=2) != first
+
+
+def dropping(num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(3 * 32 * 32, num_classes))
+
+
+def test_dropout_follows_from_the_seed(small: Settings, tmp_path: Path) -> None:
+    own = {**small, "model": "python:tests.test_training:dropping"}
+
+    def trained(name: str) -> dict[str, bytes]:
+        torch.seed()  # as in a new process
+        return weights(train_teacher(TeacherConfig.load(**own, out=tmp_path / name)))
+
+    assert trained("first") == trained("again")
 
 
 class Rising(TeacherConfig):

@@ -116,7 +116,7 @@ class TrainingConfig(OptimizationConfig):
     evaluate_every: int = setting(
         "run", 1, "Epochs between evaluations. The last epoch is always evaluated.", ge=1, le=MAX_COUNT
     )
-    seed: int = setting("recipe", 0, "Seed of the initial weights.", ge=0, lt=2**63)
+    seed: int = setting("recipe", 0, "Seed of the initial weights, and of dropout.", ge=0, lt=2**63)
     device: Device = setting("run", "auto", "Device to compute on.")
     precision: Precision = setting(
         "run",

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from torch import nn
 
 from kdcache import checked_files, distributed
@@ -143,6 +144,8 @@ class RunWriter:
     def restore(self, modules: Mapping[str, nn.Module], update: Update) -> TrainingState:
         """Restore the newest checkpoint of a resumed run; a new run starts from the beginning.
 
+        Torch's generators, from which dropout draws, are restored, or seeded for a new run.
+
         Parameters
         ----------
         modules : mapping of str to Module
@@ -160,7 +163,10 @@ class RunWriter:
         folder, config = self.folder, self.config
         state = {**modules, **update.modules}
         self._checkpoints = Checkpoints(folder.checkpoints_folder, config.checkpoint_minutes, state, update.optimizer)
-        progress = (self._checkpoints.restore_latest() if config.resume else None) or TrainingState()
+        restored = self._checkpoints.restore_latest() if config.resume else None
+        if restored is None:
+            torch.manual_seed(config.seed)  # torch's own are random, and a checkpoint has those of the run
+        progress = restored or TrainingState()
         self.metrics = check_metrics(folder.checkpoints_folder, progress.metrics)
         check_settings(config, progress)
         check_epochs(config, self.metrics)
