@@ -75,7 +75,8 @@ def threads_advice(threads: int) -> str | None:
         is_one = len(others) == 1
         running = "another training of kdcache runs" if is_one else f"{len(others)} other trainings of kdcache run"
         processes = f"process {others[0]}" if is_one else f"processes {', '.join(map(str, others))}"
-        return f"{running} on this machine ({available} cores): start each with --threads {share}, or OMP_NUM_THREADS={share}{slow}; {processes}"
+        each = f"start each with --threads {share}, or OMP_NUM_THREADS={share}{slow}"
+        return f"{running} on this machine ({available} cores): {each}; {processes}"
     if threads > available:
         return f"{threads} threads share {available} cores, which is slow: start with --threads {available}"
     if threads == 1:  # which no number of threads improves
