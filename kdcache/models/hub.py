@@ -70,7 +70,7 @@ def locate(weights: str, may_download: bool = True) -> Path:
         raise UsageError(problem(f"weights {weights}", expected=expected, got=first_line(error))) from error
     except Exception as error:  # the network is down, or the disk is full
         is_answer = isinstance(error, HfHubHTTPError)
-        by_hand = "Without a network connection, copy the files to this machine, and give the path of that of weights."
+        by_hand = "Without a network connection, copy the files to this machine, and name the file of weights."
         remedy = None if is_answer else by_hand
         raise KdcacheError(problem(f"could not download {weights}", got=first_line(error), remedy=remedy)) from error
 
