@@ -241,7 +241,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "too few names": (lambda path: rewrite(path, load_file(path), class_names=["one"]), "number of class names"),
     "terminal codes": (
         lambda path: rewrite(path, load_file(path), name="\x1b[2Jresnet\n8"),
-        r"got \\x1b\[2Jresnet\\n8$",
+        r"got \\x1b\[2Jresnet\\n8\. Did you mean resnet8\?$",
     ),
 }
 
