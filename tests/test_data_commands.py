@@ -36,9 +36,11 @@ def test_datasets_are_listed_as_present_or_not(run: Run, tmp_path: Path) -> None
 
 
 def test_a_damaged_download_is_not_taken_for_a_dataset(run: Run, tmp_path: Path) -> None:
-    for folder, part in {"cifar-100-python": "Delete the folder.", "tiny-imagenet-200": "delete it and run"}.items():
+    for name, folder, part in (
+        ("cifar100", "cifar-100-python", "Delete the folder."),
+        ("tiny-imagenet", "tiny-imagenet-200", "delete it and run"),
+    ):
         (tmp_path / "datasets" / folder).mkdir(parents=True)
-        name = {"cifar-100-python": "cifar100"}.get(folder, "tiny-imagenet")
         assert part in refusal(lambda name=name: run(f"fetch {name}"), KdcacheError)
 
 
